@@ -1,0 +1,41 @@
+"""Table of contents: every part lnlit ships, as kind -> name -> "module:Class". Nothing here is imported until asked for."""
+
+BUILTINS: dict[str, dict[str, str]] = {
+    "attention": {
+        "gqa": "lnlit.models.attention:GroupedQueryAttention",
+        "single_linear": "lnlit.models.stubs:SingleLinearAttention",
+        "noop": "lnlit.models.stubs:NoAttention",
+    },
+    "ffn": {
+        "swiglu": "lnlit.models.ffn:SwiGLU",
+        "swiglu_fused": "lnlit.models.ffn:FusedSwiGLU",
+        "single_linear": "lnlit.models.stubs:SingleLinearFeedForward",
+        "noop": "lnlit.models.stubs:NoFeedForward",
+    },
+    "attention_kernel": {
+        "sdpa": "lnlit.models.kernels:SDPAKernel",
+        "flex": "lnlit.models.kernels:FlexKernel",
+        "varlen": "lnlit.models.kernels:VarlenKernel",
+    },
+    "source": {
+        "jsonl": "lnlit.data.sources:JsonlSource",
+        "parquet": "lnlit.data.sources:ParquetSource",
+        "huggingface": "lnlit.data.sources:HuggingFaceSource",
+        "reasoning_gym": "lnlit.data.reasoning_gym:ReasoningGymSource",
+    },
+    "checkpoint": {
+        "lnlit": "lnlit.checkpoint.folder:LnlitFolder",
+        "llama": "lnlit.checkpoint.hf:LlamaCheckpoint",
+        "decilm": "lnlit.checkpoint.decilm:DeciLMCheckpoint",
+        "gguf": "lnlit.checkpoint.gguf:GGUFCheckpoint",
+    },
+}
+
+#: What each kind must subclass, for checks and for `lnlit plugins`.
+INTERFACES: dict[str, str] = {
+    "attention": "lnlit.interfaces.layer:AttentionLayer",
+    "ffn": "lnlit.interfaces.layer:FeedForwardLayer",
+    "attention_kernel": "lnlit.interfaces.attention_kernel:AttentionKernel",
+    "source": "lnlit.interfaces.source:Source",
+    "checkpoint": "lnlit.interfaces.checkpoint:CheckpointFormat",
+}

@@ -1,0 +1,22 @@
+"""Errors a user can cause. The command line prints them as one message and exits with code 2, without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input: the message says what was wrong, what was given, what is allowed and what to do next."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"`, or nothing when no allowed name is close."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown_key(path: str, key: str, allowed: Iterable[str]) -> UserError:
+    names = sorted(allowed)
+    listing = ", ".join(names) or "none"
+    return UserError(f"{path}: unknown key {key!r}.{did_you_mean(key, names)} Allowed: {listing}.")

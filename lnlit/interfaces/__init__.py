@@ -1,0 +1,19 @@
+"""The sockets: everything a plugin author reads. Abstract classes and plain data; importing them imports no torch."""
+
+from lnlit.interfaces.attention_kernel import AttentionKernel, Segments
+from lnlit.interfaces.batch import IGNORE, TokenBatch
+from lnlit.interfaces.checkpoint import CheckpointFormat
+from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
+from lnlit.interfaces.source import Source
+
+__all__ = [
+    "IGNORE",
+    "AttentionKernel",
+    "AttentionLayer",
+    "CheckpointFormat",
+    "FeedForwardLayer",
+    "LayerContext",
+    "Segments",
+    "Source",
+    "TokenBatch",
+]

@@ -1,0 +1,19 @@
+"""Socket `source`: where rows of training or evaluation data come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+
+class Source(ABC):
+    """A finite, deterministic sequence of rows. A row is a dict of JSON values.
+
+    Chat rows hold `messages` ([{role, content}, ...]) or the Llama-Nemotron schema (`input`, `output`,
+    `system_prompt`, ...). Extra keys (`answer`, `category`, ...) pass through untouched.
+    """
+
+    @abstractmethod
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Rows from index `start` on, always in the same order. Raises `UserError` naming file and line of a bad row."""

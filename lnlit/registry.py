@@ -1,0 +1,123 @@
+"""Names to parts. Merges the built-ins with installed plugins (entry points in group `lnlit.<kind>`).
+
+Installing a plugin makes a name available and never changes a run. A part is imported when it is asked for. Two
+distributions may offer the same name: that is an error only for who uses the bare name; `distribution:name` picks one.
+`LNLIT_PLUGINS=off` leaves the built-ins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from lnlit import __version__
+from lnlit.builtins import BUILTINS, INTERFACES
+from lnlit.errors import UserError, did_you_mean
+
+_added: dict[tuple[str, str], type] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One offered part: who offers it and where it lives. Listing entries imports none of them."""
+
+    kind: str
+    name: str
+    target: str  # "module:attribute"
+    distribution: str
+    version: str
+
+    def load(self) -> type:
+        """Import the part. Raises `UserError` when the import fails or the class does not fit its kind's interface."""
+        try:
+            part = _resolve(self.target)
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"{self.kind} {self.name!r} of {self.distribution} {self.version} cannot be imported from "
+                f"{self.target}: {type(error).__name__}: {error}. Reinstall or uninstall {self.distribution}."
+            ) from error
+        return _checked(self.kind, self.name, part)
+
+
+def kinds() -> list[str]:
+    return list(BUILTINS)
+
+
+def entries(kind: str) -> list[Entry]:
+    """Everything offered for `kind`, built-ins first, without importing any of it."""
+    _check_kind(kind)
+    builtin = [Entry(kind, name, target, "lnlit", __version__) for name, target in BUILTINS[kind].items()]
+    return builtin + (_plugins(kind) if os.environ.get("LNLIT_PLUGINS", "on").lower() != "off" else [])
+
+
+def names(kind: str) -> list[str]:
+    """Every name that `get` accepts for `kind`, sorted."""
+    added = {name for of_kind, name in _added if of_kind == kind}
+    return sorted({entry.name for entry in entries(kind)} | added)
+
+
+def find(kind: str, name: str) -> Entry:
+    """The entry behind a name or `distribution:name`. Raises `UserError` for an unknown or ambiguous one."""
+    owner, _, bare = name.rpartition(":")
+    offers = [e for e in entries(kind) if e.name == bare and owner in ("", e.distribution)]
+    if not offers:
+        known = names(kind)
+        raise UserError(f"unknown {kind} {name!r}.{did_you_mean(bare, known)} Allowed: {', '.join(known)}.")
+    if len(offers) > 1:
+        owners = " and ".join(f"{e.distribution} ({e.target})" for e in offers)
+        choice = f"{offers[-1].distribution}:{bare}"
+        raise UserError(f"{kind} {bare!r} is offered by {owners}. Write {choice!r} to choose one, or uninstall the other.")
+    return offers[0]
+
+
+def get(kind: str, name: str) -> type:
+    """The class behind a name."""
+    if (kind, name) in _added:
+        return _added[kind, name]
+    return find(kind, name).load()
+
+
+def build(kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    """`get(kind, name)(*args, **kwargs)`."""
+    return get(kind, name)(*args, **kwargs)
+
+
+def add(kind: str, name: str, part: type) -> type:
+    """Register a class for this process only, as a notebook does. A package uses entry points instead."""
+    _check_kind(kind)
+    taken = {entry.name for entry in entries(kind)}
+    if name in taken:
+        raise UserError(f"{kind} {name!r} exists already; choose another name than {', '.join(sorted(taken))}.")
+    _added[kind, name] = _checked(kind, name, part)
+    return part
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in BUILTINS:
+        raise UserError(f"unknown kind {kind!r}.{did_you_mean(kind, BUILTINS)} Allowed: {', '.join(BUILTINS)}.")
+
+
+@cache
+def _plugins(kind: str) -> list[Entry]:
+    found = []
+    for point in entry_points(group=f"lnlit.{kind}"):
+        owner = point.dist
+        name, version = (owner.name, owner.version) if owner else ("unknown", "?")
+        found.append(Entry(kind, point.name, point.value, name, version))
+    return sorted(found, key=lambda entry: (entry.name, entry.distribution))
+
+
+def _resolve(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _checked(kind: str, name: str, part: Any) -> type:
+    interface = _resolve(INTERFACES[kind])
+    if not (isinstance(part, type) and issubclass(part, interface)):
+        raise UserError(f"{kind} {name!r} is {part!r}; it must be a subclass of {INTERFACES[kind].replace(':', '.')}.")
+    return part
