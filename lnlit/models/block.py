@@ -1,0 +1,31 @@
+"""One decoder block: two residual slots. Shape suffixes: B rows, T tokens, D hidden, d head size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lnlit.interfaces import AttentionLayer, FeedForwardLayer
+from lnlit.interfaces.layer import Attend
+
+
+class Block(nn.Module):
+    """`x += self_attn(input_layernorm(x)); x += mlp(post_attention_layernorm(x))`, each only if its part is residual.
+
+    Submodules carry Hugging Face's Llama names, so a state dict needs no renaming.
+    """
+
+    def __init__(self, attention: AttentionLayer, ffn: FeedForwardLayer, hidden_size: int, norm_eps: float) -> None:
+        super().__init__()
+        self.self_attn = attention if attention.residual else None
+        self.input_layernorm = nn.RMSNorm(hidden_size, eps=norm_eps) if attention.residual else None
+        self.mlp = ffn if ffn.residual else None
+        self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=norm_eps) if ffn.residual else None
+
+    def forward(self, x_BTD: Tensor, attend: Attend, rope: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        if self.self_attn is not None and self.input_layernorm is not None:
+            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), attend, rope)
+        if self.mlp is not None and self.post_attention_layernorm is not None:
+            x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        return x_BTD

@@ -1,0 +1,128 @@
+"""The heterogeneous decoder: a stack of registry-built blocks.
+
+Shape suffixes: B batch rows, T tokens, D hidden, V vocabulary, H query heads, K key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lnlit import registry
+from lnlit.interfaces import LayerContext, Segments
+from lnlit.interfaces.layer import Attend
+from lnlit.models.block import Block
+from lnlit.models.kernels import make_segments, select_kernel
+from lnlit.models.rope import inverse_frequencies, rope_tables
+from lnlit.specs import ModelSpec
+
+#: (hidden_BTD after the final norm, head weight [V, D]) -> anything. Runs inside `forward`, so that DDP and FSDP2 see one
+#: forward pass and a loss can avoid ever holding all logits.
+ReadOut = Callable[[Tensor, Tensor], Any]
+
+
+class PackedAttention:
+    """Attention within the documents of a packed batch, by one kernel."""
+
+    def __init__(self, kernel: Any, segments: Segments) -> None:
+        self.kernel, self.segments = kernel, segments
+
+    def __call__(self, layer_index: int, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+        return self.kernel.attend(q_BTHd, k_BTKd, v_BTKd, self.segments)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm, head. Parameter names are Hugging Face's Llama names without the leading `model.`.
+
+    `attention_kernel` is a registry name or "auto". `activation_checkpointing` recomputes each block in the backward
+    pass, trading a third more compute for one block's activations.
+    """
+
+    def __init__(self, spec: ModelSpec, attention_kernel: str = "auto", activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.spec, self.attention_kernel, self.activation_checkpointing = (
+            spec,
+            attention_kernel,
+            activation_checkpointing,
+        )
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(_build_block(spec, index) for index in range(len(spec.layers)))
+        self.norm = nn.RMSNorm(spec.hidden_size, eps=spec.norm_eps)
+        self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self._rope_cache: dict[Any, Tensor] = {}
+        self._kernels: dict[str, Any] = {}
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output projection [V, D]; the embedding itself when tied."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        *,
+        attend: Attend | None = None,
+        read_out: ReadOut | None = None,
+    ) -> Any:
+        """Logits [B, T, V], or whatever `read_out` returns.
+
+        `lengths` are the documents of a packed batch, row by row (see `TokenBatch`); None: each row is one document.
+        `positions_BT` default to 0..T-1. `attend` replaces packed attention, as cached generation does.
+        """
+        rows, tokens = tokens_BT.shape
+        if positions_BT is None:
+            positions_BT = torch.arange(tokens, device=tokens_BT.device).expand(rows, tokens)
+        if attend is None:
+            segments = make_segments(lengths or [tokens] * rows, tokens_BT.device)
+            attend = PackedAttention(self._kernel(tokens_BT.device.type), segments)
+        x_BTD = self.embed_tokens(tokens_BT)
+        if torch.is_autocast_enabled(x_BTD.device.type):  # keep the residual stream in the compute dtype
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        rope = self._rope(positions_BT, x_BTD.dtype)
+        for block in self.layers:
+            if self.activation_checkpointing and self.training:
+                x_BTD = checkpoint(block, x_BTD, attend, rope, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, attend, rope)
+        x_BTD = self.norm(x_BTD)
+        if read_out is not None:
+            return read_out(x_BTD, self.head_weight)
+        return nn.functional.linear(x_BTD, self.head_weight)
+
+    def packed_weights(self) -> dict[str, tuple[str, ...]]:
+        """Own name of each parameter that stacks several weights along dim 0 -> the own-style names of those weights."""
+        packed = {}
+        for prefix, module in self.named_modules():
+            for name, parts in getattr(module, "packed_weights", {}).items() if module is not self else ():
+                for leaf, _ in module.get_submodule(name).named_parameters():
+                    packed[f"{prefix}.{name}.{leaf}"] = tuple(f"{prefix}.{part}.{leaf}" for part in parts)
+        return packed
+
+    def _kernel(self, device_type: str) -> Any:
+        if device_type not in self._kernels:
+            self._kernels[device_type] = select_kernel(self.attention_kernel, device_type)
+        return self._kernels[device_type]
+
+    def _rope(self, positions_BT: Tensor, dtype: torch.dtype) -> Mapping[int, tuple[Tensor, Tensor]]:
+        sizes = {part.args["head_dim"] for _, _, part in self.spec.parts() if "head_dim" in part.args}
+        tables = {}
+        for size in sizes:
+            key = (size, positions_BT.device)
+            if key not in self._rope_cache:
+                self._rope_cache[key] = inverse_frequencies(self.spec.rope, size, positions_BT.device)
+            tables[size] = rope_tables(self._rope_cache[key], positions_BT, dtype)
+        return tables
+
+
+def _build_block(spec: ModelSpec, index: int) -> Block:
+    context = LayerContext(spec.hidden_size, index, spec.rope, spec.context_length)
+    block = spec.layers[index]
+    attention = registry.build("attention", block.attention.type, context, **block.attention.args)
+    ffn = registry.build("ffn", block.ffn.type, context, **block.ffn.args)
+    return Block(attention, ffn, spec.hidden_size, spec.norm_eps)
