@@ -1,0 +1,2 @@
+def explain(parser, argv, reason):
+    return reason

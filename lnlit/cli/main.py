@@ -1,0 +1,133 @@
+"""The `lnlit` command: finds the command, imports only that one, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a bug in lnlit (with a traceback), 2 something the user can put right, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from lnlit import __version__
+from lnlit.errors import UserError, did_you_mean
+
+#: name -> ("module:function" taking the remaining arguments and returning an exit code, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("lnlit.cli.train:fit", "train: lnlit fit --config a.yaml [--config b.yaml] [--model.init_args.key value]"),
+    "validate": ("lnlit.cli.train:validate", "run the validation loop of a configuration"),
+    "test": ("lnlit.cli.train:test", "run the test loop of a configuration"),
+    "predict": ("lnlit.cli.train:predict", "run the prediction loop of a configuration"),
+    "import": ("lnlit.cli.convert:import_command", "read any supported checkpoint and write a model folder"),
+    "export": ("lnlit.cli.convert:export_command", "write a folder that transformers and vLLM load"),
+    "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL --thinking on|off"),
+    "eval": ("lnlit.cli.eval:main", "measure a model on tasks: lnlit eval MODEL --tasks ..."),
+    "plugins": (
+        "lnlit.cli.plugins:main",
+        "list every part by kind and name, or find one: lnlit plugins find KIND NAME",
+    ),
+}
+
+_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. `--debug` anywhere lets errors through as tracebacks."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in given if argument != "--debug"]
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has left, as in `lnlit plugins | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = user_message(error)
+        if message is None or len(arguments) != len(given):
+            raise
+        return _fail(f"error: {message}", 2)
+
+
+def user_message(error: BaseException) -> str | None:
+    """One clear message when the user can put `error` right, else None: then it is a bug and deserves its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if any(_is_disk_full(cause) for cause in _causes(error)):
+        return (
+            f"the disk is full or a quota is reached while saving ({_one_line(error)}). Checkpoints saved before are "
+            "intact. Free some space and resume with --ckpt_path LAST_CHECKPOINT."
+        )
+    if (
+        isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
+        and error.filename
+    ):
+        return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
+    return None
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(f"lnlit {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Allowed: {', '.join(COMMANDS)}.")
+    module, _, function = COMMANDS[name][0].partition(":")
+    return getattr(importlib.import_module(module), function)(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lnlit COMMAND ... [--debug]",
+            "",
+            "Compress and post-train Llama-family models on PyTorch Lightning.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            f"  {'--version':<{width}}  print the version",
+            f"  {'--debug':<{width}}  show tracebacks of errors",
+            "",
+            "`lnlit COMMAND --help` explains a command.",
+        ]
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FULL
+    # safetensors and torch's zip writer report the system's error as text only
+    return any(f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in _DISK_FULL)
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""`lnlit fit|validate|test|predict`: LightningCLI with lnlit's names, defaults, errors and exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI 2.6 calls what jsonargparse 5 removes
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import lnlit.callbacks
+from lnlit.cli import names
+from lnlit.cli.explain import explain
+from lnlit.errors import UserError
+
+_TRAINER_DEFAULTS: dict[str, Any] = {
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
+    },
+    "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
+}
+
+
+class LitCLI(LightningCLI):
+    """One command's parser, trainer, model and data. `args` starts with the command."""
+
+    def __init__(self, args: list[str]) -> None:
+        self._command = args[0]
+        names.install()
+        strict: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            args=args,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults=dict(_TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "lnlit", **strict, self._command: dict(strict)},
+            auto_configure_optimizers=False,  # a training method owns its optimizer
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the command that runs: building the parsers of the other three takes time."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UserError(explain(self._parser(self._command), args[1:], str(error))) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyper-parameters override the configuration; ours decides instead."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """The trainer with the callbacks that every run has, unless the configuration names one of that class itself."""
+        always = getattr(lnlit.callbacks, "default_callbacks", list)()
+        chosen = self._get(self.config_init, "trainer").callbacks or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        extra = [callback for callback in always if not any(type(callback) is type(other) for other in chosen)]
+        config = {**self._get(self.config_init, "trainer"), **kwargs, "use_distributed_sampler": False}
+        return self._instantiate_trainer(config, extra)
+
+
+def fit(argv: list[str]) -> int:
+    """Train. Returns 0, 130 after Ctrl-C or 143 after SIGTERM; both have saved a checkpoint."""
+    return _run("fit", argv)
+
+
+def validate(argv: list[str]) -> int:
+    """Run the validation loop."""
+    return _run("validate", argv)
+
+
+def test(argv: list[str]) -> int:
+    """Run the test loop."""
+    return _run("test", argv)
+
+
+def predict(argv: list[str]) -> int:
+    """Run the prediction loop."""
+    return _run("predict", argv)
+
+
+def _run(command: str, argv: list[str]) -> int:
+    try:
+        cli = LitCLI([command, *argv])
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+    except SystemExit as stop:  # --help, --print_config
+        sys.stdout.flush()
+        return int(stop.code or 0)
+    return _exit_code(cli)
+
+
+def _exit_code(cli: LitCLI) -> int:
+    """128 + the signal that a callback caught and turned into a clean stop, else 0."""
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        received = getattr(callback, "signal_received", None)
+        if received is not None:
+            print(f"stopped by {signal.Signals(received).name}; resume with --ckpt_path", file=sys.stderr)
+            return 128 + received
+    return 0
