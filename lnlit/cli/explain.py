@@ -1,2 +1,225 @@
-def explain(parser, argv, reason):
-    return reason
+"""Why a configuration was refused, as one line: the place, what is wrong, what is allowed.
+
+jsonargparse reports a refused value through every layer of types it tried. Here the tree that the user wrote is walked
+beside the parser instead, and the first key that does not fit is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union
+
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse._typehints import ActionTypeHint
+from jsonargparse._util import import_object
+
+import yaml
+from lnlit.cli import names
+from lnlit.cli.written import Place, Written
+from lnlit.errors import UserError, did_you_mean, unknown_key
+
+_SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
+_NOT_SETTINGS = ("help", "config", "print_config")
+
+
+class _Problem(Exception):
+    def __init__(self, place: Place, text: str, at: str | None = None) -> None:
+        super().__init__(text)
+        self.place, self.text = place, text
+        #: The offending key below `place`, to point at its line rather than at its parent's.
+        self.at = place if at is None else (*place, at)
+
+
+def explain(parser: ArgumentParser, arguments: Sequence[str], reason: str) -> str:
+    """One line for what `parser` refused in `arguments`; `reason` is jsonargparse's text, for want of a better one."""
+    try:
+        written = Written(arguments)
+    except UserError as error:
+        return str(error)
+    try:
+        _check_group(parser, written.tree, ())
+    except _Problem as problem:
+        return f"{written.where(problem.at)}{_dotted(problem.place)}: {problem.text}"
+    return _shortened(reason)
+
+
+def _check_group(parser: ArgumentParser, given: Any, place: Place, prefix: str = "") -> None:
+    """Check the mapping `given` against the settings of `parser` whose name starts with `prefix`."""
+    if isinstance(given, str):
+        given = _sub_file(given, place)
+    if not isinstance(given, Mapping):
+        raise _Problem(place, f"expected a mapping, got {given!r}")
+    actions = {action.dest: action for action in parser._actions if _is_setting(action)}
+    allowed = {name.removeprefix(prefix).partition(".")[0] for name in actions if name.startswith(prefix)}
+    for key in given:
+        if str(key) not in allowed:
+            _unknown(place, str(key), allowed)
+    for key, value in given.items():
+        action: Any = actions.get(f"{prefix}{key}")
+        if isinstance(action, ActionTypeHint):
+            _check_value(action._typehint, value, (*place, key), action.default)
+        else:
+            _check_group(parser, value, (*place, key), f"{prefix}{key}.")
+    _check_missing(parser, given, place, prefix)
+
+
+def _check_missing(parser: ArgumentParser, given: Mapping[str, Any], place: Place, prefix: str) -> None:
+    required = {action.dest for action in parser._actions if action.required} | parser._extra_required_keys
+    for action in parser._actions:
+        key = action.dest.removeprefix(prefix)
+        if action.dest in required and action.dest == f"{prefix}{key}" and given.get(key) is None:
+            classes = _classes(_arms(getattr(action, "_typehint", None)))
+            raise _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
+
+
+def _check_value(hint: Any, value: Any, place: Place, default: Any = None) -> None:
+    arms = _arms(hint)
+    classes = _classes(arms)
+    records = [arm for arm in arms if dataclasses.is_dataclass(arm)]
+    mappings = [arm for arm in arms if _origin(arm) is not None and issubclass(_origin(arm), Mapping)]
+    lists = [arm for arm in arms if _origin(arm) is not None and _is_list(_origin(arm))]
+    is_class_name = isinstance(value, str) and str not in arms and bool(classes)
+    if is_class_name or (isinstance(value, Mapping) and classes and ("class_path" in value or not mappings)):
+        _check_class(classes, value, place, default)
+    elif isinstance(value, Mapping) and records:
+        _check_group(_parser_of(records[0]), value, place)
+    elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
+        for key, item in value.items():
+            _check_value(typing.get_args(mappings[0])[1], item, (*place, key))
+    elif isinstance(value, list) and lists and typing.get_args(lists[0]):
+        for index, item in enumerate(value):
+            _check_value(typing.get_args(lists[0])[0], item, (*place, index))
+    elif not _fits(hint, value):
+        raise _Problem(place, f"expected {_described(hint)}, got {value!r}")
+
+
+def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any) -> None:
+    """Check `{class_path, init_args}`, or a bare class name, where a subclass of one of `bases` is expected."""
+    spec = {"class_path": value} if isinstance(value, str) else value
+    for key in spec:
+        if key not in _SPEC_KEYS:
+            hint = " A class's own arguments belong under init_args." if "class_path" in spec else ""
+            _unknown(place, key, _SPEC_KEYS, hint)
+    path = spec.get("class_path") or (default.get("class_path") if isinstance(default, Mapping) else None)
+    if path is None:
+        raise _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}{_offer(bases)}")
+    cls = _class_of(bases, path, (*place, "class_path") if "class_path" in spec and value is spec else place)
+    arguments = spec.get("init_args")
+    _check_group(_parser_of(cls), {} if arguments is None else arguments, (*place, "init_args"))
+
+
+def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
+    if not isinstance(name, str):
+        raise _Problem(place, f"expected the name of a class, got {name!r}")
+    near = did_you_mean(name.rpartition(".")[2], names.choices(bases))
+    try:
+        path = names.resolve(bases, name)
+        if "." not in path:
+            raise _Problem(place, f"unknown class {name!r}.{near}{_offer(bases)}")
+        cls = import_object(path)
+    except UserError as error:
+        raise _Problem(place, str(error)) from None
+    except (ImportError, AttributeError) as error:
+        if "not allowed" in str(error):
+            raise _Problem(place, f"{name!r} may not be named here. {names.POLICY}") from None
+        raise _Problem(place, f"cannot import {name!r}: {error}.{near}{_offer(bases)}") from None
+    except ValueError as error:
+        raise _Problem(place, _shortened(str(error))) from None
+    if not (inspect.isclass(cls) and issubclass(cls, bases)) and (inspect.isclass(cls) or not callable(cls)):
+        raise _Problem(place, f"{name!r} is not {_described(bases)}.{_offer(bases)}")
+    if inspect.isabstract(cls):
+        raise _Problem(place, f"{name!r} is abstract and cannot be built.{_offer(bases)}")
+    return cls
+
+
+def _parser_of(cls: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    if inspect.isclass(cls):
+        parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True)
+    else:
+        parser.add_function_arguments(cls, fail_untyped=False, sub_configs=True)
+    return parser
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    probe = ArgumentParser(exit_on_error=False)
+    probe.add_argument("--value", type=hint)
+    try:
+        probe.parse_object({"value": value})
+    except (ArgumentError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _sub_file(name: str, place: Place) -> Any:
+    """A group may be given as the name of a YAML file of its own."""
+    try:
+        return yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise _Problem(place, f"expected a mapping or the name of a YAML file, got {name!r}") from None
+
+
+def _unknown(place: Place, key: str, allowed: Any, hint: str = "") -> NoReturn:
+    text = str(unknown_key("", key, allowed)).removeprefix(": ")
+    raise _Problem(place, text + hint, at=key)
+
+
+def _arms(hint: Any) -> list[Any]:
+    """The alternatives of a type: the members of a union, else the type itself."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return [arm for member in typing.get_args(hint) for arm in _arms(member)]
+    return _arms(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]
+
+
+def _classes(arms: list[Any]) -> tuple[type, ...]:
+    return tuple(arm for arm in arms if ActionTypeHint.is_subclass_typehint(arm))
+
+
+def _origin(hint: Any) -> Any:
+    origin = typing.get_origin(hint) or hint
+    return origin if inspect.isclass(origin) else None
+
+
+def _is_list(origin: type) -> bool:
+    return issubclass(list, origin) and origin is not object
+
+
+def _is_setting(action: Any) -> bool:
+    return action.dest not in _NOT_SETTINGS and not action.dest.endswith(".help")
+
+
+def _described(hint: Any) -> str:
+    """A type in words: `int or none`, `one of 'on', 'off'`, `a LightningModule`."""
+    if isinstance(hint, tuple):
+        return " or ".join(_described(member) for member in hint)
+    if hint is type(None):
+        return "null"
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    arms = _arms(hint)
+    if len(arms) > 1:
+        return " or ".join(_described(arm) for arm in arms)
+    if ActionTypeHint.is_subclass_typehint(hint):
+        return f"a {hint.__name__}"
+    return str(hint).replace("typing.", "") if typing.get_origin(hint) else getattr(hint, "__name__", str(hint))
+
+
+def _offer(bases: tuple[type, ...]) -> str:
+    offered = names.choices(bases)
+    return f" Allowed: {', '.join(offered)}." if offered else ""
+
+
+def _dotted(place: Place) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return text.removeprefix(".") or "configuration"
+
+
+def _shortened(reason: str) -> str:
+    """The innermost line of a nested message, after its outermost."""
+    lines = [line.strip().removeprefix("- ") for line in reason.splitlines() if line.strip()]
+    return lines[0] if len(lines) < 2 else f"{lines[0]} {lines[-1]}"

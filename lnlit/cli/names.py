@@ -1,8 +1,8 @@
 """Short class names in a configuration: `SFT`, `ChatData`, a registry name such as `jsonl`, or `distribution:name`.
 
 jsonargparse knows short names of classes that are imported already. Ours need not be: a registry name is looked up in
-the registry, which imports only that part, and a class of `lnlit.modules`, `lnlit.data` or `lnlit.callbacks` is found by
-importing that package's modules.
+the registry, which imports only that part, and a class of `lnlit.modules`, `lnlit.data` or `lnlit.callbacks` is
+found by importing that package's modules.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _HOMES: dict[type, str] = {
 }
 #: What a configuration may name. torch is not open as a whole: it holds functions that load pickles and compile code.
 _ALLOWED = ("lnlit", "lightning", "torch.optim", "torch.nn", "torch.profiler")
+POLICY = f"A configuration may name classes of {', '.join(_ALLOWED)} and installed lnlit plugins."
 
 _native_resolve = typehints.resolve_class_path_by_name
 
 
 def install() -> None:
-    """Teach jsonargparse our names and let a configuration name only classes of lnlit, its plugins, lightning and torch.
+    """Teach jsonargparse our names, and let a configuration name no class outside `POLICY`.
 
     jsonargparse has no public hook for names; the one function replaced here is called for YAML and command line alike.
     """
@@ -56,7 +57,7 @@ def resolve(base: type | tuple[type, ...], name: str) -> str:
             for found in _public_subclasses(home, one):
                 if found.__name__ == name:
                     return _path(found)
-    return _native_resolve(base, name)
+    return _native_resolve(base, name)  # type: ignore[arg-type]
 
 
 def choices(base: type | tuple[type, ...]) -> list[str]:
@@ -66,10 +67,11 @@ def choices(base: type | tuple[type, ...]) -> list[str]:
         kind = _kind_of(one)
         if kind is not None:
             found.update(registry.names(kind))
-        elif one in _HOMES:
+            continue
+        if one in _HOMES:
             found.update(cls.__name__ for cls in _public_subclasses(_HOMES[one], one))
-        if kind is None:
-            found.update(path.rpartition(".")[2] for path in typehints.get_all_subclass_paths(one) if _is_allowed(path))
+        others = (path for path in typehints.get_all_subclass_paths(one) if _is_allowed(path) and ".demos." not in path)
+        found.update({path.rpartition(".")[2] for path in others} - {one.__name__})
     return sorted(found)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI 2.6 calls what jsonargparse 5 removes
@@ -12,7 +15,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCL
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import lnlit.callbacks
 from lnlit.cli import names
@@ -24,8 +27,11 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
     },
+    "default_root_dir": "runs",
     "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
 }
+#: What `--ckpt_path` takes beside a path.
+_CKPT_WORDS = ("best", "last", "hpc")
 
 
 class LitCLI(LightningCLI):
@@ -34,7 +40,7 @@ class LitCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self._command = args[0]
         names.install()
-        strict: dict[str, Any] = {"exit_on_error": False}
+        strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -60,15 +66,23 @@ class LitCLI(LightningCLI):
             raise UserError(explain(self._parser(self._command), args[1:], str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would let the checkpoint's hyper-parameters override the configuration; ours decides instead."""
+        """Lightning lets the checkpoint's hyper-parameters override the configuration here; in lnlit nothing does."""
+        path = self.config[self._command].get("ckpt_path")
+        if path and str(path) not in _CKPT_WORDS and not Path(path).exists():
+            raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Words: {', '.join(_CKPT_WORDS)}.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer with the callbacks that every run has, unless the configuration names one of that class itself."""
+        """The trainer with the callbacks every run has, but for those the configuration gives itself."""
         always = getattr(lnlit.callbacks, "default_callbacks", list)()
         chosen = self._get(self.config_init, "trainer").callbacks or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
         extra = [callback for callback in always if not any(type(callback) is type(other) for other in chosen)]
-        config = {**self._get(self.config_init, "trainer"), **kwargs, "use_distributed_sampler": False}
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        if config["use_distributed_sampler"]:
+            raise UserError(
+                "trainer.use_distributed_sampler: must be false; lnlit's loaders place their rows on ranks themselves, "
+                "and a sampler that Lightning puts in their place cannot resume."
+            )
         return self._instantiate_trainer(config, extra)
 
 
@@ -93,12 +107,16 @@ def predict(argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
+    _quieten()
     try:
         cli = LitCLI([command, *argv])
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
-    except SystemExit as stop:  # --help, --print_config
-        sys.stdout.flush()
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
+    except SystemExit as stop:  # --help, --print_config, or Lightning's exit after Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
         return int(stop.code or 0)
     return _exit_code(cli)
 
@@ -111,3 +129,12 @@ def _exit_code(cli: LitCLI) -> int:
             print(f"stopped by {signal.Signals(received).name}; resume with --ckpt_path", file=sys.stderr)
             return 128 + received
     return 0
+
+
+def _quieten() -> None:
+    """Drop Lightning's advertisements and one deprecation inside it that a user can do nothing about."""
+    advertisement = ("litlogger", "litmodels")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(word in record.getMessage() for word in advertisement)
+    )
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

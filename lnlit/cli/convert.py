@@ -1,0 +1,39 @@
+"""`lnlit import` and `lnlit export`: between model folders and other formats."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lnlit.cli.arguments import CommandParser
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def import_command(argv: list[str]) -> int:
+    """Read any checkpoint that a registered format recognises and write a model folder."""
+    parser = CommandParser(prog="lnlit import", description=import_command.__doc__)
+    parser.add_argument("src", type=Path, metavar="SRC", help="a Hugging Face or DeciLM folder, a GGUF file")
+    options = _parsed(parser, argv)
+    from lnlit.checkpoint.convert import import_model
+
+    import_model(options.src, options.out, dtype=options.dtype, overwrite=options.overwrite)
+    return 0
+
+
+def export_command(argv: list[str]) -> int:
+    """Write a folder that transformers and vLLM load from a model folder or a training checkpoint."""
+    parser = CommandParser(prog="lnlit export", description=export_command.__doc__)
+    parser.add_argument("src", type=Path, metavar="CKPT", help="a model folder or a training checkpoint")
+    options = _parsed(parser, argv)
+    from lnlit.checkpoint.convert import export_model
+
+    export_model(options.src, options.out, dtype=options.dtype, overwrite=options.overwrite)
+    return 0
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("--dtype", choices=_DTYPES, help="convert the weights (default: as they are stored)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    return parser.parse_args(argv)

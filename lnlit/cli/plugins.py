@@ -1,0 +1,76 @@
+"""`lnlit plugins`: every part by kind and name, who offers it, and its state. The plain listing imports none of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections import Counter
+
+from lnlit import registry
+from lnlit.cli.arguments import CommandParser
+from lnlit.errors import UserError
+from lnlit.registry import Entry
+
+
+def main(argv: list[str]) -> int:
+    """List the parts, or find one. Returns 1 when `--check` met a part that cannot be used, else 0."""
+    parser = CommandParser(prog="lnlit plugins", description="Every part by kind and name.")
+    parser.add_argument("--check", action="store_true", help="import every part and show what is broken")
+    commands = parser.add_subparsers(dest="command", metavar="find")
+    find = commands.add_parser("find", help="print file:line and the first docstring line of one part")
+    find.add_argument("kind", help=", ".join(registry.kinds()))
+    find.add_argument("name", help="a name of that kind, or distribution:name")
+    options = parser.parse_args(argv)
+    if options.command == "find":
+        print(_location(options.kind, options.name))
+        return 0
+    return _list(options.check)
+
+
+def _list(check: bool) -> int:
+    entries = [entry for kind in registry.kinds() for entry in registry.entries(kind)]
+    offers = Counter((entry.kind, entry.name) for entry in entries)
+    states = [_state(entry, offers[entry.kind, entry.name], check) for entry in entries]
+    rows = [(e.kind, e.name, e.distribution, e.version, s) for e, s in zip(entries, states, strict=True)]
+    _print_table([("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE"), *rows])
+    broken = sum(state.startswith("broken") for state in states)
+    if broken:
+        print(f"\n{broken} broken; each fails only when a configuration or a model asks for it")
+    return 1 if check and broken else 0
+
+
+def _state(entry: Entry, offers: int, check: bool) -> str:
+    if not check:
+        found = "available" if _has_module(entry) else f"broken: there is no module {_module(entry)}"
+    else:
+        try:
+            reason = getattr(entry.load(), "unavailable", lambda: None)()
+            found = f"not on this machine: {reason}" if reason else "ok"
+        except UserError as error:
+            found = f"broken: {error}"
+    return f"clash, write {entry.distribution}:{entry.name}; {found}" if offers > 1 else found
+
+
+def _has_module(entry: Entry) -> bool:
+    """Whether the top package exists. Looking deeper would import it."""
+    try:
+        return importlib.util.find_spec(_module(entry).partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _module(entry: Entry) -> str:
+    return entry.target.partition(":")[0]
+
+
+def _location(kind: str, name: str) -> str:
+    part = registry.get(kind, name)
+    file, line = inspect.getsourcefile(part), inspect.getsourcelines(part)[1]
+    doc = inspect.getdoc(part) or "(no docstring)"
+    return f"{file}:{line}\n{doc.partition(chr(10))[0]}"
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

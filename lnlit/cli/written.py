@@ -1,0 +1,145 @@
+"""What a user wrote: the files and options of a command line as one tree, and where each key came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lnlit.errors import UserError
+
+#: A place in the tree: keys of mappings and indices of lists.
+Place = tuple[str | int, ...]
+
+_SPEC_KEYS = {"class_path", "init_args", "dict_kwargs"}
+
+
+class Written:
+    """Files and options merged in order, later ones winning, as LightningCLI does.
+
+    Raises `UserError` for a file that is missing, is not YAML or is not a mapping.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.tree: dict[str, Any] = {}
+        self._files: list[tuple[str, yaml.Node]] = []
+        self._options: list[Place] = []
+        for option, value in _options(arguments):
+            if option in ("-c", "--config"):
+                self._add_file(value)
+            elif option.startswith("--"):
+                self._add_option(option, value)
+
+    def where(self, place: Place) -> str:
+        """`"file.yaml:12: "` or `"command line: "` for the last mention of `place`; empty when there is none."""
+        if any(option[: len(place)] == place for option in self._options):
+            return "command line: "
+        for name, root in reversed(self._files):
+            line = _line(root, place)
+            if line is not None:
+                return f"{name}:{line}: "
+        return ""
+
+    def _add_file(self, value: str | None) -> None:
+        if value is None:
+            raise UserError("--config: expected a file name. Write --config FILE.yaml.")
+        path = Path(value)
+        if not path.is_file():
+            raise UserError(f"--config: there is no file {value!r}{_neighbour(path)}.")
+        try:
+            text = path.read_text(encoding="utf-8")
+            tree, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        except UnicodeDecodeError:
+            raise UserError(f"{value}: is not text; expected a YAML file.") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+            raise UserError(f"{value}{line}: is not valid YAML: {problem}.") from None
+        if tree is None or root is None:
+            return
+        if not isinstance(tree, dict):
+            raise UserError(f"{value}: expected a mapping of keys such as trainer, model, data; got {tree!r:.60}.")
+        self.tree = _merged(self.tree, tree)
+        self._files.append((value, root))
+
+    def _add_option(self, option: str, value: str | None) -> None:
+        try:
+            parsed = None if value is None else yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        parts = option.removeprefix("--").removesuffix("+").split(".")
+        if parts[-1] == "help" or parts == ["print_config"]:
+            return
+        node, place = self.tree, ()
+        for part in parts[:-1]:
+            node, place = _into_init_args(node, place, part)
+            child = node.get(part)
+            if not isinstance(child, dict):
+                child = {"class_path": child} if isinstance(child, str) else {}
+            node[part] = child
+            node, place = child, (*place, part)
+        node, place = _into_init_args(node, place, parts[-1])
+        old = node.get(parts[-1])
+        replaces_class = isinstance(old, dict) and "class_path" in old and isinstance(parsed, str)
+        node[parts[-1]] = _merged(old, {"class_path": parsed}) if replaces_class else parsed
+        self._options.append((*place, parts[-1], "class_path") if replaces_class else (*place, parts[-1]))
+
+
+def _into_init_args(node: dict[str, Any], place: Place, key: str) -> tuple[dict[str, Any], Place]:
+    """On the command line `--model.lr` is short for `--model.init_args.lr`."""
+    if "class_path" not in node or key in _SPEC_KEYS:
+        return node, place
+    if not isinstance(node.get("init_args"), dict):
+        node["init_args"] = {}
+    return node["init_args"], (*place, "init_args")
+
+
+def _options(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
+    """(option, value) pairs: `--key value`, `--key=value`, or `--key` alone."""
+    pairs: list[tuple[str, str | None]] = []
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not equals and rest and not rest[0].startswith("--"):
+            pairs.append((option, rest.pop(0)))
+        else:
+            pairs.append((option, value if equals else None))
+    return pairs
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """`new` over `old`; another class drops the arguments of the class before."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    if new.get("class_path", old.get("class_path")) != old.get("class_path"):
+        old = {key: value for key, value in old.items() if key != "init_args"}
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+
+
+def _line(node: yaml.Node | None, place: Place) -> int | None:
+    """The line of `place` in a composed YAML file, counted from 1."""
+    line = None
+    for part in place:
+        entry = _child(node, part)
+        if entry is None:
+            return None
+        key, node = entry
+        line = key.start_mark.line + 1
+    return line
+
+
+def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == str(part)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part], node.value[part]
+    return None
+
+
+def _neighbour(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"; there is no folder {str(path.parent)!r} either"
+    others = sorted(item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml"))
+    return f"; the folder holds {', '.join(others[:8])}" if others else ""
