@@ -1,0 +1,186 @@
+"""lnlit's own model folder: what transformers and vLLM expect, plus `lnlit.json` with the spec and the provenance."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from lnlit import __version__
+from lnlit.checkpoint.decilm import decilm_config
+from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
+from lnlit.checkpoint.layout import check_shapes, expected_shapes
+from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights, read_json
+from lnlit.checkpoint.tokenizer import save_tokenizer, special_token_ids
+from lnlit.errors import UserError
+from lnlit.interfaces import CheckpointFormat
+from lnlit.models.build import check_spec
+from lnlit.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+MAX_SHARD_BYTES = 4 * 2**30
+
+
+class LnlitFolder(CheckpointFormat):
+    """A folder that lnlit wrote: any mixture of variants, `lnlit.json` is the architecture."""
+
+    def recognises(self, path: Path) -> bool:
+        return (path / SPEC_FILE).is_file()
+
+    def read_spec(self, path: Path) -> ModelSpec:
+        file = path / SPEC_FILE
+        data = read_json(file)
+        if data.get("format") != FORMAT:
+            raise UserError(f"{file}: format {data.get('format')!r}; this lnlit reads format {FORMAT}. Update lnlit.")
+        spec = ModelSpec.from_json(data.get("spec", {}), f"{file}: spec")
+        check_spec(spec)
+        return spec
+
+    def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        yield from folder_weights(path, self.read_spec(path))
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What `save_folder` recorded about a folder's origin."""
+    return read_json(path / SPEC_FILE).get("provenance", {})
+
+
+def hf_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config.json of a spec: stock Llama when it is homogeneous, DeciLM otherwise. Raises `UserError` naming a
+    layer that neither can hold, so a long run can ask before it starts.
+    """
+    return llama_config(spec) or decilm_config(spec)
+
+
+def save_folder(
+    out: str | Path,
+    spec: ModelSpec,
+    weights: Iterable[tuple[str, Tensor]],
+    *,
+    tokenizer_from: Path | None,
+    provenance: Mapping[str, Any],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> Path:
+    """Write a model folder that lnlit, transformers and (see `vllm_obstacles`) vLLM load. Returns its path.
+
+    `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
+    them are held. `tokenizer_from` is a model folder or GGUF file. Everything is written beside `out` and renamed when
+    complete: after a failure `out` is what it was. A non-empty `out` is refused unless `overwrite` is set and it is a
+    model folder. Raises `UserError` for that, a full disk, tensors that do not fit the spec, and specs that the format
+    cannot hold.
+    """
+    out = Path(out).expanduser().absolute()
+    config = hf_config(spec)
+    check_target(out, overwrite)
+    with _replaced_atomically(out) as folder:
+        shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
+        check_shapes(str(out), shapes, expected_shapes(spec))
+        if tokenizer_from is not None:
+            save_tokenizer(tokenizer_from, folder)
+            config |= special_token_ids(folder)
+        config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
+        if "auto_map" in config:
+            _write_remote_code(folder)
+        _write_json(folder / CONFIG, config)
+        record = {"format": FORMAT, "spec": spec.to_json(), "provenance": {"lnlit": __version__, **provenance}}
+        _write_json(folder / SPEC_FILE, record)
+    return out
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raises `UserError` when writing a model folder to `out` would lose something."""
+    if out.is_dir() and not any(out.iterdir()) or not out.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{out}: exists already. Choose another folder, or allow overwriting it.")
+    if not (out / CONFIG).is_file():
+        raise UserError(f"{out}: exists and is not a model folder, so it is not overwritten. Choose another folder.")
+
+
+@contextmanager
+def _replaced_atomically(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error}.") from error
+    try:
+        scratch.chmod(0o755)  # mkdtemp's 0700 would hide the model from a server that runs as another user
+        yield scratch
+        if out.exists():
+            out.rename(scratch.with_suffix(".old"))
+        scratch.rename(out)
+        shutil.rmtree(scratch.with_suffix(".old"), ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "os error 28" in str(error)
+        advice = "The disk is full: free some space." if full else "Check the disk and its permissions."
+        raise UserError(f"{out}: saving failed and nothing was changed there: {error}. {advice}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_shards(
+    folder: Path, weights: Iterable[tuple[str, Tensor]], max_shard_bytes: int
+) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
+    """Write the shards and their index. Returns each tensor's shape, and the number of elements of each dtype."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: Counter[str] = Counter()
+    shards: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    shard_bytes = total_bytes = 0
+
+    def flush() -> None:
+        shards.append(list(shard))
+        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shard.clear()
+
+    for name, tensor in weights:
+        if name in shapes:
+            raise UserError(f"tensor {name} comes twice; a model folder holds it once.")
+        if shard and shard_bytes + tensor.nbytes > max_shard_bytes:
+            flush()
+            shard_bytes = 0
+        shapes[name] = tuple(tensor.shape)
+        dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+        shard_bytes, total_bytes = shard_bytes + tensor.nbytes, total_bytes + tensor.nbytes
+        shard[name] = tensor.detach().cpu().contiguous()
+    flush()
+    _name_shards(folder, shards, total_bytes)
+    return shapes, dtypes
+
+
+def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> None:
+    if len(shards) == 1:
+        (folder / "shard-1").rename(folder / SINGLE)
+        return
+    weight_map = {}
+    for index, names in enumerate(shards, 1):
+        file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"shard-{index}").rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    _write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+
+
+def _write_remote_code(folder: Path) -> None:
+    package = resources.files("lnlit.checkpoint.remote_code")
+    for name in ("configuration_decilm.py", "modeling_decilm.py"):
+        (folder / name).write_text(package.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Where each checkpoint tensor lives in a decoder: canonical names, shapes and packed parameters.
+
+The decoder itself is the source of truth, built on the meta device, so that a plugin's parts need no table here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lnlit.errors import UserError
+from lnlit.models.build import build_decoder
+from lnlit.models.decoder import Decoder
+from lnlit.specs import ModelSpec
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One checkpoint tensor inside a decoder: all of a parameter, or rows `start` to `start + shape[0]` of a packed one."""
+
+    parameter: str
+    start: int
+    shape: Shape
+
+
+def canonical_name(own_name: str) -> str:
+    """Hugging Face's name of a decoder's parameter."""
+    return own_name if own_name.startswith("lm_head.") else f"model.{own_name}"
+
+
+def layout(decoder: Decoder) -> dict[str, Slot]:
+    """Canonical name -> place, in the decoder's order. A packed parameter holds equal parts along dim 0."""
+    packed = decoder.packed_weights()
+    slots = {}
+    for own_name, parameter in decoder.named_parameters():
+        parts = packed.get(own_name, (own_name,))
+        rows = parameter.shape[0] // len(parts)
+        for index, part in enumerate(parts):
+            slots[canonical_name(part)] = Slot(own_name, index * rows, (rows, *parameter.shape[1:]))
+    return slots
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """Canonical name -> shape of every tensor that a checkpoint of this spec holds."""
+    return {name: slot.shape for name, slot in layout(build_decoder(spec)).items()}
+
+
+def check_shapes(where: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Raises `UserError` naming the first tensor that is missing, unexpected or of another shape."""
+    if missing := [name for name in expected if name not in found]:
+        raise UserError(
+            f"{where}: {_some(missing)} missing, though the architecture has {_them(missing)}.{_tie_hint(missing)}"
+        )
+    if unexpected := [name for name in found if name not in expected]:
+        raise UserError(
+            f"{where}: {_some(unexpected)} unexpected, the architecture has no place for {_them(unexpected)}."
+        )
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape:
+            raise UserError(
+                f"{where}: tensor {name} has shape {list(found[name])}, the architecture expects {list(shape)}. "
+                "The configuration and the weights belong to different models."
+            )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"tensor {shown} is" if len(names) == 1 else f"tensors {shown} are"
+
+
+def _them(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "them"
+
+
+def _tie_hint(missing: list[str]) -> str:
+    return (
+        ' Set "tie_word_embeddings": true if the model shares its embedding.' if missing == ["lm_head.weight"] else ""
+    )

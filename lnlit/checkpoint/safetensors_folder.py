@@ -1,0 +1,142 @@
+"""The weights of a Hugging Face style folder: one safetensors file, or shards with an index.
+
+Headers are checked before any weight is read; then tensors are read one at a time and not memory-mapped, so that the
+resident memory is that of the largest tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lnlit.checkpoint.layout import Shape, check_shapes, expected_shapes
+from lnlit.errors import UserError
+from lnlit.specs import ModelSpec
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises `UserError` for a missing or malformed file."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: expected a JSON object, got {type(data).__name__}.")
+    return data
+
+
+class SafetensorsFolder:
+    """The tensors of a folder by canonical name. Opening reads headers only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shapes: dict[str, Shape] = {}
+        self._files: dict[str, Path] = {}
+        for file, promised in _weight_files(folder).items():
+            self._read_header(file, promised)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the file's dtype."""
+        file = self._files[name]
+        try:
+            with safe_open(file, framework="pt", backend="pread") as tensors:
+                return tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
+
+    def same(self, first: str, second: str, rows: int = 4096) -> bool:
+        """Whether two tensors hold equal values, compared a few rows at a time."""
+        if self.shapes[first] != self.shapes[second]:
+            return False
+        files = [safe_open(self._files[name], framework="pt", backend="pread") for name in (first, second)]
+        slices = [file.get_slice(name) for file, name in zip(files, (first, second), strict=True)]
+        starts = range(0, self.shapes[first][0], rows)
+        return all(slices[0][start : start + rows].equal(slices[1][start : start + rows]) for start in starts)
+
+    def _read_header(self, file: Path, promised: set[str]) -> None:
+        try:
+            with safe_open(file, framework="pt", backend="pread") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  safe_open is no mapping
+                    view = tensors.get_slice(name)
+                    if view.get_dtype() not in _FLOATS:
+                        raise UserError(
+                            f"{file}: tensor {name} has dtype {view.get_dtype()}; quantised weights are not supported. "
+                            "Use the unquantised checkpoint."
+                        )
+                    self.shapes[name], self._files[name] = tuple(view.get_shape()), file
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: not a complete safetensors file ({error}). Copy or download it again.") from error
+        if absent := sorted(promised - self.shapes.keys()):
+            raise UserError(f"{file}: the index promises tensor {absent[0]} in this file, which does not hold it.")
+
+
+def folder_weights(folder: Path, spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of `spec` once, after checking all names and shapes against the headers."""
+    tensors = SafetensorsFolder(folder)
+    stored_as = {name: name for name in tensors.shapes if not name.endswith(".rotary_emb.inv_freq")}
+    if spec.tie_embeddings and HEAD in stored_as:  # a tied pair stored twice, or under the head's name alone
+        head = stored_as.pop(HEAD)
+        stored_as.setdefault(EMBEDDING, head)
+    expected = expected_shapes(spec)
+    check_shapes(str(folder), {name: tensors.shapes[stored] for name, stored in stored_as.items()}, expected)
+    for name in expected:
+        yield name, tensors.read(stored_as[name])
+
+
+def is_tied(folder: Path, configured: bool) -> bool:
+    """Whether head and embedding are one matrix. As in transformers, a folder configured as tied that stores two
+    different matrices is untied.
+    """
+    if not configured or not _has_weights(folder):
+        return configured
+    tensors = SafetensorsFolder(folder)
+    stored = {EMBEDDING, HEAD} <= tensors.shapes.keys()
+    return not stored or tensors.same(EMBEDDING, HEAD)
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+
+
+def _weight_files(folder: Path) -> dict[Path, set[str]]:
+    """Weight file -> the tensors that the index promises in it (none are promised without an index)."""
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: set()}
+    if not (folder / INDEX).is_file():
+        raise UserError(_no_weights(folder))
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / INDEX}: expected a non-empty 'weight_map', got {weight_map!r}.")
+    files: dict[Path, set[str]] = {}
+    for name, file in sorted(weight_map.items()):
+        if Path(file).name != file:
+            raise UserError(
+                f"{folder / INDEX}: shard {file!r} of tensor {name} must be a file name in the same folder."
+            )
+        files.setdefault(folder / file, set()).add(name)
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise UserError(
+            f"{folder}: missing shard {absent[0]} ({len(absent)} of {len(files)} are missing). Copy it too."
+        )
+    return files
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: the weights are pickles ({pickles[0]}), which can run code when loaded and are not read. Convert "
+            "them where you trust them: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT)."
+        )
+    return f"{folder}: no weights; looked for {SINGLE} and {INDEX}."
