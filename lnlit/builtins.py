@@ -28,6 +28,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "llama": "lnlit.checkpoint.hf:LlamaCheckpoint",
         "decilm": "lnlit.checkpoint.decilm:DeciLMCheckpoint",
         "gguf": "lnlit.checkpoint.gguf:GGUFCheckpoint",
+        "lightning": "lnlit.checkpoint.lightning:LightningCheckpoint",
     },
 }
 

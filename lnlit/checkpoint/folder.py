@@ -21,7 +21,7 @@ from lnlit.checkpoint.decilm import decilm_config
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
 from lnlit.checkpoint.layout import check_shapes, expected_shapes
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights, read_json
-from lnlit.checkpoint.tokenizer import save_tokenizer, special_token_ids
+from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import check_spec
@@ -90,8 +90,7 @@ def save_folder(
         shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
         check_shapes(str(out), shapes, expected_shapes(spec))
         if tokenizer_from is not None:
-            save_tokenizer(tokenizer_from, folder)
-            config |= special_token_ids(folder)
+            config |= save_tokenizer(tokenizer_from, folder)
         config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
         if "auto_map" in config:
             _write_remote_code(folder)
@@ -103,7 +102,7 @@ def save_folder(
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raises `UserError` when writing a model folder to `out` would lose something."""
-    if out.is_dir() and not any(out.iterdir()) or not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
         raise UserError(f"{out}: exists already. Choose another folder, or allow overwriting it.")
@@ -127,7 +126,7 @@ def _replaced_atomically(out: Path) -> Iterator[Path]:
         scratch.rename(out)
         shutil.rmtree(scratch.with_suffix(".old"), ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "os error 28" in str(error)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
         advice = "The disk is full: free some space." if full else "Check the disk and its permissions."
         raise UserError(f"{out}: saving failed and nothing was changed there: {error}. {advice}") from error
     finally:

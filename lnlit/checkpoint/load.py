@@ -40,7 +40,8 @@ def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) ->
             raise UserError(f"{where}: tensor {name} has no place in the model being built; its spec differs.")
         if tuple(tensor.shape) != slot.shape:
             raise UserError(
-                f"{where}: tensor {name} has shape {list(tensor.shape)}, the model being built expects {list(slot.shape)}."
+                f"{where}: tensor {name} has shape {list(tensor.shape)}, the model being built expects "
+                f"{list(slot.shape)}."
             )
         _write(parameters[slot.parameter], slot, tensor)
         loaded.add(name)

@@ -136,7 +136,7 @@ def _no_weights(folder: Path) -> str:
     pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickles:
         return (
-            f"{folder}: the weights are pickles ({pickles[0]}), which can run code when loaded and are not read. Convert "
-            "them where you trust them: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT)."
+            f"{folder}: the weights are pickles ({pickles[0]}), which can run code when loaded and are not read. "
+            "Convert them where you trust them: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT)."
         )
     return f"{folder}: no weights; looked for {SINGLE} and {INDEX}."

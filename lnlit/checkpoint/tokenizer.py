@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lnlit.checkpoint.gguf import eos_token_ids, gguf_file
 from lnlit.checkpoint.safetensors_folder import read_json
 from lnlit.errors import UserError
 
@@ -22,49 +24,64 @@ _FILES = (
     "chat_template.jinja",
     _GENERATION,
 )
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def save_tokenizer(source: Path, folder: Path) -> None:
-    """Put the tokenizer of `source` (a model folder or GGUF file) and a generation_config.json into `folder`."""
-    from lnlit.checkpoint.gguf import gguf_file
-
+def save_tokenizer(source: Path, folder: Path) -> dict[str, Any]:
+    """Put the tokenizer of `source` (a model folder or GGUF file) and a generation_config.json into `folder`. Returns
+    the special token ids that a config.json repeats.
+    """
     file = gguf_file(source)
     if file is not None:
-        _build_from_gguf(file, folder)
-        return
-    names = [name for name in _FILES if (source / name).is_file()]
-    for name in names:
-        shutil.copyfile(source / name, folder / name)
-    if _GENERATION not in names:
-        _write_generation_config(folder, _ids_of_config(source / "config.json"))
+        return _build_from_gguf(file, folder)
+    for name in _FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    ids = _special_ids(_json_or_empty(source / "config.json"))
+    if not (folder / _GENERATION).is_file():
+        eos = _as_list(ids.get("eos_token_id")) + _as_list(_tokenizer_eos(source))
+        _write_generation_config(folder, ids | _eos(eos))
+    return ids
 
 
-def special_token_ids(folder: Path) -> dict[str, Any]:
-    """The special token ids that a config.json repeats."""
-    ids = read_json(folder / _GENERATION)
-    return {key: ids[key] for key in _IDS if ids.get(key) is not None}
-
-
-def _build_from_gguf(file: Path, folder: Path) -> None:
+def _build_from_gguf(file: Path, folder: Path) -> dict[str, Any]:
     from transformers import AutoTokenizer
-
-    from lnlit.checkpoint.gguf import eos_token_ids
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # transformers raises whatever its conversion of a vocabulary meets
         raise UserError(f"{file}: transformers cannot build its tokenizer: {type(error).__name__}: {error}.") from error
     tokenizer.save_pretrained(folder)
-    eos = eos_token_ids(file)
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    _write_generation_config(folder, ids | {"eos_token_id": eos[0] if len(eos) == 1 else eos or None})
+    return _write_generation_config(folder, ids | _eos(eos_token_ids(file)))
 
 
-def _ids_of_config(config: Path) -> dict[str, Any]:
-    return read_json(config) if config.is_file() else {}
+def _tokenizer_eos(source: Path) -> int | None:
+    """The id of the tokenizer's own end token, which in chat models is often another one than the config's."""
+    token = _json_or_empty(source / "tokenizer_config.json").get("eos_token")
+    content = token.get("content") if isinstance(token, Mapping) else token
+    added = _json_or_empty(source / "tokenizer.json").get("added_tokens", [])
+    return next((entry["id"] for entry in added if entry["content"] == content), None)
 
 
-def _write_generation_config(folder: Path, ids: dict[str, Any]) -> None:
-    known = {key: ids[key] for key in _IDS if ids.get(key) is not None}
-    (folder / _GENERATION).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+def _eos(ids: Iterable[int]) -> dict[str, Any]:
+    distinct = sorted(set(ids))
+    return {"eos_token_id": distinct[0] if len(distinct) == 1 else distinct or None}
+
+
+def _as_list(ids: Any) -> list[int]:
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+def _special_ids(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if values.get(key) is not None}
+
+
+def _write_generation_config(folder: Path, ids: Mapping[str, Any]) -> dict[str, Any]:
+    known = _special_ids(ids)
+    if known:
+        (folder / _GENERATION).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    return known
+
+
+def _json_or_empty(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}

@@ -1,1 +1,1 @@
-"""Files that exported heterogeneous folders carry, so that transformers and vLLM load them. lnlit never imports them."""
+"""Files that exported heterogeneous folders carry, for transformers and vLLM. lnlit itself never imports them."""

