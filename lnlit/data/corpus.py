@@ -1,0 +1,117 @@
+"""Sources to documents: tokenised, held to a length, counted. Nothing is cut or dropped silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from lnlit.data.chat import ChatEncoder, Document
+from lnlit.data.plan import Corpus
+from lnlit.data.sources import where
+from lnlit.errors import UserError
+from lnlit.interfaces import Source
+
+TooLong = Literal["truncate", "drop", "error"]
+
+_CHUNK = 512  # rows tokenised in one call, which spreads them over the cores
+
+
+@dataclass
+class Tally:
+    """What became of the rows. `unlearnable` rows were cut before their first learned token and are left out."""
+
+    rows: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    unlearnable: int = 0
+
+    def __str__(self) -> str:
+        share = 100 * self.loss_tokens / max(self.tokens, 1)
+        parts = [f"{self.rows:,} rows", f"{self.tokens:,} tokens, {self.loss_tokens:,} with loss ({share:.0f} %)"]
+        parts.append(f"{self.truncated} truncated")
+        parts += [f"{count} {name}" for name, count in asdict(self).items() if name in _WHEN_ANY and count]
+        return "; ".join(parts)
+
+
+_WHEN_ANY = ("dropped", "unlearnable")
+
+
+class DocumentReader:
+    """Reads sources as documents of at most `sequence_length` tokens; `tally` counts what it read."""
+
+    def __init__(self, encoder: ChatEncoder, sequence_length: int, too_long: TooLong) -> None:
+        self.encoder = encoder
+        self.sequence_length = sequence_length
+        self.too_long = too_long
+        self.tally = Tally()
+
+    def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
+        """One document per row from row `start` on; None for a row that is left out. A bad row is a `UserError`."""
+        rows = source.rows(start)
+        while chunk := list(islice(rows, _CHUNK)):
+            for number, document in enumerate(self._encode(source, chunk, start)):
+                yield self._held_to_length(document, source, start + number)
+            start += len(chunk)
+
+    def corpus(self, source: Source, name: str) -> Corpus:
+        """The whole source. Raises `UserError` when it has no usable row."""
+        from tqdm import tqdm
+
+        # No bar where stderr is no terminal: the summary line that follows says it all.
+        documents = tqdm(self.read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
+        corpus = Corpus([document for document in documents if document is not None])
+        if not len(corpus):
+            raise UserError(
+                f"{name}: no usable row in {source}. Check the path, the split, too_long and sequence_length."
+            )
+        return corpus
+
+    def _encode(self, source: Source, rows: list[dict[str, Any]], start: int) -> list[Document]:
+        try:
+            return self.encoder.encode_many(rows)
+        except UserError:
+            for number, row in enumerate(rows):  # once more, one by one, to say which row it was
+                try:
+                    self.encoder.encode(row)
+                except UserError as error:
+                    raise UserError(f"{where(source, start + number)}: {error}") from error
+            raise
+
+    def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
+        if len(document) > self.sequence_length:
+            if self.too_long == "error":
+                raise UserError(
+                    f"{where(source, index)}: {len(document)} tokens, and sequence_length is {self.sequence_length}. "
+                    "Raise sequence_length, shorten the row, or set too_long to truncate or drop."
+                )
+            if self.too_long == "drop":
+                self.tally.dropped += 1
+                return None
+            self.tally.truncated += 1
+            document = document.truncated(self.sequence_length)
+        if not any(document.loss_mask):
+            self.tally.unlearnable += 1
+            return None
+        self.tally.rows += 1
+        self.tally.tokens += len(document)
+        self.tally.loss_tokens += sum(document.loss_mask)
+        return document
+
+
+def check_context(sequence_length: int, folder: str | Path) -> None:
+    """Raises `UserError` when sequences would be longer than the context of the model in `folder`."""
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        return
+    context = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    if isinstance(context, int) and sequence_length > context:
+        raise UserError(
+            f"sequence_length {sequence_length} is longer than the model's context of {context} tokens ({config}). "
+            f"Set it to at most {context}."
+        )

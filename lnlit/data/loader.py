@@ -1,0 +1,91 @@
+"""Batches from a plan: index-based, resumable, and the same data for every world size.
+
+Lightning saves the state of any train loader that has `state_dict` and `load_state_dict`, but only rank 0's; so the
+state here is global (rows done by all ranks together), and every rank works out its own share.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from lnlit.data.packing import Row
+from lnlit.data.plan import Plan, State
+from lnlit.errors import UserError
+from lnlit.interfaces import TokenBatch
+
+
+class EvalLoader:
+    """One pass over a plan's first epoch each time it is iterated.
+
+    Rank r of W takes rows [r*b, (r+1)*b) of every W*b rows, b being `micro_batch_size`. Where the last group falls
+    short, the missing rows are empty, so that all ranks do equally many steps and no data is dropped.
+    """
+
+    def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], TokenBatch], micro_batch_size: int) -> None:
+        self.plan = plan
+        self.collate = collate
+        self.micro_batch_size = micro_batch_size
+        self.rank, self.world_size = 0, 1
+
+    def set_rank(self, rank: int, world_size: int) -> None:
+        """Which data-parallel rank this process is. Call before iterating."""
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        """Batches per epoch of this rank. Raises `TypeError` for a stream, which Lightning then takes as unsized."""
+        if self.plan.num_rows is None:
+            raise TypeError("a stream has no length")
+        return -(-self.plan.num_rows // (self.micro_batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return (batch for batch, _ in self._batches(self.plan.start()))
+
+    def _batches(self, state: State) -> Iterator[tuple[TokenBatch, State]]:
+        rows = self.plan.rows(state)
+        size = self.micro_batch_size
+        while group := list(islice(rows, size * self.world_size)):
+            mine = [row for row, _ in group[self.rank * size : (self.rank + 1) * size]]
+            yield self.collate(mine + [[]] * (size - len(mine))), group[-1][1]
+
+
+class TrainLoader(EvalLoader):
+    """Goes on where it stands: the next epoch after a finished one, or mid-epoch after `load_state_dict`.
+
+    A batch counts as consumed once `mark_consumed` is told so, or the next one is asked for. Lightning fetches a batch
+    ahead from an unsized loader; without the mark a checkpoint would skip or repeat that batch.
+    """
+
+    def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], TokenBatch], micro_batch_size: int) -> None:
+        super().__init__(plan, collate, micro_batch_size)
+        self._state = plan.start()
+        self._pending: deque[tuple[TokenBatch, State]] = deque()
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        self._pending.clear()
+        for batch, state in self._batches(self._state):
+            self._pending.append((batch, state))
+            yield batch
+            self.mark_consumed(batch)
+
+    def mark_consumed(self, batch: TokenBatch) -> None:
+        """Notes that training has this batch, which may be a copy as long as it holds the same `tokens` tensor."""
+        if any(pending.tokens is batch.tokens for pending, _ in self._pending):
+            while self._pending:
+                pending, self._state = self._pending.popleft()
+                if pending.tokens is batch.tokens:
+                    return
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": dict(self._state), "fingerprint": self.plan.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `UserError` when the state belongs to other data or other settings."""
+        if state["fingerprint"] != self.plan.fingerprint:
+            raise UserError(
+                "data: the checkpoint was made with other data, or another sequence_length, packing, seed or blend, so "
+                "its position means nothing here. Resume with the same data settings, or start anew from its weights."
+            )
+        self._state = dict(state["position"])

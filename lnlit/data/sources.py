@@ -1,0 +1,171 @@
+"""Sources of rows in files and Hugging Face datasets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Source
+
+
+def expand(paths: str | list[str]) -> list[Path]:
+    """Files behind a path, a glob pattern (its files sorted) or a list of either. `UserError` where none match."""
+    found: list[Path] = []
+    for item in [paths] if isinstance(paths, str) else paths:
+        path = Path(item).expanduser()
+        matches = [path] if path.is_file() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        matches = [match for match in matches if match.is_file()]
+        if not matches:
+            raise UserError(f"data: no file matches {item!r} (looked from {Path.cwd()}). Check the path.")
+        found += matches
+    if not found:
+        raise UserError("data: the list of paths is empty; give at least one file")
+    return found
+
+
+def where(source: Source, index: int) -> str:
+    """A row's place for an error message: file and line where the source knows them."""
+    locate = getattr(source, "where", None)
+    return locate(index) if locate else f"row {index + 1} of {source}"
+
+
+class JsonlSource(Source):
+    """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` lists.
+
+    Args:
+        paths: a file, a glob pattern, or a list of either, read in the given order.
+    """
+
+    def __init__(self, paths: str | list[str]) -> None:
+        self.paths = paths
+        self.files = expand(paths)
+
+    def __str__(self) -> str:
+        return ", ".join(str(file) for file in self.files)
+
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        return (json_object(text, place) for place, text in islice(self._located(), start, None))
+
+    def where(self, index: int) -> str:
+        return next((place for place, _ in islice(self._located(), index, None)), f"row {index + 1} of {self}")
+
+    def _located(self) -> Iterator[tuple[str, Any]]:
+        """(file and place, unparsed line or list item). Skipping a row costs no parsing."""
+        for file in self.files:
+            yield from _json_list(file) if file.suffix == ".json" else _lines(file)
+
+
+def json_object(text: Any, place: str) -> dict[str, Any]:
+    """A line or an already parsed value as one row."""
+    try:
+        row = json.loads(text) if isinstance(text, str) else text
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not valid JSON: {error.msg} at column {error.colno}. Fix or remove it.") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}. Each row is one object.")
+    return row
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Lines as the file's newlines make them: JSON text may hold U+2028, where `str.splitlines` would cut."""
+    opener = gzip.open if file.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(file, "rt", encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file}:{number}", line
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}:{number + 1}: not UTF-8 text: {error.reason}. Convert the file to UTF-8.") from error
+    except (OSError, EOFError) as error:
+        raise UserError(f"{file}:{number + 1}: cannot be read: {error}. Is the file whole and readable?") from error
+
+
+def _json_list(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        items = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(items, list):
+        raise UserError(f"{file}: expected a list of rows, got {type(items).__name__}. Use .jsonl for one row a line.")
+    yield from ((f"{file}: item {number}", item) for number, item in enumerate(items, start=1))
+
+
+class ParquetSource(Source):
+    """Rows of Parquet files, one row group in memory at a time.
+
+    Args:
+        paths: a file, a glob pattern, or a list of either, read in the given order.
+    """
+
+    def __init__(self, paths: str | list[str]) -> None:
+        self.paths = paths
+        self.files = expand(paths)
+
+    def __str__(self) -> str:
+        return ", ".join(str(file) for file in self.files)
+
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        for file in self.files:
+            try:
+                with parquet.ParquetFile(file) as table:
+                    for group in range(table.num_row_groups):
+                        size = table.metadata.row_group(group).num_rows
+                        if start >= size:
+                            start -= size
+                            continue
+                        yield from table.read_row_group(group).slice(start).to_pylist()
+                        start = 0
+            except (pyarrow.ArrowException, OSError) as error:
+                raise UserError(f"{file}: cannot be read as Parquet: {error}") from error
+
+
+class HuggingFaceSource(Source):
+    """Rows of a dataset that `datasets.load_dataset` reads: a hub name or a local folder. Never runs a dataset's code.
+
+    Args:
+        path: hub name (`owner/dataset`) or local folder.
+        split: which split, e.g. `train` or `train[:1%]`.
+        name: configuration (subset) of the dataset, where it has several.
+        revision: commit or tag of a hub dataset; pin it for a repeatable run.
+        streaming: read from the hub as needed instead of downloading everything first.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        name: str | None = None,
+        revision: str | None = None,
+        streaming: bool = False,
+    ) -> None:
+        self.path = path
+        self.split = split
+        self.name = name
+        self.revision = revision
+        self.streaming = streaming
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.split})"
+
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        from datasets import load_dataset
+
+        try:
+            data = load_dataset(
+                self.path, name=self.name, split=self.split, revision=self.revision, streaming=self.streaming
+            )
+        except Exception as error:  # datasets raises its own, hub and file errors alike
+            message = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+            raise UserError(
+                f"data: cannot load {self}: {message}. Check the name, the split and the network."
+            ) from error
+        yield from (dict(row) for row in data.skip(start))

@@ -1,0 +1,70 @@
+"""The tokenizer of a model folder, with what chat training needs from it checked at load time."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lnlit.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder, or of a Hugging Face hub name (`owner/model`, which may download).
+
+    Never runs code from the folder. Raises `UserError` when there is no tokenizer, no `tokenizer.json` behind it, or
+    no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    hub_name = not folder.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    if not folder.is_dir() and not hub_name:
+        raise UserError(
+            f"tokenizer: {str(name)!r} is no folder. Give a model folder (`lnlit import SRC OUT` makes one), "
+            "or a Hugging Face name owner/model."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False, local_files_only=not hub_name)
+    except (
+        Exception
+    ) as error:  # transformers raises OSError, ValueError, KeyError and others for one and the same cause
+        raise UserError(
+            f"tokenizer: cannot read one from {str(name)!r}: {type(error).__name__}: {_first_line(error)}. "
+            "The folder needs tokenizer.json and tokenizer_config.json."
+        ) from error
+    check_tokenizer(tokenizer, str(name))
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, name: str = "tokenizer") -> None:
+    """Raises `UserError` unless the tokenizer has a chat template and a fast (Rust) backend."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"tokenizer: {name!r} has no chat template, so its model was not made for chat. Add a "
+            "chat_template.jinja to the folder, e.g. the one of the model's instruct variant."
+        )
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"tokenizer: {name!r} has no tokenizer.json; convert it to a fast tokenizer first.")
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills padding. It is never attended to and never predicted, so any valid id serves."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+@cache
+def special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of every control token, longest first, so that a regular expression prefers the longest match."""
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(texts | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
