@@ -1,4 +1,4 @@
-"""`lnlit plugins`: every part by kind and name, who offers it, and its state. The plain listing imports none of them."""
+"""`lnlit plugins`: every part by kind and name, who offers it, its state. The plain listing imports none of them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,334 @@
+"""What every part must do, ours and a third party's, as functions for a test to call.
+
+    from lnlit.testing import contracts
+
+    def test_contract():
+        contracts.check_layer("ffn", "geglu", {"intermediate_size": 48})
+
+Each raises AssertionError naming the part and the broken promise.
+Shape suffixes: B rows, T tokens, D hidden, H query heads, K key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lnlit import registry
+from lnlit.interfaces import AttentionKernel, CheckpointFormat, LayerContext, Source
+from lnlit.models.build import build_decoder, check_spec
+from lnlit.models.decoder import PackedAttention
+from lnlit.models.kernels import SDPAKernel, make_segments
+from lnlit.models.rope import inverse_frequencies, rope_tables
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
+
+_HIDDEN, _ROWS, _TOKENS, _DOCUMENTS = 32, 2, 12, (5, 7, 12)
+_STYLES = {"colwise", "rowwise"}
+
+
+def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
+    """The contract of a part of kind `attention` or `ffn`, built with `args` at hidden size 32."""
+    label = f"{kind} {name!r} with {dict(args)}"
+    spec = _one_block(PartSpec(name, args), kind)
+    check_spec(spec)
+    _check_arguments(kind, name, label)
+    with torch.device("meta"):
+        on_meta = _build(kind, name, args)
+    for where, tensor in itertools.chain(on_meta.named_parameters(), on_meta.named_buffers()):
+        _expect(tensor.is_meta, label, f"{where} ignores torch.device('meta'): create it with the default device")
+    layer = _initialised(_build(kind, name, args))
+    run = _attention_runner(layer, args) if kind == "attention" else layer
+    _check_declarations(layer, label)
+    _check_numbers(layer, run, label)
+    _check_gradients(layer, run, label)
+    if kind == "attention":
+        _check_causal(layer, run, args, label)
+        _check_cache_shape(layer, args, label)
+    else:
+        _check_tokenwise(run, label)
+    _check_packed(spec, label)
+
+
+def check_attention_kernel(
+    name: str,
+    device: str | None = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
+    shapes: Sequence[tuple[int, int, int]] = ((4, 4, 16), (6, 2, 16), (5, 1, 32)),
+) -> str | None:
+    """The contract of an attention kernel: it equals masked softmax attention, gradients too.
+
+    `shapes` are (query heads, key/value heads, head size). Returns why the kernel cannot run here, for a test to skip
+    with, or None when it ran and passed.
+    """
+    kernel_class = registry.get("attention_kernel", name)
+    assert issubclass(kernel_class, AttentionKernel)
+    reason = kernel_class.unavailable()
+    _expect(reason is None or (isinstance(reason, str) and bool(reason)), name, "unavailable() is a reason or None")
+    if reason is not None:
+        return reason
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for dtype, shape in itertools.product(dtypes, shapes):
+        _check_kernel(kernel_class(), f"attention_kernel {name!r} {dtype} {shape}", device, dtype, shape)
+    return None
+
+
+def check_source(make: Callable[[], Source], limit: int = 50) -> None:
+    """The contract of a source built by `make`: JSON rows, always in the same order, readable from any start."""
+    source = make()
+    label = type(source).__name__
+    rows = list(itertools.islice(source.rows(), limit))
+    _expect(bool(rows), label, "a source for this test needs at least one row")
+    for row in rows:
+        _expect(isinstance(row, dict), label, f"a row is a dict, got {type(row).__name__}")
+        _expect(json.loads(json.dumps(row)) == row, label, f"a row holds JSON values only, got {row!r:.200}")
+    for what, again in {"a second pass": source, "a new source": make(), "a copy": _pickled(source, label)}.items():
+        _expect(list(itertools.islice(again.rows(), limit)) == rows, label, f"{what} gives other rows")
+    for start in {0, 1, len(rows) // 2, len(rows) - 1}:
+        part = list(itertools.islice(source.rows(start), limit - start))
+        _expect(part == rows[start:], label, f"rows({start}) is not rows() without its first {start}")
+    one, two = source.rows(), source.rows()
+    next(one)
+    alone = list(itertools.islice(two, limit)) == rows and list(itertools.islice(one, limit - 1)) == rows[1:]
+    _expect(alone, label, "two iterators share a position")
+    if len(rows) < limit:
+        _expect(list(source.rows(len(rows))) == [], label, "rows(start) past the end is not empty")
+
+
+def check_checkpoint(name: str, path: Path) -> None:
+    """The contract of a checkpoint format on a model it can read: every weight of its spec, once, in its shape."""
+    label = f"checkpoint {name!r} on {path.name}"
+    reader = registry.build("checkpoint", name)
+    assert isinstance(reader, CheckpointFormat)
+    _expect(reader.recognises(path), label, "recognises() refuses the model")
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder) / "notes.txt"
+        other.write_text("not a model")
+        _expect(not reader.recognises(Path(folder)), label, "recognises() takes an empty folder")
+        _expect(not reader.recognises(other), label, "recognises() takes a text file")
+    spec = reader.read_spec(path)
+    check_spec(spec)
+    _expect(ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec, label, "the spec is not JSON")
+    wanted, seen = _canonical_shapes(spec), {}
+    for weight, tensor in reader.weights(path):
+        _expect(weight not in seen, label, f"{weight} comes twice")
+        _expect(
+            tensor.device.type == "cpu" and tensor.is_floating_point(), label, f"{weight} is not a CPU float tensor"
+        )
+        seen[weight] = tuple(tensor.shape)
+    _expect(
+        seen.keys() == wanted.keys(), label, f"weights differ from the spec's: {sorted(seen.keys() ^ wanted.keys())}"
+    )
+    _expect(seen == wanted, label, f"shapes differ: {[w for w in seen if seen[w] != wanted[w]]}")
+
+
+def _expect(condition: bool, label: str, promise: str) -> None:
+    if not condition:
+        raise AssertionError(f"{label}: {promise}")
+
+
+# Layers
+
+
+def _one_block(part: PartSpec, kind: str) -> ModelSpec:
+    block = BlockSpec(part, NOOP) if kind == "attention" else BlockSpec(NOOP, part)
+    return ModelSpec(vocab_size=16, hidden_size=_HIDDEN, layers=(block,), context_length=64)
+
+
+def _build(kind: str, name: str, args: Mapping[str, Any]) -> Any:
+    context = LayerContext(hidden_size=_HIDDEN, layer_index=0, rope=RopeSpec(), context_length=64)
+    return registry.build(kind, name, context, **args)
+
+
+def _initialised(layer: Any) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return layer
+
+
+def _inputs(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(_ROWS, _TOKENS, _HIDDEN, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+def _attention_runner(layer: Any, args: Mapping[str, Any], attend: Callable[..., Tensor] | None = None) -> Any:
+    """The layer as a function of x_BTD alone, over a packed batch of three documents in two rows."""
+    segments = make_segments(_DOCUMENTS, torch.device("cpu"))
+    positions_BT = torch.cat([torch.arange(length) for length in _DOCUMENTS]).view(_ROWS, _TOKENS)
+    head_dim = args.get("head_dim", 8)
+    frequencies = inverse_frequencies(RopeSpec(), head_dim)
+
+    def run(x_BTD: Tensor) -> Tensor:
+        rope = {head_dim: rope_tables(frequencies, positions_BT, x_BTD.dtype)}
+        return layer(x_BTD, attend or PackedAttention(SDPAKernel(), segments), rope)
+
+    return run
+
+
+def _check_arguments(kind: str, name: str, label: str) -> None:
+    first, *rest = inspect.signature(registry.get(kind, name)).parameters.values()
+    _expect(first.name == "context", label, "the constructor is (context, **args)")
+    for parameter in rest:
+        named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        _expect(named, label, f"{parameter} must be a named argument: a spec's keys are checked against them")
+
+
+def _check_declarations(layer: Any, label: str) -> None:
+    """`packed_weights` and `tensor_parallel` name linears that exist."""
+    _expect(isinstance(layer, nn.Module), label, "a part is an nn.Module")
+    modules = dict(layer.named_modules())
+    for name in (*layer.packed_weights, *layer.tensor_parallel):
+        _expect(isinstance(modules.get(name), nn.Linear), label, f"declares {name!r}, which is no linear of it")
+    for name, parts in layer.packed_weights.items():
+        _expect(modules[name].out_features % len(parts) == 0, label, f"{name!r} does not split into {parts}")
+    styles = set(layer.tensor_parallel.values())
+    _expect(styles <= _STYLES, label, f"tensor_parallel styles are {_STYLES}, got {styles}")
+
+
+def _check_numbers(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> None:
+    """Shape, dtype, finite values, determinism, no in-place change, the same after pickling."""
+    x_BTD = _inputs()
+    before = x_BTD.clone()
+    out = run(x_BTD)
+    _expect(out.shape == x_BTD.shape, label, f"[B, T, D] in, [B, T, D] out; got {tuple(out.shape)}")
+    _expect(bool(out.isfinite().all()), label, "the output is not finite")
+    _expect(torch.equal(x_BTD, before), label, "the input is changed in place")
+    _expect(torch.equal(run(x_BTD), out), label, "two calls differ")
+    _expect(bool((out == 0).all()) != layer.residual, label, "the output is zero exactly when residual is False")
+    copy = _pickled(layer, label)
+    _expect(all(torch.equal(a, b) for a, b in zip(copy.parameters(), layer.parameters(), strict=True)), label, "pickle")
+    layer.to(torch.bfloat16)
+    half = run(_inputs(torch.bfloat16))
+    layer.to(torch.float32).load_state_dict(copy.state_dict())
+    _expect(half.dtype == torch.bfloat16, label, f"bfloat16 in, bfloat16 out; got {half.dtype}")
+    _expect(torch.allclose(half.float(), out, atol=0.1, rtol=0.1), label, "bfloat16 is far from float32")
+
+
+def _check_gradients(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> None:
+    if not layer.residual:
+        _expect(not list(layer.parameters()), label, "a part without residual has no parameters")
+        return
+    x_BTD = _inputs().requires_grad_()
+    (run(x_BTD) * _inputs().flip(0)).sum().backward()
+    for name, tensor in (("the input", x_BTD), *layer.named_parameters()):
+        flows = tensor.grad is not None and bool(tensor.grad.isfinite().all()) and bool(tensor.grad.any())
+        _expect(flows, label, f"no finite gradient reaches {name}")
+    layer.zero_grad(set_to_none=True)
+
+
+def _changed(run: Callable[[Tensor], Tensor], row: int, token: int) -> Tensor:
+    """Which outputs [B, T] move when the input at (row, token) does."""
+    x_BTD = _inputs()
+    moved_BTD = x_BTD.clone()
+    moved_BTD[row, token] += 1.0
+    with torch.no_grad():
+        return ~torch.isclose(run(x_BTD), run(moved_BTD), atol=1e-6).all(-1)
+
+
+def _check_tokenwise(run: Callable[[Tensor], Tensor], label: str) -> None:
+    changed_BT = _changed(run, 0, 3)
+    changed_BT[0, 3] = False
+    _expect(not changed_BT.any(), label, "an FFN acts on each token alone")
+
+
+def _check_causal(layer: Any, run: Callable[[Tensor], Tensor], args: Mapping[str, Any], label: str) -> None:
+    """A token moves only itself and later tokens of its own document. Row 0 holds documents of 5 and 7 tokens."""
+    for row, token, last in ((0, 2, 5), (0, 8, 12), (1, 6, 12)):
+        changed_BT = _changed(run, row, token)
+        changed_BT[row, token:last] = False
+        _expect(not changed_BT.any(), label, "a token reaches an earlier one or another document")
+
+
+def _check_cache_shape(layer: Any, args: Mapping[str, Any], label: str) -> None:
+    """`kv_cache_shape` is what the layer hands to `attend`, at most once."""
+    calls: list[tuple[int, int]] = []
+
+    def attend(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+        calls.append((k_BTKd.shape[2], k_BTKd.shape[3]))
+        return torch.zeros_like(q_BTHd)
+
+    _attention_runner(layer, args, attend)(_inputs())
+    shape = type(layer).kv_cache_shape(args)
+    _expect(calls == ([] if shape is None else [tuple(shape)]), label, f"kv_cache_shape is {shape}, attend saw {calls}")
+
+
+def _check_packed(spec: ModelSpec, label: str) -> None:
+    """The part works inside a decoder and its packed weights fill their parameters."""
+    decoder = build_decoder(spec)
+    shapes = {name: parameter.shape for name, parameter in decoder.named_parameters()}
+    missing = decoder.packed_weights().keys() - shapes.keys()
+    _expect(not missing, label, f"packed_weights names {sorted(missing)}, which are no parameters")
+
+
+# Kernels
+
+
+def _check_kernel(
+    kernel: AttentionKernel, label: str, device: str, dtype: torch.dtype, shape: tuple[int, int, int]
+) -> None:
+    """Against masked softmax in float32, for several ways to split the same tokens into documents."""
+    heads, kv_heads, size = shape
+    generator = torch.Generator().manual_seed(3)
+    tensors = [torch.randn(2, 12, n, size, generator=generator) for n in (heads, kv_heads, kv_heads)]
+    upstream = torch.randn(2, 12, heads, size, generator=generator).to(device)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    for lengths in ((12, 12), (5, 7, 12), (1, 11, 3, 1, 8)):
+        ours = [t.detach().clone().to(device, dtype).requires_grad_() for t in tensors]
+        exact = [t.detach().to(dtype).float().to(device).requires_grad_() for t in tensors]
+        segments = make_segments(lengths, torch.device(device))
+        out, wanted = (
+            kernel.attend(ours[0], ours[1], ours[2], segments),
+            _reference(exact[0], exact[1], exact[2], lengths),
+        )
+        _expect(out.shape == wanted.shape and out.dtype == dtype, label, f"got {tuple(out.shape)} {out.dtype}")
+        _expect(torch.allclose(out.float(), wanted, atol=tolerance), label, f"differs from softmax for {lengths}")
+        _expect(torch.equal(kernel.attend(ours[0], ours[1], ours[2], segments), out), label, "two calls differ")
+        (out.float() * upstream).sum().backward()
+        (wanted * upstream).sum().backward()
+        for one, two in zip(ours, exact, strict=True):
+            assert one.grad is not None and two.grad is not None
+            close = torch.allclose(one.grad.float(), two.grad, atol=10 * tolerance)
+            _expect(close, label, f"gradients differ for {lengths}")
+
+
+def _reference(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Softmax attention with an explicit mask over all B * T tokens."""
+    q, k, v = (x.flatten(0, 1).transpose(0, 1) for x in (q_BTHd, k_BTKd, v_BTKd))
+    k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for x in (k, v))
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(q.device)
+    index = torch.arange(len(document), device=q.device)
+    visible = (document[:, None] == document) & (index[:, None] >= index)
+    scores = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(~visible, float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(0, 1).reshape(q_BTHd.shape)
+
+
+# Checkpoints
+
+
+def _canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Canonical name and shape of every weight of a spec."""
+    decoder = build_decoder(spec)
+    packed = decoder.packed_weights()
+    shapes = {}
+    for name, parameter in decoder.named_parameters():
+        parts = packed.get(name, (name,))
+        for part in parts:
+            canonical = part if part.startswith("lm_head.") else f"model.{part}"
+            shapes[canonical] = (parameter.shape[0] // len(parts), *parameter.shape[1:])
+    return shapes
+
+
+def _pickled(thing: Any, label: str) -> Any:
+    try:
+        return pickle.loads(pickle.dumps(thing))  # noqa: S301 - bytes made one call earlier
+    except Exception as error:
+        raise AssertionError(f"{label}: cannot be pickled ({error}), as data workers and spawned ranks need") from error

@@ -1,0 +1,150 @@
+"""The rules of the design that a machine can check: import arrows, lazy imports, file and function sizes."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+_BOTTOM = {"errors", "builtins", "specs", "interfaces", "registry"}
+_PURE = {"models", "objectives"}
+_MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint", "eval"}
+_LIGHTNING = {"modules", "callbacks"}
+
+#: What each part of lnlit may import from lnlit, itself aside. An arrow that is not here points up or sideways.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "builtins": set(),
+    "specs": {"errors"},
+    "interfaces": {"errors", "specs"},
+    "registry": {"errors", "builtins", "specs", "interfaces"},
+    **dict.fromkeys(_PURE, _BOTTOM),
+    **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),
+    **dict.fromkeys(_LIGHTNING, _BOTTOM | _PURE | _MIDDLE),
+    "testing": _BOTTOM | _PURE | _MIDDLE,
+    "cli": _BOTTOM | _PURE | _MIDDLE | _LIGHTNING,
+}
+USES_LIGHTNING = {"modules", "callbacks", "cli", "data"}
+WITHOUT_TORCH = {"errors", "builtins", "specs", "interfaces", "registry"}
+HEAVY = {"torch", "lightning", "transformers", "vllm", "cvxpy", "flash_attn", "torchtune", "torchao", "jsonargparse"}
+
+SOURCES = sorted((ROOT / "lnlit").rglob("*.py"))
+PLUGINS = sorted(path for path in (ROOT / "plugins").rglob("*.py") if not {"tests", "build"} & set(path.parts))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every imported dotted name in a file, function-level ones too, and whether it is for type checkers only."""
+    package = path.relative_to(ROOT).parent.parts
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ((name, node in typing_only) for name in names)
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "lnlit").parts[0].removesuffix(".py")
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if part_of(p) != "__init__"], ids=relative)
+def test_import_arrows_point_down(path: Path):
+    part = part_of(path)
+    assert part in MAY_IMPORT, f"lnlit.{part} has no place in the design: give it one in MAY_IMPORT"
+    for name, _ in imports(path):
+        root, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if root == "lnlit" and target in MAY_IMPORT and target != part:
+            assert target in MAY_IMPORT[part], f"{relative(path)} imports {name}: an arrow up or sideways"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_libraries_stay_where_they_belong(path: Path):
+    part = part_of(path)
+    for name, typing_only in imports(path):
+        library = name.partition(".")[0]
+        assert library not in {"vllm", "cvxpy", "flash_attn"}, f"{relative(path)} imports {name}: that is a plugin's"
+        if library in {"lightning", "pytorch_lightning"}:
+            assert part in USES_LIGHTNING, f"{relative(path)} imports {name}: Lightning stays at the edge"
+        if part in WITHOUT_TORCH and not typing_only:
+            assert library not in HEAVY, f"{relative(path)} imports {name} at run time"
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=relative)
+def test_a_plugin_imports_only_the_sockets(path: Path):
+    for name, _ in imports(path):
+        if name.startswith("lnlit."):
+            socket = name.split(".")[1]
+            assert socket in {"interfaces", "specs", "errors"}, f"{relative(path)} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lnlit, lnlit.specs, lnlit.registry, lnlit.interfaces, lnlit.builtins",
+        "from lnlit.cli.main import main; assert main(['--help']) == 0",
+        "from lnlit.cli.main import main; assert main(['--version']) == 0",
+        "from lnlit.cli.main import main; assert main(['plugins']) == 0",
+        "from lnlit.cli.main import main; assert main(['nonsense']) == 2",
+    ],
+)
+def test_the_front_door_imports_nothing_heavy(code: str):
+    probe = f"import sys; {code}; print('imported:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.rpartition("imported:")[2].split())
+
+
+ALL_CODE = [*SOURCES, *sorted((ROOT / "plugins").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", [p for p in ALL_CODE if "build" not in p.parts], ids=relative)
+def test_files_and_functions_are_short(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400, f"{relative(path)} has {text.count(chr(10))} lines; split it"
+    assert path.stem not in {"utils", "common", "helpers", "misc"}, f"{relative(path)}: name it by what it does"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines < 60, f"{relative(path)}:{node.lineno} {node.name} has {lines} lines"
+
+
+def test_no_machine_paths_in_committed_files():
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    machine = re.compile(r"(?<![\w.~}])/(?:work|root|home/\w+|Users/\w+)/")
+    found = []
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if not path.is_file() or path == Path(__file__):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{name}:{number}" for number, line in enumerate(text.split("\n"), 1) if machine.search(line)]
+    assert not found

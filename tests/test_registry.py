@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lnlit import registry
+from lnlit.cli import plugins as plugins_command
+from lnlit.errors import UserError
+from lnlit.interfaces import Source
+
+PART = '''
+from lnlit.interfaces import Source
+
+class Numbers(Source):
+    """Counts upwards."""
+    def rows(self, start=0):
+        return iter([])
+
+class NotASource:
+    pass
+'''
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`install("name", module_text, numbers="module:Class")` makes a distribution with entry points importable."""
+
+    def install_one(distribution: str, text: str = PART, **points: str) -> None:
+        module = distribution.replace("-", "_")
+        info = tmp_path / f"{module}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
+        lines = [f"{name} = {target}" for name, target in points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[lnlit.source]", *lines]))
+        (tmp_path / f"{module}.py").write_text(text)
+        registry._plugins.cache_clear()
+
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("LNLIT_PLUGINS", raising=False)
+    registry._plugins.cache_clear()
+    yield install_one
+    registry._plugins.cache_clear()
+    for name in [
+        n for n in set(sys.modules) - before if str(getattr(sys.modules[n], "__file__", "")).startswith(str(tmp_path))
+    ]:
+        del sys.modules[name]
+
+
+def test_an_installed_part_is_listed_with_its_owner_and_not_imported(install):
+    install("demo-numbers", numbers="demo_numbers:Numbers")
+    entry = registry.find("source", "numbers")
+    assert (entry.distribution, entry.version, entry.target) == ("demo-numbers", "1.2", "demo_numbers:Numbers")
+    assert "numbers" in registry.names("source")
+    assert "demo_numbers" not in sys.modules
+
+
+def test_an_installed_part_is_built(install):
+    install("demo-numbers", numbers="demo_numbers:Numbers")
+    assert list(registry.build("source", "numbers").rows()) == []
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(UserError, match=r"unknown ffn 'swigul'\. Did you mean 'swiglu'\? Allowed: noop, "):
+        registry.get("ffn", "swigul")
+
+
+def test_an_unknown_kind_gets_a_suggestion():
+    with pytest.raises(UserError, match=r"unknown kind 'atention'\. Did you mean 'attention'\?"):
+        registry.names("atention")
+
+
+def test_a_clash_names_both_owners_and_only_for_who_uses_the_bare_name(install):
+    install("demo-one", numbers="demo_one:Numbers")
+    install("demo-two", numbers="demo_two:Numbers")
+    assert registry.names("source").count("numbers") == 1
+    with pytest.raises(UserError, match=r"offered by demo-one \(demo_one:Numbers\) and demo-two \(demo_two:Numbers\)"):
+        registry.get("source", "numbers")
+    assert registry.get("source", "demo-one:numbers").__module__ == "demo_one"
+    assert registry.get("source", "demo-two:numbers").__module__ == "demo_two"
+    assert registry.get("source", "jsonl").__name__ == "JsonlSource"
+
+
+def test_a_plugin_cannot_take_a_builtin_name_quietly(install):
+    install("demo-thief", jsonl="demo_thief:Numbers")
+    with pytest.raises(UserError, match=r"offered by lnlit .* and demo-thief"):
+        registry.get("source", "jsonl")
+    assert registry.get("source", "lnlit:jsonl").__name__ == "JsonlSource"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import a_module_that_is_not_there\n", "ModuleNotFoundError"),
+        ("x = 1\n", "AttributeError"),
+        ("raise SystemExit(3)\n", "SystemExit"),
+        ("def f(:\n", "SyntaxError"),
+    ],
+)
+def test_a_broken_plugin_is_listed_and_fails_only_when_asked_for(install, text, reason):
+    install("demo-broken", text, numbers="demo_broken:Numbers")
+    assert "numbers" in registry.names("source")
+    assert registry.get("source", "jsonl")
+    with pytest.raises(UserError, match=f"of demo-broken 1.2 cannot be imported from demo_broken:Numbers: {reason}"):
+        registry.get("source", "numbers")
+
+
+def test_a_class_of_the_wrong_kind_is_refused(install):
+    install("demo-wrong", numbers="demo_wrong:NotASource")
+    with pytest.raises(UserError, match=r"it must be a subclass of lnlit\.interfaces\.source\.Source"):
+        registry.get("source", "numbers")
+
+
+def test_plugins_can_be_switched_off(install, monkeypatch):
+    install("demo-numbers", numbers="demo_numbers:Numbers", jsonl="demo_numbers:Numbers")
+    monkeypatch.setenv("LNLIT_PLUGINS", "off")
+    assert "numbers" not in registry.names("source")
+    assert registry.get("source", "jsonl").__name__ == "JsonlSource"
+
+
+def test_a_notebook_can_add_a_part(monkeypatch):
+    class Mine(Source):
+        def rows(self, start: int = 0):
+            return iter([])
+
+    monkeypatch.setattr(registry, "_added", {})
+    registry.add("source", "mine", Mine)
+    assert registry.get("source", "mine") is Mine and "mine" in registry.names("source")
+    with pytest.raises(UserError, match="exists already"):
+        registry.add("source", "jsonl", Mine)
+    with pytest.raises(UserError, match="must be a subclass"):
+        registry.add("source", "other", int)
+
+
+def test_the_listing_shows_state_and_clash_without_importing(install, capsys):
+    install("demo-one", numbers="demo_one:Numbers", lost="demo_not_there:Lost")
+    install("demo-two", numbers="demo_two:Numbers")
+    assert plugins_command.main([]) == 0
+    rows = {tuple(line.split()[1:3]): line for line in capsys.readouterr().out.splitlines() if line}
+    assert "1.2      clash, write demo-one:numbers; available" in rows["numbers", "demo-one"]
+    assert "clash, write demo-two:numbers" in rows["numbers", "demo-two"]
+    assert "broken: there is no module demo_not_there" in rows["lost", "demo-one"]
+    assert rows["swiglu", "lnlit"].endswith("available")
+    assert not {"demo_one", "demo_two"} & sys.modules.keys()
+
+
+def test_check_imports_and_shows_the_error(install, capsys):
+    install("demo-broken", "import a_module_that_is_not_there\n", numbers="demo_broken:Numbers")
+    assert plugins_command.main(["--check"]) == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if " numbers " in line)
+    assert "broken: " in line and "No module named 'a_module_that_is_not_there'" in line
+
+
+def test_find_prints_file_line_and_first_docstring_line(install, capsys, tmp_path):
+    install("demo-numbers", numbers="demo_numbers:Numbers")
+    assert plugins_command.main(["find", "source", "numbers"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'demo_numbers.py'}:4\nCounts upwards.\n"
