@@ -6,7 +6,7 @@ llama.cpp stores for interleaved instead of half-split rotary embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,7 @@ def _read_spec(file: _File) -> ModelSpec:
     )
 
 
-def _bias(file: _File, tensor: str) -> Mapping[str, bool]:
+def _bias(file: _File, tensor: str) -> dict[str, bool]:
     return {"bias": True} if tensor in file.shapes else {}
 
 

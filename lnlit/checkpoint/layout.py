@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Slot:
-    """One checkpoint tensor inside a decoder: a whole parameter, or rows `start` to `start + shape[0]` of a packed one."""
+    """One checkpoint tensor in a decoder: a whole parameter, or rows `start` to `start + shape[0]` of a packed one."""
 
     parameter: str
     start: int

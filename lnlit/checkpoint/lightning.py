@@ -31,7 +31,7 @@ class LightningCheckpoint(CheckpointFormat):
         return path.suffix == ".ckpt" and (path.is_file() or (path / ".metadata").is_file())
 
     def read_spec(self, path: Path) -> ModelSpec:
-        spec = _metadata(_open(path), path).get("spec")
+        spec = _metadata(_open(path), path)["spec"]
         return ModelSpec.from_json(json.loads(spec) if isinstance(spec, str) else spec, f"{path}: spec")
 
     def trained_from(self, path: Path) -> str | None:

@@ -61,8 +61,9 @@ class SafetensorsFolder:
             return False
         files = [safe_open(self._files[name], framework="pt", backend="pread") for name in (first, second)]
         slices = [file.get_slice(name) for file, name in zip(files, (first, second), strict=True)]
-        starts = range(0, self.shapes[first][0], rows)
-        return all(slices[0][start : start + rows].equal(slices[1][start : start + rows]) for start in starts)
+        count = self.shapes[first][0]
+        spans = [(start, min(start + rows, count)) for start in range(0, count, rows)]
+        return all(slices[0][start:end].equal(slices[1][start:end]) for start, end in spans)
 
     def _read_header(self, file: Path, promised: set[str]) -> None:
         try:
