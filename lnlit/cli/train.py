@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import lnlit.callbacks
 from lnlit.cli import names
 from lnlit.cli.explain import explain
+from lnlit.cli.written import Written
 from lnlit.errors import UserError
 
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -60,16 +61,27 @@ class LitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        written = Written(args[1:])
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UserError(explain(self._parser(self._command), args[1:], str(error))) from error
+            raise UserError(explain(self._parser(self._command), written, str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the checkpoint's hyper-parameters override the configuration here; in lnlit nothing does."""
         path = self.config[self._command].get("ckpt_path")
         if path and str(path) not in _CKPT_WORDS and not Path(path).exists():
             raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Words: {', '.join(_CKPT_WORDS)}.")
+
+    def instantiate_classes(self) -> None:
+        """jsonargparse wraps an error of a constructor in the types it tried; the user's error is its cause."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__
+            raise cause or error from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives itself."""

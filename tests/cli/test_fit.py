@@ -1,0 +1,89 @@
+"""`lnlit fit` on a tiny model: runs, defaults, printing, exit codes."""
+
+from __future__ import annotations
+
+import pytest
+
+import yaml
+
+
+def test_two_steps_run(lnlit, config):
+    code, _, err = lnlit("fit", "--config", config())
+    assert code == 0, err
+
+
+def test_short_names_become_class_paths(lnlit, config):
+    code, out, err = lnlit("fit", "--config", config(), "--print_config")
+    assert code == 0, err
+    printed = yaml.safe_load(out)
+    assert printed["model"]["class_path"] == "lnlit.modules.sft.SFT"
+    assert printed["data"]["class_path"] == "lnlit.data.datamodule.ChatData"
+    assert printed["data"]["init_args"]["train"]["class_path"] == "lnlit.data.sources.JsonlSource"
+
+
+def test_the_printed_configuration_runs(lnlit, config, tmp_path):
+    _, out, _ = lnlit("fit", "--config", config(), "--print_config")
+    (tmp_path / "printed.yaml").write_text(out)
+    code, again, err = lnlit("fit", "--config", tmp_path / "printed.yaml", "--print_config")
+    assert (code, again) == (0, out), err
+
+
+def test_later_files_and_options_win(lnlit, config, tmp_path):
+    (tmp_path / "more.yaml").write_text(
+        "trainer: {max_steps: 5}\nmodel: {init_args: {optimizer: {weight_decay: 0.5}}}\n"
+    )
+    options = [
+        "--config",
+        config(),
+        "--config",
+        tmp_path / "more.yaml",
+        "--model.init_args.optimizer.learning_rate=0.5",
+    ]
+    _, out, err = lnlit("fit", *options, "--trainer.max_steps", 7, "--print_config")
+    printed = yaml.safe_load(out)
+    assert printed["trainer"]["max_steps"] == 7
+    optimizer = printed["model"]["init_args"]["optimizer"]
+    assert (optimizer["weight_decay"], optimizer["learning_rate"]) == (0.5, 0.5), err
+
+
+def test_a_source_by_registry_name_on_the_command_line(lnlit, config, rows_file):
+    options = ["--data.init_args.train", "JsonlSource", "--data.init_args.train.paths", rows_file]
+    code, out, err = lnlit("fit", "--config", config(), *options, "--print_config")
+    assert code == 0, err
+    assert yaml.safe_load(out)["data"]["init_args"]["train"]["init_args"]["paths"] == str(rows_file)
+
+
+def test_tensorboard_and_the_seed_are_defaults(lnlit, config):
+    code, out, err = lnlit("fit", "--config", config(("  logger: false\n", "")), "--print_config")
+    assert code == 0, err
+    printed = yaml.safe_load(out)
+    assert printed["trainer"]["logger"]["class_path"] == "lightning.pytorch.loggers.TensorBoardLogger"
+    assert printed["trainer"]["use_distributed_sampler"] is False
+    assert printed["seed_everything"] == 0
+
+
+def test_a_run_leaves_its_configuration_beside_its_logs_and_may_run_again(lnlit, config, tmp_path):
+    for version in ("version_0", "version_1"):
+        assert lnlit("fit", "--config", config(("  logger: false\n", "")))[0] == 0
+        saved = yaml.safe_load((tmp_path / "runs" / version / "config.yaml").read_text())
+        assert saved["trainer"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_exits_with_zero(lnlit, command):
+    code, out, _ = lnlit(command, "--help")
+    assert code == 0 and "--trainer.max_steps" in out
+
+
+def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monkeypatch, tiny_model):
+    """Lightning's own command line lets the hyper-parameters stored in a checkpoint file win over the YAML."""
+    import torch
+
+    from lnlit.cli.train import LitCLI
+
+    path = tmp_path / "stored.ckpt"
+    torch.save({"hyper_parameters": {"_class_path": "lnlit.modules.sft.SFT", "model": "another"}}, path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LitCLI, "_run_subcommand", lambda self, subcommand: None)
+    cli = LitCLI(["fit", "--config", str(config()), "--ckpt_path", str(path)])
+    assert cli.config["fit"].model.init_args.model == str(tiny_model)
