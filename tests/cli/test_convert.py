@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+
+def test_import_writes_a_folder_and_refuses_to_overwrite(lnlit, tiny_model, tmp_path):
+    code, out, err = lnlit("import", tiny_model, "copy", "--dtype", "bfloat16")
+    assert (code, out.splitlines()[-1]) == (0, str(tmp_path / "copy")), err
+    code, _, err = lnlit("import", tiny_model, "copy")
+    assert code == 2 and "exists already" in err
+    assert lnlit("import", tiny_model, "copy", "--overwrite")[0] == 0
+
+
+def test_import_of_nothing_is_one_line(lnlit):
+    code, _, err = lnlit("import", "nowhere", "out")
+    assert (code, err.count("\n")) == (2, 1) and err.startswith("error: model 'nowhere': no such file or folder"), err
+
+
+def test_export_writes_a_folder(lnlit, tiny_model, tmp_path):
+    code, _, err = lnlit("export", tiny_model, "served")
+    assert code == 0, err
+    assert (tmp_path / "served" / "config.json").is_file()
+
+
+def test_an_unknown_dtype_lists_the_known_ones(lnlit, tiny_model):
+    code, _, err = lnlit("export", tiny_model, "served", "--dtype", "fp32")
+    assert code == 2 and "'float32', 'bfloat16', 'float16'" in err
