@@ -14,10 +14,12 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCL
 
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import lnlit.callbacks
+from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.cli import names
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
@@ -31,8 +33,6 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs",
     "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
 }
-#: What `--ckpt_path` takes beside a path.
-_CKPT_WORDS = ("best", "last", "hpc")
 
 
 class LitCLI(LightningCLI):
@@ -68,10 +68,16 @@ class LitCLI(LightningCLI):
             raise UserError(explain(self._parser(self._command), written, str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets the checkpoint's hyper-parameters override the configuration here; in lnlit nothing does."""
-        path = self.config[self._command].get("ckpt_path")
-        if path and str(path) not in _CKPT_WORDS and not Path(path).exists():
-            raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Words: {', '.join(_CKPT_WORDS)}.")
+        """Find the checkpoint. Lightning would let its hyper-parameters override the configuration here."""
+        config = self.config[self._command]
+        path = config.get("ckpt_path")
+        if path == "last":
+            folder = checkpoint_folder(config.trainer.default_root_dir)
+            found = list_checkpoints(folder)
+            config.ckpt_path = str(found[-1]) if found else None
+            print(f"resuming from {found[-1]}" if found else f"no checkpoint in {folder} yet", file=sys.stderr)
+        elif path and path != "best" and not Path(path).exists():
+            raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Give a path, 'last' or 'best'.")
 
     def instantiate_classes(self) -> None:
         """jsonargparse wraps an error of a constructor in the types it tried; the user's error is its cause."""
@@ -84,18 +90,21 @@ class LitCLI(LightningCLI):
             raise cause or error from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer with the callbacks every run has, but for those the configuration gives itself."""
-        always = getattr(lnlit.callbacks, "default_callbacks", list)()
-        chosen = self._get(self.config_init, "trainer").callbacks or []
-        chosen = chosen if isinstance(chosen, list) else [chosen]
-        extra = [callback for callback in always if not any(type(callback) is type(other) for other in chosen)]
+        """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         if config["use_distributed_sampler"]:
             raise UserError(
                 "trainer.use_distributed_sampler: must be false; lnlit's loaders place their rows on ranks themselves, "
                 "and a sampler that Lightning puts in their place cannot resume."
             )
-        return self._instantiate_trainer(config, extra)
+        given = config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        off: list[type] = [Checkpoint] if config["enable_checkpointing"] is False else []
+        if config["enable_progress_bar"] is False or any(isinstance(callback, ProgressBar) for callback in given):
+            off.append(ProgressBar)
+        unwanted = (*off, *map(type, given))
+        always = [] if config["barebones"] else lnlit.callbacks.default_callbacks()
+        return self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
 
 
 def fit(argv: list[str]) -> int:
