@@ -91,6 +91,8 @@ class _File:
             self._reader = GGUFReader(path)
         except Exception as error:  # the reader trusts the file: a damaged one fails anywhere in numpy
             raise UserError(f"{path}: not a complete GGUF file ({error}). Copy or download it again.") from error
+        for key in ("tokens", "token_type", "scores", "merges"):  # lists of numpy objects: 150 MB for 49k tokens
+            self._reader.fields.pop(f"tokenizer.ggml.{key}", None)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
 
@@ -115,7 +117,9 @@ class _File:
         except NotImplementedError as error:
             kind = tensor.tensor_type.name
             raise UserError(f"{self.path}: tensor {name} is quantised as {kind}, which cannot be read.") from error
-        return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(self.shapes[name])
+        if not values.flags.writeable:  # fp32 tensors come as a view of the read-only file
+            values = values.copy()
+        return torch.from_numpy(values).reshape(self.shapes[name])
 
 
 def _open(path: Path) -> _File:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import LINEAR, mixed_spec
+from checkpoint_models import LINEAR, mixed_spec
 
 from lnlit.checkpoint.decilm import decilm_config, vllm_obstacles
 from lnlit.checkpoint.formats import read_spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import save_tiny
+from checkpoint_models import save_tiny
 
 from lnlit import registry
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
@@ -22,7 +22,7 @@ def test_a_missing_distribution_comes_with_its_install_command():
 
 
 def test_a_distribution_without_a_model_is_refused():
-    with pytest.raises(UserError, match="expected one .gguf file in the distribution, found none"):
+    with pytest.raises(UserError, match=r"expected one .gguf file in the distribution, found none"):
         resolve("pypi:pytest")
 
 
@@ -62,5 +62,5 @@ def test_a_broken_plugin_stops_only_what_nothing_else_reads(tmp_path, monkeypatc
     save_tiny(tmp_path / "model")
     assert read_spec(tmp_path / "model").hidden_size == 32
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="this one holds nothing.*Not tried: checkpoint 'broken' of a-plugin"):
+    with pytest.raises(UserError, match=r"this one holds nothing.*Not tried: checkpoint 'broken' of a-plugin"):
         open_checkpoint(tmp_path / "empty")

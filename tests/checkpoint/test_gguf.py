@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import SMOLLM2, save_tiny
+from checkpoint_models import SMOLLM2, save_tiny
 
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
 from lnlit.checkpoint.load import load_weights

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import save_tiny
+from checkpoint_models import save_tiny
 from safetensors.torch import load_file, save_file
 
 from lnlit.checkpoint.formats import open_checkpoint, read_spec
@@ -175,9 +175,9 @@ def test_a_damaged_weight_file_is_named(tmp_path, damage):
 def test_missing_shards_and_lying_indexes_are_named(tmp_path):
     save_tiny(tmp_path, max_shard_size="20KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    index["weight_map"]["model.extra"] = "model-00001-of-%05d.safetensors" % len(set(index["weight_map"].values()))
+    index["weight_map"]["model.extra"] = min(index["weight_map"].values())
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="promises tensor model.extra"):
+    with pytest.raises(UserError, match=r"promises tensor model.extra"):
         loaded(tmp_path)
     sorted(tmp_path.glob("model-*.safetensors"))[1].unlink()
     with pytest.raises(UserError, match="missing shard model-00002"):
@@ -187,14 +187,14 @@ def test_missing_shards_and_lying_indexes_are_named(tmp_path):
 def test_an_untied_folder_without_a_head_says_how_to_tie_it(tmp_path):
     save_tiny(tmp_path)
     edit_weights(tmp_path, lambda t: t.pop("lm_head.weight"))
-    with pytest.raises(UserError, match='lm_head.weight is missing.*"tie_word_embeddings": true'):
+    with pytest.raises(UserError, match=r'lm_head.weight is missing.*"tie_word_embeddings": true'):
         loaded(tmp_path)
 
 
 def test_quantised_tensors_are_refused(tmp_path):
     save_tiny(tmp_path)
     edit_weights(tmp_path, lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(torch.int8)}))
-    with pytest.raises(UserError, match="lm_head.weight has dtype I8; quantised"):
+    with pytest.raises(UserError, match=r"lm_head.weight has dtype I8; quantised"):
         loaded(tmp_path)
 
 

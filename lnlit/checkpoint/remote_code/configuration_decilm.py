@@ -58,6 +58,10 @@ class DeciLMConfig(PretrainedConfig):
         initializer_range=0.02,
         use_cache=True,
         rope_parameters=None,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
         **kwargs,
     ):
         self.vocab_size = vocab_size
@@ -75,6 +79,8 @@ class DeciLMConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         self.rope_parameters = rope_parameters
+        kwargs |= {"tie_word_embeddings": tie_word_embeddings, "pad_token_id": pad_token_id}
+        kwargs |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         super().__init__(**kwargs)
 
     def to_dict(self):

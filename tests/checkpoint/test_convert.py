@@ -1,0 +1,167 @@
+"""`lnlit import` and `lnlit export`: bitwise, in little memory, from folders, GGUF and training checkpoints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoint_models import SMOLLM2, mixed_spec, random_decoder, save_tiny
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GenerationConfig
+
+from lnlit.checkpoint.convert import export_model, import_model
+from lnlit.checkpoint.folder import read_provenance
+from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.load import canonical_weights
+from lnlit.errors import UserError
+
+CHAT = [{"role": "system", "content": "detailed thinking on"}, {"role": "user", "content": "2 + 2?"}]
+
+
+def test_import_export_import_is_bitwise(tmp_path):
+    save_tiny(tmp_path / "source", attention_bias=True)
+    import_model(tmp_path / "source", tmp_path / "first")
+    assert export_model(tmp_path / "first", tmp_path / "exported") == []
+    import_model(tmp_path / "exported", tmp_path / "second", max_shard_bytes=10_000)
+    assert not (tmp_path / "second" / "model.safetensors").exists()
+    import_model(tmp_path / "second", tmp_path / "third")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "exported", "third")]
+    assert files[0] == files[1] == files[2]
+    source = load_file(tmp_path / "source" / "model.safetensors")
+    first = load_file(tmp_path / "first" / "model.safetensors")
+    assert source.keys() == first.keys()
+    assert all(torch.equal(first[name], tensor) for name, tensor in source.items())
+    assert len({read_spec(tmp_path / name) for name in ("source", "first", "exported", "second", "third")}) == 1
+
+
+def test_a_dtype_converts_and_is_recorded(tmp_path):
+    save_tiny(tmp_path / "source")
+    out = import_model(tmp_path / "source", tmp_path / "half", dtype="bfloat16")
+    tensors = load_file(out / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    with pytest.raises(UserError, match=r"dtype 'bfloat' is unknown. Did you mean 'bfloat16'"):
+        import_model(tmp_path / "source", tmp_path / "other", dtype="bfloat")
+
+
+def test_the_target_is_checked_before_the_weights_are_read(tmp_path):
+    save_tiny(tmp_path / "source")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(UserError, match="taken: exists already"):
+        import_model(tmp_path / "source", tmp_path / "taken")
+
+
+def test_a_gguf_brings_its_tokenizer_template_and_end_token(smollm2):
+    file = resolve(SMOLLM2)
+    theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    ours = AutoTokenizer.from_pretrained(smollm2)
+    text = "Zürich, 12345 naïve  words\n\tdef f(x):"
+    assert ours(text).input_ids == theirs(text).input_ids
+    assert ours.decode(ours(text).input_ids) == text
+    assert ours.apply_chat_template(CHAT, tokenize=False) == theirs.apply_chat_template(CHAT, tokenize=False)
+    assert ours.convert_ids_to_tokens(GenerationConfig.from_pretrained(smollm2).eos_token_id) == "<|im_end|>"
+    assert read_provenance(smollm2)["source"] == SMOLLM2
+
+
+def test_a_folder_keeps_its_tokenizer_files(smollm2, tmp_path):
+    exported = tmp_path / "exported"
+    export_model(smollm2, exported)
+    for file in smollm2.iterdir():
+        if file.name != "lnlit.json":
+            assert (exported / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_the_tokenizers_end_token_joins_the_configs(tmp_path):
+    save_tiny(tmp_path / "source", eos_token_id=2)
+    (tmp_path / "source" / "generation_config.json").unlink()
+    (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|eot|>"}}))
+    added = [{"id": 9, "content": "<|eot|>"}, {"id": 10, "content": "<|other|>"}]
+    (tmp_path / "source" / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    out = import_model(tmp_path / "source", tmp_path / "out")
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 9]
+
+
+def write_ckpt(file, decoder, **changes):
+    state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
+    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": None}
+    torch.save({"state_dict": state | {"teacher.weight": torch.ones(1)}, "lnlit": lnlit, "epoch": 1} | changes, file)
+    return file
+
+
+def test_a_training_checkpoint_exports_with_the_tokenizer_of_its_origin(tmp_path):
+    save_tiny(tmp_path / "origin")
+    (tmp_path / "origin" / "chat_template.jinja").write_text("{{ messages }}")
+    decoder = random_decoder(mixed_spec())
+    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": str(tmp_path / "origin")}
+    file = write_ckpt(tmp_path / "last.ckpt", decoder, lnlit=lnlit)
+    obstacles = export_model(file, tmp_path / "out")
+    assert any("single_linear" in line for line in obstacles)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    expected = dict(canonical_weights(decoder))
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lnlit": {}}, r"last.ckpt: a Lightning checkpoint without an lnlit spec"),
+        ({"state_dict": {}}, r"model.embed_tokens|embed_tokens.weight.* missing"),
+        ({"extra": Payload()}, r"cannot be read as a checkpoint of plain tensors"),
+    ],
+)
+def test_a_foreign_or_dangerous_ckpt_is_refused(tmp_path, capsys, changes, message):
+    file = write_ckpt(tmp_path / "last.ckpt", random_decoder(mixed_spec()), **changes)
+    with pytest.raises(UserError, match=message):
+        export_model(file, tmp_path / "out")
+    assert "never run" not in capsys.readouterr().out
+
+
+def test_a_truncated_ckpt_is_named(tmp_path):
+    file = write_ckpt(tmp_path / "last.ckpt", random_decoder(mixed_spec()))
+    file.write_bytes(file.read_bytes()[:-2000])
+    with pytest.raises(UserError, match=r"last.ckpt: cannot be read"):
+        export_model(file, tmp_path / "out")
+
+
+MEASURE = """
+import sys
+import torch, transformers
+from lnlit.checkpoint.convert import import_model
+from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.load import load_weights
+from lnlit.models.build import build_decoder
+
+def peak_bytes():  # not getrusage, whose peak survives fork and exec
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+task, source, out = sys.argv[1:]
+start = peak_bytes()
+if task == "load":
+    load_weights(build_decoder(read_spec(source), "cpu"), source)
+else:
+    import_model(source, out, max_shard_bytes=2**27)
+print(peak_bytes() - start)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("task", "copies"), [("load", 1.25), ("import in 128 MiB shards", 0.45)])
+def test_memory_stays_near_one_copy_of_the_weights(smollm2, tmp_path, task, copies, record_property):
+    size = (smollm2 / "model.safetensors").stat().st_size
+    arguments = [sys.executable, "-c", MEASURE, task, str(smollm2), str(tmp_path / "out")]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    measured = int(result.stdout) / size
+    record_property("peak_copies", measured)
+    assert measured <= copies

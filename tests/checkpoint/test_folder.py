@@ -1,0 +1,212 @@
+"""Model folders: what transformers makes of them, and what a failed save leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoint_models import LINEAR, mixed_spec, random_decoder, save_tiny
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from lnlit.checkpoint.folder import read_provenance, save_folder
+from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.load import canonical_weights, load_weights
+from lnlit.errors import UserError
+from lnlit.models.build import build_decoder
+from lnlit.specs import NOOP, BlockSpec
+
+PROMPTS = [[5, 17, 3, 88, 41, 2, 9], [60], [12, 71, 33]]
+NEW_TOKENS = 12
+
+
+def save(out, decoder, **changes):
+    arguments = {"tokenizer_from": None, "provenance": {"parent": "none"}} | changes
+    return save_folder(out, decoder.spec, canonical_weights(decoder), **arguments)
+
+
+def in_transformers(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
+@torch.no_grad()
+def greedy(decoder, prompt):
+    tokens = list(prompt)
+    for _ in range(NEW_TOKENS):
+        tokens.append(int(decoder(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def generate_together(model):
+    """All prompts in one left-padded batch, with transformers' KV cache."""
+    width = max(map(len, PROMPTS))
+    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    return model.generate(tokens, attention_mask=mask, **options)[:, width:].tolist()
+
+
+def without(spec, slot):
+    return spec.replace(layers=tuple(block.replace(**{slot: NOOP}) for block in spec.layers))
+
+
+CHILDREN = {
+    "every variant": mixed_spec(),
+    "tied": mixed_spec(tie_embeddings=True),
+    "weightless first layer": mixed_spec(layers=(BlockSpec(NOOP, NOOP), *mixed_spec().layers)),
+    "linear first layer": mixed_spec(layers=(BlockSpec(LINEAR, LINEAR), *mixed_spec().layers)),
+    "no FFN at all": without(mixed_spec(), "ffn"),
+    "no attention at all": without(mixed_spec(), "attention"),
+    "homogeneous, heads that do not divide the width": mixed_spec(
+        hidden_size=34, layers=(mixed_spec().layers[5], mixed_spec().layers[5])
+    ),
+    "fused homogeneous": mixed_spec(layers=(mixed_spec().layers[1],) * 2),
+}
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_children_answer_alike_in_transformers(tmp_path, name, record_property):
+    decoder = random_decoder(CHILDREN[name])
+    model = in_transformers(save(tmp_path / "child", decoder))
+    tokens = torch.randint(0, 97, (2, 48))
+    with torch.no_grad():
+        worst = (decoder(tokens) - model(tokens).logits).abs().max().item()
+    record_property("max_abs_difference", worst)
+    assert worst <= 1e-5
+    assert generate_together(model) == [greedy(decoder, prompt) for prompt in PROMPTS]
+
+
+def test_the_attention_implementation_can_be_chosen(tmp_path):
+    decoder = random_decoder(mixed_spec())
+    folder = save(tmp_path / "child", decoder)
+    eager = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, attn_implementation="eager")
+    assert {
+        layer.self_attn.config._attn_implementation for layer in (eager.model.layers[1], eager.model.layers[5])
+    } == {"eager"}
+    tokens = torch.randint(0, 97, (1, 20))
+    with torch.no_grad():
+        assert (eager(tokens).logits - decoder(tokens)).abs().max() <= 1e-4
+
+
+def test_a_homogeneous_model_is_a_stock_llama(tmp_path):
+    folder = save(tmp_path / "llama", random_decoder(CHILDREN["fused homogeneous"]))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert "auto_map" not in config
+    assert not list(folder.glob("*.py"))
+    assert isinstance(AutoModelForCausalLM.from_pretrained(folder), LlamaForCausalLM)
+
+
+def test_block_configs_are_objects_with_the_attributes_vllm_reads(tmp_path):
+    config = in_transformers(save(tmp_path / "child", random_decoder(mixed_spec()))).config
+    second = config.block_configs[1]
+    assert (second.attention.no_op, second.attention.n_heads_in_group) == (False, 2)
+    assert second.ffn.intermediate_size == 72
+    assert not hasattr(second.ffn, "ffn_mult")
+    assert config.rope_parameters["rope_theta"] == 10_000.0
+
+
+def test_transformers_can_save_the_child_again(tmp_path):
+    decoder = random_decoder(mixed_spec())
+    in_transformers(save(tmp_path / "child", decoder)).save_pretrained(tmp_path / "again")
+    reread = build_decoder(read_spec(tmp_path / "again"), "cpu")
+    load_weights(reread, tmp_path / "again")
+    original = dict(canonical_weights(decoder))
+    assert all(torch.equal(tensor, original[name]) for name, tensor in canonical_weights(reread))
+
+
+def test_shards_are_indexed_and_hold_every_tensor_once(tmp_path):
+    decoder = random_decoder(mixed_spec())
+    folder = save(tmp_path / "sharded", decoder, max_shard_bytes=8_000)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 3
+    assert all((folder / file).is_file() for file in index["weight_map"].values())
+    assert index["weight_map"].keys() == dict(canonical_weights(decoder)).keys()
+    assert index["metadata"]["total_size"] == sum(4 * p.numel() for p in decoder.parameters())
+    tokens = torch.randint(0, 97, (1, 20))
+    assert torch.allclose(in_transformers(folder)(tokens).logits, decoder(tokens), atol=1e-4)
+
+
+def test_spec_and_provenance_come_back(tmp_path):
+    folder = save(tmp_path / "child", random_decoder(mixed_spec()), provenance={"parent": "smollm2", "seed": 7})
+    assert read_spec(folder) == mixed_spec()
+    provenance = read_provenance(folder)
+    assert (provenance["parent"], provenance["seed"]) == ("smollm2", 7)
+
+
+def test_what_cannot_be_expressed_is_refused_before_anything_is_written(tmp_path):
+    first = mixed_spec().layers[5]
+    other = first.replace(attention=first.attention.replace(head_dim=12))
+    decoder = random_decoder(mixed_spec(layers=(first, other)))
+    with pytest.raises(UserError, match=r"layers\[1\].attention: head_dim=12 differs"):
+        save(tmp_path / "child", decoder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_incomplete_or_repeated_weights_leave_nothing(tmp_path):
+    decoder = random_decoder(mixed_spec())
+    weights = list(canonical_weights(decoder))
+    common = {"tokenizer_from": None, "provenance": {}}
+    with pytest.raises(UserError, match=r"tensor model.embed_tokens.weight is missing"):
+        save_folder(tmp_path / "child", decoder.spec, weights[1:], **common)
+    with pytest.raises(UserError, match="comes twice"):
+        save_folder(tmp_path / "child", decoder.spec, weights + weights[:1], **common)
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwriting_needs_permission_and_a_model_folder(tmp_path):
+    decoder = random_decoder(mixed_spec())
+    save(tmp_path / "child", decoder)
+    with pytest.raises(UserError, match="exists already"):
+        save(tmp_path / "child", decoder)
+    save(tmp_path / "child", random_decoder(mixed_spec(), seed=1), overwrite=True)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not a model folder"):
+        save(tmp_path / "thesis", decoder, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["child", "thesis"]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from lnlit.checkpoint.convert import import_model
+from lnlit.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    import_model(sys.argv[1], sys.argv[2], overwrite=True)
+except UserError as error:
+    sys.exit(f"UserError: {error}")
+"""
+
+
+def test_a_save_that_fails_half_way_keeps_the_old_folder(tmp_path):
+    save_tiny(tmp_path / "source")
+    folder = save(tmp_path / "child", random_decoder(mixed_spec()))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    arguments = [sys.executable, "-c", FULL_DISK, str(tmp_path / "source"), str(folder)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "child: saving failed and nothing was changed there" in result.stderr
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["child", "source"]
+
+
+def test_a_folder_of_a_newer_format_is_refused(tmp_path):
+    folder = save(tmp_path / "child", random_decoder(mixed_spec()))
+    data = json.loads((folder / "lnlit.json").read_text())
+    (folder / "lnlit.json").write_text(json.dumps(data | {"format": 2}))
+    with pytest.raises(UserError, match=r"format 2; this lnlit reads format 1. Update lnlit"):
+        read_spec(folder)
+
+
+def test_a_misspelt_key_in_the_spec_names_file_and_key(tmp_path):
+    folder = save(tmp_path / "child", random_decoder(mixed_spec()))
+    data = json.loads((folder / "lnlit.json").read_text())
+    data["spec"]["layers"][1]["ffn"]["args"] = {"intermediate_sise": 72}
+    (folder / "lnlit.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"layers\[1\].ffn.args: unknown key 'intermediate_sise'. Did you mean"):
+        read_spec(folder)
