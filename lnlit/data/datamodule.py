@@ -34,7 +34,8 @@ class ChatData(L.LightningDataModule):
         seed: seeds the order of the training rows.
         too_long: what to do with a conversation longer than `sequence_length`; each case is counted.
         thinking: the toggle for rows that carry none themselves.
-        streaming: tokenise the training rows as they are needed instead of all at the start.
+        streaming: tokenise the training rows as they are needed instead of all at the start. The trainer sees no
+            epochs then, so it needs `max_steps`.
         window: documents that a stream packs and shuffles at a time.
         padding_side: where padding goes.
     """
@@ -72,6 +73,7 @@ class ChatData(L.LightningDataModule):
         self.window = window
         self.padding_side = padding_side
         self._train_loader: TrainLoader | None = None
+        self._resume_from: dict[str, Any] | None = None
 
     @cached_property
     def encoder(self) -> ChatEncoder:
@@ -119,8 +121,13 @@ class ChatData(L.LightningDataModule):
             _ = self.val_plan
 
     def train_dataloader(self) -> TrainLoader:
+        if self.streaming and self.trainer is not None and self.trainer.max_steps == -1:
+            raise UserError("data.streaming: a stream's length is unknown, so say how long to train: trainer.max_steps")
         self._train_loader = TrainLoader(self.train_plan, self._collate, self.micro_batch_size)
         self._set_rank(self._train_loader)
+        if self._resume_from is not None:
+            self._train_loader.load_state_dict(self._resume_from)
+            self._resume_from = None
         return self._train_loader
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -134,6 +141,13 @@ class ChatData(L.LightningDataModule):
         if self._train_loader is not None:
             self._train_loader.mark_consumed(batch)
         return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The train loader's state. Lightning keeps one too, but ignores it when the checkpoint is an epoch's last."""
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume_from = state_dict.get("train")
 
     def teardown(self, stage: str) -> None:
         if self.streaming and stage == "fit":

@@ -1,7 +1,7 @@
 """Batches from a plan: index-based, resumable, and the same data for every world size.
 
-Lightning saves the state of any train loader that has `state_dict` and `load_state_dict`, but only rank 0's; so the
-state here is global (rows done by all ranks together), and every rank works out its own share.
+A checkpoint holds rank 0's state only; so the state here is global (rows done by all ranks together), and every rank
+works out its own share.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class EvalLoader:
 class TrainLoader(EvalLoader):
     """Goes on where it stands: the next epoch after a finished one, or mid-epoch after `load_state_dict`.
 
-    A batch counts as consumed once `mark_consumed` is told so, or the next one is asked for. Lightning fetches a batch
-    ahead from an unsized loader; without the mark a checkpoint would skip or repeat that batch.
+    A batch counts as consumed once `mark_consumed` is told so, or the next one is asked for: Lightning fetches a batch
+    ahead from an unsized loader, and a checkpoint must neither skip nor repeat it.
     """
 
     def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], TokenBatch], micro_batch_size: int) -> None:

@@ -21,7 +21,7 @@ State = dict[str, Any]
 
 
 class Plan(ABC):
-    """An endless sequence of epochs, each a finite sequence of rows."""
+    """An endless sequence of rows in epochs."""
 
     @abstractmethod
     def start(self) -> State:
@@ -29,12 +29,12 @@ class Plan(ABC):
 
     @abstractmethod
     def rows(self, state: State) -> Iterator[tuple[Row, State]]:
-        """The remaining rows of the state's epoch (of the next one if none remain), each with the state after it."""
+        """Rows from the state on, each with the state after it: to the epoch's end, or without end for a stream."""
 
     @property
     @abstractmethod
     def num_rows(self) -> int | None:
-        """Rows in every epoch, or None when only reading to the end would tell."""
+        """Rows in every epoch, or None for a stream, whose end is not known beforehand."""
 
     @property
     @abstractmethod

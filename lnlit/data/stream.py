@@ -20,7 +20,8 @@ Reader = Callable[[BlendEntry, int], Iterator[Document | None]]
 
 
 class StreamPlan(Plan):
-    """Packs and shuffles one window of documents at a time; memory holds one window.
+    """Packs and shuffles one window of documents at a time; memory holds one window. After the last row the next
+    epoch begins: a trainer sees no end, and stops by its number of steps.
 
     The state is where the current window began in each source, and how many of its rows are done: resuming reads that
     window again. Every rank reads the whole stream and keeps its own rows.
@@ -67,12 +68,9 @@ class StreamPlan(Plan):
         return self._at(epoch=0, stage=0)
 
     def rows(self, state: State) -> Iterator[tuple[Row, State]]:
-        at_end = True
-        for item in self._epoch(state):
-            at_end = False
-            yield item
-        if at_end:  # the state stood behind its epoch's last row
-            yield from self._epoch(self._at(state["epoch"] + 1, stage=0))
+        while True:
+            yield from self._epoch(state)
+            state = self._at(state["epoch"] + 1, stage=0)
 
     def _epoch(self, state: State) -> Iterator[tuple[Row, State]]:
         while state["stage"] < len(self.stages):

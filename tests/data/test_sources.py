@@ -1,0 +1,102 @@
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from chat_samples import toggle_rows, write_jsonl
+
+from lnlit import registry
+from lnlit.data.sources import HuggingFaceSource, JsonlSource, ParquetSource, where
+from lnlit.errors import UserError
+
+
+@pytest.fixture
+def rows():
+    made = toggle_rows(5)
+    made[2]["messages"][0]["content"] = "line\u2028separator\u2029and\x85more"
+    return made
+
+
+def test_json_files_of_every_kind_give_the_same_rows(tmp_path, rows):
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    write_jsonl(tmp_path / "b.jsonl.gz", rows)
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    (tmp_path / "d.jsonl").write_bytes(b"\r\n\n".join(json.dumps(row).encode() for row in rows))
+    for name in ("a.jsonl", "b.jsonl.gz", "c.json", "d.jsonl"):
+        assert list(JsonlSource(str(tmp_path / name)).rows()) == rows, name
+
+
+def test_globs_and_lists_keep_their_order(tmp_path, rows):
+    write_jsonl(tmp_path / "2.jsonl", rows[3:])
+    write_jsonl(tmp_path / "1.jsonl", rows[:3])
+    assert list(JsonlSource(str(tmp_path / "*.jsonl")).rows()) == rows
+    reverse = JsonlSource([str(tmp_path / "2.jsonl"), str(tmp_path / "1.jsonl")])
+    assert list(reverse.rows()) == rows[3:] + rows[:3]
+    assert list(reverse.rows(4)) == rows[2:3]
+
+
+def test_parquet_starts_anywhere(tmp_path, rows):
+    for number, part in enumerate((rows[:4], rows[4:])):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), tmp_path / f"{number}.parquet", row_group_size=2)
+    source = ParquetSource(str(tmp_path / "*.parquet"))
+    for start in range(len(rows) + 1):
+        assert list(source.rows(start)) == rows[start:]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_huggingface_reads_a_local_folder(tmp_path, rows, streaming, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    write_jsonl(tmp_path / "set" / "train.jsonl", rows)
+    source = HuggingFaceSource(str(tmp_path / "set"), "train", streaming=streaming)
+    assert list(source.rows()) == rows
+    assert list(source.rows(3)) == rows[3:]
+
+
+def test_errors_name_file_and_line(tmp_path, rows):
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('\n{"messages": \n')
+    with pytest.raises(UserError, match=r"a\.jsonl:7: not valid JSON"):
+        list(JsonlSource(str(tmp_path / "a.jsonl")).rows())
+    (tmp_path / "b.jsonl").write_text('{"a": 1}\n[1]\n')
+    with pytest.raises(UserError, match=r"b\.jsonl:2: expected a JSON object, got list"):
+        list(JsonlSource(str(tmp_path / "b.jsonl")).rows())
+    (tmp_path / "c.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="expected a list of rows, got dict"):
+        list(JsonlSource(str(tmp_path / "c.json")).rows())
+    (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n"\xff"\n')
+    with pytest.raises(UserError, match=r"d\.jsonl.*not UTF-8"):
+        list(JsonlSource(str(tmp_path / "d.jsonl")).rows())
+
+
+def test_a_cut_gzip_is_a_clear_error(tmp_path):
+    whole = write_jsonl(tmp_path / "a.jsonl.gz", toggle_rows(500)).read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz:\d+: cannot be read"):
+        list(JsonlSource(str(tmp_path / "a.jsonl.gz")).rows())
+
+
+def test_missing_and_broken_files(tmp_path):
+    for paths in (str(tmp_path / "absent.jsonl"), str(tmp_path / "*.jsonl"), str(tmp_path)):
+        with pytest.raises(UserError, match="no file matches"):
+            JsonlSource(paths)
+    with pytest.raises(UserError, match="list of paths is empty"):
+        JsonlSource([])
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        list(ParquetSource(str(tmp_path / "a.parquet")).rows())
+    with pytest.raises(UserError, match="cannot load"):
+        list(HuggingFaceSource(str(tmp_path / "absent"), "train").rows())
+
+
+def test_where_finds_the_line_past_blank_ones(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
+    assert where(JsonlSource(str(tmp_path / "a.jsonl")), 1).endswith("a.jsonl:3")
+
+
+def test_every_registered_source_builds_by_name(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", toggle_rows(2))
+    assert len(list(registry.build("source", "jsonl", str(tmp_path / "a.jsonl")).rows())) == 2
+    for name in ("parquet", "huggingface", "reasoning_gym"):
+        assert registry.get("source", name)
