@@ -108,6 +108,7 @@ def test_a_plugin_imports_only_the_sockets(path: Path):
         "from lnlit.cli.main import main; assert main(['--help']) == 0",
         "from lnlit.cli.main import main; assert main(['--version']) == 0",
         "from lnlit.cli.main import main; assert main(['plugins']) == 0",
+        "from lnlit.cli.main import main; assert main(['fit', '--help']) == 0",
         "from lnlit.cli.main import main; assert main(['nonsense']) == 2",
     ],
 )

@@ -16,10 +16,10 @@ from lnlit.errors import UserError, did_you_mean
 
 #: name -> ("module:function" taking the remaining arguments and returning an exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("lnlit.cli.train:fit", "train: lnlit fit --config a.yaml [--config b.yaml] [--model.init_args.key value]"),
-    "validate": ("lnlit.cli.train:validate", "run the validation loop of a configuration"),
-    "test": ("lnlit.cli.train:test", "run the test loop of a configuration"),
-    "predict": ("lnlit.cli.train:predict", "run the prediction loop of a configuration"),
+    "fit": ("lnlit.cli.stages:fit", "train: lnlit fit --config a.yaml [--config b.yaml] [--model.init_args.key value]"),
+    "validate": ("lnlit.cli.stages:validate", "run the validation loop of a configuration"),
+    "test": ("lnlit.cli.stages:test", "run the test loop of a configuration"),
+    "predict": ("lnlit.cli.stages:predict", "run the prediction loop of a configuration"),
     "import": ("lnlit.cli.convert:import_command", "read any supported checkpoint and write a model folder"),
     "export": ("lnlit.cli.convert:export_command", "write a folder that transformers and vLLM load"),
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL --thinking on|off"),

@@ -1,4 +1,4 @@
-"""`lnlit fit|validate|test|predict`: LightningCLI with lnlit's names, defaults, errors and exit codes."""
+"""LightningCLI with lnlit's names, defaults, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -107,27 +107,8 @@ class LitCLI(LightningCLI):
         return self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
 
 
-def fit(argv: list[str]) -> int:
-    """Train. Returns 0, 130 after Ctrl-C or 143 after SIGTERM; both have saved a checkpoint."""
-    return _run("fit", argv)
-
-
-def validate(argv: list[str]) -> int:
-    """Run the validation loop."""
-    return _run("validate", argv)
-
-
-def test(argv: list[str]) -> int:
-    """Run the test loop."""
-    return _run("test", argv)
-
-
-def predict(argv: list[str]) -> int:
-    """Run the prediction loop."""
-    return _run("predict", argv)
-
-
-def _run(command: str, argv: list[str]) -> int:
+def run(command: str, argv: list[str]) -> int:
+    """Run one command and return its exit code: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
     _quieten()
     try:
         cli = LitCLI([command, *argv])

@@ -69,10 +69,18 @@ def test_a_run_leaves_its_configuration_beside_its_logs_and_may_run_again(lnlit,
         assert saved["trainer"]["max_steps"] == 2
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_help_exits_with_zero(lnlit, command):
-    code, out, _ = lnlit(command, "--help")
-    assert code == 0 and "--trainer.max_steps" in out
+COMMANDS = ["fit", "validate", "test", "predict"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_full_help_lists_the_trainers_options(lnlit, command):
+    code, out, _ = lnlit(command, "--help_all")
+    assert code == 0 and "--trainer.max_steps" in out and "--ckpt_path" in out
+
+
+def test_help_on_one_class(lnlit):
+    code, out, _ = lnlit("fit", "--model.help", "SFT")
+    assert code == 0 and "--model.optimizer.learning_rate" in out and "peak rate" in out
 
 
 def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monkeypatch, tiny_model):

@@ -40,6 +40,16 @@ def test_help_lists_every_command(arguments, capsys):
     assert all(f"\n  {name} " in out for name in COMMANDS)
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_a_stage_explains_itself(stage, capsys):
+    for option in ("--help", "-h"):
+        assert main([stage, option]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: lnlit {stage} --config") and "--help_all" in out
+    assert main([stage]) == 2
+    assert f"See `lnlit {stage} --help`" in capsys.readouterr().err
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lnlit {__version__}\n"

@@ -1,0 +1,61 @@
+"""`lnlit fit|validate|test|predict`: a short help at once, and Lightning only when there is work for it."""
+
+from __future__ import annotations
+
+from lnlit.errors import UserError
+
+_HELP = """\
+usage: lnlit {command} --config FILE.yaml [--config MORE.yaml ...] [--KEY VALUE ...]
+
+{purpose}
+A configuration has three parts: trainer, model and data. Files are merged in order, then options; the last one wins.
+
+  --config FILE             a YAML file; may be given several times
+  --model NAME              another training method, e.g. --model SFT
+  --model.KEY VALUE         one of its arguments; --data.KEY and --trainer.KEY likewise
+  --ckpt_path last|FILE     {checkpoint}
+  --print_config            print the merged configuration with every default, check it, and stop
+  --debug                   show the traceback of an error
+  --model.help NAME         the arguments of a training method (also --data.help, --trainer.callbacks.help)
+  --help_all                every option of the trainer
+"""
+
+_RESUME, _LOAD = "go on from a checkpoint of an earlier run", "the weights to use"
+_PURPOSES = {
+    "fit": ("Train a model. Logs, checkpoints and the configuration go to runs/ unless it says otherwise.", _RESUME),
+    "validate": ("Run the validation loop of a configuration once.", _LOAD),
+    "test": ("Run the test loop of a configuration once.", _LOAD),
+    "predict": ("Run the prediction loop of a configuration once.", _LOAD),
+}
+
+
+def fit(argv: list[str]) -> int:
+    """Train. Returns 0, 130 after Ctrl-C or 143 after SIGTERM; both have saved a checkpoint."""
+    return _stage("fit", argv)
+
+
+def validate(argv: list[str]) -> int:
+    """Run the validation loop."""
+    return _stage("validate", argv)
+
+
+def test(argv: list[str]) -> int:
+    """Run the test loop."""
+    return _stage("test", argv)
+
+
+def predict(argv: list[str]) -> int:
+    """Run the prediction loop."""
+    return _stage("predict", argv)
+
+
+def _stage(command: str, argv: list[str]) -> int:
+    if not argv:
+        raise UserError(f"{command} needs a configuration: --config FILE.yaml. See `lnlit {command} --help`.")
+    if argv[0] in ("-h", "--help"):
+        purpose, checkpoint = _PURPOSES[command]
+        print(_HELP.format(command=command, purpose=purpose, checkpoint=checkpoint), end="")
+        return 0
+    from lnlit.cli.train import run
+
+    return run(command, ["--help" if argument == "--help_all" else argument for argument in argv])
