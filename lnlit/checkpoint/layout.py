@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.lora import base_parameters
 from lnlit.specs import ModelSpec
 
 Shape = tuple[int, ...]
@@ -31,10 +32,10 @@ def canonical_name(own_name: str) -> str:
 
 
 def layout(decoder: Decoder) -> dict[str, Slot]:
-    """Canonical name -> place, in the decoder's order. A packed parameter holds equal parts along dim 0."""
+    """Canonical name -> place, in the decoder's order, without adapters. Packed parameters hold equal parts of dim 0."""
     packed = decoder.packed_weights()
     slots = {}
-    for own_name, parameter in decoder.named_parameters():
+    for own_name, parameter in base_parameters(decoder):
         parts = packed.get(own_name, (own_name,))
         rows = parameter.shape[0] // len(parts)
         for index, part in enumerate(parts):

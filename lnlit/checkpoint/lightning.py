@@ -1,6 +1,6 @@
 """Checkpoints that training writes: a Lightning .ckpt whose state dict holds the decoder under `decoder.`.
 
-`checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from}.
+`checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "lora": the adapters or None}.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnlit.checkpoint.layout import Slot, check_shapes, layout
+from lnlit.checkpoint.layout import check_shapes
+from lnlit.checkpoint.load import canonical_weights
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import build_decoder
+from lnlit.models.lora import LoRA, add_lora
 from lnlit.specs import ModelSpec
 
 PREFIX = "decoder."
 
 
 class LightningCheckpoint(CheckpointFormat):
-    """A single-file .ckpt. Tensors stay on disk until they are used."""
+    """A single-file .ckpt, its adapters merged in. Tensors stay on disk until they are used."""
 
     def recognises(self, path: Path) -> bool:
         return path.suffix == ".ckpt" and (path.is_file() or (path / ".metadata").is_file())
@@ -39,20 +41,19 @@ class LightningCheckpoint(CheckpointFormat):
         return _metadata(_open(path), path).get("model")
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        checkpoint = _open(path)
         state = {
             name.removeprefix(PREFIX): value
-            for name, value in _open(path).get("state_dict", {}).items()
+            for name, value in checkpoint.get("state_dict", {}).items()
             if name.startswith(PREFIX)
         }
         decoder = build_decoder(self.read_spec(path))
+        if lora := _metadata(checkpoint, path).get("lora"):
+            add_lora(decoder, LoRA(**lora))
         expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
         check_shapes(str(path), {name: tuple(value.shape) for name, value in state.items()}, expected)
-        for name, slot in layout(decoder).items():
-            yield name, _rows(state[slot.parameter], slot)
-
-
-def _rows(parameter: Tensor, slot: Slot) -> Tensor:
-    return parameter.narrow(0, slot.start, slot.shape[0])
+        decoder.load_state_dict(state, assign=True)
+        yield from canonical_weights(decoder)
 
 
 def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.layout import Slot, layout
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
+from lnlit.models.lora import base_parameters, merged
 
 
 def load_weights(decoder: Decoder, path: str | Path) -> None:
@@ -51,7 +52,11 @@ def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) ->
 
 
 def _write(parameter: Tensor, slot: Slot, tensor: Tensor) -> None:
-    """Copy the part of `tensor` that this process holds into its rows of `parameter`."""
+    """Copy the part of `tensor` that this process holds into its rows of `parameter`.
+
+    A rank's part is one contiguous range of each dim, also where tensor parallelism and FSDP2 split the same dim; the
+    range comes from the helper that torch's own distributed checkpoints use.
+    """
     local, shape, offset = parameter, tuple(parameter.shape), (0,) * parameter.dim()
     if isinstance(parameter, DTensor):
         local = parameter.to_local()
@@ -68,7 +73,7 @@ def _write(parameter: Tensor, slot: Slot, tensor: Tensor) -> None:
 
 
 def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Every weight as (canonical name, full CPU tensor): the inverse of `load_weights`.
+    """Every weight as (canonical name, full CPU tensor), adapters merged in: the inverse of `load_weights`.
 
     Sharded parameters are gathered one at a time, so every rank must run this to the end. On the CPU the tensors are
     views of the parameters.
@@ -77,8 +82,9 @@ def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     by_parameter: dict[str, list[tuple[str, Slot]]] = {}
     for name, slot in slots.items():
         by_parameter.setdefault(slot.parameter, []).append((name, slot))
-    for own_name, parameter in decoder.named_parameters():
+    for own_name, parameter in base_parameters(decoder):
         full = parameter.detach()
-        full = (full.full_tensor() if isinstance(full, DTensor) else full).cpu()
+        full = full.full_tensor() if isinstance(full, DTensor) else full
+        full = merged(decoder, own_name, full).cpu()
         for name, slot in by_parameter[own_name]:
             yield name, full.narrow(0, slot.start, slot.shape[0])

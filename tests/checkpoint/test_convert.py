@@ -15,8 +15,10 @@ from transformers import AutoTokenizer, GenerationConfig
 from lnlit.checkpoint.convert import export_model, import_model
 from lnlit.checkpoint.folder import read_provenance
 from lnlit.checkpoint.formats import read_spec, resolve
-from lnlit.checkpoint.load import canonical_weights
+from lnlit.checkpoint.load import canonical_weights, load_weights
 from lnlit.errors import UserError
+from lnlit.models.build import build_decoder
+from lnlit.models.lora import LoRA, add_lora, init_lora
 
 CHAT = [{"role": "system", "content": "detailed thinking on"}, {"role": "user", "content": "2 + 2?"}]
 
@@ -105,6 +107,25 @@ def test_a_training_checkpoint_exports_with_the_tokenizer_of_its_origin(tmp_path
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_adapters_of_a_training_checkpoint_are_merged(tmp_path):
+    decoder = random_decoder(mixed_spec())
+    add_lora(decoder, LoRA(rank=2, targets=("q_proj", "gate_up_proj")))
+    init_lora(decoder)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if "lora_b" in name:
+                parameter.normal_()
+    adapters = {"rank": 2, "alpha": 32.0, "dropout": 0.0, "targets": ["q_proj", "gate_up_proj"]}
+    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": None, "lora": adapters}
+    export_model(write_ckpt(tmp_path / "last.ckpt", decoder, lnlit=lnlit), tmp_path / "out")
+    exported = build_decoder(decoder.spec, "cpu").eval()
+    load_weights(exported, tmp_path / "out")
+    tokens = torch.randint(0, 97, (1, 20))
+    with torch.no_grad():
+        assert (exported(tokens) - decoder.eval()(tokens)).abs().max() <= 1e-4
+        assert (exported(tokens) - random_decoder(mixed_spec())(tokens)).abs().max() > 0.1
 
 
 class Payload:
