@@ -32,7 +32,7 @@ def canonical_name(own_name: str) -> str:
 
 
 def layout(decoder: Decoder) -> dict[str, Slot]:
-    """Canonical name -> place, in the decoder's order, without adapters. Packed parameters hold equal parts of dim 0."""
+    """Canonical name -> place, in the decoder's order, no adapters. A packed parameter holds equal parts of dim 0."""
     packed = decoder.packed_weights()
     slots = {}
     for own_name, parameter in base_parameters(decoder):
