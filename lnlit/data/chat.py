@@ -39,12 +39,17 @@ class Document:
         return Document(self.tokens[:length], self.loss_mask[:length])
 
 
-def toggle(thinking: Any) -> str:
-    """The system prompt for `on`, `off`, or a boolean (as unquoted YAML reads on and off)."""
-    value = {True: "on", False: "off"}.get(thinking, thinking) if isinstance(thinking, bool) else thinking
+def on_or_off(thinking: Any) -> Thinking:
+    """`on` or `off`, also from a boolean: YAML reads the bare words on and off as true and false."""
+    value = ("on" if thinking else "off") if isinstance(thinking, bool) else thinking
     if value not in get_args(Thinking):
         raise UserError(f"thinking: expected on or off, got {thinking!r}")
-    return f"detailed thinking {value}"
+    return value
+
+
+def toggle(thinking: Any) -> str:
+    """The system prompt that switches thinking on or off."""
+    return f"detailed thinking {on_or_off(thinking)}"
 
 
 def row_messages(row: Mapping[str, Any], thinking: Thinking | None = None) -> list[Message]:

@@ -109,7 +109,10 @@ def check_context(sequence_length: int, folder: str | Path) -> None:
     config = Path(folder) / "config.json"
     if not config.is_file():
         return
-    context = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    try:
+        context = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{config}: cannot be read as a JSON object: {error}") from error
     if isinstance(context, int) and sequence_length > context:
         raise UserError(
             f"sequence_length {sequence_length} is longer than the model's context of {context} tokens ({config}). "

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.data.blend import BlendEntry, in_stages
-from lnlit.data.chat import ChatEncoder, Thinking
+from lnlit.data.chat import ChatEncoder, Thinking, on_or_off
 from lnlit.data.corpus import DocumentReader, TooLong, check_context
 from lnlit.data.loader import EvalLoader, TrainLoader
 from lnlit.data.packing import Row, collate, round_up
@@ -50,7 +50,7 @@ class ChatData(L.LightningDataModule):
         packing: bool = True,
         seed: int = 0,
         too_long: TooLong = "truncate",
-        thinking: Thinking | None = None,
+        thinking: Thinking | bool | None = None,
         streaming: bool = False,
         window: int = 1024,
         padding_side: Literal["right", "left"] = "right",
@@ -68,7 +68,7 @@ class ChatData(L.LightningDataModule):
         self.packing = packing
         self.seed = seed
         self.too_long: TooLong = too_long
-        self.thinking: Thinking | None = thinking
+        self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.streaming = streaming
         self.window = window
         self.padding_side = padding_side

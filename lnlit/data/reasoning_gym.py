@@ -13,6 +13,7 @@ from functools import reduce
 from itertools import islice
 from typing import Any, Literal, get_args
 
+from lnlit.data.chat import on_or_off
 from lnlit.errors import UserError, unknown_key
 from lnlit.interfaces import Source
 
@@ -59,14 +60,12 @@ class ReasoningGymSource(Source):
         split: Split,
         size: int,
         tasks: list[str] | dict[str, dict[str, Any]] | None = None,
-        thinking: Literal["on", "off", "both"] = "both",
+        thinking: Literal["on", "off", "both"] | bool = "both",
         seed: int = 0,
         heldout_percent: int = 10,
     ) -> None:
         if split not in get_args(Split):
             raise UserError(f"reasoning-gym: split must be train or heldout, got {split!r}")
-        if thinking not in ("on", "off", "both"):
-            raise UserError(f"reasoning-gym: thinking must be on, off or both, got {thinking!r}")
         if size < 1 or not 0 < heldout_percent < 100:
             raise UserError(
                 "reasoning-gym: size must be positive and heldout_percent between 1 and 99, "
@@ -82,7 +81,7 @@ class ReasoningGymSource(Source):
         self.split = split
         self.size = size
         self.tasks = {name: {**DEFAULTS[name], **(chosen or {})} for name, chosen in settings.items()}
-        self.thinking = thinking
+        self.thinking = "both" if thinking == "both" else on_or_off(thinking)
         self.seed = seed
         self.heldout_percent = heldout_percent
 

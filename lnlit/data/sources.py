@@ -76,7 +76,7 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
     opener = gzip.open if file.suffix == ".gz" else open
     number = 0
     try:
-        with opener(file, "rt", encoding="utf-8", newline="\n") as lines:
+        with opener(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{file}:{number}", line
@@ -88,7 +88,7 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 
 def _json_list(file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        items = json.loads(file.read_text(encoding="utf-8"))
+        items = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(items, list):
@@ -160,7 +160,7 @@ class HuggingFaceSource(Source):
         from datasets import load_dataset
 
         try:
-            data = load_dataset(
+            data: Any = load_dataset(
                 self.path, name=self.name, split=self.split, revision=self.revision, streaming=self.streaming
             )
         except Exception as error:  # datasets raises its own, hub and file errors alike
@@ -168,4 +168,5 @@ class HuggingFaceSource(Source):
             raise UserError(
                 f"data: cannot load {self}: {message}. Check the name, the split and the network."
             ) from error
-        yield from (dict(row) for row in data.skip(start))
+        if self.streaming or start < len(data):  # `skip` refuses to skip everything
+            yield from (dict(row) for row in data.skip(start))

@@ -133,7 +133,7 @@ def parser() -> ArgumentParser:
 
 
 def test_builds_from_configuration_by_short_names(tokenizer_folder, files):
-    gym = {"class_path": "ReasoningGymSource", "init_args": {"split": "train", "size": 20}}
+    gym = {"class_path": "ReasoningGymSource", "init_args": {"split": "train", "size": 20, "thinking": True}}
     jsonl = {"class_path": "JsonlSource", "init_args": {"paths": str(files[0])}}
     train = [{"source": gym, "weight": 0.5}, {"source": jsonl, "weight": 0.5}]
     shared = {"tokenizer": str(tokenizer_folder), "sequence_length": 512, "micro_batch_size": 2, "val": jsonl}

@@ -105,7 +105,7 @@ def test_gcd_is_euclids():
         ({"split": "train", "size": 0}, "size must be positive"),
         ({"split": "train", "size": 4, "tasks": []}, "no task given"),
         ({"split": "train", "size": 4, "tasks": ["chain_sums"]}, "Did you mean 'chain_sum'"),
-        ({"split": "train", "size": 4, "thinking": "maybe"}, "on, off or both"),
+        ({"split": "train", "size": 4, "thinking": "maybe"}, "expected on or off"),
         ({"split": "train", "size": 4, "tasks": {"chain_sum": {"max_term": 3}}}, "does not take the settings"),
         ({"split": "train", "size": 90, "tasks": {"chain_sum": {"allow_negation": True}}}, "no steps can be written"),
         ({"split": "heldout", "size": 90, "tasks": ["products"]}, "only 9 different heldout questions"),

@@ -22,7 +22,8 @@ def test_json_files_of_every_kind_give_the_same_rows(tmp_path, rows):
     write_jsonl(tmp_path / "b.jsonl.gz", rows)
     (tmp_path / "c.json").write_text(json.dumps(rows))
     (tmp_path / "d.jsonl").write_bytes(b"\r\n\n".join(json.dumps(row).encode() for row in rows))
-    for name in ("a.jsonl", "b.jsonl.gz", "c.json", "d.jsonl"):
+    (tmp_path / "e.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())  # a byte order mark
+    for name in ("a.jsonl", "b.jsonl.gz", "c.json", "d.jsonl", "e.jsonl"):
         assert list(JsonlSource(str(tmp_path / name)).rows()) == rows, name
 
 
@@ -50,7 +51,7 @@ def test_huggingface_reads_a_local_folder(tmp_path, rows, streaming, monkeypatch
     write_jsonl(tmp_path / "set" / "train.jsonl", rows)
     source = HuggingFaceSource(str(tmp_path / "set"), "train", streaming=streaming)
     assert list(source.rows()) == rows
-    assert list(source.rows(3)) == rows[3:]
+    assert list(source.rows(3)) == rows[3:] and list(source.rows(5)) == []
 
 
 def test_errors_name_file_and_line(tmp_path, rows):
