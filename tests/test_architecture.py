@@ -110,6 +110,7 @@ def test_a_plugin_imports_only_the_sockets(path: Path):
         "from lnlit.cli.main import main; assert main(['plugins']) == 0",
         "from lnlit.cli.main import main; assert main(['fit', '--help']) == 0",
         "from lnlit.cli.main import main; assert main(['nonsense']) == 2",
+        "from lnlit.cli.main import main; assert main(['fit', '--config', 'nowhere.yaml']) == 2",
     ],
 )
 def test_the_front_door_imports_nothing_heavy(code: str):

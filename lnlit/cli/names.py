@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lnlit import registry
 from lnlit.builtins import INTERFACES
-from lnlit.errors import UserError, did_you_mean
+from lnlit.errors import UserError
 
 #: Where the classes of a base live whose short name a configuration may use.
 _HOMES: dict[type, str] = {
@@ -77,13 +77,13 @@ def choices(base: type | tuple[type, ...]) -> list[str]:
 
 def _registered(kind: str, name: str) -> str:
     """A registered part by registry name or by its class's name (`jsonl` or `JsonlSource`)."""
-    for entry in registry.entries(kind):
-        if ":" not in name and entry.target.rpartition(":")[2] == name and name not in registry.names(kind):
-            return _path(entry.load())
-    allowed = registry.names(kind)
-    if name.rpartition(":")[2] not in allowed:
-        raise UserError(f"unknown {kind} {name!r}.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}.")
-    return _path(registry.get(kind, name))
+    same_class = [entry for entry in registry.entries(kind) if entry.target.rpartition(":")[2] == name]
+    if not same_class or name in registry.names(kind):
+        return _path(registry.get(kind, name))
+    if len({entry.target for entry in same_class}) > 1:
+        offers = " and ".join(f"{entry.distribution}:{entry.name}" for entry in same_class)
+        raise UserError(f"{kind} class {name!r} is offered as {offers}. Write one of these instead.")
+    return _path(same_class[0].load())
 
 
 def _kind_of(base: type) -> str | None:
@@ -117,4 +117,5 @@ def _is_allowed(path: str) -> bool:
 
 def _plugin_packages() -> set[str]:
     offers = [entry for kind in registry.kinds() for entry in registry.entries(kind)]
-    return {entry.target.partition(":")[0].partition(".")[0] for entry in offers if entry.distribution != "lnlit"}
+    packages = {entry.target.partition(":")[0].partition(".")[0] for entry in offers if entry.distribution != "lnlit"}
+    return {package for package in packages if package.isidentifier() and package != "jsonargparse"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lnlit.cli.written import Written
 from lnlit.errors import UserError
 
 _HELP = """\
@@ -56,6 +57,7 @@ def _stage(command: str, argv: list[str]) -> int:
         purpose, checkpoint = _PURPOSES[command]
         print(_HELP.format(command=command, purpose=purpose, checkpoint=checkpoint), end="")
         return 0
+    written = Written(argv)  # a missing file is reported before Lightning's seconds of imports
     from lnlit.cli.train import run
 
-    return run(command, ["--help" if argument == "--help_all" else argument for argument in argv])
+    return run(command, ["--help" if argument == "--help_all" else argument for argument in argv], written)

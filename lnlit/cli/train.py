@@ -36,16 +36,16 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class LitCLI(LightningCLI):
-    """One command's parser, trainer, model and data. `args` starts with the command."""
+    """One command with its parser, trainer, model and data; running it is part of constructing it, as in Lightning."""
 
-    def __init__(self, args: list[str]) -> None:
-        self._command = args[0]
+    def __init__(self, command: str, arguments: list[str], written: Written) -> None:
+        self._command, self._written = command, written
         names.install()
         strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
-            args=args,
+            args=[command, *arguments],
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_defaults=dict(_TRAINER_DEFAULTS),
@@ -61,11 +61,10 @@ class LitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
-        written = Written(args[1:])
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UserError(explain(self._parser(self._command), written, str(error))) from error
+            raise UserError(explain(self._parser(self._command), self._written, str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint. Lightning would let its hyper-parameters override the configuration here."""
@@ -87,7 +86,9 @@ class LitCLI(LightningCLI):
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__
-            raise cause or error from None
+            if cause is None:
+                raise
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
@@ -107,11 +108,13 @@ class LitCLI(LightningCLI):
         return self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
 
 
-def run(command: str, argv: list[str]) -> int:
-    """Run one command and return its exit code: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
+def run(command: str, arguments: list[str], written: Written) -> int:
+    """Run one command and return its exit code: 130 after Ctrl-C, 143 after SIGTERM, else 0. `written` is `arguments`
+    with the files they name, read.
+    """
     _quieten()
     try:
-        cli = LitCLI([command, *argv])
+        cli = LitCLI(command, arguments, written)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SIGTERMException:
@@ -125,12 +128,15 @@ def run(command: str, argv: list[str]) -> int:
 
 def _exit_code(cli: LitCLI) -> int:
     """128 + the signal that a callback caught and turned into a clean stop, else 0."""
-    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-        received = getattr(callback, "signal_received", None)
-        if received is not None:
-            print(f"stopped by {signal.Signals(received).name}; resume with --ckpt_path", file=sys.stderr)
-            return 128 + received
-    return 0
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    received = next(filter(None, (getattr(callback, "signal_received", None) for callback in callbacks)), None)
+    if received is None:
+        return 0
+    if cli.trainer.is_global_zero:
+        saved = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        advice = "; go on with --ckpt_path last" if saved else ", nothing saved: enable_checkpointing is false"
+        print(f"stopped by {signal.Signals(received).name}{advice}", file=sys.stderr)
+    return 128 + received
 
 
 def _quieten() -> None:

@@ -141,5 +141,5 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node, yaml.Nod
 def _neighbour(path: Path) -> str:
     if not path.parent.is_dir():
         return f"; there is no folder {str(path.parent)!r} either"
-    others = sorted(item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml"))
+    others = sorted(item.name for item in path.parent.iterdir() if item.match("[!.]*.y*ml"))
     return f"; the folder holds {', '.join(others[:8])}" if others else ""

@@ -88,10 +88,12 @@ def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monk
     import torch
 
     from lnlit.cli.train import LitCLI
+    from lnlit.cli.written import Written
 
     path = tmp_path / "stored.ckpt"
     torch.save({"hyper_parameters": {"_class_path": "lnlit.modules.sft.SFT", "model": "another"}}, path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LitCLI, "_run_subcommand", lambda self, subcommand: None)
-    cli = LitCLI(["fit", "--config", str(config()), "--ckpt_path", str(path)])
+    arguments = ["--config", str(config()), "--ckpt_path", str(path)]
+    cli = LitCLI("fit", arguments, Written(arguments))
     assert cli.config["fit"].model.init_args.model == str(tiny_model)
