@@ -158,7 +158,7 @@ class ChatEncoder:
     def encode_prompt(self, messages: Sequence[Message], thinking: Thinking | None = None) -> list[int]:
         """Tokens to generate from: the conversation so far, with the toggle, up to the assistant's header."""
         stand_ins: list[str] = []
-        conversation = row_messages({"messages": list(messages)}, thinking or self.thinking)
+        conversation = row_messages({"messages": list(messages)}, self.thinking if thinking is None else thinking)
         text = self._render(self._safe(conversation, stand_ins), prompt=True)
         ids: list[int] = []
         for _, piece in self._pieces(_Rendered(text, [])):

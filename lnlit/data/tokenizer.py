@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,6 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
-@cache
 def special_texts(tokenizer: Any) -> tuple[str, ...]:
     """The texts of every control token, longest first, so that a regular expression prefers the longest match."""
     texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

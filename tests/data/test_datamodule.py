@@ -137,13 +137,13 @@ def test_builds_from_configuration_by_short_names(tokenizer_folder, files):
     jsonl = {"class_path": "JsonlSource", "init_args": {"paths": str(files[0])}}
     train = [{"source": gym, "weight": 0.5}, {"source": jsonl, "weight": 0.5}]
     shared = {"tokenizer": str(tokenizer_folder), "sequence_length": 512, "micro_batch_size": 2, "val": jsonl}
-    for blend, rows in ((train, 40), (gym, 20), (jsonl, 40)):
+    for blend, rows in ((train, 60), (gym, 20), (jsonl, 40)):
         config = {"data": {"class_path": "ChatData", "init_args": {**shared, "train": blend}}}
         made = parser()
         module = made.instantiate(made.parse_object(config)).data
         module.setup("fit")
         assert module.train_plan.num_tokens > 0 and len(list(module.train_dataloader())) > 0
-        assert sum(len(corpus) for corpus in module.train_plan.corpora) in (rows, 60), blend
+        assert sum(len(corpus) for corpus in module.train_plan.corpora) == rows, blend
 
 
 def test_summary_counts_everything(tokenizer_folder, files, capsys):
