@@ -70,7 +70,9 @@ def find(kind: str, name: str) -> Entry:
     if len(offers) > 1:
         owners = " and ".join(f"{e.distribution} ({e.target})" for e in offers)
         choice = f"{offers[-1].distribution}:{bare}"
-        raise UserError(f"{kind} {bare!r} is offered by {owners}. Write {choice!r} to choose one, or uninstall the other.")
+        raise UserError(
+            f"{kind} {bare!r} is offered by {owners}. Write {choice!r} to choose one, or uninstall the other."
+        )
     return offers[0]
 
 

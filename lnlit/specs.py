@@ -35,7 +35,7 @@ class Args(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PartSpec:
-    """One variant in one slot: a registry name and its arguments, e.g. `PartSpec("swiglu", {"intermediate_size": 1536})`."""
+    """One variant in one slot: a registry name and its arguments, as in `PartSpec("swiglu", {"intermediate_size": 8})`."""
 
     type: str
     args: Mapping[str, Any] = field(default_factory=Args)
@@ -66,7 +66,7 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary position embedding: base `theta` and an optional scaling rule (`llama3` or `linear`) with its arguments."""
+    """Rotary position embedding: base `theta` and an optional scaling rule (`llama3`, `linear`) with its arguments."""
 
     theta: float = 10_000.0
     scaling: PartSpec | None = None

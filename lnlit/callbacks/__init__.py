@@ -1,0 +1,30 @@
+"""Lightning callbacks. Importing this package makes their class names usable in YAML."""
+
+from lightning.pytorch import Callback
+
+from lnlit.callbacks.checkpoints import Checkpoint
+from lnlit.callbacks.export import ExportModel
+from lnlit.callbacks.interrupt import GracefulStop
+from lnlit.callbacks.progress import progress_bar
+from lnlit.callbacks.random_state import RandomState
+from lnlit.callbacks.samples import SampleGenerations
+from lnlit.callbacks.stability import Stability
+from lnlit.callbacks.throughput import Throughput
+from lnlit.callbacks.toggle_report import ToggleReport
+
+__all__ = [
+    "Checkpoint",
+    "ExportModel",
+    "GracefulStop",
+    "RandomState",
+    "SampleGenerations",
+    "Stability",
+    "Throughput",
+    "ToggleReport",
+    "default_callbacks",
+]
+
+
+def default_callbacks() -> list[Callback]:
+    """What every run has unless its configuration gives the same kind itself."""
+    return [Checkpoint(), GracefulStop(), RandomState(), Stability(), Throughput(), progress_bar()]

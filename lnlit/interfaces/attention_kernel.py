@@ -1,4 +1,7 @@
-"""Socket `attention_kernel`: how causal attention within documents is computed. A runtime choice, never part of a spec."""
+"""Socket `attention_kernel`: how causal attention within documents is computed.
+
+A runtime choice, never part of a spec.
+"""
 
 from __future__ import annotations
 

@@ -27,17 +27,17 @@ class LayerContext:
 
 
 class Attend(Protocol):
-    """Softmax attention of one layer. Hides the kernel, document boundaries and the KV cache from the layer."""
+    """Softmax attention of one layer: [B, T, H, d] out. Hides kernel, document boundaries and KV cache from the layer."""
 
-    def __call__(self, layer_index: int, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor: ...
+    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor: ...
 
 
 class _Slot:
-    """What attention and FFN parts have in common. A part is also an `nn.Module`; its constructor is `(context, **args)`."""
+    """What attention and FFN parts have in common. A part is also an `nn.Module`, constructed as `(context, **args)`."""
 
     #: False: the part adds nothing to the residual stream, so the block gives it no norm and skips it.
     residual: ClassVar[bool] = True
-    #: Parameters that stack several checkpoint weights along dim 0, e.g. `{"gate_up_proj": ("gate_proj", "up_proj")}`.
+    #: Linears that stack several checkpoint weights along dim 0, e.g. `{"gate_up_proj": ("gate_proj", "up_proj")}`.
     packed_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     #: Tensor-parallel style of each linear: "colwise" splits its outputs, "rowwise" its inputs; others are replicated.
     tensor_parallel: ClassVar[Mapping[str, str]] = {}

@@ -16,4 +16,4 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Rows from index `start` on, always in the same order. Raises `UserError` naming file and line of a bad row."""
+        """Rows from index `start` on, always in the same order. `UserError` names file and line of a bad row."""

@@ -1,4 +1,7 @@
-"""Grouped-query attention. Shape suffixes: B rows, T tokens, D hidden, H query heads, K key/value heads, d head size."""
+"""Grouped-query attention.
+
+Shape suffixes: B rows, T tokens, D hidden, H query heads, K key/value heads, d head size.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
             )
         if head_dim % 2:
             raise UserError(f"{where}: head_dim must be even for rotary embedding, got {head_dim}")
-        self.layer_index, self.head_dim = context.layer_index, head_dim
+        self.head_dim = head_dim
         self.q_proj = nn.Linear(context.hidden_size, num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(context.hidden_size, num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(context.hidden_size, num_kv_heads * head_dim, bias=bias)
@@ -46,7 +49,7 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
         q_BTHd = apply_rope(self.q_proj(x_BTD).view(heads), cos_BTd, sin_BTd)
         k_BTKd = apply_rope(self.k_proj(x_BTD).view(heads), cos_BTd, sin_BTd)
         v_BTKd = self.v_proj(x_BTD).view(heads)
-        return self.o_proj(attend(self.layer_index, q_BTHd, k_BTKd, v_BTKd).flatten(2))
+        return self.o_proj(attend(q_BTHd, k_BTKd, v_BTKd).flatten(2))
 
     @classmethod
     def kv_cache_shape(cls, args: Mapping[str, Any]) -> tuple[int, int]:

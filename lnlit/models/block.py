@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lnlit.interfaces import AttentionLayer, FeedForwardLayer
 from lnlit.interfaces.layer import Attend
+from lnlit.models.norm import RMSNorm
 
 
 class Block(nn.Module):
@@ -19,9 +20,9 @@ class Block(nn.Module):
     def __init__(self, attention: AttentionLayer, ffn: FeedForwardLayer, hidden_size: int, norm_eps: float) -> None:
         super().__init__()
         self.self_attn = attention if attention.residual else None
-        self.input_layernorm = nn.RMSNorm(hidden_size, eps=norm_eps) if attention.residual else None
+        self.input_layernorm = RMSNorm(hidden_size, eps=norm_eps) if attention.residual else None
         self.mlp = ffn if ffn.residual else None
-        self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=norm_eps) if ffn.residual else None
+        self.post_attention_layernorm = RMSNorm(hidden_size, eps=norm_eps) if ffn.residual else None
 
     def forward(self, x_BTD: Tensor, attend: Attend, rope: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
         if self.self_attn is not None and self.input_layernorm is not None:

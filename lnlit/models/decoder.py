@@ -6,32 +6,43 @@ Shape suffixes: B batch rows, T tokens, D hidden, V vocabulary, H query heads, K
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lnlit import registry
-from lnlit.interfaces import LayerContext, Segments
+from lnlit.interfaces import AttentionKernel, LayerContext, Segments
 from lnlit.interfaces.layer import Attend
 from lnlit.models.block import Block
 from lnlit.models.kernels import make_segments, select_kernel
+from lnlit.models.norm import RMSNorm
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import ModelSpec
 
-#: (hidden_BTD after the final norm, head weight [V, D]) -> anything. Runs inside `forward`, so that DDP and FSDP2 see one
-#: forward pass and a loss can avoid ever holding all logits.
+#: (hidden_BTD after the final norm, head weight [V, D]) -> anything. Runs inside `forward`, so that DDP and FSDP2 see
+#: one forward pass and a loss can avoid ever holding all logits.
 ReadOut = Callable[[Tensor, Tensor], Any]
 
 
-class PackedAttention:
-    """Attention within the documents of a packed batch, by one kernel."""
+class AttentionContext(Protocol):
+    """Hands each layer its attention."""
 
-    def __init__(self, kernel: Any, segments: Segments) -> None:
+    def layer(self, index: int) -> Attend: ...
+
+
+class PackedAttention:
+    """Attention within the documents of a packed batch, by one kernel. All layers share it, so a compiled block is
+    compiled once."""
+
+    def __init__(self, kernel: AttentionKernel, segments: Segments) -> None:
         self.kernel, self.segments = kernel, segments
 
-    def __call__(self, layer_index: int, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+    def layer(self, index: int) -> Attend:
+        return self
+
+    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
         return self.kernel.attend(q_BTHd, k_BTKd, v_BTKd, self.segments)
 
 
@@ -51,7 +62,7 @@ class Decoder(nn.Module):
         )
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(_build_block(spec, index) for index in range(len(spec.layers)))
-        self.norm = nn.RMSNorm(spec.hidden_size, eps=spec.norm_eps)
+        self.norm = RMSNorm(spec.hidden_size, eps=spec.norm_eps)
         self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self._rope_cache: dict[Any, Tensor] = {}
         self._kernels: dict[str, Any] = {}
@@ -67,25 +78,26 @@ class Decoder(nn.Module):
         positions_BT: Tensor | None = None,
         lengths: Sequence[int] | None = None,
         *,
-        attend: Attend | None = None,
+        attention: AttentionContext | None = None,
         read_out: ReadOut | None = None,
     ) -> Any:
         """Logits [B, T, V], or whatever `read_out` returns.
 
         `lengths` are the documents of a packed batch, row by row (see `TokenBatch`); None: each row is one document.
-        `positions_BT` default to 0..T-1. `attend` replaces packed attention, as cached generation does.
+        `positions_BT` default to 0..T-1. `attention` replaces packed attention, as cached generation does.
         """
         rows, tokens = tokens_BT.shape
         if positions_BT is None:
             positions_BT = torch.arange(tokens, device=tokens_BT.device).expand(rows, tokens)
-        if attend is None:
+        if attention is None:
             segments = make_segments(lengths or [tokens] * rows, tokens_BT.device)
-            attend = PackedAttention(self._kernel(tokens_BT.device.type), segments)
+            attention = PackedAttention(self._kernel(tokens_BT.device.type), segments)
         x_BTD = self.embed_tokens(tokens_BT)
         if torch.is_autocast_enabled(x_BTD.device.type):  # keep the residual stream in the compute dtype
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         rope = self._rope(positions_BT, x_BTD.dtype)
-        for block in self.layers:
+        for index, block in enumerate(self.layers):
+            attend = attention.layer(index)
             if self.activation_checkpointing and self.training:
                 x_BTD = checkpoint(block, x_BTD, attend, rope, use_reentrant=False)
             else:
@@ -96,7 +108,7 @@ class Decoder(nn.Module):
         return nn.functional.linear(x_BTD, self.head_weight)
 
     def packed_weights(self) -> dict[str, tuple[str, ...]]:
-        """Own name of each parameter that stacks several weights along dim 0 -> the own-style names of those weights."""
+        """Own name of each parameter that stacks several weights along dim 0 -> own-style names of those weights."""
         packed = {}
         for prefix, module in self.named_modules():
             for name, parts in getattr(module, "packed_weights", {}).items() if module is not self else ():

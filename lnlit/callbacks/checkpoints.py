@@ -1,0 +1,97 @@
+"""Training checkpoints: one place per run, each written whole before an older one goes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch import callbacks
+
+from lnlit.errors import UserError
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+class Checkpoint(callbacks.Checkpoint):
+    """Keeps the newest checkpoints in `<default_root_dir>/checkpoints`, where `--ckpt_path last` looks.
+
+    Lightning's ModelCheckpoint may be added beside it to keep the best by a metric. A file is written under another
+    name and renamed, so that a kill or a full disk leaves the previous checkpoint as it was.
+
+    Args:
+        every_n_steps: optimizer steps between checkpoints; 0 saves at the end and when interrupted only.
+        keep: how many to keep.
+    """
+
+    def __init__(self, every_n_steps: int = 100, keep: int = 1) -> None:
+        if every_n_steps < 0 or keep < 1:
+            raise UserError(f"Checkpoint: needs every_n_steps >= 0 and keep >= 1, got {every_n_steps} and {keep}")
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self._saved_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save at this step unless that is done already. Every rank must call it."""
+        if trainer.global_step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = checkpoint_folder(trainer.default_root_dir)
+        target = folder / f"step-{trainer.global_step}.ckpt"
+        partial = folder / f".partial-{target.name}"
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".partial-*"):  # of a run that was killed while saving
+                _remove(leftover)
+        trainer.strategy.barrier()
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                _remove(target)
+                partial.replace(target)
+        except BaseException:
+            _remove(partial)
+            raise
+        if trainer.is_global_zero:
+            _sync(folder)
+            for old in list_checkpoints(folder)[: -self.keep]:
+                _remove(old)
+        trainer.strategy.barrier()
+        self._saved_step = trainer.global_step
+
+
+def checkpoint_folder(root: str | Path) -> Path:
+    return Path(root) / "checkpoints"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():  # a sharded checkpoint
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make the rename durable before an older checkpoint is deleted."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,52 @@
+"""A servable model folder at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lnlit import __version__
+from lnlit.checkpoint.folder import check_target, save_folder
+from lnlit.checkpoint.formats import resolve
+from lnlit.checkpoint.load import canonical_weights
+
+
+class ExportModel(L.Callback):
+    """Writes config, weights, tokenizer and `lnlit.json` when training ends; adapters are merged in.
+
+    Args:
+        out: folder to write.
+        overwrite: replace a folder that is there already.
+    """
+
+    def __init__(self, out: str, overwrite: bool = False) -> None:
+        self.out, self.overwrite = out, overwrite
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":  # hours of training must not end in a refusal
+            check_target(Path(self.out), self.overwrite)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if any(getattr(c, "signal_received", None) is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
+            return  # interrupted, not finished; `lnlit export CKPT OUT` writes what there is
+        module, weights = pl_module, canonical_weights(pl_module.decoder)  # type: ignore[arg-type]
+        if not trainer.is_global_zero:
+            for _ in weights:  # takes part in gathering shards
+                pass
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        provenance = {
+            "parent": str(module.model),
+            "method": type(module).__name__,
+            "steps": trainer.global_step,
+            "metrics": metrics,
+            "lnlit": __version__,
+        }
+        spec = module.decoder.spec  # type: ignore[union-attr]
+        source = resolve(str(module.model))
+        save_folder(
+            Path(self.out), spec, weights, tokenizer_from=source, provenance=provenance, overwrite=self.overwrite
+        )
+        rank_zero_info(f"wrote {self.out}")

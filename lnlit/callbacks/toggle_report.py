@@ -1,0 +1,124 @@
+"""Before and after: held-out accuracy and obedience of the reasoning toggle, as a table and in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lnlit.errors import UserError
+from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, score
+from lnlit.interfaces import Source
+from lnlit.models.generate import Sampling, generate
+
+_MODES = ("on", "off")
+
+
+class ToggleReport(L.Callback):
+    """Answers held-out questions with thinking on and off before the first step and after the last one.
+
+    Args:
+        source: rows with `answer` and a user message; the assistant's turn is not shown to the model.
+        rows: how many distinct questions to ask in each mode.
+        batch_size: questions generated together.
+        max_new_tokens: length limit of each answer.
+    """
+
+    def __init__(self, source: Source, rows: int = 200, batch_size: int = 64, max_new_tokens: int = 128) -> None:
+        self.source, self.rows, self.batch_size = source, rows, batch_size
+        self.sampling = Sampling(max_new_tokens=max_new_tokens)
+        self.results: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"results": json.dumps(self.results)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.results = json.loads(state_dict["results"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        questions = self._questions()
+        users, answers = [q for q, _ in questions], [a for _, a in questions]
+        self.results["baselines"] = {
+            "best constant": _counts(best_constant(answers)),
+            "echo last number": _counts(echo_last_number(users, answers)),
+        }
+        if "before" not in self.results:  # not again after a resume
+            self.results["before"] = self._evaluate(trainer, pl_module, questions)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if any(getattr(c, "signal_received", None) is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
+            return  # interrupted, not finished
+        self.results["after"] = self._evaluate(trainer, pl_module, self._questions())
+        if trainer.is_global_zero:
+            report = Path(trainer.default_root_dir) / "toggle_report.json"
+            report.write_text(json.dumps(self.results, indent=2))
+            rank_zero_info(f"\n{render(self.results)}\n\nwrote {report}")
+
+    def _questions(self) -> list[tuple[str, str]]:
+        """Distinct (user message, answer) pairs."""
+        found: dict[str, str] = {}
+        for row in self.source.rows():
+            messages = row.get("messages") or row.get("input") or []
+            user = next((m["content"] for m in messages if m["role"] == "user"), None)
+            if user is None or row.get("answer") is None:
+                raise UserError("ToggleReport.source: every row needs a user message and an `answer`")
+            found.setdefault(user, str(row["answer"]))
+            if len(found) == self.rows:
+                break
+        if not found:
+            raise UserError("ToggleReport.source: no rows")
+        return list(found.items())
+
+    def _evaluate(
+        self, trainer: L.Trainer, module: L.LightningModule, questions: list[tuple[str, str]]
+    ) -> dict[str, Any]:
+        stage = "after" if "before" in self.results else "before"
+        result: dict[str, Any] = {}
+        for mode in _MODES:
+            texts, finished = self._answer(trainer, module, [q for q, _ in questions], mode)
+            scored = score(texts, finished, [a for _, a in questions], mode)
+            result[mode] = {name: _counts(getattr(scored, name)) for name in ToggleScore.__dataclass_fields__}
+            result[mode]["sample"] = {"question": questions[0][0], "answer": texts[0]}
+            for name in ("accuracy", "obedience"):
+                for logger in trainer.loggers:
+                    logger.log_metrics({f"toggle/{name}_{mode}": getattr(scored, name).value}, trainer.global_step)
+            rank_zero_info(f"{stage}, thinking {mode}: accuracy {scored.accuracy}, obedience {scored.obedience}")
+        return result
+
+    def _answer(
+        self, trainer: L.Trainer, module: L.LightningModule, questions: list[str], mode: str
+    ) -> tuple[list[str], list[bool]]:
+        encoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
+        prompts = [encoder.encode_prompt([{"role": "user", "content": q}], mode) for q in questions]
+        results = []
+        remaining = iter(prompts)
+        with torch.autocast(module.device.type, torch.bfloat16):
+            while batch := list(islice(remaining, self.batch_size)):
+                results += generate(module.decoder, batch, self.sampling, encoder.end_ids())  # type: ignore[arg-type]
+        texts = [encoder.tokenizer.decode(result.token_ids, skip_special_tokens=True) for result in results]
+        return texts, [result.finish_reason == "stop" for result in results]
+
+
+def _counts(share: Share) -> list[int]:
+    return [share.hits, share.total]
+
+
+def render(results: dict[str, Any]) -> str:
+    """The report as a text table with 95 % intervals."""
+    lines = [f"{'':<10}{'thinking':<10}{'accuracy':<20}{'obeys the toggle':<20}{'cut off':<18}"]
+    for stage in ("before", "after"):
+        for mode in _MODES:
+            cells = results[stage][mode]
+            columns = [str(Share(*cells[name])) for name in ("accuracy", "obedience", "truncated")]
+            lines.append(f"{stage:<10}{mode:<10}{columns[0]:<20}{columns[1]:<20}{columns[2]:<18}")
+    for name, counts in results["baselines"].items():
+        lines.append(f"{name:<20}{Share(*counts)!s}")
+    for mode in _MODES:
+        sample = results["after"][mode]["sample"]
+        lines += ["", f"thinking {mode}, after: {sample['question']}", sample["answer"]]
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Does the reasoning toggle work, and are the answers right? (Llama-Nemotron sections 1 and 4)"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_THOUGHT_THEN_ANSWER = re.compile(r"\s*<think>((?!</?think>).)*</think>\s*\S", re.DOTALL)
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Share:
+    """`hits` of `total`, with its 95 % Wilson score interval."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if not self.total:
+            return math.nan, math.nan
+        z, n, p = 1.959964, self.total, self.value
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(centre - half, 0.0), min(centre + half, 1.0)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:6.1%} ({low:.0%}-{high:.0%})"
+
+
+def obeys(text: str, thinking: str) -> bool:
+    """On: exactly one `<think>...</think>` with an answer after it. Off: no thinking tag at all."""
+    if thinking == "off":
+        return "<think>" not in text and "</think>" not in text
+    return text.count("<think>") == text.count("</think>") == 1 and bool(_THOUGHT_THEN_ANSWER.match(text))
+
+
+def final_answer(text: str) -> str | None:
+    r"""The last `\boxed{...}`, else the last number after any thinking; None when there is neither."""
+    after = text.rpartition("</think>")[2]
+    if boxed := _BOXED.findall(after):
+        return boxed[-1].strip()
+    numbers = _NUMBER.findall(after.replace(",", ""))
+    return numbers[-1] if numbers else None
+
+
+def is_correct(text: str, answer: str) -> bool:
+    """Whether the final answer equals `answer`, as a number where both are numbers."""
+    given = final_answer(text)
+    if given is None:
+        return False
+    try:
+        return float(given) == float(answer)
+    except ValueError:
+        return given == answer.strip()
+
+
+def best_constant(answers: Sequence[str]) -> Share:
+    """Accuracy of always giving the most frequent answer: a floor that a model must beat."""
+    return Share(max(Counter(answers).values(), default=0), len(answers))
+
+
+def echo_last_number(questions: Sequence[str], answers: Sequence[str]) -> Share:
+    """Accuracy of repeating the last number of the question."""
+    return Share(sum(is_correct(q, a) for q, a in zip(questions, answers, strict=True)), len(answers))
+
+
+@dataclass(frozen=True)
+class ToggleScore:
+    """One mode's result over the evaluated rows."""
+
+    obedience: Share
+    accuracy: Share
+    truncated: Share
+
+
+def score(texts: Sequence[str], finished: Sequence[bool], answers: Sequence[str], thinking: str) -> ToggleScore:
+    """Score one mode: `texts` are whole answers, `finished` whether each ended by itself."""
+    rows = len(texts)
+    return ToggleScore(
+        Share(sum(obeys(text, thinking) for text in texts), rows),
+        Share(sum(is_correct(text, answer) for text, answer in zip(texts, answers, strict=True)), rows),
+        Share(sum(not done for done in finished), rows),
+    )

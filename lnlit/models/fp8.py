@@ -1,0 +1,43 @@
+"""float8 linears by torchao. Weights stay in high precision; the matrix products run in float8."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lnlit.errors import UserError
+from lnlit.models.decoder import Decoder
+
+Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
+#: Float8 matrix products need both sides divisible by 16.
+_MULTIPLE = 16
+
+
+def to_float8(decoder: Decoder, recipe: Recipe, device_type: str) -> int:
+    """Swap the blocks' linears for float8 ones in place; returns how many.
+
+    The head, the embedding and linears whose sides are not multiples of 16 keep their precision. On a CPU the products
+    are emulated (slow, for tests). Raises `UserError` on a GPU without float8 hardware.
+    """
+    if device_type == "cuda" and (found := torch.cuda.get_device_capability()) < (8, 9):
+        raise UserError(
+            f"runtime.precision: fp8 needs compute capability 8.9 or later (Ada, Hopper), this GPU has "
+            f"{found[0]}.{found[1]}. Remove precision: fp8, or train in bf16-mixed."
+        )
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it reports kernels of other platforms on import
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    from torchao.float8.float8_linear import Float8Linear
+
+    # Without `emulate` a CPU product takes minutes.
+    config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=device_type != "cuda")
+
+    def eligible(module: nn.Module, name: str) -> bool:
+        fits = isinstance(module, nn.Linear) and not (module.in_features % _MULTIPLE or module.out_features % _MULTIPLE)
+        return fits and name.startswith("layers.") and "lora_" not in name
+
+    convert_to_float8_training(decoder, config=config, module_filter_fn=eligible)
+    return sum(isinstance(module, Float8Linear) for module in decoder.modules())

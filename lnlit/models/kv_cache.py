@@ -1,0 +1,66 @@
+"""Key/value cache for batched decoding with rows of different lengths.
+
+Shape suffixes: B batch rows, T new tokens, S cache capacity, H query heads, K key/value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from lnlit import registry
+from lnlit.interfaces.layer import Attend
+from lnlit.specs import ModelSpec
+
+
+class KVCache:
+    """One (K, V) pair per layer that caches, [B, K, S, d] each; other layers cost nothing.
+
+    Rows are filled from position 0: prompts are padded on the right, and a padded slot is overwritten by the token
+    that belongs there before any query may look at it. So no row needs shifting and no prompt needs left padding.
+    """
+
+    def __init__(self, spec: ModelSpec, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._keys: list[Tensor | None] = []
+        self._values: list[Tensor | None] = []
+        for block in spec.layers:
+            shape = registry.get("attention", block.attention.type).kv_cache_shape(block.attention.args)  # type: ignore[attr-defined]
+            for store in (self._keys, self._values):
+                empty = shape and torch.zeros(rows, shape[0], capacity, shape[1], dtype=dtype, device=device)
+                store.append(empty)
+
+    def at(self, positions_BT: Tensor) -> KVCache:
+        """Set where the next forward pass writes. All rows of a prefill start at 0."""
+        tokens = positions_BT.shape[1]
+        self._positions_BT = positions_BT
+        self._rows_B1 = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
+        self._used = int(positions_BT.max()) + 1
+        self._is_prefill = self._used == tokens
+        slots_S = torch.arange(self._used, device=positions_BT.device)
+        self._mask_B1TS = slots_S <= positions_BT[:, None, :, None]
+        return self
+
+    def layer(self, index: int) -> Attend:
+        return partial(self._attend, index)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop every row but `rows` (int64 indices), e.g. when the others have finished."""
+        self._keys = [None if x is None else x[rows] for x in self._keys]
+        self._values = [None if x is None else x[rows] for x in self._values]
+
+    def _attend(self, index: int, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+        keys_BKSd, values_BKSd = self._keys[index], self._values[index]
+        assert keys_BKSd is not None and values_BKSd is not None, "a layer without kv_cache_shape attends"
+        keys_BKSd[self._rows_B1, :, self._positions_BT] = k_BTKd.to(keys_BKSd.dtype)
+        values_BKSd[self._rows_B1, :, self._positions_BT] = v_BTKd.to(values_BKSd.dtype)
+        q = q_BTHd.transpose(1, 2)
+        if self._is_prefill:  # padding is on the right, so plain causal attention is exact and needs no mask
+            k, v, mask = k_BTKd.transpose(1, 2), v_BTKd.transpose(1, 2), None
+        else:
+            k, v, mask = keys_BKSd[:, :, : self._used], values_BKSd[:, :, : self._used], self._mask_B1TS
+        grouped = q.shape[1] != k.shape[1]
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self._is_prefill, enable_gqa=grouped)
+        return out.transpose(1, 2)

@@ -1,0 +1,96 @@
+"""Low-rank adapters: torchtune's `LoRALinear` in place of chosen linears (Hu et al. 2021)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lnlit.errors import UserError
+from lnlit.models.decoder import Decoder
+
+_ADAPTER_LEAVES = {"lora_a", "lora_b"}
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """`W x + (alpha / rank) B A x` with only A and B trained.
+
+    Args:
+        rank: inner size of the adapters.
+        alpha: scale, divided by `rank`.
+        dropout: dropout on the adapters' input.
+        targets: names of the linears that get adapters.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if self.rank < 1:
+            raise UserError(f"lora.rank: expected a positive integer, got {self.rank}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "targets": list(self.targets)}
+
+
+def add_lora(decoder: Decoder, lora: LoRA) -> None:
+    """Put adapters on every target and freeze everything else, in place. Call `init_lora` once weights have storage."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # torchtune imports it, and it reports foreign kernels
+    from torchtune.modules.peft import LoRALinear, get_adapter_params, set_trainable_params
+
+    linears = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    names = {name.rpartition(".")[2] for name in linears if name.startswith("layers.")}
+    if unknown := set(lora.targets) - names:
+        raise UserError(
+            f"lora.targets: no linear is called {', '.join(sorted(unknown))}. Present: {', '.join(sorted(names))}."
+        )
+    for name, linear in linears.items():
+        parent, _, leaf = name.rpartition(".")
+        if leaf in lora.targets and parent:
+            with torch.device(linear.weight.device):
+                adapted = LoRALinear(
+                    linear.in_features,
+                    linear.out_features,
+                    lora.rank,
+                    lora.alpha,
+                    lora.dropout,
+                    linear.bias is not None,
+                )
+            setattr(decoder.get_submodule(parent), leaf, adapted.to(linear.weight.dtype))
+    set_trainable_params(decoder, get_adapter_params(decoder))
+
+
+def init_lora(decoder: Decoder) -> None:
+    """A from Kaiming-uniform, B zero: the adapted model starts out equal to the base model."""
+    for module in decoder.modules():
+        if hasattr(module, "lora_a"):
+            module.initialize_parameters()  # type: ignore[operator]
+
+
+def base_parameters(decoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The decoder's named parameters without adapters."""
+    for name, parameter in decoder.named_parameters():
+        if not _ADAPTER_LEAVES.intersection(name.split(".")):
+            yield name, parameter
+
+
+def merged(decoder: Decoder, name: str, weight: Tensor) -> Tensor:
+    """`weight` of parameter `name` with its adapter, if it has one, added. Gathers sharded adapters."""
+    module_name, _, leaf = name.rpartition(".")
+    module = decoder.get_submodule(module_name)
+    if leaf != "weight" or not hasattr(module, "lora_a"):
+        return weight
+    factors = []
+    for part in (module.lora_b, module.lora_a):
+        value = part.weight.detach()  # type: ignore[union-attr]
+        factors.append((value.full_tensor() if isinstance(value, DTensor) else value).to(weight))
+    return weight + (module.alpha / module.rank) * (factors[0] @ factors[1])  # type: ignore[operator]

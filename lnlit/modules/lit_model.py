@@ -1,0 +1,216 @@
+"""What every training method shares: building and loading the model, the optimizer, and one exact step.
+
+A method subclasses `LitModel`, and its `training_step` returns `self.step_loss(sum, count)`. The sum is divided by the
+count of the whole optimizer step over all ranks, so accumulation, packing and world size never change a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.load import load_weights
+from lnlit.errors import UserError
+from lnlit.models.build import build_decoder
+from lnlit.models.compiling import compile_blocks
+from lnlit.models.decoder import Decoder
+from lnlit.models.fp8 import Recipe, to_float8
+from lnlit.models.lora import LoRA, add_lora, init_lora
+from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
+from lnlit.modules.optim import AdamW
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the model runs; never changes what it computes, beyond rounding.
+
+    Args:
+        attention_kernel: a registered kernel, or "auto" for the device's fastest.
+        activation_checkpointing: recompute each block in the backward pass, for less memory.
+        compile: compile each block (one compilation serves all equal ones); "auto" does where a compiler is installed.
+        fuse_gate_up: store each FFN's gate and up projections as one matrix.
+        precision: "fp8" runs the linears in float8 by `fp8_recipe` (compute capability 8.9 or later); None leaves
+            them to the trainer's precision.
+        fp8_recipe: torchao's float8 scaling granularity.
+    """
+
+    attention_kernel: str = "auto"
+    activation_checkpointing: bool = False
+    compile: bool | Literal["auto"] = False
+    fuse_gate_up: bool = False
+    precision: Literal["fp8"] | None = None
+    fp8_recipe: Recipe = "tensorwise"
+
+
+class LitModel(L.LightningModule):
+    """A decoder loaded from a checkpoint, with its optimizer and an exactly normalised step.
+
+    Args:
+        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        optimizer: AdamW and its schedule.
+        runtime: kernels, compilation, memory.
+        lora: train low-rank adapters only; None trains every weight.
+    """
+
+    decoder: Decoder
+
+    def __init__(self, model: str, optimizer: AdamW, runtime: Runtime, lora: LoRA | None) -> None:
+        super().__init__()
+        self.model, self.optimizer, self.runtime, self.lora = model, optimizer, runtime, lora
+        self.total_steps: int | None = None
+        self._step_sum: Tensor | float = 0.0
+        self._step_count: Tensor | float = 0
+        self._val_sum: Tensor | float = 0.0
+        self._val_count: Tensor | float = 0
+
+    # building
+
+    def configure_model(self) -> None:
+        if hasattr(self, "decoder"):
+            return
+        spec = read_spec(self.model)
+        if self.runtime.fuse_gate_up:
+            spec = spec.map_parts(lambda p: type(p)("swiglu_fused", p.args) if p.type == "swiglu" else p)
+        runtime = self.runtime
+        with torch.device("meta"):  # a strategy may have set another default device
+            decoder = build_decoder(spec, "meta", None, runtime.attention_kernel, runtime.activation_checkpointing)
+        if self.lora is not None:
+            add_lora(decoder, self.lora)
+        if runtime.precision == "fp8":
+            to_float8(decoder, runtime.fp8_recipe, self._device_type())
+        if self.device_mesh is not None:
+            parallelize(decoder, self.device_mesh, self._parameter_dtype())
+        decoder.to_empty(device=self.trainer.strategy.root_device)
+        init_lora(decoder)
+        load_weights(decoder, self.model)
+        if runtime.compile:
+            compile_blocks(decoder, required=runtime.compile is True)
+        self.decoder = decoder
+
+    def _device_type(self) -> str:
+        return self.trainer.strategy.root_device.type
+
+    def _parameter_dtype(self) -> torch.dtype | None:
+        """Compute dtype of sharded parameters under mixed precision; the shards themselves stay fp32."""
+        return torch.bfloat16 if "bf16-mixed" in str(self.trainer.precision) else None
+
+    # the optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer.build(self.decoder.parameters())
+        if self.total_steps is None:
+            self.total_steps = self._planned_steps()
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def _rate_factor(self, step: int) -> float:
+        assert self.total_steps is not None
+        return self.optimizer.factor(step, self.total_steps)
+
+    def _planned_steps(self) -> int:
+        """Optimizer steps of the whole run. Fixed once and stored: Lightning's own estimate changes on resume."""
+        steps = self.trainer.estimated_stepping_batches
+        if not isinstance(steps, int) and self.optimizer.schedule != "constant":
+            raise UserError("trainer.max_steps: a cosine schedule over a stream needs max_steps or max_epochs")
+        return int(min(steps, 2**62))
+
+    # the step
+
+    def step_loss(self, loss_sum: Tensor, count: Tensor | int) -> Tensor:
+        """Register one micro-batch's summed loss over `count` terms; returns what to back-propagate."""
+        self._step_sum = self._step_sum + loss_sum.detach()
+        self._step_count = self._step_count + count
+        return loss_sum
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn the accumulated gradient of sums into that of the mean over the whole step."""
+        loss_sum, count = self._reduce(self._step_sum, self._step_count)
+        self._step_sum, self._step_count = 0.0, 0
+        # Lightning divided each loss by the accumulation count, and data-parallel reduction averaged over ranks.
+        factor = self.trainer.accumulate_grad_batches * self._data_parallel_size() / max(count, 1.0)
+        gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
+        with torch.no_grad():
+            for gradient in gradients:
+                gradient.mul_(factor)
+        self.log("train/loss", loss_sum / max(count, 1.0), prog_bar=True)
+        self.log("train/loss_tokens", count)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Log the global gradient norm, let callbacks veto the step (`on_gradient_norm`), clip by norm."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError(
+                f"trainer.gradient_clip_algorithm: only 'norm' is supported, got {gradient_clip_algorithm!r}"
+            )
+        parameters = [p for p in self.decoder.parameters() if p.grad is not None]
+        norm = gradient_norm(parameters)
+        value = float(norm)
+        self.log("train/grad_norm", value)
+        hooks = [getattr(callback, "on_gradient_norm", None) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
+        vetoes = [hook(self.trainer, self, value) for hook in hooks if hook is not None]
+        if any(vetoes):
+            for parameter in parameters:  # AdamW leaves a parameter without gradient, and its moments, alone
+                parameter.grad = None
+        elif gradient_clip_val:
+            clip_gradients(parameters, norm, float(gradient_clip_val))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    # validation
+
+    def val_loss(self, loss_sum: Tensor, count: Tensor | int) -> None:
+        self._val_sum, self._val_count = self._val_sum + loss_sum.detach(), self._val_count + count
+
+    def on_validation_epoch_end(self) -> None:
+        loss_sum, count = self._reduce(self._val_sum, self._val_count)
+        self._val_sum, self._val_count = 0.0, 0
+        self.log("val/loss", loss_sum / max(count, 1.0), prog_bar=True, sync_dist=False)
+
+    # ranks
+
+    def _data_parallel_size(self) -> int:
+        if self.device_mesh is not None:
+            return self.device_mesh["data_parallel"].size()
+        return self.trainer.world_size
+
+    def _reduce(self, *values: Tensor | float) -> list[float]:
+        """Sums over the data-parallel ranks."""
+        total = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self._reduce_device())
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            group = self.device_mesh["data_parallel"].get_group() if self.device_mesh is not None else None
+            torch.distributed.all_reduce(total, group=group)
+        return total.tolist()
+
+    def _reduce_device(self) -> torch.device:
+        return self.trainer.strategy.root_device
+
+    # checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        source = self.model if self.model.startswith("pypi:") else str(Path(self.model).expanduser().resolve())
+        checkpoint["lnlit"] = {
+            "spec": self.decoder.spec.to_json(),
+            "model": source,
+            "total_steps": self.total_steps,
+            "lora": None if self.lora is None else self.lora.to_json(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("lnlit")
+        if saved is None:
+            raise UserError("ckpt_path: this checkpoint was not written by lnlit; use it as `model` after lnlit import")
+        if changes := self.decoder.spec.diff(type(self.decoder.spec).from_json(saved["spec"])):
+            listing = "; ".join(changes[:3])
+            raise UserError(f"ckpt_path: the checkpoint holds another architecture than `model`: {listing}")
+        self.total_steps = saved["total_steps"]

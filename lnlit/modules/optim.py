@@ -1,0 +1,65 @@
+"""AdamW and its learning-rate schedule, as plain configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lnlit.errors import UserError
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with linear warm-up, then a constant rate or a cosine to a floor (Llama-Nemotron section 4).
+
+    Args:
+        learning_rate: peak rate.
+        schedule: "cosine" decays to `final_learning_rate` at the last step; "constant" stays at the peak.
+        warmup_ratio: share of all steps that rise linearly from 0 (the paper's LN-Ultra: 0.1).
+        final_learning_rate: floor of the cosine.
+        weight_decay: decoupled decay of matrices; norms and biases have none.
+        betas: moment decay rates.
+        eps: denominator floor.
+    """
+
+    learning_rate: float
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: float = 0.1
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise UserError(
+                f"optimizer: needs 0 <= final_learning_rate <= learning_rate and learning_rate > 0, got "
+                f"{self.final_learning_rate} and {self.learning_rate}"
+            )
+        if not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"optimizer.warmup_ratio: expected 0 <= ratio < 1, got {self.warmup_ratio}")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        filled = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(filled, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Rate at optimizer step `step` (from 0) as a share of `learning_rate`."""
+        warmup = max(round(self.warmup_ratio * total_steps), 1) if self.warmup_ratio else 0
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.schedule == "constant":
+            return 1.0
+        floor = self.final_learning_rate / self.learning_rate
+        progress = min((step - warmup) / max(total_steps - 1 - warmup, 1), 1.0)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
