@@ -191,19 +191,20 @@ def _is_setting(action: Any) -> bool:
 
 
 def _described(hint: Any) -> str:
-    """A type in words: `int or none`, `one of 'on', 'off'`, `a LightningModule`."""
-    if isinstance(hint, tuple):
-        return " or ".join(_described(member) for member in hint)
-    if hint is type(None):
+    """A type in words: `int or null`, `one of 'on', 'off'`, `a LightningModule`."""
+    arms = [arm for member in (hint if isinstance(hint, tuple) else (hint,)) for arm in _arms(member)]
+    choices = [choice for arm in arms if typing.get_origin(arm) is Literal for choice in typing.get_args(arm)]
+    words = [f"one of {', '.join(map(repr, choices))}"] if choices else []
+    words += [_name(arm) for arm in arms if typing.get_origin(arm) is not Literal]
+    return " or ".join(dict.fromkeys(words))
+
+
+def _name(arm: Any) -> str:
+    if arm is type(None):
         return "null"
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    arms = _arms(hint)
-    if len(arms) > 1:
-        return " or ".join(_described(arm) for arm in arms)
-    if ActionTypeHint.is_subclass_typehint(hint):
-        return f"a {hint.__name__}"
-    return str(hint).replace("typing.", "") if typing.get_origin(hint) else getattr(hint, "__name__", str(hint))
+    if ActionTypeHint.is_subclass_typehint(arm):
+        return f"a {arm.__name__}"
+    return str(arm).replace("typing.", "") if typing.get_origin(arm) else getattr(arm, "__name__", str(arm))
 
 
 def _offer(bases: tuple[type, ...]) -> str:

@@ -23,7 +23,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("lnlit.cli.convert:import_command", "read any supported checkpoint and write a model folder"),
     "export": ("lnlit.cli.convert:export_command", "write a folder that transformers and vLLM load"),
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL --thinking on|off"),
-    "eval": ("lnlit.cli.eval:main", "measure a model on tasks: lnlit eval MODEL --tasks ..."),
     "plugins": (
         "lnlit.cli.plugins:main",
         "list every part by kind and name, or find one: lnlit plugins find KIND NAME",

@@ -105,7 +105,10 @@ class LitCLI(LightningCLI):
             off.append(ProgressBar)
         unwanted = (*off, *map(type, given))
         always = [] if config["barebones"] else lnlit.callbacks.default_callbacks()
-        return self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
+        try:
+            return self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
+        except (MisconfigurationException, ValueError) as error:  # it has seen nothing but the user's settings
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def run(command: str, arguments: list[str], written: Written) -> int:

@@ -130,6 +130,12 @@ ON_COMMAND_LINE = {
     ),
     "wrong type": (["--data.seed=x"], "command line: data.init_args.seed: expected int, got 'x'"),
     "unknown class": (["--model", "STF"], "command line: model.class_path: unknown class 'STF'. Did you mean 'SFT'?"),
+    "one of several kinds of choice": (
+        ["--trainer.precision", "bf16-mixd"],
+        "command line: trainer.precision: expected one of 64, 32, 16, 'transformer-engine', ",
+    ),
+    "what the trainer refuses": (["--trainer.strategy", "fsdq"], "trainer: You selected an invalid strategy name"),
+    "devices that are not there": (["--trainer.devices", "0"], "trainer: `Trainer(devices="),
     "stray word": (["stray"], "unrecognized arguments: stray"),
     "missing checkpoint": (["--ckpt_path", "gone.ckpt"], "ckpt_path: there is no file or folder 'gone.ckpt'."),
     "missing file": (["--config", "gone.yaml"], "--config: there is no file 'gone.yaml'; the folder holds run.yaml."),
