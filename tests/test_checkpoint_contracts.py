@@ -94,7 +94,7 @@ class Renames:
 class Transposes:
     def weights(self, path: Path):
         for name, tensor in super().weights(path):  # type: ignore[misc]
-            yield name, tensor.T
+            yield name, tensor.movedim(0, -1)
 
 
 class TakesAnything:
