@@ -1,4 +1,7 @@
-"""lnlit: compress and post-train Llama-family models on PyTorch Lightning. Importing this package imports nothing heavy."""
+"""lnlit: compress and post-train Llama-family models on PyTorch Lightning.
+
+Importing this package imports nothing heavy.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 

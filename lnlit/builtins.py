@@ -1,4 +1,7 @@
-"""Table of contents: every part lnlit ships, as kind -> name -> "module:Class". Nothing here is imported until asked for."""
+"""Table of contents: every part lnlit ships, as kind -> name -> "module:Class".
+
+Nothing here is imported until asked for.
+"""
 
 BUILTINS: dict[str, dict[str, str]] = {
     "attention": {

@@ -35,7 +35,7 @@ class Args(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PartSpec:
-    """One variant in one slot: a registry name and its arguments, as in `PartSpec("swiglu", {"intermediate_size": 8})`."""
+    """One variant in one slot: a registry name and its arguments, as `PartSpec("swiglu", {"intermediate_size": 8})`."""
 
     type: str
     args: Mapping[str, Any] = field(default_factory=Args)

@@ -8,8 +8,8 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit import __version__
-from lnlit.checkpoint.folder import check_target, save_folder
-from lnlit.checkpoint.formats import resolve
+from lnlit.checkpoint.folder import check_target, hf_config, save_folder
+from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import canonical_weights
 
 
@@ -27,6 +27,7 @@ class ExportModel(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":  # hours of training must not end in a refusal
             check_target(Path(self.out), self.overwrite)
+            hf_config(read_spec(str(pl_module.model)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if any(getattr(c, "signal_received", None) is not None for c in trainer.callbacks):  # type: ignore[attr-defined]

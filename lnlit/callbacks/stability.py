@@ -46,9 +46,9 @@ class Stability(L.Callback):
         rank_zero_warn(f"step {trainer.global_step}: gradient norm {norm:.3g}, step skipped ({self.skipped} so far)")
         if self.in_a_row >= self.max_skips:
             raise UserError(
-                f"training is unstable: {self.in_a_row} gradient norms in a row were not finite or exploded. Resume from "
-                "the last checkpoint with a lower learning_rate or a longer warmup_ratio, and fresh optimizer moments "
-                "(callback Stability, reset_optimizer: true)."
+                f"training is unstable: {self.in_a_row} gradient norms in a row were not finite or exploded. Resume "
+                "from the last checkpoint with a lower learning_rate or a longer warmup_ratio, and fresh optimizer "
+                "moments (callback Stability, reset_optimizer: true)."
             )
         return True
 

@@ -56,6 +56,7 @@ class ToggleReport(L.Callback):
         self.results["after"] = self._evaluate(trainer, pl_module, self._questions())
         if trainer.is_global_zero:
             report = Path(trainer.default_root_dir) / "toggle_report.json"
+            report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(json.dumps(self.results, indent=2))
             rank_zero_info(f"\n{render(self.results)}\n\nwrote {report}")
 

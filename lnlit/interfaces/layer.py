@@ -27,13 +27,13 @@ class LayerContext:
 
 
 class Attend(Protocol):
-    """Softmax attention of one layer: [B, T, H, d] out. Hides kernel, document boundaries and KV cache from the layer."""
+    """Softmax attention of one layer, [B, T, H, d] out. Hides kernel, document boundaries and KV cache from it."""
 
     def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor: ...
 
 
 class _Slot:
-    """What attention and FFN parts have in common. A part is also an `nn.Module`, constructed as `(context, **args)`."""
+    """What attention and FFN parts share. A part is also an `nn.Module`, constructed as `(context, **args)`."""
 
     #: False: the part adds nothing to the residual stream, so the block gives it no norm and skips it.
     residual: ClassVar[bool] = True
