@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lnlit.checkpoint.load import inference_copy
 from lnlit.models.generate import Sampling, generate
 
 
@@ -43,7 +44,7 @@ class SampleGenerations(L.Callback):
         modes = ("on", "off")
         chats = [encoder.encode_prompt([{"role": "user", "content": p}], mode) for p in self.prompts for mode in modes]
         with torch.autocast(pl_module.device.type, torch.bfloat16):
-            results = generate(pl_module.decoder, chats, self.sampling, encoder.end_ids())  # type: ignore[arg-type]
+            results = generate(inference_copy(pl_module.decoder), chats, self.sampling, encoder.end_ids())  # type: ignore[arg-type]
         texts = iter(encoder.tokenizer.decode(result.token_ids) for result in results)
         for index, prompt in enumerate(self.prompts):
             rows = [f"**{prompt}**", *(f"*thinking {mode}*\n```\n{next(texts)}\n```" for mode in modes)]

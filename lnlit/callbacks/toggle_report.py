@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lnlit.checkpoint.load import inference_copy
 from lnlit.errors import UserError
 from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, score
 from lnlit.interfaces import Source
@@ -98,9 +99,10 @@ class ToggleReport(L.Callback):
         prompts = [encoder.encode_prompt([{"role": "user", "content": q}], mode) for q in questions]
         results = []
         remaining = iter(prompts)
+        decoder = inference_copy(module.decoder)  # type: ignore[arg-type]
         with torch.autocast(module.device.type, torch.bfloat16):
             while batch := list(islice(remaining, self.batch_size)):
-                results += generate(module.decoder, batch, self.sampling, encoder.end_ids())  # type: ignore[arg-type]
+                results += generate(decoder, batch, self.sampling, encoder.end_ids())
         texts = [encoder.tokenizer.decode(result.token_ids, skip_special_tokens=True) for result in results]
         return texts, [result.finish_reason == "stop" for result in results]
 
