@@ -49,8 +49,9 @@ class PlainProgress(ProgressBar):
         ):
             return
         self._printed = now
-        metrics = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if isinstance(v, int | float)}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        metrics = self.get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # the logger's version, not a measurement
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
         left = f"  {_clock((now - self._start) / done * (total - trainer.global_step))} left" if total else ""
         print(f"step {trainer.global_step}/{total or '?'}  {shown}{left}", file=sys.stderr, flush=True)
 

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import lnlit.callbacks
@@ -25,10 +26,12 @@ from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
 
+#: Folder of TensorBoard's files and the resolved configuration, within the run's `default_root_dir`.
+_LOGS = "logs"
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
+        "init_args": {"save_dir": "runs", "name": "", "version": _LOGS, "default_hp_metric": False},
     },
     "default_root_dir": "runs",
     "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
@@ -98,6 +101,9 @@ class LitCLI(LightningCLI):
                 "trainer.use_distributed_sampler: must be false; lnlit's loaders place their rows on ranks themselves, "
                 "and a sampler that Lightning puts in their place cannot resume."
             )
+        logger = config["logger"]
+        if isinstance(logger, TensorBoardLogger) and logger.log_dir == str(Path("runs") / _LOGS):  # ours, not chosen
+            config["logger"] = TensorBoardLogger(config["default_root_dir"], "", _LOGS, default_hp_metric=False)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         off: list[type] = [Checkpoint] if config["enable_checkpointing"] is False else []
@@ -148,4 +154,7 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(word in record.getMessage() for word in advertisement)
     )
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    for noise in (".*treespec, LeafSpec.*", ".*Total length of `list` across ranks is zero.*"):
+        warnings.filterwarnings("ignore", message=noise)
+    for noise in (".*but have no `val_dataloader`.*", ".*not supported by the model summary.*"):
+        warnings.filterwarnings("ignore", message=noise)

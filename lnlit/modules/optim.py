@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -45,13 +46,16 @@ class AdamW:
             raise UserError(f"optimizer.warmup_ratio: expected 0 <= ratio < 1, got {self.warmup_ratio}")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        """One group per decay and device mesh: a fused step takes plain or sharded tensors, not both."""
+        groups: dict[tuple[bool, object], list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            if parameter.requires_grad:
+                groups[parameter.dim() > 1, getattr(parameter, "device_mesh", None)].append(parameter)
+        settings = [
+            {"params": members, "weight_decay": self.weight_decay if is_matrix else 0.0}
+            for (is_matrix, _), members in groups.items()
         ]
-        filled = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(filled, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
+        return torch.optim.AdamW(settings, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
     def factor(self, step: int, total_steps: int) -> float:
         """Rate at optimizer step `step` (from 0) as a share of `learning_rate`."""

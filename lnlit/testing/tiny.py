@@ -29,13 +29,11 @@ def swiglu(intermediate_size: int = 48, fused: bool = False) -> PartSpec:
 
 def tiny_spec() -> ModelSpec:
     """Two equal Llama layers of width 32, tied."""
-    return ModelSpec(
-        VOCAB_SIZE, 32, (BlockSpec(attention(), swiglu()),) * 2, context_length=256, tie_embeddings=True
-    )
+    return ModelSpec(VOCAB_SIZE, 32, (BlockSpec(attention(), swiglu()),) * 2, context_length=256, tie_embeddings=True)
 
 
 def mixed_spec() -> ModelSpec:
-    """One layer of every kind of mixture: no attention first, narrowed, fused, single linears, no FFN, nothing at all."""
+    """Every kind of mixture: no attention first, narrowed, fused, single linears, no FFN, nothing at all."""
     linear = PartSpec("single_linear")
     return tiny_spec().replace(
         layers=(

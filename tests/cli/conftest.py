@@ -12,10 +12,6 @@ import pytest
 
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 ATTENTION = PartSpec("gqa", {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8})
 
 
@@ -30,27 +26,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lnlit.checkpoint.folder import save_folder
     from lnlit.checkpoint.load import canonical_weights
     from lnlit.models.build import build_decoder, init_weights
+    from lnlit.testing.tiny import save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     decoder = init_weights(build_decoder(tiny_spec(), "cpu"))
-    tokenizer = _save_tokenizer(folder / "tokenizer")
+    tokenizer = folder / "tokenizer"
+    save_tokenizer(tokenizer)
     weights = canonical_weights(decoder)
     return save_folder(folder / "model", tiny_spec(), weights, tokenizer_from=tokenizer, provenance={})
-
-
-def _save_tokenizer(folder: Path) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHATML
-    fast.save_pretrained(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="session")

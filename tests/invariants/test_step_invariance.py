@@ -94,9 +94,14 @@ def test_two_gloo_ranks_equal_one(model, reference, strategy, tmp_path):
         pytest.skip("the mixed model has a layer with one KV head, which two tensor-parallel ranks cannot split")
     out = tmp_path / "step.pt"
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
-        [*command, strategy, str(model), str(out)], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+        [*command, strategy, str(model), str(out)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = torch.load(out, weights_only=True)

@@ -23,7 +23,7 @@ def with_part(part: PartSpec, slot: str = "attention"):
         ),
         (with_part(attention().replace(num_heads="4")), r"layers\[1\].attention.args.num_heads: expected int, got '4'"),
         (with_part(PartSpec("swiglu", {}), "ffn"), r"layers\[1\].ffn.args: 'swiglu' needs 'intermediate_size'"),
-        (with_part(PartSpec("swigl", {}), "ffn"), r"layers\[1\].ffn.type: unknown ffn 'swigl'. Did you mean 'swiglu'\?"),
+        (with_part(PartSpec("swigl", {}), "ffn"), r"layers\[1\].ffn.type: unknown ffn 'swigl'. Did you mean 'swiglu'"),
         (
             tiny_spec().replace(rope=RopeSpec(1e4, PartSpec("yarn", {}))),
             r"spec.rope.scaling: unknown rule 'yarn'. Allowed: llama3, linear",

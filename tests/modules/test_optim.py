@@ -1,5 +1,7 @@
 """The learning-rate schedule of the paper's section 4."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -11,8 +13,8 @@ def test_ln_ultras_schedule_rises_for_a_tenth_and_ends_at_its_floor():
     optimizer = AdamW(learning_rate=1e-5, final_learning_rate=1e-6, warmup_ratio=0.1)
     rates = [1e-5 * optimizer.factor(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(1e-6) and rates[9] == pytest.approx(1e-5)
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a >= b for a, b in zip(rates[9:-1], rates[10:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a >= b for a, b in pairwise(rates[9:]))
     assert rates[-1] == pytest.approx(1e-6) and rates[10] == pytest.approx(1e-5)
     assert rates[55] == pytest.approx((1e-5 + 1e-6) / 2, rel=0.02)
 
