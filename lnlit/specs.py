@@ -24,7 +24,7 @@ class Args(dict[str, Any]):
     def _read_only(self, *_: Any, **__: Any) -> Any:
         raise TypeError("a part's arguments are read-only; use PartSpec.replace(name=value)")
 
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _read_only
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _read_only  # type: ignore
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True))

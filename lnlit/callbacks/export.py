@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -11,6 +12,7 @@ from lnlit import __version__
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import canonical_weights
+from lnlit.models.decoder import Decoder
 
 
 class ExportModel(L.Callback):
@@ -32,7 +34,8 @@ class ExportModel(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if any(getattr(c, "signal_received", None) is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
             return  # interrupted, not finished; `lnlit export CKPT OUT` writes what there is
-        module, weights = pl_module, canonical_weights(pl_module.decoder)  # type: ignore[arg-type]
+        module, decoder = pl_module, cast(Decoder, pl_module.decoder)
+        weights = canonical_weights(decoder)
         if not trainer.is_global_zero:
             for _ in weights:  # takes part in gathering shards
                 pass
@@ -45,9 +48,13 @@ class ExportModel(L.Callback):
             "metrics": metrics,
             "lnlit": __version__,
         }
-        spec = module.decoder.spec  # type: ignore[union-attr]
         source = resolve(str(module.model))
         save_folder(
-            Path(self.out), spec, weights, tokenizer_from=source, provenance=provenance, overwrite=self.overwrite
+            Path(self.out),
+            decoder.spec,
+            weights,
+            tokenizer_from=source,
+            provenance=provenance,
+            overwrite=self.overwrite,
         )
         rank_zero_info(f"wrote {self.out}")

@@ -73,7 +73,7 @@ class _Chat:
         def show(_row: int, token: int) -> None:
             nonlocal shown
             tokens.append(token)
-            text = self.encoder.tokenizer.decode(tokens, skip_special_tokens=True)
+            text = str(self.encoder.tokenizer.decode(tokens, skip_special_tokens=True))
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
                 print(text[len(shown) :], end="", flush=True)
                 shown = text

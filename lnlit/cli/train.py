@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import lnlit.callbacks
+import yaml
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.cli import names
 from lnlit.cli.explain import explain
@@ -92,6 +93,12 @@ class LitCLI(LightningCLI):
             if cause is None:
                 raise
             raise cause from None
+
+    def before_fit(self) -> None:
+        """The configuration as TensorBoard hyper-parameters, next to the config.yaml that Lightning saves."""
+        resolved = yaml.safe_load(self._parser(self._command).dump(self.config[self._command], skip_none=False))
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams({key: resolved[key] for key in ("seed_everything", "model", "data", "trainer")})
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""

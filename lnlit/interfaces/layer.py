@@ -42,6 +42,10 @@ class _Slot:
     #: Tensor-parallel style of each linear: "colwise" splits its outputs, "rowwise" its inputs; others are replicated.
     tensor_parallel: ClassVar[Mapping[str, str]] = {}
 
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any) -> Tensor: ...  # nn.Module's, which runs `forward`
+
 
 class AttentionLayer(_Slot, ABC):
     """Mixes information across tokens."""

@@ -110,11 +110,11 @@ class VarlenKernel(AttentionKernel):
     def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
+        if q_BTHd.dtype == torch.float32:  # the kernel is half-precision; exact fp32 goes through SDPA
+            return SDPAKernel().attend(q_BTHd, k_BTKd, v_BTKd, segments)  # type: ignore
         q, k, v = (x.flatten(0, 1) for x in (q_BTHd, k_BTKd, v_BTKd))
-        if q.dtype == torch.float32:  # the kernel is half-precision; exact fp32 goes through SDPA
-            return SDPAKernel().attend(q_BTHd, k_BTKd, v_BTKd, segments)
         bounds, longest = segments.cu_seqlens, segments.max_length
-        out = varlen_attn(
-            q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1]
-        )
+        grouped = q.shape[1] != k.shape[1]
+        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), enable_gqa=grouped)
+        assert isinstance(out, Tensor)  # a tuple only when the log-sum-exp is asked for as well
         return out.view(q_BTHd.shape)

@@ -1,0 +1,254 @@
+"""Packed SFT of SmolLM2-135M: lnlit against TRL's SFTTrainer and against a plain transformers loop.
+
+    python tests/benchmarks/bench_sft.py [MODEL_FOLDER]
+
+Same rows, 8 x 512 packed tokens a step, prompts masked, bf16 autocast over fp32 weights, AdamW, no activation
+checkpointing, the same number of threads, one process after the other. Prints medians over the steps after warm-up and
+appends them to RESULTS.md. Needs `pip install -e '.[bench]'` and about 15 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BATCH, LENGTH, WARMUP = 8, 512, 2
+STEPS = {"lnlit": 8, "plain": 8, "trl": 4}
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def rows() -> list[dict[str, Any]]:
+    from lnlit.data.reasoning_gym import ReasoningGymSource
+
+    return list(ReasoningGymSource("train", 900).rows())
+
+
+def with_toggle(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"role": "system", "content": f"detailed thinking {row['thinking']}"}, *row["messages"]]
+
+
+def lnlit(model: str, data: Path, compile_blocks: bool = True) -> dict[str, Any]:
+    """`lnlit fit` as a user runs it, with the time of each part."""
+    import lightning as L
+
+    import lnlit.modules.sft as sft
+    from lnlit.data.datamodule import ChatData
+    from lnlit.data.sources import JsonlSource
+    from lnlit.modules.lit_model import Runtime
+    from lnlit.modules.optim import AdamW
+
+    clock = PartClock()
+    sft.linear_cross_entropy = clock.timed("loss", sft.linear_cross_entropy)
+    module = sft.SFT(model, AdamW(1e-5), Runtime(compile=compile_blocks))
+    chats = ChatData(model, JsonlSource(str(data)), sequence_length=LENGTH, micro_batch_size=BATCH)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=STEPS["lnlit"],
+        precision="bf16-mixed",
+        gradient_clip_val=1.0,
+        callbacks=[clock.callback()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, chats)
+    return {"steps_s": clock.steps, "parts_s": clock.parts}
+
+
+class PartClock:
+    """Seconds of each part of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.parts: list[dict[str, float]] = []
+        self.now: dict[str, float] = {}
+
+    def timed(self, part: str, function: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.now[part] = self.now.get(part, 0.0) + time.perf_counter() - start
+            return result
+
+        return run
+
+    def callback(self) -> Any:
+        import lightning as L
+
+        clock = self
+
+        class Times(L.Callback):
+            end = time.perf_counter()
+
+            def on_train_batch_start(self, *args: Any) -> None:
+                self.begin = time.perf_counter()
+                clock.now = {"data": self.begin - self.end}
+
+            def on_before_backward(self, *args: Any) -> None:
+                self.mark = time.perf_counter()
+                clock.now["forward"] = self.mark - self.begin - clock.now["loss"]
+
+            def on_after_backward(self, *args: Any) -> None:
+                clock.now["backward"] = time.perf_counter() - self.mark
+                self.mark = time.perf_counter()
+
+            def on_train_batch_end(self, *args: Any) -> None:
+                last, self.end = self.end, time.perf_counter()
+                clock.now["optimizer"] = self.end - self.mark
+                clock.steps.append(self.end - last)
+                clock.parts.append(clock.now)
+
+        return Times()
+
+
+def plain(model: str, data: Path) -> dict[str, Any]:
+    """The strongest loop we know to write with transformers alone: packed, head and cross-entropy compiled."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lnlit.data.datamodule import ChatData
+    from lnlit.data.sources import JsonlSource
+
+    chats = ChatData(model, JsonlSource(str(data)), sequence_length=LENGTH, micro_batch_size=BATCH)
+    llama = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(llama.parameters(), 1e-5, fused=True)
+
+    @torch.compile
+    def head_loss(hidden: Any, weight: Any, labels: Any) -> Any:
+        logits = torch.nn.functional.linear(hidden, weight).float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    steps, end = [], time.perf_counter()
+    chats.setup("fit")
+    for index, batch in enumerate(chats.train_dataloader()):
+        with torch.autocast("cpu", torch.bfloat16):
+            # Without use_cache=False transformers ignores the documents' borders.
+            hidden = llama.model(batch.tokens, position_ids=batch.positions, use_cache=False).last_hidden_state
+            loss = head_loss(hidden, llama.lm_head.weight, batch.labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        last, end = end, time.perf_counter()
+        steps.append(end - last)
+        if index + 1 == STEPS["plain"]:
+            break
+    return {"steps_s": steps}
+
+
+def trl(model: str, data: Path) -> dict[str, Any]:
+    """TRL's SFTTrainer as documented: prompt and completion, packing on, bf16."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    chats = [with_toggle(json.loads(line)) for line in data.read_text().split("\n") if line]
+    dataset = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
+    steps: list[float] = []
+
+    class Times(TrainerCallback):
+        end = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            last, self.end = self.end, time.perf_counter()
+            steps.append(self.end - last)
+
+    with tempfile.TemporaryDirectory() as out:
+        config = SFTConfig(
+            output_dir=out,
+            packing=True,
+            max_length=LENGTH,
+            per_device_train_batch_size=BATCH,
+            max_steps=STEPS["trl"],
+            bf16=True,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1,
+            learning_rate=1e-5,
+            dataloader_pin_memory=False,
+        )
+        llama = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        SFTTrainer(
+            llama,
+            args=config,
+            train_dataset=dataset,
+            processing_class=AutoTokenizer.from_pretrained(model),
+            callbacks=[Times()],
+        ).train()
+    return {"steps_s": steps}
+
+
+def child(name: str, model: str, data: Path) -> dict[str, Any]:
+    """Run one contender in a process of its own and read its peak memory from the operating system."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--child", name, model, str(data)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{name} failed")
+    result = json.loads(out.splitlines()[-1])
+    after_warmup = result["steps_s"][WARMUP:]
+    result["tokens_per_s"] = BATCH * LENGTH / median(after_warmup)
+    result["peak_gib"] = usage.ru_maxrss / 2**20
+    print(f"{name}: {result['tokens_per_s']:.0f} tokens/s, peak {result['peak_gib']:.2f} GiB", file=sys.stderr)
+    return result
+
+
+def report(results: dict[str, dict[str, Any]]) -> str:
+    ours = results["lnlit"]
+    parts = {
+        name: median(step.get(name, 0.0) for step in ours["parts_s"][WARMUP:])
+        for name in ("data", "forward", "loss", "backward", "optimizer")
+    }
+    total = sum(parts.values())
+    threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
+    lines = [
+        f"\n## {date.today()}: packed SFT, SmolLM2-135M, {BATCH} x {LENGTH}, bf16 autocast, {threads} threads",
+        f"{platform.processor() or platform.machine()}, Linux, torch CPU. Medians after {WARMUP} warm-up steps.\n",
+        "| | tokens/s | peak GiB | lnlit is faster by | lnlit's peak is |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        speed = ours["tokens_per_s"] / result["tokens_per_s"]
+        memory = ours["peak_gib"] / result["peak_gib"]
+        lines.append(
+            f"| {name} | {result['tokens_per_s']:.0f} | {result['peak_gib']:.2f} | {speed:.2f}x | {memory:.0%} |"
+        )
+    shares = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in parts.items())
+    return "\n".join([*lines, "", f"lnlit's step: {shares}.", ""])
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        name, model, data = sys.argv[2:]
+        print(json.dumps({"lnlit": lnlit, "plain": plain, "trl": trl}[name](model, Path(data))))
+        return
+    model = str(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/smollm2").resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+        results = {name: child(name, model, data) for name in ("lnlit", "plain", "trl")}
+    text = report(results)
+    print(text)
+    with RESULTS.open("a") as stream:
+        stream.write(text)
+
+
+if __name__ == "__main__":
+    main()
