@@ -25,6 +25,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "parquet": "lnlit.data.sources:ParquetSource",
         "huggingface": "lnlit.data.sources:HuggingFaceSource",
         "reasoning_gym": "lnlit.data.reasoning_gym:ReasoningGymSource",
+        "split": "lnlit.data.split:SplitSource",
     },
     "checkpoint": {
         "lnlit": "lnlit.checkpoint.folder:LnlitFolder",

@@ -64,6 +64,8 @@ def write_rows(folder: Path, name: str) -> dict[str, Any]:
         (folder / "set").mkdir()
         write_rows(folder / "set", "jsonl")
         return {"path": str(folder / "set"), "split": "train"}
+    if name == "split":
+        return {"source": registry.build("source", "jsonl", **write_rows(folder, "jsonl")), "split": "train"}
     pytest.importorskip("reasoning_gym")
     return {"split": "train", "size": 7, "seed": 3}
 

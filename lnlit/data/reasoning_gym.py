@@ -6,18 +6,16 @@ correct by construction. They need no hub: this is the data of the quickstart.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lnlit.data.chat import on_or_off
+from lnlit.data.split import Split, check_split, is_heldout
 from lnlit.errors import UserError, unknown_key
 from lnlit.interfaces import Source
-
-Split = Literal["train", "heldout"]
 
 #: Settings of each task unless the user gives others: questions that a 135M model learns in a few hundred steps.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -64,13 +62,9 @@ class ReasoningGymSource(Source):
         seed: int = 0,
         heldout_percent: int = 10,
     ) -> None:
-        if split not in get_args(Split):
-            raise UserError(f"reasoning-gym: split must be train or heldout, got {split!r}")
-        if size < 1 or not 0 < heldout_percent < 100:
-            raise UserError(
-                "reasoning-gym: size must be positive and heldout_percent between 1 and 99, "
-                f"got {size} and {heldout_percent}"
-            )
+        check_split("reasoning-gym", split, heldout_percent)
+        if size < 1:
+            raise UserError(f"reasoning-gym: size must be positive, got {size}")
         tasks = ["chain_sum", "basic_arithmetic"] if tasks is None else tasks
         settings = dict(tasks) if isinstance(tasks, dict) else {name: {} for name in tasks}
         if not settings:
@@ -130,12 +124,6 @@ def toggle_row(question: str, answer: str, steps: str, thinking: str, task: str)
     reply = f"<think>\n{steps}\n</think>\n\n{final}" if thinking == "on" else final
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
     return {"messages": messages, "thinking": thinking, "question": question, "answer": answer, "task": task}
-
-
-def is_heldout(expression: str, percent: int) -> bool:
-    """Whether a question is held out, by a hash of its expression: two wordings of one sum fall on the same side."""
-    digest = hashlib.sha256(expression.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 100 < percent
 
 
 def _dataset(name: str, settings: Mapping[str, Any], seed: int) -> Any:
