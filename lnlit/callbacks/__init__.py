@@ -27,4 +27,12 @@ __all__ = [
 
 def default_callbacks() -> list[Callback]:
     """What every run has unless its configuration gives the same kind itself."""
-    return [Checkpoint(), GracefulStop(), RandomState(), Stability(), Throughput(), progress_bar()]
+    return [
+        Checkpoint(),
+        GracefulStop(),
+        RandomState(),
+        Stability(),
+        Throughput(),
+        SampleGenerations(),
+        progress_bar(),
+    ]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
 from lnlit.errors import UserError
@@ -33,11 +35,23 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_steps, self.keep = every_n_steps, keep
         self._saved_step = 0
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        earlier = list_checkpoints(checkpoint_folder(trainer.default_root_dir))
+        if stage == "fit" and trainer.ckpt_path is None and earlier:
+            raise UserError(
+                f"{earlier[-1]} is of an earlier run. Go on with --ckpt_path last, choose another "
+                "trainer.default_root_dir, or delete that run's checkpoints."
+            )
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _StraightToDisk()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        # The last step is saved at once: whatever else runs at the end of training may fail.
+        if due or trainer.global_step == getattr(pl_module, "total_steps", None):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -56,9 +70,10 @@ class Checkpoint(callbacks.Checkpoint):
                 _remove(leftover)
         trainer.strategy.barrier()
         try:
-            trainer.save_checkpoint(partial)
+            trainer.save_checkpoint(partial, weights_only=False)
             if trainer.is_global_zero:
-                _remove(target)
+                if target.is_dir():
+                    shutil.rmtree(target)
                 partial.replace(target)
         except BaseException:
             _remove(partial)
@@ -69,6 +84,16 @@ class Checkpoint(callbacks.Checkpoint):
                 _remove(old)
         trainer.strategy.barrier()
         self._saved_step = trainer.global_step
+
+
+class _StraightToDisk(TorchCheckpointIO):
+    """Lightning builds the whole file in memory first, for remote systems: a second copy of weights and moments."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with Path(path).open("wb") as stream:  # given a path, torch hides the reason of a failed write
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def checkpoint_folder(root: str | Path) -> Path:

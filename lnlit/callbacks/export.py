@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit import __version__
+from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import canonical_weights
@@ -32,8 +33,8 @@ class ExportModel(L.Callback):
             hf_config(read_spec(str(pl_module.model)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if any(getattr(c, "signal_received", None) is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
-            return  # interrupted, not finished; `lnlit export CKPT OUT` writes what there is
+        if stopped_by(trainer) is not None:  # not finished; `lnlit export CKPT OUT` writes what there is
+            return
         module, decoder = pl_module, cast(Decoder, pl_module.decoder)
         weights = canonical_weights(decoder)
         if not trainer.is_global_zero:
@@ -49,12 +50,18 @@ class ExportModel(L.Callback):
             "lnlit": __version__,
         }
         source = resolve(str(module.model))
-        save_folder(
-            Path(self.out),
-            decoder.spec,
-            weights,
-            tokenizer_from=source,
-            provenance=provenance,
-            overwrite=self.overwrite,
-        )
+        target = Path(self.out)
+        try:
+            save_folder(
+                target,
+                decoder.spec,
+                weights,
+                tokenizer_from=source,
+                provenance=provenance,
+                overwrite=self.overwrite,
+            )
+        except BaseException:
+            for _ in weights:  # the other ranks are waiting to gather
+                pass
+            raise
         rank_zero_info(f"wrote {self.out}")

@@ -13,19 +13,17 @@ from lnlit.callbacks.checkpoints import Checkpoint
 
 
 class GracefulStop(L.Callback):
-    """Stops at the next optimizer step after SIGINT or SIGTERM, on all ranks together, with a checkpoint.
+    """Stops after the current optimizer step on SIGINT or SIGTERM, on all ranks together, with a checkpoint.
 
     Lightning's own handler communicates inside the signal handler and hangs when only one rank is signalled; here a
-    flag is set, and ranks agree on it after a batch. A second Ctrl-C stops at once.
-
-    Args:
-        every_n_batches: batches between agreements in a distributed run.
+    flag is set, and ranks agree on it after each step. A second Ctrl-C stops at once.
     """
 
-    signal_received: int | None = None
+    #: The signal that ended the run, the same on every rank; None for a run that ended by itself.
+    stopped_by: int | None = None
 
-    def __init__(self, every_n_batches: int = 1) -> None:
-        self.every_n_batches = every_n_batches
+    def __init__(self) -> None:
+        self._received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -35,25 +33,35 @@ class GracefulStop(L.Callback):
             self._previous[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.signal_received is not None and number == signal.SIGINT:
+        if self._received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_received = number
+        self._received = number
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        mid_step = trainer.fit_loop._should_accumulate()
-        if mid_step or batch_idx % self.every_n_batches:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.fit_loop._should_accumulate():  # a checkpoint amid an accumulation would lose its gradients
             return
-        if trainer.strategy.reduce_boolean_decision(self.signal_received is not None, all=False):
-            self.signal_received = self.signal_received or signal.SIGTERM  # another rank was told
-            trainer.should_stop = True
-            saver = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
-            if saver is not None:
-                saver.save(trainer)
-                rank_zero_info(f"saved a checkpoint at step {trainer.global_step}")
+        if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
+            return
+        self.stopped_by = self._received or signal.SIGTERM  # perhaps another rank was told
+        trainer.should_stop = True
+        saver = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
+        if saver is not None:
+            saver.save(trainer)
+            rank_zero_info(f"saved a checkpoint at step {trainer.global_step}")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+
+def stopped_by(trainer: L.Trainer) -> int | None:
+    """The signal that cut this run short, if one did."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c.stopped_by for c in callbacks if isinstance(c, GracefulStop)), None)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.load import inference_copy
+from lnlit.data.chat import row_messages
+from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
 
 
 class SampleGenerations(L.Callback):
     """Generates greedy answers to a few prompts, with the toggle on and off, at the start, every n steps and the end.
 
+    Does nothing in a run without TensorBoard.
+
     Args:
-        prompts: user messages.
+        prompts: user messages; None takes the first two distinct ones of the training data.
         every_n_steps: optimizer steps between samples; 0 samples at the start and the end only.
         max_new_tokens: length limit of each answer.
     """
 
-    def __init__(self, prompts: list[str], every_n_steps: int = 0, max_new_tokens: int = 128) -> None:
+    def __init__(self, prompts: list[str] | None = None, every_n_steps: int = 0, max_new_tokens: int = 64) -> None:
         self.prompts, self.every_n_steps = prompts, every_n_steps
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
         self._sampled_step = -1
@@ -37,17 +43,28 @@ class SampleGenerations(L.Callback):
         self.sample(trainer, pl_module)
 
     def sample(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step == self._sampled_step:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not boards or data is None or trainer.global_step == self._sampled_step or stopped_by(trainer) is not None:
             return
         self._sampled_step = trainer.global_step
-        encoder = trainer.datamodule.encoder  # type: ignore[attr-defined]
-        modes = ("on", "off")
+        if self.prompts is None:
+            self.prompts = _first_questions(data.stages[0][0].source)
+        encoder, modes = data.encoder, ("on", "off")
         chats = [encoder.encode_prompt([{"role": "user", "content": p}], mode) for p in self.prompts for mode in modes]
+        decoder = inference_copy(pl_module.decoder)  # type: ignore[arg-type]
         with torch.autocast(pl_module.device.type, torch.bfloat16):
-            results = generate(inference_copy(pl_module.decoder), chats, self.sampling, encoder.end_ids())  # type: ignore[arg-type]
+            results = generate(decoder, chats, self.sampling, encoder.end_ids())
         texts = iter(encoder.tokenizer.decode(result.token_ids) for result in results)
         for index, prompt in enumerate(self.prompts):
-            rows = [f"**{prompt}**", *(f"*thinking {mode}*\n```\n{next(texts)}\n```" for mode in modes)]
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text(f"samples/{index}", "\n\n".join(rows), trainer.global_step)
+            parts = [f"**{prompt}**", *(f"*thinking {mode}*\n```\n{next(texts)}\n```" for mode in modes)]
+            for board in boards:
+                board.experiment.add_text(f"samples/{index}", "\n\n".join(parts), trainer.global_step)
+
+
+def _first_questions(source: Source, count: int = 2) -> list[str]:
+    """The last user message of the first rows, without repetitions."""
+    found: dict[str, None] = {}
+    for row in islice(source.rows(), 20):
+        found.update(dict.fromkeys([m["content"] for m in row_messages(row) if m["role"] == "user"][-1:]))
+    return list(found)[:count]

@@ -20,7 +20,8 @@ class Stability(L.Callback):
         explosion_factor: a norm above this multiple of the recent median counts as an explosion.
         window: recent norms that make the median; nothing counts as an explosion before the window is full.
         max_skips: consecutive skipped steps after which the run stops with advice.
-        reset_optimizer: on resume, start with fresh optimizer moments, as LN-Ultra did after its explosion.
+        reset_optimizer: on every resume with this setting, start with fresh optimizer moments, as LN-Ultra did after
+            its explosion.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class Stability(L.Callback):
             )
         return True
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.reset_optimizer:
-            for state in checkpoint.get("optimizer_states", []):
-                state["state"] = {}
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.reset_optimizer and trainer.ckpt_path is not None:
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
             rank_zero_info("optimizer moments start afresh (Stability.reset_optimizer)")
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Throughput(L.Callback):
     """Logs `perf/tokens_per_s` (all ranks), `perf/mfu` where the chip's peak is known, and `memory/peak_gib`.
 
     Padding counts as tokens processed; `perf/loss_tokens_share` says how many of them carry loss. Time spent in
-    validation and checkpointing is left out.
+    validation, checkpointing and waiting for data is left out.
     """
 
     def on_train_batch_start(
@@ -38,7 +38,7 @@ class Throughput(L.Callback):
         seconds = time.perf_counter() - self._start
         tokens = batch.tokens.numel()
         per_s = tokens / seconds
-        metrics = {"perf/tokens_per_s": per_s * trainer.world_size, "memory/peak_gib": peak_memory_gib()}
+        metrics = {"perf/tokens_per_s": per_s * pl_module.data_parallel_size(), "memory/peak_gib": peak_memory_gib()}  # type: ignore
         metrics["perf/loss_tokens_share"] = float((batch.labels >= 0).float().mean())
         peak = _peak_flops(pl_module.device)
         if peak is not None:

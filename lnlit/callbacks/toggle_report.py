@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.load import inference_copy
 from lnlit.errors import UserError
 from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, score
@@ -52,8 +53,8 @@ class ToggleReport(L.Callback):
             self.results["before"] = self._evaluate(trainer, pl_module, questions)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if any(getattr(c, "signal_received", None) is not None for c in trainer.callbacks):  # type: ignore[attr-defined]
-            return  # interrupted, not finished
+        if stopped_by(trainer) is not None:
+            return
         self.results["after"] = self._evaluate(trainer, pl_module, self._questions())
         if trainer.is_global_zero:
             report = Path(trainer.default_root_dir) / "toggle_report.json"

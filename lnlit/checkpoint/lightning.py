@@ -69,7 +69,7 @@ def _open(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(
             f"{path}: a sharded checkpoint folder. Consolidate it first: python -m lightning.pytorch.utilities."
-            f"consolidate_checkpoint {path}"
+            f"consolidate_checkpoint {path} --output_file {path.stem}-full.ckpt"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from lnlit.cli.arguments import CommandParser
+from lnlit.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +19,11 @@ def main(argv: list[str]) -> int:
         return 0
     print("An empty line ends the chat.", file=sys.stderr)
     while text := _read():
-        chat.answer(text)
+        try:
+            chat.answer(text)
+        except UserError as error:  # the conversation has outgrown the context
+            print(f"error: {error}", file=sys.stderr)
+            chat.messages.clear()
     return 0
 
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse._typehints import ActionTypeHint
 from jsonargparse._util import import_object
 
-import yaml
 from lnlit.cli import names
 from lnlit.cli.written import Place, Written
 from lnlit.errors import UserError, did_you_mean, unknown_key

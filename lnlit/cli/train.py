@@ -12,6 +12,7 @@ from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI 2.6 calls what jsonargparse 5 removes
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -20,8 +21,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import lnlit.callbacks
-import yaml
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
+from lnlit.callbacks.interrupt import stopped_by
 from lnlit.cli import names
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
@@ -35,6 +36,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
         "init_args": {"save_dir": "runs", "name": "", "version": _LOGS, "default_hp_metric": False},
     },
     "default_root_dir": "runs",
+    "inference_mode": False,  # FSDP2's first forward pass cannot run in inference mode
     "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
 }
 
@@ -143,13 +145,12 @@ def run(command: str, arguments: list[str], written: Written) -> int:
 
 
 def _exit_code(cli: LitCLI) -> int:
-    """128 + the signal that a callback caught and turned into a clean stop, else 0."""
-    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
-    received = next(filter(None, (getattr(callback, "signal_received", None) for callback in callbacks)), None)
+    """128 + the signal that cut the run short, else 0."""
+    received = stopped_by(cli.trainer)
     if received is None:
         return 0
     if cli.trainer.is_global_zero:
-        saved = any(isinstance(callback, Checkpoint) for callback in callbacks)
+        saved = any(isinstance(callback, Checkpoint) for callback in cli.trainer.callbacks)  # type: ignore[attr-defined]
         advice = "; go on with --ckpt_path last" if saved else ", nothing saved: enable_checkpointing is false"
         print(f"stopped by {signal.Signals(received).name}{advice}", file=sys.stderr)
     return 128 + received

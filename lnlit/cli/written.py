@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from lnlit.errors import UserError
 
 #: A place in the tree: keys of mappings and indices of lists.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 
+import torch
+import torch._dynamo
+
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 
@@ -17,6 +20,9 @@ def compile_blocks(decoder: Decoder, required: bool) -> bool:
                 "runtime.compile: no C++ compiler found (g++ or clang++). Install one or set compile: auto."
             )
         return False
+    # Each distinct block needs a compilation for training and one for evaluation; dynamo gives up after 8 of them.
+    needed = 2 * len(set(decoder.spec.layers)) + 8
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
     for block in decoder.layers:
         block.compile()
     return True

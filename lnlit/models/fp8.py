@@ -40,4 +40,10 @@ def to_float8(decoder: Decoder, recipe: Recipe, device_type: str) -> int:
         return fits and name.startswith("layers.") and "lora_" not in name
 
     convert_to_float8_training(decoder, config=config, module_filter_fn=eligible)
-    return sum(isinstance(module, Float8Linear) for module in decoder.modules())
+    converted = sum(isinstance(module, Float8Linear) for module in decoder.modules())
+    if not converted:
+        raise UserError(
+            "runtime.precision: fp8 fits none of this model's linears: both sides must be multiples of 16, and linears "
+            "with LoRA adapters stay as they are. Remove precision: fp8 or narrow lora.targets."
+        )
+    return converted

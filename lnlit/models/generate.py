@@ -35,7 +35,7 @@ class Generation:
     finish_reason: str = "length"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: FSDP2's first forward pass cannot run in it
 @torch.compiler.set_stance("force_eager")  # compiled blocks would recompile as the sequence grows
 def generate(
     decoder: Decoder,
@@ -50,6 +50,21 @@ def generate(
     `UserError` for an empty prompt or when prompt plus continuation exceeds the model's context.
     """
     _check(decoder, prompts, sampling)
+    was_training = decoder.training
+    decoder.eval()
+    try:
+        return _decode(decoder, prompts, sampling, end_ids, on_token)
+    finally:
+        decoder.train(was_training)
+
+
+def _decode(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    end_ids: Collection[int],
+    on_token: Callable[[int, int], None] | None,
+) -> list[Generation]:
     device = decoder.embed_tokens.weight.device
     done = [Generation() for _ in prompts]
     uniform = [torch.Generator().manual_seed(_row_seed(sampling.seed, row)) for row in range(len(prompts))]
@@ -61,8 +76,6 @@ def generate(
         tokens_BT[row, : len(prompt)] = torch.tensor(prompt, device=device)
     positions_BT = torch.arange(longest, device=device).expand_as(tokens_BT)
     alive, last_B = list(range(len(prompts))), lengths_B - 1
-    was_training = decoder.training
-    decoder.eval()
     for _ in range(sampling.max_new_tokens):
         logits_BV = _last_logits(decoder, tokens_BT, positions_BT, cache, last_B)
         draws_B = torch.tensor([torch.rand((), generator=uniform[row]).item() for row in alive], device=device)
@@ -85,7 +98,6 @@ def generate(
             next_B, lengths_B, alive = next_B[kept], lengths_B[kept], [alive[index] for index in stay]
         tokens_BT, positions_BT = next_B[:, None], lengths_B[:, None]
         lengths_B, last_B = lengths_B + 1, torch.zeros_like(lengths_B)
-    decoder.train(was_training)
     return done
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,22 +76,30 @@ class FlexKernel(AttentionKernel):
     def unavailable(cls) -> str | None:
         return None if torch.cuda.is_available() else "FlexAttention has no backward pass without CUDA."
 
+    def __init__(self) -> None:
+        self._masked: tuple[Segments, Any] | None = None
+
     def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        flat = (x.reshape(1, -1, *x.shape[2:]).transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
-        q, k, v = flat
-        total = q.shape[2]
-        document = torch.repeat_interleave(
-            torch.arange(len(segments.lengths), device=q.device), segments.cu_seqlens.diff(), output_size=total
-        )
-
-        def same_document(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (query >= key) & (document[query] == document[key])
-
-        mask = create_block_mask(same_document, None, None, total, total, device=str(q.device))
+        q, k, v = (x.reshape(1, -1, *x.shape[2:]).transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
+        mask = self._mask(segments, q.shape[2])  # type: ignore
         out = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
         return out.transpose(1, 2).reshape(q_BTHd.shape)
+
+    @torch.compiler.disable
+    def _mask(self, segments: Segments, total: int) -> Any:
+        """The block mask of a batch; its layers share one."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        if self._masked is None or self._masked[0] is not segments:
+            bounds = segments.cu_seqlens
+            document = torch.searchsorted(bounds[1:], torch.arange(total, device=bounds.device), right=True)
+
+            def same_document(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                return (query >= key) & (document[query] == document[key])
+
+            mask = create_block_mask(same_document, None, None, total, total, device=str(bounds.device))
+            self._masked = (segments, mask)
+        return self._masked[1]
 
 
 @cache
@@ -105,7 +114,9 @@ class VarlenKernel(AttentionKernel):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        return None if torch.cuda.is_available() else "torch.nn.attention.varlen has no kernel without CUDA."
+        if not torch.cuda.is_available():
+            return "torch.nn.attention.varlen has no kernel without CUDA."
+        return None if torch.cuda.get_device_capability() >= (8, 0) else "it needs compute capability 8.0 or later."
 
     def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm with the gain cast to the input's dtype, so fp32 master weights keep torch's one-dtype path."""
+    """torch's RMSNorm in the input's dtype: fp32 master gains are cast, and autocast (fp32 on CUDA) stays out of it."""
 
     def forward(self, x: Tensor) -> Tensor:
         gain = None if self.weight is None else self.weight.to(x.dtype)
-        return nn.functional.rms_norm(x, self.normalized_shape, gain, self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.rms_norm(x, self.normalized_shape, gain, self.eps)

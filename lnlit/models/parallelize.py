@@ -45,6 +45,8 @@ def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
         for slot in ("self_attn", "mlp"):
             module = getattr(block, slot)
             plan = {name: _STYLES[style]() for name, style in getattr(module, "tensor_parallel", {}).items()}
+            if any(hasattr(child, "lora_a") for child in module.children()) if module is not None else False:
+                raise UserError("lora: adapters do not split over tensor-parallel ranks; set tensor_parallel_size: 1")
             if plan:
                 parallelize_module(module, mesh, plan)  # type: ignore[arg-type]
 

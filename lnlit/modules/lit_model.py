@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lnlit.checkpoint.formats import read_spec
@@ -24,17 +25,20 @@ from lnlit.models.fp8 import Recipe, to_float8
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
 from lnlit.modules.optim import AdamW
+from lnlit.specs import ModelSpec
+
+_ENDLESS = 2**62
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How the model runs; never changes what it computes, beyond rounding.
+    """How the model runs: changes speed and memory, and of the results only the rounding.
 
     Args:
         attention_kernel: a registered kernel, or "auto" for the device's fastest.
         activation_checkpointing: recompute each block in the backward pass, for less memory.
         compile: compile each block (one compilation serves all equal ones); "auto" does where a compiler is installed.
-        fuse_gate_up: store each FFN's gate and up projections as one matrix.
+        fuse_gate_up: store each FFN's gate and up projections as one matrix (part `swiglu_fused` in the spec).
         precision: "fp8" runs the linears in float8 by `fp8_recipe` (compute capability 8.9 or later); None leaves
             them to the trainer's precision.
         fp8_recipe: torchao's float8 scaling granularity.
@@ -75,6 +79,7 @@ class LitModel(L.LightningModule):
         if hasattr(self, "decoder"):
             return
         spec = read_spec(self.model)
+        self._check(spec)
         if self.runtime.fuse_gate_up:
             spec = spec.map_parts(lambda p: type(p)("swiglu_fused", p.args) if p.type == "swiglu" else p)
         runtime = self.runtime
@@ -93,6 +98,23 @@ class LitModel(L.LightningModule):
             compile_blocks(decoder, required=runtime.compile is True)
         self.decoder = decoder
 
+    def _check(self, spec: ModelSpec) -> None:
+        """What would fail late or silently, said before any weight is read."""
+        if str(self.trainer.precision).startswith("16"):
+            raise UserError(
+                f"trainer.precision: {self.trainer.precision} is not supported. Use bf16-mixed, bf16-true or 32."
+            )
+        data = getattr(self.trainer, "datamodule", None)
+        length = getattr(data, "sequence_length", 0)
+        if length > spec.context_length:
+            raise UserError(
+                f"data.sequence_length {length} is longer than the model's context of {spec.context_length}"
+            )
+        if encoder := getattr(data, "encoder", None):
+            largest = len(encoder.tokenizer)
+            if largest > spec.vocab_size:
+                raise UserError(f"data.tokenizer has {largest} tokens, the model's vocabulary {spec.vocab_size}")
+
     def _device_type(self) -> str:
         return self.trainer.strategy.root_device.type
 
@@ -110,15 +132,19 @@ class LitModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     def _rate_factor(self, step: int) -> float:
-        assert self.total_steps is not None
-        return self.optimizer.factor(step, self.total_steps)
+        return self.optimizer.factor(step, self.total_steps or _ENDLESS)
 
     def _planned_steps(self) -> int:
         """Optimizer steps of the whole run. Fixed once and stored: Lightning's own estimate changes on resume."""
         steps = self.trainer.estimated_stepping_batches
-        if not isinstance(steps, int) and self.optimizer.schedule != "constant":
-            raise UserError("trainer.max_steps: a cosine schedule over a stream needs max_steps or max_epochs")
-        return int(min(steps, 2**62))
+        if isinstance(steps, int):
+            return steps
+        if self.optimizer.schedule != "constant" or self.optimizer.warmup_ratio:
+            raise UserError(
+                "trainer.max_steps: an endless run has no end to warm up or decay towards. Set max_steps or "
+                "max_epochs, or optimizer.schedule: constant with warmup_ratio: 0."
+            )
+        return _ENDLESS
 
     # the step
 
@@ -133,7 +159,7 @@ class LitModel(L.LightningModule):
         loss_sum, count = self._reduce(self._step_sum, self._step_count)
         self._step_sum, self._step_count = 0.0, 0
         # Lightning divided each loss by the accumulation count, and data-parallel reduction averaged over ranks.
-        factor = self.trainer.accumulate_grad_batches * self._data_parallel_size() / max(count, 1.0)
+        factor = self.trainer.accumulate_grad_batches * self.data_parallel_size() / max(count, 1.0)
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
         with torch.no_grad():
             for gradient in gradients:
@@ -179,7 +205,8 @@ class LitModel(L.LightningModule):
 
     # ranks
 
-    def _data_parallel_size(self) -> int:
+    def data_parallel_size(self) -> int:
+        """Ranks that see different data."""
         if self.device_mesh is not None:
             return self.device_mesh["data_parallel"].size()
         return self.trainer.world_size
@@ -203,6 +230,7 @@ class LitModel(L.LightningModule):
             "spec": self.decoder.spec.to_json(),
             "model": source,
             "total_steps": self.total_steps,
+            "length": self._length(),
             "lora": None if self.lora is None else self.lora.to_json(),
         }
 
@@ -213,4 +241,15 @@ class LitModel(L.LightningModule):
         if changes := self.decoder.spec.diff(type(self.decoder.spec).from_json(saved["spec"])):
             listing = "; ".join(changes[:3])
             raise UserError(f"ckpt_path: the checkpoint holds another architecture than `model`: {listing}")
-        self.total_steps = saved["total_steps"]
+        lora = None if self.lora is None else self.lora.to_json()
+        if saved["lora"] != lora:
+            raise UserError(f"ckpt_path: the checkpoint was trained with lora {saved['lora']}, this run has {lora}")
+        if saved["length"] == self._length():
+            self.total_steps = saved["total_steps"]
+        else:
+            self.total_steps = self._planned_steps()
+            rank_zero_info(f"the schedule now ends at step {self.total_steps}, not {saved['total_steps']}")
+
+    def _length(self) -> list[int | None]:
+        """How long the configuration says to train."""
+        return [self.trainer.max_steps, self.trainer.max_epochs]

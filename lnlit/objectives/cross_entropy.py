@@ -24,6 +24,8 @@ def linear_cross_entropy(
     themselves, and backward is a multiplication. Under autocast the products run in its dtype; softmax and the weight
     gradient's accumulation are fp32. An empty `hidden_ND` gives 0 with zero gradients.
     """
+    if not torch.is_grad_enabled():  # the function below would still compute gradients
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     device = hidden_ND.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -37,7 +39,7 @@ def _loss_and_gradient(logits_CV: Tensor, labels_C: Tensor) -> tuple[Tensor, Ten
     """(summed loss, d loss / d logits in the logits' dtype): softmax minus the one-hot target."""
     log_probs_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
     loss = -log_probs_CV.gather(1, labels_C[:, None]).sum()
-    one = torch.ones((), device=labels_C.device)
+    one = torch.ones((), dtype=torch.float32, device=labels_C.device)
     grad_CV = log_probs_CV.exp_().scatter_add_(1, labels_C[:, None], -one.expand(len(labels_C), 1))
     return loss, grad_CV.to(logits_CV.dtype)
 
@@ -53,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         for start in range(0, len(labels_N), chunk_size):
             hidden_CD, labels_C = hidden_ND[start : start + chunk_size], labels_N[start : start + chunk_size]
-            chunk_loss, grad_CV = _chunk(hidden_CD @ compute_VD.T, labels_C)
+            chunk_loss, grad_CV = _loss_and_gradient(hidden_CD @ compute_VD.T, labels_C)
             loss += chunk_loss
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_ND[start : start + chunk_size])
@@ -70,6 +72,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden = None if grad_hidden_ND is None else grad_hidden_ND * grad_loss
         weight = None if grad_weight_VD is None else (grad_weight_VD * grad_loss).to(ctx.weight_dtype)
         return hidden, weight, None, None, None
-
-
-_chunk = _loss_and_gradient

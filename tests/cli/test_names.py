@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import yaml
+
 from lnlit import registry
 
 PART = """

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 import yaml
+
 from lnlit.cli.main import main
 
 ROOT = Path(__file__).parents[2]
