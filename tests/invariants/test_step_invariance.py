@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.chat import Document
 from lnlit.data.packing import collate, pack_best_fit
+from lnlit.interfaces import IGNORE
 from lnlit.models.build import build_decoder
 from lnlit.testing.tiny import mixed_spec, tiny_folder, tiny_spec
 
@@ -80,12 +81,40 @@ def test_padding_side_and_amount_do_not_matter(model, reference):
     assert_same(step(model, [collate(rows(documents()), 48, pad_id=9, padding_side="left")]), reference)
 
 
-def test_prompt_tokens_carry_no_loss(model, reference):
-    """With the learned tokens' labels kept, whatever the prompt's labels would be, the step is the same."""
-    made = documents()
+def test_a_document_without_learned_tokens_adds_nothing(model, reference):
     extra = Document([1, 2, 3], [False, False, False])
-    batches = [collate(rows(made), 32, pad_id=0), collate(rows([extra]), 32, pad_id=0)]
+    batches = [collate(rows(documents()), 32, pad_id=0), collate(rows([extra]), 32, pad_id=0)]
     assert_same(step(model, batches, accumulate=2), reference)
+
+
+def test_labels_are_the_learned_tokens_and_no_others():
+    made = documents()
+    batch = collate(rows(made), 32, pad_id=0)
+    for b, document in enumerate(made):
+        expected = [IGNORE] * 32
+        for t, learned in enumerate(document.loss_mask):
+            if learned:
+                expected[t - 1] = document.tokens[t]
+        assert batch.labels[b].tolist() == expected
+
+
+def test_one_unmasked_prompt_token_would_change_the_loss(model, reference):
+    batch = collate(rows(documents()), 32, pad_id=0)
+    batch.labels[1, 0] = batch.tokens[1, 1]
+    assert abs(step(model, [batch])[0] - reference[0]) > 1e-3
+
+
+def test_what_an_unlearned_token_is_as_a_label_does_not_matter(model):
+    """Nothing reads a document's last token, so its value could reach the step as a label only."""
+
+    def step_ending_in(token: int, learned: bool):
+        made = [Document([*d.tokens, token], [*d.loss_mask, learned]) for d in documents()]
+        return step(model, [collate(rows(made), 32, pad_id=0)])
+
+    (loss, gradients), (other_loss, other) = step_ending_in(10, False), step_ending_in(200, False)
+    assert loss == other_loss
+    assert all(torch.equal(gradient, other[name]) for name, gradient in gradients.items())
+    assert abs(step_ending_in(10, True)[0] - step_ending_in(200, True)[0]) > 1e-3
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
