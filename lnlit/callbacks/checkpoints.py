@@ -36,16 +36,12 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved_step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        earlier = list_checkpoints(checkpoint_folder(trainer.default_root_dir))
-        if stage == "fit" and trainer.ckpt_path is None and earlier:
-            raise UserError(
-                f"{earlier[-1]} is of an earlier run. Go on with --ckpt_path last, choose another "
-                "trainer.default_root_dir, or delete that run's checkpoints."
-            )
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = _StraightToDisk()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_unused(trainer.default_root_dir)
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -98,6 +94,15 @@ class _StraightToDisk(TorchCheckpointIO):
 
 def checkpoint_folder(root: str | Path) -> Path:
     return Path(root) / "checkpoints"
+
+
+def check_unused(root: str | Path) -> None:
+    """Raises `UserError` when a new run in `root` would mix its checkpoints with an earlier run's."""
+    if earlier := list_checkpoints(checkpoint_folder(root)):
+        raise UserError(
+            f"{earlier[-1]} is of an earlier run. Go on with --ckpt_path last, choose another "
+            "trainer.default_root_dir, or delete that run's checkpoints."
+        )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -52,9 +53,13 @@ class SampleGenerations(L.Callback):
             self.prompts = _first_questions(data.stages[0][0].source)
         encoder, modes = data.encoder, ("on", "off")
         chats = [encoder.encode_prompt([{"role": "user", "content": p}], mode) for p in self.prompts for mode in modes]
+        room = pl_module.decoder.spec.context_length - max(map(len, chats))  # type: ignore
+        if room < 1:  # these prompts fill the context; a sample is not worth stopping a run
+            return
+        sampling = replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, room))
         decoder = inference_copy(pl_module.decoder)  # type: ignore[arg-type]
         with torch.autocast(pl_module.device.type, torch.bfloat16):
-            results = generate(decoder, chats, self.sampling, encoder.end_ids())
+            results = generate(decoder, chats, sampling, encoder.end_ids())
         texts = iter(encoder.tokenizer.decode(result.token_ids) for result in results)
         for index, prompt in enumerate(self.prompts):
             parts = [f"**{prompt}**", *(f"*thinking {mode}*\n```\n{next(texts)}\n```" for mode in modes)]

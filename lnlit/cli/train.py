@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import lnlit.callbacks
-from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
+from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.cli import names
 from lnlit.cli.explain import explain
@@ -97,7 +97,10 @@ class LitCLI(LightningCLI):
             raise cause from None
 
     def before_fit(self) -> None:
-        """The configuration as TensorBoard hyper-parameters, next to the config.yaml that Lightning saves."""
+        """Refuse a used folder at once, and log the configuration as TensorBoard hyper-parameters."""
+        checkpoints = any(isinstance(c, lnlit.callbacks.Checkpoint) for c in self.trainer.callbacks)  # type: ignore
+        if checkpoints and self.config[self._command].ckpt_path is None and not self.trainer.fast_dev_run:  # type: ignore
+            check_unused(self.trainer.default_root_dir)
         resolved = yaml.safe_load(self._parser(self._command).dump(self.config[self._command], skip_none=False))
         for logger in self.trainer.loggers:
             logger.log_hyperparams({key: resolved[key] for key in ("seed_everything", "model", "data", "trainer")})

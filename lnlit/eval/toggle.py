@@ -60,7 +60,7 @@ def is_correct(text: str, answer: str) -> bool:
     if given is None:
         return False
     try:
-        return float(given) == float(answer)
+        return float(given.replace(",", "")) == float(answer.replace(",", ""))
     except ValueError:
         return given == answer.strip()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
@@ -69,11 +70,22 @@ def add_lora(decoder: Decoder, lora: LoRA) -> None:
     set_trainable_params(decoder, get_adapter_params(decoder))
 
 
+@torch.no_grad()
 def init_lora(decoder: Decoder) -> None:
-    """A from Kaiming-uniform, B zero: the adapted model starts out equal to the base model."""
+    """A from Kaiming-uniform, B zero (Hu et al. 2021): the adapted model starts out equal to the base model.
+
+    Whole matrices are drawn and then split, since equally seeded ranks would fill their shards with equal rows.
+    """
     for module in decoder.modules():
         if hasattr(module, "lora_a"):
-            module.initialize_parameters()  # type: ignore[operator]
+            for part, draw in ((module.lora_a, True), (module.lora_b, False)):
+                weight: Tensor = part.weight  # type: ignore[union-attr, assignment]
+                full = torch.zeros(weight.shape, device=weight.device)
+                if draw:
+                    nn.init.kaiming_uniform_(full, a=math.sqrt(5))
+                if isinstance(weight, DTensor):
+                    full = distribute_tensor(full, weight.device_mesh, weight.placements)
+                weight.copy_(full)
 
 
 def base_parameters(decoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

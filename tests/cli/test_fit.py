@@ -61,11 +61,18 @@ def test_tensorboard_and_the_seed_are_defaults(lnlit, config):
     assert printed["seed_everything"] == 0
 
 
-def test_a_run_leaves_its_configuration_beside_its_logs_and_may_run_again(lnlit, config, tmp_path):
-    for version in ("version_0", "version_1"):
-        assert lnlit("fit", "--config", config(("  logger: false\n", "")))[0] == 0
-        saved = yaml.safe_load((tmp_path / "runs" / version / "config.yaml").read_text())
-        assert saved["trainer"]["max_steps"] == 2
+def test_a_run_leaves_its_configuration_beside_its_logs(lnlit, config, tmp_path):
+    assert lnlit("fit", "--config", config(("  logger: false\n", "")))[0] == 0
+    logs = tmp_path / "runs" / "logs"
+    assert yaml.safe_load((logs / "config.yaml").read_text())["trainer"]["max_steps"] == 2
+    assert list(logs.glob("events.*"))
+
+
+def test_a_new_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(lnlit, config):
+    saving = config(("  enable_checkpointing: false\n", ""))
+    assert lnlit("fit", "--config", saving)[0] == 0
+    code, _, err = lnlit("fit", "--config", saving)
+    assert code == 2 and "step-2.ckpt is of an earlier run. Go on with --ckpt_path last" in err
 
 
 COMMANDS = ["fit", "validate", "test", "predict"]

@@ -37,6 +37,7 @@ def test_the_final_answer_comes_after_the_thought(text, answer):
 
 def test_numbers_are_compared_as_numbers():
     assert is_correct("The answer is 7.0", "7") and not is_correct("The answer is 71", "7")
+    assert is_correct(r"\boxed{1,000}", "1000") and is_correct("so 1000", "1,000")
 
 
 def test_wilson_interval_of_known_values():

@@ -117,7 +117,9 @@ def main(folder: Path, kills: int) -> None:
         wait_for_training(folder / "killed.journal", child)
         time.sleep(training_s * chance.uniform(0.0, 0.15))
         os.kill(child, signal.SIGKILL)
-        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL), "training failed by itself"
+        killed += status == signal.SIGKILL
     finished = os.waitpid(start(folder, "killed"), 0)[1] == 0
     print(json.dumps({"killed": killed, "finished": finished, "training_s": training_s}))
 
