@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import cast
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit import __version__
@@ -46,8 +49,11 @@ class ExportModel(L.Callback):
             "parent": str(module.model),
             "method": type(module).__name__,
             "steps": trainer.global_step,
+            "seed": os.environ.get("PL_GLOBAL_SEED"),
+            "config_sha256": _config_hash(trainer),
+            "data": getattr(getattr(trainer.datamodule, "train_plan", None), "fingerprint", None),  # type: ignore
             "metrics": metrics,
-            "lnlit": __version__,
+            "versions": {"lnlit": __version__, "lightning": L.__version__, "torch": torch.__version__},
         }
         source = resolve(str(module.model))
         target = Path(self.out)
@@ -65,3 +71,9 @@ class ExportModel(L.Callback):
                 pass
             raise
         rank_zero_info(f"wrote {self.out}")
+
+
+def _config_hash(trainer: L.Trainer) -> str | None:
+    """Of the resolved configuration that the command line saves beside the logs."""
+    file = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Positions per chunk: one chunk of fp32 logits is the largest tensor alive (1024 x 49152 x 4 bytes = 192 MiB).
-CHUNK_SIZE = 1024
+#: Positions per chunk: one chunk of fp32 logits is the largest tensor alive (512 x 49152 x 4 bytes = 96 MiB).
+CHUNK_SIZE = 512
 
 
 def linear_cross_entropy(
