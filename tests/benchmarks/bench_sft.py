@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_sft.py [MODEL_FOLDER]
 
-Same rows, 8 x 512 packed tokens a step, prompts masked, bf16 autocast over fp32 weights, AdamW, no activation
-checkpointing, the same number of threads, one process after the other. Prints medians over the steps after warm-up and
+Same rows, 8 x 512 packed tokens a step, prompts masked, bf16 autocast over fp32 weights, AdamW, the same
+number of threads, no activation checkpointing unless the name says so, one process after the other. Prints medians over the steps after warm-up and
 appends them to RESULTS.md. Needs `pip install -e '.[bench]'` and about 15 minutes on two cores.
 """
 
@@ -17,12 +17,13 @@ import sys
 import tempfile
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 BATCH, LENGTH, WARMUP = 8, 512, 2
-STEPS = {"lnlit": 8, "plain": 8, "trl": 4}
+STEPS = {"lnlit": 8, "lnlit-checkpointing": 8, "plain": 8, "trl": 4}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -36,8 +37,8 @@ def with_toggle(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": "system", "content": f"detailed thinking {row['thinking']}"}, *row["messages"]]
 
 
-def lnlit(model: str, data: Path, compile_blocks: bool = True) -> dict[str, Any]:
-    """`lnlit fit` as a user runs it, with the time of each part."""
+def lnlit(model: str, data: Path, activation_checkpointing: bool = False) -> dict[str, Any]:
+    """The SFT module and ChatData under a bare Trainer, with the time of each part."""
     import lightning as L
 
     import lnlit.modules.sft as sft
@@ -48,7 +49,7 @@ def lnlit(model: str, data: Path, compile_blocks: bool = True) -> dict[str, Any]
 
     clock = PartClock()
     sft.linear_cross_entropy = clock.timed("loss", sft.linear_cross_entropy)
-    module = sft.SFT(model, AdamW(1e-5), Runtime(compile=compile_blocks))
+    module = sft.SFT(model, AdamW(1e-5), Runtime(compile=True, activation_checkpointing=activation_checkpointing))
     chats = ChatData(model, JsonlSource(str(data)), sequence_length=LENGTH, micro_batch_size=BATCH)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -237,13 +238,15 @@ def report(results: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         name, model, data = sys.argv[2:]
-        print(json.dumps({"lnlit": lnlit, "plain": plain, "trl": trl}[name](model, Path(data))))
+        contenders = {"lnlit": lnlit, "lnlit-checkpointing": partial(lnlit, activation_checkpointing=True)}
+        contenders |= {"plain": plain, "trl": trl}
+        print(json.dumps(contenders[name](model, Path(data))))
         return
     model = str(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/smollm2").resolve())
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows()))
-        results = {name: child(name, model, data) for name in ("lnlit", "plain", "trl")}
+        results = {name: child(name, model, data) for name in STEPS}
     text = report(results)
     print(text)
     with RESULTS.open("a") as stream:
