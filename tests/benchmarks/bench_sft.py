@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_sft.py [MODEL_FOLDER]
 
-Same rows, 8 x 512 packed tokens a step, prompts masked, bf16 autocast over fp32 weights, AdamW, the same
-number of threads, no activation checkpointing unless the name says so, one process after the other. Prints medians over the steps after warm-up and
-appends them to RESULTS.md. Needs `pip install -e '.[bench]'` and about 15 minutes on two cores.
+Same rows, 8 x 512 packed tokens a step, prompts masked, bf16 autocast over fp32 weights, AdamW, the same number of
+threads, no activation checkpointing unless the name says so, one process after the other. Prints medians over the steps
+after warm-up and appends them to RESULTS.md. Needs `pip install -e '.[bench]'` and ten minutes on two cores.
 """
 
 from __future__ import annotations
