@@ -49,3 +49,36 @@ def test_the_quickstart_fills_every_cell_of_its_table(tiny_model, lnlit, tmp_pat
             assert results[stage][mode]["accuracy"][1] == results[stage][mode]["obedience"][1] == 4
     assert (tmp_path / "runs/quickstart/model/lnlit.json").is_file()
     assert list((tmp_path / "runs/quickstart/logs").glob("events.*"))
+
+
+def test_gsm8k_takes_two_steps_on_rows_of_its_schema(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            "input": [{"role": "user", "content": f"{i}+1?"}],
+            "output": f"<think>{i + 1}</think> {i + 1}" if mode == "on" else f"{i + 1}",
+            "system_prompt": f"detailed thinking {mode}",
+            "reasoning": mode,
+            "answer": str(i + 1),
+        }
+        for i in range(300)
+        for mode in ("on", "off")
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (ROOT / "yaml/sft/gsm8k.yaml").read_text()
+    for old, new in {
+        "data/gsm8k_train_toggle.jsonl.gz": "rows.jsonl",
+        "runs/smollm2": str(tiny_model),
+        "sequence_length: 1024": "sequence_length: 128",
+        "max_epochs: 1": "max_steps: 2\n  accelerator: cpu",
+        "max_new_tokens: 256": "max_new_tokens: 5",
+        "{compile: auto}": "{compile: false}",
+    }.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    (tmp_path / "tiny.yaml").write_text(text)
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    results = json.loads((tmp_path / "runs/gsm8k/toggle_report.json").read_text())
+    asked = results["after"]["on"]["accuracy"][1]
+    assert 0 < asked < 30  # the held-out side only
+    assert (tmp_path / "runs/gsm8k/checkpoints/step-2.ckpt").is_file()
