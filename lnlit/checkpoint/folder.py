@@ -157,7 +157,9 @@ def _write_shards(
 
     def flush() -> None:
         shards.append(list(shard))
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        file = folder / f"shard-{len(shards)}"
+        save_file(shard, file, metadata={"format": "pt"})
+        file.chmod(0o644)  # safetensors makes it private, which would hide the weights from a server's user
         shard.clear()
 
     for name, tensor in weights:
