@@ -32,16 +32,17 @@ def documents() -> list[Document]:
 
 
 class Recorder(L.Callback):
-    """Keeps the final gradients (gathered) and the logged loss of the step."""
+    """Keeps the final gradients (gathered) and the logged loss of the step, and checks the reported norm."""
 
     def on_gradient_norm(self, trainer: L.Trainer, pl_module: Any, norm: float) -> bool:
-        self.norm = norm
         self.gradients = {}
         for name, parameter in pl_module.decoder.named_parameters():
             if parameter.grad is not None:
                 gradient = parameter.grad
                 full = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
                 self.gradients[name] = full.detach().clone()
+        gathered = torch.stack([gradient.norm() for gradient in self.gradients.values()]).norm()
+        torch.testing.assert_close(torch.tensor(norm), gathered, rtol=1e-5, atol=0)  # sharded or not, one global norm
         self.loss = float(trainer.callback_metrics["train/loss"])
         return False
 
