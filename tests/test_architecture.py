@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-_BOTTOM = {"errors", "builtins", "specs", "interfaces", "registry"}
+_BOTTOM = {"errors", "files", "builtins", "specs", "interfaces", "registry"}
 _PURE = {"models", "objectives"}
 _MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint", "eval"}
 _LIGHTNING = {"modules", "callbacks"}
@@ -22,6 +22,7 @@ _LIGHTNING = {"modules", "callbacks"}
 #: What each part of lnlit may import from lnlit, itself aside. An arrow that is not here points up or sideways.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "builtins": set(),
     "specs": {"errors"},
     "interfaces": {"errors", "specs"},
@@ -30,10 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),
     **dict.fromkeys(_LIGHTNING, _BOTTOM | _PURE | _MIDDLE),
     "testing": _BOTTOM | _PURE | _MIDDLE,
-    "cli": _BOTTOM | _PURE | _MIDDLE | _LIGHTNING,
+    "stages": _BOTTOM | _PURE | _MIDDLE,
+    "cli": _BOTTOM | _PURE | _MIDDLE | _LIGHTNING | {"stages"},
 }
 USES_LIGHTNING = {"modules", "callbacks", "cli", "data"}
-WITHOUT_TORCH = {"errors", "builtins", "specs", "interfaces", "registry"}
+WITHOUT_TORCH = {"errors", "files", "builtins", "specs", "interfaces", "registry"}
 HEAVY = {"torch", "lightning", "transformers", "vllm", "cvxpy", "flash_attn", "torchtune", "torchao", "jsonargparse"}
 
 SOURCES = sorted((ROOT / "lnlit").rglob("*.py"))

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnlit.checkpoint.hf import CONFIG, Config, config_from_spec, model_type, stored_part
-from lnlit.checkpoint.safetensors_folder import folder_weights, read_json
+from lnlit.checkpoint.safetensors_folder import folder_weights
 from lnlit.errors import UserError
+from lnlit.files import read_json
 from lnlit.interfaces import CheckpointFormat
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lnlit import __version__
@@ -21,9 +15,10 @@ from lnlit.checkpoint.decilm import decilm_config
 from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
 from lnlit.checkpoint.layout import check_shapes, expected_shapes
-from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights, read_json
+from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError
+from lnlit.files import read_json, replaced_folder, write_json
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import check_spec
 from lnlit.specs import ModelSpec
@@ -87,7 +82,7 @@ def save_folder(
     out = Path(out).expanduser().resolve()
     config = hf_config(spec)
     check_target(out, overwrite)
-    with _replaced_atomically(out) as folder:
+    with replaced_folder(out) as folder:
         shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
         check_shapes(str(out), shapes, expected_shapes(spec))
         if tokenizer_from is not None:
@@ -95,9 +90,9 @@ def save_folder(
         config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
         if "auto_map" in config:
             _write_remote_code(folder)
-        _write_json(folder / CONFIG, config)
+        write_json(folder / CONFIG, config)
         record = {"format": FORMAT, "spec": spec.to_json(), "provenance": {"lnlit": __version__, **provenance}}
-        _write_json(folder / SPEC_FILE, record)
+        write_json(folder / SPEC_FILE, record)
     return out
 
 
@@ -109,40 +104,6 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: exists already. Choose another folder, or allow overwriting it.")
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: exists and is not a model folder, so it is not overwritten. Choose another folder.")
-
-
-@contextmanager
-def _replaced_atomically(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it fails."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error}.") from error
-    try:
-        scratch.chmod(0o755)  # mkdtemp's 0700 would hide the model from a server that runs as another user
-        yield scratch
-        _take_place(scratch, out)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-        advice = "The disk is full: free some space." if full else "Check the disk and its permissions."
-        raise UserError(f"{out}: saving failed and nothing was changed there: {error}. {advice}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _take_place(scratch: Path, out: Path) -> None:
-    """Rename `scratch` to `out`; a folder that was there is put back if that fails, else deleted."""
-    old = scratch.with_name(f"{scratch.name}.old")
-    if out.exists():
-        out.rename(old)
-    try:
-        scratch.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_shards(
@@ -186,14 +147,10 @@ def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> Non
         file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{index}").rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
-    _write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+    write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
 
 
 def _write_remote_code(folder: Path) -> None:
     package = resources.files("lnlit.checkpoint.remote_code")
     for name in ("configuration_decilm.py", "modeling_decilm.py"):
         (folder / name).write_text(package.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
-
-
-def _write_json(file: Path, data: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied, read_json
+from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
 from lnlit.errors import UserError, did_you_mean
+from lnlit.files import read_json
 from lnlit.interfaces import CheckpointFormat
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec
 

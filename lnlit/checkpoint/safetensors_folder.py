@@ -6,34 +6,20 @@ resident memory is that of the largest tensor.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lnlit.checkpoint.layout import Shape, check_shapes, expected_shapes
 from lnlit.errors import UserError
+from lnlit.files import read_json
 from lnlit.specs import ModelSpec
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises `UserError` for a missing or malformed file."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(data).__name__}.")
-    return data
 
 
 class SafetensorsFolder:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.checkpoint.gguf import eos_token_ids, gguf_file
-from lnlit.checkpoint.safetensors_folder import read_json
 from lnlit.errors import UserError
+from lnlit.files import read_json
 
 _GENERATION = "generation_config.json"
 _FILES = (

@@ -4,6 +4,7 @@ from lnlit.interfaces.attention_kernel import AttentionKernel, Segments
 from lnlit.interfaces.batch import IGNORE, TokenBatch
 from lnlit.interfaces.checkpoint import CheckpointFormat
 from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
+from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.source import Source
 
 __all__ = [
@@ -12,8 +13,11 @@ __all__ = [
     "AttentionLayer",
     "CheckpointFormat",
     "FeedForwardLayer",
+    "Latency",
     "LayerContext",
+    "Meter",
     "Segments",
     "Source",
     "TokenBatch",
+    "Workload",
 ]

@@ -1,0 +1,96 @@
+"""Writing files and folders whole or not at all: written beside the target, then renamed over it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lnlit.errors import UserError
+
+
+@contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error}.") from error
+    try:
+        scratch.chmod(0o755)  # mkdtemp's 0700 would hide the result from a server that runs as another user
+        yield scratch
+        _take_place(scratch, out)
+    except Exception as error:
+        raise _told(error, out) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def replaced_file(out: Path) -> Iterator[Path]:
+    """The path of a scratch file beside `out` that takes its place when the block succeeds; else `out` stays."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=out.suffix, dir=out.parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error}.") from error
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)
+        scratch.replace(out)
+    except Exception as error:
+        raise _told(error, out) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(out: Path, data: Any) -> None:
+    """Write `data` as readable JSON, atomically. Numbers must be finite."""
+    with replaced_file(out) as scratch:
+        scratch.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(file: Path, what: str = "a JSON file") -> dict[str, Any]:
+    """A JSON object from a file; `what` says in errors what was expected there, as in "a block library"."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: there is no such file; expected {what}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as {what}: {error}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: expected {what} (a JSON object), got {type(data).__name__}.")
+    return data
+
+
+def _told(error: Exception, out: Path) -> Exception:
+    """A failed write as a `UserError`; every other exception as it is."""
+    reason = getattr(error, "errno", None)
+    full = reason in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error)
+    if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+        return error
+    advice = "The disk is full: free some space." if full else "Check the disk and its permissions."
+    return UserError(f"{out}: saving failed and nothing was changed there: {error}. {advice}")
+
+
+def _take_place(scratch: Path, out: Path) -> None:
+    """Rename `scratch` to `out`; a folder that was there is put back if that fails, else deleted."""
+    old = scratch.with_name(f"{scratch.name}.old")
+    if out.exists():
+        out.rename(old)
+    try:
+        scratch.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
