@@ -40,7 +40,7 @@ def test_a_file_that_is_no_model_shows_its_first_bytes(tmp_path):
 
 def test_a_config_that_is_no_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json: cannot be read as JSON"):
+    with pytest.raises(UserError, match=r"config.json: cannot be read as a JSON file"):
         open_checkpoint(tmp_path)
 
 
