@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("lnlit.cli.stages:predict", "run the prediction loop of a configuration"),
     "import": ("lnlit.cli.convert:import_command", "read any supported checkpoint and write a model folder"),
     "export": ("lnlit.cli.convert:export_command", "write a folder that transformers and vLLM load"),
+    "search": ("lnlit.cli.search:main", "find the best heterogeneous child of a model, stage by stage"),
+    "run": ("lnlit.cli.run:main", "run a folder of numbered stages in order; finished ones are skipped"),
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL --thinking on|off"),
     "plugins": (
         "lnlit.cli.plugins:main",

@@ -13,17 +13,16 @@ import pkgutil
 
 import jsonargparse._typehints as typehints
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lnlit import registry
 from lnlit.builtins import INTERFACES
 from lnlit.errors import UserError
 
 #: Where the classes of a base live whose short name a configuration may use.
-_HOMES: dict[type, str] = {
-    LightningModule: "lnlit.modules",
-    LightningDataModule: "lnlit.data",
-    Callback: "lnlit.callbacks",
+_HOMES = {
+    "lightning.pytorch.core.module.LightningModule": "lnlit.modules",
+    "lightning.pytorch.core.datamodule.LightningDataModule": "lnlit.data",
+    "lightning.pytorch.callbacks.callback.Callback": "lnlit.callbacks",
 }
 #: What a configuration may name. torch is not open as a whole: it holds functions that load pickles and compile code.
 _ALLOWED = ("lnlit", "lightning", "torch.optim", "torch.nn", "torch.profiler")
@@ -52,7 +51,7 @@ def resolve(base: type | tuple[type, ...], name: str) -> str:
         kind = _kind_of(one)
         if kind is not None:
             return _registered(kind, name)
-        home = _HOMES.get(one)
+        home = _HOMES.get(_path(one))
         if home is not None:
             for found in _public_subclasses(home, one):
                 if found.__name__ == name:
@@ -68,8 +67,8 @@ def choices(base: type | tuple[type, ...]) -> list[str]:
         if kind is not None:
             found.update(registry.names(kind))
             continue
-        if one in _HOMES:
-            found.update(cls.__name__ for cls in _public_subclasses(_HOMES[one], one))
+        if home := _HOMES.get(_path(one)):
+            found.update(cls.__name__ for cls in _public_subclasses(home, one))
         others = (path for path in typehints.get_all_subclass_paths(one) if _is_allowed(path) and ".demos." not in path)
         found.update({path.rpartition(".")[2] for path in others} - {one.__name__})
     return sorted(found)
@@ -119,3 +118,11 @@ def _plugin_packages() -> set[str]:
     offers = [entry for kind in registry.kinds() for entry in registry.entries(kind)]
     packages = {entry.target.partition(":")[0].partition(".")[0] for entry in offers if entry.distribution != "lnlit"}
     return {package for package in packages if package.isidentifier() and package != "jsonargparse"}
+
+
+def cause_of(error: ValueError) -> Exception:
+    """The `UserError` that a constructor raised, out of the types jsonargparse tried; else `error` itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    return cause or error

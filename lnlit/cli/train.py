@@ -89,12 +89,7 @@ class LitCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            raise cause from None
+            raise names.cause_of(error) from None
 
     def before_fit(self) -> None:
         """Refuse a used folder at once, and log the configuration as TensorBoard hyper-parameters."""
