@@ -1,0 +1,348 @@
+"""What every variant costs: parameters, bytes, and seconds measured on one machine. The table on disk is `costs.json`.
+
+A part costs the same in every layer, so a model's cost is that of its base (embedding, final norm, head, loop) plus the
+sum of its parts. Memory follows Puzzle (arXiv 2411.19146), section 4.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lnlit import registry
+from lnlit.errors import UserError, did_you_mean
+from lnlit.files import read_json, write_json
+from lnlit.interfaces import Workload
+from lnlit.models.build import build_decoder, check_spec, parameter_count
+from lnlit.search.hardware import Hardware
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+
+FORMAT = 1
+MIB = 2**20
+DTYPES = ("float32", "bfloat16")
+_TIMES = ("prefill_s", "decode_s", "prefill_spread_s", "decode_spread_s")
+_WHAT = "a cost table of `lnlit search measure`"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds for the whole batch, one entry per workload: the median over rounds and, as spread, its interquartile
+    range over rounds."""
+
+    prefill_s: tuple[float, ...]
+    decode_s: tuple[float, ...]
+    prefill_spread_s: tuple[float, ...]
+    decode_spread_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one part with its norm, or of a model's base. `timing` is None in a table that was not timed."""
+
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    timing: Timing | None = None
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Costs of the variants of one parent, in one dtype, with one engine, on one machine.
+
+    `rounds` x `samples` times were taken of every model; `layers` is the depth of the models that were timed. `notes`
+    says what a reader should know about the figures, such as estimates below zero that were set to zero.
+    """
+
+    engine: str
+    dtype: str
+    hardware: Hardware
+    rounds: int
+    samples: int
+    layers: int
+    workloads: tuple[Workload, ...]
+    hidden_size: int
+    vocab_size: int
+    tie_embeddings: bool
+    base_cost: Cost
+    attention: Mapping[PartSpec, Cost]
+    ffn: Mapping[PartSpec, Cost]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | Path) -> CostTable:
+        """A table from `costs.json`. Raises `UserError` naming a missing, negative or not finite entry."""
+        file = Path(path)
+        return _read_table(_Node(read_json(file, _WHAT), str(file)))
+
+    def write(self, path: str | Path) -> Path:
+        """Write `costs.json`, whole or not at all."""
+        write_json(Path(path), self.to_json())
+        return Path(path)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "engine": self.engine,
+            "dtype": self.dtype,
+            "hardware": self.hardware.to_json(),
+            "rounds": self.rounds,
+            "samples": self.samples,
+            "layers": self.layers,
+            "workloads": [dataclasses.asdict(workload) for workload in self.workloads],
+            "hidden_size": self.hidden_size,
+            "vocab_size": self.vocab_size,
+            "tie_embeddings": self.tie_embeddings,
+            "notes": list(self.notes),
+            "base": _cost_json(self.base_cost),
+            "attention": {str(part): {"part": _part_json(part), **_cost_json(c)} for part, c in self.attention.items()},
+            "ffn": {str(part): {"part": _part_json(part), **_cost_json(c)} for part, c in self.ffn.items()},
+        }
+
+    def check_hardware(self, allow_other: bool = False) -> None:
+        """Raises `UserError` when the times were measured elsewhere, unless that is allowed or there are no times."""
+        if allow_other or self.base_cost.timing is None:
+            return
+        here = Hardware.here("cpu" if self.hardware.device == "cpu" else "cuda")
+        if differences := self.hardware.differences(here):
+            raise UserError(
+                f"the cost table was measured on other hardware ({'; '.join(differences)}). "
+                "Measure again here, or set allow_other_hardware if you choose for that machine."
+            )
+
+    def check_timed(self, workload: Workload) -> None:
+        """Raises `UserError` when the table has no times of `workload`."""
+        if self.base_cost.timing is None:
+            raise UserError("the cost table has no times (it was made without timing). Measure with timing.")
+        if workload not in self.workloads:
+            known = ", ".join(_workload_text(known) for known in self.workloads)
+            raise UserError(f"the cost table has no times for {_workload_text(workload)}. It has: {known}.")
+
+    def base(self, workload: Workload) -> dict[str, float]:
+        """Costs of what no block holds: embedding, final norm, head, the engine's loop. Keys as in `block`."""
+        return self._costs(self.base_cost, workload, 0, False)
+
+    def block(
+        self, block: BlockSpec, workload: Workload, *, prefill_queue: int = 0, prefill_query: bool = False
+    ) -> dict[str, float]:
+        """Costs of one block: parameters, kv_bytes_per_token, weight_mib, kv_mib, memory_mib and, for a workload that
+        was timed, prefill_s, decode_s, latency_s. For the memory options see `subblock_memory_mib`.
+
+        Raises `UserError` for a part that is not in the table.
+        """
+        slots = (("attention", self.attention, block.attention), ("ffn", self.ffn, block.ffn))
+        costs = (_lookup(slot, table, part) for slot, table, part in slots)
+        return add_costs(self._costs(cost, workload, prefill_queue, prefill_query) for cost in costs)
+
+    def predict(
+        self, spec: ModelSpec, workload: Workload, *, prefill_queue: int = 0, prefill_query: bool = False
+    ) -> dict[str, float]:
+        """Costs of a whole model: its base and all its blocks. Keys as in `block`."""
+        for key in ("hidden_size", "vocab_size", "tie_embeddings"):
+            if getattr(spec, key) != getattr(self, key):
+                raise UserError(
+                    f"the cost table is of a model with {key} {getattr(self, key)}, this one has "
+                    f"{getattr(spec, key)}. Measure the parent of this model."
+                )
+        options = {"prefill_queue": prefill_queue, "prefill_query": prefill_query}
+        return add_costs([self.base(workload), *(self.block(b, workload, **options) for b in spec.layers)])
+
+    def _costs(self, cost: Cost, workload: Workload, prefill_queue: int, prefill_query: bool) -> dict[str, float]:
+        query = self.hidden_size * dtype_bytes(self.dtype) if prefill_query and cost.kv_bytes_per_token else 0
+        memory = subblock_memory_mib(
+            cost.weight_bytes,
+            cost.kv_bytes_per_token,
+            workload,
+            prefill_queue=prefill_queue,
+            query_bytes_per_token=query,
+        )
+        weight_mib = cost.weight_bytes / MIB
+        costs = {
+            "parameters": cost.parameters,
+            "kv_bytes_per_token": cost.kv_bytes_per_token,
+            "weight_mib": weight_mib,
+            "kv_mib": memory - weight_mib,
+            "memory_mib": memory,
+        }
+        if cost.timing is not None and workload in self.workloads:
+            index = self.workloads.index(workload)
+            prefill, decode = cost.timing.prefill_s[index], cost.timing.decode_s[index]
+            costs |= {"prefill_s": prefill, "decode_s": decode, "latency_s": prefill + decode}
+        return costs
+
+
+def subblock_memory_mib(
+    weight_bytes: int,
+    kv_bytes_per_token: int,
+    workload: Workload,
+    *,
+    prefill_queue: int = 0,
+    query_bytes_per_token: int = 0,
+) -> float:
+    """MiB of one sub-block: its weights, and for `prompt_tokens + new_tokens` tokens the KV cache of the batch and of
+    `prefill_queue` requests waiting beside it, plus one request's queries where the engine sets room aside for them.
+    """
+    tokens = workload.prompt_tokens + workload.new_tokens
+    cache_bytes = tokens * (workload.batch_size + prefill_queue) * kv_bytes_per_token
+    return (cache_bytes + tokens * query_bytes_per_token + weight_bytes) / MIB
+
+
+def tokens_per_s(workload: Workload, latency_s: float, generated_only: bool = False) -> float:
+    """Throughput of a batch: prompt and new tokens as in Puzzle, or new tokens alone."""
+    tokens = workload.new_tokens + (0 if generated_only else workload.prompt_tokens)
+    return workload.batch_size * tokens / latency_s
+
+
+def add_costs(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Key by key; a key that one of them lacks (times that were not measured) is left out."""
+    return reduce(lambda a, b: {key: a[key] + b[key] for key in a if key in b}, map(dict, costs))
+
+
+def dtype_bytes(dtype: str) -> int:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Allowed: {', '.join(DTYPES)}.")
+    return getattr(torch, dtype).itemsize
+
+
+def part_cost(spec: ModelSpec, slot: str, part: PartSpec, dtype: str) -> Cost:
+    """The cost of `part` with its norm in a model like `spec`, without times. `slot`: "attention" or "ffn"."""
+    block = BlockSpec(NOOP, NOOP).replace(**{slot: part})
+    alone = spec.replace(layers=(block,))
+    check_spec(alone)
+    parameters = parameter_count(build_decoder(alone).layers)
+    shape = None
+    if slot == "attention":
+        shape = registry.get("attention", part.type).kv_cache_shape(part.args)  # type: ignore[attr-defined]
+    kv_elements = 2 * shape[0] * shape[1] if shape else 0
+    size = dtype_bytes(dtype)
+    return Cost(parameters, parameters * size, kv_elements * size)
+
+
+def base_cost(spec: ModelSpec, dtype: str) -> Cost:
+    """Embedding, final norm and head, without times; a tied head is the embedding and counts once."""
+    parameters = parameter_count(build_decoder(spec.replace(layers=())))
+    return Cost(parameters, parameters * dtype_bytes(dtype), 0)
+
+
+def _lookup(slot: str, table: Mapping[PartSpec, Cost], part: PartSpec) -> Cost:
+    if part not in table:
+        known = "; ".join(map(str, table))
+        raise UserError(f"the cost table has no {slot} {part}. It has: {known}. Measure it too.")
+    return table[part]
+
+
+def _workload_text(workload: Workload) -> str:
+    return f"{workload.batch_size} x ({workload.prompt_tokens} + {workload.new_tokens}) tokens"
+
+
+# JSON
+
+
+def _part_json(part: PartSpec) -> dict[str, Any]:
+    return {"type": part.type, "args": dict(part.args)}
+
+
+def _cost_json(cost: Cost) -> dict[str, Any]:
+    values = dataclasses.asdict(cost)
+    timing = values.pop("timing") or {}
+    return values | {key: list(seconds) for key, seconds in timing.items()}
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A JSON value and where it is, so that every complaint names the place."""
+
+    value: Any
+    where: str
+
+    def __getitem__(self, key: str) -> _Node:
+        if not isinstance(self.value, Mapping):
+            raise self.wrong("an object")
+        if key not in self.value:
+            raise UserError(f"{self.where}: {key!r} is missing, so this is not {_WHAT}. Measure again.")
+        return _Node(self.value[key], f"{self.where}: {key}" if ": " not in self.where else f"{self.where}.{key}")
+
+    def wrong(self, expected: str) -> UserError:
+        return UserError(f"{self.where}: expected {expected}, got {self.value!r:.80}. Measure again.")
+
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            raise self.wrong("a text")
+        return self.value
+
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            raise self.wrong("true or false")
+        return self.value
+
+    def count(self) -> int:
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < 0:
+            raise self.wrong("a whole number, 0 or more")
+        return self.value
+
+    def seconds(self) -> float:
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise self.wrong("a finite number, 0 or more")
+        return float(value)
+
+    def items(self, length: int | None = None) -> list[_Node]:
+        if not isinstance(self.value, list) or (length is not None and len(self.value) != length):
+            raise self.wrong("a list" if length is None else f"a list of {length}")
+        return [_Node(item, f"{self.where}[{index}]") for index, item in enumerate(self.value)]
+
+
+def _read_table(node: _Node) -> CostTable:
+    if (found := node["format"].value) != FORMAT:
+        raise UserError(f"{node.where}: format {found!r}; this lnlit reads format {FORMAT}. Update lnlit.")
+    workloads = tuple(
+        Workload(*(item[f.name].count() for f in dataclasses.fields(Workload))) for item in node["workloads"].items()
+    )
+    timed = "prefill_s" in node["base"].value
+    length = len(workloads) if timed else None
+    hardware = {
+        f.name: (node["hardware"][f.name].text if f.type == "str" else node["hardware"][f.name].count)()
+        for f in dataclasses.fields(Hardware)
+    }
+    return CostTable(
+        engine=node["engine"].text(),
+        dtype=node["dtype"].text(),
+        hardware=Hardware(**hardware),
+        rounds=node["rounds"].count(),
+        samples=node["samples"].count(),
+        layers=node["layers"].count(),
+        workloads=workloads,
+        hidden_size=node["hidden_size"].count(),
+        vocab_size=node["vocab_size"].count(),
+        tie_embeddings=node["tie_embeddings"].flag(),
+        notes=tuple(item.text() for item in node["notes"].items()),
+        base_cost=_read_cost(node["base"], length),
+        attention=_read_parts(node["attention"], length),
+        ffn=_read_parts(node["ffn"], length),
+    )
+
+
+def _read_parts(node: _Node, length: int | None) -> dict[PartSpec, Cost]:
+    parts = {}
+    if not isinstance(node.value, Mapping):
+        raise node.wrong("an object")
+    for key in node.value:
+        args = node[key]["part"]["args"]
+        if not isinstance(args.value, Mapping):
+            raise args.wrong("an object")
+        parts[PartSpec(node[key]["part"]["type"].text(), args.value)] = _read_cost(node[key], length)
+    return parts
+
+
+def _read_cost(node: _Node, length: int | None) -> Cost:
+    counts = (node[key].count() for key in ("parameters", "weight_bytes", "kv_bytes_per_token"))
+    if length is None:
+        return Cost(*counts)
+    times = (tuple(item.seconds() for item in node[key].items(length)) for key in _TIMES)
+    return Cost(*counts, Timing(*times))
