@@ -22,6 +22,7 @@ BUILTINS: dict[str, dict[str, str]] = {
     },
     "source": {
         "jsonl": "lnlit.data.sources:JsonlSource",
+        "text": "lnlit.data.sources:TextFileSource",
         "parquet": "lnlit.data.sources:ParquetSource",
         "huggingface": "lnlit.data.sources:HuggingFaceSource",
         "reasoning_gym": "lnlit.data.reasoning_gym:ReasoningGymSource",

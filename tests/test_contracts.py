@@ -64,6 +64,10 @@ def write_rows(folder: Path, name: str) -> dict[str, Any]:
         (folder / "set").mkdir()
         write_rows(folder / "set", "jsonl")
         return {"path": str(folder / "set"), "split": "train"}
+    if name == "text":
+        for i in range(3):
+            (folder / f"{i}.txt").write_text(f"text {i}\u2028\n\nend\r\n")
+        return {"paths": str(folder / "*.txt")}
     if name == "split":
         return {"source": registry.build("source", "jsonl", **write_rows(folder, "jsonl")), "split": "train"}
     pytest.importorskip("reasoning_gym")

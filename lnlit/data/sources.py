@@ -96,6 +96,33 @@ def _json_list(file: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"{file}: item {number}", item) for number, item in enumerate(items, start=1))
 
 
+class TextFileSource(Source):
+    """Plain text files, one row `{"text": the whole file}` each.
+
+    Args:
+        paths: a file, a glob pattern, or a list of either, read in the given order.
+    """
+
+    def __init__(self, paths: str | list[str]) -> None:
+        self.paths = paths
+        self.files = expand(paths)
+
+    def __str__(self) -> str:
+        return ", ".join(str(file) for file in self.files)
+
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        for file in self.files[start:]:
+            try:
+                yield {"text": file.read_bytes().decode("utf-8-sig")}  # as it is: text mode would change line ends
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}: not UTF-8 text: {error.reason}. Convert the file to UTF-8.") from error
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read: {error}.") from error
+
+    def where(self, index: int) -> str:
+        return str(self.files[index])
+
+
 class ParquetSource(Source):
     """Rows of Parquet files, one row group in memory at a time.
 

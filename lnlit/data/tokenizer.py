@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder, with what chat training needs from it checked at load time."""
+"""The tokenizer of a model folder, with what training needs from it checked at load time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """`read_tokenizer`, and a `UserError` when it has no chat template."""
+    tokenizer = read_tokenizer(name)
+    check_tokenizer(tokenizer, str(name))
+    return tokenizer
+
+
+def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a model folder, or of a Hugging Face hub name (`owner/model`, which may download).
 
-    Never runs code from the folder. Raises `UserError` when there is no tokenizer, no `tokenizer.json` behind it, or
-    no chat template.
+    Never runs code from the folder. Raises `UserError` when there is no tokenizer or no `tokenizer.json` behind it.
     """
     from transformers import AutoTokenizer
 
@@ -35,7 +41,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: cannot read one from {str(name)!r}: {type(error).__name__}: {_first_line(error)}. "
             "The folder needs tokenizer.json and tokenizer_config.json."
         ) from error
-    check_tokenizer(tokenizer, str(name))
+    _check_fast(tokenizer, str(name))
     return tokenizer
 
 
@@ -46,6 +52,10 @@ def check_tokenizer(tokenizer: Any, name: str = "tokenizer") -> None:
             f"tokenizer: {name!r} has no chat template, so its model was not made for chat. Add a "
             "chat_template.jinja to the folder, e.g. the one of the model's instruct variant."
         )
+    _check_fast(tokenizer, name)
+
+
+def _check_fast(tokenizer: Any, name: str) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"tokenizer: {name!r} has no tokenizer.json; convert it to a fast tokenizer first.")
 

@@ -1,0 +1,126 @@
+"""Plain text to tokens: documents as a language model reads them, and a small fixed sample for calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lnlit.data.sources import where
+from lnlit.data.tokenizer import read_tokenizer
+from lnlit.errors import UserError
+from lnlit.interfaces import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK = 512  # rows tokenised in one call, which spreads them over the cores
+
+#: What models end a training document with. A chat model's own end token ends a turn instead, so these come first.
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+class TextEncoder:
+    """Texts to token ids: what the tokenizer puts in front (Llama 3's `<|begin_of_text|>`), the text, end of text.
+
+    The text of a control token inside a document stays text.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        end_of_text: the token that ends a document; None finds the tokenizer's own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_text: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self.end_id = self._end_id(end_of_text)
+
+    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids (int32) of each text, tokenised on all cores. A text that is blank gives an empty array."""
+        self._backend.encode_special_tokens = True
+        try:
+            encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=True)
+        finally:
+            self._backend.encode_special_tokens = False
+        return [
+            self._ended(encoding.ids) if text.strip() else np.empty(0, np.int32)
+            for text, encoding in zip(texts, encoded, strict=True)
+        ]
+
+    def read(self, source: Source, text_key: str = "text", start: int = 0) -> Iterator[np.ndarray]:
+        """One array per row from row `start` on, empty for a blank text. `UserError` names a row without text."""
+        rows = source.rows(start)
+        while chunk := list(islice(rows, _CHUNK)):
+            yield from self.encode_many([_text(row, text_key, source, start + n) for n, row in enumerate(chunk)])
+            start += len(chunk)
+
+    def _ended(self, ids: list[int]) -> np.ndarray:
+        return np.array(ids if ids[-1:] == [self.end_id] else [*ids, self.end_id], dtype=np.int32)
+
+    def _end_id(self, end_of_text: str | None) -> int:
+        wanted = _END_OF_TEXT if end_of_text is None else (end_of_text,)
+        found = [self._backend.token_to_id(text) for text in wanted]
+        own = self.tokenizer.eos_token_id if end_of_text is None else None
+        for token in (*found, own):
+            if isinstance(token, int):
+                return token
+        names = ", ".join(repr(text) for text in wanted)
+        raise UserError(
+            f"end_of_text: the tokenizer has no token {names}. Name the token that ends its training documents."
+        )
+
+
+def _text(row: Mapping[str, Any], key: str, source: Source, index: int) -> str:
+    if isinstance(text := row.get(key), str):
+        return text
+    if key in row:
+        raise UserError(f"{where(source, index)}: {key!r} must be text, got {type(text).__name__}")
+    keys = ", ".join(map(str, row)) or "none"
+    raise UserError(f"{where(source, index)}: no key {key!r}; it has: {keys}. Set text_key to the one that holds text.")
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """A fixed piece of text for calibration and scoring, the same wherever it is asked for.
+
+    Args:
+        source: where the documents come from.
+        rows: how many rows.
+        length: tokens per row.
+        skip: documents to leave out first, e.g. those that another sample used.
+        text_key: the key of a row that holds its text.
+    """
+
+    source: Source
+    rows: int = 32
+    length: int = 512
+    skip: int = 0
+    text_key: str = "text"
+
+    def __post_init__(self) -> None:
+        for name, least in {"rows": 1, "length": 1, "skip": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"sample.{name}: expected at least {least}, got {getattr(self, name)}")
+
+    def tokens(self, tokenizer: str) -> Tensor:
+        """Consecutive tokens of the documents joined by end-of-text, int64 [rows, length].
+
+        `tokenizer` is a model folder or a Hugging Face name. `UserError` when the source is too short.
+        """
+        encoder = TextEncoder(read_tokenizer(tokenizer))
+        wanted, pieces, count = self.rows * self.length, [], 0
+        for document in encoder.read(self.source, self.text_key, self.skip):
+            pieces.append(document)
+            count += len(document)
+            if count >= wanted:
+                return torch.from_numpy(np.concatenate(pieces)[:wanted].astype(np.int64)).view(self.rows, self.length)
+        skipped = f" after the first {self.skip} documents" if self.skip else ""
+        raise UserError(
+            f"sample: {self.source} has {count:,} tokens{skipped}, which is {count // self.length} rows of "
+            f"{self.length}; {self.rows} were asked for. Lower rows, length or skip, or give more text."
+        )
