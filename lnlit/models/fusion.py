@@ -1,0 +1,171 @@
+"""FFN Fusion: runs of attention-free layers become fewer, wider FFNs (Bercovich et al. 2025; Llama-Nemotron 2.2).
+
+Puzzle leaves runs of layers without attention. Such layers change the residual stream little and hardly depend on each
+other, so a run x + FFN_1(x) + FFN_2(x + FFN_1(x)) + ... is approximated by x + sum_j FFN_j(x), which is one FFN: exact
+algebra (`lineage.fuse_ffns`), an approximation only from sequential to parallel. A `FusionPlan` says which layers go
+together; `fused`, `removed` and `in_reverse` turn it into the child's `Lineage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from lnlit.errors import UserError, unknown_key
+from lnlit.models.lineage import EMPTY, Lineage, Norm, is_fusable
+from lnlit.models.pipeline import split_evenly
+from lnlit.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class FusionPlan:
+    """Which layers of a model become one: each of `groups` lists its layers in order. `left_out` are the last layers
+    of runs, which are the most sensitive and stay as they are. `norm`: see `lineage.Norm`.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    left_out: tuple[int, ...] = ()
+    norm: Norm = "own"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"groups": [list(group) for group in self.groups], "left_out": list(self.left_out), "norm": self.norm}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "plan") -> FusionPlan:
+        """Read a plan back. Raises `UserError` naming what is wrong."""
+        for key in data:
+            if key not in ("groups", "left_out", "norm"):
+                raise unknown_key(where, key, ("groups", "left_out", "norm"))
+        groups, left_out, norm = data.get("groups"), data.get("left_out", []), data.get("norm", "own")
+        if not isinstance(groups, list) or not all(map(_is_indices, [*groups, left_out])):
+            raise UserError(f"{where}: groups must be a list of lists of layer numbers, left_out a list of them.")
+        if norm not in ("own", "last"):
+            raise UserError(f"{where}.norm: expected 'own' or 'last', got {norm!r}.")
+        return cls(tuple(map(tuple, groups)), tuple(left_out), norm)
+
+
+def attention_free_runs(spec: ModelSpec) -> list[tuple[int, ...]]:
+    """The FFN layers of each longest run without attention. Layers with nothing in them do not interrupt a run."""
+    runs: list[list[int]] = [[]]
+    for index, block in enumerate(spec.layers):
+        if is_fusable(block):
+            runs[-1].append(index)
+        elif block != EMPTY:
+            runs.append([])
+    return [tuple(run) for run in runs if run]
+
+
+def plan_fusion(
+    spec: ModelSpec,
+    *,
+    leave_out: int = 1,
+    max_width: int | None = None,
+    max_bytes: int | None = None,
+    bytes_per_weight: int = 2,
+    norm: Norm = "own",
+) -> FusionPlan:
+    """Fuse every run but its last `leave_out` layers, into as few FFNs as the caps allow, and those of similar width.
+
+    `max_width` caps a fused FFN's intermediate size, `max_bytes` the bytes of its weights and norm at
+    `bytes_per_weight` each. An FFN that fits with no neighbour stays alone.
+    """
+    for name, value, least in (("leave_out", leave_out, 0), ("max_width", max_width, 1), ("max_bytes", max_bytes, 1)):
+        if value is not None and value < least:
+            raise UserError(f"fusion: {name} must be at least {least}, got {value}.")
+    runs = [run for run in attention_free_runs(spec) if len(run) > 1]
+    groups = []
+    for run in runs:
+        layers = run[: max(len(run) - leave_out, 0)]
+        widths = [spec.layers[index].ffn.args["intermediate_size"] for index in layers]
+        biased = any(spec.layers[index].ffn.args.get("bias") for index in layers)
+        cap = max_width or sum(widths)
+        if max_bytes is not None:
+            cap = min(cap, _width_within(max_bytes // bytes_per_weight, spec.hidden_size, biased))
+        groups += [layers[part.start : part.stop] for part in _split_under(widths, cap) if len(part) > 1]
+    return FusionPlan(tuple(groups), tuple(chain(*(run[max(len(run) - leave_out, 0) :] for run in runs))), norm)
+
+
+def fused(spec: ModelSpec, plan: FusionPlan) -> Lineage:
+    """Each group becomes one layer."""
+    return _with_groups(spec, plan, lambda group: (group,))
+
+
+def removed(spec: ModelSpec, plan: FusionPlan) -> Lineage:
+    """For comparison: only the last layer of each group stays, so that the child is as deep as the fused one."""
+    return _with_groups(spec, plan, lambda group: (group[-1:],))
+
+
+def in_reverse(spec: ModelSpec, plan: FusionPlan) -> Lineage:
+    """For comparison: the layers of each group run in reverse order, which harms little where fusing harms little."""
+    return _with_groups(spec, plan, lambda group: tuple((index,) for index in reversed(group)))
+
+
+def uneven_widths(spec: ModelSpec, multiple: int = 256) -> list[str]:
+    """The FFNs that a reader of DeciLM's `ffn_mult` could not hold, which expresses multiples of 256 only; one line
+    each. Our own folders give `intermediate_size`, which vLLM and transformers read exactly.
+    """
+    return [
+        f"{path}: width {part.args['intermediate_size']} is no multiple of {multiple}"
+        for path, _, part in spec.parts()
+        if part.args.get("intermediate_size", 0) % multiple
+    ]
+
+
+def _with_groups(spec: ModelSpec, plan: FusionPlan, made: Callable[[tuple[int, ...]], Lineage]) -> Lineage:
+    """The lineage with `made(group)` at the place of each group; layers without weights inside a group vanish."""
+    _check_plan(spec, plan)
+    first = {group[0]: group for group in plan.groups}
+    inside = {index for group in plan.groups for index in range(group[0], group[-1] + 1)}
+    places = (made(first[i]) if i in first else () if i in inside else ((i,),) for i in range(len(spec.layers)))
+    return tuple(chain.from_iterable(places))
+
+
+def _check_plan(spec: ModelSpec, plan: FusionPlan) -> None:
+    claimed: set[int] = set()
+    for group in plan.groups:
+        name = f"fusion: group {list(group)}"
+        if len(group) < 2 or list(group) != sorted(set(group)):
+            raise UserError(f"{name} must be two or more layers in ascending order.")
+        if group[0] < 0 or group[-1] >= len(spec.layers):
+            raise UserError(f"{name}: the model has layers 0 to {len(spec.layers) - 1}.")
+        for index in range(group[0], group[-1] + 1):
+            block = spec.layers[index]
+            if index in claimed:
+                raise UserError(f"{name} overlaps another group at layer {index}; a layer can go to one group only.")
+            if is_fusable(block) != (index in group) or (index not in group and block != EMPTY):
+                why = "is not in the group" if is_fusable(block) else "is not a lone SwiGLU FFN"
+                raise UserError(f"{name}: layer {index} ({block.attention}, {block.ffn}) {why}.")
+            claimed.add(index)
+
+
+def _split_under(widths: Sequence[int], cap: int) -> list[range]:
+    """Consecutive parts whose widths sum to `cap` or less, as few as possible and then as even as possible."""
+    parts: list[range] = []
+    start = 0
+    while start < len(widths):
+        stop = start + 1  # a stretch between FFNs that are too wide by themselves
+        while stop < len(widths) and widths[start] <= cap and widths[stop] <= cap:
+            stop += 1
+        stretch = widths[start:stop]
+        parts += [range(start + p.start, start + p.stop) for p in split_evenly(stretch, _fewest(stretch, cap))]
+        start = stop
+    return parts
+
+
+def _fewest(widths: Sequence[int], cap: int) -> int:
+    count, filled = 1, 0
+    for width in widths:
+        count, filled = (count, filled + width) if filled + width <= cap or not filled else (count + 1, width)
+    return count
+
+
+def _width_within(weights: int, hidden_size: int, biased: bool) -> int:
+    """The widest SwiGLU that has, with its norm, at most so many weights."""
+    fixed, per_channel = (2, 3 * hidden_size + 2) if biased else (1, 3 * hidden_size)
+    return max((weights - fixed * hidden_size) // per_channel, 1)
+
+
+def _is_indices(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(index, int) and not isinstance(index, bool) for index in value)
