@@ -24,6 +24,8 @@ from lnlit.specs import ModelSpec
 #: (hidden_BTD after the final norm, head weight [V, D]) -> anything. Runs inside `forward`, so that DDP and FSDP2 see
 #: one forward pass and a loss can avoid ever holding all logits.
 ReadOut = Callable[[Tensor, Tensor], Any]
+#: (block index, its output_BTD), called after each block.
+OnBlock = Callable[[int, Tensor], None]
 
 
 class AttentionContext(Protocol):
@@ -80,11 +82,13 @@ class Decoder(nn.Module):
         *,
         attention: AttentionContext | None = None,
         read_out: ReadOut | None = None,
+        on_block: OnBlock | None = None,
     ) -> Any:
         """Logits [B, T, V], or whatever `read_out` returns.
 
         `lengths` are the documents of a packed batch, row by row (see `TokenBatch`); None: each row is one document.
         `positions_BT` default to 0..T-1. `attention` replaces packed attention, as cached generation does.
+        `on_block` sees every block's output; what it computes is differentiable, and belongs into `read_out`'s result.
         """
         rows, tokens = tokens_BT.shape
         if positions_BT is None:
@@ -102,6 +106,8 @@ class Decoder(nn.Module):
                 x_BTD = checkpoint(block, x_BTD, attend, rope, use_reentrant=False)
             else:
                 x_BTD = block(x_BTD, attend, rope)
+            if on_block is not None:
+                on_block(index, x_BTD)
         x_BTD = self.norm(x_BTD)
         if read_out is not None:
             return read_out(x_BTD, self.head_weight)
