@@ -25,8 +25,16 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(hidden_size, eps=norm_eps) if ffn.residual else None
 
     def forward(self, x_BTD: Tensor, attend: Attend, rope: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
-        if self.self_attn is not None and self.input_layernorm is not None:
-            x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), attend, rope)
-        if self.mlp is not None and self.post_attention_layernorm is not None:
-            x_BTD = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
-        return x_BTD
+        return self.add_ffn(self.add_attention(x_BTD, attend, rope))
+
+    def add_attention(self, x_BTD: Tensor, attend: Attend, rope: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
+        """The residual stream after the attention slot."""
+        if self.self_attn is None or self.input_layernorm is None:
+            return x_BTD
+        return x_BTD + self.self_attn(self.input_layernorm(x_BTD), attend, rope)
+
+    def add_ffn(self, x_BTD: Tensor) -> Tensor:
+        """The residual stream after the FFN slot."""
+        if self.mlp is None or self.post_attention_layernorm is None:
+            return x_BTD
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
