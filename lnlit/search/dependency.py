@@ -1,0 +1,144 @@
+"""How much each layer's work depends on the layers before it (FFN Fusion, Bercovich et al. 2025, sections 3.2 and B).
+
+A layer adds h = f(X) - X to the residual stream X. Where h_j hardly changes when layer i < j is removed, i and j can
+run in parallel.
+
+Shape suffixes: R rows, B rows at once, T tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from tqdm import tqdm
+
+from lnlit.errors import UserError
+from lnlit.models.decoder import Decoder, PackedAttention
+from lnlit.models.kernels import make_segments
+from lnlit.models.lineage import EMPTY
+from lnlit.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """Means over tokens; cosine distances (1 - cosine) lie in 0 to 2. Lists are in the order of `layers`.
+
+    `matrix[i][j]`: distance between layer j's update with and without layer i before it, 0 unless i comes before j.
+    `change`: distance between a layer's input and output. `size`: norm of its update relative to its input's.
+    `novelty`: distance between its update and its input; near 1 where they are orthogonal.
+    """
+
+    layers: tuple[int, ...]
+    matrix: tuple[tuple[float, ...], ...]
+    change: tuple[float, ...]
+    size: tuple[float, ...]
+    novelty: tuple[float, ...]
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Whole blocks that could run in parallel, with the largest and the sum of their mutual dependencies."""
+
+    layers: tuple[int, ...]
+    largest: float
+    total: float
+
+
+@torch.no_grad()
+def block_dependency(
+    decoder: Decoder, tokens_RT: Tensor, layers: Sequence[int] | None = None, rows_at_once: int = 4
+) -> Dependency:
+    """Measure `layers` (None: all that have weights) on a text, `rows_at_once` rows at a time.
+
+    For each removed layer only the layers behind it run again, up to the last one asked for. Raises `UserError` for a
+    layer that the model does not have or that holds nothing.
+    """
+    chosen = _checked(decoder.spec, layers)
+    sums = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)
+    alone = torch.zeros(3, len(chosen), dtype=torch.float64)
+    batches = tokens_RT.split(rows_at_once)
+    with tqdm(total=len(batches) * len(chosen), desc="block dependency", unit="layer", disable=None) as bar:
+        for tokens_BT in batches:
+            _add_batch(decoder, tokens_BT, chosen, sums, alone, bar)
+    change, size, novelty = (alone / tokens_RT.numel()).tolist()
+    matrix = (sums / tokens_RT.numel()).tolist()
+    return Dependency(
+        tuple(chosen), tuple(map(tuple, matrix)), tuple(change), tuple(size), tuple(novelty), tokens_RT.numel()
+    )
+
+
+def parallel_windows(dependency: Dependency, spec: ModelSpec, size: int = 4) -> list[Window]:
+    """Runs of `size` blocks with attention that depend least on each other, best first, without overlaps.
+
+    Greedy as in the paper's appendix B: smallest largest entry first, ties by the sum. Nothing is executed: blocks with
+    attention cannot be concatenated, and no serving engine runs them in parallel.
+    """
+    place = {layer: at for at, layer in enumerate(dependency.layers)}
+    filled = [index for index, block in enumerate(spec.layers) if block != EMPTY]
+    found = []
+    for start in range(len(filled) - size + 1):
+        layers = tuple(filled[start : start + size])
+        if all(layer in place and spec.layers[layer].attention.type != "noop" for layer in layers):
+            entries = [dependency.matrix[place[i]][place[j]] for i in layers for j in layers]
+            found.append(Window(layers, max(entries), sum(entries)))
+    chosen: list[Window] = []
+    for window in sorted(found, key=lambda window: (window.largest, window.total)):
+        if not any(set(window.layers) & set(other.layers) for other in chosen):
+            chosen.append(window)
+    return chosen
+
+
+def _checked(spec: ModelSpec, layers: Sequence[int] | None) -> list[int]:
+    filled = [index for index, block in enumerate(spec.layers) if block != EMPTY]
+    for layer in layers or ():
+        if layer not in filled:
+            raise UserError(f"block dependency: layer {layer} is absent or has no weights; those with are {filled}.")
+    return filled if layers is None else sorted(set(layers))
+
+
+def _add_batch(
+    decoder: Decoder, tokens_BT: Tensor, chosen: list[int], sums: Tensor, alone: Tensor, bar: tqdm[Any]
+) -> None:
+    """Add one batch's distances, summed over its tokens, to `sums` [i, j] and `alone` [change/size/novelty, j]."""
+    rows, length = tokens_BT.shape
+    x_BTD = decoder.embed_tokens(tokens_BT)
+    rope = decoder._rope(torch.arange(length, device=x_BTD.device).expand(rows, length), x_BTD.dtype)
+    segments = make_segments([length] * rows, x_BTD.device)
+    attention = PackedAttention(decoder._kernel(x_BTD.device.type), segments)
+    place = {layer: at for at, layer in enumerate(chosen)}
+    inputs: dict[int, Tensor] = {}
+    updates: dict[int, Tensor] = {}
+
+    def run(index: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        y_BTD = decoder.layers[index](x_BTD, attention.layer(index), rope)
+        return y_BTD, y_BTD.float() - x_BTD.float()
+
+    for index in range(chosen[-1] + 1):
+        y_BTD, update = run(index, x_BTD)
+        if index in place:
+            inputs[index], updates[index] = x_BTD, update
+            size = (update.norm(dim=-1) / x_BTD.float().norm(dim=-1)).double().sum()
+            facts = (_distance(x_BTD, y_BTD), size, _distance(update, x_BTD))
+            alone[:, place[index]] += torch.stack([fact.cpu() for fact in facts])
+        x_BTD = y_BTD
+    for removed in chosen:
+        x_BTD = inputs.pop(removed)
+        for index in range(removed + 1, chosen[-1] + 1):
+            x_BTD, update = run(index, x_BTD)
+            if index in place:
+                sums[place[removed], place[index]] += _distance(updates[index], update).cpu()
+        bar.update()
+
+
+def _distance(a_BTD: Tensor, b_BTD: Tensor) -> Tensor:
+    """1 - cosine, summed over tokens."""
+    return (1 - cosine_similarity(a_BTD.float(), b_BTD.float(), dim=-1)).double().sum()
