@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lnlit.interfaces import AttentionLayer, FeedForwardLayer
+from lnlit import registry
+from lnlit.interfaces import AttentionLayer, FeedForwardLayer, LayerContext
 from lnlit.interfaces.layer import Attend
 from lnlit.models.norm import RMSNorm
+from lnlit.specs import BlockSpec, ModelSpec
 
 
 class Block(nn.Module):
@@ -38,3 +40,20 @@ class Block(nn.Module):
         if self.mlp is None or self.post_attention_layernorm is None:
             return x_BTD
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+    def packed_weights(self) -> dict[str, tuple[str, ...]]:
+        """Own name of each parameter that stacks several weights along dim 0 -> own-style names of those weights."""
+        packed = {}
+        for prefix, module in self.named_modules():
+            for name, parts in getattr(module, "packed_weights", {}).items() if module is not self else ():
+                for leaf, _ in module.get_submodule(name).named_parameters():
+                    packed[f"{prefix}.{name}.{leaf}"] = tuple(f"{prefix}.{part}.{leaf}" for part in parts)
+        return packed
+
+
+def make_block(spec: ModelSpec, index: int, block: BlockSpec) -> Block:
+    """`block` as layer `index` of `spec`'s model; it need not be the block that `spec` has there."""
+    context = LayerContext(spec.hidden_size, index, spec.rope, spec.context_length)
+    attention = registry.build("attention", block.attention.type, context, **block.attention.args)
+    ffn = registry.build("ffn", block.ffn.type, context, **block.ffn.args)
+    return Block(attention, ffn, spec.hidden_size, spec.norm_eps)

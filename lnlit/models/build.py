@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lnlit import registry
 from lnlit.errors import UserError, unknown_key
+from lnlit.models.block import Block, make_block
 from lnlit.models.decoder import Decoder
 from lnlit.models.rope import check_rope
-from lnlit.specs import ModelSpec, PartSpec
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 _SCALARS = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
@@ -55,6 +57,39 @@ def build_decoder(
     if dtype is not None:
         decoder = decoder.to(dtype)
     return decoder if torch.device(device).type == "meta" else decoder.to_empty(device=device)
+
+
+def build_block(spec: ModelSpec, index: int, block: BlockSpec) -> Block:
+    """`block` as layer `index` of `spec`'s model, on the meta device; it need not be the block that `spec` has there.
+
+    `load_block` gives it weights. A block with `NOOP` in one slot computes the other slot alone.
+    """
+    for slot in ("attention", "ffn"):
+        _check_part(f"layers[{index}].{slot}", slot, getattr(block, slot))
+    with torch.device("meta"):
+        return make_block(spec, index, block)
+
+
+def load_block(block: Block, weights: Mapping[str, Tensor]) -> Block:
+    """Give a block its weights by their checkpoint names below the block (`mlp.gate_proj.weight`, also where the part
+    stores gate and up as one matrix). They are taken over, not copied, except into packed parameters. Raises
+    `KeyError` or `RuntimeError` unless `weights` are exactly the block's.
+    """
+    state = dict(weights)
+    for name, parts in block.packed_weights().items():
+        state[name] = torch.cat([state.pop(part) for part in parts])
+    block.load_state_dict(state, assign=True)
+    return block
+
+
+def block_weights(block: Block) -> dict[str, Tensor]:
+    """A block's weights by their checkpoint names below the block: the inverse of `load_block`, without copies."""
+    packed = block.packed_weights()
+    weights = {}
+    for name, parameter in block.named_parameters():
+        parts = packed.get(name, (name,))
+        weights.update(zip(parts, parameter.detach().chunk(len(parts)), strict=True))
+    return weights
 
 
 def init_weights(decoder: Decoder, seed: int = 0) -> Decoder:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lnlit import registry
-from lnlit.interfaces import AttentionKernel, LayerContext, Segments
+from lnlit.interfaces import AttentionKernel, Segments
 from lnlit.interfaces.layer import Attend
-from lnlit.models.block import Block
+from lnlit.models.block import make_block
 from lnlit.models.kernels import make_segments, select_kernel
 from lnlit.models.norm import RMSNorm
 from lnlit.models.rope import inverse_frequencies, rope_tables
@@ -63,7 +62,7 @@ class Decoder(nn.Module):
             activation_checkpointing,
         )
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(_build_block(spec, index) for index in range(len(spec.layers)))
+        self.layers = nn.ModuleList(make_block(spec, index, block) for index, block in enumerate(spec.layers))
         self.norm = RMSNorm(spec.hidden_size, eps=spec.norm_eps)
         self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self._rope_cache: dict[Any, Tensor] = {}
@@ -90,16 +89,8 @@ class Decoder(nn.Module):
         `positions_BT` default to 0..T-1. `attention` replaces packed attention, as cached generation does.
         `on_block` sees every block's output; what it computes is differentiable, and belongs into `read_out`'s result.
         """
-        rows, tokens = tokens_BT.shape
-        if positions_BT is None:
-            positions_BT = torch.arange(tokens, device=tokens_BT.device).expand(rows, tokens)
-        if attention is None:
-            segments = make_segments(lengths or [tokens] * rows, tokens_BT.device)
-            attention = PackedAttention(self._kernel(tokens_BT.device.type), segments)
-        x_BTD = self.embed_tokens(tokens_BT)
-        if torch.is_autocast_enabled(x_BTD.device.type):  # keep the residual stream in the compute dtype
-            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
-        rope = self._rope(positions_BT, x_BTD.dtype)
+        x_BTD = self.embed(tokens_BT)
+        attention, rope = self.surroundings(tokens_BT, x_BTD.dtype, positions_BT, lengths, attention)
         for index, block in enumerate(self.layers):
             attend = attention.layer(index)
             if self.activation_checkpointing and self.training:
@@ -113,14 +104,40 @@ class Decoder(nn.Module):
             return read_out(x_BTD, self.head_weight)
         return nn.functional.linear(x_BTD, self.head_weight)
 
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """The residual stream before the first block [B, T, D], in the compute dtype."""
+        x_BTD = self.embed_tokens(tokens_BT)
+        if torch.is_autocast_enabled(x_BTD.device.type):  # keep the residual stream in the compute dtype
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        return x_BTD
+
+    def surroundings(
+        self,
+        tokens_BT: Tensor,
+        dtype: torch.dtype,
+        positions_BT: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        attention: AttentionContext | None = None,
+    ) -> tuple[AttentionContext, Mapping[int, tuple[Tensor, Tensor]]]:
+        """What blocks need beside the residual stream (of `dtype`): attention and rope. Arguments as in `forward`.
+
+        Uses no weights, so a decoder on the meta device can guide blocks that are run one by one.
+        """
+        rows, tokens = tokens_BT.shape
+        if positions_BT is None:
+            positions_BT = torch.arange(tokens, device=tokens_BT.device).expand(rows, tokens)
+        if attention is None:
+            segments = make_segments(lengths or [tokens] * rows, tokens_BT.device)
+            attention = PackedAttention(self._kernel(tokens_BT.device.type), segments)
+        return attention, self._rope(positions_BT, dtype)
+
     def packed_weights(self) -> dict[str, tuple[str, ...]]:
         """Own name of each parameter that stacks several weights along dim 0 -> own-style names of those weights."""
-        packed = {}
-        for prefix, module in self.named_modules():
-            for name, parts in getattr(module, "packed_weights", {}).items() if module is not self else ():
-                for leaf, _ in module.get_submodule(name).named_parameters():
-                    packed[f"{prefix}.{name}.{leaf}"] = tuple(f"{prefix}.{part}.{leaf}" for part in parts)
-        return packed
+        return {
+            f"layers.{index}.{name}": tuple(f"layers.{index}.{part}" for part in parts)
+            for index, block in enumerate(self.layers)
+            for name, parts in block.packed_weights().items()  # type: ignore[operator]
+        }
 
     def _kernel(self, device_type: str) -> Any:
         if device_type not in self._kernels:
@@ -136,11 +153,3 @@ class Decoder(nn.Module):
                 self._rope_cache[key] = inverse_frequencies(self.spec.rope, size, positions_BT.device)
             tables[size] = rope_tables(self._rope_cache[key], positions_BT, dtype)
         return tables
-
-
-def _build_block(spec: ModelSpec, index: int) -> Block:
-    context = LayerContext(spec.hidden_size, index, spec.rope, spec.context_length)
-    block = spec.layers[index]
-    attention = registry.build("attention", block.attention.type, context, **block.attention.args)
-    ffn = registry.build("ffn", block.ffn.type, context, **block.ffn.args)
-    return Block(attention, ffn, spec.hidden_size, spec.norm_eps)

@@ -1,0 +1,278 @@
+"""The block library on disk: every layer's candidates, one file per layer, and `library.json`, written last.
+
+    library.json              what there is: parts, parameters, errors
+    layer-000.safetensors     every candidate's weights of one layer, as "attention/kv1/self_attn.k_proj.weight"
+
+A sub-block owns its norm. The parent's own weights are in the parent's checkpoint and not repeated; `noop` has none.
+Without `library.json` the folder is a library being built; each finished layer file says what it holds, so building
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lnlit import __version__
+from lnlit.errors import UserError, did_you_mean
+from lnlit.files import read_json, replaced_file, write_json
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec
+
+FORMAT = 1
+INDEX = "library.json"
+Slot = Literal["attention", "ffn", "pairs"]
+SLOTS: tuple[Literal["attention", "ffn"], ...] = ("attention", "ffn")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One choice for one slot of one layer.
+
+    Errors are normalised: squared distance of the block's output to the parent block's, over that output's square,
+    the block being the variant beside the parent's other sub-block, fed with the parent's activations.
+    """
+
+    part: PartSpec
+    parameters: int
+    parent: bool = False
+    init_error: float | None = None
+    trained_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both slots of one layer trained together (coupled distillation). Errors as in `Variant`."""
+
+    parameters: int
+    init_error: float | None = None
+    trained_error: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerVariants:
+    """The choices of one layer by name, the parent's own first."""
+
+    attention: Mapping[str, Variant]
+    ffn: Mapping[str, Variant]
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
+
+
+def variant_name(part: PartSpec) -> str:
+    """Short name of a part within its slot: noop, linear, kv2, i1536; a plugin's part by all its arguments."""
+    names = {
+        "noop": lambda _: "noop",
+        "single_linear": lambda _: "linear",
+        "gqa": lambda args: f"kv{args['num_kv_heads']}",
+        "swiglu": lambda args: f"i{args['intermediate_size']}",
+        "swiglu_fused": lambda args: f"i{args['intermediate_size']}",
+    }
+    return names.get(part.type, lambda _: str(part))(part.args)
+
+
+def pair_name(attention: str, ffn: str) -> str:
+    """Name of a whole block's choice, as "kv1+i768"."""
+    return f"{attention}+{ffn}"
+
+
+class Library:
+    """A complete library. `open` reads `library.json` and looks at the files; weights are read when asked for.
+
+    Attributes:
+        folder: where it is.
+        model: the parent's checkpoint, as `lnlit.checkpoint.formats.resolve` takes it.
+        spec: the parent's architecture.
+        layers: the choices of each layer.
+        header: the rest of `library.json` (calibration, provenance).
+    """
+
+    def __init__(
+        self, folder: Path, model: str, spec: ModelSpec, layers: tuple[LayerVariants, ...], header: Mapping[str, Any]
+    ) -> None:
+        self.folder, self.model, self.spec, self.layers, self.header = folder, model, spec, layers, header
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Library:
+        """Raises `UserError` for a folder that is no library, a half-written one, another format, a missing file."""
+        folder = Path(folder).expanduser().resolve()
+        if not (folder / INDEX).is_file():
+            raise UserError(_not_a_library(folder))
+        data = read_json(folder / INDEX, "a block library")
+        if data.get("format") != FORMAT:
+            raise UserError(
+                f"{folder / INDEX}: format {data.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit."
+            )
+        try:
+            layers = tuple(layer_from_json(layer) for layer in data["layers"])
+            model, spec = data["model"], ModelSpec.from_json(data["parent_spec"], f"{folder / INDEX}: parent_spec")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / INDEX}: not a block library: {type(error).__name__} {error}.") from error
+        if len(layers) != len(spec.layers):
+            raise UserError(f"{folder / INDEX}: lists {len(layers)} layers, its parent has {len(spec.layers)}.")
+        for index, layer in enumerate(layers):
+            if not layer_file(folder, index).is_file():
+                raise UserError(f"{layer_file(folder, index)} is missing; copy the library again or rebuild it.")
+            for slot in SLOTS:
+                if sum(variant.parent for variant in getattr(layer, slot).values()) != 1:
+                    raise UserError(f"{folder / INDEX}: layers[{index}].{slot} must have one variant marked parent.")
+        header = {key: value for key, value in data.items() if key not in ("layers", "parent_spec")}
+        return cls(folder, model, spec, layers, header)
+
+    def parent_names(self, layer: int) -> tuple[str, str]:
+        """The parent's own choice of a layer, as ("kv3", "i1536")."""
+        choices = self.layers[layer]
+        return _parent_name(choices.attention), _parent_name(choices.ffn)
+
+    def block_spec(self, layer: int, attention: str, ffn: str) -> BlockSpec:
+        """The architecture of a choice. Raises `UserError` for a name that the layer does not have."""
+        return BlockSpec(self._variant(layer, "attention", attention).part, self._variant(layer, "ffn", ffn).part)
+
+    def weights(self, layer: int, slot: Slot, name: str) -> dict[str, Tensor]:
+        """A candidate's weights by their checkpoint names below the block, norm included; {} for `noop`.
+
+        For slot "pairs" both slots' weights. The parent's own variants are not in the library: `UserError`.
+        """
+        if slot != "pairs" and self._variant(layer, slot, name).parent:
+            raise UserError(f"layer {layer}: {slot} {name!r} is the parent's own; its weights are in {self.model}.")
+        if slot == "pairs" and name not in self.layers[layer].pairs:
+            raise UserError(
+                f"layer {layer}: no pair {name!r}. There are: {', '.join(self.layers[layer].pairs) or 'none'}."
+            )
+        file, prefix = layer_file(self.folder, layer), f"{slot}/{name}/"
+        try:
+            with safe_open(file, framework="pt", backend="pread") as tensors:
+                keys = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118  safe_open is no mapping
+                return {key.removeprefix(prefix): tensors.get_tensor(key) for key in keys}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); copy the library again or rebuild it.") from error
+
+    def block_weights(self, layer: int, attention: str, ffn: str, parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All weights of a choice by their checkpoint names below the block, for `lnlit.models.build.load_block`.
+
+        `parent` holds the parent layer's own weights by the same names. A pair that was trained together wins over
+        its two halves.
+        """
+        if (name := pair_name(attention, ffn)) in self.layers[layer].pairs:
+            return self.weights(layer, "pairs", name)
+        composed: dict[str, Tensor] = {}
+        for slot, choice in zip(SLOTS, (attention, ffn), strict=True):
+            own = self._variant(layer, slot, choice).parent
+            composed |= slot_weights(slot, parent) if own else self.weights(layer, slot, choice)
+        return composed
+
+    def _variant(self, layer: int, slot: str, name: str) -> Variant:
+        choices: Mapping[str, Variant] = getattr(self.layers[layer], slot)
+        if name not in choices:
+            hint = did_you_mean(name, choices)
+            raise UserError(f"layer {layer}: no {slot} variant {name!r}.{hint} There are: {', '.join(choices)}.")
+        return choices[name]
+
+
+_SLOT_PREFIXES = {"attention": ("self_attn.", "input_layernorm."), "ffn": ("mlp.", "post_attention_layernorm.")}
+
+
+def slot_weights(slot: Literal["attention", "ffn"], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a block's weights that belongs to one slot, its norm included."""
+    return {name: tensor for name, tensor in weights.items() if name.startswith(_SLOT_PREFIXES[slot])}
+
+
+def layer_file(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:03d}.safetensors"
+
+
+class LibraryWriter:
+    """A library being built, layer by layer and in any order, by one process or several that write different layers.
+
+    A layer file appears whole or not at all and records what it was made by; a writer of the same `recipe` finds it
+    done. `finish` writes `library.json`, which makes the folder a library.
+
+    Args:
+        out: folder to build in. Refused when it is a library already or holds anything but layers of this recipe.
+        recipe: JSON data that determines the library (parent, calibration, candidates, ...).
+    """
+
+    def __init__(self, out: str | Path, recipe: Mapping[str, Any]) -> None:
+        self.folder = Path(out).expanduser().resolve()
+        self._recipe = json.dumps(recipe, sort_keys=True)
+        if (self.folder / INDEX).exists():
+            raise UserError(f"{self.folder}: is a block library already. Choose another folder or delete it.")
+        found = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        for file in found:
+            if not file.name.startswith(".") and _metadata(file).get("recipe") != self._recipe:
+                raise UserError(
+                    f"{self.folder}: holds {file.name}, which is no part of the library to be built there (another "
+                    "model, calibration or set of candidates). Choose another folder or delete it."
+                )
+
+    def has(self, layer: int) -> bool:
+        return layer_file(self.folder, layer).is_file()
+
+    def write(
+        self, layer: int, variants: LayerVariants, weights: Mapping[tuple[Slot, str], Mapping[str, Tensor]]
+    ) -> None:
+        """`weights[slot, name]` are a candidate's, by their checkpoint names below the block, norm included."""
+        tensors = {
+            f"{slot}/{name}/{key}": tensor.detach().cpu().clone().contiguous()  # files hold no shared memory
+            for (slot, name), candidate in weights.items()
+            for key, tensor in candidate.items()
+        }
+        metadata = {"recipe": self._recipe, "variants": json.dumps(layer_to_json(variants), allow_nan=False)}
+        with replaced_file(layer_file(self.folder, layer)) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+
+    def finish(self, model: str, spec: ModelSpec, header: Mapping[str, Any]) -> Library:
+        """Write `library.json`; every layer must be there. `header` goes into it (calibration, provenance)."""
+        layers = [json.loads(_metadata(layer_file(self.folder, i))["variants"]) for i in range(len(spec.layers))]
+        data = {"format": FORMAT, "lnlit": __version__, "model": model, **header, "parent_spec": spec.to_json()}
+        write_json(self.folder / INDEX, {**data, "layers": layers})
+        return Library.open(self.folder)
+
+
+def layer_to_json(layer: LayerVariants) -> dict[str, Any]:
+    """One entry of `library.json`'s "layers". Errors that were not measured are left out."""
+    slots: dict[str, dict[str, Any]] = {slot: {} for slot in (*SLOTS, "pairs")}
+    for slot, choices in slots.items():
+        for name, choice in getattr(layer, slot).items():
+            choices[name] = {key: value for key, value in asdict(choice).items() if value not in (None, False)}
+    return slots
+
+
+def layer_from_json(data: Mapping[str, Any]) -> LayerVariants:
+    """The inverse of `layer_to_json`. Raises `KeyError` or `TypeError` for anything else."""
+    slots = {
+        slot: {
+            name: Variant(**{**choice, "part": PartSpec(choice["part"]["type"], choice["part"]["args"])})
+            for name, choice in data[slot].items()
+        }
+        for slot in SLOTS
+    }
+    return LayerVariants(**slots, pairs={name: Pair(**pair) for name, pair in data.get("pairs", {}).items()})
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What a layer file says about itself; {} for any other file."""
+    try:
+        with safe_open(file, framework="pt", backend="pread") as tensors:
+            return tensors.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _parent_name(choices: Mapping[str, Variant]) -> str:
+    return next(name for name, variant in choices.items() if variant.parent)
+
+
+def _not_a_library(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder}: there is no such folder. `lnlit search library` builds one."
+    if layers := len(list(folder.glob("layer-*.safetensors"))):
+        return (
+            f"{folder}: a half-built library ({layers} layers, no {INDEX}). Run the command that was building it again."
+        )
+    return f"{folder}: not a block library, it has no {INDEX}. `lnlit search library` builds one."
