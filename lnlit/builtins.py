@@ -35,6 +35,9 @@ BUILTINS: dict[str, dict[str, str]] = {
         "gguf": "lnlit.checkpoint.gguf:GGUFCheckpoint",
         "lightning": "lnlit.checkpoint.lightning:LightningCheckpoint",
     },
+    "meter": {
+        "native": "lnlit.search.native_meter:NativeMeter",
+    },
 }
 
 #: What each kind must subclass, for checks and for `lnlit plugins`.
@@ -44,4 +47,5 @@ INTERFACES: dict[str, str] = {
     "attention_kernel": "lnlit.interfaces.attention_kernel:AttentionKernel",
     "source": "lnlit.interfaces.source:Source",
     "checkpoint": "lnlit.interfaces.checkpoint:CheckpointFormat",
+    "meter": "lnlit.interfaces.meter:Meter",
 }

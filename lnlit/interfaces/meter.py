@@ -40,7 +40,8 @@ class Meter(ABC):
     ) -> list[Latency]:
         """One `Latency` of `samples` samples per workload, after warming up.
 
-        The architecture comes twice, as `spec` and as a model folder (config.json, without weights): an engine takes
-        the one that suits it and fills in weights of its own, which change no timing. `dtype` is that of weights and
-        KV cache: "float32" or "bfloat16". `UserError` for what the engine cannot run.
+        The architecture comes twice, as `spec` and as a model folder (config.json without weights; empty when
+        transformers' format cannot hold the spec): an engine takes the one that suits it and fills in weights of its
+        own, which change no timing. `dtype` is that of weights and KV cache: "float32" or "bfloat16". `UserError` for
+        what the engine cannot run.
         """

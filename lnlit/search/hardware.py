@@ -29,7 +29,7 @@ class Hardware:
     @classmethod
     def here(cls, device: str) -> Hardware:
         """This machine and process, computing on `device` ("cpu" or "cuda")."""
-        on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+        on_gpu = device == "cuda" and torch.cuda.is_available()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
         return cls(
             cpu=_cpu_model(),
@@ -52,6 +52,11 @@ class Hardware:
 
     def to_json(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint, **dataclasses.asdict(self)}
+
+
+def torch_device() -> str:
+    """Where models are timed: on the GPU where there is one. `CUDA_VISIBLE_DEVICES=` hides it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _usable_cores() -> int:

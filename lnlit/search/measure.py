@@ -1,0 +1,159 @@
+"""How the time of one variant is found: in place, as a difference of whole models.
+
+A variant alone, in a loop, runs from warm caches and launches faster than it ever does in a model. So the parent's
+own block is stacked `layers` deep, and in all blocks but the first one slot is exchanged, for the variant and for
+nothing; the difference, divided by the number of exchanged slots, is the variant's time. (The first block stays, as
+engines want one layer with a KV cache.) What the parent's parts do not explain is the base.
+
+Machines drift and are shared. So all models are timed in rounds, in a new order each round; only times of the same
+round are compared, a round's time of a model is the best of its samples, as interruptions only add, and the result is
+the median over rounds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnlit import registry
+from lnlit.errors import UserError
+from lnlit.interfaces import Latency, Workload
+from lnlit.search.costs import Timing
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+
+PARENT = "parent"
+MAX_LAYERS = 32
+#: model name -> its latencies, [round][workload]
+Times = Mapping[str, Sequence[Sequence[Latency]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The models to time for one parent. `attention` and `ffn` hold the parent's parts and `noop` too."""
+
+    spec: ModelSpec
+    reference: BlockSpec
+    attention: tuple[PartSpec, ...]
+    ffn: tuple[PartSpec, ...]
+    layers: int
+
+    @classmethod
+    def of(
+        cls, spec: ModelSpec, attention: Iterable[PartSpec], ffn: Iterable[PartSpec], layers: int | None = None
+    ) -> Plan:
+        """A plan for these variants of `spec`, in models of `layers` layers (the parent's number, 32 at most)."""
+        layers = min(len(spec.layers), MAX_LAYERS) if layers is None else layers
+        layers = max(layers, 2)
+        reference = _reference_block(spec)
+        own = {"attention": [b.attention for b in spec.layers], "ffn": [b.ffn for b in spec.layers]}
+        return cls(
+            spec,
+            reference,
+            tuple(dict.fromkeys([*own["attention"], *attention, NOOP])),
+            tuple(dict.fromkeys([*own["ffn"], *ffn, NOOP])),
+            layers,
+        )
+
+    def models(self) -> dict[str, ModelSpec]:
+        """Name -> architecture of every model to time."""
+        models = {PARENT: self._model(self.reference)}
+        for slot, parts in (("attention", self.attention), ("ffn", self.ffn)):
+            models |= {self.name(slot, part): self._model(self.reference.replace(**{slot: part})) for part in parts}
+        return models
+
+    def name(self, slot: str, part: PartSpec) -> str:
+        """The name of the model that holds `part`."""
+        return PARENT if getattr(self.reference, slot) == part else f"{slot} {part}"
+
+    def _model(self, block: BlockSpec) -> ModelSpec:
+        return self.spec.replace(layers=(self.reference, *(block,) * (self.layers - 1)))
+
+
+def schedule(models: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, model): every model once a round, in an order of its own each round, the same in every process."""
+    names = list(models)
+    for index in range(rounds):
+        yield from ((index, name) for name in random.Random(index).sample(names, len(names)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a model's base and of every part, and what a reader should know about them."""
+
+    base: Timing
+    attention: Mapping[PartSpec, Timing]
+    ffn: Mapping[PartSpec, Timing]
+    notes: tuple[str, ...]
+
+
+def estimate(plan: Plan, times: Times) -> Estimate:
+    """All parts' times from the times of all models of `plan`. One below zero becomes zero, with a note."""
+    seconds = {name: best_of_rounds(rounds) for name, rounds in times.items()}
+    notes: list[str] = []
+
+    def exchanged(slot: str, part: PartSpec) -> NDArray:
+        with_part, without = seconds[plan.name(slot, part)], seconds[plan.name(slot, NOOP)]
+        return (with_part - without) / (plan.layers - 1)
+
+    def timing(label: str, rounds: NDArray, middle: NDArray) -> Timing:
+        if (middle < 0).any():
+            notes.append(f"{label}: estimated below zero ({middle.min():.2g} s), set to 0; more rounds may settle it.")
+        low, high = np.percentile(rounds, [25, 75], axis=0)
+        columns = (values[:, kind].tolist() for values in (np.maximum(middle, 0.0), high - low) for kind in (0, 1))
+        return Timing(*map(tuple, columns))
+
+    parts: dict[str, dict[PartSpec, Timing]] = {}
+    base_rounds, base = seconds[PARENT].copy(), np.median(seconds[PARENT], axis=0)
+    for slot, variants in (("attention", plan.attention), ("ffn", plan.ffn)):
+        rounds = {part: exchanged(slot, part) for part in variants}
+        parts[slot] = {part: timing(f"{slot} {part}", r, np.median(r, axis=0)) for part, r in rounds.items()}
+        own = rounds[getattr(plan.reference, slot)]
+        base_rounds, base = base_rounds - plan.layers * own, base - plan.layers * np.median(own, axis=0)
+    return Estimate(timing("base", base_rounds, base), parts["attention"], parts["ffn"], tuple(notes))
+
+
+def best_of_rounds(rounds: Sequence[Sequence[Latency]]) -> NDArray:
+    """[round, workload, (prefill, decode)] seconds: the best sample of each round."""
+    return np.array([[[min(one.prefill_s), min(one.decode_s)] for one in latencies] for latencies in rounds])
+
+
+def workloads(
+    batch_size: Sequence[int], prompt_tokens: Sequence[int], new_tokens: Sequence[int], context_length: int
+) -> tuple[Workload, ...]:
+    """One workload per position of the lists; a list of one serves all. Raises `UserError` for lists that do not fit
+    each other and for what the context cannot hold."""
+    lists = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    count = max(map(len, lists.values()))
+    for name, values in lists.items():
+        if len(values) not in (1, count):
+            raise UserError(
+                f"{name} has {len(values)} entries, another list has {count}. Give one per workload, or one."
+            )
+        if not all(isinstance(value, int) and value >= 1 for value in values):
+            raise UserError(f"{name}: expected positive integers, got {list(values)}.")
+    columns = (list(values) * (count if len(values) == 1 else 1) for values in lists.values())
+    found = tuple(dict.fromkeys(Workload(*row) for row in zip(*columns, strict=True)))
+    for workload in found:
+        if (needed := workload.prompt_tokens + workload.new_tokens) > context_length:
+            raise UserError(
+                f"{workload.prompt_tokens} prompt and {workload.new_tokens} new tokens are {needed}; "
+                f"the model's context is {context_length}."
+            )
+    return found
+
+
+def _reference_block(spec: ModelSpec) -> BlockSpec:
+    """The parent's most frequent block with a KV cache and an FFN."""
+    full = Counter(b for b in spec.layers if b.ffn != NOOP and _caches(b.attention))
+    if not full:
+        raise UserError("measure: no layer of the parent has both attention and an FFN, so there is nothing to vary.")
+    return full.most_common(1)[0][0]
+
+
+def _caches(part: PartSpec) -> bool:
+    return registry.get("attention", part.type).kv_cache_shape(part.args) is not None  # type: ignore[attr-defined]
