@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from lnlit.checkpoint.layout import expected_shapes
 from lnlit.checkpoint.lightning import LightningCheckpoint
 from lnlit.errors import UserError, did_you_mean
 from lnlit.models.build import check_spec
+from lnlit.models.lineage import child_spec, child_weights
+from lnlit.models.pipeline import pad_for_pipeline
 from lnlit.specs import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,23 +37,7 @@ def import_model(
     `dtype` is "float32", "bfloat16" or "float16"; None keeps each tensor's own (a GGUF's is float32). Raises
     `UserError` for a source that cannot be read and a target that must not or cannot be written.
     """
-    target_dtype = _dtype(dtype)
-    path, out = resolve(source), Path(out).expanduser().resolve()
-    checkpoint = open_checkpoint(path)
-    spec = checkpoint.read_spec(path)
-    check_spec(spec)
-    hf_config(spec)
-    check_target(out, overwrite)
-    weights = _with_progress(checkpoint.weights(path), spec, f"{path.name} -> {out.name}")
-    return save_folder(
-        out,
-        spec,
-        ((name, tensor if target_dtype is None else tensor.to(target_dtype)) for name, tensor in weights),
-        tokenizer_from=_tokenizer_source(path),
-        provenance={"source": str(source)},
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-    )
+    return _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages=None)
 
 
 def export_model(
@@ -59,12 +46,49 @@ def export_model(
     dtype: str | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    pipeline_stages: int | None = None,
 ) -> list[str]:
     """Write the servable folder of a model folder or of a Lightning .ckpt, as `import_model` does. Returns the reasons,
     if any, why stock vLLM could not serve it.
+
+    `pipeline_stages` pads with layers that have no weights, so that an engine which gives each stage the same number of
+    layers spreads the weights evenly (see `models.pipeline`). The model computes the same.
     """
-    out = import_model(source, out, dtype, overwrite, max_shard_bytes)
+    out = _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages)
     return vllm_obstacles(open_checkpoint(out).read_spec(out))
+
+
+def _convert(
+    source: str | Path,
+    out: str | Path,
+    dtype: str | None,
+    overwrite: bool,
+    max_shard_bytes: int,
+    pipeline_stages: int | None,
+) -> Path:
+    target_dtype = _dtype(dtype)
+    path, out = resolve(source), Path(out).expanduser().resolve()
+    checkpoint = open_checkpoint(path)
+    spec = checkpoint.read_spec(path)
+    check_spec(spec)
+    weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {out.name}")
+    provenance: dict[str, Any] = {"source": str(source)}
+    if pipeline_stages is not None:
+        lineage = pad_for_pipeline(spec, pipeline_stages)
+        weights = child_weights(spec, lineage, weights)
+        spec = child_spec(spec, lineage)
+        provenance |= {"pipeline_stages": pipeline_stages, "layers": [list(made_of) for made_of in lineage]}
+    hf_config(spec)
+    check_target(out, overwrite)
+    return save_folder(
+        out,
+        spec,
+        ((name, tensor if target_dtype is None else tensor.to(target_dtype)) for name, tensor in weights),
+        tokenizer_from=_tokenizer_source(path),
+        provenance=provenance,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+    )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -81,7 +105,7 @@ def _tokenizer_source(path: Path) -> Path | None:
     return resolve(model) if model else None
 
 
-def _with_progress(weights: Iterable[tuple[str, Tensor]], spec: ModelSpec, label: str) -> Iterator[tuple[str, Tensor]]:
+def with_progress(weights: Iterable[tuple[str, Tensor]], spec: ModelSpec, label: str) -> Iterator[tuple[str, Tensor]]:
     """A bar in parameters, with rate and ETA, where stderr is a terminal."""
     total = sum(math.prod(shape) for shape in expected_shapes(spec).values())
     with tqdm(total=total, desc=label, unit="param", unit_scale=True, disable=None) as bar:

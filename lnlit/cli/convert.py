@@ -24,10 +24,23 @@ def export_command(argv: list[str]) -> int:
     """Write a folder that transformers and vLLM load from a model folder or a training checkpoint."""
     parser = CommandParser(prog="lnlit export", description=export_command.__doc__)
     parser.add_argument("source", metavar="CKPT", help="a model folder or a training checkpoint")
+    parser.add_argument(
+        "--pipeline_stages",
+        type=int,
+        metavar="N",
+        help="pad with layers that have no weights, for N pipeline stages of equal depth and even weight",
+    )
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import export_model
 
-    for obstacle in export_model(options.source, options.out, dtype=options.dtype, overwrite=options.overwrite):
+    obstacles = export_model(
+        options.source,
+        options.out,
+        dtype=options.dtype,
+        overwrite=options.overwrite,
+        pipeline_stages=options.pipeline_stages,
+    )
+    for obstacle in obstacles:
         print(f"stock vLLM cannot serve this model: {obstacle}")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -186,3 +187,20 @@ def test_memory_stays_near_one_copy_of_the_weights(smollm2, tmp_path, task, copi
     measured = int(result.stdout) / size
     record_property("peak_copies", measured)
     assert measured <= copies
+
+
+def test_padding_for_pipeline_stages_keeps_every_weight(tmp_path):
+    spec = mixed_spec()
+    file = write_ckpt(tmp_path / "last.ckpt", random_decoder(spec))
+    export_model(file, tmp_path / "plain")
+    export_model(file, tmp_path / "padded", dtype="float32", pipeline_stages=2)
+    child, made_of = read_spec(tmp_path / "padded"), read_provenance(tmp_path / "padded")["layers"]
+    assert len(child.layers) % 2 == 0 and len(child.layers) == len(made_of)
+    plain, padded = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "padded"))
+    number = {parent: place for place, parents in enumerate(made_of) for parent in parents}
+    moved = {re.sub(r"(?<=layers\.)\d+", lambda found: str(number[int(found[0])]), name): name for name in plain}
+    assert moved.keys() == padded.keys()
+    assert all(torch.equal(padded[new], plain[old]) for new, old in moved.items())
+    config = json.loads((tmp_path / "padded" / "config.json").read_text())
+    dummies = [block["attention"]["no_op"] and block["ffn"]["no_op"] for block in config["block_configs"]]
+    assert dummies == [not parents for parents in made_of]

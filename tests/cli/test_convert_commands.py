@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 
 def test_import_writes_a_folder_and_refuses_to_overwrite(lnlit, tiny_model, tmp_path):
     code, out, err = lnlit("import", tiny_model, "copy", "--dtype", "bfloat16")
@@ -23,3 +25,12 @@ def test_export_writes_a_folder(lnlit, tiny_model, tmp_path):
 def test_an_unknown_dtype_lists_the_known_ones(lnlit, tiny_model):
     code, _, err = lnlit("export", tiny_model, "served", "--dtype", "fp32")
     assert code == 2 and "'float32', 'bfloat16', 'float16'" in err
+
+
+def test_export_pads_for_pipeline_stages(lnlit, tiny_model, tmp_path):
+    code, _, err = lnlit("export", tiny_model, "served", "--pipeline_stages", "2")
+    assert code == 0, err
+    assert len(json.loads((tmp_path / "served" / "lnlit.json").read_text())["provenance"]["layers"]) == 2
+    code, _, err = lnlit("export", tiny_model, "other", "--pipeline_stages", "3")
+    assert code == 2 and "expected 1 to 2" in err
+    assert not (tmp_path / "other").exists()
