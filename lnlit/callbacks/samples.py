@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.load import inference_copy
-from lnlit.data.chat import row_messages
+from lnlit.data.chat import ChatEncoder, row_messages
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
 
@@ -20,7 +20,7 @@ from lnlit.models.generate import Sampling, generate
 class SampleGenerations(L.Callback):
     """Generates greedy answers to a few prompts, with the toggle on and off, at the start, every n steps and the end.
 
-    Does nothing in a run without TensorBoard.
+    Does nothing in a run without TensorBoard, or on data that are not chats.
 
     Args:
         prompts: user messages; None takes the first two distinct ones of the training data.
@@ -46,7 +46,9 @@ class SampleGenerations(L.Callback):
     def sample(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not boards or data is None or trainer.global_step == self._sampled_step or stopped_by(trainer) is not None:
+        if not boards or not isinstance(getattr(data, "encoder", None), ChatEncoder):
+            return
+        if trainer.global_step == self._sampled_step or stopped_by(trainer) is not None:
             return
         self._sampled_step = trainer.global_step
         if self.prompts is None:

@@ -24,6 +24,7 @@ from lnlit.models.decoder import Decoder
 from lnlit.models.fp8 import Recipe, to_float8
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
+from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW
 from lnlit.specs import ModelSpec
 
@@ -68,10 +69,7 @@ class LitModel(L.LightningModule):
         super().__init__()
         self.model, self.optimizer, self.runtime, self.lora = model, optimizer, runtime, lora
         self.total_steps: int | None = None
-        self._step_sum: Tensor | float = 0.0
-        self._step_count: Tensor | float = 0
-        self._val_sum: Tensor | float = 0.0
-        self._val_count: Tensor | float = 0
+        self._step_sums, self._val_sums = Sums(), Sums()
 
     # building
 
@@ -148,23 +146,23 @@ class LitModel(L.LightningModule):
 
     # the step
 
-    def step_loss(self, loss_sum: Tensor, count: Tensor | int) -> Tensor:
-        """Register one micro-batch's summed loss over `count` terms; returns what to back-propagate."""
-        self._step_sum = self._step_sum + loss_sum.detach()
-        self._step_count = self._step_count + count
+    def step_loss(self, loss_sum: Tensor, count: Tensor | int, **parts: Tensor) -> Tensor:
+        """Register one micro-batch's summed loss over `count` tokens; returns what to back-propagate.
+
+        `parts` are other sums over the same tokens, whose means over the step are logged as `train/<name>`.
+        """
+        self._step_sums.add(count, loss=loss_sum, **parts)
         return loss_sum
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the accumulated gradient of sums into that of the mean over the whole step."""
-        loss_sum, count = self._reduce(self._step_sum, self._step_count)
-        self._step_sum, self._step_count = 0.0, 0
+        count = self.log_means("train", self._step_sums)[1]
         # Lightning divided each loss by the accumulation count, and data-parallel reduction averaged over ranks.
         factor = self.trainer.accumulate_grad_batches * self.data_parallel_size() / max(count, 1.0)
         gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
         with torch.no_grad():
             for gradient in gradients:
                 gradient.mul_(factor)
-        self.log("train/loss", loss_sum / max(count, 1.0), prog_bar=True)
         self.log("train/loss_tokens", count)
 
     def configure_gradient_clipping(
@@ -195,13 +193,22 @@ class LitModel(L.LightningModule):
 
     # validation
 
-    def val_loss(self, loss_sum: Tensor, count: Tensor | int) -> None:
-        self._val_sum, self._val_count = self._val_sum + loss_sum.detach(), self._val_count + count
+    def val_loss(self, loss_sum: Tensor, count: Tensor | int, **parts: Tensor) -> None:
+        """Register one batch of validation; the means over all of it are logged as `val/loss` and `val/<name>`."""
+        self._val_sums.add(count, loss=loss_sum, **parts)
 
     def on_validation_epoch_end(self) -> None:
-        loss_sum, count = self._reduce(self._val_sum, self._val_count)
-        self._val_sum, self._val_count = 0.0, 0
-        self.log("val/loss", loss_sum / max(count, 1.0), prog_bar=True, sync_dist=False)
+        self.log_means("val", self._val_sums)
+
+    def log_means(self, stage: str, sums: Sums) -> tuple[dict[str, float], float]:
+        """Turn sums into means over all ranks' tokens, log them and begin anew. Returns (means, tokens)."""
+        names = list(sums.parts)
+        *totals, count = self._reduce(*sums.parts.values(), sums.count)
+        sums.clear()
+        means = {name: total / max(count, 1.0) for name, total in zip(names, totals, strict=True)}
+        for name, mean in means.items():
+            self.log(f"{stage}/{name}", mean, prog_bar=name == "loss", sync_dist=False)
+        return means, count
 
     # ranks
 
