@@ -27,6 +27,7 @@ from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 FORMAT = 1
 MIB = 2**20
 DTYPES = ("float32", "bfloat16")
+_COUNTS = ("parameters", "weight_bytes", "kv_bytes_per_token")
 _TIMES = ("prefill_s", "decode_s", "prefill_spread_s", "decode_spread_s")
 _WHAT = "a cost table of `lnlit search measure`"
 
@@ -306,14 +307,10 @@ def _read_table(node: _Node) -> CostTable:
     )
     timed = "prefill_s" in node["base"].value
     length = len(workloads) if timed else None
-    hardware = {
-        f.name: (node["hardware"][f.name].text if f.type == "str" else node["hardware"][f.name].count)()
-        for f in dataclasses.fields(Hardware)
-    }
     return CostTable(
         engine=node["engine"].text(),
         dtype=node["dtype"].text(),
-        hardware=Hardware(**hardware),
+        hardware=_read_hardware(node["hardware"]),
         rounds=node["rounds"].count(),
         samples=node["samples"].count(),
         layers=node["layers"].count(),
@@ -325,6 +322,18 @@ def _read_table(node: _Node) -> CostTable:
         base_cost=_read_cost(node["base"], length),
         attention=_read_parts(node["attention"], length),
         ffn=_read_parts(node["ffn"], length),
+    )
+
+
+def _read_hardware(node: _Node) -> Hardware:
+    return Hardware(
+        cpu=node["cpu"].text(),
+        cores=node["cores"].count(),
+        memory_gib=node["memory_gib"].count(),
+        device=node["device"].text(),
+        device_count=node["device_count"].count(),
+        torch=node["torch"].text(),
+        threads=node["threads"].count(),
     )
 
 
@@ -341,8 +350,9 @@ def _read_parts(node: _Node, length: int | None) -> dict[PartSpec, Cost]:
 
 
 def _read_cost(node: _Node, length: int | None) -> Cost:
-    counts = (node[key].count() for key in ("parameters", "weight_bytes", "kv_bytes_per_token"))
-    if length is None:
-        return Cost(*counts)
-    times = (tuple(item.seconds() for item in node[key].items(length)) for key in _TIMES)
-    return Cost(*counts, Timing(*times))
+    timing = None
+    if length is not None:
+        seconds = {key: tuple(item.seconds() for item in node[key].items(length)) for key in _TIMES}
+        timing = Timing(**seconds)
+    parameters, weight_bytes, kv_bytes = (node[key].count() for key in _COUNTS)
+    return Cost(parameters, weight_bytes, kv_bytes, timing)

@@ -122,7 +122,7 @@ def best_of_rounds(rounds: Sequence[Sequence[Latency]]) -> NDArray:
     return np.array([[[min(one.prefill_s), min(one.decode_s)] for one in latencies] for latencies in rounds])
 
 
-def workloads(
+def make_workloads(
     batch_size: Sequence[int], prompt_tokens: Sequence[int], new_tokens: Sequence[int], context_length: int
 ) -> tuple[Workload, ...]:
     """One workload per position of the lists; a list of one serves all. Raises `UserError` for lists that do not fit

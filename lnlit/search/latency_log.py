@@ -1,0 +1,67 @@
+"""Finished measurements of an unfinished cost table: an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lnlit.errors import UserError
+from lnlit.files import replaced_file
+from lnlit.interfaces import Latency
+from lnlit.search.measure import Times
+
+
+class LatencyLog:
+    """A file of JSON lines: the settings, then one line per round and model. A line that a crash cut off is dropped.
+
+    Raises `UserError` when `file` was begun with other settings.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
+        self.file = file
+        self._latencies: dict[tuple[int, str], list[Latency]] = {}
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        if lines:
+            self._check(lines[0], settings)
+        self._rewrite(lines or [_line(settings)])
+        for line in lines[1:]:
+            entry = json.loads(line)
+            latencies = (Latency(tuple(one["prefill_s"]), tuple(one["decode_s"])) for one in entry["latencies"])
+            self._latencies[entry["round"], entry["model"]] = list(latencies)
+
+    def __contains__(self, turn: tuple[int, str]) -> bool:
+        """Whether (round, model name) is measured."""
+        return turn in self._latencies
+
+    def append(self, turn: tuple[int, str], latencies: Iterable[Latency]) -> None:
+        latencies = list(latencies)
+        entry = {"round": turn[0], "model": turn[1], "latencies": [dataclasses.asdict(one) for one in latencies]}
+        with self.file.open("ab") as stream:
+            stream.write(_line(entry) + b"\n")
+        self._latencies[turn] = latencies
+
+    def times(self, models: Iterable[str], rounds: int) -> Times:
+        return {name: [self._latencies[index, name] for index in range(rounds)] for name in models}
+
+    def _check(self, line: bytes, settings: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{self.file}: not an unfinished measurement: {error}. Delete it to start anew.") from error
+        wanted = json.loads(_line(settings))
+        if different := [key for key in wanted if found.get(key) != wanted[key]]:
+            raise UserError(
+                f"{self.file} holds an unfinished measurement with other settings ({', '.join(different)}). "
+                "Repeat those to go on with it, delete it to start anew, or write elsewhere."
+            )
+
+    def _rewrite(self, lines: list[bytes]) -> None:
+        with replaced_file(self.file) as scratch:
+            scratch.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, allow_nan=False).encode()

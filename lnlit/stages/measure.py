@@ -1,0 +1,154 @@
+"""`lnlit search measure`: what every variant of a block library costs on this machine."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lnlit import registry
+from lnlit.checkpoint.folder import hf_config
+from lnlit.errors import UserError
+from lnlit.files import write_json
+from lnlit.interfaces import Meter, Workload
+from lnlit.search.costs import Cost, CostTable, Timing, base_cost, dtype_bytes, part_cost
+from lnlit.search.hardware import Hardware, torch_device
+from lnlit.search.latency_log import LatencyLog
+from lnlit.search.library import Library
+from lnlit.search.measure import Plan, Times, estimate, make_workloads, schedule
+from lnlit.specs import ModelSpec, PartSpec
+
+
+def measure(
+    library: str,
+    batch_size: list[int],
+    prompt_tokens: list[int],
+    new_tokens: list[int],
+    out: str,
+    dtype: str = "bfloat16",
+    engine: str = "native",
+    rounds: int = 5,
+    samples: int = 2,
+    layers: int | None = None,
+    timing: bool = True,
+) -> Path:
+    """Write a cost table: parameters, bytes and measured seconds of every variant in a library.
+
+    Interrupted, it goes on where it stopped: finished measurements are kept in `<out>.partial` until all are there.
+
+    Args:
+        library: Block library whose variants are measured.
+        batch_size: Requests that run together, one number per workload, or one for all workloads.
+        prompt_tokens: Tokens of each prompt, in the same way.
+        new_tokens: Tokens generated for each request, in the same way.
+        out: The file to write, usually costs.json.
+        dtype: Of weights and KV cache, float32 or bfloat16.
+        engine: Registered meter that runs the models: native, or vllm with the plugin lnlit-vllm.
+        rounds: How often all models are timed, in turns. More rounds settle a busy machine.
+        samples: Times taken of each model per round; the best counts.
+        layers: Depth of the timed models. The parent's own, 32 at most, when not given.
+        timing: Whether to measure seconds; without them the table holds parameters and bytes only.
+    """
+    opened = Library.open(library)
+    attention = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.attention.values())
+    ffn = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.ffn.values())
+    plan = Plan.of(opened.spec, attention, ffn, layers)
+    workloads = make_workloads(batch_size, prompt_tokens, new_tokens, opened.spec.context_length)
+    file = Path(out).expanduser()
+    if not timing:
+        return untimed(plan, workloads, dtype).write(file)
+    return measure_plan(plan, workloads, file, dtype=dtype, engine=engine, rounds=rounds, samples=samples)
+
+
+def measure_plan(
+    plan: Plan,
+    workloads: Sequence[Workload],
+    out: Path,
+    *,
+    dtype: str = "bfloat16",
+    engine: str = "native",
+    rounds: int = 5,
+    samples: int = 2,
+) -> Path:
+    """`measure` for any list of variants, as `Plan.of(spec, attention_parts, ffn_parts)` without a library."""
+    if rounds < 1 or samples < 1:
+        raise UserError(f"measure: rounds and samples must be 1 or more, got {rounds} and {samples}.")
+    meter: Meter = registry.build("meter", engine)
+    table = replace(untimed(plan, workloads, dtype), engine=engine, rounds=rounds, samples=samples)
+    models = plan.models()
+    log = LatencyLog(out.with_name(f"{out.name}.partial"), _settings(table, models))
+    for turn in _with_progress([turn for turn in schedule(models, rounds) if turn not in log]):
+        spec = models[turn[1]]
+        with model_folder(spec, dtype) as folder:
+            log.append(turn, meter.measure(spec, folder, table.workloads, dtype=dtype, samples=samples))
+    _timed(table, plan, log.times(models, rounds)).write(out)
+    log.file.unlink()
+    return out
+
+
+def untimed(plan: Plan, workloads: Sequence[Workload], dtype: str) -> CostTable:
+    """Parameters and bytes of the variants of `plan`."""
+    dtype_bytes(dtype)  # refuses unknown ones
+    spec = plan.spec
+    return CostTable(
+        engine="none",
+        dtype=dtype,
+        hardware=Hardware.here(torch_device()),
+        rounds=0,
+        samples=0,
+        layers=plan.layers,
+        workloads=tuple(workloads),
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        tie_embeddings=spec.tie_embeddings,
+        base_cost=base_cost(spec, dtype),
+        attention={part: part_cost(spec, "attention", part, dtype) for part in plan.attention},
+        ffn={part: part_cost(spec, "ffn", part, dtype) for part in plan.ffn},
+    )
+
+
+@contextmanager
+def model_folder(spec: ModelSpec, dtype: str) -> Iterator[Path]:
+    """A temporary model folder without weights, as a meter gets it."""
+    with tempfile.TemporaryDirectory() as name:
+        with suppress(UserError):  # transformers' format cannot hold every part, and not every engine needs it
+            write_json(Path(name) / "config.json", {**hf_config(spec), "dtype": dtype})
+        yield Path(name)
+
+
+def _settings(table: CostTable, models: Mapping[str, ModelSpec]) -> dict[str, Any]:
+    """What two measurements must share for their times to go together. Rounds may be added at any time."""
+    kept = ("engine", "dtype", "hardware", "samples", "workloads")
+    settings = {key: value for key, value in table.to_json().items() if key in kept}
+    return {**settings, "models": {name: spec.to_json() for name, spec in models.items()}}
+
+
+def _with_progress(turns: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """A bar on a terminal, a line per model elsewhere, on stderr."""
+    bar = tqdm(turns, desc="measure", unit="model", disable=None)
+    for index, turn in enumerate(bar):
+        bar.set_postfix_str(turn[1])
+        if bar.disable:
+            print(f"measure: {index + 1} of {len(turns)}, round {turn[0] + 1}: {turn[1]}", file=sys.stderr, flush=True)
+        yield turn
+
+
+def _timed(table: CostTable, plan: Plan, times: Times) -> CostTable:
+    found = estimate(plan, times)
+
+    def with_times(costs: Mapping[PartSpec, Cost], timings: Mapping[PartSpec, Timing]) -> dict[PartSpec, Cost]:
+        return {part: replace(cost, timing=timings[part]) for part, cost in costs.items()}
+
+    return replace(
+        table,
+        base_cost=replace(table.base_cost, timing=found.base),
+        attention=with_times(table.attention, found.attention),
+        ffn=with_times(table.ffn, found.ffn),
+        notes=found.notes,
+    )
