@@ -1,4 +1,4 @@
-"""One optimizer step of SFT through Lightning, and the gradients it was taken with."""
+"""One optimizer step through Lightning, and the gradients it was taken with."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def step(
     strategy: Any = "auto",
     devices: int = 1,
     lora: LoRA | None = None,
+    method: Any = SFT,
 ) -> tuple[float, dict[str, Tensor]]:
     """(loss, gradients) of one step over `batches`; on several ranks each passes its own."""
-    module = SFT(str(model), AdamW(1e-3, schedule="constant", warmup_ratio=0.0), lora=lora)
+    module = method(str(model), optimizer=AdamW(1e-3, schedule="constant", warmup_ratio=0.0), lora=lora)
     recorder = Recorder()
     trainer = L.Trainer(
         accelerator="cpu",

@@ -1,7 +1,11 @@
-"""Run by torchrun on two ranks: python -m torch.distributed.run ... two_ranks.py STRATEGY MODEL OUT."""
+"""Run by torchrun on two ranks: python -m torch.distributed.run ... two_ranks.py STRATEGY MODEL OUT [TEACHER].
+
+With a teacher the step is one of distillation, else of supervised fine-tuning.
+"""
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,9 +13,11 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from one_step import documents, step
 
 from lnlit.data.packing import collate
+from lnlit.modules.distill import Distill
+from lnlit.modules.sft import SFT
 
 
-def main(strategy_name: str, model: str, out: str) -> None:
+def main(strategy_name: str, model: str, out: str, teacher: str | None = None) -> None:
     rank = int(os.environ["RANK"])
     strategies = {
         "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
@@ -22,7 +28,8 @@ def main(strategy_name: str, model: str, out: str) -> None:
     if strategy_name != "tp":  # data-parallel ranks split the documents, three and five of them
         made = made[:3] if rank == 0 else made[3:]
     batch = collate([[document] for document in made], 32, pad_id=0)
-    loss, gradients = step(Path(model), [batch], strategy=strategies[strategy_name](), devices=2)
+    method = SFT if teacher is None else partial(Distill, teacher=teacher, lm=0.5, temperature=2.0)
+    loss, gradients = step(Path(model), [batch], strategy=strategies[strategy_name](), devices=2, method=method)
     if rank == 0:
         torch.save({"loss": loss, "gradients": gradients}, out)
 

@@ -1,0 +1,162 @@
+"""Knowledge distillation from a teacher, and continued pretraining without one (Llama-Nemotron section 2.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lnlit.checkpoint.formats import read_spec
+from lnlit.errors import UserError
+from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.models.compiling import compile_blocks
+from lnlit.models.lora import LoRA
+from lnlit.modules.lit_model import LitModel, Runtime
+from lnlit.modules.optim import AdamW
+from lnlit.modules.teacher import Teacher, check_teacher, layer_pairs, load_teacher
+from lnlit.objectives.cross_entropy import linear_cross_entropy
+from lnlit.objectives.distill import cosine_distance, linear_distillation
+from lnlit.specs import ModelSpec
+
+
+class Distill(LitModel):
+    """Makes a model predict, and represent its input, as its teacher does; without a teacher, as the text goes on.
+
+    The loss per token is `kl * KL(teacher || model) + cosine * sum over layers (1 - cos of block outputs) + lm *
+    cross-entropy`; the first two with weight 1 are Puzzle's global distillation. A token counts where it has a label:
+    in chats, that is what the assistant says. The teacher computes in the trainer's precision.
+
+    Args:
+        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        teacher: likewise, the model to learn from; null trains on the text alone (continued pretraining).
+        optimizer: AdamW and its schedule.
+        kl: weight of the divergence from the teacher's predictions.
+        cosine: weight of the distance to the teacher's hidden states.
+        lm: weight of the cross-entropy of the text.
+        temperature: softens both predictions in the divergence.
+        hidden_layers: pairs [model layer, teacher layer] whose outputs to match; null matches all, one to one.
+        runtime: kernels, compilation, memory.
+        lora: train low-rank adapters only; None trains every weight.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        teacher: str | None,
+        optimizer: AdamW,
+        kl: float = 1.0,
+        cosine: float = 1.0,
+        lm: float = 0.0,
+        temperature: float = 1.0,
+        hidden_layers: list[tuple[int, int]] | None = None,
+        runtime: Runtime = Runtime(),
+        lora: LoRA | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, runtime, lora)
+        weights = {"kl": kl, "cosine": cosine, "lm": lm}
+        for name, weight in weights.items():
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise UserError(f"{name}: expected a weight of 0 or more, got {weight}")
+        if not any(weights.values()):
+            raise UserError("kl, cosine, lm: all weights are 0, so there is nothing to learn; set one of them")
+        if teacher is None and (kl or cosine):
+            raise UserError(
+                f"teacher: null leaves nothing to compare with, but kl is {kl} and cosine {cosine}. Name a teacher, or "
+                "set kl: 0, cosine: 0 and lm: 1 for continued pretraining."
+            )
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise UserError(f"temperature: expected a number above 0, got {temperature}")
+        self.teacher, self.kl, self.cosine, self.lm = teacher, kl, cosine, lm
+        self.temperature, self.hidden_layers = temperature, hidden_layers
+        self._teacher: Teacher | None = None
+        self._pairs: dict[int, int] = {}
+
+    # building
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.teacher is None or self._teacher is not None:
+            return
+        dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else None
+        decoder = load_teacher(
+            self.teacher,
+            read_spec(self.teacher),
+            self.trainer.strategy.root_device,
+            self.device_mesh,
+            dtype,
+            self.runtime.attention_kernel,
+        )
+        if self.runtime.compile:
+            compile_blocks(decoder, required=self.runtime.compile is True)
+        self._teacher = Teacher(decoder, list(self._pairs.values()))
+
+    def _check(self, spec: ModelSpec) -> None:
+        super()._check(spec)
+        if self.teacher is None:
+            return
+        teacher = read_spec(self.teacher)
+        check_teacher(self.teacher, teacher, self.model, spec)
+        if self.cosine:
+            self._pairs = dict(layer_pairs(self.hidden_layers, spec, teacher))
+
+    # steps
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        loss, count, parts = self.losses(batch, self._teacher if self.kl or self.cosine else None)
+        return self.step_loss(loss, count, **parts)
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        loss, count, parts = self.losses(batch, self._teacher)
+        self.val_loss(loss, count, lm_loss=parts.pop("lm"), **parts)
+
+    def on_validation_epoch_end(self) -> None:
+        means, _ = self.log_means("val", self._val_sums)
+        self.log("val/perplexity", math.exp(min(means["lm_loss"], 700.0)))  # exp overflows above 709
+
+    def losses(self, batch: TokenBatch, teacher: Teacher | None) -> tuple[Tensor, int, dict[str, Tensor]]:
+        """(weighted loss, tokens, its parts unweighted), sums over the tokens that have a label, in nats."""
+        counts_BT = batch.labels != IGNORE
+        labels_N = batch.labels[counts_BT]
+        if teacher is None:
+            loss, parts = self._text_loss(batch, counts_BT, labels_N)
+        else:
+            loss, parts = self._imitation_loss(batch, counts_BT, labels_N, teacher)
+        return loss, len(labels_N), parts
+
+    def _text_loss(self, batch: TokenBatch, counts_BT: Tensor, labels_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def read_out(hidden_BTD: Tensor, head_VD: Tensor) -> Tensor:
+            return linear_cross_entropy(hidden_BTD[counts_BT], head_VD, labels_N)
+
+        lm = self.decoder(batch.tokens, batch.positions, batch.lengths, read_out=read_out)
+        return self.lm * lm, {"lm": lm}
+
+    def _imitation_loss(
+        self, batch: TokenBatch, counts_BT: Tensor, labels_N: Tensor, teacher: Teacher
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        target = teacher(batch, counts_BT)
+        distances: list[Tensor] = []
+
+        def on_block(index: int, output_BTD: Tensor) -> None:
+            if index in self._pairs:
+                theirs_BTD = target.blocks.pop(self._pairs[index])
+                distances.append(cosine_distance(output_BTD, theirs_BTD, counts_BT))
+
+        def read_out(hidden_BTD: Tensor, head_VD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            head = linear_distillation(
+                hidden_BTD[counts_BT],
+                head_VD,
+                target.hidden_NE,
+                target.head_VE,
+                labels_N,
+                kl_weight=self.kl,
+                lm_weight=self.lm,
+                temperature=self.temperature,
+            )
+            parts = {"kl": head.kl, "lm": head.lm}
+            if not distances:
+                return head.loss, parts
+            cosine = torch.stack(distances).sum()
+            return head.loss + self.cosine * cosine, parts | {"cosine": cosine.detach()}
+
+        return self.decoder(batch.tokens, batch.positions, batch.lengths, read_out=read_out, on_block=on_block)

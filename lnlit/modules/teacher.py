@@ -1,0 +1,142 @@
+"""A frozen teacher beside the model in training: checked, loaded and sharded like it, saved and trained never.
+
+Shape suffixes: B rows, T tokens, N positions with loss, E the teacher's hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from lnlit.checkpoint.formats import resolve
+from lnlit.checkpoint.load import load_weights
+from lnlit.errors import UserError
+from lnlit.interfaces import TokenBatch
+from lnlit.models.build import build_decoder
+from lnlit.models.decoder import Decoder
+from lnlit.models.parallelize import parallelize
+from lnlit.specs import ModelSpec
+
+
+class Target(NamedTuple):
+    """What the teacher makes of one batch: what its head predicts from, and block outputs by block index."""
+
+    hidden_NE: Tensor
+    head_VE: Tensor
+    blocks: dict[int, Tensor]  # [B, T, E]
+
+
+class Teacher:
+    """No `nn.Module` on purpose: as an attribute of a training method it is in no checkpoint, optimizer or DDP bucket.
+
+    Args:
+        decoder: the frozen model.
+        layers: the blocks whose outputs to keep.
+    """
+
+    def __init__(self, decoder: Decoder, layers: Sequence[int]) -> None:
+        self.decoder = decoder
+        self.layers = frozenset(layers)
+
+    @torch.no_grad()
+    def __call__(self, batch: TokenBatch, counts_BT: Tensor) -> Target:
+        blocks: dict[int, Tensor] = {}
+
+        def keep(index: int, output_BTE: Tensor) -> None:
+            if index in self.layers:
+                blocks[index] = output_BTE
+
+        def read_out(hidden_BTE: Tensor, head_VE: Tensor) -> tuple[Tensor, Tensor]:
+            # FSDP2 leaves the root's parameters gathered after its forward pass, so the head can be used outside.
+            return hidden_BTE[counts_BT], head_VE.detach()
+
+        hidden_NE, head_VE = self.decoder(
+            batch.tokens, batch.positions, batch.lengths, read_out=read_out, on_block=keep
+        )
+        return Target(hidden_NE, head_VE, blocks)
+
+
+def load_teacher(
+    path: str,
+    spec: ModelSpec,
+    device: torch.device,
+    mesh: DeviceMesh | None,
+    dtype: torch.dtype | None,
+    attention_kernel: str,
+) -> Decoder:
+    """The frozen teacher on `device`, or sharded over `mesh`, in `dtype` (None: torch's default)."""
+    with torch.device("meta"):  # a strategy may have set another default device
+        decoder = build_decoder(spec, "meta", dtype, attention_kernel)
+    decoder.requires_grad_(False).eval()
+    if mesh is not None:
+        parallelize(decoder, mesh, compute_dtype=None)
+    decoder.to_empty(device=device)
+    load_weights(decoder, path)
+    return decoder
+
+
+def check_teacher(path: str, teacher: ModelSpec, model: str, student: ModelSpec) -> None:
+    """Raises `UserError` unless both models give probabilities to the same tokens."""
+    if teacher.vocab_size != student.vocab_size:
+        raise UserError(
+            f"teacher: {path} has a vocabulary of {teacher.vocab_size:,} tokens, the model {student.vocab_size:,}. "
+            "Distillation compares their predictions token by token; use a teacher with the same tokenizer."
+        )
+    theirs, ours = (resolve(source) / "tokenizer.json" for source in (path, model))
+    if not (theirs.is_file() and ours.is_file()) or theirs.read_bytes() == ours.read_bytes():
+        return
+    their_ids, our_ids = _token_ids(theirs), _token_ids(ours)
+    differing = [token for token, index in our_ids.items() if their_ids.get(token) != index]
+    if differing:
+        token = differing[0]
+        raise UserError(
+            f"teacher: {path} has another tokenizer: {len(differing):,} tokens differ, e.g. {token!r} is "
+            f"{our_ids[token]} in the model and {their_ids.get(token, 'absent')} in the teacher. Distillation compares "
+            "their predictions token by token; use a teacher with the same tokenizer."
+        )
+
+
+def _token_ids(file: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the Rust library raises bare exceptions
+        raise UserError(f"{file}: cannot be read as a tokenizer: {error}") from error
+
+
+def layer_pairs(given: Sequence[tuple[int, int]] | None, student: ModelSpec, teacher: ModelSpec) -> Mapping[int, int]:
+    """Student block -> the teacher's block whose output it is to match.
+
+    Block i matches block i where both have equally many. `UserError` where they do not and no pairs are given, for a
+    pair that points outside or repeats a block, and for hidden sizes that differ.
+    """
+    if student.hidden_size != teacher.hidden_size:
+        raise UserError(
+            f"cosine: the model's hidden size is {student.hidden_size}, the teacher's {teacher.hidden_size}, so their "
+            "hidden states cannot be compared. Set cosine: 0."
+        )
+    depths = len(student.layers), len(teacher.layers)
+    if given is None:
+        if depths[0] != depths[1]:
+            raise UserError(
+                f"cosine: the model has {depths[0]} layers and the teacher {depths[1]}, so which of them belong "
+                "together must be said: hidden_layers: [[model layer, teacher layer], ...]. A fused layer belongs to "
+                "the last layer it is made of. Or set cosine: 0."
+            )
+        return {index: index for index in range(depths[0])}
+    for side, depth, name in zip((0, 1), depths, ("model", "teacher"), strict=True):
+        used = [pair[side] for pair in given]
+        for index in used:
+            if not 0 <= index < depth:
+                raise UserError(f"hidden_layers: there is no layer {index}; the {name} has layers 0 to {depth - 1}.")
+        if len(set(used)) < len(used):
+            raise UserError(f"hidden_layers: a layer of the {name} comes twice in {[list(pair) for pair in given]}.")
+    if not given:
+        raise UserError("hidden_layers: the list is empty; give at least one pair, or set cosine: 0.")
+    return dict(given)
