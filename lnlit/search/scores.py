@@ -1,0 +1,206 @@
+"""The scores of a library on disk, `scores.jsonl`: a header, then one line per candidate.
+
+    {"format": 1, "model": ..., "library": ..., "metric": "kl", "granularity": "subblock", "tokens": 16384, ...}
+    {"layer": 0, "slot": "attention", "name": "kv1", "score": 0.012, "kl": 0.012, "lm_loss": 3.1, "seconds": 0.8}
+
+Lines are only ever appended, and each is on the disk before the next candidate starts; so an interrupted run loses at
+most the candidate it was at. A score is how much worse than the parent one replaced block makes it (lower is better,
+whatever the metric); the parent's own choices, 0 by definition, are not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lnlit.errors import UserError
+from lnlit.files import replaced_file
+from lnlit.search.library import INDEX, SLOTS, Library, pair_name
+
+FORMAT = 1
+#: (layer, slot, name) of a candidate.
+Key = tuple[int, str, str]
+#: Header entries that two runs may differ in: results, by rounding, and where the library lies (its digest counts).
+_FREE = {"parent", "library"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Attributes:
+    header: metric, granularity, text and parent's values, as in the file.
+    table: `table[layer][slot][name]` is a score; slots are "attention" and "ffn", or "block" alone. The parent's own
+        choices are in it with 0.
+    """
+
+    header: Mapping[str, Any]
+    table: tuple[Mapping[str, Mapping[str, float]], ...]
+
+    #: Every score is a loss against the parent, also of a metric that itself rises with quality.
+    bigger_is_better: ClassVar[bool] = False
+
+    def of(self, layer: int, attention: str, ffn: str) -> float:
+        """The score of a whole layer's choice: its block's, or the sum of its sub-blocks'. `UserError` when it has
+        none.
+        """
+        slots = self.table[layer]
+        names = [("block", pair_name(attention, ffn))] if "block" in slots else [("attention", attention), ("ffn", ffn)]
+        for slot, name in names:
+            if name not in slots[slot]:
+                raise UserError(
+                    f"layer {layer}: {slot} {name!r} has no score. Run `lnlit search score` again, which adds what is "
+                    "missing, or leave the variant out."
+                )
+        return sum(slots[slot][name] for slot, name in names)
+
+    def check_library(self, library: Library) -> None:
+        """Raises `UserError` unless these are scores of `library` as it is now."""
+        if self.header["library_sha256"] != library_digest(library):
+            raise UserError(
+                f"{library.folder}: the scores are of {self.header['library']}, which is another library or was other "
+                "when it was scored. Score this one, or name the one that was scored."
+            )
+
+
+def library_digest(library: Library) -> str:
+    """A fingerprint of a library's variants and of the errors, which tell whether they have been trained since."""
+    return hashlib.sha256((library.folder / INDEX).read_bytes()).hexdigest()
+
+
+def make_header(library: Library, model: str, **about: Any) -> dict[str, Any]:
+    """The header of scores of `library`; `about` says what was measured, on what."""
+    return {
+        "format": FORMAT,
+        "model": model,
+        "library": str(library.folder),
+        "library_sha256": library_digest(library),
+        "parent_names": [list(library.parent_names(layer)) for layer in range(len(library.layers))],
+        **about,
+    }
+
+
+def read_scores(path: str | Path) -> Scores:
+    """Raises `UserError` naming the line that is no finite score of a candidate."""
+    file = Path(path).expanduser()
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read as scores: {error}. `lnlit search score` makes them.") from error
+    header, entries = _parsed(file, text)
+    if header["granularity"] == "block":
+        table = [{"block": {pair_name(*own): 0.0}} for own in header["parent_names"]]
+    else:
+        table = [{slot: {name: 0.0} for slot, name in zip(SLOTS, own, strict=True)} for own in header["parent_names"]]
+    for number, entry in enumerate(entries, start=2):
+        try:
+            layer, slot, name = key_of(entry)
+            table[layer][slot][name] = _finite(entry["score"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file}:{number}: no score of a candidate ({type(error).__name__}: {error}). Delete this line and run "
+                "`lnlit search score` again: it adds what is missing."
+            ) from error
+    return Scores(header, tuple(table))
+
+
+def read_done(files: Iterable[Path], header: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
+    """The entries of those `files` that exist. Raises `UserError` when one is no journal of scores, or its header
+    differs from `header`: those scores could not be compared.
+    """
+    done = {}
+    for file in files:
+        text = file.read_bytes() if file.is_file() else b""
+        if text and not _is_cut_header(text):
+            there, entries = _parsed(file, text)
+            _check_same(file, there, header)
+            done |= {key_of(entry): entry for entry in entries}
+    return done
+
+
+class Journal:
+    """Scores being written: a line that `add` has returned from survives a crash. A file that `read_done` has accepted
+    is continued, without its last line if that was cut.
+    """
+
+    def __init__(self, file: Path, header: Mapping[str, Any]) -> None:
+        text = file.read_bytes() if file.is_file() else b""
+        if not text or _is_cut_header(text):
+            text = _line(header)
+            with replaced_file(file) as scratch:
+                scratch.write_bytes(text)
+        self._stream = file.open("r+b")
+        self._stream.truncate(text.rfind(b"\n") + 1)
+        self._stream.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        self._stream.write(_line(entry))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+
+def merge(out: Path, parts: Iterable[Path], header: Mapping[str, Any], order: Mapping[Key, int]) -> None:
+    """Collect the journals `parts` in `out`, in `order`, and delete those that are not `out` itself."""
+    parts = [part for part in parts if part.is_file()]
+    done = read_done(parts, header)
+    ordered = sorted(done, key=lambda key: order.get(key, len(order)))
+    with replaced_file(out) as scratch:
+        scratch.write_bytes(b"".join([_line(header), *(_line(done[key]) for key in ordered)]))
+    for part in parts:
+        if part != out:
+            part.unlink()
+
+
+def _is_cut_header(text: bytes) -> bool:
+    """Whether a file holds nothing but the beginning of a header."""
+    start = b'{"format": '
+    return b"\n" not in text and (text.startswith(start) or start.startswith(text))
+
+
+def key_of(entry: Mapping[str, Any]) -> Key:
+    return entry["layer"], entry["slot"], entry["name"]
+
+
+def _parsed(file: Path, text: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(header, entries) of a journal's whole lines."""
+    lines = text.split(b"\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{file}:{number}: not a line of scores: {error}. Delete the line, or the file.") from error
+    if not rows or not isinstance(rows[0], dict) or "granularity" not in rows[0] or "parent_names" not in rows[0]:
+        raise UserError(f"{file}: not a file of scores: its first line is no header. Choose another path.")
+    if rows[0].get("format") != FORMAT:
+        raise UserError(f"{file}: format {rows[0].get('format')!r}; this lnlit reads {FORMAT}. Update lnlit.")
+    return rows[0], rows[1:]
+
+
+def _check_same(file: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key in sorted((there.keys() | wanted.keys()) - _FREE):
+        if there.get(key) != wanted.get(key):
+            raise UserError(
+                f"{file}: holds scores with {key} = {there.get(key)!r}; this run has {wanted.get(key)!r}, and the two "
+                "cannot be compared. Choose another --out, or delete the file."
+            )
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _finite(score: Any) -> float:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"the score is {score!r}")
+    return float(score)

@@ -1,0 +1,183 @@
+"""`lnlit search score`: what each candidate of a block library alone costs in quality."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed
+from tqdm import tqdm
+
+from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.load import load_weights
+from lnlit.data.text import TextSample
+from lnlit.data.tokenizer import read_tokenizer
+from lnlit.errors import UserError
+from lnlit.eval.multiple_choice import Choices, Questions
+from lnlit.models.build import build_decoder
+from lnlit.search.hardware import torch_device
+from lnlit.search.library import Library
+from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, Metric, MetricName, TopK
+from lnlit.search.score import Candidate, Granularity, Score, Scorer, candidates
+from lnlit.search.scores import Journal, make_header, merge, read_done
+from lnlit.specs import ModelSpec
+
+#: Seconds between lines of progress where there is no terminal.
+_LINE_EVERY_S = 10.0
+
+
+def score(
+    model: str,
+    library: str,
+    data: TextSample | Questions,
+    out: str,
+    metric: MetricName = "kl",
+    granularity: Granularity = "subblock",
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    only: Sequence[str] = ("*",),
+    k: int = 10,
+    batch_tokens: int = 1024,
+) -> Path:
+    """Write how much worse the parent gets with each candidate of a library in place of its own block.
+
+    One candidate at a time replaces the parent's sub-block or block; the rest of the model is the parent's. Every score
+    is on the disk before the next one starts: interrupted, the same command goes on. Under torchrun the candidates are
+    divided among the processes.
+
+    Args:
+        model: The parent: a model folder.
+        library: Its block library.
+        data: The text to score on; for the metric accuracy, multiple-choice questions.
+        out: The file to write, usually scores.jsonl.
+        metric: kl, lm_loss or hidden_cosine (each of these two adds the other's values at no cost), top_k, accuracy.
+        granularity: Score attention and FFN candidates by themselves, to be added up, or all composed blocks.
+        dtype: Of weights and activations. Logits and everything behind them are float32 at least.
+        only: Names of the candidates to score, with * and ?. The file takes in more in a later run.
+        k: How many of the parent's likeliest tokens top_k compares.
+        batch_tokens: Tokens that go through the model together. More than a CPU's cache holds is slower there.
+    """
+    opened, path, target = Library.open(library), resolve(model), Path(out).expanduser().resolve()
+    _check_parent(opened, read_spec(path), model)
+    everything = candidates(opened, granularity)
+    chosen = candidates(opened, granularity, tuple(only))
+    text = _encoded(data, metric, path)
+    about = {"metric": metric, **({"k": k} if metric == "top_k" else {}), "granularity": granularity, "dtype": dtype}
+    header = make_header(opened, model, **about, tokens=text.tokens_RT.numel(), sha256=_digest(text))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    done = read_done(_journals(target), header)
+    pending = [candidate for candidate in chosen[rank::world] if candidate.key not in done]
+    parent = build_decoder(opened.spec, _device(), getattr(torch, dtype)).eval()
+    load_weights(parent, path)
+    batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
+    scorer = Scorer(parent, opened, batches, _metric(metric, text, batches, parent.head_weight, k), metric)
+    header["parent"] = scorer.parent_values
+    with Journal(target if world == 1 else _journal(target, rank), header) as journal:
+        for found, seconds in _with_progress(scorer, pending):
+            journal.add({**found.to_json(), "seconds": round(seconds, 4)})
+    with _all_ranks(world):
+        if rank == 0 and (parts := _journals(target)) != [target]:
+            merge(target, parts, header, {candidate.key: index for index, candidate in enumerate(everything)})
+    return target
+
+
+def _check_parent(library: Library, spec: ModelSpec, model: str) -> None:
+    if differences := library.spec.diff(spec):
+        raise UserError(
+            f"model {model!r}: is not the parent of {library.folder}, which was made from {library.model}. First "
+            f"difference: {differences[0]}."
+        )
+
+
+def _encoded(data: TextSample | Questions, metric: MetricName, model: Path) -> Choices | _Text:
+    """The tokens to score on. Raises `UserError` when they are not of the metric's kind."""
+    if isinstance(data, Questions) != (metric == "accuracy"):
+        needs = "questions (source, context, choices, answer)" if metric == "accuracy" else "a text (source, rows, ...)"
+        raise UserError(f"data: the metric {metric} needs {needs}, got {type(data).__name__}.")
+    if isinstance(data, Questions):
+        return data.encode(read_tokenizer(model))
+    if data.length < 2:
+        raise UserError(f"data.length: scoring needs at least 2 tokens a row, got {data.length}.")
+    return _Text(data.tokens(str(model)))
+
+
+@dataclass(frozen=True)
+class _Text:
+    tokens_RT: Tensor
+
+
+def _digest(text: Choices | _Text) -> str:
+    """A fingerprint of what the model reads."""
+    shape = repr(tuple(text.tokens_RT.shape)).encode()
+    return hashlib.sha256(shape + text.tokens_RT.numpy().tobytes()).hexdigest()
+
+
+def _metric(name: MetricName, text: Choices | _Text, batches: Sequence[Tensor], weight_VD: Tensor, k: int) -> Metric:
+    if isinstance(text, Choices):
+        labels = text.labels_RT.to(weight_VD.device).split(len(batches[0]))
+        return Accuracy(weight_VD, labels, text.question, text.right, text.size_R)
+    if name == "hidden_cosine":
+        return HiddenCosine()
+    return TopK(weight_VD, k) if name == "top_k" else Likelihood(weight_VD, batches)
+
+
+def _device() -> torch.device:
+    """This process's own device: under torchrun each has one GPU."""
+    device = torch_device()
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
+
+
+def _journal(out: Path, rank: int) -> Path:
+    return out.with_name(f"{out.stem}.rank-{rank}{out.suffix}")
+
+
+def _journals(out: Path) -> list[Path]:
+    """Where scores of this or an earlier run may be: the result, and what each process wrote."""
+    return [out, *sorted(out.parent.glob(f"{glob.escape(out.stem)}.rank-*{glob.escape(out.suffix)}"))]
+
+
+@contextmanager
+def _all_ranks(world: int) -> Iterator[None]:
+    """Runs its body when every process has come here."""
+    if world > 1:
+        group_is_ours = not distributed.is_initialized()
+        if group_is_ours:  # one may be ready days before the other
+            distributed.init_process_group("gloo", timeout=timedelta(days=30))
+        distributed.barrier()
+        yield
+        distributed.barrier()
+        if group_is_ours:
+            distributed.destroy_process_group()
+    else:
+        yield
+
+
+def _with_progress(scorer: Scorer, pending: Sequence[Candidate]) -> Iterator[tuple[Score, float]]:
+    """(score, seconds) of each candidate. A bar on a terminal, a line now and then elsewhere; the time left takes into
+    account that early layers cost more.
+    """
+    work = [scorer.work(candidate) for candidate in pending]
+    form = "score: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+    start = printed = time.perf_counter()
+    with tqdm(total=sum(work), bar_format=form, disable=None) as bar:
+        for number, candidate in enumerate(pending, start=1):
+            bar.set_postfix_str(f"{number}/{len(pending)} {candidate}")
+            begin = time.perf_counter()
+            found = scorer.score(candidate)
+            now = time.perf_counter()
+            yield found, now - begin
+            bar.update(work[number - 1])
+            if bar.disable and (now - printed > _LINE_EVERY_S or number == len(pending)):
+                printed = now
+                left = (now - start) / sum(work[:number]) * sum(work[number:])
+                line = f"score: {number} of {len(pending)}, {timedelta(seconds=round(left))} left: {candidate}"
+                print(f"{line} {found.score:.4g}", file=sys.stderr, flush=True)
