@@ -9,7 +9,6 @@ Shape suffixes: N tokens, D hidden, F intermediate, H query heads, K key/value h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,20 +65,33 @@ def attention_to_linear(weights: Weights, num_heads: int, num_kv_heads: int) -> 
     return {"self_attn.linear_attn.weight": _product(weights["self_attn.o_proj.weight"], value_HdD.flatten(0, 1))}
 
 
+def convertible(parent: PartSpec, part: PartSpec) -> bool:
+    """Whether `convert_part` knows a way from one part to the other."""
+    return parent.type != "noop" and (part.type == "noop" or (parent.type, part.type) in _WAYS)
+
+
 def convert_part(
     parent: PartSpec, part: PartSpec, weights: Weights, scores_F: Tensor | None = None
 ) -> dict[str, Tensor]:
     """First weights of `part` in the place of `parent`, whose weights are given. `scores_F` rank an FFN's channels and
     are needed to narrow it. Raises `UserError` when no training-free way from the one to the other is known.
     """
+    if not convertible(parent, part):
+        raise UserError(f"no training-free way from {parent} to {part} is known; leave it out of the candidates.")
     if part.type == "noop":
         return {}
-    way = _WAYS.get((parent.type, part.type))
-    if way is None:
-        raise UserError(f"no training-free way from {parent} to {part} is known; leave it out of the candidates.")
-    return way(parent.args, part.args, weights, scores_F)
+    return _WAYS[parent.type, part.type](parent.args, part.args, weights, scores_F)
 
 
+#: (parent's type, candidate's type) -> the way between them.
+_WAYS: dict[tuple[str, str], Callable[..., dict[str, Tensor]]] = {
+    ("gqa", "gqa"): lambda old, new, w, _: pool_kv_heads(w, old["num_kv_heads"], new["num_kv_heads"]),
+    ("gqa", "single_linear"): lambda old, _, w, __: attention_to_linear(w, old["num_heads"], old["num_kv_heads"]),
+    ("swiglu", "swiglu"): lambda _, new, w, scores_F: narrow_ffn(w, scores_F, new["intermediate_size"]),
+    ("swiglu_fused", "swiglu_fused"): lambda _, new, w, scores_F: narrow_ffn(w, scores_F, new["intermediate_size"]),
+    ("swiglu", "single_linear"): lambda _, __, w, ___: ffn_to_linear(w),
+    ("swiglu_fused", "single_linear"): lambda _, __, w, ___: ffn_to_linear(w),
+}
 _KEYS_AND_VALUES = ("self_attn.k_proj.", "self_attn.v_proj.")
 
 
@@ -91,33 +103,3 @@ def _pool(tensor: Tensor, heads: int, pooled: int) -> Tensor:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     with torch.autocast(left.device.type, enabled=False):
         return (left.float() @ right.float()).to(left.dtype)
-
-
-_Way = Callable[[Mapping[str, Any], Mapping[str, Any], Weights, Tensor | None], dict[str, Tensor]]
-
-
-def _pooled(
-    parent: Mapping[str, Any], part: Mapping[str, Any], weights: Weights, _: Tensor | None
-) -> dict[str, Tensor]:
-    return pool_kv_heads(weights, parent["num_kv_heads"], part["num_kv_heads"])
-
-
-def _narrowed(
-    _: Mapping[str, Any], part: Mapping[str, Any], weights: Weights, scores_F: Tensor | None
-) -> dict[str, Tensor]:
-    assert scores_F is not None, "narrowing an FFN needs channel scores"
-    return narrow_ffn(weights, scores_F, part["intermediate_size"])
-
-
-#: (parent's type, candidate's type) -> how the candidate's first weights come from the parent's.
-_WAYS: dict[tuple[str, str], _Way] = {
-    ("gqa", "gqa"): _pooled,
-    ("gqa", "single_linear"): lambda parent, _, weights, __: attention_to_linear(
-        weights, parent["num_heads"], parent["num_kv_heads"]
-    ),
-    **{(gated, gated): _narrowed for gated in ("swiglu", "swiglu_fused")},
-    **{
-        (gated, "single_linear"): lambda _, __, weights, ___: ffn_to_linear(weights)
-        for gated in ("swiglu", "swiglu_fused")
-    },
-}

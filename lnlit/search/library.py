@@ -29,6 +29,8 @@ FORMAT = 1
 INDEX = "library.json"
 Slot = Literal["attention", "ffn", "pairs"]
 SLOTS: tuple[Literal["attention", "ffn"], ...] = ("attention", "ffn")
+#: The norm that a sub-block owns.
+NORMS = {"attention": "input_layernorm.weight", "ffn": "post_attention_layernorm.weight"}
 
 
 @dataclass(frozen=True)
@@ -174,12 +176,10 @@ class Library:
         return choices[name]
 
 
-_SLOT_PREFIXES = {"attention": ("self_attn.", "input_layernorm."), "ffn": ("mlp.", "post_attention_layernorm.")}
-
-
 def slot_weights(slot: Literal["attention", "ffn"], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of a block's weights that belongs to one slot, its norm included."""
-    return {name: tensor for name, tensor in weights.items() if name.startswith(_SLOT_PREFIXES[slot])}
+    part = {"attention": "self_attn.", "ffn": "mlp."}[slot]
+    return {name: tensor for name, tensor in weights.items() if name.startswith(part) or name == NORMS[slot]}
 
 
 def layer_file(folder: Path, layer: int) -> Path:
@@ -239,7 +239,9 @@ def layer_to_json(layer: LayerVariants) -> dict[str, Any]:
     slots: dict[str, dict[str, Any]] = {slot: {} for slot in (*SLOTS, "pairs")}
     for slot, choices in slots.items():
         for name, choice in getattr(layer, slot).items():
-            choices[name] = {key: value for key, value in asdict(choice).items() if value not in (None, False)}
+            choices[name] = {
+                key: value for key, value in asdict(choice).items() if value is not None and value is not False
+            }
     return slots
 
 
