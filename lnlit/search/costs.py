@@ -262,10 +262,13 @@ class _Node:
     value: Any
     where: str
 
-    def __getitem__(self, key: str) -> _Node:
+    def names(self) -> Iterable[str]:
         if not isinstance(self.value, Mapping):
             raise self.wrong("an object")
-        if key not in self.value:
+        return self.value.keys()
+
+    def __getitem__(self, key: str) -> _Node:
+        if key not in self.names():
             raise UserError(f"{self.where}: {key!r} is missing, so this is not {_WHAT}. Measure again.")
         return _Node(self.value[key], f"{self.where}: {key}" if ": " not in self.where else f"{self.where}.{key}")
 
@@ -305,8 +308,7 @@ def _read_table(node: _Node) -> CostTable:
     workloads = tuple(
         Workload(*(item[f.name].count() for f in dataclasses.fields(Workload))) for item in node["workloads"].items()
     )
-    timed = "prefill_s" in node["base"].value
-    length = len(workloads) if timed else None
+    length = len(workloads) if "prefill_s" in node["base"].names() else None
     return CostTable(
         engine=node["engine"].text(),
         dtype=node["dtype"].text(),
@@ -339,13 +341,11 @@ def _read_hardware(node: _Node) -> Hardware:
 
 def _read_parts(node: _Node, length: int | None) -> dict[PartSpec, Cost]:
     parts = {}
-    if not isinstance(node.value, Mapping):
-        raise node.wrong("an object")
-    for key in node.value:
-        args = node[key]["part"]["args"]
-        if not isinstance(args.value, Mapping):
-            raise args.wrong("an object")
-        parts[PartSpec(node[key]["part"]["type"].text(), args.value)] = _read_cost(node[key], length)
+    for key in node.names():
+        part, args = node[key]["part"], node[key]["part"]["args"]
+        parts[PartSpec(part["type"].text(), {name: args[name].value for name in args.names()})] = _read_cost(
+            node[key], length
+        )
     return parts
 
 

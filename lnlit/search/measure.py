@@ -130,12 +130,12 @@ def make_workloads(
     lists = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     count = max(map(len, lists.values()))
     for name, values in lists.items():
+        if not values or not all(isinstance(value, int) and value >= 1 for value in values):
+            raise UserError(f"{name}: expected positive integers, got {list(values)}.")
         if len(values) not in (1, count):
             raise UserError(
                 f"{name} has {len(values)} entries, another list has {count}. Give one per workload, or one."
             )
-        if not all(isinstance(value, int) and value >= 1 for value in values):
-            raise UserError(f"{name}: expected positive integers, got {list(values)}.")
     columns = (list(values) * (count if len(values) == 1 else 1) for values in lists.values())
     found = tuple(dict.fromkeys(Workload(*row) for row in zip(*columns, strict=True)))
     for workload in found:

@@ -87,7 +87,7 @@ def measure_plan(
         spec = models[turn[1]]
         with model_folder(spec, dtype) as folder:
             log.append(turn, meter.measure(spec, folder, table.workloads, dtype=dtype, samples=samples))
-    _timed(table, plan, log.times(models, rounds)).write(out)
+    timed(table, plan, log.times(models, rounds)).write(out)
     log.file.unlink()
     return out
 
@@ -139,7 +139,7 @@ def _with_progress(turns: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         yield turn
 
 
-def _timed(table: CostTable, plan: Plan, times: Times) -> CostTable:
+def timed(table: CostTable, plan: Plan, times: Times) -> CostTable:
     found = estimate(plan, times)
 
     def with_times(costs: Mapping[PartSpec, Cost], timings: Mapping[PartSpec, Timing]) -> dict[PartSpec, Cost]:

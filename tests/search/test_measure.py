@@ -1,0 +1,132 @@
+"""The protocol: with exactly additive times it finds the truth, and with noise it comes close."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Latency, Workload
+from lnlit.search.measure import PARENT, Plan, estimate, make_workloads, schedule
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+from lnlit.testing.tiny import attention, mixed_spec, swiglu, tiny_spec
+
+LINEAR = PartSpec("single_linear")
+ATTENTION = {attention(2): 0.030, attention(1): 0.026, LINEAR: 0.010, NOOP: 0.0}
+FFN = {swiglu(48): 0.050, swiglu(16): 0.021, LINEAR: 0.012, NOOP: 0.0}
+BASE = 0.5
+WORKLOADS = (Workload(1, 8, 4), Workload(8, 8, 4))
+
+
+def plan(layers: int | None = None) -> Plan:
+    return Plan.of(tiny_spec().replace(layers=tiny_spec().layers * 4), ATTENTION, FFN, layers)
+
+
+def additive_seconds(spec: ModelSpec, workload: Workload) -> tuple[float, float]:
+    """A stand-in for an engine: the sum of its parts. Decoding takes three times the prefill."""
+    parts = sum(ATTENTION[block.attention] + FFN[block.ffn] for block in spec.layers)
+    prefill = (BASE + parts) * workload.batch_size
+    return prefill, 3 * prefill
+
+
+def times_of(the_plan: Plan, rounds: int, disturb=lambda turn, seconds: seconds) -> dict:
+    def latency(spec: ModelSpec, workload: Workload, turn: int) -> Latency:
+        prefill, decode = additive_seconds(spec, workload)
+        return Latency((disturb(turn, prefill), disturb(turn, prefill)), (disturb(turn, decode), disturb(turn, decode)))
+
+    return {
+        name: [[latency(spec, workload, turn) for workload in WORKLOADS] for turn in range(rounds)]
+        for name, spec in the_plan.models().items()
+    }
+
+
+@pytest.mark.parametrize("layers", [None, 2, 5, 20])
+def test_additive_times_are_taken_apart_exactly(layers: int | None):
+    found = estimate(plan(layers), times_of(plan(layers), 3))
+    for costs, truth in ((found.attention, ATTENTION), (found.ffn, FFN), ({None: found.base}, {None: BASE})):
+        assert costs.keys() == truth.keys()
+        for part, seconds in truth.items():
+            assert costs[part].prefill_s == pytest.approx((seconds, 8 * seconds), abs=1e-12)
+            assert costs[part].decode_s == pytest.approx((3 * seconds, 24 * seconds), abs=1e-12)
+            assert costs[part].prefill_spread_s == pytest.approx((0.0, 0.0), abs=1e-12)
+    assert found.notes == ()
+
+
+def test_a_machine_that_is_slower_in_some_rounds_changes_nothing():
+    """Two rounds of five on a machine three times as slow."""
+    found = estimate(plan(), times_of(plan(), 5, lambda turn, seconds: seconds * (3 if turn in (1, 2) else 1)))
+    assert found.ffn[swiglu(16)].decode_s == pytest.approx((3 * 0.021, 24 * 0.021))
+    assert found.ffn[swiglu(16)].decode_spread_s[0] > 0
+    assert found.base.prefill_s == pytest.approx((BASE, 8 * BASE))
+
+
+def test_interruptions_of_single_samples_change_little():
+    """A third of the samples is interrupted; none is ever faster than the machine."""
+    draw = random.Random(0)
+    noisy = times_of(plan(), 7, lambda _, seconds: seconds * (2 if draw.random() < 0.3 else 1 + draw.random() / 500))
+    found = estimate(plan(), noisy)
+    for part, seconds in FFN.items():
+        assert found.ffn[part].prefill_s[0] == pytest.approx(seconds, abs=0.002)
+
+
+def test_an_estimate_below_zero_is_zero_and_said():
+    the_plan = plan()
+    halved = times_of(the_plan, 3, lambda _, seconds: seconds / 2)[the_plan.name("ffn", NOOP)]
+    found = estimate(the_plan, times_of(the_plan, 3) | {the_plan.name("ffn", swiglu(16)): halved})
+    assert found.ffn[swiglu(16)].prefill_s == (0.0, 0.0)
+    assert [note.partition(" (-")[0] for note in found.notes] == [
+        "ffn swiglu(intermediate_size=16): estimated below zero"
+    ]
+
+
+def test_models_differ_from_the_parent_in_one_slot_of_all_layers_but_the_first():
+    models = plan().models()
+    assert models[PARENT] == plan().spec
+    assert len(models) == 1 + (len(ATTENTION) - 1) + (len(FFN) - 1)
+    for name, spec in models.items():
+        assert spec.layers[0] == plan().spec.layers[0], "an engine wants a layer with a KV cache"
+        assert len(set(spec.layers[1:])) == 1
+        changed = {
+            slot for slot in ("attention", "ffn") if getattr(spec.layers[1], slot) != getattr(spec.layers[0], slot)
+        }
+        assert len(changed) == (name != PARENT)
+
+
+def test_a_deep_parent_is_timed_at_32_layers_and_a_single_layer_at_2():
+    deep = tiny_spec().replace(layers=tiny_spec().layers * 40)
+    assert len(Plan.of(deep, [], []).models()[PARENT].layers) == 32
+    assert len(Plan.of(tiny_spec().replace(layers=tiny_spec().layers[:1]), [], []).models()[PARENT].layers) == 2
+
+
+def test_a_mixed_parent_is_timed_around_its_commonest_full_block():
+    spec = mixed_spec().replace(layers=(*mixed_spec().layers, mixed_spec().layers[-1]))
+    found = Plan.of(spec, [attention(2)], [swiglu(8)])
+    assert found.reference == BlockSpec(attention(2), swiglu(16))
+    assert {block.attention for block in spec.layers} <= set(found.attention)
+    assert {block.ffn for block in spec.layers} | {swiglu(8)} <= set(found.ffn)
+    with pytest.raises(UserError, match="no layer of the parent has both"):
+        Plan.of(spec.replace(layers=(BlockSpec(NOOP, swiglu(8)),)), [], [])
+
+
+def test_every_round_holds_every_model_once_in_an_order_of_its_own():
+    names = list(plan().models())
+    turns = list(schedule(names, 6))
+    assert Counter(turns) == Counter((index, name) for index in range(6) for name in names)
+    assert [turn for turn, _ in turns] == sorted(turn for turn, _ in turns)
+    orders = {tuple(name for turn, name in turns if turn == index) for index in range(6)}
+    assert len(orders) == 6
+    assert turns == list(schedule(names, 6))
+
+
+def test_workloads_are_the_rows_of_the_lists():
+    assert make_workloads([1, 8], [128], [32, 4], 256) == (Workload(1, 128, 32), Workload(8, 128, 4))
+    with pytest.raises(UserError, match="new_tokens has 2 entries, another list has 3"):
+        make_workloads([1, 2, 3], [128], [32, 4], 256)
+    with pytest.raises(UserError, match=r"batch_size: expected positive integers, got \[0\]"):
+        make_workloads([0], [128], [32], 256)
+    with pytest.raises(UserError, match="prompt_tokens: expected positive integers"):
+        make_workloads([1], [], [32], 256)
+    with pytest.raises(UserError, match="128 prompt and 129 new tokens are 257; the model's context is 256"):
+        make_workloads([1], [128], [129], 256)
