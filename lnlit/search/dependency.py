@@ -18,8 +18,7 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from lnlit.errors import UserError
-from lnlit.models.decoder import Decoder, PackedAttention
-from lnlit.models.kernels import make_segments
+from lnlit.models.decoder import Decoder
 from lnlit.models.lineage import EMPTY
 from lnlit.specs import ModelSpec
 
@@ -109,11 +108,8 @@ def _add_batch(
     decoder: Decoder, tokens_BT: Tensor, chosen: list[int], sums: Tensor, alone: Tensor, bar: tqdm[Any]
 ) -> None:
     """Add one batch's distances, summed over its tokens, to `sums` [i, j] and `alone` [change/size/novelty, j]."""
-    rows, length = tokens_BT.shape
-    x_BTD = decoder.embed_tokens(tokens_BT)
-    rope = decoder._rope(torch.arange(length, device=x_BTD.device).expand(rows, length), x_BTD.dtype)
-    segments = make_segments([length] * rows, x_BTD.device)
-    attention = PackedAttention(decoder._kernel(x_BTD.device.type), segments)
+    x_BTD = decoder.embed(tokens_BT)
+    attention, rope = decoder.surroundings(tokens_BT, x_BTD.dtype)
     place = {layer: at for at, layer in enumerate(chosen)}
     inputs: dict[int, Tensor] = {}
     updates: dict[int, Tensor] = {}

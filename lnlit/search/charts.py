@@ -1,0 +1,194 @@
+"""Charts of a search: quality against cost, predicted against measured cost, budgets used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lnlit.search.figures import Theme, new_figure, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Unit of a cost by its ending, and how it is said.
+_UNITS = {"_mib": "MiB", "_gib": "GiB", "_bytes": "bytes", "_s": "s", "_ms": "ms", "_tokens": "tokens"}
+
+
+def cost_label(cost: str) -> str:
+    """A cost's name with its unit, as in "memory, MiB"."""
+    if cost == "throughput":
+        return "throughput, tokens per second"
+    for ending, unit in _UNITS.items():
+        if cost.endswith(ending):
+            return f"{cost.removesuffix(ending).replace('_', ' ')}, {unit}"
+    return cost.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One architecture: what it costs and how it scores. `bound`: the solver's proof of how well any could score."""
+
+    series: str
+    cost: float
+    score: float
+    bound: float | None = None
+
+
+def frontier_chart(
+    theme: Theme,
+    optimum: Sequence[Point],
+    others: Sequence[Point],
+    cost: str,
+    score_label: str,
+    parent_cost: float | None = None,
+) -> Figure:
+    """Score against cost: the optimum's line, what its proof rules out below, the baselines, the parent's cost."""
+    figure = new_figure(9, 5.2)
+    axis = figure.subplots()
+    line = sorted(optimum, key=lambda point: point.cost)
+    costs = [point.cost for point in line]
+    scores = [point.score for point in [*line, *others]]
+    positive = min(scores, default=0) > 0
+    if positive and max(scores) > 12 * min(scores):
+        axis.set_yscale("log")
+    axis.plot(costs, [point.score for point in line], "o-", color=theme.accents[0], ms=6, label="optimum", zorder=4)
+    series = list(dict.fromkeys(point.series for point in others))
+    for number, name in enumerate(series):
+        points = sorted((p for p in others if p.series == name), key=lambda point: point.cost)
+        cloud = len(points) > 12
+        axis.plot(
+            [point.cost for point in points],
+            [point.score for point in points],
+            "o" if cloud else ("s--", "^--", "D--", "v--")[number % 4],
+            color=theme.accents[1 + number % (len(theme.accents) - 1)],
+            ms=4 if cloud else 5.5,
+            lw=1.1,
+            alpha=0.6 if cloud else 0.95,
+            label=name,
+            zorder=3,
+        )
+    _proof(axis, line, theme)
+    if parent_cost is not None:
+        axis.axvline(parent_cost, color=theme.muted, lw=1, ls=":")
+        axis.annotate(
+            "parent",
+            (parent_cost, 0.985),
+            xycoords=("data", "axes fraction"),
+            xytext=(-5, 0),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=theme.muted,
+        )
+    axis.yaxis.set_major_formatter(plain)
+    axis.xaxis.set_major_formatter(plain)
+    axis.set(xlabel=cost_label(cost), ylabel=score_label)
+    axis.set_title("Quality against cost: further down is better")
+    axis.grid()
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _proof(axis: Axes, line: Sequence[Point], theme: Theme) -> None:
+    """Shade what no choice from the library can reach: within cost c, no score below the bound proven for c."""
+    proven = [(point.cost, point.bound) for point in line if point.bound is not None]
+    if not proven:
+        return
+    left, right = axis.get_xlim()
+    bottom, top = axis.get_ylim()
+    costs, bounds = zip((left, proven[0][1]), *proven, strict=True)
+    axis.fill_between(costs, bottom, bounds, step="pre", color=theme.faint, lw=0, label="proven out of reach", zorder=1)
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cost of one model, as predicted from the table and as measured on the realized model."""
+
+    name: str
+    cost: str
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative to the measured value: +0.1 means that the prediction is a tenth too high."""
+        return self.predicted / self.measured - 1
+
+
+def measured_chart(theme: Theme, points: Sequence[Measured], band: float = 0.10) -> Figure:
+    """Predicted against measured, one square per cost, with the diagonal and a band around it."""
+    costs = list(dict.fromkeys(point.cost for point in points))
+    figure = new_figure(min(4.6 * len(costs), 12), 4.8)
+    for axis, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
+        mine = [point for point in points if point.cost == cost]
+        values = [value for point in mine for value in (point.predicted, point.measured)]
+        margin = 0.15 * (max(values) - min(values)) or 0.1 * max(values)
+        ends = [max(min(values) - margin, 0), max(values) + margin]
+        axis.fill_between(ends, [(1 - band) * e for e in ends], [(1 + band) * e for e in ends], color=theme.faint, lw=0)
+        axis.plot(ends, ends, color=theme.muted, lw=1)
+        for point in mine:
+            inside = abs(point.error) <= band
+            axis.plot(
+                point.measured, point.predicted, "o" if inside else "X", color=theme.accents[0 if inside else 1], ms=7
+            )
+            axis.annotate(
+                point.name, (point.measured, point.predicted), xytext=(7, -4), textcoords="offset points", size=8
+            )
+        name, _, unit = cost_label(cost).partition(", ")
+        axis.set(xlim=ends, ylim=ends, xlabel=f"measured, {unit}", ylabel=f"predicted, {unit}", aspect="equal")
+        axis.set_title(f"{name[:1].upper()}{name[1:]}: band is ±{band:.0%}")
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_formatter(plain)
+    return figure
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One limit: what is allowed, what the child uses, what the parent would. `least`: the limit is a minimum."""
+
+    cost: str
+    limit: float
+    used: float
+    parent: float | None = None
+    least: bool = False
+
+    @property
+    def slack(self) -> float:
+        """What is left, in the cost's unit; negative where the limit is broken."""
+        return self.used - self.limit if self.least else self.limit - self.used
+
+    @property
+    def is_kept(self) -> bool:
+        return self.slack >= -1e-9 * abs(self.limit)
+
+
+def budget_chart(theme: Theme, budgets: Sequence[Budget]) -> Figure:
+    """Each budget as bars relative to its limit: the parent's before, the child's after."""
+    figure = new_figure(9, 1.3 + 0.75 * len(budgets))
+    axis = figure.subplots()
+    for row, budget in enumerate(budgets):
+        shares = [(budget.parent, theme.muted, "parent", -0.19), (budget.used, theme.accents[0], "child", 0.19)]
+        for value, colour, name, offset in shares:
+            if value is None:
+                continue
+            share = value / budget.limit if budget.limit else 0.0
+            bad = name == "child" and not budget.is_kept
+            bar = axis.barh(row + offset, share, height=0.34, color=theme.accents[1] if bad else colour)
+            axis.bar_label(bar, [f" {name} {plain(value)}"], color=theme.ink, size=8, padding=2)
+    axis.axvline(1, color=theme.accents[1], lw=1.4)
+    axis.set_yticks(
+        range(len(budgets)),
+        [f"{cost_label(b.cost)}\n{'at least' if b.least else 'at most'} {plain(b.limit)}" for b in budgets],
+    )
+    axis.set_xlim(0, 1.22 * max(1, *(value / b.limit for b in budgets for value in (b.used, b.parent or 0) if b.limit)))
+    axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axis.invert_yaxis()
+    axis.set(xlabel="share of the limit (line)")
+    axis.set_title("Budgets, before and after")
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    return figure

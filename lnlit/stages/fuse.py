@@ -1,0 +1,134 @@
+"""`lnlit search fuse`: FFN Fusion of a model folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lnlit.checkpoint.convert import with_progress
+from lnlit.checkpoint.folder import check_target, hf_config, save_folder
+from lnlit.checkpoint.formats import open_checkpoint, resolve
+from lnlit.checkpoint.load import load_weights
+from lnlit.data.text import TextSample
+from lnlit.errors import UserError
+from lnlit.files import read_json, replaced_file, write_json
+from lnlit.models import fusion
+from lnlit.models.build import build_decoder, check_spec
+from lnlit.models.fusion import FusionPlan
+from lnlit.models.lineage import Norm, child_spec, child_weights
+from lnlit.search.dependency import Dependency, block_dependency, parallel_windows
+from lnlit.search.figures import check_matplotlib, save_dependency
+from lnlit.search.hardware import torch_device
+from lnlit.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_METHODS = {"fuse": fusion.fused, "remove": fusion.removed, "reverse": fusion.in_reverse}
+
+
+def fuse(
+    model: str,
+    out: str,
+    method: Literal["fuse", "remove", "reverse"] = "fuse",
+    norm: Norm = "own",
+    leave_out: int = 1,
+    max_bytes: int | None = None,
+    max_width: int | None = None,
+    plan: str | None = None,
+    sample: TextSample | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Turn runs of attention-free layers into fewer, wider FFNs, which run in parallel.
+
+    Writes a model folder. Its fusion/ holds plan.json and, with a sample, dependency.json and dependency.png: how much
+    each layer of the model depends on each other. A model without such runs is copied as it is.
+
+    Args:
+        model: Model folder to fuse, usually what `lnlit search realize` wrote.
+        out: The folder to write.
+        method: "fuse", or for comparison "remove" (all but the last layer of each group) or "reverse" (their order).
+        norm: "own" keeps each FFN's own norm, folded into its weights; "last" gives all the last one's, as the paper.
+        leave_out: How many layers at the end of each run stay as they are; the last is the most sensitive.
+        max_bytes: Most bytes a fused FFN may have; a longer run becomes several.
+        max_width: Greatest intermediate size a fused FFN may have.
+        plan: A plan.json that says which layers to fuse, instead of `norm`, `leave_out` and the two caps.
+        sample: Text on which the dependencies are measured; None leaves that out.
+        overwrite: Whether to replace the model folder at out.
+    """
+    path, target = resolve(model), Path(out).expanduser().resolve()
+    checkpoint = open_checkpoint(path)
+    spec = checkpoint.read_spec(path)
+    check_spec(spec)
+    check_target(target, overwrite)
+    weights = checkpoint.weights(path)
+    if plan is None:
+        first = next(weights)  # its dtype is the model's
+        weights = chain([first], weights)
+        size = first[1].element_size()
+        chosen = fusion.plan_fusion(
+            spec, leave_out=leave_out, max_width=max_width, max_bytes=max_bytes, bytes_per_weight=size, norm=norm
+        )
+    else:
+        chosen = FusionPlan.from_json(read_json(Path(plan), "a fusion plan"), plan)
+    lineage = _METHODS[method](spec, chosen)
+    child = child_spec(spec, lineage)
+    hf_config(child)
+    dependency = None if sample is None else _dependency(spec, path, sample)
+    _tell(spec, child, chosen, method)
+    record = {"method": method, "plan": chosen.to_json(), "layers": [list(made_of) for made_of in lineage]}
+    save_folder(
+        target,
+        child,
+        _surgery(spec, lineage, weights, chosen, f"{path.name} -> {target.name}"),
+        tokenizer_from=path,
+        provenance={"stage": "fuse", "parent": str(model), **record},
+        overwrite=overwrite,
+    )
+    write_json(target / "fusion" / "plan.json", chosen.to_json())
+    if dependency is not None:
+        _write_dependency(target / "fusion", dependency, spec, chosen)
+    return target
+
+
+def _surgery(
+    spec: ModelSpec, lineage: Any, weights: Iterator[tuple[str, Tensor]], plan: FusionPlan, label: str
+) -> Iterator[tuple[str, Tensor]]:
+    return child_weights(spec, lineage, with_progress(weights, spec, label), plan.norm)
+
+
+def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> None:
+    if not plan.groups:
+        runs = [list(run) for run in fusion.attention_free_runs(spec)]
+        print(
+            f"nothing to {method}: the runs of attention-free layers are {runs or 'none'}, and {len(plan.left_out)} "
+            "layers are left out at the ends; the model is copied as it is",
+            file=sys.stderr,
+        )
+        return
+    groups = ", ".join(f"{group[0]}-{group[-1]}" for group in plan.groups)
+    print(f"{method} {groups}: {len(spec.layers)} layers become {len(child.layers)}", file=sys.stderr)
+    known = set(fusion.uneven_widths(spec))
+    for line in fusion.uneven_widths(child) if not known else ():
+        print(f"{line}; engines that read ffn_mult instead of intermediate_size cannot load it", file=sys.stderr)
+
+
+def _dependency(spec: ModelSpec, path: Path, sample: TextSample) -> Dependency:
+    if not path.is_dir():
+        raise UserError(f"fuse: dependencies need the model's tokenizer; run `lnlit import {path} OUT` and fuse OUT.")
+    check_matplotlib()
+    device = torch_device()
+    decoder = build_decoder(spec, device).eval()
+    load_weights(decoder, path)
+    return block_dependency(decoder, sample.tokens(str(path)).to(device))
+
+
+def _write_dependency(folder: Path, dependency: Dependency, spec: ModelSpec, plan: FusionPlan) -> None:
+    windows = parallel_windows(dependency, spec)
+    data = {**dependency.to_json(), "parallel_windows": [vars(window) for window in windows]}
+    write_json(folder / "dependency.json", data)
+    with replaced_file(folder / "dependency.png") as file:
+        save_dependency(file, dependency, plan.groups)
