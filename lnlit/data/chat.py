@@ -27,7 +27,7 @@ _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 
 @dataclass(frozen=True)
 class Document:
-    """One conversation as tokens; `loss_mask[i]` says whether token i is to be learned."""
+    """One conversation or text as tokens; `loss_mask[i]` says whether token i is to be learned."""
 
     tokens: Sequence[int]
     loss_mask: Sequence[bool]
@@ -35,8 +35,8 @@ class Document:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def truncated(self, length: int) -> Document:
-        return Document(self.tokens[:length], self.loss_mask[:length])
+    def piece(self, start: int, stop: int) -> Document:
+        return Document(self.tokens[start:stop], self.loss_mask[start:stop])
 
 
 def on_or_off(thinking: Any) -> Thinking:

@@ -65,7 +65,7 @@ class DocumentReader:
 
         # No bar where stderr is no terminal: the summary line that follows says it all.
         documents = tqdm(self.read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
-        corpus = Corpus([document for document in documents if document is not None])
+        corpus = Corpus.of([document for document in documents if document is not None])
         if not len(corpus):
             raise UserError(
                 f"{name}: no usable row in {source}. Check the path, the split, too_long and sequence_length."
@@ -94,7 +94,7 @@ class DocumentReader:
                 self.tally.dropped += 1
                 return None
             self.tally.truncated += 1
-            document = document.truncated(self.sequence_length)
+            document = document.piece(0, self.sequence_length)
         if not any(document.loss_mask):
             self.tally.unlearnable += 1
             return None

@@ -1,16 +1,84 @@
-"""Documents to rows of a fixed length, and rows to a `TokenBatch`. A document is never split across rows."""
+"""Documents to rows of a fixed length, and rows to a `TokenBatch`."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lnlit.data.chat import Document
 from lnlit.interfaces import IGNORE, TokenBatch
 
 Row = Sequence[Document]
+#: (number of a document, its first token, the one after its last): what of it goes into a row.
+Piece = tuple[int, int, int]
+
+
+class Layout(ABC):
+    """How documents become rows. Its `repr` says all there is to know, and tells layouts apart."""
+
+    @abstractmethod
+    def rows(self, lengths: np.ndarray) -> Sequence[Sequence[Piece]]:
+        """The rows of documents of these lengths, in tokens."""
+
+
+@dataclass(frozen=True)
+class OnePerRow(Layout):
+    """Each document in a row of its own."""
+
+    def rows(self, lengths: np.ndarray) -> Sequence[Sequence[Piece]]:
+        return [[(number, 0, length)] for number, length in enumerate(lengths.tolist())]
+
+
+@dataclass(frozen=True)
+class BestFit(Layout):
+    """Whole documents, as many as fit into `capacity` tokens. None may be longer than that."""
+
+    capacity: int
+
+    def rows(self, lengths: np.ndarray) -> Sequence[Sequence[Piece]]:
+        spans = lengths.tolist()
+        return [[(number, 0, spans[number]) for number in pack] for pack in pack_best_fit(spans, self.capacity)]
+
+
+@dataclass(frozen=True)
+class Cut(Layout):
+    """All documents in one line, cut every `length` tokens. A row holds one token more than it has places, if its last
+    document goes on: the token that the last place predicts (see `collate`).
+    """
+
+    length: int
+
+    def rows(self, lengths: np.ndarray) -> Sequence[Sequence[Piece]]:
+        return _CutRows(lengths, self.length)
+
+
+class _CutRows(Sequence[Sequence[Piece]]):
+    """Rows worked out when asked for: memory is one number per document, not per row."""
+
+    def __init__(self, lengths: np.ndarray, length: int) -> None:
+        self.ends = np.cumsum(lengths)
+        self.starts = self.ends - lengths
+        self.length = length
+        self.total = int(self.ends[-1]) if len(self.ends) else 0
+
+    def __len__(self) -> int:
+        return -(-(self.total - 1) // self.length) if self.total > 1 else min(self.total, 1)
+
+    def __getitem__(self, row: int) -> Sequence[Piece]:  # type: ignore[override]
+        begin = row * self.length
+        end = min(begin + self.length, self.total)
+        number = int(np.searchsorted(self.ends, begin, side="right"))
+        pieces = []
+        while number < len(self.ends) and self.starts[number] < end:
+            start, stop = int(self.starts[number]), int(self.ends[number])
+            pieces.append((number, max(begin - start, 0), min(stop, end + 1) - start))
+            number += 1
+        return pieces
 
 
 def pack_best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -50,24 +118,27 @@ def round_up(length: int, multiple: int) -> int:
 def collate(rows: Sequence[Row], length: int, pad_id: int, padding_side: str = "right") -> TokenBatch:
     """Rows of documents as one batch, each row padded to `length` tokens.
 
-    An empty row is all padding: the ranks of a distributed run need equally many rows, and the data may not divide.
+    A row's last document may be one token too long: that token is a label only. An empty row is all padding: the ranks
+    of a distributed run need equally many rows, and the data may not divide.
     """
     tokens = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     labels = torch.full_like(tokens, IGNORE)
     positions = torch.zeros_like(tokens)
     lengths: list[int] = []
     for b, row in enumerate(rows):
-        padding = length - sum(len(document) for document in row)
-        start = padding if padding_side == "left" else 0
         spans = [len(document) for document in row]
+        padding = length - sum(spans)
+        if padding == -1:
+            spans[-1], padding = spans[-1] - 1, 0
+        start = padding if padding_side == "left" else 0
+        for span, document in zip(spans, row, strict=True):
+            ids = torch.as_tensor(document.tokens, dtype=torch.int64)
+            learned = torch.as_tensor(document.loss_mask, dtype=torch.bool)
+            tokens[b, start : start + span] = ids[:span]
+            labels[b, start : start + len(ids) - 1] = torch.where(learned[1:], ids[1:], IGNORE)
+            start += span
         if padding:
             spans = [padding, *spans] if padding_side == "left" else [*spans, padding]
-        lengths += spans
         positions[b] = torch.cat([torch.arange(span) for span in spans])
-        for document in row:
-            end = start + len(document)
-            tokens[b, start:end] = torch.as_tensor(document.tokens, dtype=torch.int64)
-            learned = torch.as_tensor(document.loss_mask, dtype=torch.bool)[1:]
-            labels[b, start : end - 1] = torch.where(learned, tokens[b, start + 1 : end], IGNORE)
-            start = end
+        lengths += spans
     return TokenBatch(tokens, labels, positions, lengths)

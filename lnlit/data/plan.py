@@ -9,13 +9,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lnlit.data.blend import BlendEntry, interleave, row_counts
 from lnlit.data.chat import Document
-from lnlit.data.packing import Row, pack_best_fit
+from lnlit.data.packing import Layout, Piece, Row
 
 State = dict[str, Any]
 
@@ -43,31 +43,59 @@ class Plan(ABC):
 
 
 class Corpus:
-    """Tokenised documents of one source in flat arrays: 5 bytes a token."""
+    """Tokenised documents of one source in flat arrays, which may be mapped from a file.
 
-    def __init__(self, documents: Sequence[Document]) -> None:
-        self.lengths = np.array([len(document) for document in documents], dtype=np.int64)
-        self.ends = np.cumsum(self.lengths)
-        total = int(self.lengths.sum())
-        self.tokens = np.fromiter((t for d in documents for t in d.tokens), dtype=np.int32, count=total)
-        self.loss_mask = np.fromiter((m for d in documents for m in d.loss_mask), dtype=np.bool_, count=total)
+    Args:
+        tokens: of all documents, one after the other; any integer type.
+        lengths: tokens of each document.
+        loss_mask: which tokens are to be learned; None: all of them.
+        digest: a hash of the tokens, where one is known already.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, lengths: np.ndarray, loss_mask: np.ndarray | None = None, digest: str | None = None
+    ) -> None:
+        self.tokens, self.lengths, self.loss_mask = tokens, lengths, loss_mask
+        self.ends = np.cumsum(lengths)
+        self._digest = digest
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> Corpus:
+        """In memory: 5 bytes a token."""
+        lengths = np.array([len(document) for document in documents], dtype=np.int64)
+        total = int(lengths.sum())
+        tokens = np.fromiter((t for d in documents for t in d.tokens), dtype=np.int32, count=total)
+        loss_mask = np.fromiter((m for d in documents for m in d.loss_mask), dtype=np.bool_, count=total)
+        return cls(tokens, lengths, loss_mask)
+
+    @cached_property
+    def digest(self) -> str:
+        return self._digest or hashlib.sha256(self.tokens.tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Document:
-        end = int(self.ends[index])
-        span = slice(end - int(self.lengths[index]), end)
-        return Document(self.tokens[span], self.loss_mask[span])  # type: ignore[arg-type]
+        end, length = int(self.ends[index]), int(self.lengths[index])
+        span = slice(end - length, end)
+        mask = np.ones(length, dtype=np.bool_) if self.loss_mask is None else self.loss_mask[span]
+        return Document(self.tokens[span], mask)  # type: ignore[arg-type]
+
+
+class _Stage(NamedTuple):
+    """One stage of one epoch: document numbers (over all corpora), and rows of pieces, numbered by place in `order`."""
+
+    order: np.ndarray
+    rows: Sequence[Sequence[Piece]]
 
 
 class MapPlan(Plan):
-    """Everything tokenised beforehand. Each epoch visits the same documents in another order, packed anew.
+    """Everything tokenised beforehand. Each epoch visits the same documents in another order, laid out anew.
 
     Args:
         stages: the entries of each stage.
         corpora: their documents, in the same nesting.
-        capacity: tokens per packed row, or None for one document per row.
+        layout: how documents become rows.
         seed: seeds every epoch's order; None keeps the order of the sources.
     """
 
@@ -75,26 +103,26 @@ class MapPlan(Plan):
         self,
         stages: Sequence[Sequence[BlendEntry]],
         corpora: Sequence[Sequence[Corpus]],
-        capacity: int | None,
+        layout: Layout,
         seed: int | None,
     ) -> None:
         self.corpora = [corpus for stage in corpora for corpus in stage]
-        self.capacity = capacity
+        self.layout = layout
         self.seed = seed
         self.counts: list[list[int]] = []
         for entries, stage in zip(stages, corpora, strict=True):
             self.counts.append(row_counts(entries, [len(corpus) for corpus in stage]))
         self._lengths = np.concatenate([corpus.lengths for corpus in self.corpora])
-        self._planned: tuple[int, list[list[int]]] = (0, self._epoch(0))
+        self._planned = (0, self._epoch(0))
 
     @property
     def num_rows(self) -> int:
-        return len(self._planned[1])
+        return sum(len(stage.rows) for stage in self._planned[1])
 
     @property
     def num_tokens(self) -> int:
         """Tokens in every epoch, padding not counted."""
-        return int(sum(self._lengths[index] for pack in self._planned[1] for index in pack))
+        return int(sum(self._lengths[stage.order].sum() for stage in self._planned[1]))
 
     def start(self) -> State:
         return {"epoch": 0, "row": 0}
@@ -103,19 +131,27 @@ class MapPlan(Plan):
         epoch = state["epoch"]
         if self._planned[0] != epoch:
             self._planned = (epoch, self._epoch(epoch))
-        packs = self._planned[1]
-        for row in range(state["row"], len(packs)):
-            last = row + 1 == len(packs)
+        stages, total = self._planned[1], self.num_rows
+        for row in range(state["row"], total):
+            last = row + 1 == total
             after = {"epoch": epoch + 1, "row": 0} if last else {"epoch": epoch, "row": row + 1}
-            yield [self._document(index) for index in packs[row]], after
+            yield self._row(stages, row), after
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self.capacity, self.seed, self.counts)).encode())
+        digest = hashlib.sha256(repr((self.layout, self.seed, self.counts)).encode())
         for corpus in self.corpora:
             digest.update(corpus.lengths.tobytes())
-            digest.update(corpus.tokens.tobytes())
+            digest.update(corpus.digest.encode())
         return digest.hexdigest()[:16]
+
+    def _row(self, stages: Sequence[_Stage], row: int) -> Row:
+        for stage in stages:
+            if row < len(stage.rows):
+                pieces = stage.rows[row]
+                return [self._document(int(stage.order[n])).piece(start, stop) for n, start, stop in pieces]
+            row -= len(stage.rows)
+        raise IndexError(row)
 
     def _document(self, index: int) -> Document:
         for corpus in self.corpora:
@@ -124,9 +160,8 @@ class MapPlan(Plan):
             index -= len(corpus)
         raise IndexError(index)
 
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        """Document numbers (over all corpora) of each row."""
-        packs: list[list[int]] = []
+    def _epoch(self, epoch: int) -> list[_Stage]:
+        planned: list[_Stage] = []
         number = offset = 0
         for counts in self.counts:
             drawn = []
@@ -139,12 +174,8 @@ class MapPlan(Plan):
             turns = interleave(counts)
             for entry, documents in enumerate(drawn):
                 order[turns == entry] = documents
-            if self.capacity is None:
-                packs += [[index] for index in order.tolist()]
-            else:
-                lengths = self._lengths[order].tolist()
-                packs += [[int(order[i]) for i in pack] for pack in pack_best_fit(lengths, self.capacity)]
-        return packs
+            planned.append(_Stage(order, self.layout.rows(self._lengths[order])))
+        return planned
 
     def _draw(self, count: int, size: int, number: int, epoch: int) -> np.ndarray:
         """`count` documents of one corpus: whole passes, then a part that is the same in every epoch.

@@ -11,7 +11,7 @@ import numpy as np
 
 from lnlit.data.blend import BlendEntry, next_source
 from lnlit.data.chat import Document
-from lnlit.data.packing import Row, pack_best_fit
+from lnlit.data.packing import Layout, Row
 from lnlit.data.plan import Plan, State
 from lnlit.errors import UserError
 
@@ -20,7 +20,7 @@ Reader = Callable[[BlendEntry, int], Iterator[Document | None]]
 
 
 class StreamPlan(Plan):
-    """Packs and shuffles one window of documents at a time; memory holds one window. After the last row the next
+    """Lays out and shuffles one window of documents at a time; memory holds one window. After the last row the next
     epoch begins: a trainer sees no end, and stops by its number of steps.
 
     The state is where the current window began in each source, and how many of its rows are done: resuming reads that
@@ -29,22 +29,22 @@ class StreamPlan(Plan):
     Args:
         stages: the entries of each stage.
         read: how to get an entry's documents.
-        capacity: tokens per packed row, or None for one document per row.
+        layout: how a window's documents become rows.
         seed: seeds each window's order; None keeps the order of the stream.
-        window: documents per window; more pack tighter and shuffle better.
+        window: documents per window; more fill rows better and shuffle better.
     """
 
     def __init__(
         self,
         stages: Sequence[Sequence[BlendEntry]],
         read: Reader,
-        capacity: int | None,
+        layout: Layout,
         seed: int | None,
         window: int,
     ) -> None:
         self.stages = stages
         self.read = read
-        self.capacity = capacity
+        self.layout = layout
         self.seed = seed
         self.window = window
         for stage in stages:
@@ -61,7 +61,7 @@ class StreamPlan(Plan):
     @cached_property
     def fingerprint(self) -> str:
         amounts = [[(e.weight, e.rows, e.epochs, str(e.source)) for e in stage] for stage in self.stages]
-        settings = repr((self.capacity, self.seed, self.window, amounts))
+        settings = repr((self.layout, self.seed, self.window, amounts))
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def start(self) -> State:
@@ -134,7 +134,5 @@ class StreamPlan(Plan):
         if self.seed is not None:
             rng = np.random.default_rng([self.seed, state["epoch"], state["stage"], state["window"]])
             documents = [documents[i] for i in rng.permutation(len(documents))]
-        if self.capacity is None:
-            return [[document] for document in documents]
-        packs = pack_best_fit([len(document) for document in documents], self.capacity)
-        return [[documents[i] for i in pack] for pack in packs]
+        rows = self.layout.rows(np.array([len(document) for document in documents]))
+        return [[documents[number].piece(start, stop) for number, start, stop in row] for row in rows]

@@ -9,7 +9,7 @@ import torch
 from lnlit.data.blend import BlendEntry, in_stages
 from lnlit.data.chat import Document
 from lnlit.data.loader import EvalLoader, TrainLoader
-from lnlit.data.packing import collate
+from lnlit.data.packing import BestFit, OnePerRow, collate
 from lnlit.data.plan import Corpus, MapPlan
 from lnlit.data.stream import StreamPlan
 from lnlit.errors import UserError
@@ -39,13 +39,13 @@ class Numbered(Source):
 
 def map_plan(entries, packing=True, seed: int | None = 0) -> MapPlan:
     stages = in_stages(entries)
-    corpora = [[Corpus([d for d in entry.source.documents() if d]) for entry in stage] for stage in stages]
-    return MapPlan(stages, corpora, LENGTH if packing else None, seed)
+    corpora = [[Corpus.of([d for d in entry.source.documents() if d]) for entry in stage] for stage in stages]
+    return MapPlan(stages, corpora, BestFit(LENGTH) if packing else OnePerRow(), seed)
 
 
 def stream_plan(entries, packing=True, seed: int | None = 0, window=16) -> StreamPlan:
-    capacity = LENGTH if packing else None
-    return StreamPlan(in_stages(entries), lambda e, start: e.source.documents(start), capacity, seed, window)
+    layout = BestFit(LENGTH) if packing else OnePerRow()
+    return StreamPlan(in_stages(entries), lambda e, start: e.source.documents(start), layout, seed, window)
 
 
 def blend() -> list[BlendEntry]:

@@ -1,0 +1,168 @@
+"""What the data modules share: plans of rows, loaders that resume exactly, each rank's share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lnlit.data.blend import BlendEntry, in_stages
+from lnlit.data.chat import ChatEncoder, Document
+from lnlit.data.corpus import check_context
+from lnlit.data.loader import EvalLoader, TrainLoader
+from lnlit.data.packing import Layout, Row, collate
+from lnlit.data.plan import Corpus, MapPlan, Plan
+from lnlit.data.stream import StreamPlan
+from lnlit.data.text import TextEncoder
+from lnlit.data.tokenizer import pad_id
+from lnlit.errors import UserError
+from lnlit.interfaces import Source, TokenBatch
+
+
+class Reader(Protocol):
+    """Reads sources as documents; printing its `tally` says what became of the rows."""
+
+    tally: Any
+
+    def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
+        """One document per row from row `start` on; None for a row that is left out."""
+        ...
+
+    def corpus(self, source: Source, name: str) -> Corpus:
+        """All documents of the source that is called `name` in messages."""
+        ...
+
+
+class PlannedData(L.LightningDataModule, ABC):
+    """Documents in rows of at most `sequence_length` tokens. A subclass says how rows are read and laid out.
+
+    Batches depend on the data and the settings alone, not on how many ranks share them, and a resumed run goes on with
+    the very next one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: Source | list[BlendEntry],
+        val: Source | None,
+        layout: Layout,
+        sequence_length: int,
+        micro_batch_size: int,
+        seed: int,
+        streaming: bool,
+        window: int,
+    ) -> None:
+        super().__init__()
+        sizes = {"sequence_length": sequence_length, "micro_batch_size": micro_batch_size, "window": window}
+        for name, value in sizes.items():
+            if value < 1:
+                raise UserError(f"data.{name}: expected a positive number, got {value}")
+        self.tokenizer_name = tokenizer
+        self.stages = in_stages(train if isinstance(train, list) else [BlendEntry(train)])
+        self.val = val
+        self.layout = layout
+        self.sequence_length = sequence_length
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.streaming = streaming
+        self.window = window
+        self._train_loader: TrainLoader | None = None
+        self._resume_from: dict[str, Any] | None = None
+
+    @property
+    @abstractmethod
+    def encoder(self) -> ChatEncoder | TextEncoder:
+        """Turns rows into tokens; has the `tokenizer`."""
+
+    @abstractmethod
+    def _reader(self) -> Reader:
+        """A new reader of this data's rows."""
+
+    @abstractmethod
+    def _fill(self, plan: MapPlan) -> str:
+        """How full the rows are, in words."""
+
+    def _collate(self, rows: Sequence[Row]) -> TokenBatch:
+        return collate(rows, self.sequence_length, pad_id(self.encoder.tokenizer))
+
+    @cached_property
+    def train_reader(self) -> Reader:
+        """Its `tally` counts the training rows read so far."""
+        return self._reader()
+
+    @cached_property
+    def val_reader(self) -> Reader:
+        return self._reader()
+
+    @cached_property
+    def train_plan(self) -> Plan:
+        if self.streaming:
+            return StreamPlan(
+                self.stages,
+                lambda entry, start: self.train_reader.read(entry.source, start),
+                self.layout,
+                self.seed,
+                self.window,
+            )
+        corpora = [[self.train_reader.corpus(entry.source, "train") for entry in stage] for stage in self.stages]
+        plan = MapPlan(self.stages, corpora, self.layout, self.seed)
+        rank_zero_info(f"train: {self.train_reader.tally}; {self._fill(plan)}")
+        return plan
+
+    @cached_property
+    def val_plan(self) -> MapPlan | None:
+        if self.val is None:
+            return None
+        stage = [BlendEntry(self.val)]
+        plan = MapPlan([stage], [[self.val_reader.corpus(self.val, "val")]], self.layout, seed=None)
+        rank_zero_info(f"val: {self.val_reader.tally}; {self._fill(plan)}")
+        return plan
+
+    def setup(self, stage: str) -> None:
+        check_context(self.sequence_length, self.tokenizer_name)
+        if stage == "fit":
+            _ = self.train_plan
+        if stage in ("fit", "validate"):
+            _ = self.val_plan
+
+    def train_dataloader(self) -> TrainLoader:
+        if self.streaming and self.trainer is not None and self.trainer.max_steps == -1:
+            raise UserError("data.streaming: a stream's length is unknown, so say how long to train: trainer.max_steps")
+        self._train_loader = TrainLoader(self.train_plan, self._collate, self.micro_batch_size)
+        self._set_rank(self._train_loader)
+        if self._resume_from is not None:
+            self._train_loader.load_state_dict(self._resume_from)
+            self._resume_from = None
+        return self._train_loader
+
+    def val_dataloader(self) -> EvalLoader | list[Any]:
+        if self.val_plan is None:
+            return []
+        loader = EvalLoader(self.val_plan, self._collate, self.micro_batch_size)
+        self._set_rank(loader)
+        return loader
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self._train_loader is not None:
+            self._train_loader.mark_consumed(batch)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The train loader's state. Lightning keeps one too, but ignores it when the checkpoint is an epoch's last."""
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume_from = state_dict.get("train")
+
+    def teardown(self, stage: str) -> None:
+        if self.streaming and stage == "fit":
+            rank_zero_info(f"train, streamed: {self.train_reader.tally}")
+
+    def _set_rank(self, loader: EvalLoader) -> None:
+        shards = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        if shards:  # data-parallel ranks, which under tensor parallelism are not the global ones
+            loader.set_rank(shards["rank"], shards["num_replicas"])
