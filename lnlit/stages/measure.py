@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -31,7 +31,7 @@ def measure(
     prompt_tokens: list[int],
     new_tokens: list[int],
     out: str,
-    dtype: str = "bfloat16",
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
     engine: str = "native",
     rounds: int = 5,
     samples: int = 2,
@@ -48,7 +48,7 @@ def measure(
         prompt_tokens: Tokens of each prompt, in the same way.
         new_tokens: Tokens generated for each request, in the same way.
         out: The file to write, usually costs.json.
-        dtype: Of weights and KV cache, float32 or bfloat16.
+        dtype: Of weights and KV cache.
         engine: Registered meter that runs the models: native, or vllm with the plugin lnlit-vllm.
         rounds: How often all models are timed, in turns. More rounds settle a busy machine.
         samples: Times taken of each model per round; the best counts.
