@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from lnlit import registry
-from lnlit.interfaces import AttentionKernel, AttentionLayer, FeedForwardLayer, Source
+from lnlit.errors import UserError
+from lnlit.interfaces import AttentionKernel, AttentionLayer, FeedForwardLayer, Latency, Meter, Source
 from lnlit.testing import contracts
+from lnlit.testing.meter_contract import check_meter
 
 GQA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 LAYERS: dict[tuple[str, str], list[dict[str, Any]]] = {
@@ -235,3 +237,59 @@ def test_a_broken_source_is_caught(source, promise):
     contracts.check_source(Rows)
     with pytest.raises(AssertionError, match=promise):
         contracts.check_source(source)
+
+
+@pytest.mark.parametrize("name", sorted(name for _, name in builtins("meter")))
+def test_meter(name: str):
+    check_meter(lambda: registry.build("meter", name), dtypes=("float32", "bfloat16"))
+
+
+class Clock(Meter):
+    """A stand-in for an engine that takes a millisecond per token; the ones below break one promise each."""
+
+    def measure(self, spec, folder, workloads, *, dtype, samples):
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype {dtype!r}")
+        return [Latency((w.prompt_tokens / 1e3,) * samples, (w.new_tokens / 1e3,) * samples) for w in workloads]
+
+
+class OneSample(Clock):
+    def measure(self, spec, folder, workloads, *, dtype, samples):
+        return super().measure(spec, folder, workloads, dtype=dtype, samples=1)
+
+
+class Backwards(Clock):
+    def measure(self, spec, folder, workloads, **options):
+        return super().measure(spec, folder, workloads[::-1], **options)
+
+
+class Zero(Clock):
+    def measure(self, spec, folder, workloads, *, dtype, samples):
+        return [Latency((0.0,) * samples, (0.0,) * samples) for _ in workloads]
+
+
+class Litters(Clock):
+    def measure(self, spec, folder, workloads, **options):
+        (folder / "model.safetensors").write_bytes(b"")
+        return super().measure(spec, folder, workloads, **options)
+
+
+class AnyDtype(Clock):
+    def measure(self, spec, folder, workloads, *, dtype, samples):
+        return super().measure(spec, folder, workloads, dtype="float32", samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("meter", "promise"),
+    [
+        (OneSample, "1 samples instead of 2"),
+        (Backwards, "are the workloads mixed up"),
+        (Zero, "times must be positive"),
+        (Litters, "changes the folder"),
+        (AnyDtype, "an unknown dtype is a UserError"),
+    ],
+)
+def test_a_broken_meter_is_caught(meter, promise):
+    check_meter(Clock)
+    with pytest.raises(AssertionError, match=promise):
+        check_meter(meter)
