@@ -46,7 +46,8 @@ class SampleGenerations(L.Callback):
     def sample(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not boards or not isinstance(getattr(data, "encoder", None), ChatEncoder):
+        chat = isinstance(getattr(data, "encoder", None), ChatEncoder) and hasattr(pl_module, "decoder")
+        if not boards or not chat:
             return
         if trainer.global_step == self._sampled_step or stopped_by(trainer) is not None:
             return

@@ -41,7 +41,7 @@ class Throughput(L.Callback):
         metrics = {"perf/tokens_per_s": per_s * pl_module.data_parallel_size(), "memory/peak_gib": peak_memory_gib()}  # type: ignore
         metrics["perf/loss_tokens_share"] = float((batch.labels >= 0).float().mean())
         peak = _peak_flops(pl_module.device)
-        if peak is not None:
+        if peak is not None and hasattr(pl_module, "decoder"):  # blockwise distillation trains no whole model
             metrics["perf/mfu"] = per_s * flops_per_token(pl_module.decoder, batch.lengths) / peak  # type: ignore[arg-type]
         pl_module.log_dict(metrics)
         pl_module.log("tok/s", metrics["perf/tokens_per_s"], prog_bar=True, logger=False)

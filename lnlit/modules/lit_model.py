@@ -98,20 +98,7 @@ class LitModel(L.LightningModule):
 
     def _check(self, spec: ModelSpec) -> None:
         """What would fail late or silently, said before any weight is read."""
-        if str(self.trainer.precision).startswith("16"):
-            raise UserError(
-                f"trainer.precision: {self.trainer.precision} is not supported. Use bf16-mixed, bf16-true or 32."
-            )
-        data = getattr(self.trainer, "datamodule", None)
-        length = getattr(data, "sequence_length", 0)
-        if length > spec.context_length:
-            raise UserError(
-                f"data.sequence_length {length} is longer than the model's context of {spec.context_length}"
-            )
-        if encoder := getattr(data, "encoder", None):
-            largest = len(encoder.tokenizer)
-            if largest > spec.vocab_size:
-                raise UserError(f"data.tokenizer has {largest} tokens, the model's vocabulary {spec.vocab_size}")
+        check_run(self.trainer, spec)
 
     def _device_type(self) -> str:
         return self.trainer.strategy.root_device.type
@@ -125,24 +112,12 @@ class LitModel(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer.build(self.decoder.parameters())
         if self.total_steps is None:
-            self.total_steps = self._planned_steps()
+            self.total_steps = planned_steps(self.trainer, self.optimizer)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     def _rate_factor(self, step: int) -> float:
         return self.optimizer.factor(step, self.total_steps or _ENDLESS)
-
-    def _planned_steps(self) -> int:
-        """Optimizer steps of the whole run. Fixed once and stored: Lightning's own estimate changes on resume."""
-        steps = self.trainer.estimated_stepping_batches
-        if isinstance(steps, int):
-            return steps
-        if self.optimizer.schedule != "constant" or self.optimizer.warmup_ratio:
-            raise UserError(
-                "trainer.max_steps: an endless run has no end to warm up or decay towards. Set max_steps or "
-                "max_epochs, or optimizer.schedule: constant with warmup_ratio: 0."
-            )
-        return _ENDLESS
 
     # the step
 
@@ -254,9 +229,36 @@ class LitModel(L.LightningModule):
         if saved["length"] == self._length():
             self.total_steps = saved["total_steps"]
         else:
-            self.total_steps = self._planned_steps()
+            self.total_steps = planned_steps(self.trainer, self.optimizer)
             rank_zero_info(f"the schedule now ends at step {self.total_steps}, not {saved['total_steps']}")
 
     def _length(self) -> list[int | None]:
         """How long the configuration says to train."""
         return [self.trainer.max_steps, self.trainer.max_epochs]
+
+
+def check_run(trainer: L.Trainer, spec: ModelSpec) -> None:
+    """Raises `UserError` where trainer, data and model do not fit together."""
+    if str(trainer.precision).startswith("16"):
+        raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed, bf16-true or 32.")
+    data = getattr(trainer, "datamodule", None)
+    length = getattr(data, "sequence_length", 0)
+    if length > spec.context_length:
+        raise UserError(f"data.sequence_length {length} is longer than the model's context of {spec.context_length}")
+    if encoder := getattr(data, "encoder", None):
+        largest = len(encoder.tokenizer)
+        if largest > spec.vocab_size:
+            raise UserError(f"data.tokenizer has {largest} tokens, the model's vocabulary {spec.vocab_size}")
+
+
+def planned_steps(trainer: L.Trainer, optimizer: AdamW) -> int:
+    """Optimizer steps of the whole run. Fixed once and stored: Lightning's own estimate changes on resume."""
+    steps = trainer.estimated_stepping_batches
+    if isinstance(steps, int):
+        return steps
+    if optimizer.schedule != "constant" or optimizer.warmup_ratio:
+        raise UserError(
+            "trainer.max_steps: an endless run has no end to warm up or decay towards. Set max_steps or "
+            "max_epochs, or optimizer.schedule: constant with warmup_ratio: 0."
+        )
+    return _ENDLESS

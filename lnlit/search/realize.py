@@ -12,10 +12,10 @@ from lnlit.specs import ModelSpec
 
 
 def split_choice(library: Library, choice: Sequence[str]) -> list[tuple[str, str]]:
-    """(attention, ffn) names of each layer from names like "kv1+i768". Raises `UserError` unless the library has them."""
+    """(attention, ffn) names of each layer from names like "kv1+i768". Raises `UserError` for one it does not have."""
     if len(choice) != len(library.layers):
         raise UserError(
-            f"the solution chooses {len(choice)} blocks, the library {library.folder} has {len(library.layers)} layers; "
+            f"the solution chooses {len(choice)} blocks, {library.folder} has {len(library.layers)} layers; "
             "they belong to different models."
         )
     pairs = []
