@@ -38,6 +38,12 @@ BUILTINS: dict[str, dict[str, str]] = {
     "meter": {
         "native": "lnlit.search.native_meter:NativeMeter",
     },
+    "solver": {
+        "greedy": "lnlit.search.baselines:Greedy",
+        "ratio_greedy": "lnlit.search.baselines:RatioGreedy",
+        "uniform": "lnlit.search.baselines:Uniform",
+        "random": "lnlit.search.baselines:Random",
+    },
 }
 
 #: What each kind must subclass, for checks and for `lnlit plugins`.
@@ -48,4 +54,5 @@ INTERFACES: dict[str, str] = {
     "source": "lnlit.interfaces.source:Source",
     "checkpoint": "lnlit.interfaces.checkpoint:CheckpointFormat",
     "meter": "lnlit.interfaces.meter:Meter",
+    "solver": "lnlit.interfaces.solver:Solver",
 }

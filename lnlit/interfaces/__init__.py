@@ -5,18 +5,29 @@ from lnlit.interfaces.batch import IGNORE, TokenBatch
 from lnlit.interfaces.checkpoint import CheckpointFormat
 from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
 from lnlit.interfaces.meter import Latency, Meter, Workload
+from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
+from lnlit.interfaces.solver import Solution, Solver, SolverResult
 from lnlit.interfaces.source import Source
 
 __all__ = [
     "IGNORE",
     "AttentionKernel",
     "AttentionLayer",
+    "Budget",
     "CheckpointFormat",
+    "Choice",
+    "Count",
     "FeedForwardLayer",
+    "Forbidden",
     "Latency",
     "LayerContext",
     "Meter",
+    "Problem",
+    "Scenario",
     "Segments",
+    "Solution",
+    "Solver",
+    "SolverResult",
     "Source",
     "TokenBatch",
     "Workload",

@@ -1,0 +1,296 @@
+"""The problem that a `solver` gets: one choice per layer, the best sum of scores, every budget kept.
+
+Plain data with a JSON form, so that anybody's library can be searched without a model:
+
+    {"layers": [[{"name": "kv3+i1536", "score": 0.0, "costs": {"memory_mib": 12.5}}, ...], ...],
+     "objective": "minimize", "budgets": [{"cost": "memory_mib", "max": 80000}], "base_costs": {"memory_mib": 54.0},
+     "counts": [{"names": "noop+*", "max": 5}], "forbidden": [{"layer": 0, "names": "noop+*"}],
+     "num_solutions": 3, "max_overlap": 0.75,
+     "scenarios": [{"name": "batch 64", "budgets": [{"cost": "latency_s", "max": 2.0}]}]}
+
+Only `layers` must be there. The problem is Puzzle's mixed-integer program (arXiv 2411.19146, appendix B).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from lnlit.errors import UserError, did_you_mean
+from lnlit.interfaces.plain_json import all_of, list_of, values_of, without_none
+
+Objective = Literal["minimize", "maximize"]
+
+#: A limit counts as kept up to this fraction of it: the rounding of a sum over a few hundred layers.
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One candidate of one layer. Every choice of a problem has the same costs."""
+
+    name: str
+    score: float
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bounds of one cost of the whole model, `base_costs` included."""
+
+    cost: str
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many layers may take a choice whose name matches a pattern (`*`, `?`, `[...]`)."""
+
+    names: str
+    min: int = 0
+    max: int | None = None
+
+
+@dataclass(frozen=True)
+class Forbidden:
+    """Choices, by a pattern over their names, that one layer must not take."""
+
+    layer: int
+    names: str
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One of several alternatives, such as a batch size: its budgets hold beside the problem's own."""
+
+    name: str
+    budgets: tuple[Budget, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One choice per layer, the best sum of scores, all limits kept. Checked when made: `UserError` names the place.
+
+    `num_solutions` solutions are wanted, each equal to every better one in at most `max_overlap` of the layers. With
+    `scenarios`, each is solved by itself and the best scores win.
+    """
+
+    layers: tuple[tuple[Choice, ...], ...]
+    objective: Objective = "minimize"
+    budgets: tuple[Budget, ...] = ()
+    base_costs: Mapping[str, float] = field(default_factory=dict)
+    counts: tuple[Count, ...] = ()
+    forbidden: tuple[Forbidden, ...] = ()
+    num_solutions: int = 1
+    max_overlap: float = 0.8
+    scenarios: tuple[Scenario, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def replace(self, **changes: Any) -> Problem:
+        return dataclasses.replace(self, **changes)
+
+    def in_scenario(self, scenario: Scenario) -> Problem:
+        """The problem of one scenario alone."""
+        return self.replace(budgets=(*self.budgets, *scenario.budgets), scenarios=())
+
+    @property
+    def most_shared(self) -> int:
+        """In how many layers two solutions may be equal."""
+        return math.floor(self.max_overlap * len(self.layers) + 1e-9)
+
+    def allowed(self, layer: int) -> list[Choice]:
+        """The choices of a layer that are not forbidden there."""
+        patterns = [rule.names for rule in self.forbidden if rule.layer == layer]
+        return [c for c in self.layers[layer] if not any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """(lowest, highest) total of each cost that has a budget; several budgets of one cost are all kept."""
+        found: dict[str, tuple[float, float]] = {}
+        for budget in self.budgets:
+            low, high = found.get(budget.cost, (-math.inf, math.inf))
+            new_low = -math.inf if budget.min is None else budget.min
+            new_high = math.inf if budget.max is None else budget.max
+            found[budget.cost] = (max(low, new_low), min(high, new_high))
+        return found
+
+    def picked(self, names: Sequence[str]) -> list[Choice]:
+        """The choices of a solution by their names. Raises `UserError` for a name that its layer does not allow."""
+        if len(names) != len(self.layers):
+            raise UserError(f"solution: expected {len(self.layers)} choices, one per layer, got {len(names)}.")
+        found = []
+        for layer, name in enumerate(names):
+            allowed = {choice.name: choice for choice in self.allowed(layer)}
+            if name not in allowed:
+                raise UserError(f"solution: layer {layer} has no choice {name!r}.{did_you_mean(name, allowed)}")
+            found.append(allowed[name])
+        return found
+
+    def totals(self, names: Sequence[str]) -> tuple[float, dict[str, float]]:
+        """(score, costs) of a solution, `base_costs` included."""
+        picked = self.picked(names)
+        costs = {
+            cost: math.fsum([self.base_costs.get(cost, 0.0), *(choice.costs[cost] for choice in picked)])
+            for cost in picked[0].costs
+        }
+        return math.fsum(choice.score for choice in picked), costs
+
+    def violations(self, names: Sequence[str]) -> list[str]:
+        """The limits that a solution breaks, one readable line each. Scenarios and overlap are not looked at."""
+        _, costs = self.totals(names)
+        broken = []
+        for cost, (low, high) in self.limits().items():
+            if costs[cost] > high + TOLERANCE * abs(high):
+                broken.append(f"{cost} is {costs[cost]:.6g}, above the maximum {high:.6g}")
+            if costs[cost] < low - TOLERANCE * abs(low):
+                broken.append(f"{cost} is {costs[cost]:.6g}, below the minimum {low:.6g}")
+        for count in self.counts:
+            found = sum(fnmatchcase(name, count.names) for name in names)
+            if not count.min <= found <= (len(names) if count.max is None else count.max):
+                broken.append(f"{found} layers take {count.names!r}, allowed are {count.min} to {count.max}")
+        return broken
+
+    def to_json(self) -> dict[str, Any]:
+        return without_none(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], path: str = "problem") -> Problem:
+        """Raises `UserError` naming the place of an unknown, missing, mistyped or impossible entry."""
+        values = values_of(cls, data, path)
+        layers = enumerate(list_of(values["layers"], f"{path}.layers"))
+        values["layers"] = tuple(all_of(Choice, layer, f"{path}.layers[{i}]") for i, layer in layers)
+        for key, kind in {"budgets": Budget, "counts": Count, "forbidden": Forbidden, "scenarios": Scenario}.items():
+            if key in values:
+                values[key] = all_of(kind, values[key], f"{path}.{key}")
+        scenarios = enumerate(values.get("scenarios", ()))
+        values["scenarios"] = tuple(
+            dataclasses.replace(s, budgets=all_of(Budget, s.budgets, f"{path}.scenarios[{i}].budgets"))
+            for i, s in scenarios
+        )
+        return cls(**values)
+
+
+# Checks
+
+
+def _check(problem: Problem) -> None:
+    if problem.objective not in get_args(Objective):
+        raise UserError(f"problem.objective: got {problem.objective!r}; allowed are {', '.join(get_args(Objective))}.")
+    if not problem.layers:
+        raise UserError("problem.layers: there are none; a problem has at least one layer.")
+    names = _check_layers(problem.layers)
+    if not isinstance(problem.base_costs, Mapping):
+        raise UserError(f"problem.base_costs: expected an object of numbers, got {problem.base_costs!r:.80}.")
+    for cost, value in problem.base_costs.items():
+        _known_cost(cost, names, "problem.base_costs")
+        _not_negative(value, f"problem.base_costs[{cost!r}]")
+    _check_budgets(problem.budgets, names, "problem.budgets")
+    scenarios = [scenario.name for scenario in problem.scenarios]
+    for index, scenario in enumerate(problem.scenarios):
+        where = f"problem.scenarios[{index}]"
+        if not isinstance(scenario.name, str) or scenarios.count(scenario.name) > 1:
+            raise UserError(f"{where}.name: expected a name of its own, got {scenario.name!r}.")
+        _check_budgets(scenario.budgets, names, f"{where}.budgets")
+    _check_patterns(problem)
+    _check_diversity(problem)
+
+
+def _check_layers(layers: Sequence[Sequence[Choice]]) -> list[str]:
+    """The names of the costs, after checking every choice."""
+    costs = list(layers[0][0].costs) if layers[0] and isinstance(layers[0][0].costs, Mapping) else []
+    for index, layer in enumerate(layers):
+        if not layer:
+            raise UserError(f"problem.layers[{index}]: has no choices; every layer needs at least one.")
+        seen = set()
+        for position, choice in enumerate(layer):
+            where = f"problem.layers[{index}][{position}]"
+            if not isinstance(choice.name, str) or not choice.name or choice.name in seen:
+                raise UserError(f"{where}.name: expected a name of its own within the layer, got {choice.name!r}.")
+            seen.add(choice.name)
+            where = f"{where} ({choice.name})"
+            _finite(choice.score, f"{where}.score")
+            if not isinstance(choice.costs, Mapping):
+                raise UserError(f"{where}.costs: expected an object of numbers, got {choice.costs!r:.80}.")
+            if choice.costs.keys() != set(costs):
+                differing = ", ".join(sorted(choice.costs.keys() ^ set(costs)))
+                raise UserError(f"{where}.costs: all choices need the same costs; this one differs in: {differing}.")
+            for cost, value in choice.costs.items():
+                _not_negative(value, f"{where}.costs[{cost!r}]")
+    return costs
+
+
+def _check_budgets(budgets: Sequence[Budget], costs: Sequence[str], path: str) -> None:
+    for index, budget in enumerate(budgets):
+        where = f"{path}[{index}]"
+        _known_cost(budget.cost, costs, f"{where}.cost")
+        if budget.min is None and budget.max is None:
+            raise UserError(f"{where}: a budget needs 'min', 'max' or both.")
+        low = -math.inf if budget.min is None else _finite(budget.min, f"{where}.min")
+        high = math.inf if budget.max is None else _finite(budget.max, f"{where}.max")
+        if low > high:
+            raise UserError(f"{where}: min {low:g} is above max {high:g}.")
+
+
+def _check_patterns(problem: Problem) -> None:
+    """Counts and forbidden choices."""
+    size = len(problem.layers)
+    every = sorted({choice.name for layer in problem.layers for choice in layer})
+    for index, count in enumerate(problem.counts):
+        where, high = f"problem.counts[{index}]", size if count.max is None else count.max
+        if not _is_count(count.min) or not _is_count(high):
+            raise UserError(f"{where}: min and max are whole numbers, 0 or more, got {count.min!r} and {count.max!r}.")
+        if count.min > min(high, size):
+            raise UserError(f"{where}: min {count.min} is above {'max' if high < size else 'the layers,'} {high}.")
+        _matches(count.names, every, where)
+    for index, rule in enumerate(problem.forbidden):
+        where = f"problem.forbidden[{index}]"
+        if not _is_count(rule.layer) or rule.layer >= size:
+            raise UserError(f"{where}.layer: expected a layer from 0 to {size - 1}, got {rule.layer!r}.")
+        _matches(rule.names, [choice.name for choice in problem.layers[rule.layer]], where)
+        if not problem.allowed(rule.layer):
+            raise UserError(f"{where}: {rule.names!r} leaves layer {rule.layer} without a choice.")
+
+
+def _check_diversity(problem: Problem) -> None:
+    number, overlap = problem.num_solutions, problem.max_overlap
+    if not _is_count(number) or number < 1:
+        raise UserError(f"problem.num_solutions: expected a whole number, 1 or more, got {number!r}.")
+    if not 0 <= _finite(overlap, "problem.max_overlap") < 1:
+        raise UserError(f"problem.max_overlap: expected a share of the layers from 0 to below 1, got {overlap!r}.")
+    choices = [len(problem.allowed(layer)) for layer in range(len(problem.layers))]
+    most = math.prod(choices) if problem.most_shared else min(choices)
+    if number > most:
+        raise UserError(f"problem.num_solutions: {number} solutions, but only {most} can differ as max_overlap asks.")
+
+
+def _matches(pattern: Any, names: Sequence[str], where: str) -> None:
+    if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in names):
+        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise UserError(f"{where}.names: {pattern!r} matches no choice. There are {some}.")
+
+
+def _known_cost(cost: Any, costs: Sequence[str], where: str) -> None:
+    if cost not in costs:
+        listing = ", ".join(costs) or "none"
+        raise UserError(f"{where}: unknown cost {cost!r}.{did_you_mean(str(cost), costs)} The choices have: {listing}.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _finite(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{where}: expected a finite number, got {value!r}.")
+    return float(value)
+
+
+def _not_negative(value: Any, where: str) -> None:
+    if _finite(value, where) < 0:
+        raise UserError(f"{where}: costs are 0 or more, got {value!r}.")

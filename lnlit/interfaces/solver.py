@@ -1,0 +1,110 @@
+"""Socket `solver`: finds the best choice per layer within the budgets of a `Problem`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lnlit.errors import UserError
+from lnlit.interfaces.plain_json import all_of, list_of, values_of
+from lnlit.interfaces.problem import Problem
+
+#: optimal: proven within the gap that each solution states. feasible: found by a heuristic. infeasible: proven.
+#: time_limit: stopped early, with what was found until then. not_found: a heuristic found nothing.
+Status = Literal["optimal", "feasible", "infeasible", "time_limit", "not_found"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One name per layer. `bound` is what no solution can beat and `gap` the distance to it relative to the score, both
+    None without proof. `seconds` is the time spent on this solution.
+    """
+
+    choice: tuple[str, ...]
+    score: float
+    costs: Mapping[str, float]
+    bound: float | None = None
+    gap: float | None = None
+    seconds: float = 0.0
+    scenario: str | None = None
+
+
+@dataclass(frozen=True)
+class SolverResult:
+    """What a solver found, best score first. `tightest`, of an infeasible problem: for each budget's cost the reachable
+    total nearest to the budget while everything else holds ("scenario: cost" where there are scenarios).
+    """
+
+    status: Status
+    solutions: tuple[Solution, ...] = ()
+    tightest: Mapping[str, float] = field(default_factory=dict)
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], path: str = "solution") -> SolverResult:
+        """Reads the keys of a result; a file may hold others beside them."""
+        if not isinstance(data, Mapping):
+            raise UserError(f"{path}: expected an object, got {data!r:.80}.")
+        names = [f.name for f in dataclasses.fields(cls)]
+        values = values_of(cls, {key: value for key, value in data.items() if key in names}, path)
+        if values["status"] not in get_args(Status):
+            raise UserError(f"{path}.status: {values['status']!r} is none of {', '.join(get_args(Status))}.")
+        values["solutions"] = tuple(
+            dataclasses.replace(solution, choice=tuple(list_of(solution.choice, f"{path}.solutions")))
+            for solution in all_of(Solution, values.get("solutions", []), f"{path}.solutions")
+        )
+        return cls(**values)
+
+
+class Solver(ABC):
+    """A search method. Its constructor's arguments all have defaults."""
+
+    @abstractmethod
+    def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
+        """Solve a problem without scenarios. Time is a wish for a heuristic and a limit for an exact solver."""
+
+    def solve(self, problem: Problem, time_limit_s: float = 300.0) -> SolverResult:
+        """Solve every scenario within one time limit, and check each solution against the problem once more."""
+        end = time.monotonic() + time_limit_s
+        if not problem.scenarios:
+            return _verified(problem, self.solve_one(problem, time_limit_s), None)
+        results = {}
+        for position, scenario in enumerate(problem.scenarios):
+            left_s = max(end - time.monotonic(), 0.0) / (len(problem.scenarios) - position)
+            alone = problem.in_scenario(scenario)
+            results[scenario.name] = _verified(alone, self.solve_one(alone, left_s), scenario.name)
+        return _merged(problem, results)
+
+
+def _verified(problem: Problem, result: SolverResult, scenario: str | None) -> SolverResult:
+    solutions = []
+    for solution in result.solutions:
+        if broken := problem.violations(solution.choice):
+            raise RuntimeError(f"a solver returned a solution that breaks a limit: {'; '.join(broken)}")
+        score, costs = problem.totals(solution.choice)
+        solutions.append(dataclasses.replace(solution, score=score, costs=costs, scenario=scenario))
+    return dataclasses.replace(result, solutions=_best_first(problem, solutions))
+
+
+def _merged(problem: Problem, results: Mapping[str, SolverResult]) -> SolverResult:
+    statuses = [result.status for result in results.values()]
+    solutions = _best_first(problem, [s for result in results.values() for s in result.solutions])
+    order: tuple[Status, ...] = ("time_limit", "optimal", "feasible", "not_found", "infeasible")
+    return SolverResult(
+        status=next(status for status in order if status in statuses),
+        solutions=solutions,
+        tightest={f"{name}: {cost}": v for name, result in results.items() for cost, v in result.tightest.items()},
+        message=" ".join(f"{name}: {result.message}" for name, result in results.items() if result.message),
+    )
+
+
+def _best_first(problem: Problem, solutions: Iterable[Solution]) -> tuple[Solution, ...]:
+    sign = -1 if problem.objective == "maximize" else 1
+    return tuple(sorted(solutions, key=lambda solution: sign * solution.score))
