@@ -9,7 +9,7 @@ Shape suffixes: R rows, B rows of a micro-batch, T tokens, D hidden.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lnlit.errors import UserError
+from lnlit.interfaces.layer import Attend
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
-from lnlit.models.decoder import Decoder, PackedAttention
-from lnlit.models.kernels import make_segments, select_kernel
-from lnlit.models.rope import inverse_frequencies, rope_tables
+from lnlit.models.decoder import Decoder
 from lnlit.search.library import SLOTS, Library, pair_name
 from lnlit.search.metrics import BIGGER_IS_BETTER, Metric, MetricName
 from lnlit.specs import NOOP, BlockSpec
@@ -85,12 +84,13 @@ class ParentWalk:
 
     def __init__(self, parent: Decoder, batches: Sequence[Tensor]) -> None:
         self.parent, self.position, self.end = parent, 0, 2 * len(parent.layers)
-        self.states = [parent.embed_tokens(tokens_BT) for tokens_BT in batches]
-        device = batches[0].device
-        kernel = select_kernel(parent.attention_kernel, device.type)
-        shapes = {(len(tokens_BT), tokens_BT.shape[1]) for tokens_BT in batches}
-        self._attend = {(B, T): PackedAttention(kernel, make_segments([T] * B, device)) for B, T in shapes}
-        self._ropes = {T: _Ropes(parent, T) for _, T in shapes}
+        self.states = [parent.embed(tokens_BT) for tokens_BT in batches]
+        self._surroundings = {}
+        for tokens_BT in batches:
+            rows, tokens = tokens_BT.shape
+            if (rows, tokens) not in self._surroundings:
+                positions_1T = torch.arange(tokens, device=tokens_BT.device)[None]  # the rows share one rope table
+                self._surroundings[rows, tokens] = parent.surroundings(tokens_BT, self.states[0].dtype, positions_1T)
 
     def seek(self, position: int) -> None:
         """Move the text to `position`, forward only."""
@@ -104,34 +104,20 @@ class ParentWalk:
         """Final hidden states [B, T, D] of each micro-batch, with the next `width` sub-blocks replaced by `block`."""
         for x_BTD in self.states:
             if block is not None:
-                x_BTD = block(x_BTD, *self._context(x_BTD))
+                x_BTD = block(x_BTD, *self._context(x_BTD, self.position // 2))
             for position in range(self.position + width, self.end):
                 x_BTD = self._sub_block(position, x_BTD)
             yield self.parent.norm(x_BTD)
 
     def _sub_block(self, position: int, x_BTD: Tensor) -> Tensor:
-        block = self.parent.layers[position // 2]
+        layer, is_ffn = divmod(position, 2)
+        block = self.parent.layers[layer]
         assert isinstance(block, Block)
-        return block.add_ffn(x_BTD) if position % 2 else block.add_attention(x_BTD, *self._context(x_BTD))
+        return block.add_ffn(x_BTD) if is_ffn else block.add_attention(x_BTD, *self._context(x_BTD, layer))
 
-    def _context(self, x_BTD: Tensor) -> tuple[PackedAttention, _Ropes]:
-        rows, tokens, _ = x_BTD.shape
-        return self._attend[rows, tokens], self._ropes[tokens]
-
-
-class _Ropes(dict[int, tuple[Tensor, Tensor]]):
-    """Rotary tables [1, T, d] by head size, made when first asked for: a candidate's may be new to the parent."""
-
-    def __init__(self, parent: Decoder, tokens: int) -> None:
-        super().__init__()
-        self.parent, self.tokens = parent, tokens
-
-    def __missing__(self, head_dim: int) -> tuple[Tensor, Tensor]:
-        weight = self.parent.embed_tokens.weight
-        positions_BT = torch.arange(self.tokens, device=weight.device)[None]
-        frequencies = inverse_frequencies(self.parent.spec.rope, head_dim, weight.device)
-        self[head_dim] = rope_tables(frequencies, positions_BT, weight.dtype)
-        return self[head_dim]
+    def _context(self, x_BTD: Tensor, layer: int) -> tuple[Attend, Mapping[int, tuple[Tensor, Tensor]]]:
+        attention, rope = self._surroundings[x_BTD.shape[:2]]
+        return attention.layer(layer), rope
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""A small block library with random weights, for tests of what reads libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lnlit.models.build import block_weights, build_block, parameter_count
+from lnlit.search.library import SLOTS, LayerVariants, Library, LibraryWriter, Pair, Variant, pair_name, variant_name
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+from lnlit.testing.tiny import attention, swiglu
+
+_PARTS = {
+    "attention": (attention(4), attention(1), PartSpec("single_linear"), NOOP),
+    "ffn": (swiglu(24), swiglu(40, fused=True), PartSpec("single_linear"), NOOP),
+}
+
+
+def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = True) -> Library:
+    """Four candidates in every slot of `spec`, whatever the parent has there. Layer 1 has one trained pair."""
+    generator = torch.Generator().manual_seed(1)
+
+    def weights(layer: int, block: BlockSpec) -> dict[str, torch.Tensor]:
+        module = build_block(spec, layer, block).to_empty(device="cpu")
+        for name, parameter in module.named_parameters():
+            parameter.data.normal_(1.0 if "norm" in name else 0.0, 0.1, generator=generator)
+        return block_weights(module)
+
+    writer = LibraryWriter(out, {"model": str(model)})
+    for layer, parent in enumerate(spec.layers):
+        slots, tensors = {}, {}
+        for slot in SLOTS:
+            own = getattr(parent, slot)
+            slots[slot] = {variant_name(own): Variant(own, 0, parent=True)}
+            for part in _PARTS[slot]:
+                if (name := variant_name(part)) not in slots[slot]:
+                    alone = BlockSpec(part, NOOP) if slot == "attention" else BlockSpec(NOOP, part)
+                    tensors[slot, name] = weights(layer, alone)
+                    slots[slot][name] = Variant(part, parameter_count(build_block(spec, layer, alone)))
+        pairs = {}
+        if pair and layer == 1:
+            tensors["pairs", pair_name("kv1", "i24")] = weights(layer, BlockSpec(attention(1), swiglu(24)))
+            pairs = {pair_name("kv1", "i24"): Pair(0)}
+        writer.write(layer, LayerVariants(**slots, pairs=pairs), tensors)
+    return writer.finish(str(model), spec, {})

@@ -1,0 +1,159 @@
+"""The file of scores: read back, continued after any cut, merged, refused when it is another's."""
+
+import json
+import math
+
+import pytest
+
+from lnlit.errors import UserError
+from lnlit.search.scores import Journal, make_header, merge, read_done, read_scores
+from lnlit.specs import NOOP, BlockSpec
+from lnlit.testing.tiny import attention, swiglu, tiny_spec
+from lnlit.testing.tiny_library import tiny_library
+
+ENTRIES = [
+    {"layer": 0, "slot": "attention", "name": "kv1", "score": 0.25, "kl": 0.25, "seconds": 0.1},
+    {"layer": 0, "slot": "ffn", "name": "i24", "score": 0.5, "kl": 0.5, "seconds": 0.1},
+    {"layer": 1, "slot": "ffn", "name": "noop", "score": -0.125, "kl": 0.1, "seconds": 0.1},
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    spec = tiny_spec().replace(layers=(BlockSpec(attention(), swiglu()), BlockSpec(NOOP, swiglu(24))))
+    return tiny_library(tmp_path_factory.mktemp("scores") / "library", "parent", spec)
+
+
+@pytest.fixture
+def header(library):
+    return make_header(library, "parent", metric="kl", granularity="subblock", tokens=64, sha256="0", dtype="float32")
+
+
+def write(file, header, entries):
+    read_done([file], header)
+    with Journal(file, header) as journal:
+        for entry in entries:
+            journal.add(entry)
+    return file
+
+
+def test_scores_come_back_as_a_table_with_the_parents_zeros(tmp_path, header, library):
+    scores = read_scores(write(tmp_path / "scores.jsonl", header, ENTRIES))
+    assert scores.header == header
+    assert scores.table == (
+        {"attention": {"kv2": 0.0, "kv1": 0.25}, "ffn": {"i48": 0.0, "i24": 0.5}},
+        {"attention": {"noop": 0.0}, "ffn": {"i24": 0.0, "noop": -0.125}},
+    )
+    assert not scores.bigger_is_better
+    scores.check_library(library)
+    assert scores.of(0, "kv1", "i24") == 0.75
+    assert scores.of(0, "kv2", "i24") == 0.5
+    assert scores.of(1, "noop", "i24") == 0
+    with pytest.raises(UserError, match=r"layer 0: attention 'linear' has no score. Run `lnlit search score` again"):
+        scores.of(0, "linear", "i24")
+
+
+def test_block_scores_are_looked_up_whole(tmp_path, header):
+    block = {**header, "granularity": "block"}
+    entry = {"layer": 0, "slot": "block", "name": "kv1+i24", "score": 0.75}
+    scores = read_scores(write(tmp_path / "scores.jsonl", block, [entry]))
+    assert (scores.of(0, "kv1", "i24"), scores.of(0, "kv2", "i48")) == (0.75, 0)
+
+
+def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(tmp_path, header):
+    file = write(tmp_path / "scores.jsonl", header, ENTRIES)
+    whole = file.read_bytes()
+    for cut in range(len(whole) + 1):
+        file.write_bytes(whole[:cut])
+        done = read_done([file], header)
+        with Journal(file, header) as journal:
+            for entry in ENTRIES:
+                if (entry["layer"], entry["slot"], entry["name"]) not in done:
+                    journal.add(entry)
+        assert file.read_bytes() == whole, cut
+
+
+def test_a_line_is_on_the_disk_when_add_returns(tmp_path, header):
+    file = tmp_path / "scores.jsonl"
+    journal = Journal(file, header)
+    for count, entry in enumerate(ENTRIES, start=1):
+        journal.add(entry)
+        assert len(read_done([file], header)) == count  # the journal is still open
+
+
+def test_parts_of_several_processes_become_one_file_in_order(tmp_path, header):
+    whole = write(tmp_path / "whole.jsonl", header, ENTRIES).read_bytes()
+    parts = [
+        write(tmp_path / "a.jsonl", header, [ENTRIES[2], ENTRIES[0]]),
+        write(tmp_path / "b.jsonl", header, [ENTRIES[1], ENTRIES[2]]),
+    ]
+    order = {(entry["layer"], entry["slot"], entry["name"]): index for index, entry in enumerate(ENTRIES)}
+    out = tmp_path / "scores.jsonl"
+    merge(out, [out, *parts], header, order)
+    assert out.read_bytes() == whole
+    assert not any(part.exists() for part in parts)
+
+
+@pytest.mark.parametrize(("key", "value"), [("sha256", "1"), ("dtype", "bfloat16"), ("library_sha256", "x"), ("k", 5)])
+def test_scores_of_something_else_are_not_continued(tmp_path, header, key, value):
+    file = write(tmp_path / "scores.jsonl", header, ENTRIES)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=rf"holds scores with {key} = .*; this run has {value!r}.*Choose another --out"):
+        read_done([file], {**header, key: value})
+    assert file.read_bytes() == before
+    assert len(read_done([file], {**header, "library": "moved", "parent": {"kl": 0.0}})) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("some notes", "not a file of scores"),
+        ("some notes\n", "scores.jsonl:1: not a line of scores"),
+        ('{"a": 1}\n', "not a file of scores: its first line is no header"),
+    ],
+)
+def test_another_file_is_refused_and_kept(tmp_path, header, text, message):
+    file = tmp_path / "scores.jsonl"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_done([file], header)
+    with pytest.raises(UserError, match=message):
+        read_scores(file)
+    assert file.read_text() == text
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path, header):
+    file = write(tmp_path / "scores.jsonl", header, ENTRIES)
+    lines = file.read_text().split("\n")
+    file.write_text("\n".join([*lines[:2], lines[2][:20], *lines[3:]]))
+    with pytest.raises(UserError, match=r"scores.jsonl:3: not a line of scores"):
+        read_scores(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": math.nan}, r":2: no score of a candidate \(ValueError: the score is nan\)"),
+        ({"score": "0.1"}, ":2: .*the score is '0.1'"),
+        ({"layer": 9}, ":2: .*IndexError"),
+        ({"slot": "mlp"}, ":2: .*KeyError: 'mlp'"),
+    ],
+)
+def test_a_bad_score_is_named_by_its_line(tmp_path, header, change, message):
+    file = tmp_path / "scores.jsonl"
+    lines = [header, {**ENTRIES[0], **change}, *ENTRIES[1:]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=message):
+        read_scores(file)
+
+
+def test_scores_of_another_or_retrained_library_are_refused(tmp_path, header, library):
+    scores = read_scores(write(tmp_path / "scores.jsonl", header, ENTRIES))
+    other = tiny_library(tmp_path / "other", "another", library.spec)
+    with pytest.raises(UserError, match=r"the scores are of .*, which is another library or was other when"):
+        scores.check_library(other)
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read as scores.*`lnlit search score` makes them"):
+        read_scores(tmp_path / "none.jsonl")

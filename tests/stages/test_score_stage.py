@@ -1,0 +1,195 @@
+"""`lnlit search score` from model, library and text to a file; interrupted, divided and fed with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lnlit.cli.main import main
+from lnlit.data.sources import JsonlSource
+from lnlit.data.text import TextSample
+from lnlit.errors import UserError
+from lnlit.eval.multiple_choice import Questions
+from lnlit.search.library import Library, layer_file
+from lnlit.search.score import Scorer, candidates
+from lnlit.search.scores import read_scores
+from lnlit.stages.score import score
+from lnlit.testing.tiny import mixed_spec, tiny_folder
+from lnlit.testing.tiny_library import tiny_library
+
+WORDS = "a text that is long enough to be scored on, with all of its letters and spaces"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """model/, library/ and two files of data."""
+    folder = tmp_path_factory.mktemp("stage")
+    tiny_folder(folder / "model", mixed_spec())
+    tiny_library(folder / "library", folder / "model", mixed_spec())
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": f"{n} {WORDS}"}) + "\n" for n in range(4)))
+    rows = [
+        {"ctx": f"{n} times", "ends": ["is more", "makes less of it", "so"], "label": "ABC"[n % 3]} for n in range(5)
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(folder: Path, out: Path, **options) -> Path:
+    data = TextSample(JsonlSource(str(folder / "text.jsonl")), rows=3, length=32)
+    settings = {"dtype": "float32", "batch_tokens": 64, **options}
+    return score(str(folder / "model"), str(folder / "library"), settings.pop("data", data), str(out), **settings)
+
+
+def lines(file: Path) -> list[dict]:
+    """What the file says, without the clock."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    return run(folder, folder / "whole.jsonl")
+
+
+def test_every_candidate_is_scored_and_read_back(folder, whole):
+    scores, library = read_scores(whole), Library.open(folder / "library")
+    scores.check_library(library)
+    assert scores.header["tokens"] == 96
+    assert scores.header["parent"]["kl"] == 0
+    for layer, variants in enumerate(library.layers):
+        for slot in ("attention", "ffn"):
+            assert scores.table[layer][slot].keys() == getattr(variants, slot).keys()
+    assert lines(whole)[1].keys() == {"layer", "slot", "name", "score", "kl", "lm_loss", "hidden_cosine"}
+
+
+def test_a_run_stopped_anywhere_goes_on_to_the_same_scores(folder, whole, tmp_path, monkeypatch):
+    out, score_one, left = tmp_path / "scores.jsonl", Scorer.score, 7
+
+    def interrupted(self, candidate):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        return score_one(self, candidate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, out)
+    assert lines(out) == lines(whole)[:8]
+    for cut in (5, 60, 300):
+        out.write_bytes(out.read_bytes()[:-cut])
+        run(folder, out)
+        assert lines(out) == lines(whole)
+
+
+def test_what_is_done_is_not_done_again(folder, whole, monkeypatch):
+    before = whole.read_bytes()
+    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored again"))
+    run(folder, whole)
+    assert whole.read_bytes() == before
+
+
+def test_two_processes_write_the_same_file(folder, whole, tmp_path):
+    out, script = tmp_path / "scores.jsonl", tmp_path / "ranks.py"
+    script.write_text(
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "from test_score_stage import run\n"
+        "run(Path(sys.argv[2]), Path(sys.argv[3]))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    arguments = [str(Path(__file__).parent), str(folder), str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert lines(out) == lines(whole)
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".jsonl"] == ["scores.jsonl"]
+
+
+def test_what_one_of_several_processes_left_is_used(folder, whole, tmp_path):
+    rows = whole.read_text().splitlines(keepends=True)
+    (tmp_path / "scores.rank-1.jsonl").write_text("".join([rows[0], *rows[2::2]]))
+    out = run(folder, tmp_path / "scores.jsonl")
+    assert lines(out) == lines(whole)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_more_candidates_may_follow(folder, whole, tmp_path):
+    out = run(folder, tmp_path / "scores.jsonl", only=["noop", "kv1"])
+    assert {row["name"] for row in lines(out)[1:]} == {"noop", "kv1"}
+    run(folder, out)
+    assert sorted(map(str, lines(out))) == sorted(map(str, lines(whole)))
+
+
+@pytest.mark.parametrize("metric", ["lm_loss", "hidden_cosine", "top_k"])
+def test_metrics_are_losses_against_the_parent(folder, tmp_path, metric):
+    out = run(folder, tmp_path / "scores.jsonl", metric=metric, granularity="block", only=["noop+noop"], k=3)
+    header, *rows = lines(out)
+    assert header.get("k") == (3 if metric == "top_k" else None)
+    assert len(rows) == 5  # one layer is noop+noop already
+    sign = -1 if metric == "top_k" else 1
+    for row in rows:
+        assert row["score"] == pytest.approx(sign * (row[metric] - header["parent"][metric]))
+
+
+def test_accuracy_on_questions(folder, tmp_path):
+    questions = Questions(JsonlSource(str(folder / "questions.jsonl")), 4, "ctx", "ends", "label")
+    out = run(folder, tmp_path / "scores.jsonl", metric="accuracy", data=questions, only=["noop"])
+    header, *rows = lines(out)
+    assert header["parent"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
+    assert len(rows) == 8
+    assert all(row["score"] == header["parent"]["accuracy"] - row["accuracy"] for row in rows)
+
+
+def test_data_of_the_wrong_kind(folder, tmp_path):
+    questions = Questions(JsonlSource(str(folder / "questions.jsonl")))
+    with pytest.raises(UserError, match=r"data: the metric kl needs a text .*, got Questions"):
+        run(folder, tmp_path / "a", data=questions)
+    with pytest.raises(UserError, match=r"data: the metric accuracy needs questions .*, got TextSample"):
+        run(folder, tmp_path / "a", metric="accuracy")
+    with pytest.raises(UserError, match=r"question 1: no key 'context'; it has: ctx, ends, label"):
+        run(folder, tmp_path / "a", metric="accuracy", data=questions)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_of_another_text_or_model_are_refused(folder, whole, tmp_path):
+    text = TextSample(JsonlSource(str(folder / "text.jsonl")), rows=2, length=32)
+    before = whole.read_bytes()
+    with pytest.raises(UserError, match="holds scores with sha256"):
+        run(folder, whole, data=text, granularity="subblock")
+    assert whole.read_bytes() == before
+    tiny_folder(tmp_path / "model")
+    with pytest.raises(UserError, match=r"is not the parent of .*First difference: spec.layers"):
+        score(str(tmp_path / "model"), str(folder / "library"), text, str(tmp_path / "scores.jsonl"))
+
+
+def test_a_nan_is_one_line_and_what_was_scored_stays(folder, tmp_path, capsys):
+    library = tiny_library(tmp_path / "library", folder / "model", mixed_spec())
+    file = layer_file(library.folder, 3)
+    tensors = load_file(file)
+    tensors["attention/kv1/self_attn.q_proj.weight"][0] = float("nan")
+    save_file(tensors, file)
+    out, data = tmp_path / "scores.jsonl", folder / "text.jsonl"
+    options = {
+        "model": folder / "model",
+        "library": library.folder,
+        "out": out,
+        "dtype": "float32",
+        "data.source": "JsonlSource",
+        "data.source.paths": data,
+        "data.rows": 3,
+        "data.length": 32,
+    }
+    assert main(["search", "score", *(f"--{key}={value}" for key, value in options.items())]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert "layer 3 attention 'kv1': its kl is nan" in error[-1]
+    before = [candidate.name for candidate in candidates(library, "subblock") if candidate.position < 6]
+    assert len(lines(out)) == 1 + len(before) + 1  # the header, and kv4 of layer 3
