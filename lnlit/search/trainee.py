@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
@@ -60,6 +60,15 @@ def _trainable(library: Library, layer: int) -> Iterator[Place]:
         for ffn, f in variants.ffn.items():
             if a.parameters + f.parameters and not (a.parent and f.parent):
                 yield Place(layer, "pairs", pair_name(attention, ffn))
+
+
+def parameters(library: Library, place: Place) -> int:
+    """How many weights train there."""
+    variants = library.layers[place.layer]
+    if place.slot == "pairs":
+        attention, ffn = _halves(library, place)
+        return variants.attention[attention].parameters + variants.ffn[ffn].parameters
+    return getattr(variants, place.slot)[place.name].parameters
 
 
 def _halves(library: Library, place: Place) -> tuple[str, str]:
@@ -128,9 +137,6 @@ class Trainee:
         if self.place.slot == "attention":
             return at.block.add_ffn(self.block.add_attention(at.x_BTD, at.attend, at.rope))
         return self.block(at.x_BTD, at.attend, at.rope)
-
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.block.named_parameters())
 
     def weights(self) -> dict[str, Tensor]:
         """By checkpoint names below the block, as a library stores them."""

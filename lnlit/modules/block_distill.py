@@ -1,0 +1,354 @@
+"""Blockwise local distillation: every candidate of a block library learns to mimic the parent's block in its place.
+
+Puzzle (Bercovich et al. 2024), section 3. Each candidate is a training problem of its own: it sees the parent's
+activations, no gradient crosses a block, and gradient clipping is per candidate. One forward pass of the parent serves
+all of them, and each is back-propagated before the next one runs, so one candidate's activations are alive at a time.
+
+Over ranks each candidate belongs to one rank, and all ranks see the rows of all: memory and work are divided, gradients
+are never sent, and the result does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lnlit.checkpoint.formats import read_spec
+from lnlit.errors import UserError
+from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.models.block import Block
+from lnlit.models.decoder import Decoder
+from lnlit.modules.lit_model import check_run, planned_steps
+from lnlit.modules.optim import AdamW
+from lnlit.modules.ranks import merged, rows_of_all_ranks, streamed
+from lnlit.modules.teacher import load_teacher
+from lnlit.objectives.block_error import block_error, squared_errors
+from lnlit.search.library import Library, LibraryWriter
+from lnlit.search.trainee import Place, Trainee, parameters, parent_steps, places, trained_layer
+
+#: Batches that trained errors are measured on where there are no validation rows: the last ones trained on.
+_LAST_BATCHES = 4
+_STATE = "block_distill"
+#: The paper states no optimizer. These are the defaults of NVIDIA's first public code.
+_OPTIMIZER = AdamW(1e-4, warmup_ratio=0.05, weight_decay=0.1)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same during a run. No `nn.Module` on purpose: the parent is in no checkpoint and no DDP bucket."""
+
+    library: Library
+    writer: LibraryWriter
+    parent: Decoder
+    places: list[Place]
+    groups: list[range]
+
+
+class BlockDistill(L.LightningModule):
+    """Trains a block library's candidates and writes them as a new library.
+
+    The normalised error of each candidate, `MSE(its block, parent's block) / MSE(parent's block, 0)`, is its loss. By
+    default attention and FFN candidates train beside the parent's frozen other half (decoupled); pairs train both
+    halves together (coupled).
+
+    Args:
+        model: the parent that the library was made from.
+        library: the block library to start from.
+        out: folder of the trained library.
+        optimizer: AdamW and its schedule.
+        only: which candidates to train, by names like "layer_03/attention/kv1", "layer_03/ffn/i768" and
+            "layer_03/pairs/kv1+i768", with * and ?.
+        layers_at_once: how many layers train together. Weights and optimizer states of these are in memory, 16 bytes a
+            parameter. Each group of layers trains for one epoch, so `trainer.max_epochs` is the number of groups.
+        gradient_clip: largest gradient norm of one candidate.
+        attention_kernel: a registered kernel, or "auto" for the device's fastest.
+    """
+
+    _run: _Run
+
+    def __init__(
+        self,
+        model: str,
+        library: str,
+        out: str,
+        optimizer: AdamW = _OPTIMIZER,
+        only: tuple[str, ...] = ("*/attention/*", "*/ffn/*"),
+        layers_at_once: int | None = None,
+        gradient_clip: float = 1.0,
+        attention_kernel: str = "auto",
+    ) -> None:
+        super().__init__()
+        if gradient_clip <= 0 or (layers_at_once is not None and layers_at_once < 1):
+            raise UserError("BlockDistill: gradient_clip and layers_at_once must be positive")
+        self.automatic_optimization = False
+        self.model, self.library, self.out, self.optimizer = model, library, out, optimizer
+        self.only, self.layers_at_once, self.gradient_clip = only, layers_at_once, gradient_clip
+        self.attention_kernel = attention_kernel
+        self.group, self.total_steps = 0, None
+        self.trainees: list[Trainee] = []
+        self.skipped = 0
+        self._recent: deque[TokenBatch] = deque(maxlen=_LAST_BATCHES)
+        self._val_sums: dict[Place, Tensor] = {}
+        self._resumed: dict[str, Any] | None = None
+        # DDP refuses a module without trainable parameters. Candidates are none of its business: each has one owner.
+        self._anchor = nn.Parameter(torch.zeros(()))
+
+    # building
+
+    def configure_model(self) -> None:
+        if hasattr(self, "_run"):
+            return
+        trainer = self.trainer
+        if self.device_mesh is not None:
+            raise UserError("trainer.strategy: BlockDistill divides candidates over ranks itself; use ddp, not FSDP.")
+        if trainer.state.fn != "fit":
+            raise UserError(f"BlockDistill only trains: `lnlit fit`, not `lnlit {trainer.state.fn}`.")
+        if trainer.precision not in ("32-true", "bf16-mixed"):
+            raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed or 32.")
+        library, spec = Library.open(self.library), read_spec(self.model)
+        if changes := library.spec.diff(spec):
+            raise UserError(f"model: {self.model} is not the parent of {self.library}: {changes[0]}")
+        check_run(trainer, spec)
+        layers, at_once = len(spec.layers), self.layers_at_once or len(spec.layers)
+        groups = [range(first, min(first + at_once, layers)) for first in range(0, layers, at_once)]
+        self._check_groups(len(groups))
+        recipe = {"library": str(library.folder), "only": list(self.only), "optimizer": asdict(self.optimizer)}
+        writer, chosen = LibraryWriter(self.out, recipe), places(library, self.only)
+        dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
+        parent = load_teacher(self.model, spec, self._where, None, dtype, self.attention_kernel)
+        self._run = _Run(library, writer, parent, chosen, groups)
+
+    def _check_groups(self, count: int) -> None:
+        trainer: Any = self.trainer
+        fits = trainer.max_epochs == count and trainer.max_steps == -1
+        if count > 1 and not (fits and trainer.reload_dataloaders_every_n_epochs == 1):
+            raise UserError(
+                f"layers_at_once: {self.layers_at_once} makes {count} groups of layers, which train one after another, "
+                f"each for one epoch on the same rows. Set trainer.max_epochs: {count}, "
+                "trainer.reload_dataloaders_every_n_epochs: 1 and no max_steps; trainer.limit_train_batches may "
+                "shorten the epochs."
+            )
+
+    @property
+    def _where(self) -> torch.device:
+        return self.trainer.strategy.root_device
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Called anew for every group of layers: its candidates on this rank, and their optimizer."""
+        run = self._run
+        if self.total_steps is None:
+            self.total_steps = planned_steps(self.trainer, self.optimizer)
+        mine = [place for place, rank in self._owners().items() if rank == self.trainer.global_rank]
+        if not mine:
+            raise UserError(f"only: there are fewer candidates to train at a time than ranks ({len(self._owners())}).")
+        self.trainees = [Trainee(run.library, at, _block(run.parent, at.layer), self._where) for at in sorted(mine)]
+        optimizer = self.optimizer.build(p for trainee in self.trainees for p in trainee.block.parameters())
+        if self._resumed is not None:
+            for trainee in self.trainees:
+                _restore(trainee, optimizer, self._resumed[str(trainee.place)])
+            self._resumed = None
+        return optimizer
+
+    def _owners(self) -> dict[Place, int]:
+        """The rank of each candidate of the current group: dealt out by size, the largest first."""
+        run = self._run
+        sizes = {place: parameters(run.library, place) for place in run.places if place.layer in self._layers}
+        dealt = sorted(sizes, key=lambda place: (-sizes[place], place))
+        return {place: index % self.trainer.world_size for index, place in enumerate(dealt)}
+
+    @property
+    def _layers(self) -> range:
+        return self._run.groups[self.group]
+
+    # training
+
+    def on_train_epoch_start(self) -> None:
+        """With several groups of layers, each epoch trains the next one."""
+        group = min(self.trainer.current_epoch, len(self._run.groups) - 1)
+        if group != self.group:
+            self._write_group()
+            self.group = group
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        batch = rows_of_all_ranks(batch, self._where)
+        self._recent.append(batch)
+        optimizer: Any = self.optimizers()
+        steps = (self.total_steps or 1) // len(self._run.groups)
+        for settings in optimizer.param_groups:
+            settings["lr"] = self.optimizer.learning_rate * self.optimizer.factor(self.global_step % steps, steps)
+        losses = {}
+        for trainee, output, wanted in self._outputs(batch):
+            loss = block_error(output, wanted)
+            loss.backward()
+            self._clip(trainee)
+            losses[str(trainee.place)] = loss.detach()
+        optimizer.step()
+        optimizer.zero_grad()
+        self._log(losses)
+
+    def _outputs(self, batch: TokenBatch) -> Iterator[tuple[Trainee, Tensor, Tensor]]:
+        """(candidate, its block's output, the parent's) [N, D] at the batch's tokens, without padding."""
+        real_BT = _real_tokens(batch)
+        for at in parent_steps(self._run.parent, batch, self._layers):
+            wanted_ND = at.out_BTD[real_BT]
+            for trainee in self.trainees:
+                if trainee.place.layer == at.layer:
+                    yield trainee, trainee.output(at)[real_BT], wanted_ND
+
+    def _clip(self, trainee: Trainee) -> None:
+        """Bound one candidate's gradient; one that is not finite is dropped, and AdamW leaves that candidate alone."""
+        norm = nn.utils.clip_grad_norm_(trainee.block.parameters(), self.gradient_clip)
+        if not torch.isfinite(norm):
+            self.skipped += 1
+            trainee.block.zero_grad()
+
+    def _log(self, losses: dict[str, Tensor]) -> None:
+        everyones = merged(dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True)))
+        self.log("train/loss", sum(everyones.values()) / len(everyones), prog_bar=True)
+        self.log("train/skipped", float(self.skipped))
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict({f"bld/{name}": loss for name, loss in everyones.items()})
+
+    # validation
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        self._tally(self._val_sums, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        errors, self._val_sums = _errors(self._val_sums), {}
+        self.log("val/loss", sum(errors.values()) / len(errors), prog_bar=True)
+        self.log_dict({f"bld_val/{place}": error for place, error in errors.items()})
+
+    def _tally(self, sums: dict[Place, Tensor], batch: TokenBatch) -> None:
+        for trainee, output, wanted in self._outputs(rows_of_all_ranks(batch, self._where)):
+            sums[trainee.place] = sums.get(trainee.place, 0) + squared_errors(output, wanted)
+
+    # the trained library
+
+    def on_fit_end(self) -> None:
+        if self.total_steps is None or self.global_step < self.total_steps or self.trainer.fast_dev_run:  # type: ignore
+            return  # stopped early: a resumed run goes on
+        self._write_group()
+        if self.trainer.is_global_zero:
+            run = self._run
+            header = {
+                **run.library.header,
+                "provenance": {**run.library.header.get("provenance", {}), **self._record()},
+            }
+            run.writer.finish(run.library.model, run.library.spec, header)
+            rank_zero_info(f"wrote {run.writer.folder}")
+        self.trainer.strategy.barrier()
+
+    @torch.no_grad()
+    def _write_group(self) -> None:
+        """Measure the group's candidates on held-out rows, or else the last ones, and write its layers."""
+        sums: dict[Place, Tensor] = {}
+        with self.trainer.precision_plugin.val_step_context():
+            for batch in self._held_out() or self._recent:
+                self._tally(sums, batch)
+        errors = _errors(sums)
+        trained = {}
+        by_place = {trainee.place: trainee for trainee in self.trainees}
+        for place, weights in streamed(self._owners(), lambda place: _on_cpu(by_place[place].weights())):
+            if self.trainer.is_global_zero:
+                trained[place] = (weights, errors[place])
+        if self.trainer.is_global_zero:
+            for layer in self._layers:
+                self._run.writer.write(layer, *trained_layer(self._run.library, layer, trained))
+        self.trainees = []
+        self.trainer.strategy.barrier()
+
+    def _held_out(self) -> Iterable[TokenBatch]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.val_dataloader() if data is not None else []
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "trained_from": str(self._run.library.folder),
+            "steps": (self.total_steps or 0) // len(self._run.groups),
+            "optimizer": asdict(self.optimizer),
+            "trained_errors_on": "validation rows" if self._held_out() else "the last training rows",
+        }
+
+    # checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Candidates and their moments by name, from all ranks, so that any number of ranks can go on."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        by_place = {trainee.place: trainee for trainee in self.trainees}
+        states = {}
+        for place, state in streamed(self._owners(), lambda place: _state(by_place[place], optimizer)):
+            if self.trainer.is_global_zero:
+                states[str(place)] = state
+        checkpoint["optimizer_states"] = []  # Lightning's knows rank 0 only
+        checkpoint[_STATE] = {
+            "library": str(self._run.library.folder),
+            "group": self.group,
+            "total_steps": self.total_steps,
+            "skipped": self.skipped,
+            "recent": [[b.tokens.cpu(), b.labels.cpu(), b.positions.cpu(), b.lengths] for b in self._recent],
+            "trainees": states,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved, run = checkpoint.get(_STATE), self._run
+        if saved is None:
+            raise UserError("ckpt_path: this is no checkpoint of BlockDistill.")
+        self.group, self.total_steps, self.skipped = saved["group"], saved["total_steps"], saved["skipped"]
+        if self.group >= len(run.groups) or saved["trainees"].keys() != {str(place) for place in self._owners()}:
+            raise UserError("ckpt_path: the checkpoint trains other candidates; keep library, only and layers_at_once.")
+        if missing := [layer for layer in range(self._layers.start) if not run.writer.has(layer)]:
+            raise UserError(f"out: {run.writer.folder} lacks layer {missing[0]}, which was trained before; start anew.")
+        self._resumed = saved["trainees"]
+        self._recent.extend(TokenBatch(*batch) for batch in saved["recent"])
+        if len(run.groups) > 1 and checkpoint["global_step"] % (self.total_steps // len(run.groups)) == 0:
+            checkpoint.pop(type(self.trainer.datamodule).__qualname__, None)  # type: ignore  the next group starts over
+
+    # ranks
+
+    def data_parallel_size(self) -> int:
+        """Ranks that read different rows."""
+        return self.trainer.world_size
+
+
+def _block(decoder: Decoder, layer: int) -> Block:
+    return decoder.layers[layer]  # type: ignore[return-value]
+
+
+def _real_tokens(batch: TokenBatch) -> Tensor:
+    """[B, T]: False in padding, which is a document without labels."""
+    lengths = torch.tensor(batch.lengths, device=batch.tokens.device)
+    document = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    labels = torch.zeros_like(lengths).index_add_(0, document, (batch.labels != IGNORE).flatten().long())
+    return (labels > 0)[document].view(batch.tokens.shape)
+
+
+def _errors(sums: dict[Place, Tensor]) -> dict[Place, float]:
+    """Block errors of all ranks' candidates from their summed squares."""
+    return merged({place: float(difference / square) for place, (difference, square) in sums.items()})
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+def _state(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    named = dict(trainee.block.named_parameters())
+    moments = {name: _on_cpu(optimizer.state[parameter]) for name, parameter in named.items()}
+    return {"weights": _on_cpu(named), "moments": moments}  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _restore(trainee: Trainee, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    for name, parameter in trainee.block.named_parameters():
+        parameter.copy_(state["weights"][name])
+        for key, moment in state["moments"][name].items():
+            optimizer.state[parameter][key] = moment.to(parameter.device)

@@ -1,0 +1,53 @@
+"""What ranks that train different things on the same data tell each other, as plain Python objects on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from lnlit.errors import UserError
+from lnlit.interfaces import TokenBatch
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def rows_of_all_ranks(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    """Every rank's rows in one batch, first rank first: as if one rank had them all."""
+    if is_distributed():
+        mine = (batch.tokens.cpu(), batch.labels.cpu(), batch.positions.cpu(), batch.lengths)
+        everyone = _gathered(mine)
+        if len(widths := {tokens.shape[1] for tokens, *_ in everyone}) > 1:
+            raise UserError(f"data: the ranks' rows have different lengths {sorted(widths)}; set data.packing: true.")
+        tensors = (torch.cat(parts) for parts in list(zip(*everyone, strict=True))[:3])
+        batch = TokenBatch(*tensors, lengths=[length for *_, lengths in everyone for length in lengths])
+    return TokenBatch(batch.tokens.to(device), batch.labels.to(device), batch.positions.to(device), batch.lengths)
+
+
+def merged(mine: dict[K, V]) -> dict[K, V]:
+    """All ranks' entries."""
+    if not is_distributed():
+        return mine
+    return {key: value for entries in _gathered(mine) for key, value in entries.items()}
+
+
+def streamed(owners: Mapping[K, int], get: Callable[[K], V]) -> Iterator[tuple[K, V]]:
+    """(key, its owner's `get(key)`) on every rank, one at a time. Every rank must go through all of it."""
+    for key, owner in owners.items():
+        held = [get(key) if not is_distributed() or distributed.get_rank() == owner else None]
+        if is_distributed():
+            distributed.broadcast_object_list(held, src=owner)
+        yield key, held[0]  # type: ignore[misc]
+
+
+def _gathered(mine: V) -> list[V]:
+    everyone: list[V | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, mine)
+    return everyone  # type: ignore[return-value]
