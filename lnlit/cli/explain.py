@@ -24,7 +24,7 @@ from lnlit.cli.written import Place, Written
 from lnlit.errors import UserError, did_you_mean, unknown_key
 
 _SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
-_NOT_SETTINGS = ("help", "config", "print_config")
+_NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 
 
 class _Problem(Exception):

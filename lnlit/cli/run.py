@@ -6,6 +6,7 @@ A file with a `stage:` key is a stage of `lnlit search`; any other is a configur
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ import yaml
 from lnlit.cli.arguments import CommandParser
 from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
+
+_NUMBER = re.compile(r"(\d+)([a-z]?)_")
 
 
 def main(argv: list[str]) -> int:
@@ -48,20 +51,22 @@ def main(argv: list[str]) -> int:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The stages of a folder by their leading number. Raises `UserError` when there are none or two share one."""
+    """The stages of a folder, `1_name.yaml` before `1b_name.yaml` before `2_name.yaml`. `UserError` when there are none
+    or two share a number."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; give one that holds 1_name.yaml, 2_name.yaml, ...")
-    stages: dict[int, Path] = {}
+    stages: dict[tuple[int, str], Path] = {}
     for file in sorted(folder.glob("*.yaml")):
-        number = file.stem.partition("_")[0]
-        if not number.isdecimal():
+        match = _NUMBER.match(file.name)
+        if match is None:
             continue
-        if int(number) in stages:
-            raise UserError(f"{folder}: {stages[int(number)].name} and {file.name} have the same number")
-        stages[int(number)] = file
+        place = (int(match[1]), match[2])
+        if place in stages:
+            raise UserError(f"{folder}: {stages[place].name} and {file.name} have the same number")
+        stages[place] = file
     if not stages:
         raise UserError(f"{folder}: no file is named like 1_name.yaml, so there is nothing to run")
-    return [stages[number] for number in sorted(stages)]
+    return [stages[place] for place in sorted(stages)]
 
 
 def _run(file: Path) -> tuple[int, float]:

@@ -1,0 +1,268 @@
+"""Does the search find good children? SmolLM2-135M, realised KL to the parent on held-out text.
+
+    python tests/benchmarks/bench_search.py [--runs runs/mini] [--tokens 8192] [--random 20]
+
+Reads what `lnlit run yaml/mini` left: both libraries, the scores and the cost table, and the scores of the untrained
+library (`lnlit search score --config yaml/mini/2_score.yaml --library runs/mini/library_untrained
+--out runs/mini/scores_untrained.jsonl`). At each budget it builds the children that HiGHS, both greedies, uniform and
+random choices name, and measures KL(parent || child) on text that neither calibration, block distillation nor scoring
+saw. Prints tables and appends them to RESULTS.md. About 25 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from lnlit import registry
+from lnlit.checkpoint.load import fill, load_weights
+from lnlit.data.sources import JsonlSource
+from lnlit.data.text import TextSample
+from lnlit.interfaces import Budget, Choice, Problem, Workload
+from lnlit.interfaces.problem import Forbidden
+from lnlit.models.build import build_decoder
+from lnlit.models.decoder import Decoder
+from lnlit.models.fusion import FusionPlan, fused, in_reverse, removed
+from lnlit.models.lineage import child_spec, child_weights
+from lnlit.search.costs import CostTable
+from lnlit.search.library import Library
+from lnlit.search.realize import split_choice
+from lnlit.search.scores import Scores, read_scores
+from lnlit.specs import NOOP, ModelSpec
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+#: Memory budgets, as shares of what the parent needs.
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+#: Batches whose KV cache weighs about as much as the weights.
+WORKLOAD = Workload(batch_size=16, prompt_tokens=896, new_tokens=128)
+#: Fusion is tried on runs of this many neighbouring layers.
+RUN = 6
+
+
+class Truth:
+    """Realised quality of any child of one parent: KL(parent || child) per token on held-out text."""
+
+    def __init__(self, parent: Decoder, tokens_BT: torch.Tensor) -> None:
+        self.parent, self.tokens = parent, tokens_BT
+        self.weights = {name: parameter.detach() for name, parameter in parent.named_parameters()}
+        self.known: dict[tuple[Path, tuple[str, ...]], float] = {}
+        with torch.inference_mode():
+            self.hidden = [self._hidden(parent, row_T) for row_T in tokens_BT]
+
+    @staticmethod
+    def _hidden(decoder: Decoder, row_T: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden_BTD = decoder(row_T[None], read_out=lambda hidden_BTD, _: hidden_BTD)
+        return hidden_BTD[0].float()
+
+    @torch.inference_mode()
+    def kl(self, decoder: Decoder) -> float:
+        """The plain definition, both distributions in fp32, row by row."""
+        total, weight_VD = 0.0, self.parent.head_weight.float()
+        for row_T, theirs_TD in zip(self.tokens, self.hidden, strict=True):
+            ours_TD = self._hidden(decoder, row_T)
+            log_p, log_q = (torch.log_softmax(hidden_TD @ weight_VD.T, -1) for hidden_TD in (theirs_TD, ours_TD))
+            total += float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        return total / len(self.tokens)
+
+    def of(self, library: Library, choice: Sequence[str]) -> float:
+        """KL of the child that takes `choice[layer]`, as "kv1+i768", from `library`."""
+        key = (library.folder, tuple(choice))
+        if key not in self.known:
+            self.known[key] = self.kl(self.child(library, choice))
+        return self.known[key]
+
+    def child(self, library: Library, choice: Sequence[str]) -> Decoder:
+        pairs = split_choice(library, choice)
+        blocks = tuple(library.block_spec(layer, *pair) for layer, pair in enumerate(pairs))
+        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("layers.")}
+        for layer, pair in enumerate(pairs):
+            below = library.block_weights(layer, *pair, self._below(layer))
+            weights |= {f"layers.{layer}.{name}": tensor for name, tensor in below.items()}
+        return _built(library.spec.replace(layers=blocks), weights)
+
+    def _below(self, layer: int) -> dict[str, torch.Tensor]:
+        prefix = f"layers.{layer}."
+        return {name.removeprefix(prefix): t for name, t in self.weights.items() if name.startswith(prefix)}
+
+
+def _built(spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> Decoder:
+    decoder = build_decoder(spec, "cpu")
+    named = ((name if name == "lm_head.weight" else f"model.{name}", tensor) for name, tensor in weights.items())
+    fill(decoder, named, "child")
+    return decoder.eval()
+
+
+def make_problem(
+    library: Library, scores: Callable[[int, str, str], float], costs: CostTable, keep: Callable[[str, str], bool]
+) -> Problem:
+    """Every pair of variants that `keep` lets in; attention stays in layer 0, as stock vLLM needs it."""
+    layers = []
+    for layer, variants in enumerate(library.layers):
+        pairs = [(a, f) for a in variants.attention for f in variants.ffn if keep(a, f)]
+        layers.append(
+            tuple(
+                Choice(f"{a}+{f}", scores(layer, a, f), costs.block(library.block_spec(layer, a, f), WORKLOAD))
+                for a, f in pairs
+            )
+        )
+    return Problem(tuple(layers), base_costs=costs.base(WORKLOAD), forbidden=(Forbidden(0, "noop+*"),))
+
+
+def within(problem: Problem, limit_mib: float) -> Problem:
+    return problem.replace(budgets=(Budget("memory_mib", max=limit_mib),))
+
+
+def lm_loss_scores(file: Path) -> Callable[[int, str, str], float]:
+    """The same candidates scored by how much they raise the LM loss, which the scoring pass notes beside the KL."""
+    header, *lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    parent = header["parent"]["lm_loss"]
+    table = {(line["layer"], line["slot"], line["name"]): line["lm_loss"] - parent for line in lines}
+    return lambda layer, a, f: table.get((layer, "attention", a), 0.0) + table.get((layer, "ffn", f), 0.0)
+
+
+def frontier(truth: Truth, library: Library, scores: Scores, costs: CostTable, samples: int) -> Iterator[str]:
+    """One row per budget: realised KL of the optimum and of the baselines."""
+    problem = make_problem(library, scores.of, costs, lambda a, f: True)
+    parent = costs.predict(library.spec, WORKLOAD)["memory_mib"]
+    pairs: list[tuple[float, float]] = []
+    yield "| memory | HiGHS | gap | greedy (paper) | ratio greedy | uniform | random: best | random: mean |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for share in SHARES:
+        limited, row = within(problem, share * parent), {}
+        optimum = registry.build("solver", "highs").solve(limited)
+        for name in ("highs", "greedy", "ratio_greedy", "uniform", "random"):
+            options = {"samples": samples} if name == "random" else {}
+            found = registry.build("solver", name, **options).solve(limited).solutions
+            row[name] = [truth.of(library, solution.choice) for solution in found]
+            pairs += [(solution.score, kl) for solution, kl in zip(found, row[name], strict=True)]
+        one = {name: f"{values[0]:.4f}" if values else "none" for name, values in row.items()}
+        yield (
+            f"| {share:.0%} | {one['highs']} | {optimum.solutions[0].gap:.1e} | {one['greedy']} | "
+            f"{one['ratio_greedy']} | {one['uniform']} | {min(row['random']):.4f} | {fmean(row['random']):.4f} |"
+        )
+    yield ""
+    yield (
+        f"Spearman between summed scores and realised KL over {len(pairs)} children: {spearman(pairs):.3f}; over the "
+        f"{len(pairs) - samples * len(SHARES)} that are not random: "
+        f"{spearman([p for i, p in enumerate(pairs) if i % (samples + 4) < 4]):.3f}"
+    )
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float:
+    ranks = [torch.tensor(column).argsort().argsort().double() for column in zip(*pairs, strict=True)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def ablations(truth: Truth, runs: Path, library: Library, scores: Scores, costs: CostTable) -> Iterator[str]:
+    """Optimum of the full space against: no-op only, scored by LM loss, an untrained library."""
+    untrained = Library.open(runs / "library_untrained")
+    own = {name for layer in range(len(library.layers)) for name in library.parent_names(layer)}
+    everything = make_problem(library, scores.of, costs, lambda a, f: True)
+    spaces = {
+        "all variants, KL": (library, everything),
+        "no-ops only": (library, make_problem(library, scores.of, costs, lambda a, f: {a, f} <= own | {"noop"})),
+        "attention removal + FFN widths": (
+            library,
+            make_problem(
+                library, scores.of, costs, lambda a, f: a in own | {"noop"} and (f == "noop" or f.startswith("i"))
+            ),
+        ),
+        "LM-loss scores": (
+            library,
+            make_problem(library, lm_loss_scores(runs / "scores.jsonl"), costs, lambda a, f: True),
+        ),
+        "library without block distillation": (
+            untrained,
+            make_problem(untrained, read_scores(runs / "scores_untrained.jsonl").of, costs, lambda a, f: True),
+        ),
+    }
+    parent = costs.predict(library.spec, WORKLOAD)["memory_mib"]
+    yield "| memory | " + " | ".join(spaces) + " |"
+    yield "|---" * (len(spaces) + 1) + "|"
+    for share in SHARES:
+        row = []
+        for source, problem in spaces.values():
+            result = registry.build("solver", "highs").solve(within(problem, share * parent))
+            row.append(f"{truth.of(source, result.solutions[0].choice):.4f}" if result.solutions else "none")
+        yield f"| {share:.0%} | " + " | ".join(row) + " |"
+
+
+def fusion(truth: Truth, library: Library, scores: Scores) -> Iterator[str]:
+    """Runs of layers that lose their attention, then their FFNs fused, reversed or removed. KL to the parent."""
+    spec = library.spec
+    cost = [scores.table[layer]["attention"]["noop"] for layer in range(len(spec.layers))]
+    starts = range(1, len(spec.layers) - RUN)
+    best = sorted(starts, key=lambda start: sum(cost[start : start + RUN]))[:1]
+    windows = best + [start for start in starts if all(abs(start - other) >= RUN for other in best)][:: RUN + 2]
+    yield "| attention-free layers | unfused | fused, all but last | fused, all | reversed | removed, all but last |"
+    yield "|---|---|---|---|---|---|"
+    for start in windows:
+        run = tuple(range(start, start + RUN))
+        bare = spec.replace(
+            layers=tuple(b.replace(attention=NOOP) if i in run else b for i, b in enumerate(spec.layers))
+        )
+        weights = {
+            f"model.{name}": tensor
+            for name, tensor in truth.weights.items()
+            if not any(name.startswith((f"layers.{i}.self_attn", f"layers.{i}.input_layernorm")) for i in run)
+        }
+        but_last, everything = FusionPlan((run[:-1],), run[-1:]), FusionPlan((run,))
+        lineages = [
+            tuple((i,) for i in range(len(spec.layers))),
+            fused(bare, but_last),
+            fused(bare, everything),
+            in_reverse(bare, but_last),
+            removed(bare, but_last),
+        ]
+        row = []
+        for lineage in lineages:
+            child = dict(child_weights(bare, lineage, weights.items()))
+            plain = {name.removeprefix("model."): tensor for name, tensor in child.items()}
+            row.append(f"{truth.kl(_built(child_spec(bare, lineage), plain)):.4f}")
+        yield f"| {run[0]}-{run[-1]} | " + " | ".join(row) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--model", default="runs/smollm2")
+    parser.add_argument("--text", default="data/pydocs/valid.jsonl.gz")
+    parser.add_argument("--rows", type=int, default=16, help="rows of 512 tokens")
+    parser.add_argument("--random", type=int, default=20, help="random children per budget")
+    options = parser.parse_args()
+    parent = build_decoder(Library.open(options.runs / "library").spec, "cpu")
+    load_weights(parent, options.model)
+    tokens_BT = TextSample(JsonlSource(options.text), rows=options.rows, length=512).tokens(options.model)
+    truth = Truth(parent.eval(), tokens_BT)
+    library, scores = Library.open(options.runs / "library"), read_scores(options.runs / "scores.jsonl")
+    costs = CostTable.read(options.runs / "costs.json")
+    lines = [
+        f"\n## {date.today()} search: realised KL of children of SmolLM2-135M\n",
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads. "
+        f"{tokens_BT.numel()} held-out tokens; memory at batch {WORKLOAD.batch_size} x "
+        f"{WORKLOAD.prompt_tokens + WORKLOAD.new_tokens} tokens in bf16; no healing.\n",
+    ]
+    print(*lines, sep="\n")
+    for part in (
+        frontier(truth, library, scores, costs, options.random),
+        ablations(truth, options.runs, library, scores, costs),
+        fusion(truth, library, scores),
+    ):
+        for line in part:
+            print(line, flush=True)
+            lines.append(line)
+        lines.append("")
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""`lnlit search` and `lnlit run`: stages by name, their arguments from YAML and options, finished ones skipped."""
+
+import json
+
+import pytest
+
+from lnlit.cli.run import numbered
+from lnlit.cli.search import STAGES
+from lnlit.errors import UserError
+
+
+def problem(path, limit=6):
+    choices = [
+        {"name": n, "score": s, "costs": {"memory_mib": c}} for n, s, c in (("a", 0, 4), ("b", 1, 2), ("c", 3, 1))
+    ]
+    data = {"layers": [choices] * 3, "objective": "minimize", "budgets": [{"cost": "memory_mib", "max": limit}]}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def solved(path):
+    return json.loads(path.read_text())["solutions"][0]
+
+
+def test_a_stage_takes_yaml_and_options_and_prints_what_it_wrote(lnlit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem(tmp_path / "problem.json")
+    (tmp_path / "solve.yaml").write_text("stage: solve\nproblem: problem.json\nsolver: greedy\nout: first.json\n")
+    code, out, err = lnlit("search", "solve", "--config", "solve.yaml", "--out", "second.json")
+    assert code == 0, err
+    assert out.strip() == "second.json"
+    assert solved(tmp_path / "second.json")["costs"]["memory_mib"] <= 6
+    assert not (tmp_path / "first.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["slove"], "did you mean 'solve'"),
+        (["solve", "--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+        (["solve", "--problem", "problem.json", "--sovler", "greedy", "--out", "o.json"], "did you mean 'solver'"),
+        (["solve", "--problem", "problem.json", "--solver", "gready", "--out", "o.json"], "did you mean 'greedy'"),
+        (["solve", "--problem", "gone.json", "--solver", "greedy", "--out", "o.json"], "gone.json"),
+        (["score", "--config", "solve.yaml"], "stage"),
+    ],
+    ids=["stage", "file", "key", "solver", "missing", "other-stage"],
+)
+def test_a_mistake_is_one_line_and_exit_2(arguments, says, lnlit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem(tmp_path / "problem.json")
+    (tmp_path / "solve.yaml").write_text("stage: solve\nproblem: problem.json\nsolver: greedy\nout: first.json\n")
+    code, _, err = lnlit("search", *arguments)
+    assert code == 2
+    assert says.lower() in err.lower() and err.count("\n") == 1
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_help_lists_every_stage_and_each_stage_explains_itself(lnlit):
+    code, out, _ = lnlit("search", "--help")
+    assert code == 0 and all(stage in out for stage in STAGES)
+    for stage in STAGES:
+        code, out, err = lnlit("search", stage, "--help")
+        assert code == 0 and "--out" in out, err
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem(tmp_path / "problem.json")
+    folder = tmp_path / "mini"
+    folder.mkdir()
+    for name in ("1_first", "2_second", "10_last"):
+        (folder / f"{name}.yaml").write_text(f"stage: solve\nproblem: problem.json\nsolver: greedy\nout: {name}.json\n")
+    return folder
+
+
+def test_run_takes_stages_in_order_and_skips_finished_ones(pipeline, lnlit, tmp_path):
+    (pipeline / "2_second.yaml").write_text("stage: solve\nproblem: later.json\nsolver: greedy\nout: 2_second.json\n")
+    code, _, err = lnlit("run", "mini")
+    assert code == 2 and "later.json" in err
+    assert (tmp_path / "1_first.json").exists() and not (tmp_path / "10_last.json").exists()
+    first = (tmp_path / "1_first.json").stat().st_mtime_ns
+    problem(tmp_path / "later.json")
+    code, _, err = lnlit("run", "mini")
+    assert code == 0 and "1_first.yaml: finished" in err
+    assert (tmp_path / "10_last.json").exists()
+    assert (tmp_path / "1_first.json").stat().st_mtime_ns == first
+
+
+def test_run_refuses_a_stage_that_changed_after_it_ran(pipeline, lnlit):
+    assert lnlit("run", "mini")[0] == 0
+    with (pipeline / "1_first.yaml").open("a") as file:
+        file.write("# a new remark\n")
+    code, _, err = lnlit("run", "mini")
+    assert code == 2 and "1_first.yaml" in err and "has changed since it ran" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [((), "nothing to run"), (("1_a", "1_b"), "the same number"), (("a", "b"), "nothing to run")],
+)
+def test_a_folder_that_is_no_pipeline_is_refused(names, says, tmp_path):
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text("stage: solve\n")
+    with pytest.raises(UserError, match=says):
+        numbered(tmp_path)
