@@ -167,21 +167,29 @@ class BlockDistill(L.LightningModule):
     def _layers(self) -> range:
         return self._run.groups[self.group]
 
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps of each group."""
+        return (self.total_steps or 0) // len(self._run.groups)
+
     # training
 
-    def on_train_epoch_start(self) -> None:
-        """With several groups of layers, each epoch trains the next one."""
-        group = min(self.trainer.current_epoch, len(self._run.groups) - 1)
-        if group != self.group:
+    def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Go on to the next group of layers when this one has had its steps."""
+        if self.global_step == (self.group + 1) * self._steps:
+            if batch_idx != 0:
+                raise UserError(
+                    f"an epoch of layers {list(self._layers)} was cut short and resumed; start the run anew."
+                )
             self._write_group()
-            self.group = group
+            self.group += 1
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
         batch = rows_of_all_ranks(batch, self._where)
         self._recent.append(batch)
         optimizer: Any = self.optimizers()
-        steps = (self.total_steps or 1) // len(self._run.groups)
+        steps = self._steps
         for settings in optimizer.param_groups:
             settings["lr"] = self.optimizer.learning_rate * self.optimizer.factor(self.global_step % steps, steps)
         losses = {}
@@ -273,7 +281,7 @@ class BlockDistill(L.LightningModule):
     def _record(self) -> dict[str, Any]:
         return {
             "trained_from": str(self._run.library.folder),
-            "steps": (self.total_steps or 0) // len(self._run.groups),
+            "steps": self._steps,
             "optimizer": asdict(self.optimizer),
             "trained_errors_on": "validation rows" if self._held_out() else "the last training rows",
         }
@@ -309,7 +317,7 @@ class BlockDistill(L.LightningModule):
             raise UserError(f"out: {run.writer.folder} lacks layer {missing[0]}, which was trained before; start anew.")
         self._resumed = saved["trainees"]
         self._recent.extend(TokenBatch(*batch) for batch in saved["recent"])
-        if len(run.groups) > 1 and checkpoint["global_step"] % (self.total_steps // len(run.groups)) == 0:
+        if len(run.groups) > 1 and checkpoint["global_step"] % self._steps == 0:
             checkpoint.pop(type(self.trainer.datamodule).__qualname__, None)  # type: ignore  the next group starts over
 
     # ranks

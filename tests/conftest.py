@@ -1,0 +1,37 @@
+"""What tests of several folders share: a tiny parent and its block library, each made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of two random layers of width 32 with a byte tokenizer."""
+    from lnlit.testing.tiny import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("parent") / "model")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text with some structure, about 12 000 bytes."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    file.write_text(" ".join(words[n * n % 7] + words[n % 8] for n in range(1500)))
+    return file
+
+
+@pytest.fixture(scope="session")
+def built_library(tiny_parent: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parent's library: kv1, linear, noop; i32, i16, linear, noop in each layer."""
+    from lnlit.data.sources import TextFileSource
+    from lnlit.data.text import TextSample
+    from lnlit.search.candidates import Candidates
+    from lnlit.stages.library import build_library
+
+    sample = TextSample(TextFileSource(str(text_file)), rows=4, length=64)
+    out = tmp_path_factory.mktemp("library") / "library"
+    return build_library(str(tiny_parent), sample, str(out), Candidates(widths=(0.67, 0.33), width_multiple=16))

@@ -1,0 +1,290 @@
+"""Blockwise local distillation on a tiny model: what is trained, what is not, and that it only depends on the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from lnlit.callbacks import Checkpoint
+from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
+from lnlit.data.sources import TextFileSource
+from lnlit.data.text_data import TextData
+from lnlit.errors import UserError
+from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.models.build import block_weights, build_block, load_block
+from lnlit.modules.block_distill import BlockDistill, _real_tokens
+from lnlit.modules.optim import AdamW
+from lnlit.search.library import SLOTS, Library
+
+STEPS = 8
+
+
+class Distillery:
+    """Runs `BlockDistill` on the tiny library."""
+
+    def __init__(self, parent: Path, library: Path, text: Path, folder: Path) -> None:
+        self.parent, self.library, self.text, self.folder = parent, library, text, folder
+
+    def module(self, name: str, steps: int = STEPS, **settings: Any) -> BlockDistill:
+        settings = {"optimizer": AdamW(1e-2, warmup_ratio=0.0, schedule="constant"), **settings}
+        return BlockDistill(str(self.parent), str(self.library), str(self.folder / name), **settings)
+
+    def fit(
+        self, name: str, callbacks: tuple[L.Callback, ...] = (), trainer: Any = None, val: bool = False, **settings: Any
+    ):
+        """The library that a run writes; None when it stopped early. Resumes where a checkpoint is."""
+        data = TextData(str(self.parent), TextFileSource(str(self.text)), 64, 2)
+        data.val = TextFileSource(str(self.text)) if val else None
+        root = self.folder / f"{name}-run"
+        trainer = trainer or {"max_steps": STEPS}
+        run = L.Trainer(
+            accelerator="cpu",
+            default_root_dir=root,
+            callbacks=[Checkpoint(every_n_steps=0), *callbacks],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **trainer,
+        )
+        found = list_checkpoints(checkpoint_folder(root))
+        run.fit(self.module(name, **settings), data, ckpt_path=found[-1] if found else None)
+        out = self.folder / name
+        return Library.open(out) if (out / "library.json").is_file() else None
+
+
+@pytest.fixture
+def distillery(tiny_parent, built_library, text_file, tmp_path) -> Distillery:
+    return Distillery(tiny_parent, built_library, text_file, tmp_path)
+
+
+def trainable(library: Library, layer: int) -> list[tuple[str, str]]:
+    variants = library.layers[layer]
+    return [(s, n) for s in SLOTS for n, v in getattr(variants, s).items() if v.parameters and not v.parent]
+
+
+def weights(library: Library, layers: tuple[int, ...] = (0, 1)) -> dict[str, Tensor]:
+    return {
+        f"{layer}/{slot}/{name}/{key}": tensor
+        for layer in layers
+        for slot, name in trainable(library, layer)
+        for key, tensor in library.weights(layer, slot, name).items()
+    }
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    assert one.keys() == two.keys()
+    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module")
+def alone(built_library, tiny_parent, text_file, tmp_path_factory) -> Library:
+    """One run left alone, which others are compared with."""
+    distillery = Distillery(tiny_parent, built_library, text_file, tmp_path_factory.mktemp("alone"))
+    library = distillery.fit("out")
+    assert library is not None
+    return library
+
+
+def test_training_lowers_the_error_of_every_candidate(distillery):
+    optimizer = AdamW(3e-3, warmup_ratio=0.1)
+    library = distillery.fit("out", trainer={"max_steps": 60}, val=True, optimizer=optimizer)
+    for layer in range(2):
+        for slot, name in trainable(library, layer):
+            variant = getattr(library.layers[layer], slot)[name]
+            assert variant.trained_error < variant.init_error, (layer, slot, name, variant)
+
+
+def test_the_new_library_keeps_what_was_not_trained(alone, built_library):
+    before = Library.open(built_library)
+    assert before.header["calibration"] == alone.header["calibration"]
+    for old, new in zip(before.layers, alone.layers, strict=True):
+        for slot in SLOTS:
+            choices = getattr(new, slot)
+            assert list(choices) == list(getattr(old, slot))
+            assert all(choices[name].init_error == v.init_error for name, v in getattr(old, slot).items())
+            assert choices["noop"].trained_error is None
+    assert not same(weights(before), weights(alone))
+
+
+def test_the_loss_is_the_normalised_error_beside_the_parents_other_half(distillery, built_library):
+    """Against whole blocks built by hand, in float64."""
+    library = Library.open(built_library)
+    seen: dict[str, float] = {}
+
+    class Watch(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            pl_module._log = lambda losses: seen.update({name: float(loss) for name, loss in losses.items()})
+            self.parent = pl_module._run.parent
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.batch = batch
+
+    watch = Watch()
+    distillery.fit("out", (watch,), {"max_steps": 1})
+    parent = watch.parent.double()
+    for layer in range(2):
+        for slot, name in trainable(library, layer):
+            expected = reference_error(library, parent, watch.batch.tokens, watch.batch.lengths, layer, slot, name)
+            assert seen[f"layer_{layer:02d}/{slot}/{name}"] == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def reference_error(library, parent, tokens, lengths, layer: int, slot: str, name: str) -> float:
+    outputs: dict[str, list[Tensor]] = {"parent": [], "child": []}
+    choice = [name if slot == s else own for s, own in zip(SLOTS, library.parent_names(layer), strict=True)]
+    own = {key: tensor.double() for key, tensor in block_weights(parent.layers[layer]).items()}
+    block = build_block(library.spec, layer, library.block_spec(layer, *choice))
+    made = library.block_weights(layer, *choice, own)
+    child = load_block(block, {key: tensor.double() for key, tensor in made.items()})
+    position = torch.cat([torch.arange(length) for length in lengths]).view(tokens.shape)
+    x = parent.embed(tokens)
+    attention, rope = parent.surroundings(tokens, x.dtype, position, lengths)
+    for index in range(layer):
+        x = parent.layers[index](x, attention.layer(index), rope)
+    outputs["parent"].append(parent.layers[layer](x, attention.layer(layer), rope))
+    outputs["child"].append(child(x, attention.layer(layer), rope))
+    wanted, got = outputs["parent"][0], outputs["child"][0]
+    return float((got - wanted).square().mean() / wanted.square().mean())
+
+
+@pytest.mark.parametrize("only", ["layer_01/ffn/i16", "layer_00/attention/kv1"])
+def test_a_candidate_trained_by_itself_ends_as_among_all_others(distillery, alone, only):
+    """No gradient, clipping or optimizer state couples two candidates."""
+    single = distillery.fit("single", only=(only,), gradient_clip=1.0)
+    _, slot, name = only.split("/")
+    layer = int(only[6:8])
+    assert same(single.weights(layer, slot, name), alone.weights(layer, slot, name))
+    before = Library.open(distillery.library)
+    changed = {key for key, tensor in weights(single).items() if not torch.equal(tensor, weights(before)[key])}
+    assert changed and all(key.startswith(f"{layer}/{slot}/{name}/") for key in changed)
+
+
+def test_the_parent_does_not_move(distillery):
+    class Watch(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.decoder = pl_module._run.parent
+            self.before = {name: tensor.clone() for name, tensor in self.decoder.state_dict().items()}
+
+        def on_train_end(self, trainer, pl_module):
+            assert all(tensor.grad is None for tensor in self.decoder.parameters())
+            assert same(dict(self.decoder.state_dict()), self.before)
+
+    watch = Watch()
+    distillery.fit("out", (watch,), {"max_steps": 2})
+    assert watch.before
+
+
+class StopAt(L.Callback):
+    """Saves and stops after a step, as `GracefulStop` does after a signal."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+            next(callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)).save(trainer)
+
+
+def test_a_stopped_and_resumed_run_ends_bitwise_like_one_left_alone(distillery, alone):
+    assert distillery.fit("out", (StopAt(3),)) is None
+    resumed = distillery.fit("out")
+    assert same(weights(resumed), weights(alone))
+    assert [layer.ffn["i16"].trained_error for layer in resumed.layers] == [
+        layer.ffn["i16"].trained_error for layer in alone.layers
+    ]
+
+
+def test_the_checkpoint_does_not_hold_the_parent(distillery):
+    distillery.fit("out", (StopAt(1),))
+    (file,) = list_checkpoints(checkpoint_folder(distillery.folder / "out-run"))
+    checkpoint = torch.load(file, weights_only=True)
+    assert list(checkpoint["state_dict"]) == ["_anchor"]
+    trained = weights(Library.open(distillery.library))
+    held = sum(
+        t.numel() for state in checkpoint["block_distill"]["trainees"].values() for t in state["weights"].values()
+    )
+    assert held == sum(tensor.numel() for tensor in trained.values())
+
+
+GROUPS = {"max_epochs": 2, "limit_train_batches": STEPS, "reload_dataloaders_every_n_epochs": 1}
+
+
+@pytest.mark.parametrize("stop", [None, 3, STEPS, STEPS + 2], ids=["whole", "in 1", "between", "in 2"])
+def test_layers_one_after_another_end_like_all_at_once(distillery, alone, stop):
+    if stop is not None:
+        assert distillery.fit("out", (StopAt(stop),), GROUPS, layers_at_once=1) is None
+    library = distillery.fit("out", (), GROUPS, layers_at_once=1)
+    assert same(weights(library), weights(alone))
+
+
+def test_groups_of_layers_need_an_epoch_each(distillery):
+    with pytest.raises(UserError, match=r"makes 2 groups .* Set trainer.max_epochs: 2"):
+        distillery.fit("out", layers_at_once=1)
+
+
+def test_a_group_that_was_cut_short_is_not_taken_for_trained(distillery):
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer, *args) -> None:
+            trainer.should_stop = trainer.global_step == 3  # saved after the epoch's end only
+
+    assert distillery.fit("out", (Stop(),), GROUPS, layers_at_once=1) is None
+    with pytest.raises(UserError, match="was cut short"):
+        distillery.fit("out", (), GROUPS, layers_at_once=1)
+
+
+def test_pairs_train_both_halves(distillery, built_library):
+    library = distillery.fit("out", only=("layer_00/pairs/kv1+i16",), trainer={"max_steps": 30})
+    before = Library.open(built_library)
+    (name,) = library.layers[0].pairs
+    assert not library.layers[1].pairs
+    pair, choices = library.layers[0].pairs[name], library.layers[0]
+    assert pair.parameters == choices.attention["kv1"].parameters + choices.ffn["i16"].parameters
+    start = before.block_weights(0, "kv1", "i16", {})
+    end = library.block_weights(0, "kv1", "i16", {})
+    assert start.keys() == end.keys()
+    assert not any(torch.equal(tensor, end[name]) for name, tensor in start.items())
+    assert 0 < pair.trained_error < 1
+    assert same(weights(before), weights(library))
+
+
+def test_a_gradient_that_is_not_finite_stops_one_candidate_only(distillery, alone):
+    class Poison(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            victim = next(t for t in pl_module.trainees if t.place.name == "kv1")
+            next(victim.block.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+            self.place, self.module = victim.place, pl_module
+
+    poison = Poison()
+    library = distillery.fit("out", (poison,))
+    assert poison.module.skipped == STEPS
+    untouched = f"{poison.place.layer}/{poison.place.slot}/{poison.place.name}/"
+    for key, tensor in weights(library).items():
+        source = Library.open(distillery.library) if key.startswith(untouched) else alone
+        assert torch.equal(tensor, weights(source)[key]), key
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"only": ("layer_07/*",)}, "'layer_07/.*' matches no candidate"),
+        ({"only": ("*/noop",)}, "matches no candidate"),
+        ({"gradient_clip": 0.0}, "must be positive"),
+    ],
+)
+def test_bad_settings_end_in_one_line(distillery, settings, message):
+    with pytest.raises(UserError, match=message):
+        distillery.fit("out", **settings)
+
+
+def test_padding_is_no_data():
+    batch = TokenBatch(
+        torch.zeros(1, 6), torch.tensor([[5, 5, IGNORE, IGNORE, IGNORE, IGNORE]]), torch.zeros(1, 6), [3, 3]
+    )
+    assert _real_tokens(batch).tolist() == [[True] * 3 + [False] * 3]
