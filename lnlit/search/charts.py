@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,76 +30,66 @@ def cost_label(cost: str) -> str:
 class Point:
     """One architecture: what it costs and how it scores. `bound`: the solver's proof of how well any could score."""
 
-    series: str
     cost: float
     score: float
     bound: float | None = None
 
 
-def frontier_chart(
-    theme: Theme,
-    optimum: Sequence[Point],
-    others: Sequence[Point],
-    cost: str,
-    score_label: str,
-    parent_cost: float | None = None,
-) -> Figure:
-    """Score against cost: the optimum's line, what its proof rules out below, the baselines, the parent's cost."""
+@dataclass(frozen=True)
+class Frontier:
+    """Ways to choose, each with its architectures, on the axes `cost` and score.
+
+    `is_sweep`: each way was tried at many limits on `cost`, so its points belong on a line.
+    """
+
+    cost: str
+    optimum: Sequence[Point]
+    others: Mapping[str, Sequence[Point]]
+    is_sweep: bool
+    parent_cost: float | None = None
+    lower_is_better: bool = True
+
+
+def frontier_chart(theme: Theme, data: Frontier) -> Figure:
+    """Score against cost: the optimum's line, what its proof rules out beyond, the baselines, the parent's cost."""
     figure = new_figure(9, 5.2)
     axis = figure.subplots()
-    line = sorted(optimum, key=lambda point: point.cost)
-    costs = [point.cost for point in line]
-    scores = [point.score for point in [*line, *others]]
-    positive = min(scores, default=0) > 0
-    if positive and max(scores) > 12 * min(scores):
+    scores = [point.score for points in (data.optimum, *data.others.values()) for point in points]
+    if min(scores, default=0) > 0 and max(scores) > 12 * min(scores):
         axis.set_yscale("log")
-    axis.plot(costs, [point.score for point in line], "o-", color=theme.accents[0], ms=6, label="optimum", zorder=4)
-    series = list(dict.fromkeys(point.series for point in others))
-    for number, name in enumerate(series):
-        points = sorted((p for p in others if p.series == name), key=lambda point: point.cost)
-        cloud = len(points) > 12
-        axis.plot(
-            [point.cost for point in points],
-            [point.score for point in points],
-            "o" if cloud else ("s--", "^--", "D--", "v--")[number % 4],
-            color=theme.accents[1 + number % (len(theme.accents) - 1)],
-            ms=4 if cloud else 5.5,
-            lw=1.1,
-            alpha=0.6 if cloud else 0.95,
-            label=name,
-            zorder=3,
-        )
-    _proof(axis, line, theme)
-    if parent_cost is not None:
-        axis.axvline(parent_cost, color=theme.muted, lw=1, ls=":")
-        axis.annotate(
-            "parent",
-            (parent_cost, 0.985),
-            xycoords=("data", "axes fraction"),
-            xytext=(-5, 0),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=theme.muted,
-        )
+    _series(axis, data.optimum, "optimum", theme.accents[0], "o-" if data.is_sweep else "o", 6)
+    for number, (name, points) in enumerate(data.others.items()):
+        marker, colour = "s^Dv"[number % 4], theme.accents[1 + number % (len(theme.accents) - 1)]
+        _series(axis, points, name, colour, f"{marker}--" if data.is_sweep else marker, 5.5)
+    if data.parent_cost is not None:
+        axis.axvline(data.parent_cost, color=theme.muted, lw=1.2, ls=":", label="the parent's cost")
+    _proof(axis, data, theme)
     axis.yaxis.set_major_formatter(plain)
     axis.xaxis.set_major_formatter(plain)
-    axis.set(xlabel=cost_label(cost), ylabel=score_label)
-    axis.set_title("Quality against cost: further down is better")
+    better = "lower" if data.lower_is_better else "higher"
+    axis.set(xlabel=cost_label(data.cost), ylabel=f"summed score, {better} is better")
+    axis.set_title("Quality against cost")
     axis.grid()
     figure.legend(loc="outside right upper")
     return figure
 
 
-def _proof(axis: Axes, line: Sequence[Point], theme: Theme) -> None:
-    """Shade what no choice from the library can reach: within cost c, no score below the bound proven for c."""
-    proven = [(point.cost, point.bound) for point in line if point.bound is not None]
+def _series(axis: Axes, points: Sequence[Point], name: str, colour: str, style: str, size: float) -> None:
+    line = sorted(points, key=lambda point: point.cost)
+    costs, scores = [point.cost for point in line], [point.score for point in line]
+    axis.plot(costs, scores, style, color=colour, ms=size, lw=2 if size == 6 else 1.1, label=name, zorder=size)
+
+
+def _proof(axis: Axes, data: Frontier, theme: Theme) -> None:
+    """Shade what no choice from the library can reach: within cost c, no score beyond the bound proven for c."""
+    proven = sorted((point.cost, point.bound) for point in data.optimum if point.bound is not None)
     if not proven:
         return
     left, right = axis.get_xlim()
     bottom, top = axis.get_ylim()
     costs, bounds = zip((left, proven[0][1]), *proven, strict=True)
-    axis.fill_between(costs, bottom, bounds, step="pre", color=theme.faint, lw=0, label="proven out of reach", zorder=1)
+    beyond = bottom if data.lower_is_better else top
+    axis.fill_between(costs, beyond, bounds, step="pre", color=theme.faint, lw=0, label="proven out of reach", zorder=1)
     axis.set(xlim=(left, right), ylim=(bottom, top))
 
 

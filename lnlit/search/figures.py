@@ -54,6 +54,8 @@ DARK = Theme(
     accents=("#6cb4ee", "#ff9655", "#3fd0a4", "#e8bd4a", "#e59bcf", "#9fb4bf"),
 )
 
+#: Layers beyond which a column is too narrow for text.
+_MOST_LABELS = 90
 #: Draws one picture in a theme.
 Draw = Callable[[Theme], "Figure"]
 
@@ -127,7 +129,7 @@ def dependency_map(theme: Theme, dependency: Dependency, groups: Sequence[Sequen
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of an architecture map: per layer a label and the share of the parent that is left (None: unknown)."""
+    """One row of an architecture map: per layer a label and the share that is left, 0 to 1 (None: unknown)."""
 
     model: str
     slot: str
@@ -135,12 +137,14 @@ class Strip:
     shares: Sequence[float | None]
 
 
-def architecture_map(theme: Theme, strips: Sequence[Strip], share_of: str) -> Figure:
-    """Layer x slot, coloured by what is left of the parent's `share_of`; the rows of one model stand together."""
+def architecture_map(theme: Theme, strips: Sequence[Strip], label: str) -> Figure:
+    """Layer x slot, coloured by share (`label` says of what); the rows of one model stand together."""
     layers = len(strips[0].labels)
     models = list(dict.fromkeys(strip.model for strip in strips))
     per_model = {model: [strip for strip in strips if strip.model == model] for model in models}
-    figure = new_figure(11, 1.3 + 0.62 * len(strips) + 0.25 * len(models))
+    letters = max(len(label) for strip in strips for label in strip.labels) if layers <= _MOST_LABELS else 0
+    row_height = max(0.45, 0.12 + 0.07 * letters)
+    figure = new_figure(11, 1.0 + row_height * len(strips) + 0.15 * len(models))
     axes = figure.subplots(
         len(models), 1, sharex=True, squeeze=False, height_ratios=[len(per_model[model]) for model in models]
     )[:, 0]
@@ -154,8 +158,8 @@ def architecture_map(theme: Theme, strips: Sequence[Strip], share_of: str) -> Fi
         axis.set_ylabel(model, rotation=0, ha="right", va="center", labelpad=10, color=theme.ink, weight="bold")
     _layer_ticks(axes[-1].xaxis, range(layers))
     axes[-1].set_xlabel("layer")
-    axes[0].set_title(f"What is left of each layer's {share_of}")
-    bar = _colour_bar(figure, mesh, list(axes), "share of the parent's")
+    axes[0].set_title("What is left of each layer")
+    bar = _colour_bar(figure, mesh, list(axes), label)
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     return figure
 
@@ -233,11 +237,9 @@ def _cells(axis: Axes, values: Sequence[Sequence[float]], theme: Theme, norm: No
     return mesh
 
 
-def _write_cells(
-    axis: Axes, labels: Sequence[Sequence[str]], shares: Sequence[Sequence[float]], theme: Theme, most: int = 90
-) -> None:
+def _write_cells(axis: Axes, labels: Sequence[Sequence[str]], shares: Sequence[Sequence[float]], theme: Theme) -> None:
     """The labels into their cells, where there is room for text."""
-    if len(labels[0]) > most:
+    if len(labels[0]) > _MOST_LABELS:
         return
     pale, deep = (theme.ink, theme.page) if theme.name == "light" else (theme.ink, "#0b1119")
     size = 7 if len(labels[0]) <= 48 else 5.5
@@ -293,5 +295,8 @@ def _few_digits(value: float, _: Any) -> str:
 
 
 def plain(value: float, _: Any = None) -> str:
-    """A tick label without powers of ten or needless digits: 0.003, 25, 1,500."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """A number for reading, without powers of ten or needless digits: 0.003, 25.31, 1,500, 134.5M, 70.55B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,207 @@
+"""What a search found, as data for pictures and for a page, and what it means in plain words.
+
+Works on any problem and solution of the documented JSON forms (`lnlit.interfaces.solver`); with a block library it also
+knows the parent and the parts behind the names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+from lnlit.errors import UserError
+from lnlit.interfaces.problem import Choice, Problem
+from lnlit.interfaces.solver import Solution
+from lnlit.search.charts import Budget, Frontier, Measured, Point, cost_label
+from lnlit.search.figures import Strip, plain
+from lnlit.search.library import Library, pair_name
+
+
+@dataclass(frozen=True)
+class Child:
+    """One architecture under a title, as in `lnlit.interfaces.Solution`: a name per layer, total score and costs."""
+
+    title: str
+    choice: tuple[str, ...]
+    score: float
+    costs: Mapping[str, float]
+    bound: float | None = None
+    gap: float | None = None
+    seconds: float | None = None
+    scenario: str | None = None
+
+    @classmethod
+    def of(cls, title: str, solution: Solution) -> Child:
+        return cls(title, **vars(solution))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A problem with its solutions (best first), the baselines at the same budgets, and a sweep over one budget.
+
+    `frontier` maps a series ("optimum", a baseline) to its choices at each of the sweep's limits on the cost `swept`.
+    """
+
+    problem: Problem
+    status: str
+    solutions: tuple[Child, ...]
+    baselines: tuple[Child, ...] = ()
+    frontier: Mapping[str, tuple[Child, ...]] = field(default_factory=dict)
+    swept: str = ""
+    parent: Child | None = None
+
+    @cached_property
+    def layers(self) -> tuple[Mapping[str, Choice], ...]:
+        """The candidates of each layer by name."""
+        return tuple({choice.name: choice for choice in layer} for layer in self.problem.layers)
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.problem.objective == "minimize"
+
+    def child(self, index: int) -> Child:
+        if not 0 <= index < len(self.solutions):
+            raise UserError(f"report: there are {len(self.solutions)} solutions, numbered from 0; got index {index}.")
+        return self.solutions[index]
+
+    def ledger(self, child: Child) -> list[Budget]:
+        """Every limit of the problem with what the child and the parent use of it."""
+        scenario = [each for each in self.problem.scenarios if each.name == child.scenario]
+        rows = []
+        for limit in chain(self.problem.budgets, *(each.budgets for each in scenario)):
+            before = self.parent.costs.get(limit.cost) if self.parent else None
+            for value, least in ((limit.max, False), (limit.min, True)):
+                if value is not None:
+                    rows.append(Budget(limit.cost, value, child.costs[limit.cost], before, least))
+        return rows
+
+    def chart(self) -> Frontier | None:
+        """The sweep where there is one, else the solutions on the first budget's cost; None without any budget."""
+        cost = self.swept or next((budget.cost for budget in self.problem.budgets), "")
+        if not cost:
+            return None
+        ways = self.frontier or {
+            "optimum": self.solutions[:1],
+            **({"further solutions": self.solutions[1:]} if len(self.solutions) > 1 else {}),
+            **{each.title: (each,) for each in self.baselines},
+        }
+        points = {way: [Point(c.costs[cost], c.score, c.bound) for c in children] for way, children in ways.items()}
+        before = self.parent.costs.get(cost) if self.parent else None
+        return Frontier(cost, points.pop("optimum"), points, bool(self.frontier), before, self.lower_is_better)
+
+
+def parent_child(problem: Problem, library: Library | None) -> Child | None:
+    """The parent as a choice: what the library says, else the one candidate per layer that scores 0, else None."""
+    names: list[str] = []
+    for index, layer in enumerate(problem.layers):
+        own = pair_name(*library.parent_names(index)) if library else None
+        found = [choice.name for choice in layer if (choice.score == 0 if own is None else choice.name == own)]
+        if len(found) != 1:
+            return None
+        names += found
+    free = problem.replace(forbidden=())
+    return Child("parent", tuple(names), *free.totals(names))
+
+
+def strips(search: Search, children: Sequence[Child], library: Library | None) -> tuple[list[Strip], str]:
+    """Rows of the architecture map, and what they show: with a library parameters per slot, as shares of the parent's,
+    else the first budget's cost per layer, as shares of the layer's dearest candidate's."""
+    if library is None:
+        cost = next((budget.cost for budget in search.problem.budgets), "")
+        rows = [_whole_layers(search, child, cost) for child in children]
+        return rows, f"{cost_label(cost).partition(',')[0]}, share of the dearest candidate's"
+    rows = []
+    for child in children:
+        halves = [name.partition("+")[::2] for name in child.choice]
+        for at, (slot, label) in enumerate((("attention", "attention"), ("ffn", "FFN"))):
+            names = [half[at] for half in halves]
+            shares = [_parameter_share(getattr(library.layers[i], slot), name) for i, name in enumerate(names)]
+            rows.append(Strip(child.title, label, names, shares))
+    return rows, "parameters, share of the parent's"
+
+
+def trade_in_words(search: Search, child: Child, measured: Sequence[Measured] = ()) -> list[str]:
+    """What was given up for what, one plain sentence or two per item."""
+    sentences = [*_changes(search, child), *_gains(search, child), *_losses(search, child)]
+    if measured:
+        right = sum(abs(point.error) <= 0.1 for point in measured)
+        worst = max(measured, key=lambda point: abs(point.error))
+        sentences.append(
+            f"{right} of {len(measured)} predicted costs are within 10 % of what was measured; "
+            f"the worst is {worst.cost} of {worst.name}, {worst.error:+.0%} off."
+        )
+    return sentences
+
+
+def _changes(search: Search, child: Child) -> Iterator[str]:
+    total = len(child.choice)
+    parent = search.parent.choice if search.parent else None
+    if parent:
+        same = sum(mine == theirs for mine, theirs in zip(child.choice, parent, strict=True))
+        yield f"{_layers(same)} of {total} stay as they are in the parent."
+    if not all("+" in name for name in child.choice):
+        return
+    halves = [name.partition("+")[::2] for name in child.choice]
+    before = [name.partition("+")[::2] for name in parent] if parent else [("", "")] * total
+    words = {"attention": "fewer key/value heads", "FFN": "narrower"}
+    for at, (slot, less) in enumerate(words.items()):
+        kinds = Counter(_kind(half[at], own[at]) for half, own in zip(halves, before, strict=True))
+        told = {"removed": "removed", "linear": "one matrix in its place", "smaller": less, "same": "unchanged"}
+        counts = [f"{text} in {_layers(kinds[kind])}" for kind, text in told.items() if kinds[kind]]
+        yield f"{slot[:1].upper()}{slot[1:]}: {', '.join(counts)}."
+
+
+def _gains(search: Search, child: Child) -> Iterator[str]:
+    for row in search.ledger(child):
+        name, _, unit = cost_label(row.cost).partition(", ")
+        used = f"{plain(row.used)} {unit}".strip()
+        if row.parent:
+            used = f"{'down' if row.used < row.parent else 'up'} {abs(row.used / row.parent - 1):.0%} to {used}"
+        kept = "within" if row.is_kept else "OUTSIDE"
+        limit = f"{'at least' if row.least else 'at most'} {plain(row.limit)}"
+        yield f"{name[:1].upper()}{name[1:]}: {used}, {kept} the budget of {limit}."
+
+
+def _losses(search: Search, child: Child) -> Iterator[str]:
+    better = "lower is better" if search.lower_is_better else "higher is better"
+    yield f"The scores of the chosen blocks sum to {plain(child.score)} ({better})."
+    if child.bound is not None:
+        worse = abs(child.score - child.bound) / max(abs(child.score), 1e-12)
+        exact = "this is the best choice" if worse <= 1e-6 else f"at most {worse:.2%} better is possible"
+        yield f"Proof: no choice from this library within these budgets beats {plain(child.bound)}; {exact}."
+    for other in search.baselines:
+        if child.score:
+            times = other.score / child.score
+            yield f"{other.title} at the same budgets: {plain(other.score)}, {times:.2f} times that."
+    layers = [search.layers[i][name].score for i, name in enumerate(child.choice) if name in search.layers[i]]
+    top = sorted(range(len(layers)), key=lambda layer: -abs(layers[layer]))[:3]
+    if sum(layers) and len(layers) > 3:
+        share = sum(layers[layer] for layer in top) / sum(layers)
+        yield f"Layers {', '.join(map(str, sorted(top)))} account for {share:.0%} of the score."
+
+
+def _kind(name: str, parent: str) -> str:
+    if name == parent:
+        return "same"
+    return {"noop": "removed", "linear": "linear"}.get(name, "smaller")
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'' if count == 1 else 's'}"
+
+
+def _parameter_share(variants: Mapping[str, Any], name: str) -> float | None:
+    own = next(variant.parameters for variant in variants.values() if variant.parent)
+    return variants[name].parameters / own if name in variants and own else None
+
+
+def _whole_layers(search: Search, child: Child, cost: str) -> Strip:
+    shares: list[float | None] = []
+    for layer, name in zip(search.layers, child.choice, strict=True):
+        most = max((option.costs.get(cost, 0.0) for option in layer.values()), default=0.0)
+        shares.append(layer[name].costs.get(cost, 0.0) / most if name in layer and most else None)
+    return Strip(child.title, "layer", list(child.choice), shares)

@@ -1,0 +1,86 @@
+"""`lnlit search report`: a page and pictures of what a search found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lnlit import __version__
+from lnlit.errors import UserError
+from lnlit.files import read_json, replaced_folder
+from lnlit.interfaces.problem import Problem
+from lnlit.search.costs import CostTable
+from lnlit.search.figures import check_matplotlib, save_png
+from lnlit.search.library import Library
+from lnlit.search.report_files import read_measured, read_search
+from lnlit.search.report_html import page
+from lnlit.search.report_pictures import pictures
+
+PAGE = "report.html"
+
+
+def report(
+    solution: str,
+    out: str,
+    problem: str | None = None,
+    library: str | None = None,
+    costs: str | None = None,
+    measured: str | None = None,
+    index: int = 0,
+) -> Path:
+    """Write a folder with report.html, which is complete in itself, and its pictures as PNG.
+
+    Args:
+        solution: The file that `lnlit search solve` wrote.
+        out: The folder to write.
+        problem: The problem that it solves; by default the one inside the solution, or problem.json beside it.
+        library: The block library that it chooses from: adds the parent, and what is left of each part.
+        costs: The cost table, to name the machine that was measured.
+        measured: JSON {"models": [{"name", "predicted": {cost: value}, "measured": {cost: value}}]} of real children.
+        index: Which of the solutions the report is about.
+    """
+    check_matplotlib()
+    file, target = Path(solution).expanduser(), Path(out).expanduser().resolve()
+    data = read_json(file, "a solution that `lnlit search solve` wrote")
+    opened = None if library is None else Library.open(library)
+    search = read_search(data, _problem(data, file, problem), opened, str(file))
+    child = search.child(index)
+    checked = [] if measured is None else read_measured(read_json(Path(measured)), measured)
+    shown = pictures(search, child, opened, checked)
+    _check_target(target)
+    with replaced_folder(target) as folder:
+        for picture in shown:
+            save_png(folder / f"{picture.name}.png", picture.draw)
+        facts = _facts(file, index, opened, None if costs is None else CostTable.read(costs))
+        (folder / PAGE).write_text(page(search, child, shown, checked, facts), encoding="utf-8")
+    return target
+
+
+def _problem(data: Mapping[str, Any], file: Path, given: str | None) -> Problem:
+    inside = data.get("problem")
+    if given is None and isinstance(inside, Mapping):
+        return Problem.from_json(inside, f"{file}: problem")
+    beside = file.with_name("problem.json") if given is None else Path(given).expanduser()
+    return Problem.from_json(read_json(beside, "the problem of the solution"), str(beside))
+
+
+def _check_target(target: Path) -> None:
+    """An older report is replaced; anything else is not."""
+    if target.exists() and not (target / PAGE).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not a report, so it is not overwritten. Choose another folder.")
+
+
+def _facts(file: Path, index: int, library: Library | None, table: CostTable | None) -> dict[str, str]:
+    facts = {"solution": f"{file}, number {index}"}
+    if library is not None:
+        facts |= {"parent": library.model, "block library": str(library.folder)}
+    if table is not None:
+        machine = table.hardware
+        on = machine.cpu if machine.device == "cpu" else machine.device
+        work = "; ".join(f"{w.batch_size} x ({w.prompt_tokens} + {w.new_tokens}) tokens" for w in table.workloads)
+        facts |= {
+            "costs measured on": f"{on}, {machine.cores} cores, {machine.memory_gib} GiB, torch {machine.torch}",
+            "costs measured with": f"{table.engine}, {table.dtype}, {work}",
+        }
+    return facts | {"written by": f"lnlit {__version__}"}
