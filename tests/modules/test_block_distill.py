@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,8 @@ STEPS = 8
 class Distillery:
     """Runs `BlockDistill` on the tiny library."""
 
-    def __init__(self, parent: Path, library: Path, text: Path, folder: Path) -> None:
-        self.parent, self.library, self.text, self.folder = parent, library, text, folder
+    def __init__(self, parent: Path, library: Path, text: Path, folder: Path, rows: int = 2) -> None:
+        self.parent, self.library, self.text, self.folder, self.rows = parent, library, text, folder, rows
 
     def module(self, name: str, steps: int = STEPS, **settings: Any) -> BlockDistill:
         settings = {"optimizer": AdamW(1e-2, warmup_ratio=0.0, schedule="constant"), **settings}
@@ -38,7 +41,7 @@ class Distillery:
         self, name: str, callbacks: tuple[L.Callback, ...] = (), trainer: Any = None, val: bool = False, **settings: Any
     ):
         """The library that a run writes; None when it stopped early. Resumes where a checkpoint is."""
-        data = TextData(str(self.parent), TextFileSource(str(self.text)), 64, 2)
+        data = TextData(str(self.parent), TextFileSource(str(self.text)), 64, self.rows)
         data.val = TextFileSource(str(self.text)) if val else None
         root = self.folder / f"{name}-run"
         trainer = trainer or {"max_steps": STEPS}
@@ -237,6 +240,27 @@ def test_a_group_that_was_cut_short_is_not_taken_for_trained(distillery):
     assert distillery.fit("out", (Stop(),), GROUPS, layers_at_once=1) is None
     with pytest.raises(UserError, match="was cut short"):
         distillery.fit("out", (), GROUPS, layers_at_once=1)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_parent, built_library, text_file, tmp_path_factory) -> Path:
+    """Runs of two ranks with a row each per step, where the others have one rank with two rows."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    script = Path(__file__).with_name("two_rank_distill.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    paths = map(str, (tiny_parent, built_library, text_file, folder))
+    done = subprocess.run([*command, *paths], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_two_ranks_train_the_same_library_as_one(two_ranks, alone):
+    assert same(weights(Library.open(two_ranks / "whole")), weights(alone))
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(two_ranks, distillery, alone):
+    shutil.copytree(two_ranks / "stopped-run", distillery.folder / "out-run")
+    assert same(weights(distillery.fit("out")), weights(alone))
 
 
 def test_pairs_train_both_halves(distillery, built_library):
