@@ -70,6 +70,8 @@ class _CutRows(Sequence[Sequence[Piece]]):
         return -(-(self.total - 1) // self.length) if self.total > 1 else min(self.total, 1)
 
     def __getitem__(self, row: int) -> Sequence[Piece]:  # type: ignore[override]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
         begin = row * self.length
         end = min(begin + self.length, self.total)
         number = int(np.searchsorted(self.ends, begin, side="right"))
@@ -132,8 +134,8 @@ def collate(rows: Sequence[Row], length: int, pad_id: int, padding_side: str = "
             spans[-1], padding = spans[-1] - 1, 0
         start = padding if padding_side == "left" else 0
         for span, document in zip(spans, row, strict=True):
-            ids = torch.as_tensor(document.tokens, dtype=torch.int64)
-            learned = torch.as_tensor(document.loss_mask, dtype=torch.bool)
+            ids = torch.from_numpy(np.array(document.tokens, dtype=np.int64))
+            learned = torch.from_numpy(np.array(document.loss_mask, dtype=np.bool_))
             tokens[b, start : start + span] = ids[:span]
             labels[b, start : start + len(ids) - 1] = torch.where(learned[1:], ids[1:], IGNORE)
             start += span

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-_CHUNK = 512  # rows tokenised in one call, which spreads them over the cores
+#: Rows, or characters, tokenised in one call, which spreads them over the cores.
+_CHUNK_ROWS, _CHUNK_CHARACTERS = 512, 2**21
 
 #: What models end a training document with. A chat model's own end token ends a turn instead, so these come first.
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -54,10 +54,15 @@ class TextEncoder:
 
     def read(self, source: Source, text_key: str = "text", start: int = 0) -> Iterator[np.ndarray]:
         """One array per row from row `start` on, empty for a blank text. `UserError` names a row without text."""
-        rows = source.rows(start)
-        while chunk := list(islice(rows, _CHUNK)):
-            yield from self.encode_many([_text(row, text_key, source, start + n) for n, row in enumerate(chunk)])
-            start += len(chunk)
+        texts: list[str] = []
+        characters = 0
+        for index, row in enumerate(source.rows(start), start):
+            texts.append(_text(row, text_key, source, index))
+            characters += len(texts[-1])
+            if len(texts) == _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
+                yield from self.encode_many(texts)
+                texts, characters = [], 0
+        yield from self.encode_many(texts)
 
     def _ended(self, ids: list[int]) -> np.ndarray:
         return np.array(ids if ids[-1:] == [self.end_id] else [*ids, self.end_id], dtype=np.int32)
@@ -77,6 +82,11 @@ class TextEncoder:
 
 def _text(row: Mapping[str, Any], key: str, source: Source, index: int) -> str:
     if isinstance(text := row.get(key), str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can say half of a surrogate pair, which no tokenizer can read
+            place = where(source, index)
+            raise UserError(f"{place}: broken text at character {error.start}. Repair or remove the row.") from error
         return text
     if key in row:
         raise UserError(f"{where(source, index)}: {key!r} must be text, got {type(text).__name__}")

@@ -1,0 +1,80 @@
+"""`TextData`: plain text for continued pretraining and distillation, as Lightning's data module."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from lnlit.data.blend import BlendEntry
+from lnlit.data.packing import Cut
+from lnlit.data.plan import MapPlan
+from lnlit.data.planned import PlannedData
+from lnlit.data.text import TextEncoder
+from lnlit.data.text_corpus import TextReader
+from lnlit.data.tokenizer import read_tokenizer
+from lnlit.errors import UserError
+from lnlit.interfaces import Source
+
+
+class TextData(PlannedData):
+    """Documents in one line, each ended by the end-of-text token, cut in rows of `sequence_length`.
+
+    Every token is learned but the first of each document. Attention does not cross from one document into another
+    (as in Llama 3's pretraining, section 3.2 of Dubey et al. 2024). Each epoch shuffles the documents anew.
+
+    Args:
+        tokenizer: model folder (or Hugging Face name) whose tokenizer to use.
+        train: a source, or a blend of several in stages; a weight is a share of documents.
+        sequence_length: tokens per row.
+        micro_batch_size: rows per batch and rank.
+        val: source of validation rows.
+        text_key: the key of a row that holds its text.
+        end_of_text: the token that ends a document; null finds the tokenizer's own.
+        cache: folder to keep tokens in, so that a source is tokenised once for all runs and its tokens are read from
+            the disk as needed. Changed files are noticed; a hub dataset that changed under the same revision is not.
+        seed: seeds the order of the training documents.
+        streaming: tokenise the training documents as they are needed instead of all at the start. The trainer sees no
+            epochs then, so it needs `max_steps`.
+        window: documents that a stream shuffles and cuts at a time; only the last row of a window is padded.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: Source | list[BlendEntry],
+        sequence_length: int,
+        micro_batch_size: int,
+        val: Source | None = None,
+        text_key: str = "text",
+        end_of_text: str | None = None,
+        cache: str | None = None,
+        seed: int = 0,
+        streaming: bool = False,
+        window: int = 1024,
+    ) -> None:
+        layout = Cut(sequence_length)
+        super().__init__(tokenizer, train, val, layout, sequence_length, micro_batch_size, seed, streaming, window)
+        if streaming and cache is not None:
+            raise UserError("data: a stream keeps no tokens, so cache and streaming exclude each other; drop one")
+        self.text_key = text_key
+        self.end_of_text = end_of_text
+        self.cache = None if cache is None else Path(cache).expanduser()
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        return TextEncoder(read_tokenizer(self.tokenizer_name), self.end_of_text)
+
+    def prepare_data(self) -> None:
+        """Lightning calls this on one process of a node before `setup` on all: the others find the tokens ready."""
+        if self.cache is None:
+            return
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        train = [("train", entry.source) for stage in self.stages for entry in stage] if fits else []
+        for name, source in [*train, *([("val", self.val)] if self.val is not None else [])]:
+            self._reader().prepare(source, name)
+
+    def _reader(self) -> TextReader:
+        return TextReader(self.encoder, self.text_key, self.cache)
+
+    def _fill(self, plan: MapPlan) -> str:
+        return f"{plan.num_rows:,} rows of {self.sequence_length} per epoch"
