@@ -1,13 +1,18 @@
 """How the time of one variant is found: in place, as a difference of whole models.
 
 A variant alone, in a loop, runs from warm caches and launches faster than it ever does in a model. So the parent's
-own block is stacked `layers` deep, and in all blocks but the first one slot is exchanged, for the variant and for
-nothing; the difference, divided by the number of exchanged slots, is the variant's time. (The first block stays, as
-engines want one layer with a KV cache.) What the parent's parts do not explain is the base.
+block is stacked `layers` deep, and in all layers but the first (engines want one with a KV cache) one slot is
+exchanged: for the variant in one model, for nothing in another. The difference over the number of exchanged slots is
+the variant's time. What the parent's parts do not explain of the parent's time is the base.
+
+The two slots of a block are not independent: on a CPU each evicts the other from the cache, and a full block can take
+10 to 15 % longer than its halves taken alone. So the slot beside the exchanged one holds the parent's part in every
+second layer and nothing in the others. This shares the interaction out equally, as a Shapley value does, so that both
+full and thinned blocks are predicted well.
 
 Machines drift and are shared. So all models are timed in rounds, in a new order each round; only times of the same
 round are compared, a round's time of a model is the best of its samples, as interruptions only add, and the result is
-the median over rounds.
+the median over rounds. Each round builds its models anew, as where the weights lie in memory matters too.
 """
 
 from __future__ import annotations
@@ -60,18 +65,18 @@ class Plan:
         )
 
     def models(self) -> dict[str, ModelSpec]:
-        """Name -> architecture of every model to time."""
-        models = {PARENT: self._model(self.reference)}
-        for slot, parts in (("attention", self.attention), ("ffn", self.ffn)):
-            models |= {self.name(slot, part): self._model(self.reference.replace(**{slot: part})) for part in parts}
+        """Name -> architecture of every model to time: the parent's block alone, and one for each part."""
+        models = {PARENT: self._stack(self.reference, self.reference)}
+        for slot, other, parts in (("attention", "ffn", self.attention), ("ffn", "attention", self.ffn)):
+            for part in parts:
+                block = self.reference.replace(**{slot: part})
+                models[f"{slot} {part}"] = self._stack(block, block.replace(**{other: NOOP}))
         return models
 
-    def name(self, slot: str, part: PartSpec) -> str:
-        """The name of the model that holds `part`."""
-        return PARENT if getattr(self.reference, slot) == part else f"{slot} {part}"
-
-    def _model(self, block: BlockSpec) -> ModelSpec:
-        return self.spec.replace(layers=(self.reference, *(block,) * (self.layers - 1)))
+    def _stack(self, odd: BlockSpec, even: BlockSpec) -> ModelSpec:
+        """The reference block, then `odd` and `even` in turns."""
+        others = (odd if index % 2 else even for index in range(1, self.layers))
+        return self.spec.replace(layers=(self.reference, *others))
 
 
 def schedule(models: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
@@ -97,8 +102,7 @@ def estimate(plan: Plan, times: Times) -> Estimate:
     notes: list[str] = []
 
     def exchanged(slot: str, part: PartSpec) -> NDArray:
-        with_part, without = seconds[plan.name(slot, part)], seconds[plan.name(slot, NOOP)]
-        return (with_part - without) / (plan.layers - 1)
+        return (seconds[f"{slot} {part}"] - seconds[f"{slot} {NOOP}"]) / (plan.layers - 1)
 
     def timing(label: str, rounds: NDArray, middle: NDArray) -> Timing:
         if (middle < 0).any():

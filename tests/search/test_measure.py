@@ -73,25 +73,43 @@ def test_interruptions_of_single_samples_change_little():
 
 def test_an_estimate_below_zero_is_zero_and_said():
     the_plan = plan()
-    halved = times_of(the_plan, 3, lambda _, seconds: seconds / 2)[the_plan.name("ffn", NOOP)]
-    found = estimate(the_plan, times_of(the_plan, 3) | {the_plan.name("ffn", swiglu(16)): halved})
+    halved = times_of(the_plan, 3, lambda _, seconds: seconds / 2)[f"ffn {NOOP}"]
+    found = estimate(the_plan, times_of(the_plan, 3) | {f"ffn {swiglu(16)}": halved})
     assert found.ffn[swiglu(16)].prefill_s == (0.0, 0.0)
     assert [note.partition(" (-")[0] for note in found.notes] == [
         "ffn swiglu(intermediate_size=16): estimated below zero"
     ]
 
 
-def test_models_differ_from_the_parent_in_one_slot_of_all_layers_but_the_first():
-    models = plan().models()
-    assert models[PARENT] == plan().spec
-    assert len(models) == 1 + (len(ATTENTION) - 1) + (len(FFN) - 1)
-    for name, spec in models.items():
-        assert spec.layers[0] == plan().spec.layers[0], "an engine wants a layer with a KV cache"
-        assert len(set(spec.layers[1:])) == 1
-        changed = {
-            slot for slot in ("attention", "ffn") if getattr(spec.layers[1], slot) != getattr(spec.layers[0], slot)
-        }
-        assert len(changed) == (name != PARENT)
+def test_a_part_is_timed_beside_the_parents_other_part_and_beside_nothing():
+    reference, models = plan().reference, plan().models()
+    assert models.pop(PARENT) == plan().spec
+    assert models.keys() == {f"attention {part}" for part in ATTENTION} | {f"ffn {part}" for part in FFN}
+    for part in ATTENTION:
+        first, *others = models[f"attention {part}"].layers
+        assert first == reference, "an engine wants a layer with a KV cache"
+        assert [block.attention for block in others] == [part] * 7
+        assert [block.ffn for block in others] == [reference.ffn, NOOP] * 3 + [reference.ffn]
+    for part in FFN:
+        first, *others = models[f"ffn {part}"].layers
+        assert first == reference
+        assert [block.ffn for block in others] == [part] * 7
+        assert [block.attention for block in others] == [reference.attention, NOOP] * 3 + [reference.attention]
+
+
+def test_slots_that_slow_each_other_share_what_it_costs():
+    """10 ms more in a block with both: half of it goes to each, and the parent is predicted exactly."""
+
+    def slowed(spec: ModelSpec) -> Latency:
+        both = sum(block.attention != NOOP and block.ffn != NOOP for block in spec.layers)
+        prefill, decode = additive_seconds(spec, WORKLOADS[0])
+        return Latency((prefill + 0.010 * both,), (decode,))
+
+    the_plan = plan(layers=9)
+    found = estimate(the_plan, {name: [[slowed(spec)]] for name, spec in the_plan.models().items()})
+    own = found.attention[attention(2)].prefill_s[0], found.ffn[swiglu(48)].prefill_s[0]
+    assert own == pytest.approx((0.030 + 0.005, 0.050 + 0.005))
+    assert found.base.prefill_s[0] == pytest.approx(BASE)
 
 
 def test_a_deep_parent_is_timed_at_32_layers_and_a_single_layer_at_2():
