@@ -112,13 +112,7 @@ class Problem:
 
     def limits(self) -> dict[str, tuple[float, float]]:
         """(lowest, highest) total of each cost that has a budget; several budgets of one cost are all kept."""
-        found: dict[str, tuple[float, float]] = {}
-        for budget in self.budgets:
-            low, high = found.get(budget.cost, (-math.inf, math.inf))
-            new_low = -math.inf if budget.min is None else budget.min
-            new_high = math.inf if budget.max is None else budget.max
-            found[budget.cost] = (max(low, new_low), min(high, new_high))
-        return found
+        return _limits(self.budgets)
 
     def picked(self, names: Sequence[str]) -> list[Choice]:
         """The choices of a solution by their names. Raises `UserError` for a name that its layer does not allow."""
@@ -176,6 +170,16 @@ class Problem:
         return cls(**values)
 
 
+def _limits(budgets: Sequence[Budget]) -> dict[str, tuple[float, float]]:
+    found: dict[str, tuple[float, float]] = {}
+    for budget in budgets:
+        low, high = found.get(budget.cost, (-math.inf, math.inf))
+        new_low = -math.inf if budget.min is None else budget.min
+        new_high = math.inf if budget.max is None else budget.max
+        found[budget.cost] = (max(low, new_low), min(high, new_high))
+    return found
+
+
 # Checks
 
 
@@ -190,13 +194,13 @@ def _check(problem: Problem) -> None:
     for cost, value in problem.base_costs.items():
         _known_cost(cost, names, "problem.base_costs")
         _not_negative(value, f"problem.base_costs[{cost!r}]")
-    _check_budgets(problem.budgets, names, "problem.budgets")
+    _check_budgets(problem.budgets, (), names, "problem.budgets")
     scenarios = [scenario.name for scenario in problem.scenarios]
     for index, scenario in enumerate(problem.scenarios):
         where = f"problem.scenarios[{index}]"
         if not isinstance(scenario.name, str) or scenarios.count(scenario.name) > 1:
             raise UserError(f"{where}.name: expected a name of its own, got {scenario.name!r}.")
-        _check_budgets(scenario.budgets, names, f"{where}.budgets")
+        _check_budgets(scenario.budgets, problem.budgets, names, f"{where}.budgets")
     _check_patterns(problem)
     _check_diversity(problem)
 
@@ -225,16 +229,18 @@ def _check_layers(layers: Sequence[Sequence[Choice]]) -> list[str]:
     return costs
 
 
-def _check_budgets(budgets: Sequence[Budget], costs: Sequence[str], path: str) -> None:
+def _check_budgets(budgets: Sequence[Budget], others: Sequence[Budget], costs: Sequence[str], path: str) -> None:
     for index, budget in enumerate(budgets):
         where = f"{path}[{index}]"
         _known_cost(budget.cost, costs, f"{where}.cost")
         if budget.min is None and budget.max is None:
             raise UserError(f"{where}: a budget needs 'min', 'max' or both.")
-        low = -math.inf if budget.min is None else _finite(budget.min, f"{where}.min")
-        high = math.inf if budget.max is None else _finite(budget.max, f"{where}.max")
+        for side in ("min", "max"):
+            if getattr(budget, side) is not None:
+                _finite(getattr(budget, side), f"{where}.{side}")
+    for cost, (low, high) in _limits([*others, *budgets]).items():
         if low > high:
-            raise UserError(f"{where}: min {low:g} is above max {high:g}.")
+            raise UserError(f"{path}: {cost} has min {low:g} above max {high:g}.")
 
 
 def _check_patterns(problem: Problem) -> None:

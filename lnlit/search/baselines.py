@@ -1,0 +1,212 @@
+"""Solvers without proof: what the optimum is compared with in every report. They need no solver library.
+
+Array suffixes: L layers, J choices of a layer (padded), R limits (the budgets, then the counts as 0/1 usage).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from lnlit.interfaces import Problem, Solution, Solver, SolverResult
+from lnlit.interfaces.problem import TOLERANCE
+
+#: Relative excess below which a limit counts as kept. Half of what the problem itself grants.
+_TOLERANCE = TOLERANCE / 2
+
+
+class Greedy(Solver):
+    """Puzzle's own baseline (arXiv 2411.19146, appendix F.2.2).
+
+    Every budget is split equally over the layers. Layers come in ascending order of their mean score over the choices;
+    each takes its best choice within its share, and what it leaves goes to the next. Where nothing fits, the choice
+    that exceeds the share least is taken and the next layers pay. A total that still breaks a limit is repaired as in
+    `ratio_greedy`.
+    """
+
+    def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
+        start, table = time.perf_counter(), _Table(problem)
+        mean_L = [table.score_LJ[layer, : len(names)].mean() for layer, names in enumerate(table.names)]
+        picks_L = np.zeros(len(mean_L), dtype=int)
+        used_R = np.zeros_like(table.high_R)
+        for done, layer in enumerate(np.argsort(mean_L, kind="stable"), start=1):
+            real = len(table.names[layer])
+            excess_J = table.excess(used_R + table.usage_LJR[layer, :real], share=done / len(picks_L))
+            picks_L[layer] = np.lexsort((table.score_LJ[layer, :real], excess_J))[0]
+            used_R += table.usage_LJR[layer, picks_L[layer]]
+        return _result(table, [_repaired(table, picks_L)], start)
+
+
+class RatioGreedy(Solver):
+    """From every layer's best choice, always the change that costs least score per relief, until all limits are kept;
+    then, while one fits, the single change that gains most.
+
+    Relief is the fall of the sum over limits of what is exceeded, each relative to its limit: a limit that is kept
+    weighs nothing, several broken ones weigh by how far each still is.
+    """
+
+    def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
+        start, table = time.perf_counter(), _Table(problem)
+        picks_L = _repaired(table, table.score_LJ.argmin(1))
+        return _result(table, [picks_L if picks_L is None else _filled(table, picks_L)], start)
+
+
+class Uniform(Solver):
+    """One choice everywhere: of the names that every layer allows, the best that keeps all limits in all layers.
+
+    Where there is none, the model is degraded evenly: each name in turn replaces the best choice in the smallest number
+    of equally spaced layers that keeps all limits (a layer that lacks the name keeps its best), and the best of these
+    mixtures wins.
+    """
+
+    def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
+        start, table = time.perf_counter(), _Table(problem)
+        best_L, layers = table.score_LJ.argmin(1), len(table.names)
+        places = {name: table.places(name) for name in dict.fromkeys(name for names in table.names for name in names)}
+        found = [place_L for place_L in places.values() if (place_L >= 0).all() and table.keeps(place_L)]
+        if not found:
+            for place_L in places.values():
+                mixtures = (_spread(best_L, place_L, number) for number in range(layers + 1))
+                found += [next((picks_L for picks_L in mixtures if table.keeps(picks_L)), None)]
+        kept = [picks_L for picks_L in found if picks_L is not None]
+        return _result(table, [min(kept, key=table.score, default=None)], start)
+
+
+class Random(Solver):
+    """Random architectures of the library that keep all limits: `samples` of them, always the same for one `seed`.
+
+    Every layer draws one of its choices, all equally likely; while a limit is broken, a random change among those that
+    bring the model nearer to its limits is made. The solutions are not thinned out by `max_overlap`.
+    """
+
+    def __init__(self, samples: int = 20, seed: int = 0) -> None:
+        self.samples = samples
+        self.seed = seed
+
+    def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
+        start, table = time.perf_counter(), _Table(problem)
+        draw = np.random.default_rng(self.seed)
+        return _result(table, [self._sample(table, draw) for _ in range(self.samples)], start)
+
+    def _sample(self, table: _Table, draw: np.random.Generator) -> np.ndarray | None:
+        picks_L = np.array([draw.integers(len(names)) for names in table.names])
+        while not table.keeps(picks_L):
+            better = np.argwhere((table.relief(picks_L) > 0) & np.isfinite(table.score_LJ))
+            if not len(better):
+                return None
+            layer, choice = draw.choice(better)
+            picks_L[layer] = choice
+        return picks_L
+
+
+class _Table:
+    """The allowed choices of a problem as arrays; lower scores are better, padding has an infinite one."""
+
+    def __init__(self, problem: Problem) -> None:
+        layers = [problem.allowed(layer) for layer in range(len(problem.layers))]
+        limits, counts = problem.limits(), problem.counts
+        width = max(map(len, layers))
+        sign = -1.0 if problem.objective == "maximize" else 1.0
+        self.problem = problem
+        self.names = [[choice.name for choice in layer] for layer in layers]
+        self.score_LJ = np.full((len(layers), width), math.inf)
+        self.usage_LJR = np.zeros((len(layers), width, len(limits) + len(counts)))
+        for index, layer in enumerate(layers):
+            self.score_LJ[index, : len(layer)] = [sign * choice.score for choice in layer]
+            self.usage_LJR[index, : len(layer)] = [
+                [choice.costs[cost] for cost in limits] + [fnmatchcase(choice.name, c.names) for c in counts]
+                for choice in layer
+            ]
+        base_R = np.array([problem.base_costs.get(cost, 0.0) for cost in limits] + [0.0] * len(counts))
+        bounds = [*limits.values(), *((c.min, len(layers) if c.max is None else c.max) for c in counts)]
+        low_R, high_R = np.array(bounds, dtype=float).reshape(-1, 2).T
+        sizes_R2 = np.abs(np.stack([low_R, high_R]))
+        self.slack_2R = _TOLERANCE * np.where(np.isfinite(sizes_R2), sizes_R2, 0.0)
+        self.low_R, self.high_R = low_R - base_R, high_R - base_R
+        largest_R = np.where(np.isfinite(sizes_R2), sizes_R2, 0.0).max(0)
+        self.scale_R = np.where(largest_R > 0, largest_R, 1.0)
+
+    def score(self, picks_L: np.ndarray) -> float:
+        return float(self.score_LJ[np.arange(len(picks_L)), picks_L].sum())
+
+    def totals(self, picks_L: np.ndarray) -> np.ndarray:
+        return self.usage_LJR[np.arange(len(picks_L)), picks_L].sum(0)
+
+    def excess(self, totals: np.ndarray, share: float = 1.0) -> np.ndarray:
+        """How far totals [..., R] are outside `share` of the limits, summed over limits; 0 where all are kept."""
+        over = totals - share * self.high_R - self.slack_2R[1]
+        under = share * self.low_R - self.slack_2R[0] - totals
+        return (np.maximum(np.maximum(over, under), 0.0) / self.scale_R).sum(-1)
+
+    def keeps(self, picks_L: np.ndarray) -> bool:
+        return not self.excess(self.totals(picks_L)).any()
+
+    def after(self, picks_L: np.ndarray) -> np.ndarray:
+        """Totals [L, J, R] after each single change."""
+        own_L1R = self.usage_LJR[np.arange(len(picks_L)), picks_L][:, None]
+        return self.totals(picks_L) + self.usage_LJR - own_L1R
+
+    def relief(self, picks_L: np.ndarray) -> np.ndarray:
+        """By how much each single change lowers the excess, [L, J]; rounding noise counts as nothing."""
+        gain_LJ = self.excess(self.totals(picks_L)) - self.excess(self.after(picks_L))
+        return np.where(gain_LJ > 1e-12, gain_LJ, 0.0)
+
+    def loss(self, picks_L: np.ndarray) -> np.ndarray:
+        """What each single change costs in score, [L, J]."""
+        return self.score_LJ - self.score_LJ[np.arange(len(picks_L)), picks_L][:, None]
+
+    def places(self, name: str) -> np.ndarray:
+        """Where each layer has a choice of that name, -1 where it has none."""
+        return np.array([names.index(name) if name in names else -1 for names in self.names])
+
+
+def _repaired(table: _Table, picks_L: np.ndarray) -> np.ndarray | None:
+    """Single changes, least score per relief first, until all limits are kept. None when no change brings relief."""
+    picks_L = picks_L.copy()
+    while not table.keeps(picks_L):
+        relief_LJ, loss_LJ = table.relief(picks_L), table.loss(picks_L)
+        possible_LJ = (relief_LJ > 0) & np.isfinite(loss_LJ)
+        if not possible_LJ.any():
+            return None
+        safe_LJ = np.where(possible_LJ, relief_LJ, 1.0)
+        price_LJ = np.where(loss_LJ > 0, loss_LJ / safe_LJ, -safe_LJ)  # what gains score too: most relief first
+        layer, choice = np.unravel_index(np.where(possible_LJ, price_LJ, math.inf).argmin(), price_LJ.shape)
+        picks_L[layer] = choice
+    return picks_L
+
+
+def _filled(table: _Table, picks_L: np.ndarray) -> np.ndarray:
+    """Single changes that keep all limits, largest gain first, until none gains."""
+    while True:
+        kept_LJ = table.excess(table.after(picks_L)) == 0
+        loss_LJ = np.where(kept_LJ, table.loss(picks_L), math.inf)
+        layer, choice = np.unravel_index(loss_LJ.argmin(), loss_LJ.shape)
+        changed_L = picks_L.copy()
+        changed_L[layer] = choice
+        if table.score(changed_L) >= table.score(picks_L) or not table.keeps(changed_L):
+            return picks_L
+        picks_L = changed_L
+
+
+def _spread(best_L: np.ndarray, place_L: np.ndarray, number: int) -> np.ndarray:
+    """`best_L` with `place_L` in `number` equally spaced layers, where a layer has it."""
+    picks_L = best_L.copy()
+    chosen = ((np.arange(number) + 0.5) * len(best_L) / max(number, 1)).astype(int)
+    picks_L[chosen] = np.where(place_L[chosen] >= 0, place_L[chosen], best_L[chosen])
+    return picks_L
+
+
+def _result(table: _Table, found: Iterable[np.ndarray | None], start: float) -> SolverResult:
+    seconds = time.perf_counter() - start
+    solutions = []
+    for picks_L in found:
+        if picks_L is not None:
+            choice = tuple(names[pick] for names, pick in zip(table.names, picks_L, strict=True))
+            solutions.append(Solution(choice, *table.problem.totals(choice), seconds=seconds))
+    if not solutions:
+        return SolverResult("not_found", message="found no choice within all limits; an exact solver can tell why")
+    return SolverResult("feasible", tuple(solutions))

@@ -1,0 +1,150 @@
+"""From a library with its scores and costs to the `Problem` that a solver gets."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from lnlit.errors import UserError, did_you_mean
+from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem, Scenario, Workload
+from lnlit.search.costs import CostTable
+from lnlit.search.library import Library, pair_name
+from lnlit.search.scores import Scores
+from lnlit.search.targets import ALL_PARTS, Parts, Target
+
+MIB = 2**20
+_NOOP = "noop+*"
+
+
+def make_problem(
+    library: Library,
+    scores: Scores,
+    costs: CostTable,
+    workloads: Sequence[Workload],
+    targets: Sequence[Target],
+    *,
+    counts: Sequence[Count] = (),
+    forbidden: Sequence[Forbidden] = (),
+    num_solutions: int = 1,
+    max_overlap: float = 0.8,
+    parts: Parts = ALL_PARTS,
+    generated_only: bool = False,
+) -> Problem:
+    """The problem of the best child of `library` within `targets`.
+
+    Each workload is a scenario: the targets must hold for it, and the best child of all scenarios wins, as Puzzle
+    chooses its batch size. Attention is not removed from layer 0, which engines cannot run, unless the parent has none
+    there. `generated_only` counts throughput in new tokens alone.
+
+    Raises `UserError` for a target that cannot be stated, a candidate without score or cost, foreign scores.
+    """
+    if not workloads:
+        raise UserError("workloads: there are none; name at least one that the cost table has.")
+    scores.check_library(library)
+    if any(target.cost in ("throughput", "latency_s", "prefill_s", "decode_s") for target in targets):
+        for workload in workloads:
+            costs.check_timed(workload)
+    tables = [_Costs(costs, workload, _cached_tokens(targets)) for workload in workloads]
+    labels = [workload_name(workload) if len(workloads) > 1 else "" for workload in workloads]
+    layers = []
+    for layer in range(len(library.layers)):
+        choices = []
+        for attention, ffn in _choices(library, layer, parts):
+            block = library.block_spec(layer, attention, ffn)
+            priced = _labelled(labels, [table.of(costs.block(block, table.workload)) for table in tables])
+            choices.append(Choice(pair_name(attention, ffn), scores.of(layer, attention, ffn), priced))
+        layers.append(tuple(choices))
+    budgets = [
+        tuple(_budget(target, targets, table, label, generated_only) for target in targets)
+        for table, label in zip(tables, labels, strict=True)
+    ]
+    return Problem(
+        layers=tuple(layers),
+        objective="maximize" if scores.bigger_is_better else "minimize",
+        budgets=budgets[0] if len(workloads) == 1 else (),
+        base_costs=_labelled(labels, [table.of(costs.base(table.workload)) for table in tables]),
+        counts=tuple(counts),
+        forbidden=(*forbidden, *_first_attention(layers[0], library)),
+        num_solutions=num_solutions,
+        max_overlap=max_overlap,
+        scenarios=tuple(map(Scenario, labels, budgets)) if len(workloads) > 1 else (),
+    )
+
+
+def workload_name(workload: Workload) -> str:
+    """As "64x512+128": requests x prompt + new tokens."""
+    return f"{workload.batch_size}x{workload.prompt_tokens}+{workload.new_tokens}"
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """A workload's costs; where tokens are to be cached, also the MiB of the weights with that many tokens' cache."""
+
+    table: CostTable
+    workload: Workload
+    cached_tokens: float | None
+
+    def of(self, costs: Mapping[str, float]) -> dict[str, float]:
+        if self.cached_tokens is None:
+            return dict(costs)
+        cache_mib = costs["kv_bytes_per_token"] * self.cached_tokens / MIB
+        return {**costs, "cached_tokens_mib": costs["weight_mib"] + cache_mib}
+
+
+def _labelled(labels: Sequence[str], costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The costs of all workloads side by side, as "memory_mib @ 64x512+128" where there are several."""
+    pairs = zip(labels, costs, strict=True)
+    return {_cost_name(cost, label): float(value) for label, some in pairs for cost, value in some.items()}
+
+
+def _cost_name(cost: str, label: str) -> str:
+    return f"{cost} @ {label}" if label else cost
+
+
+def _cached_tokens(targets: Iterable[Target]) -> float | None:
+    return max((target.min for target in targets if target.cost == "cached_tokens" and target.min), default=None)
+
+
+def _budget(target: Target, targets: Sequence[Target], table: _Costs, label: str, generated_only: bool) -> Budget:
+    """A target as bounds of a cost that adds up over layers."""
+    if target.cost not in ("throughput", "cached_tokens"):
+        known = table.of(table.table.base(table.workload))
+        if target.cost not in known:
+            allowed = sorted({*known, "throughput", "cached_tokens"} - {"cached_tokens_mib"})
+            raise UserError(
+                f"targets: unknown cost {target.cost!r}.{did_you_mean(target.cost, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
+            )
+        return Budget(_cost_name(target.cost, label), target.min, target.max)
+    low = target.min
+    if low is None or target.max is not None or not math.isfinite(low) or low <= 0:
+        raise UserError(f"targets: {target.cost} takes a positive min and no max, got {target.min} and {target.max}.")
+    if target.cost == "throughput":  # batch x tokens / latency >= min, turned around
+        workload = table.workload
+        tokens = workload.new_tokens + (0 if generated_only else workload.prompt_tokens)
+        return Budget(_cost_name("latency_s", label), max=workload.batch_size * tokens / low)
+    rooms = [other.max for other in targets if other.cost == "memory_mib" and other.max is not None]
+    if not rooms:
+        raise UserError("targets: cached_tokens needs the memory it shares: add a target memory_mib with a max.")
+    return Budget(_cost_name("cached_tokens_mib", label), max=min(rooms))
+
+
+def _first_attention(choices: Sequence[Choice], library: Library) -> list[Forbidden]:
+    """The rule that keeps attention in layer 0, where there is one to keep and it could go."""
+    removable = any(fnmatchcase(choice.name, _NOOP) for choice in choices)
+    return [Forbidden(0, _NOOP)] if removable and library.parent_names(0)[0] != "noop" else []
+
+
+def _choices(library: Library, layer: int, parts: Parts) -> list[tuple[str, str]]:
+    """The pairs of variants that a layer may take, the parent's own first."""
+    variants, own = library.layers[layer], library.parent_names(layer)
+    attention = [n for n in variants.attention if n == own[0] or _any_match(n, parts.attention)]
+    ffn = [n for n in variants.ffn if n == own[1] or _any_match(n, parts.ffn)]
+    return list(itertools.product(attention, ffn))
+
+
+def _any_match(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

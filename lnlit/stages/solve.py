@@ -1,0 +1,166 @@
+"""`lnlit search solve`: the best choice per layer within the budgets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lnlit import registry
+from lnlit.errors import UserError
+from lnlit.files import read_json, write_json
+from lnlit.interfaces import Count, Forbidden, Problem, Solver, SolverResult, Workload
+from lnlit.search.frontier import frontier as frontier_of
+from lnlit.search.targets import ALL_PARTS, Parts, Sweep, Target
+
+#: Solved beside the chosen solver, for comparison.
+BASELINES = ("greedy", "ratio_greedy", "uniform", "random")
+
+
+def solve(
+    out: str,
+    problem: str | None = None,
+    library: str | None = None,
+    scores: str | None = None,
+    costs: str | None = None,
+    targets: Sequence[Target] = (),
+    workloads: Sequence[Workload] = (),
+    counts: Sequence[Count] = (),
+    forbidden: Sequence[Forbidden] = (),
+    num_solutions: int = 1,
+    max_overlap: float = 0.8,
+    parts: Parts = ALL_PARTS,
+    generated_only: bool = False,
+    allow_other_hardware: bool = False,
+    solver: str = "highs",
+    time_limit_s: float = 300.0,
+    frontier: Sweep | None = None,
+) -> Path:
+    """Write the best child within the budgets, with proof, and the baselines' beside it.
+
+    Either from a problem file alone, of any library and without a model, or from a library with its scores and costs;
+    the problem is then written beside the solution.
+
+    Args:
+        out: The file to write, usually solution.json. The problem goes to problem.json beside it (X.problem.json for
+            any other X.json).
+        problem: A problem in its JSON form; see lnlit.interfaces.problem. Then nothing else describes it.
+        library: Block library to choose from.
+        scores: Its scores.
+        costs: Its cost table.
+        targets: Bounds of the child's costs, throughput (min) or cached_tokens (min) included.
+        workloads: Which of the cost table's workloads count, all when not given. Several are alternatives: the targets
+            must hold in one, and the one that allows the best child wins.
+        counts: How many layers may take the choices that match a pattern.
+        forbidden: Choices that one layer must not take. Attention stays in layer 0 in any case.
+        num_solutions: How many different solutions to find.
+        max_overlap: In what share of the layers two of them may be equal.
+        parts: Patterns over the names of variants to use beside the parent's own.
+        generated_only: Whether throughput counts new tokens alone.
+        allow_other_hardware: Whether the cost table may be from another machine.
+        solver: Registered solver: highs (exact, plugin lnlit-highs), greedy, ratio_greedy, uniform or random.
+        time_limit_s: For the whole solve, and again for each value of the frontier.
+        frontier: A budget to move over several values, each solved by the solver and every baseline.
+    """
+    chosen = _solver(solver)
+    if problem is not None:
+        described = (library, scores, costs, targets, workloads, counts, forbidden)
+        if any(described) or (num_solutions, max_overlap, parts) != (1, 0.8, ALL_PARTS):
+            raise UserError("solve: a problem file holds the whole problem. Leave out what describes it, or the file.")
+        asked = read_problem(Path(problem).expanduser())
+    else:
+        asked = _from_library(
+            library,
+            scores,
+            costs,
+            workloads,
+            allow_other_hardware,
+            targets=targets,
+            counts=counts,
+            forbidden=forbidden,
+            num_solutions=num_solutions,
+            max_overlap=max_overlap,
+            parts=parts,
+            generated_only=generated_only,
+        )
+    target = Path(out).expanduser()
+    result = _solved(asked, solver, chosen, time_limit_s)
+    compared = {name: registry.build("solver", name) for name in BASELINES}
+    beside = {name: baseline.solve(asked).to_json() for name, baseline in compared.items()}
+    rows = _frontier(asked, frontier, {solver: chosen, **compared}, time_limit_s) if frontier else []
+    path = problem_path(target)
+    write_json(path, asked.to_json())
+    extra = {"solver": solver, "problem": path.name, "baselines": beside, "frontier": rows}
+    write_json(target, {**result.to_json(), **extra})
+    return target
+
+
+def problem_path(solution: Path) -> Path:
+    """Where the problem of a solution file is kept."""
+    return solution.with_name("problem.json" if solution.stem == "solution" else f"{solution.stem}.problem.json")
+
+
+def read_problem(file: Path) -> Problem:
+    """A problem from its JSON file. Raises `UserError` naming the file and the place in it."""
+    data = read_json(file, "a problem")
+    try:
+        return Problem.from_json(data)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def _solver(name: str) -> Solver:
+    if name == "highs" and name not in registry.names("solver"):
+        raise UserError(
+            "solver 'highs' is not installed. Run `pip install lnlit-highs` (in a checkout: `pip install -e "
+            f"plugins/lnlit-highs`), or choose one of {', '.join(registry.names('solver'))}, which prove nothing."
+        )
+    return registry.build("solver", name)
+
+
+def _from_library(
+    library: str | None,
+    scores: str | None,
+    costs: str | None,
+    workloads: Sequence[Workload],
+    allow_other_hardware: bool,
+    **options: Any,
+) -> Problem:
+    if library is None or scores is None or costs is None:
+        raise UserError("solve: needs either a problem file, or all of library, scores and costs.")
+    from lnlit.search.costs import CostTable  # these import torch, which a problem file does not need
+    from lnlit.search.library import Library
+    from lnlit.search.problem import make_problem
+    from lnlit.search.scores import read_scores
+
+    opened, table = Library.open(library), CostTable.read(Path(costs).expanduser())
+    table.check_hardware(allow_other_hardware)
+    return make_problem(opened, read_scores(scores), table, tuple(workloads) or table.workloads, **options)
+
+
+def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) -> SolverResult:
+    layers, most = len(problem.layers), max(map(len, problem.layers))
+    print(f"solve: {layers} layers of up to {most} choices with {name}", file=sys.stderr, flush=True)
+    result = solver.solve(problem, time_limit_s)
+    if not result.solutions:
+        advice = {
+            "infeasible": "Loosen what cannot be kept.",
+            "time_limit": "Raise time_limit_s.",
+        }.get(result.status, "Use an exact solver, such as highs.")
+        raise UserError(f"solve: {result.message or 'no solution was found'}. {advice}".replace("..", "."))
+    best = result.solutions[0]
+    proof = "without proof" if best.gap is None else f"proven to {best.gap:.1e}"
+    print(f"solve: {result.status}, score {best.score:.6g} {proof}. {result.message}", file=sys.stderr, flush=True)
+    return result
+
+
+def _frontier(problem: Problem, sweep: Sweep, solvers: dict[str, Solver], time_limit_s: float) -> list[dict[str, Any]]:
+    rows = []
+    for name, solver in solvers.items():
+        found = frontier_of(problem, sweep.cost, sweep.values, solver, side=sweep.side, time_limit_s=time_limit_s)
+        for row in found:
+            rows.append({"solver": name, **row})
+            score = "no solution" if row["score"] is None else f"{row['score']:.6g}"
+            print(f"solve: {name}, {row['cost']} {row['side']} {row['value']:g}: {score}", file=sys.stderr, flush=True)
+    return rows

@@ -1,0 +1,283 @@
+"""Exact architecture search: Puzzle's mixed-integer program (arXiv 2411.19146, appendix B) in CVXPY, solved by HiGHS.
+
+Array suffixes: L layers, N choices of all layers one after the other, M limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+from cvxpy.settings import INFEASIBLE_OR_UNBOUNDED
+from scipy import sparse
+
+from lnlit.interfaces import Budget, Choice, Problem, Solution, Solver, SolverResult
+from lnlit.interfaces.solver import Status
+
+#: Limits are scaled to about 1, where HiGHS's own tolerance would let sums through that break them by a millionth.
+_TOLERANCES = {"mip_feasibility_tolerance": 1e-9, "primal_feasibility_tolerance": 1e-9, "mip_abs_gap": 1e-9}
+
+
+class Highs(Solver):
+    """The best choice per layer with its proof: status, bound and gap (CVXPY on HiGHS).
+
+    `gap` is the proven distance to the best possible score, as a fraction of what the solution gives up against the
+    best choice in every layer, at which the first solution counts as optimal; `alternatives_gap` is that of the further
+    ones. These are many and nearly equal, so that ranking them exactly costs hours, while scores, measured on samples
+    of text, are known to a percent at best.
+    """
+
+    def __init__(self, gap: float = 0.0, alternatives_gap: float = 5e-4) -> None:
+        self.gap = gap
+        self.alternatives_gap = alternatives_gap
+
+    def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
+        end = time.monotonic() + time_limit_s
+        program, solutions, found = _Program.of(problem), [], None
+        while len(solutions) < problem.num_solutions:
+            start = time.perf_counter()
+            gap = self.alternatives_gap if solutions else self.gap
+            found, program = _minimised_within(problem, program, gap, end)
+            if found.picks is None:
+                break
+            solutions.append(program.solution(problem, found, time.perf_counter() - start))
+            program = program.without(found.picks, problem.most_shared)
+        assert found is not None
+        status: Status = "time_limit" if found.status == "time_limit" else "optimal" if solutions else "infeasible"
+        if status == "infeasible":
+            return _infeasible(problem, end)
+        missing = problem.num_solutions - len(solutions)
+        message = ""
+        if missing:
+            why = "the time is up" if status == "time_limit" else "no others differ enough and keep all limits"
+            message = f"found {len(solutions)} of {problem.num_solutions} solutions: {why}"
+        elif status == "time_limit":
+            message = "the time ended before the proof; `gap` says how far the score may be from the best"
+        return SolverResult(status, tuple(solutions), message=message)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A minimum in the units of the program; `picks` are positions among its N columns."""
+
+    status: Status
+    picks: np.ndarray | None = None
+    value: float = math.inf
+    bound: float = -math.inf
+
+
+@dataclass(frozen=True)
+class _Program:
+    """minimise value_N @ x over one choice per layer with rows_MN @ x <= bound_M.
+
+    Values are the scores above each layer's best, divided by `scale`, so that they are near 1 and the best model
+    without limits has 0; `score = sign * (scale * value + offset)`.
+    """
+
+    choices: tuple[Choice, ...]
+    layer_N: np.ndarray
+    value_N: np.ndarray
+    rows_MN: np.ndarray
+    bound_M: np.ndarray
+    sign: float = 1.0
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Program:
+        layers = [problem.allowed(layer) for layer in range(len(problem.layers))]
+        choices = tuple(choice for layer in layers for choice in layer)
+        layer_N = np.repeat(np.arange(len(layers)), [len(layer) for layer in layers])
+        sign = -1.0 if problem.objective == "maximize" else 1.0
+        rows_MN, bound_M = _rows(problem, choices)
+        program = cls(choices, layer_N, np.zeros(len(choices)), rows_MN, bound_M, sign)
+        return program.minimising(sign * np.array([choice.score for choice in choices], dtype=float))
+
+    def minimising(self, raw_N: np.ndarray) -> _Program:
+        """The same program with another objective."""
+        best_L = np.minimum.reduceat(raw_N, self.starts())
+        above_N = raw_N - best_L[self.layer_N]
+        scale = float(above_N.mean()) or 1.0
+        return dataclasses.replace(self, value_N=above_N / scale, scale=scale, offset=math.fsum(best_L))
+
+    def starts(self) -> np.ndarray:
+        """The first column of each layer."""
+        return np.flatnonzero(np.diff(self.layer_N, prepend=-1))
+
+    def without(self, picks: np.ndarray, most_shared: int) -> _Program:
+        """The same program where a solution shares at most so many layers with `picks`."""
+        row_N = np.zeros(len(self.value_N))
+        row_N[picks] = 1.0
+        rows_MN, bound_M = np.vstack([self.rows_MN, row_N]), np.append(self.bound_M, most_shared)
+        return dataclasses.replace(self, rows_MN=rows_MN, bound_M=bound_M)
+
+    def names_of(self, picks: np.ndarray) -> tuple[str, ...]:
+        return tuple(self.choices[pick].name for pick in picks)
+
+    def raw(self, value: float) -> float:
+        return self.sign * (self.scale * value + self.offset)
+
+    def solution(self, problem: Problem, found: _Found, seconds: float) -> Solution:
+        assert found.picks is not None
+        names = self.names_of(found.picks)
+        score, costs = problem.totals(names)
+        bound = self.sign * min(self.sign * self.raw(found.bound), self.sign * score)
+        gap = abs(score - bound) / max(abs(score), abs(bound)) if score != bound else 0.0
+        return Solution(names, score, costs, bound, gap, seconds)
+
+
+def _rows(problem: Problem, choices: Sequence[Choice]) -> tuple[np.ndarray, np.ndarray]:
+    """Budgets and counts as rows, each divided by its largest entry."""
+    rows, bounds = [np.zeros((0, len(choices)))], []
+    sides = []
+    for cost, (low, high) in problem.limits().items():
+        usage_N = np.array([choice.costs[cost] for choice in choices], dtype=float)
+        base = problem.base_costs.get(cost, 0.0)
+        sides.append((usage_N, low - base, high - base))
+    for count in problem.counts:
+        usage_N = np.array([fnmatchcase(choice.name, count.names) for choice in choices], dtype=float)
+        sides.append((usage_N, count.min or -math.inf, math.inf if count.max is None else count.max))
+    for usage_N, low, high in sides:
+        for row_N, bound in ((usage_N, high), (-usage_N, -low)):
+            if math.isfinite(bound):
+                size = max(abs(bound), float(np.abs(row_N).max())) or 1.0
+                rows.append(row_N[None] / size)
+                bounds.append(bound / size)
+    return np.vstack(rows), np.array(bounds)
+
+
+def _minimised_within(problem: Problem, program: _Program, gap: float, end: float) -> tuple[_Found, _Program]:
+    """The minimum among what keeps the problem's limits exactly. A solution that only HiGHS's tolerance lets through is
+    cut off by itself, and the program with the cut comes back too.
+    """
+    while True:
+        found = _minimised(program, gap, end)
+        if found.picks is None or not problem.violations(program.names_of(found.picks)):
+            return found, program
+        program = program.without(found.picks, len(problem.layers) - 1)
+
+
+def _minimised(program: _Program, gap: float, end: float) -> _Found:
+    """The minimum of a program, proven to `gap`, found in a small core of its columns.
+
+    The linear relaxation prices every limit. With prices p >= 0, any solution costs at least
+    floor = sum over layers of min(value + p @ row) - p @ bound, and one that takes a choice whose reduced cost is r
+    at least floor + r (Lagrangian bound: it holds for any p, so no rounding of the relaxation can spoil the proof). So
+    the choices with r <= width are solved alone; a minimum of at most floor + width is that of the whole program, and
+    any other one says how wide the core has to be.
+    """
+    status, price_M = _relaxed(program, end)
+    if status == "infeasible":
+        return _Found("infeasible")
+    priced_N = program.value_N + price_M @ program.rows_MN
+    least_L = np.minimum.reduceat(priced_N, program.starts())
+    floor = float(least_L.sum() - price_M @ program.bound_M)
+    reduced_N = priced_N - least_L[program.layer_N]
+    size = min(3 * len(least_L), len(reduced_N) - 1)
+    width = float(np.partition(reduced_N, size)[size])
+    while True:
+        kept = np.flatnonzero(reduced_N <= width)
+        found = _integer(program, kept, gap, end)
+        beyond = math.inf if len(kept) == len(reduced_N) else floor + width
+        if found.status == "infeasible" and beyond < math.inf:
+            width = max(4 * width, 1e-3) if len(kept) < len(reduced_N) / 2 else math.inf
+            continue
+        found = dataclasses.replace(found, bound=max(min(found.bound, beyond), floor))
+        if found.status != "optimal" or found.value - min(beyond, found.value) <= gap * found.value:
+            return found
+        width = (found.value - floor) * (1 + 1e-9) + 1e-12
+
+
+def _relaxed(program: _Program, end: float) -> tuple[Status, np.ndarray]:
+    """Status and prices of the rows of the linear relaxation; prices of 0, which prove less, when it has no answer."""
+    if not len(program.bound_M):
+        return "optimal", np.zeros(0)
+    x = cp.Variable(len(program.value_N), nonneg=True)
+    limits: Any = sparse.csr_array(program.rows_MN) @ x <= program.bound_M
+    one_each: Any = _layers(program.layer_N) @ x == 1
+    status = _run(cp.Problem(cp.Minimize(program.value_N @ x), [one_each, limits]), end)
+    prices = limits.dual_value
+    return status, np.zeros(len(program.bound_M)) if prices is None else np.maximum(prices, 0.0)
+
+
+def _layers(layer_N: np.ndarray) -> sparse.csr_array:
+    """[L, N], 1 where a choice belongs to a layer."""
+    columns = np.arange(len(layer_N))
+    return sparse.csr_array((np.ones(len(layer_N)), (layer_N, columns)))
+
+
+def _integer(program: _Program, kept: np.ndarray, gap: float, end: float) -> _Found:
+    """The minimum over the columns `kept`."""
+    x = cp.Variable(len(kept), boolean=True)
+    constraints: list[Any] = [_layers(program.layer_N[kept]) @ x == 1]
+    if len(program.bound_M):
+        constraints.append(sparse.csr_array(program.rows_MN[:, kept]) @ x <= program.bound_M)
+    model = cp.Problem(cp.Minimize(program.value_N[kept] @ x), constraints)
+    status = _run(model, end, mip_rel_gap=gap, **_TOLERANCES)
+    if status == "infeasible":
+        return _Found(status)
+    info: Any = model.solver_stats.extra_stats if model.solver_stats else None
+    bound = float(info.mip_dual_bound) if info else -math.inf
+    chosen = [] if x.value is None else np.flatnonzero(x.value > 0.5)
+    if len(chosen) != len(program.starts()):  # stopped before a first solution
+        return _Found("time_limit", bound=bound)
+    picks = kept[chosen]
+    value = float(program.value_N[picks].sum())
+    return _Found(status, picks, value, min(bound, value))
+
+
+def _run(model: cp.Problem, end: float, **options: float) -> Status:
+    left_s = max(end - time.monotonic(), 0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a solution that may be inaccurate: its status, bound and gap tell
+        model.solve(solver=cp.HIGHS, time_limit=left_s, threads=1, **options)
+    if model.status in (cp.INFEASIBLE, INFEASIBLE_OR_UNBOUNDED):  # a choice of choices is never unbounded
+        return "infeasible"
+    return "optimal" if model.status == cp.OPTIMAL else "time_limit"
+
+
+# Problems without a solution
+
+
+def _infeasible(problem: Problem, end: float) -> SolverResult:
+    """For each budget the nearest total that is reachable while everything else holds; while only counts and forbidden
+    choices hold, where the others contradict each other by themselves.
+    """
+    tightest, lines = {}, []
+    for cost, (low, high) in problem.limits().items():
+        others = tuple(budget for budget in problem.budgets if budget.cost != cost)
+        value, condition = _nearest(problem, cost, others, end), "while all else holds"
+        if value is None:
+            value, condition = _nearest(problem, cost, (), end), "by itself: other limits contradict each other too"
+        if value is not None:
+            tightest[cost] = value
+            asked = " and ".join(
+                f"{what} {bound:.6g}" for what, bound in (("at least", low), ("at most", high)) if math.isfinite(bound)
+            )
+            lines.append(f"{cost}: {asked} asked, {value:.6g} is the nearest reachable {condition}")
+    reason = "; ".join(lines) or "the counts and forbidden choices contradict each other"
+    return SolverResult("infeasible", tightest=tightest, message=f"no choice keeps all limits. {reason}.")
+
+
+def _nearest(problem: Problem, cost: str, budgets: tuple[Budget, ...], end: float) -> float | None:
+    """The reachable total of `cost` nearest to its limits under `budgets`; None when nothing is, or time is up."""
+    low, high = problem.limits()[cost]
+    found = []
+    for sign, bound, other in ((1.0, high, Budget(cost, min=low)), (-1.0, low, Budget(cost, max=high))):
+        if math.isfinite(bound):
+            open_end = not math.isfinite(low if sign > 0 else high)
+            asked = problem.replace(budgets=budgets if open_end else (*budgets, other), num_solutions=1)
+            program = _Program.of(asked)
+            usage_N = np.array([choice.costs[cost] for choice in program.choices])
+            best, _ = _minimised_within(asked, program.minimising(sign * usage_N), 0.0, end)
+            if best.picks is not None:
+                found.append(asked.totals(program.names_of(best.picks))[1][cost])
+    return min(found, key=lambda value: max(value - high, low - value), default=None)
