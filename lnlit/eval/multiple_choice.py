@@ -80,9 +80,14 @@ class Questions:
         for key in (self.context, self.choices, self.answer):
             if key not in row:
                 raise UserError(f"{where}: no key {key!r}; it has: {', '.join(row)}. Name the keys of the rows.")
-        choices, answer = row[self.choices], row[self.answer]
+        context, choices, answer = row[self.context], row[self.choices], row[self.answer]
+        texts = isinstance(choices, list) and all(isinstance(text, str) for text in (context, *choices))
+        if not texts:
+            raise UserError(f"{where}: {self.context!r} must be text and {self.choices!r} a list of texts.")
+        if not context:
+            raise UserError(f"{where}: {self.context!r} is empty; the choices need text in front of them.")
         if isinstance(answer, str) and len(answer) == 1 and answer.isalpha():
             answer = ord(answer.upper()) - ord("A")
         if not str(answer).isdigit() or int(answer) >= len(choices):
             raise UserError(f"{where}: the answer {row[self.answer]!r} is none of its {len(choices)} choices.")
-        return row[self.context], list(choices), int(answer)
+        return context, choices, int(answer)

@@ -59,7 +59,7 @@ def score(
         library: Its block library.
         data: The text to score on; for the metric accuracy, multiple-choice questions.
         out: The file to write, usually scores.jsonl.
-        metric: kl, lm_loss or hidden_cosine (each of these two adds the other's values at no cost), top_k, accuracy.
+        metric: kl or lm_loss, which record hidden_cosine too; hidden_cosine alone, the fastest; top_k; accuracy.
         granularity: Score attention and FFN candidates by themselves, to be added up, or all composed blocks.
         dtype: Of weights and activations. Logits and everything behind them are float32 at least.
         only: Names of the candidates to score, with * and ?. The file takes in more in a later run.
@@ -70,6 +70,8 @@ def score(
     _check_parent(opened, read_spec(path), model)
     everything = candidates(opened, granularity)
     chosen = candidates(opened, granularity, tuple(only))
+    if metric == "top_k" and not 1 <= k <= opened.spec.vocab_size:
+        raise UserError(f"k: expected 1 to {opened.spec.vocab_size}, the size of the vocabulary, got {k}.")
     text = _encoded(data, metric, path)
     about = {"metric": metric, **({"k": k} if metric == "top_k" else {}), "granularity": granularity, "dtype": dtype}
     header = make_header(opened, model, **about, tokens=text.tokens_RT.numel(), sha256=_digest(text))

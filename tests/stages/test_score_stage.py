@@ -160,6 +160,11 @@ def test_data_of_the_wrong_kind(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_k_beyond_the_vocabulary(folder, tmp_path):
+    with pytest.raises(UserError, match="k: expected 1 to 258, the size of the vocabulary, got 259"):
+        run(folder, tmp_path / "a", metric="top_k", k=259)
+
+
 def test_scores_of_another_text_or_model_are_refused(folder, whole, tmp_path):
     text = TextSample(JsonlSource(str(folder / "text.jsonl")), rows=2, length=32)
     before = whole.read_bytes()
