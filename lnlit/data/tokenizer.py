@@ -24,6 +24,7 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Never runs code from the folder. Raises `UserError` when there is no tokenizer or no `tokenizer.json` behind it.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     folder = Path(name)
     hub_name = not folder.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
@@ -32,6 +33,8 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: {str(name)!r} is no folder. Give a model folder (`lnlit import SRC OUT` makes one), "
             "or a Hugging Face name owner/model."
         )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it looks at config.json as well and warns of architectures it does not know
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False, local_files_only=not hub_name)
     except (
@@ -41,6 +44,8 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: cannot read one from {str(name)!r}: {type(error).__name__}: {_first_line(error)}. "
             "The folder needs tokenizer.json and tokenizer_config.json."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     _check_fast(tokenizer, str(name))
     return tokenizer
 
