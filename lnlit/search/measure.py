@@ -51,9 +51,11 @@ class Plan:
     def of(
         cls, spec: ModelSpec, attention: Iterable[PartSpec], ffn: Iterable[PartSpec], layers: int | None = None
     ) -> Plan:
-        """A plan for these variants of `spec`, in models of `layers` layers (the parent's number, 32 at most)."""
-        layers = min(len(spec.layers), MAX_LAYERS) if layers is None else layers
-        layers = max(layers, 2)
+        """A plan for these variants of `spec`, in models of `layers` layers, two or more (by default the parent's
+        number, 32 at most)."""
+        layers = min(max(len(spec.layers), 2), MAX_LAYERS) if layers is None else layers
+        if layers < 2:
+            raise UserError(f"measure: layers must be 2 or more, as costs are differences of models; got {layers}.")
         reference = _reference_block(spec)
         own = {"attention": [b.attention for b in spec.layers], "ffn": [b.ffn for b in spec.layers]}
         return cls(

@@ -28,6 +28,7 @@ class NativeMeter(Meter):
     ) -> list[Latency]:
         dtype_bytes(dtype)  # refuses unknown ones
         decoder = random_decoder(spec, torch_device(), getattr(torch, dtype))
+        gc.collect()
         latencies = []
         for workload in workloads:
             _run(
@@ -60,7 +61,6 @@ def _run(decoder: Decoder, workload: Workload) -> tuple[float, float]:
         for row in range(workload.batch_size)
     ]
     ticks: list[float] = []
-    gc.collect()
     gc.disable()
     try:
         start_s = time.perf_counter()

@@ -50,29 +50,32 @@ def random_child(spec: ModelSpec, seed: int) -> ModelSpec:
 
 
 def report(table: CostTable, measured: dict[str, np.ndarray], specs: dict[str, ModelSpec]) -> str:
-    """One section per workload: predicted and measured seconds of every child, and its speed-up over the parent."""
+    """One table per workload. `measured`: name -> [round, workload, (prefill, decode)] seconds."""
     lines, errors = [], []
     for index, workload in enumerate(table.workloads):
-        seconds = {name: np.median(rounds[:, index].sum(-1)) for name, rounds in measured.items()}
-        predicted = {name: table.predict(spec, workload)["latency_s"] for name, spec in specs.items()}
         lines += [
             f"\nBatch {workload.batch_size}, {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens:\n",
-            "| | parameters | predicted s | measured s | error | prefill error | decode error | speed-up |",
+            "| | parameters | measured s | predicted: prefill | decode | latency | speed-up predicted | measured |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        for name, spec in specs.items():
-            costs = table.predict(spec, workload)
-            prefill, decode = np.median(measured[name][:, index], axis=0)
-            error = predicted[name] / seconds[name] - 1
+        costs = {name: table.predict(spec, workload) for name, spec in specs.items()}
+        seconds = {name: np.median(rounds[:, index], axis=0) for name, rounds in measured.items()}
+        for name, cost in costs.items():
+            prefill, decode = (
+                cost[key] / s - 1 for key, s in zip(("prefill_s", "decode_s"), seconds[name], strict=True)
+            )
+            error = cost["latency_s"] / seconds[name].sum() - 1
             errors += [] if name == PARENT else [abs(error)]
+            promised = costs[PARENT]["latency_s"] / cost["latency_s"]
+            kept = seconds[PARENT].sum() / seconds[name].sum()
+            size = f"{cost['parameters'] / 1e6:.1f} M"
             lines.append(
-                f"| {name} | {costs['parameters'] / 1e6:.1f} M | {predicted[name]:.3f} | {seconds[name]:.3f} | {error:+.1%} "
-                f"| {costs['prefill_s'] / prefill - 1:+.1%} | {costs['decode_s'] / decode - 1:+.1%} "
-                f"| {predicted[PARENT] / predicted[name]:.2f}x predicted, {seconds[PARENT] / seconds[name]:.2f}x measured |"
+                f"| {name} | {size} | {seconds[name].sum():.3f} | {prefill:+.1%} | {decode:+.1%} | {error:+.1%} "
+                f"| {promised:.2f}x | {kept:.2f}x |"
             )
     verdict = "within" if max(errors) <= BAR else "NOT within"
-    lines += ["", f"Largest error {max(errors):.1%}, mean {np.mean(errors):.1%}: {verdict} {BAR:.0%}.", *table.notes, ""]
-    return "\n".join(lines)
+    summary = f"Largest error {max(errors):.1%}, mean {np.mean(errors):.1%}: {verdict} {BAR:.0%}."
+    return "\n".join([*lines, "", summary, *table.notes, ""])
 
 
 def arguments() -> argparse.Namespace:

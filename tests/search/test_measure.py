@@ -118,6 +118,11 @@ def test_a_deep_parent_is_timed_at_32_layers_and_a_single_layer_at_2():
     assert len(Plan.of(tiny_spec().replace(layers=tiny_spec().layers[:1]), [], []).models()[PARENT].layers) == 2
 
 
+def test_one_layer_is_no_difference():
+    with pytest.raises(UserError, match="layers must be 2 or more, as costs are differences of models; got 1"):
+        plan(layers=1)
+
+
 def test_a_mixed_parent_is_timed_around_its_commonest_full_block():
     spec = mixed_spec().replace(layers=(*mixed_spec().layers, mixed_spec().layers[-1]))
     found = Plan.of(spec, [attention(2)], [swiglu(8)])
