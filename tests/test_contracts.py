@@ -12,9 +12,20 @@ from torch import nn
 
 from lnlit import registry
 from lnlit.errors import UserError
-from lnlit.interfaces import AttentionKernel, AttentionLayer, FeedForwardLayer, Latency, Meter, Source
+from lnlit.interfaces import (
+    AttentionKernel,
+    AttentionLayer,
+    FeedForwardLayer,
+    Latency,
+    Meter,
+    Solution,
+    Solver,
+    SolverResult,
+    Source,
+)
 from lnlit.testing import contracts
 from lnlit.testing.meter_contract import check_meter
+from lnlit.testing.solver_contract import check_solver
 
 GQA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 LAYERS: dict[tuple[str, str], list[dict[str, Any]]] = {
@@ -80,6 +91,11 @@ def write_rows(folder: Path, name: str) -> dict[str, Any]:
 def test_source(name: str, tmp_path: Path):
     args = write_rows(tmp_path, name)
     contracts.check_source(lambda: registry.build("source", name, **args))
+
+
+@pytest.mark.parametrize("name", sorted(name for _, name in builtins("solver")))
+def test_solver(name: str):
+    check_solver(name)
 
 
 class Linear(nn.Module):
@@ -293,3 +309,26 @@ def test_a_broken_meter_is_caught(meter, promise):
     check_meter(Clock)
     with pytest.raises(AssertionError, match=promise):
         check_meter(meter)
+
+
+class Boasts(Solver):
+    """Takes the first choice everywhere and calls it optimal."""
+
+    def solve_one(self, problem, time_limit_s):
+        choice = tuple(problem.allowed(layer)[0].name for layer in range(len(problem.layers)))
+        return SolverResult("optimal", (Solution(choice, 0.0, {}, bound=0.0, gap=0.0),))
+
+
+class GivesUp(Solver):
+    def solve_one(self, problem, time_limit_s):
+        return SolverResult("infeasible")
+
+
+@pytest.mark.parametrize(
+    ("solver", "error", "promise"),
+    [(Boasts, RuntimeError, "breaks a limit"), (GivesUp, AssertionError, "with solutions is called infeasible")],
+)
+def test_a_broken_solver_is_caught(solver, error, promise, monkeypatch):
+    monkeypatch.setattr(registry, "_added", {("solver", "broken"): solver})
+    with pytest.raises(error, match=promise):
+        check_solver("broken")

@@ -43,7 +43,7 @@ def frontier(
 ) -> Iterator[dict[str, Any]]:
     """One row per value: cost, side, value, status, and of the best solution score, bound, gap, costs, choice.
 
-    What the best solution has is None where there is no solution. `time_limit_s` is for each value. Alternatives are not asked for.
+    What the best solution has is None where there is no solution. `time_limit_s` is for each value. One solution each.
     """
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -130,6 +130,8 @@ class _Program:
         names = self.names_of(found.picks)
         score, costs = problem.totals(names)
         bound = self.sign * min(self.sign * self.raw(found.bound), self.sign * score)
+        if math.isclose(score, bound, rel_tol=1e-12):  # units were changed on the way
+            bound = score
         gap = abs(score - bound) / max(abs(score), abs(bound)) if score != bound else 0.0
         return Solution(names, score, costs, bound, gap, seconds)
 
