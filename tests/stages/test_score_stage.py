@@ -160,6 +160,13 @@ def test_data_of_the_wrong_kind(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_of_a_length_the_model_cannot_read(folder, tmp_path):
+    for length in (1, 257):
+        text = TextSample(JsonlSource(str(folder / "text.jsonl")), rows=1, length=length)
+        with pytest.raises(UserError, match=rf"data: rows have {length} tokens; scoring takes 2 to the model's 256"):
+            run(folder, tmp_path / "a", data=text)
+
+
 def test_k_beyond_the_vocabulary(folder, tmp_path):
     with pytest.raises(UserError, match="k: expected 1 to 258, the size of the vocabulary, got 259"):
         run(folder, tmp_path / "a", metric="top_k", k=259)
