@@ -226,6 +226,36 @@ def test_no_attention_at_all_is_refused_in_words(with_plugin):
     assert "no layer of this model has attention" in with_plugin["no attention at all"]["error"]
 
 
+RELEASED = ROOT.parent / "shared/data/nemotron_configs"
+READ_CONFIGS = """
+import json, sys
+from lnlit_vllm.config import DeciLMConfig
+for name in sys.argv[1:]:
+    config = DeciLMConfig(**json.load(open(name)))
+    blocks = [[block.attention.n_heads_in_group, block.ffn.intermediate_size] for block in config.block_configs]
+    print(json.dumps([blocks, config.rope_parameters]))
+"""
+
+
+@pytest.mark.data
+def test_released_configs_are_read_as_lnlit_reads_them(tmp_path):
+    files = [RELEASED / f"{name}.config.json" for name in ("super-49b", "ultra-253b")]
+    if not RELEASED.exists():
+        pytest.skip("../shared/data is absent")
+    command = [str(PYTHON), "-c", READ_CONFIGS, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for file, line in zip(files, done.stdout.splitlines(), strict=True):
+        blocks, rope = json.loads(line)
+        (tmp_path / "config.json").write_text(file.read_text())
+        spec = read_spec(tmp_path)
+        for block, (group, width) in zip(spec.layers, blocks, strict=True):
+            heads = block.attention.args
+            assert group == (heads["num_heads"] // heads["num_kv_heads"] if heads else None)
+            assert width == block.ffn.args.get("intermediate_size")
+        assert rope["rope_theta"] == spec.rope.theta
+        assert spec.rope.scaling is not None and spec.rope.scaling.args.items() <= rope.items()
+
+
 WORKLOADS = [Workload(batch_size=2, prompt_tokens=16, new_tokens=8), Workload(4, 32, 1)]
 
 

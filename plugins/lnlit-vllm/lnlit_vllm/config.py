@@ -11,6 +11,9 @@ from transformers import PretrainedConfig
 
 from lnlit_vllm import MODEL_TYPE
 
+_COMMON_KEYS = {"no_op", "replace_with_linear"}
+_ATTENTION_KEYS = _COMMON_KEYS | {"n_heads_in_group", "num_key_value_heads"}
+_FFN_KEYS = _COMMON_KEYS | {"ffn_mult", "intermediate_size"}
 _WIDTH_MULTIPLE = 256
 
 
@@ -46,7 +49,8 @@ class DeciLMConfig(PretrainedConfig):
     """Llama's configuration, with `block_configs` in place of one KV-head count and one FFN width.
 
     KV heads and widths come in lnlit's spelling or in that of NVIDIA's releases (`ffn_mult`). Every other key of
-    config.json becomes an attribute. Raises `ValueError` when no layer has attention: vLLM serves no such model.
+    config.json becomes an attribute. Raises `ValueError` when no layer has attention, for vLLM serves no such model,
+    and for settings of a layer that our model class does not know.
     """
 
     model_type = MODEL_TYPE
@@ -73,14 +77,21 @@ class DeciLMConfig(PretrainedConfig):
 
 
 def _read_block(block: Mapping[str, Any], config: Any) -> BlockConfig:
-    attention, ffn = block["attention"], block["ffn"]
-    linear, ffn_linear = bool(attention.get("replace_with_linear")), bool(ffn.get("replace_with_linear"))
+    attention, ffn = _known(block["attention"], _ATTENTION_KEYS), _known(block["ffn"], _FFN_KEYS)
+    linear = bool(attention.get("replace_with_linear"))
     group, width = attention.get("n_heads_in_group"), ffn.get("intermediate_size")
     if kv_heads := attention.get("num_key_value_heads"):
         group = config.num_attention_heads // kv_heads
-    if (mult := ffn.get("ffn_mult")) is not None:
+    if mult := ffn.get("ffn_mult"):
         width = -(-int(2 * mult * config.hidden_size / 3) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
     return BlockConfig(
         AttentionBlock(bool(attention.get("no_op")) or linear, linear, group),
-        FeedForwardBlock(bool(ffn.get("no_op")), ffn_linear, width),
+        FeedForwardBlock(bool(ffn.get("no_op")), bool(ffn.get("replace_with_linear")), width),
     )
+
+
+def _known(slot: Mapping[str, Any], keys: set[str]) -> Mapping[str, Any]:
+    for key, value in slot.items():
+        if key not in keys and value not in (None, False):
+            raise ValueError(f"block_configs: {key}={value!r} is not supported; known are {', '.join(sorted(keys))}.")
+    return slot
