@@ -12,18 +12,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Unit of a cost by its ending, and how it is said.
-_UNITS = {"_mib": "MiB", "_gib": "GiB", "_bytes": "bytes", "_s": "s", "_ms": "ms", "_tokens": "tokens"}
+#: Unit of a cost by the ending of its name.
+_UNITS = {
+    "_mib": "MiB",
+    "_gib": "GiB",
+    "_bytes": "bytes",
+    "_ms": "ms",
+    "_s": "s",
+    "_tokens": "tokens",
+    "throughput": "tokens/s",
+}
 
 
 def cost_label(cost: str) -> str:
-    """A cost's name with its unit, as in "memory, MiB"."""
-    if cost == "throughput":
-        return "throughput, tokens per second"
-    for ending, unit in _UNITS.items():
-        if cost.endswith(ending):
-            return f"{cost.removesuffix(ending).replace('_', ' ')}, {unit}"
-    return cost.replace("_", " ")
+    """Name and unit, as "memory, MiB"; of one workload ("latency_s @ 8x256+64"), as "latency @ 8x256+64, s"."""
+    name, at, workload = cost.partition(" @ ")
+    ending = next((ending for ending in _UNITS if name.endswith(ending)), "")
+    said = name.removesuffix(ending if name != "throughput" else "").replace("_", " ")
+    unit = f", {_UNITS[ending]}" if ending else ""
+    return f"{said}{at}{workload}{unit}"
 
 
 @dataclass(frozen=True)
@@ -37,27 +44,30 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Ways to choose, each with its architectures, on the axes `cost` and score.
+    """Ways to choose, the best and `others`, each with its architectures, on the axes `cost` and score.
 
-    `is_sweep`: each way was tried at many limits on `cost`, so its points belong on a line.
+    `is_sweep`: each way was tried at many limits on `cost`, so its points belong on a line. `side`: "max" where the
+    limits are highest costs allowed, "min" where they are lowest.
     """
 
     cost: str
-    optimum: Sequence[Point]
+    best: Sequence[Point]
     others: Mapping[str, Sequence[Point]]
     is_sweep: bool
+    best_name: str = "optimum"
+    side: str = "max"
     parent_cost: float | None = None
     lower_is_better: bool = True
 
 
 def frontier_chart(theme: Theme, data: Frontier) -> Figure:
-    """Score against cost: the optimum's line, what its proof rules out beyond, the baselines, the parent's cost."""
+    """Score against cost: the best way, what its proof rules out, the others, the parent's cost."""
     figure = new_figure(9, 5.2)
     axis = figure.subplots()
-    scores = [point.score for points in (data.optimum, *data.others.values()) for point in points]
+    scores = [point.score for points in (data.best, *data.others.values()) for point in points]
     if min(scores, default=0) > 0 and max(scores) > 12 * min(scores):
         axis.set_yscale("log")
-    _series(axis, data.optimum, "optimum", theme.accents[0], "o-" if data.is_sweep else "o", 6)
+    _series(axis, data.best, data.best_name, theme.accents[0], "o-" if data.is_sweep else "o", 6)
     for number, (name, points) in enumerate(data.others.items()):
         marker, colour = "s^Dv"[number % 4], theme.accents[1 + number % (len(theme.accents) - 1)]
         _series(axis, points, name, colour, f"{marker}--" if data.is_sweep else marker, 5.5)
@@ -81,15 +91,18 @@ def _series(axis: Axes, points: Sequence[Point], name: str, colour: str, style: 
 
 
 def _proof(axis: Axes, data: Frontier, theme: Theme) -> None:
-    """Shade what no choice from the library can reach: within cost c, no score beyond the bound proven for c."""
-    proven = sorted((point.cost, point.bound) for point in data.optimum if point.bound is not None)
+    """Shade what no choice from the library can reach: within limit c, no score beyond the bound proven for c."""
+    proven = sorted((point.cost, point.bound) for point in data.best if point.bound is not None)
     if not proven:
         return
-    left, right = axis.get_xlim()
-    bottom, top = axis.get_ylim()
-    costs, bounds = zip((left, proven[0][1]), *proven, strict=True)
+    axis.update_datalim([(cost, bound) for cost, bound in proven if bound > 0 or axis.get_yscale() == "linear"])
+    axis.autoscale_view()
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    ends = [(left, proven[0][1]), *proven] if data.side == "max" else [*proven, (right, proven[-1][1])]
+    costs, bounds = zip(*ends, strict=True)
+    step = "pre" if data.side == "max" else "post"
     beyond = bottom if data.lower_is_better else top
-    axis.fill_between(costs, beyond, bounds, step="pre", color=theme.faint, lw=0, label="proven out of reach", zorder=1)
+    axis.fill_between(costs, beyond, bounds, step=step, color=theme.faint, lw=0, label="proven out of reach", zorder=1)
     axis.set(xlim=(left, right), ylim=(bottom, top))
 
 

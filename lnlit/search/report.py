@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -41,18 +41,15 @@ class Child:
 
 @dataclass(frozen=True)
 class Search:
-    """A problem with its solutions (best first), the baselines at the same budgets, and a sweep over one budget.
-
-    `frontier` maps a series ("optimum", a baseline) to its choices at each of the sweep's limits on the cost `swept`.
-    """
+    """A problem, its solutions (best first) by `solver`, the baselines' at the same budgets, and a sweep over one."""
 
     problem: Problem
     status: str
     solutions: tuple[Child, ...]
     baselines: tuple[Child, ...] = ()
-    frontier: Mapping[str, tuple[Child, ...]] = field(default_factory=dict)
-    swept: str = ""
+    sweep: Frontier | None = None
     parent: Child | None = None
+    solver: str = "optimum"
 
     @cached_property
     def layers(self) -> tuple[Mapping[str, Choice], ...]:
@@ -68,6 +65,12 @@ class Search:
             raise UserError(f"report: there are {len(self.solutions)} solutions, numbered from 0; got index {index}.")
         return self.solutions[index]
 
+    @property
+    def limited_costs(self) -> list[str]:
+        """The costs that have a budget, in any scenario."""
+        scenarios = chain.from_iterable(scenario.budgets for scenario in self.problem.scenarios)
+        return list(dict.fromkeys(budget.cost for budget in chain(self.problem.budgets, scenarios)))
+
     def ledger(self, child: Child) -> list[Budget]:
         """Every limit of the problem with what the child and the parent use of it."""
         scenario = [each for each in self.problem.scenarios if each.name == child.scenario]
@@ -81,17 +84,17 @@ class Search:
 
     def chart(self) -> Frontier | None:
         """The sweep where there is one, else the solutions on the first budget's cost; None without any budget."""
-        cost = self.swept or next((budget.cost for budget in self.problem.budgets), "")
-        if not cost:
-            return None
-        ways = self.frontier or {
-            "optimum": self.solutions[:1],
-            **({"further solutions": self.solutions[1:]} if len(self.solutions) > 1 else {}),
-            **{each.title: (each,) for each in self.baselines},
-        }
-        points = {way: [Point(c.costs[cost], c.score, c.bound) for c in children] for way, children in ways.items()}
-        before = self.parent.costs.get(cost) if self.parent else None
-        return Frontier(cost, points.pop("optimum"), points, bool(self.frontier), before, self.lower_is_better)
+        cost = next(iter(self.limited_costs), "")
+        if self.sweep or not cost:
+            return self.sweep
+        ways = {"further solutions": self.solutions[1:], **{each.title: (each,) for each in self.baselines}}
+        points = {way: [Point(c.costs[cost], c.score) for c in children] for way, children in ways.items() if children}
+        first = self.solutions[0]
+        best = [Point(first.costs[cost], first.score, first.bound)]
+        parent_cost = self.parent.costs[cost] if self.parent else None
+        limits = [budget for budget in self.ledger(first) if budget.cost == cost]
+        side = "min" if limits and all(budget.least for budget in limits) else "max"
+        return Frontier(cost, best, points, False, self.solver, side, parent_cost, self.lower_is_better)
 
 
 def parent_child(problem: Problem, library: Library | None) -> Child | None:
@@ -111,7 +114,7 @@ def strips(search: Search, children: Sequence[Child], library: Library | None) -
     """Rows of the architecture map, and what they show: with a library parameters per slot, as shares of the parent's,
     else the first budget's cost per layer, as shares of the layer's dearest candidate's."""
     if library is None:
-        cost = next((budget.cost for budget in search.problem.budgets), "")
+        cost = next(iter(search.limited_costs), "")
         rows = [_whole_layers(search, child, cost) for child in children]
         return rows, f"{cost_label(cost).partition(',')[0]}, share of the dearest candidate's"
     rows = []
@@ -142,7 +145,7 @@ def _changes(search: Search, child: Child) -> Iterator[str]:
     parent = search.parent.choice if search.parent else None
     if parent:
         same = sum(mine == theirs for mine, theirs in zip(child.choice, parent, strict=True))
-        yield f"{_layers(same)} of {total} stay as they are in the parent."
+        yield f"{same} of {total} layers are the parent's own."
     if not all("+" in name for name in child.choice):
         return
     halves = [name.partition("+")[::2] for name in child.choice]

@@ -115,7 +115,7 @@ def _ledger(search: Search, child: Child) -> str:
 
 
 def _solutions(solutions: Iterable[Child], search: Search) -> str:
-    costs = list(dict.fromkeys(budget.cost for budget in search.problem.budgets))
+    costs = search.limited_costs
     shown = list(solutions)
     rows = [
         [
@@ -134,7 +134,7 @@ def _solutions(solutions: Iterable[Child], search: Search) -> str:
 
 
 def _layers(search: Search, child: Child) -> str:
-    costs = list(dict.fromkeys(cost for layer in search.layers for option in layer.values() for cost in option.costs))
+    costs = search.limited_costs
     before = search.parent.choice if search.parent else None
     rows, marks = [], []
     for index, name in enumerate(child.choice):

@@ -57,7 +57,7 @@ def _architecture(search: Search, child: Child, library: Library | None) -> Pict
 
 def _frontier(chart: Frontier) -> Picture:
     caption = f"Summed score against {cost_label(chart.cost)}: the best choice beside simpler ways to choose."
-    if any(point.bound is not None for point in chart.optimum):
+    if any(point.bound is not None for point in chart.best):
         caption += (
             " Nothing in the shaded area can be built from this library within the other budgets: the solver proved it."
         )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from lnlit import __version__
 from lnlit.errors import UserError
 from lnlit.files import read_json, replaced_folder
-from lnlit.interfaces.problem import Problem
 from lnlit.search.costs import CostTable
 from lnlit.search.figures import check_matplotlib, save_png
 from lnlit.search.library import Library
 from lnlit.search.report_files import read_measured, read_search
 from lnlit.search.report_html import page
 from lnlit.search.report_pictures import pictures
+from lnlit.stages.solve import problem_path, read_problem
 
 PAGE = "report.html"
 
@@ -34,7 +32,7 @@ def report(
     Args:
         solution: The file that `lnlit search solve` wrote.
         out: The folder to write.
-        problem: The problem that it solves; by default the one inside the solution, or problem.json beside it.
+        problem: The problem that it solves; by default the file that `lnlit search solve` wrote beside it.
         library: The block library that it chooses from: adds the parent, and what is left of each part.
         costs: The cost table, to name the machine that was measured.
         measured: JSON {"models": [{"name", "predicted": {cost: value}, "measured": {cost: value}}]} of real children.
@@ -44,7 +42,8 @@ def report(
     file, target = Path(solution).expanduser(), Path(out).expanduser().resolve()
     data = read_json(file, "a solution that `lnlit search solve` wrote")
     opened = None if library is None else Library.open(library)
-    search = read_search(data, _problem(data, file, problem), opened, str(file))
+    asked = read_problem(problem_path(file) if problem is None else Path(problem).expanduser())
+    search = read_search(data, asked, opened, str(file))
     child = search.child(index)
     checked = [] if measured is None else read_measured(read_json(Path(measured)), measured)
     shown = pictures(search, child, opened, checked)
@@ -55,14 +54,6 @@ def report(
         facts = _facts(file, index, opened, None if costs is None else CostTable.read(costs))
         (folder / PAGE).write_text(page(search, child, shown, checked, facts), encoding="utf-8")
     return target
-
-
-def _problem(data: Mapping[str, Any], file: Path, given: str | None) -> Problem:
-    inside = data.get("problem")
-    if given is None and isinstance(inside, Mapping):
-        return Problem.from_json(inside, f"{file}: problem")
-    beside = file.with_name("problem.json") if given is None else Path(given).expanduser()
-    return Problem.from_json(read_json(beside, "the problem of the solution"), str(beside))
 
 
 def _check_target(target: Path) -> None:
