@@ -203,13 +203,14 @@ class BlockDistill(L.LightningModule):
         self._log(losses)
 
     def _outputs(self, batch: TokenBatch) -> Iterator[tuple[Trainee, Tensor, Tensor]]:
-        """(candidate, its block's output, the parent's) [N, D] at the batch's tokens, without padding."""
+        """(candidate, its block's output, the parent's) at the batch's tokens, padding left out."""
         real_BT = _real_tokens(batch)
+        real_BT = slice(None) if real_BT.all() else real_BT  # packed text has no padding: spare the copies
         for at in parent_steps(self._run.parent, batch, self._layers):
-            wanted_ND = at.out_BTD[real_BT]
+            wanted = at.out_BTD[real_BT]
             for trainee in self.trainees:
                 if trainee.place.layer == at.layer:
-                    yield trainee, trainee.output(at)[real_BT], wanted_ND
+                    yield trainee, trainee.output(at)[real_BT], wanted
 
     def _clip(self, trainee: Trainee) -> None:
         """Bound one candidate's gradient; one that is not finite is dropped, and AdamW leaves that candidate alone."""

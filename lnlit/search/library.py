@@ -228,6 +228,8 @@ class LibraryWriter:
 
     def finish(self, model: str, spec: ModelSpec, header: Mapping[str, Any]) -> Library:
         """Write `library.json`; every layer must be there. `header` goes into it (calibration, provenance)."""
+        if absent := [layer for layer in range(len(spec.layers)) if not self.has(layer)]:
+            raise UserError(f"{self.folder}: layer {absent[0]} is not there yet; the library is not complete.")
         layers = [json.loads(_metadata(layer_file(self.folder, i))["variants"]) for i in range(len(spec.layers))]
         data = {"format": FORMAT, "lnlit": __version__, "model": model, **header, "parent_spec": spec.to_json()}
         write_json(self.folder / INDEX, {**data, "layers": layers})

@@ -1,0 +1,100 @@
+"""A solution file becomes a model folder that lnlit and transformers load, or one line says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lnlit.checkpoint.folder import read_provenance
+from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.load import load_weights
+from lnlit.errors import UserError
+from lnlit.models.build import build_decoder
+from lnlit.search.library import Library
+from lnlit.stages.realize import realize
+from lnlit.testing.tiny import tiny_folder, tiny_spec
+
+OWN, MIXED = ["kv2+i48", "kv2+i48"], ["kv1+linear", "noop+i16"]
+
+
+@pytest.fixture
+def solution(tmp_path) -> Path:
+    solutions = [
+        {"choice": OWN, "score": 0.0, "costs": {}},
+        {"choice": MIXED, "score": 0.5, "costs": {"memory_mib": 1.5}},
+    ]
+    (tmp_path / "solution.json").write_text(json.dumps({"status": "optimal", "solutions": solutions}))
+    return tmp_path / "solution.json"
+
+
+def loaded(folder: Path):
+    decoder = build_decoder(read_spec(folder), "cpu")
+    load_weights(decoder, folder)
+    return decoder.eval()
+
+
+def test_the_parents_own_choice_is_the_parent(solution, built_library, tiny_parent, tmp_path):
+    child = realize(str(solution), str(built_library), str(tmp_path / "child"))
+    assert (child / "model.safetensors").read_bytes() == (tiny_parent / "model.safetensors").read_bytes()
+    assert (child / "tokenizer.json").read_bytes() == (tiny_parent / "tokenizer.json").read_bytes()
+
+
+def test_a_child_is_composed_of_library_and_parent(solution, built_library, tiny_parent, tmp_path):
+    folder = realize(str(solution), str(built_library), str(tmp_path / "child"), index=1)
+    child, parent, library = loaded(folder), loaded(tiny_parent), Library.open(built_library)
+    assert child.spec.layers[0] == library.block_spec(0, "kv1", "linear")
+    made = library.weights(1, "ffn", "i16")
+    assert torch.equal(child.layers[1].mlp.down_proj.weight, made["mlp.down_proj.weight"])  # type: ignore
+    assert torch.equal(child.embed_tokens.weight, parent.embed_tokens.weight)
+    assert child(torch.arange(5)[None]).isfinite().all()
+
+
+def test_the_folder_says_what_was_predicted(solution, built_library, tiny_parent, tmp_path):
+    folder = realize(str(solution), str(built_library), str(tmp_path / "child"), index=1)
+    record = read_provenance(folder)
+    assert record["parent"] == str(tiny_parent) and record["library"] == str(built_library)
+    assert record["solution"]["costs"] == {"memory_mib": 1.5} and record["solution"]["score"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            {"status": "infeasible", "solutions": [], "message": "memory_mib cannot be below 3."},
+            r"\(infeasible\). memory",
+        ),
+        ({"layers": []}, "has no list of solutions"),
+        ({"solutions": [{"choice": OWN}]}, "holds 1 solutions, numbered from 0; got 1"),
+        ({"solutions": [{"choice": OWN}, {}]}, r"solutions\[1\] has no 'choice'"),
+        ({"solutions": [{}, {"choice": ["kv2+i48"]}]}, "chooses 1 blocks, .* has 2 layers"),
+    ],
+)
+def test_bad_solutions_end_in_one_line(result, message, built_library, tmp_path):
+    (tmp_path / "bad.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match=message):
+        realize(str(tmp_path / "bad.json"), str(built_library), str(tmp_path / "child"), index=1)
+    assert not (tmp_path / "child").exists()
+
+
+def test_nothing_is_overwritten_unasked(solution, built_library, tmp_path):
+    child = realize(str(solution), str(built_library), str(tmp_path / "child"))
+    with pytest.raises(UserError, match="exists already"):
+        realize(str(solution), str(built_library), str(child), index=1)
+    realize(str(solution), str(built_library), str(child), index=1, overwrite=True)
+    assert read_provenance(child)["solution"]["index"] == 1
+
+
+def test_a_parent_that_changed_is_noticed(solution, built_library, tmp_path, monkeypatch):
+    other = tiny_spec().replace(layers=tiny_spec().layers[:1])
+    changed = tiny_folder(tmp_path / "changed", other)
+    index = json.loads((built_library / "library.json").read_text())
+    copy = tmp_path / "library"
+    copy.mkdir()
+    for file in built_library.glob("layer-*"):
+        (copy / file.name).symlink_to(file)
+    (copy / "library.json").write_text(json.dumps({**index, "model": str(changed)}))
+    with pytest.raises(UserError, match="is no longer the parent"):
+        realize(str(solution), str(copy), str(tmp_path / "child"))
