@@ -101,7 +101,7 @@ def _merged(problem: Problem, results: Mapping[str, SolverResult]) -> SolverResu
         status=next(status for status in order if status in statuses),
         solutions=solutions,
         tightest={f"{name}: {cost}": v for name, result in results.items() for cost, v in result.tightest.items()},
-        message=" ".join(f"{name}: {result.message}" for name, result in results.items() if result.message),
+        message="; ".join(f"{name}: {result.message}" for name, result in results.items() if result.message),
     )
 
 

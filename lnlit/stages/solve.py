@@ -64,36 +64,30 @@ def solve(
         frontier: A budget to move over several values, each solved by the solver and every baseline.
     """
     chosen = _solver(solver)
+    wishes = {"targets": targets, "counts": counts, "forbidden": forbidden, "parts": parts}
+    wishes |= {"num_solutions": num_solutions, "max_overlap": max_overlap, "generated_only": generated_only}
     if problem is not None:
-        described = (library, scores, costs, targets, workloads, counts, forbidden)
-        if any(described) or (num_solutions, max_overlap, parts) != (1, 0.8, ALL_PARTS):
-            raise UserError("solve: a problem file holds the whole problem. Leave out what describes it, or the file.")
-        asked = read_problem(Path(problem).expanduser())
+        asked = _from_file(problem, [library, scores, costs, *workloads], wishes)
     else:
-        asked = _from_library(
-            library,
-            scores,
-            costs,
-            workloads,
-            allow_other_hardware,
-            targets=targets,
-            counts=counts,
-            forbidden=forbidden,
-            num_solutions=num_solutions,
-            max_overlap=max_overlap,
-            parts=parts,
-            generated_only=generated_only,
-        )
-    target = Path(out).expanduser()
-    result = _solved(asked, solver, chosen, time_limit_s)
-    compared = {name: registry.build("solver", name) for name in BASELINES}
-    beside = {name: baseline.solve(asked).to_json() for name, baseline in compared.items()}
-    rows = _frontier(asked, frontier, {solver: chosen, **compared}, time_limit_s) if frontier else []
-    path = problem_path(target)
-    write_json(path, asked.to_json())
-    extra = {"solver": solver, "problem": path.name, "baselines": beside, "frontier": rows}
-    write_json(target, {**result.to_json(), **extra})
-    return target
+        asked = _from_library(library, scores, costs, workloads, allow_other_hardware, wishes)
+    return _written(Path(out).expanduser(), asked, problem, {solver: chosen}, time_limit_s, frontier)
+
+
+def _written(
+    out: Path, asked: Problem, file: str | None, chosen: dict[str, Solver], time_limit_s: float, sweep: Sweep | None
+) -> Path:
+    """Solve with the chosen solver and the baselines, and write what they found."""
+    ((name, solver),) = chosen.items()
+    result = _solved(asked, name, solver, time_limit_s)
+    compared = {baseline: registry.build("solver", baseline) for baseline in BASELINES}
+    beside = {baseline: built.solve(asked).to_json() for baseline, built in compared.items()}
+    rows = _frontier(asked, sweep, {**compared, **chosen}, time_limit_s) if sweep else []
+    path = problem_path(out)
+    if file is None or path.resolve() != Path(file).expanduser().resolve():
+        write_json(path, asked.to_json())
+    extra = {"solver": name, "problem": path.name, "baselines": beside, "frontier": rows}
+    write_json(out, {**result.to_json(), **extra})
+    return out
 
 
 def problem_path(solution: Path) -> Path:
@@ -119,13 +113,22 @@ def _solver(name: str) -> Solver:
     return registry.build("solver", name)
 
 
+def _from_file(file: str, others: Sequence[object], wishes: dict[str, Any]) -> Problem:
+    unset = {"targets": (), "counts": (), "forbidden": (), "parts": ALL_PARTS}
+    unset |= {"num_solutions": 1, "max_overlap": 0.8, "generated_only": False}
+    given = [name for name, value in wishes.items() if (value or unset[name]) != unset[name]]
+    if any(others) or given:
+        raise UserError("solve: a problem file holds the whole problem. Leave out what describes it, or the file.")
+    return read_problem(Path(file).expanduser())
+
+
 def _from_library(
     library: str | None,
     scores: str | None,
     costs: str | None,
     workloads: Sequence[Workload],
     allow_other_hardware: bool,
-    **options: Any,
+    wishes: dict[str, Any],
 ) -> Problem:
     if library is None or scores is None or costs is None:
         raise UserError("solve: needs either a problem file, or all of library, scores and costs.")
@@ -136,7 +139,7 @@ def _from_library(
 
     opened, table = Library.open(library), CostTable.read(Path(costs).expanduser())
     table.check_hardware(allow_other_hardware)
-    return make_problem(opened, read_scores(scores), table, tuple(workloads) or table.workloads, **options)
+    return make_problem(opened, read_scores(scores), table, tuple(workloads) or table.workloads, **wishes)
 
 
 def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) -> SolverResult:
@@ -148,10 +151,11 @@ def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) ->
             "infeasible": "Loosen what cannot be kept.",
             "time_limit": "Raise time_limit_s.",
         }.get(result.status, "Use an exact solver, such as highs.")
-        raise UserError(f"solve: {result.message or 'no solution was found'}. {advice}".replace("..", "."))
+        raise UserError(f"solve: {result.message or 'no solution was found'}. {advice}")
     best = result.solutions[0]
     proof = "without proof" if best.gap is None else f"proven to {best.gap:.1e}"
-    print(f"solve: {result.status}, score {best.score:.6g} {proof}. {result.message}", file=sys.stderr, flush=True)
+    told = ". ".join(filter(None, [f"solve: {result.status}, score {best.score:.6g} {proof}", result.message]))
+    print(told, file=sys.stderr, flush=True)
     return result
 
 

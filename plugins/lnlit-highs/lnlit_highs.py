@@ -41,17 +41,17 @@ class Highs(Solver):
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
         end = time.monotonic() + time_limit_s
-        program, solutions, found = _Program.of(problem), [], None
+        program, solutions, late = _Program.of(problem), [], False
         while len(solutions) < problem.num_solutions:
             start = time.perf_counter()
             gap = self.alternatives_gap if solutions else self.gap
             found, program = _minimised_within(problem, program, gap, end)
+            late = late or found.status == "time_limit"
             if found.picks is None:
                 break
             solutions.append(program.solution(problem, found, time.perf_counter() - start))
             program = program.without(found.picks, problem.most_shared)
-        assert found is not None
-        status: Status = "time_limit" if found.status == "time_limit" else "optimal" if solutions else "infeasible"
+        status: Status = "time_limit" if late else "optimal" if solutions else "infeasible"
         if status == "infeasible":
             return _infeasible(problem, end)
         missing = problem.num_solutions - len(solutions)
@@ -266,7 +266,7 @@ def _infeasible(problem: Problem, end: float) -> SolverResult:
             )
             lines.append(f"{cost}: {asked} asked, {value:.6g} is the nearest reachable {condition}")
     reason = "; ".join(lines) or "the counts and forbidden choices contradict each other"
-    return SolverResult("infeasible", tightest=tightest, message=f"no choice keeps all limits. {reason}.")
+    return SolverResult("infeasible", tightest=tightest, message=f"no choice keeps all limits. {reason}")
 
 
 def _nearest(problem: Problem, cost: str, budgets: tuple[Budget, ...], end: float) -> float | None:

@@ -75,7 +75,7 @@ def test_bad_problems_are_one_line(tmp_path: Path, changes, message):
 
 def test_bad_calls_are_one_line(tmp_path: Path):
     out, problem = str(tmp_path / "solution.json"), write(tmp_path)
-    with pytest.raises(UserError, match="unknown solver 'greddy'. Did you mean 'greedy'?"):
+    with pytest.raises(UserError, match=r"unknown solver 'greddy'\. Did you mean 'greedy'"):
         solve(out, problem, solver="greddy")
     with pytest.raises(UserError, match="a problem file holds the whole problem"):
         solve(out, problem, targets=[Target("size", max=1.0)], solver="greedy")

@@ -1,0 +1,145 @@
+"""Problems from a real (tiny) library, made-up scores and a cost table without and with times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lnlit import registry
+from lnlit.errors import UserError
+from lnlit.interfaces import Budget, Forbidden, Problem, Workload
+from lnlit.search.costs import CostTable, Timing
+from lnlit.search.library import Library
+from lnlit.search.measure import Plan
+from lnlit.search.problem import make_problem
+from lnlit.search.scores import Scores, make_header
+from lnlit.search.targets import NOOP_ONLY, Target
+from lnlit.specs import NOOP, BlockSpec
+from lnlit.stages.measure import untimed
+from lnlit.testing.tiny import tiny_spec
+from lnlit.testing.tiny_library import tiny_library
+
+WORKLOADS = (Workload(1, 16, 4), Workload(8, 16, 4))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Library:
+    return tiny_library(tmp_path_factory.mktemp("library") / "out", "parent", tiny_spec(), pair=False)
+
+
+@pytest.fixture(scope="module")
+def scores(library: Library) -> Scores:
+    table = tuple(
+        {
+            slot: {name: 0.0 if v.parent else 0.1 * position + layer for position, (name, v) in enumerate(have.items())}
+            for slot, have in (("attention", variants.attention), ("ffn", variants.ffn))
+        }
+        for layer, variants in enumerate(library.layers)
+    )
+    return Scores(make_header(library, "parent", metric="kl", granularity="subblock"), table)
+
+
+@pytest.fixture(scope="module")
+def costs(library: Library) -> CostTable:
+    first = library.layers[0]
+    plan = Plan.of(library.spec, [v.part for v in first.attention.values()], [v.part for v in first.ffn.values()], None)
+    return untimed(plan, WORKLOADS, "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def timed(costs: CostTable) -> CostTable:
+    """One second per thousand parameters, whatever the workload."""
+
+    def with_time(cost):
+        seconds = (cost.parameters / 1000,) * len(WORKLOADS)
+        return replace(cost, timing=Timing(seconds, (0.0,) * len(WORKLOADS), seconds, seconds))
+
+    return replace(
+        costs,
+        base_cost=with_time(costs.base_cost),
+        attention={part: with_time(cost) for part, cost in costs.attention.items()},
+        ffn={part: with_time(cost) for part, cost in costs.ffn.items()},
+    )
+
+
+def solved(problem: Problem):
+    return registry.build("solver", "ratio_greedy").solve(problem).solutions[0]
+
+
+def test_choices_add_scores_and_costs_to_the_whole_models(library, scores, costs):
+    problem = make_problem(library, scores, costs, WORKLOADS[:1], [Target("parameters", max=1e9)])
+    assert [len(layer) for layer in problem.layers] == [len(v.attention) * len(v.ffn) for v in library.layers]
+    names = [choice[-1].name for choice in problem.layers]
+    names[0] = solved(problem).choice[0]
+    score, found = problem.totals(names)
+    blocks = [library.block_spec(layer, *name.split("+")) for layer, name in enumerate(names)]
+    whole = costs.predict(library.spec.replace(layers=tuple(blocks)), WORKLOADS[0])
+    assert found == pytest.approx(whole) and score > 0
+    assert solved(problem).score == 0.0  # the parent itself
+
+
+def test_attention_stays_in_layer_0_unless_the_parent_has_none_there(library, scores, costs, tmp_path):
+    problem = make_problem(library, scores, costs, WORKLOADS[:1], [])
+    assert problem.forbidden == (Forbidden(0, "noop+*"),)
+    bare = tiny_spec().replace(layers=(BlockSpec(NOOP, tiny_spec().layers[0].ffn), tiny_spec().layers[1]))
+    other = tiny_library(tmp_path / "bare", "parent", bare, pair=False)
+    table = tuple(
+        {"attention": dict.fromkeys(v.attention, 0.0), "ffn": dict.fromkeys(v.ffn, 0.0)} for v in other.layers
+    )
+    header = make_header(other, "parent", metric="kl", granularity="subblock")
+    assert make_problem(other, Scores(header, table), costs, WORKLOADS[:1], []).forbidden == ()
+
+
+def test_a_smaller_space_keeps_the_parents_choices(library, scores, costs):
+    problem = make_problem(library, scores, costs, WORKLOADS[:1], [], parts=NOOP_ONLY)
+    own = "+".join(library.parent_names(1))
+    assert {choice.name for choice in problem.layers[1]} == {own, f"noop+{own.split('+')[1]}", "kv2+noop", "noop+noop"}
+
+
+def test_throughput_is_latency_turned_around(library, scores, timed):
+    targets = [Target("throughput", min=5.0)]
+    (budget,) = make_problem(library, scores, timed, WORKLOADS[1:], targets).budgets
+    assert budget == Budget("latency_s", max=8 * (16 + 4) / 5.0)
+    (budget,) = make_problem(library, scores, timed, WORKLOADS[1:], targets, generated_only=True).budgets
+    assert budget.max == 8 * 4 / 5.0
+
+
+def test_cached_tokens_fit_beside_the_weights(library, scores, costs):
+    room = costs.predict(library.spec, WORKLOADS[0])["weight_mib"] * 1.2
+    problem = make_problem(
+        library, scores, costs, WORKLOADS[:1], [Target("cached_tokens", min=1000), Target("memory_mib", max=room)]
+    )
+    found = solved(problem).costs
+    assert (room - found["weight_mib"]) * 2**20 / max(found["kv_bytes_per_token"], 1) >= 1000
+    assert found["cached_tokens_mib"] == pytest.approx(found["weight_mib"] + 1000 * found["kv_bytes_per_token"] / 2**20)
+
+
+def test_several_workloads_are_alternatives(library, scores, timed):
+    problem = make_problem(library, scores, timed, WORKLOADS, [Target("throughput", min=3.0)])
+    assert [scenario.name for scenario in problem.scenarios] == ["1x16+4", "8x16+4"]
+    assert solved(problem).scenario == "8x16+4"  # the same seconds for eight times the tokens
+    assert Problem.from_json(problem.to_json()) == problem
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([Target("memory", max=1.0)], "targets: unknown cost 'memory'. Did you mean 'memory_mib'"),
+        ([Target("throughput", min=3.0)], "the cost table has no times"),
+        ([Target("cached_tokens", min=3.0)], "add a target memory_mib with a max"),
+        ([Target("cached_tokens", max=3.0)], "cached_tokens takes a positive min and no max"),
+        ([Target("parameters", max=float("nan"))], r"problem.budgets\[0\].max: expected a finite number"),
+    ],
+)
+def test_targets_that_cannot_be_stated(library, scores, costs, targets, message):
+    with pytest.raises(UserError, match=message):
+        make_problem(library, scores, costs, WORKLOADS[:1], targets)
+
+
+def test_a_candidate_without_a_score_and_foreign_scores_are_told(library, scores, costs):
+    short = replace(scores, table=({**scores.table[0], "ffn": {"i48": 0.0}}, *scores.table[1:]))
+    with pytest.raises(UserError, match=r"layer 0: ffn .* has no score"):
+        make_problem(library, short, costs, WORKLOADS[:1], [])
+    with pytest.raises(UserError, match="which is another library"):
+        make_problem(library, replace(scores, header={**scores.header, "library_sha256": "x"}), costs, WORKLOADS, [])
