@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -67,6 +67,27 @@ class WholeModels:
         return float(total) / sum(tokens_BT.numel() for tokens_BT in self.batches)
 
 
+class TimedLikelihood(Likelihood):
+    """Adds up its own seconds and those that the blocks behind it take."""
+
+    blocks_s = metric_s = 0.0
+
+    def measure(self, child: Iterable[Tensor]) -> dict[str, float]:
+        begin, before = time.perf_counter(), self.blocks_s
+        values = super().measure(self._timed(iter(child)))
+        self.metric_s += time.perf_counter() - begin - (self.blocks_s - before)
+        return values
+
+    def _timed(self, child: Iterator[Tensor]) -> Iterator[Tensor]:
+        while True:
+            begin = time.perf_counter()
+            hidden_BTD = next(child, None)
+            self.blocks_s += time.perf_counter() - begin
+            if hidden_BTD is None:
+                return
+            yield hidden_BTD
+
+
 def sample(library: Library, per_layer: int, tiny: bool) -> list[Candidate]:
     """`per_layer` candidates of every layer, another choice in each layer."""
     found = candidates(library, "subblock")
@@ -81,13 +102,16 @@ def sample(library: Library, per_layer: int, tiny: bool) -> list[Candidate]:
 
 def timed_round(
     parent: Decoder, library: Library, batches: Sequence[Tensor], chosen: Sequence[Candidate]
-) -> tuple[float, float, list[tuple[float, float]]]:
-    """(our seconds, the loop's, both scores of each candidate). Observing the parent counts for neither."""
-    scorer = Scorer(parent, library, batches, Likelihood(parent.head_weight, batches), "kl")
+) -> tuple[float, float, TimedLikelihood, list[tuple[float, float]]]:
+    """(our seconds, the loop's, our metric with its clocks, both scores of each candidate). Observing the parent
+    counts for neither.
+    """
+    metric = TimedLikelihood(parent.head_weight, batches)
+    scorer = Scorer(parent, library, batches, metric, "kl")
     with torch.inference_mode():
         loop = WholeModels(parent, batches, scorer)
     loop.score(chosen[0])  # warm-up; ours has measured the parent
-    ours = theirs = 0.0
+    ours = theirs = metric.blocks_s = metric.metric_s = 0.0
     scores = []
     for candidate in chosen:
         begin = time.perf_counter()
@@ -95,12 +119,12 @@ def timed_round(
         middle = time.perf_counter()
         scores.append((mine, loop.score(candidate)))
         ours, theirs = ours + middle - begin, theirs + time.perf_counter() - middle
-    return ours, theirs, scores
+    return ours, theirs, metric, scores
 
 
 @torch.inference_mode()
-def metric_seconds(parent: Decoder, batches: Sequence[Tensor]) -> tuple[float, float]:
-    """(head products alone, the whole metric) of one candidate."""
+def product_share(parent: Decoder, batches: Sequence[Tensor]) -> float:
+    """How much of the metric's time the head's products take."""
     metric = Likelihood(parent.head_weight, batches)
     hidden = [parent(tokens_BT, read_out=lambda hidden_BTD, _: hidden_BTD) for tokens_BT in batches]
     metric.observe(hidden)
@@ -111,15 +135,14 @@ def metric_seconds(parent: Decoder, batches: Sequence[Tensor]) -> tuple[float, f
                 for _ in _tiles(rows_ND, parent.head_weight):
                     pass
 
-    seconds = []
-    for run in (products, lambda: metric.measure(hidden)):
-        times = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begin)
-        seconds.append(median(times))
-    return seconds[0], seconds[1]
+    shares = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        products()
+        middle = time.perf_counter()
+        metric.measure(hidden)
+        shares.append((middle - begin) / (time.perf_counter() - middle))
+    return min(median(shares), 1.0)
 
 
 def ranks(values: Sequence[float]) -> Tensor:
@@ -147,8 +170,8 @@ def main() -> None:
         f"\n## {date.today()}: replace-one-block KL scores, SmolLM2-135M, {options.rows} x {options.length} tokens, "
         f"{torch.get_num_threads()} threads",
         "Medians over rounds; the speed of both in the same run, turn by turn.\n",
-        "| dtype | candidates/s | tokens/s | whole models: candidates/s | faster by | blocks | head product | rest |",
-        "|---|---|---|---|---|---|---|---|",
+        "| dtype | candidates/s | tokens/s | whole models: candidates/s | faster by | blocks | head product | metric | walk, loading |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     scores: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -161,13 +184,15 @@ def main() -> None:
             rounds = [
                 timed_round(parent, library, batches, chosen) for _ in range(1 if options.tiny else options.rounds)
             ]
-            scores[dtype] = rounds[0][2]
+            scores[dtype] = rounds[0][3]
             ours, theirs = median(r[0] for r in rounds) / len(chosen), median(r[1] for r in rounds) / len(chosen)
-            product, metric = metric_seconds(parent, batches)
+            blocks = median(r[2].blocks_s / r[0] for r in rounds)
+            product = median(r[2].metric_s / r[0] for r in rounds) * product_share(parent, batches)
+            metric = median(r[2].metric_s / r[0] for r in rounds) - product
             speed = median(r[1] / r[0] for r in rounds)
             lines.append(
                 f"| {dtype} | {1 / ours:.2f} | {tokens_RT.numel() / ours:.0f} | {1 / theirs:.2f} | {speed:.2f}x | "
-                f"{1 - metric / ours:.0%} | {product / ours:.0%} | {(metric - product) / ours:.0%} |"
+                f"{blocks:.0%} | {product:.0%} | {metric:.0%} | {1 - blocks - product - metric:.0%} |"
             )
     lines.append("")
     if {"float32", "bfloat16"} <= scores.keys():
