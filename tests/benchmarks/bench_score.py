@@ -170,7 +170,8 @@ def main() -> None:
         f"\n## {date.today()}: replace-one-block KL scores, SmolLM2-135M, {options.rows} x {options.length} tokens, "
         f"{torch.get_num_threads()} threads",
         "Medians over rounds; the speed of both in the same run, turn by turn.\n",
-        "| dtype | candidates/s | tokens/s | whole models: candidates/s | faster by | blocks | head product | metric | walk, loading |",
+        "| dtype | candidates/s | tokens/s | whole models: candidates/s | faster by "
+        "| blocks | head product | metric | walk, loading |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     scores: dict[str, list[tuple[float, float]]] = {}
