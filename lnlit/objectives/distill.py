@@ -64,11 +64,11 @@ def _terms_and_gradient(
     With q and p the student's and teacher's softmax at temperature t: d (t^2 kl) / d logits = t (q - p).
     """
     dtype = sum_dtype(logits_CV)
-    log_p_CV = torch.log_softmax(teacher_CV.to(dtype).div_(temperature), dim=-1)
+    log_p_CV = _log_softmax(teacher_CV, temperature)
     p_CV = log_p_CV.exp()
-    log_q_CV = torch.log_softmax(logits_CV.to(dtype) / temperature, dim=-1)
+    log_q_CV = _log_softmax(logits_CV, temperature)
     kl = log_p_CV.sub_(log_q_CV).mul_(p_CV).sum() * temperature**2
-    own_log_q_CV = log_q_CV if temperature == 1.0 else torch.log_softmax(logits_CV, dim=-1, dtype=dtype)
+    own_log_q_CV = log_q_CV if temperature == 1.0 else _log_softmax(logits_CV, 1.0)
     has_label_C1 = (labels_C >= 0)[:, None]
     label_C1 = labels_C.clamp(min=0)[:, None]
     lm = -(own_log_q_CV.gather(1, label_C1) * has_label_C1).sum()
@@ -79,6 +79,12 @@ def _terms_and_gradient(
         share_C1 = has_label_C1.to(dtype) * lm_weight
         grad_CV.addcmul_(own_q_CV, share_C1).scatter_add_(1, label_C1, -share_C1)
     return kl, lm, grad_CV.to(logits_CV.dtype)
+
+
+def _log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
+    dtype = sum_dtype(logits_CV)
+    softened_CV = logits_CV if temperature == 1.0 else logits_CV.to(dtype) / temperature
+    return torch.log_softmax(softened_CV, dim=-1, dtype=dtype)
 
 
 def cosine_distance(student_BTD: Tensor, teacher_BTD: Tensor, counts_BT: Tensor) -> Tensor:
