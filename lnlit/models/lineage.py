@@ -72,6 +72,13 @@ def child_weights(
         raise UserError(f"the weights of the FFNs to fuse (layers {layers}) are incomplete or have unknown names.")
 
 
+def hidden_pairs(lineage: Lineage) -> list[tuple[int, int]]:
+    """(child layer, parent layer) whose outputs stand at the same depth, for distillation to match: a layer's output
+    is that of the last parent layer it is made of. Holds for children whose layers keep the parent's order.
+    """
+    return [(child, made_of[-1]) for child, made_of in enumerate(lineage) if made_of]
+
+
 def fuse_ffns(ffns: Sequence[Mapping[str, Tensor]], norm: Norm = "own") -> dict[str, Tensor]:
     """One SwiGLU and its norm that compute `sum_j FFN_j(norm_j(x))`; names below the block, as "mlp.up_proj.weight".
 

@@ -142,14 +142,15 @@ def trade_in_words(search: Search, child: Child, measured: Sequence[Measured] = 
 
 def _changes(search: Search, child: Child) -> Iterator[str]:
     total = len(child.choice)
-    parent = search.parent.choice if search.parent else None
-    if parent:
-        same = sum(mine == theirs for mine, theirs in zip(child.choice, parent, strict=True))
-        yield f"{same} of {total} layers are the parent's own."
-    if not all("+" in name for name in child.choice):
+    if search.parent is None:
+        return
+    parent = search.parent.choice
+    same = sum(mine == theirs for mine, theirs in zip(child.choice, parent, strict=True))
+    yield f"{same} of {total} layers are the parent's own."
+    if not all("+" in name for name in (*child.choice, *parent)):
         return
     halves = [name.partition("+")[::2] for name in child.choice]
-    before = [name.partition("+")[::2] for name in parent] if parent else [("", "")] * total
+    before = [name.partition("+")[::2] for name in parent]
     words = {"attention": "fewer key/value heads", "FFN": "narrower"}
     for at, (slot, less) in enumerate(words.items()):
         kinds = Counter(_kind(half[at], own[at]) for half, own in zip(halves, before, strict=True))
@@ -176,10 +177,9 @@ def _losses(search: Search, child: Child) -> Iterator[str]:
         worse = abs(child.score - child.bound) / max(abs(child.score), 1e-12)
         exact = "this is the best choice" if worse <= 1e-6 else f"at most {worse:.2%} better is possible"
         yield f"Proof: no choice from this library within these budgets beats {plain(child.bound)}; {exact}."
-    for other in search.baselines:
-        if child.score:
-            times = other.score / child.score
-            yield f"{other.title} at the same budgets: {plain(other.score)}, {times:.2f} times that."
+    if search.baselines and child.score:
+        told = (f"{o.title} {plain(o.score)} ({o.score / child.score:.2f} times that)" for o in search.baselines)
+        yield f"At the same budgets: {', '.join(told)}."
     layers = [search.layers[i][name].score for i, name in enumerate(child.choice) if name in search.layers[i]]
     top = sorted(range(len(layers)), key=lambda layer: -abs(layers[layer]))[:3]
     if sum(layers) and len(layers) > 3:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from lnlit.checkpoint.convert import with_progress
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
@@ -23,9 +21,6 @@ from lnlit.search.dependency import Dependency, block_dependency, parallel_windo
 from lnlit.search.figures import check_matplotlib, save_dependency
 from lnlit.search.hardware import torch_device
 from lnlit.specs import ModelSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _METHODS = {"fuse": fusion.fused, "remove": fusion.removed, "reverse": fusion.in_reverse}
 
@@ -64,14 +59,10 @@ def fuse(
     spec = checkpoint.read_spec(path)
     check_spec(spec)
     check_target(target, overwrite)
-    weights = checkpoint.weights(path)
     if plan is None:
-        first = next(weights)  # its dtype is the model's
-        weights = chain([first], weights)
-        size = first[1].element_size()
-        chosen = fusion.plan_fusion(
-            spec, leave_out=leave_out, max_width=max_width, max_bytes=max_bytes, bytes_per_weight=size, norm=norm
-        )
+        size = 1 if max_bytes is None else next(iter(checkpoint.weights(path)))[1].element_size()
+        caps = {"max_width": max_width, "max_bytes": max_bytes, "bytes_per_weight": size}
+        chosen = fusion.plan_fusion(spec, leave_out=leave_out, norm=norm, **caps)
     else:
         chosen = FusionPlan.from_json(read_json(Path(plan), "a fusion plan"), plan)
     lineage = _METHODS[method](spec, chosen)
@@ -80,10 +71,11 @@ def fuse(
     dependency = None if sample is None else _dependency(spec, path, sample)
     _tell(spec, child, chosen, method)
     record = {"method": method, "plan": chosen.to_json(), "layers": [list(made_of) for made_of in lineage]}
+    weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {target.name}")
     save_folder(
         target,
         child,
-        _surgery(spec, lineage, weights, chosen, f"{path.name} -> {target.name}"),
+        child_weights(spec, lineage, weights, chosen.norm),
         tokenizer_from=path,
         provenance={"stage": "fuse", "parent": str(model), **record},
         overwrite=overwrite,
@@ -92,12 +84,6 @@ def fuse(
     if dependency is not None:
         _write_dependency(target / "fusion", dependency, spec, chosen)
     return target
-
-
-def _surgery(
-    spec: ModelSpec, lineage: Any, weights: Iterator[tuple[str, Tensor]], plan: FusionPlan, label: str
-) -> Iterator[tuple[str, Tensor]]:
-    return child_weights(spec, lineage, with_progress(weights, spec, label), plan.norm)
 
 
 def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> None:
@@ -111,9 +97,13 @@ def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> N
         return
     groups = ", ".join(f"{group[0]}-{group[-1]}" for group in plan.groups)
     print(f"{method} {groups}: {len(spec.layers)} layers become {len(child.layers)}", file=sys.stderr)
-    known = set(fusion.uneven_widths(spec))
-    for line in fusion.uneven_widths(child) if not known else ():
-        print(f"{line}; engines that read ffn_mult instead of intermediate_size cannot load it", file=sys.stderr)
+    if uneven := fusion.uneven_widths(child):
+        widths = ", ".join(f"{width} in layer {index}" for index, width in uneven.items())
+        print(
+            f"FFN widths that are no multiples of 256 ({widths}): vLLM and transformers load them, engines that know "
+            "ffn_mult alone do not",
+            file=sys.stderr,
+        )
 
 
 def _dependency(spec: ModelSpec, path: Path, sample: TextSample) -> Dependency:

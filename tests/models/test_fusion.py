@@ -16,7 +16,7 @@ from lnlit.errors import UserError
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder
 from lnlit.models.fusion import FusionPlan, attention_free_runs, plan_fusion
-from lnlit.models.lineage import EMPTY, child_spec, child_weights, fuse_ffns
+from lnlit.models.lineage import EMPTY, child_spec, child_weights, fuse_ffns, hidden_pairs
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_decoder, tiny_spec
 
@@ -199,6 +199,7 @@ def test_removal_keeps_the_last_and_reversal_permutes():
     assert fusion.fused(RUN, plan) == ((0,), (1, 2, 4), (5,), (6,))
     assert fusion.removed(RUN, plan) == ((0,), (4,), (5,), (6,))
     assert fusion.in_reverse(RUN, plan) == ((0,), (4,), (2,), (1,), (5,), (6,))
+    assert hidden_pairs(((), *fusion.fused(RUN, plan))) == [(1, 0), (2, 4), (3, 5), (4, 6)]
     child = child_of(decoder, fusion.in_reverse(RUN, plan))
     x = decoder.embed_tokens(torch.arange(20)[None])
     for here, there in ((1, 4), (2, 2), (3, 1)):
@@ -269,9 +270,6 @@ def test_a_fused_model_survives_a_folder(tmp_path):
 
 
 def test_widths_that_ffn_mult_cannot_express_are_named():
-    assert fusion.uneven_widths(spec_of(lone(512), lone(300), FULL)) == [
-        "layers[1].ffn: width 300 is no multiple of 256",
-        "layers[2].ffn: width 48 is no multiple of 256",
-    ]
+    assert fusion.uneven_widths(spec_of(lone(512), lone(300), EMPTY, FULL)) == {1: 300, 3: 48}
     even = spec_of(*[lone(256), lone(768), lone(512)] * 2)
-    assert fusion.uneven_widths(child_spec(even, fusion.fused(even, plan_fusion(even)))) == []
+    assert fusion.uneven_widths(child_spec(even, fusion.fused(even, plan_fusion(even)))) == {}
