@@ -35,7 +35,7 @@ class Highs(Solver):
     of text, are known to a percent at best.
     """
 
-    def __init__(self, gap: float = 0.0, alternatives_gap: float = 5e-4) -> None:
+    def __init__(self, gap: float = 0.0, alternatives_gap: float = 2e-3) -> None:
         self.gap = gap
         self.alternatives_gap = alternatives_gap
 
