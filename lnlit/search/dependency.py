@@ -101,7 +101,10 @@ def _checked(spec: ModelSpec, layers: Sequence[int] | None) -> list[int]:
     for layer in layers or ():
         if layer not in filled:
             raise UserError(f"block dependency: layer {layer} is absent or has no weights; those with are {filled}.")
-    return filled if layers is None else sorted(set(layers))
+    chosen = filled if layers is None else sorted(set(layers))
+    if not chosen:
+        raise UserError("block dependency: there are no layers to compare; name some, or leave `layers` out for all.")
+    return chosen
 
 
 def _add_batch(

@@ -73,6 +73,8 @@ def test_some_layers_alone_give_the_same_entries_and_stop_early():
 def test_a_layer_without_weights_is_refused():
     with pytest.raises(UserError, match="layer 4 is absent or has no weights"):
         block_dependency(tiny_decoder(mixed_spec()), torch.zeros(1, 4, dtype=torch.long), layers=[1, 4])
+    with pytest.raises(UserError, match="no layers to compare"):
+        block_dependency(tiny_decoder(mixed_spec()), torch.zeros(1, 4, dtype=torch.long), layers=[])
 
 
 def upper(size: int, entries: dict[tuple[int, int], float], rest: float = 0.5) -> Dependency:
