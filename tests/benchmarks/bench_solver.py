@@ -137,7 +137,7 @@ def main() -> None:
     text = "\n".join(
         [
             f"\n## {date.today()}: architecture search to proof, CVXPY on HiGHS, 1 thread",
-            f"CPU seconds, medians over {seeds} and {max(seeds // 2, 1)} seeds, CVXPY's import ({loaded:.2f} s) included.",
+            f"CPU seconds, medians over {seeds} and {max(seeds // 2, 1)} seeds, {loaded:.2f} s of them CVXPY's import.",
             "",
             "| | median | slowest | largest proven gap |",
             "|---|---|---|---|",
