@@ -76,14 +76,16 @@ class Scenario:
 class Problem:
     """One choice per layer, the best sum of scores, all limits kept. Checked when made: `UserError` names the place.
 
-    `num_solutions` solutions are wanted, each equal to every better one in at most `max_overlap` of the layers. With
-    `scenarios`, each is solved by itself and the best scores win.
+    `base_costs` are there whatever is chosen. `parent_costs`, the totals of the model searched from, limit nothing and
+    are there to compare with. `num_solutions` solutions are wanted, each equal to every better one in at most
+    `max_overlap` of the layers. With `scenarios`, each is solved by itself and the best scores win.
     """
 
     layers: tuple[tuple[Choice, ...], ...]
     objective: Objective = "minimize"
     budgets: tuple[Budget, ...] = ()
     base_costs: Mapping[str, float] = field(default_factory=dict)
+    parent_costs: Mapping[str, float] = field(default_factory=dict)
     counts: tuple[Count, ...] = ()
     forbidden: tuple[Forbidden, ...] = ()
     num_solutions: int = 1
@@ -189,11 +191,13 @@ def _check(problem: Problem) -> None:
     if not problem.layers:
         raise UserError("problem.layers: there are none; a problem has at least one layer.")
     names = _check_layers(problem.layers)
-    if not isinstance(problem.base_costs, Mapping):
-        raise UserError(f"problem.base_costs: expected an object of numbers, got {problem.base_costs!r:.80}.")
-    for cost, value in problem.base_costs.items():
-        _known_cost(cost, names, "problem.base_costs")
-        _not_negative(value, f"problem.base_costs[{cost!r}]")
+    for key in ("base_costs", "parent_costs"):
+        costs = getattr(problem, key)
+        if not isinstance(costs, Mapping):
+            raise UserError(f"problem.{key}: expected an object of numbers, got {costs!r:.80}.")
+        for cost, value in costs.items():
+            _known_cost(cost, names, f"problem.{key}")
+            _not_negative(value, f"problem.{key}[{cost!r}]")
     _check_budgets(problem.budgets, (), names, "problem.budgets")
     scenarios = [scenario.name for scenario in problem.scenarios]
     for index, scenario in enumerate(problem.scenarios):

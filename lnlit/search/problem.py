@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from lnlit.errors import UserError, did_you_mean
 from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem, Scenario, Workload
-from lnlit.search.costs import CostTable
+from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.library import Library, pair_name
 from lnlit.search.scores import Scores
 from lnlit.search.targets import ALL_PARTS, Parts, Target
@@ -57,15 +57,17 @@ def make_problem(
             priced = _labelled(labels, [table.of(costs.block(block, table.workload)) for table in tables])
             choices.append(Choice(pair_name(attention, ffn), scores.of(layer, attention, ffn), priced))
         layers.append(tuple(choices))
-    budgets = [
-        tuple(_budget(target, targets, table, label, generated_only) for target in targets)
-        for table, label in zip(tables, labels, strict=True)
-    ]
+    parents = [table.of(costs.predict(library.spec, table.workload)) for table in tables]
+    budgets = []
+    for table, label, parent in zip(tables, labels, parents, strict=True):
+        absolute = [_absolute(target, parent, table.workload, generated_only) for target in targets]
+        budgets.append(tuple(_budget(target, absolute, table, label, generated_only) for target in absolute))
     return Problem(
         layers=tuple(layers),
         objective="maximize" if scores.bigger_is_better else "minimize",
         budgets=budgets[0] if len(workloads) == 1 else (),
         base_costs=_labelled(labels, [table.of(costs.base(table.workload)) for table in tables]),
+        parent_costs=_labelled(labels, parents),
         counts=tuple(counts),
         forbidden=(*forbidden, *_first_attention(layers[0], library)),
         num_solutions=num_solutions,
@@ -108,6 +110,20 @@ def _cached_tokens(targets: Iterable[Target]) -> float | None:
     return max((target.min for target in targets if target.cost == "cached_tokens" and target.min), default=None)
 
 
+def _absolute(target: Target, parent: Mapping[str, float], workload: Workload, generated_only: bool) -> Target:
+    """A target in shares of the parent's cost, in the cost's own unit."""
+    if not target.of_parent:
+        return target
+    whole = dict(parent)
+    if target.cost == "throughput":
+        whole["throughput"] = tokens_per_s(workload, parent["latency_s"], generated_only)
+    if target.cost not in whole:
+        allowed = ", ".join(sorted({*whole, "throughput"}))
+        raise UserError(f"targets: {target.cost!r} cannot be of_parent. Allowed: {allowed}.")
+    bounds = (None if bound is None else bound * whole[target.cost] for bound in (target.min, target.max))
+    return Target(target.cost, *bounds)
+
+
 def _budget(target: Target, targets: Sequence[Target], table: _Costs, label: str, generated_only: bool) -> Budget:
     """A target as bounds of a cost that adds up over layers."""
     if target.cost not in ("throughput", "cached_tokens"):
@@ -122,10 +138,8 @@ def _budget(target: Target, targets: Sequence[Target], table: _Costs, label: str
     low = target.min
     if low is None or target.max is not None or not math.isfinite(low) or low <= 0:
         raise UserError(f"targets: {target.cost} takes a positive min and no max, got {target.min} and {target.max}.")
-    if target.cost == "throughput":  # batch x tokens / latency >= min, turned around
-        workload = table.workload
-        tokens = workload.new_tokens + (0 if generated_only else workload.prompt_tokens)
-        return Budget(_cost_name("latency_s", label), max=workload.batch_size * tokens / low)
+    if target.cost == "throughput":  # tokens / latency >= min, so latency <= tokens / min
+        return Budget(_cost_name("latency_s", label), max=tokens_per_s(table.workload, low, generated_only))
     rooms = [other.max for other in targets if other.cost == "memory_mib" and other.max is not None]
     if not rooms:
         raise UserError("targets: cached_tokens needs the memory it shares: add a target memory_mib with a max.")

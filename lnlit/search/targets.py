@@ -14,11 +14,13 @@ class Target:
     `cost` is one that the cost table has (memory_mib, weight_mib, kv_mib, parameters, latency_s, prefill_s, decode_s,
     kv_bytes_per_token), or `throughput` in tokens/s (only a `min`), or `cached_tokens`: the tokens whose keys and
     values fit beside the weights (only a `min`; needs a target with the `max` of memory_mib, the room that both share).
+    `of_parent`: the bounds are shares of what the parent costs, as `throughput` with a `min` of 1.3.
     """
 
     cost: str
     min: float | None = None
     max: float | None = None
+    of_parent: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ NOOP_ONLY = Parts(("noop",), ("noop",))
 
 @dataclass(frozen=True)
 class Sweep:
-    """A frontier: the values that one side of a cost's budget takes, one solve each."""
+    """A frontier: the values that one side of a cost's budget takes, one solve each. `of_parent` as in `Target`."""
 
     cost: str
     values: tuple[float, ...]
     side: Side = "max"
+    of_parent: bool = False

@@ -160,9 +160,14 @@ def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) ->
 
 
 def _frontier(problem: Problem, sweep: Sweep, solvers: dict[str, Solver], time_limit_s: float) -> list[dict[str, Any]]:
-    rows = []
+    rows, values = [], sweep.values
+    if sweep.of_parent:
+        if sweep.cost not in problem.parent_costs:
+            known = ", ".join(problem.parent_costs) or "none; the problem has no parent_costs"
+            raise UserError(f"frontier: {sweep.cost!r} cannot be of_parent. The parent's costs: {known}.")
+        values = tuple(share * problem.parent_costs[sweep.cost] for share in values)
     for name, solver in solvers.items():
-        found = frontier_of(problem, sweep.cost, sweep.values, solver, side=sweep.side, time_limit_s=time_limit_s)
+        found = frontier_of(problem, sweep.cost, values, solver, side=sweep.side, time_limit_s=time_limit_s)
         for row in found:
             rows.append({"solver": name, **row})
             score = "no solution" if row["score"] is None else f"{row['score']:.6g}"

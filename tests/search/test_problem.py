@@ -143,3 +143,20 @@ def test_a_candidate_without_a_score_and_foreign_scores_are_told(library, scores
         make_problem(library, short, costs, WORKLOADS[:1], [])
     with pytest.raises(UserError, match="which is another library"):
         make_problem(library, replace(scores, header={**scores.header, "library_sha256": "x"}), costs, WORKLOADS, [])
+
+
+def test_targets_may_be_shares_of_the_parents_cost(library, scores, timed):
+    workload = WORKLOADS[1]
+    parent = timed.predict(library.spec, workload)
+    wishes = [Target("throughput", min=1.3, of_parent=True), Target("memory_mib", max=0.8, of_parent=True)]
+    problem = make_problem(library, scores, timed, [workload], wishes)
+    faster, smaller = problem.budgets
+    assert (faster.cost, faster.max) == ("latency_s", pytest.approx(parent["latency_s"] / 1.3))
+    assert (smaller.cost, smaller.max) == ("memory_mib", pytest.approx(0.8 * parent["memory_mib"]))
+    own = [f"{a}+{f}" for a, f in map(library.parent_names, range(len(library.layers)))]
+    assert problem.totals(own)[1] == pytest.approx(dict(problem.parent_costs))
+
+
+def test_a_share_of_a_cost_that_the_parent_has_not_is_refused(library, scores, costs):
+    with pytest.raises(UserError, match=r"'cached_tokens' cannot be of_parent. Allowed: .*memory_mib"):
+        make_problem(library, scores, costs, WORKLOADS[:1], [Target("cached_tokens", min=2, of_parent=True)])
