@@ -116,7 +116,7 @@ def strips(search: Search, children: Sequence[Child], library: Library | None) -
     if library is None:
         cost = next(iter(search.limited_costs), "")
         rows = [_whole_layers(search, child, cost) for child in children]
-        return rows, f"{cost_label(cost).partition(',')[0]}, share of the dearest candidate's"
+        return rows, f"share of the dearest candidate's {cost_label(cost).partition(',')[0]}"
     rows = []
     for child in children:
         halves = [name.partition("+")[::2] for name in child.choice]
@@ -124,7 +124,7 @@ def strips(search: Search, children: Sequence[Child], library: Library | None) -
             names = [half[at] for half in halves]
             shares = [_parameter_share(getattr(library.layers[i], slot), name) for i, name in enumerate(names)]
             rows.append(Strip(child.title, label, names, shares))
-    return rows, "parameters, share of the parent's"
+    return rows, "share of the parent's parameters"
 
 
 def trade_in_words(search: Search, child: Child, measured: Sequence[Measured] = ()) -> list[str]:

@@ -36,7 +36,8 @@ def read_search(data: Mapping[str, Any], problem: Problem, library: Library | No
     parent = parent_child(problem, library)
     name = "optimum" if result.solutions[0].bound is not None else _title(str(data.get("solver", "found")))
     try:
-        baselines = [child for key, each in data.get("baselines", {}).items() for child in _baseline(key, each, where)]
+        others = {key: each for key, each in data.get("baselines", {}).items() if key != data.get("solver")}
+        baselines = [child for key, each in others.items() for child in _baseline(key, each, where)]
         sweep = _sweep(data.get("frontier") or [], str(data.get("solver")), name, parent, problem)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: baselines or frontier cannot be read: {type(error).__name__} {error}.") from error

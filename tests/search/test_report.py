@@ -122,14 +122,14 @@ def test_every_layer_and_budget_is_on_a_page_that_needs_no_network(library):
 def test_shares_are_of_the_parents_part(library):
     search = search_of(["kv1+i48", "noop+i24", "noop+noop", "kv2+i48"], library=library)
     rows, label = strips(search, [search.child(0)], library)
-    assert label.startswith("parameters") and [row.slot for row in rows] == ["attention", "FFN"]
+    assert label.endswith("parent's parameters") and [row.slot for row in rows] == ["attention", "FFN"]
     assert rows[0].labels == ["kv1", "noop", "noop", "kv2"] and rows[1].labels == ["i48", "i24", "noop", "i48"]
 
 
 def test_without_a_library_shares_are_of_the_dearest_candidate():
     search = search_of()
     (row,), label = strips(search, [search.child(0)], None)
-    assert label.startswith("memory") and row.shares == [1.0, 0.3, 0.3, 0.3]
+    assert label.endswith("memory") and row.shares == [1.0, 0.3, 0.3, 0.3]
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
