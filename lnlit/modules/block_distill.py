@@ -10,8 +10,7 @@ are never sent, and the result does not depend on the number of ranks.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,8 +32,8 @@ from lnlit.objectives.block_error import block_error, squared_errors
 from lnlit.search.library import Library, LibraryWriter
 from lnlit.search.trainee import Place, Trainee, parameters, parent_steps, places, trained_layer
 
-#: Batches that trained errors are measured on where there are no validation rows: the last ones trained on.
-_LAST_BATCHES = 4
+#: Tokens at a time when trained errors are measured.
+_BATCH_TOKENS = 2048
 _STATE = "block_distill"
 #: The paper states no optimizer. These are the defaults of NVIDIA's first public code.
 _OPTIMIZER = AdamW(1e-4, warmup_ratio=0.05, weight_decay=0.1)
@@ -45,6 +44,7 @@ class _Run:
     """What stays the same during a run. No `nn.Module` on purpose: the parent is in no checkpoint and no DDP bucket."""
 
     library: Library
+    calibration: Tensor
     writer: LibraryWriter
     parent: Decoder
     places: list[Place]
@@ -94,7 +94,6 @@ class BlockDistill(L.LightningModule):
         self.group, self.total_steps = 0, None
         self.trainees: list[Trainee] = []
         self.skipped = 0
-        self._recent: deque[TokenBatch] = deque(maxlen=_LAST_BATCHES)
         self._val_sums: dict[Place, Tensor] = {}
         self._resumed: dict[str, Any] | None = None
         # DDP refuses a module without trainable parameters. Candidates are none of its business: each has one owner.
@@ -123,7 +122,7 @@ class BlockDistill(L.LightningModule):
         writer, chosen = LibraryWriter(self.out, recipe), places(library, self.only)
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
         parent = load_teacher(self.model, spec, self._where, None, dtype, self.attention_kernel)
-        self._run = _Run(library, writer, parent, chosen, groups)
+        self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
     def _check_groups(self, count: int) -> None:
         trainer: Any = self.trainer
@@ -149,6 +148,11 @@ class BlockDistill(L.LightningModule):
         if not mine:
             raise UserError(f"only: there are fewer candidates to train at a time than ranks ({len(self._owners())}).")
         self.trainees = [Trainee(run.library, at, _block(run.parent, at.layer), self._where) for at in sorted(mine)]
+        count = sum(parameters(run.library, place) for place in self._owners())
+        rank_zero_info(
+            f"layers {self._layers.start} to {self._layers.stop - 1}: {len(self._owners())} candidates with {count:,} "
+            "parameters learn together"
+        )
         optimizer = self.optimizer.build(p for trainee in self.trainees for p in trainee.block.parameters())
         if self._resumed is not None:
             for trainee in self.trainees:
@@ -187,7 +191,6 @@ class BlockDistill(L.LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
         batch = rows_of_all_ranks(batch, self._where)
-        self._recent.append(batch)
         optimizer: Any = self.optimizers()
         steps = self._steps
         for settings in optimizer.param_groups:
@@ -223,13 +226,14 @@ class BlockDistill(L.LightningModule):
         everyones = merged(dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True)))
         self.log("train/loss", sum(everyones.values()) / len(everyones), prog_bar=True)
         self.log("train/skipped", float(self.skipped))
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({f"bld/{name}": loss for name, loss in everyones.items()})
 
     # validation
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._tally(self._val_sums, batch)
+        self._tally(self._val_sums, rows_of_all_ranks(batch, self._where))
 
     def on_validation_epoch_end(self) -> None:
         errors, self._val_sums = _errors(self._val_sums), {}
@@ -237,7 +241,7 @@ class BlockDistill(L.LightningModule):
         self.log_dict({f"bld_val/{place}": error for place, error in errors.items()})
 
     def _tally(self, sums: dict[Place, Tensor], batch: TokenBatch) -> None:
-        for trainee, output, wanted in self._outputs(rows_of_all_ranks(batch, self._where)):
+        for trainee, output, wanted in self._outputs(batch):
             sums[trainee.place] = sums.get(trainee.place, 0) + squared_errors(output, wanted)
 
     # the trained library
@@ -252,16 +256,19 @@ class BlockDistill(L.LightningModule):
                 **run.library.header,
                 "provenance": {**run.library.header.get("provenance", {}), **self._record()},
             }
+            run.writer.write_calibration(run.calibration)
             run.writer.finish(run.library.model, run.library.spec, header)
             rank_zero_info(f"wrote {run.writer.folder}")
         self.trainer.strategy.barrier()
 
     @torch.no_grad()
     def _write_group(self) -> None:
-        """Measure the group's candidates on held-out rows, or else the last ones, and write its layers."""
+        """Measure the group's candidates on the library's calibration tokens, as their initial errors were, and write
+        its layers.
+        """
         sums: dict[Place, Tensor] = {}
         with self.trainer.precision_plugin.val_step_context():
-            for batch in self._held_out() or self._recent:
+            for batch in _batches(self._run.calibration.to(self._where)):
                 self._tally(sums, batch)
         errors = _errors(sums)
         trained = {}
@@ -275,16 +282,11 @@ class BlockDistill(L.LightningModule):
         self.trainees = []
         self.trainer.strategy.barrier()
 
-    def _held_out(self) -> Iterable[TokenBatch]:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.val_dataloader() if data is not None else []
-
     def _record(self) -> dict[str, Any]:
         return {
             "trained_from": str(self._run.library.folder),
             "steps": self._steps,
             "optimizer": asdict(self.optimizer),
-            "trained_errors_on": "validation rows" if self._held_out() else "the last training rows",
         }
 
     # checkpoints
@@ -303,7 +305,6 @@ class BlockDistill(L.LightningModule):
             "group": self.group,
             "total_steps": self.total_steps,
             "skipped": self.skipped,
-            "recent": [[b.tokens.cpu(), b.labels.cpu(), b.positions.cpu(), b.lengths] for b in self._recent],
             "trainees": states,
         }
 
@@ -317,7 +318,6 @@ class BlockDistill(L.LightningModule):
         if missing := [layer for layer in range(self._layers.start) if not run.writer.has(layer)]:
             raise UserError(f"out: {run.writer.folder} lacks layer {missing[0]}, which was trained before; start anew.")
         self._resumed = saved["trainees"]
-        self._recent.extend(TokenBatch(*batch) for batch in saved["recent"])
         if len(run.groups) > 1 and checkpoint["global_step"] % self._steps == 0:
             checkpoint.pop(type(self.trainer.datamodule).__qualname__, None)  # type: ignore  the next group starts over
 
@@ -338,6 +338,14 @@ def _real_tokens(batch: TokenBatch) -> Tensor:
     document = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     labels = torch.zeros_like(lengths).index_add_(0, document, (batch.labels != IGNORE).flatten().long())
     return (labels > 0)[document].view(batch.tokens.shape)
+
+
+def _batches(tokens_RT: Tensor) -> Iterator[TokenBatch]:
+    """Rows of one document each, some at a time."""
+    length = tokens_RT.shape[1]
+    for tokens_BT in tokens_RT.split(max(_BATCH_TOKENS // length, 1)):
+        positions_BT = torch.arange(length, device=tokens_BT.device).expand_as(tokens_BT)
+        yield TokenBatch(tokens_BT, tokens_BT, positions_BT, [length] * len(tokens_BT))
 
 
 def _errors(sums: dict[Place, Tensor]) -> dict[Place, float]:

@@ -2,6 +2,7 @@
 
     library.json              what there is: parts, parameters, errors
     layer-000.safetensors     every candidate's weights of one layer, as "attention/kv1/self_attn.k_proj.weight"
+    calibration.safetensors   the tokens [rows, length] that errors are measured on
 
 A sub-block owns its norm. The parent's own weights are in the parent's checkpoint and not repeated; `noop` has none.
 Without `library.json` the folder is a library being built; each finished layer file says what it holds, so building
@@ -26,7 +27,8 @@ from lnlit.files import read_json, replaced_file, write_json
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 FORMAT = 1
-INDEX = "library.json"
+INDEX, CALIBRATION = "library.json", "calibration.safetensors"
+_ABOUT = "lnlit"  # the one metadata key of a layer file; with several, equal files would differ in their order
 Slot = Literal["attention", "ffn", "pairs"]
 SLOTS: tuple[Literal["attention", "ffn"], ...] = ("attention", "ffn")
 #: The norm that a sub-block owns.
@@ -50,7 +52,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both slots of one layer trained together (coupled distillation). Errors as in `Variant`."""
+    """Both slots of one layer trained together (coupled distillation). Errors are those of the block they make."""
 
     parameters: int
     init_error: float | None = None
@@ -91,7 +93,7 @@ class Library:
         model: the parent's checkpoint, as `lnlit.checkpoint.formats.resolve` takes it.
         spec: the parent's architecture.
         layers: the choices of each layer.
-        header: the rest of `library.json` (calibration, provenance).
+        header: where it comes from (calibration, provenance).
     """
 
     def __init__(
@@ -123,8 +125,17 @@ class Library:
             for slot in SLOTS:
                 if sum(variant.parent for variant in getattr(layer, slot).values()) != 1:
                     raise UserError(f"{folder / INDEX}: layers[{index}].{slot} must have one variant marked parent.")
-        header = {key: value for key, value in data.items() if key not in ("layers", "parent_spec")}
+        header = {key: data[key] for key in ("calibration", "provenance") if key in data}
         return cls(folder, model, spec, layers, header)
+
+    def calibration(self) -> Tensor:
+        """The tokens that errors are measured on, int64 [rows, length]; each row is one document."""
+        file = self.folder / CALIBRATION
+        try:
+            with safe_open(file, framework="pt", backend="pread") as tensors:
+                return tensors.get_tensor("tokens").long()
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); copy the library again or rebuild it.") from error
 
     def parent_names(self, layer: int) -> tuple[str, str]:
         """The parent's own choice of a layer, as ("kv3", "i1536")."""
@@ -199,12 +210,12 @@ class LibraryWriter:
 
     def __init__(self, out: str | Path, recipe: Mapping[str, Any]) -> None:
         self.folder = Path(out).expanduser().resolve()
-        self._recipe = json.dumps(recipe, sort_keys=True)
+        self._recipe = json.loads(json.dumps(recipe))
         if (self.folder / INDEX).exists():
             raise UserError(f"{self.folder}: is a block library already. Choose another folder or delete it.")
         found = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         for file in found:
-            if not file.name.startswith(".") and _metadata(file).get("recipe") != self._recipe:
+            if not file.name.startswith(".") and _about(file).get("recipe") != self._recipe:
                 raise UserError(
                     f"{self.folder}: holds {file.name}, which is no part of the library to be built there (another "
                     "model, calibration or set of candidates). Choose another folder or delete it."
@@ -222,16 +233,25 @@ class LibraryWriter:
             for (slot, name), candidate in weights.items()
             for key, tensor in candidate.items()
         }
-        metadata = {"recipe": self._recipe, "variants": json.dumps(layer_to_json(variants), allow_nan=False)}
-        with replaced_file(layer_file(self.folder, layer)) as scratch:
+        self._save(layer_file(self.folder, layer), tensors, variants=layer_to_json(variants))
+
+    def write_calibration(self, tokens_RT: Tensor) -> None:
+        """The tokens that errors are measured on; each row is one document."""
+        self._save(self.folder / CALIBRATION, {"tokens": tokens_RT.int().contiguous()})
+
+    def _save(self, file: Path, tensors: dict[str, Tensor], **about: Any) -> None:
+        metadata = {_ABOUT: json.dumps({"recipe": self._recipe, **about}, allow_nan=False)}
+        with replaced_file(file) as scratch:
             save_file(tensors, scratch, metadata=metadata)
 
     def finish(self, model: str, spec: ModelSpec, header: Mapping[str, Any]) -> Library:
         """Write `library.json`; every layer must be there. `header` goes into it (calibration, provenance)."""
         if absent := [layer for layer in range(len(spec.layers)) if not self.has(layer)]:
             raise UserError(f"{self.folder}: layer {absent[0]} is not there yet; the library is not complete.")
-        layers = [json.loads(_metadata(layer_file(self.folder, i))["variants"]) for i in range(len(spec.layers))]
+        layers = [_about(layer_file(self.folder, layer))["variants"] for layer in range(len(spec.layers))]
         data = {"format": FORMAT, "lnlit": __version__, "model": model, **header, "parent_spec": spec.to_json()}
+        for leftover in self.folder.glob(".*"):  # of a writer that was killed
+            leftover.unlink()
         write_json(self.folder / INDEX, {**data, "layers": layers})
         return Library.open(self.folder)
 
@@ -259,12 +279,12 @@ def layer_from_json(data: Mapping[str, Any]) -> LayerVariants:
     return LayerVariants(**slots, pairs={name: Pair(**pair) for name, pair in data.get("pairs", {}).items()})
 
 
-def _metadata(file: Path) -> dict[str, str]:
+def _about(file: Path) -> dict[str, Any]:
     """What a layer file says about itself; {} for any other file."""
     try:
         with safe_open(file, framework="pt", backend="pread") as tensors:
-            return tensors.metadata() or {}
-    except (SafetensorError, OSError):
+            return json.loads((tensors.metadata() or {})[_ABOUT])
+    except (SafetensorError, OSError, KeyError, ValueError):
         return {}
 
 

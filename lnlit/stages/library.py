@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lnlit.checkpoint.by_layer import EMBEDDING, by_layer
@@ -28,7 +31,7 @@ def build_library(
     out: str,
     candidates: Candidates = Candidates(),
     dtype: Literal["bfloat16", "float32"] = "float32",
-    rows_at_once: int = 4,
+    batch_tokens: int = 1024,
 ) -> Path:
     """Build the block library of a model: every layer's smaller variants, made from its weights and a text sample.
 
@@ -40,7 +43,7 @@ def build_library(
         out: Folder to write. An unfinished library of the same settings there is gone on with.
         candidates: What is tried in each layer.
         dtype: Of the forward passes. Candidates keep the parent's.
-        rows_at_once: Rows of text per forward pass.
+        batch_tokens: Tokens that go through a block together.
     """
     source = resolve(model)
     checkpoint = open_checkpoint(source)
@@ -52,17 +55,25 @@ def build_library(
     parent = model if model.startswith(PYPI) else str(source.resolve())
     made_by = {"candidates": asdict(candidates), "dtype": dtype}
     writer = LibraryWriter(out, {"model": parent, "spec": spec.to_json(), "calibration": calibration, **made_by})
+    writer.write_calibration(tokens_RT)
     layers = by_layer(spec, checkpoint.weights(source))
     guide = build_decoder(spec)
     guide.embed_tokens.load_state_dict({"weight": next(layers)[EMBEDDING]}, assign=True)
-    stream = SampleStream(
-        guide, guide.embed(tokens_RT).detach().to(torch_device(), getattr(torch, dtype)), rows_at_once
-    )
+    x_RTD = guide.embed(tokens_RT).detach().to(torch_device(), getattr(torch, dtype))
     guide.embed_tokens.to("meta")
-    total = len(spec.layers)
-    for layer, weights in enumerate(tqdm(islice(layers, total), "library", total, unit="layer", disable=None)):
+    stream = SampleStream(guide, x_RTD, max(batch_tokens // tokens_RT.shape[1], 1))
+    for layer, weights in _with_progress(islice(layers, len(spec.layers)), len(spec.layers)):
         if writer.has(layer):
             stream.advance(layer, weights)
         else:
             writer.write(layer, *initialise_layer(stream, layer, weights, candidates))
     return writer.finish(parent, spec, {"calibration": calibration, "provenance": made_by}).folder
+
+
+def _with_progress(layers: Iterator[dict[str, Tensor]], total: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """A bar on a terminal, a line per layer elsewhere, on stderr."""
+    bar = tqdm(layers, "library", total, unit="layer", disable=None)
+    for layer, weights in enumerate(bar):
+        if bar.disable:
+            print(f"library: layer {layer + 1} of {total}", file=sys.stderr, flush=True)
+        yield layer, weights

@@ -96,11 +96,34 @@ def alone(built_library, tiny_parent, text_file, tmp_path_factory) -> Library:
 
 def test_training_lowers_the_error_of_every_candidate(distillery):
     optimizer = AdamW(3e-3, warmup_ratio=0.1)
-    library = distillery.fit("out", trainer={"max_steps": 60}, val=True, optimizer=optimizer)
+    library = distillery.fit("out", trainer={"max_steps": 60}, optimizer=optimizer)
     for layer in range(2):
         for slot, name in trainable(library, layer):
             variant = getattr(library.layers[layer], slot)[name]
             assert variant.trained_error < variant.init_error, (layer, slot, name, variant)
+
+
+def test_trained_errors_are_measured_like_initial_ones(distillery, built_library):
+    """A library whose training changed nothing has equal errors."""
+    still = AdamW(1e-30, warmup_ratio=0.0, schedule="constant")
+    library = distillery.fit("out", trainer={"max_steps": 1}, optimizer=still)
+    assert torch.equal(library.calibration(), Library.open(built_library).calibration())
+    for layer in range(2):
+        for slot, name in trainable(library, layer):
+            variant = getattr(library.layers[layer], slot)[name]
+            assert variant.trained_error == pytest.approx(variant.init_error, rel=1e-4)
+
+
+def test_validation_reports_every_candidate(distillery):
+    class Watch(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            self.metrics = dict(trainer.callback_metrics)
+
+    watch = Watch()
+    distillery.fit("out", (watch,), {"max_steps": 2, "val_check_interval": 2, "limit_val_batches": 2}, val=True)
+    named = {name for name in watch.metrics if name.startswith("bld_val/")}
+    assert len(named) == 10 and "bld_val/layer_01/ffn/i16" in named
+    assert float(watch.metrics["val/loss"]) == pytest.approx(sum(float(watch.metrics[n]) for n in named) / 10, rel=1e-5)
 
 
 def test_the_new_library_keeps_what_was_not_trained(alone, built_library):
@@ -254,8 +277,9 @@ def two_ranks(tiny_parent, built_library, text_file, tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_ranks_train_the_same_library_as_one(two_ranks, alone):
-    assert same(weights(Library.open(two_ranks / "whole")), weights(alone))
+@pytest.mark.parametrize("run", ["whole", "grouped"])
+def test_two_ranks_train_the_same_library_as_one(two_ranks, alone, run):
+    assert same(weights(Library.open(two_ranks / run)), weights(alone))
 
 
 def test_a_run_of_two_ranks_goes_on_with_one(two_ranks, distillery, alone):

@@ -108,6 +108,11 @@ def test_a_missing_layer_is_named(copied):
         Library.open(copied)
 
 
+def test_a_library_without_calibration_says_so(library):
+    with pytest.raises(UserError, match=r"calibration.safetensors: cannot be read"):
+        library.calibration()
+
+
 def test_a_truncated_layer_is_named(copied):
     file = layer_file(copied, 1)
     file.write_bytes(file.read_bytes()[:100])
