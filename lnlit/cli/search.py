@@ -19,6 +19,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "solve": ("lnlit.stages.solve:solve", "the best choice per layer within the budgets, with proof"),
     "realize": ("lnlit.stages.realize:realize", "a solution as a model folder"),
     "fuse": ("lnlit.stages.fuse:fuse", "runs of attention-free layers as wide parallel FFNs"),
+    "verify": ("lnlit.stages.verify:verify", "whole models measured beside what the cost table predicts"),
     "report": ("lnlit.stages.report:report", "pictures and a page of what was traded"),
 }
 

@@ -83,7 +83,7 @@ def measure_plan(
     table = replace(untimed(plan, workloads, dtype), engine=engine, rounds=rounds, samples=samples)
     models = plan.models()
     log = LatencyLog(out.with_name(f"{out.name}.partial"), _settings(table, models))
-    for turn in _with_progress([turn for turn in schedule(models, rounds) if turn not in log]):
+    for turn in with_progress("measure", [turn for turn in schedule(models, rounds) if turn not in log]):
         spec = models[turn[1]]
         with model_folder(spec, dtype) as folder:
             log.append(turn, meter.measure(spec, folder, table.workloads, dtype=dtype, samples=samples))
@@ -129,13 +129,13 @@ def _settings(table: CostTable, models: Mapping[str, ModelSpec]) -> dict[str, An
     return {**settings, "models": {name: spec.to_json() for name, spec in models.items()}}
 
 
-def _with_progress(turns: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+def with_progress(what: str, turns: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """A bar on a terminal, a line per model elsewhere, on stderr."""
-    bar = tqdm(turns, desc="measure", unit="model", disable=None)
+    bar = tqdm(turns, desc=what, unit="model", disable=None)
     for index, turn in enumerate(bar):
         bar.set_postfix_str(turn[1])
         if bar.disable:
-            print(f"measure: {index + 1} of {len(turns)}, round {turn[0] + 1}: {turn[1]}", file=sys.stderr, flush=True)
+            print(f"{what}: {index + 1} of {len(turns)}, round {turn[0] + 1}: {turn[1]}", file=sys.stderr, flush=True)
         yield turn
 
 

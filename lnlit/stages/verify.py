@@ -1,0 +1,95 @@
+"""`lnlit search verify`: whole models measured beside what the cost table predicts for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lnlit import registry
+from lnlit.checkpoint.formats import read_spec
+from lnlit.errors import UserError
+from lnlit.files import write_json
+from lnlit.interfaces import Meter
+from lnlit.search.costs import CostTable, tokens_per_s
+from lnlit.search.latency_log import LatencyLog
+from lnlit.search.measure import best_of_rounds, schedule
+from lnlit.search.problem import workload_name
+from lnlit.stages.measure import model_folder, with_progress
+
+
+def verify(
+    costs: str,
+    models: Sequence[str],
+    out: str,
+    engine: str | None = None,
+    rounds: int = 5,
+    samples: int = 2,
+    allow_other_hardware: bool = False,
+) -> Path:
+    """Measure whole models in turns, and write their times beside the table's predictions.
+
+    The first model is what the others are compared with, usually the parent. Interrupted, it goes on where it stopped.
+
+    Args:
+        costs: The cost table that `lnlit search measure` wrote.
+        models: Model folders; their weights are not read.
+        out: The JSON file to write, which `lnlit search report` takes as `measured`.
+        engine: Registered meter; the table's own when not given.
+        rounds: How often all models are timed, in turns.
+        samples: Times taken of each model per round; the best counts.
+        allow_other_hardware: Whether the table may be from another machine.
+    """
+    if not models or rounds < 1 or samples < 1:
+        raise UserError(f"verify: needs a model, rounds and samples, got {list(models)}, {rounds} and {samples}.")
+    table = CostTable.read(Path(costs).expanduser())
+    table.check_hardware(allow_other_hardware)
+    for workload in table.workloads:
+        table.check_timed(workload)
+    specs = {name: read_spec(name) for name in models}
+    predicted = {name: [table.predict(spec, w) for w in table.workloads] for name, spec in specs.items()}
+    meter: Meter = registry.build("meter", engine or table.engine)
+    file = Path(out).expanduser()
+    settings = {"costs": table.to_json(), "engine": engine, "samples": samples}
+    architectures = {name: spec.to_json() for name, spec in specs.items()}
+    log = LatencyLog(file.with_name(f"{file.name}.partial"), {**settings, "models": architectures})
+    for turn in with_progress("verify", [turn for turn in schedule(specs, rounds) if turn not in log]):
+        spec = specs[turn[1]]
+        with model_folder(spec, table.dtype) as folder:
+            log.append(turn, meter.measure(spec, folder, table.workloads, dtype=table.dtype, samples=samples))
+    times = {name: np.median(best_of_rounds(found), axis=0) for name, found in log.times(specs, rounds).items()}
+    found = [_compared(table, name, predicted[name], times[name]) for name in specs]
+    write_json(file, {"engine": engine or table.engine, "dtype": table.dtype, "models": found})
+    log.file.unlink()
+    for line in _summary(table, found):
+        print(line, file=sys.stderr)
+    return file
+
+
+def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]], times: np.ndarray) -> dict[str, Any]:
+    """One model's costs both ways; `times` is [workload, (prefill, decode)] in seconds."""
+    sides: dict[str, dict[str, float]] = {"predicted": {}, "measured": {}}
+    for workload, costs, (prefill_s, decode_s) in zip(table.workloads, predicted, times.tolist(), strict=True):
+        label = f" @ {workload_name(workload)}" if len(table.workloads) > 1 else ""
+        for side, prefill, decode in (
+            ("predicted", costs["prefill_s"], costs["decode_s"]),
+            ("measured", prefill_s, decode_s),
+        ):
+            values = {"prefill_s": prefill, "decode_s": decode, "latency_s": prefill + decode}
+            values["throughput"] = tokens_per_s(workload, prefill + decode)
+            sides[side] |= {f"{cost}{label}": value for cost, value in values.items()}
+    return {"name": name, **sides}
+
+
+def _summary(table: CostTable, found: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for cost in (cost for cost in found[0]["measured"] if cost.startswith("latency_s")):
+        first = found[0]["measured"][cost]
+        for model in found:
+            measured, error = model["measured"][cost], model["predicted"][cost] / model["measured"][cost] - 1
+            speed = f"predicted {error:+.1%}; {first / measured:.2f}x as fast"
+            lines.append(f"verify: {model['name']}: {cost} {measured:.4g}, {speed}")
+    return lines

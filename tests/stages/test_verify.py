@@ -1,0 +1,68 @@
+"""Whole models measured beside the table's predictions, with a stand-in engine whose times are exactly additive."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lnlit import registry
+from lnlit.errors import UserError
+from lnlit.interfaces import Latency, Meter, Workload
+from lnlit.search.measure import Plan
+from lnlit.specs import NOOP
+from lnlit.stages.measure import measure_plan, untimed
+from lnlit.stages.verify import verify
+from lnlit.testing.tiny import swiglu, tiny_folder, tiny_spec
+
+WORKLOADS = (Workload(2, 6, 3),)
+
+
+class AdditiveMeter(Meter):
+    """A stand-in for an engine: a second, and a millisecond per FFN channel."""
+
+    def measure(self, spec, folder, workloads, *, dtype, samples):
+        seconds = 1.0 + sum(block.ffn.args.get("intermediate_size", 0) for block in spec.layers) / 1000
+        return [Latency((seconds,) * samples, (2 * seconds,) * samples) for _ in workloads]
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """A cost table, the parent and a child of half its FFN width."""
+    monkeypatch.setattr(registry, "_added", {("meter", "additive"): AdditiveMeter})
+    plan = Plan.of(tiny_spec(), [NOOP], [swiglu(24)])
+    costs = measure_plan(plan, WORKLOADS, tmp_path / "costs.json", engine="additive", rounds=1, samples=1)
+    block = tiny_spec().layers[0]
+    child = tiny_spec().replace(layers=(block, block.replace(ffn=swiglu(24))))
+    return str(costs), [str(tiny_folder(tmp_path / "parent")), str(tiny_folder(tmp_path / "child", child))]
+
+
+def test_an_additive_engine_is_predicted_exactly(search, tmp_path, capsys):
+    costs, models = search
+    file = verify(costs, models, str(tmp_path / "measured.json"), rounds=2, samples=1)
+    parent, child = json.loads(file.read_text())["models"]
+    assert parent["measured"]["latency_s"] == pytest.approx(3 * 1.096)
+    assert child["measured"]["latency_s"] == pytest.approx(3 * 1.072)
+    for model in (parent, child):
+        assert model["predicted"] == pytest.approx(model["measured"])
+    assert "1.02x as fast" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("*.partial")] == []
+
+
+def test_a_table_without_times_is_refused_before_anything_runs(search, tmp_path):
+    table = untimed(Plan.of(tiny_spec(), [NOOP], [swiglu(24)]), WORKLOADS, "float32")
+    with pytest.raises(UserError, match="without timing"):
+        verify(str(table.write(tmp_path / "untimed.json")), search[1], str(tmp_path / "out.json"))
+
+
+def test_a_table_from_another_machine_is_refused_unless_asked_for(search, tmp_path):
+    from lnlit.search.costs import CostTable
+
+    costs, models = search
+    table = CostTable.read(costs)
+    elsewhere = replace(table, hardware=replace(table.hardware, cpu="another"))
+    foreign = str(elsewhere.write(tmp_path / "foreign.json"))
+    with pytest.raises(UserError, match="other hardware"):
+        verify(foreign, models, str(tmp_path / "out.json"))
+    assert verify(foreign, models, str(tmp_path / "out.json"), allow_other_hardware=True).is_file()
