@@ -48,7 +48,7 @@ class _Run:
     writer: LibraryWriter
     parent: Decoder
     places: list[Place]
-    groups: list[range]
+    groups: list[list[int]]
 
 
 class BlockDistill(L.LightningModule):
@@ -115,11 +115,12 @@ class BlockDistill(L.LightningModule):
         if changes := library.spec.diff(spec):
             raise UserError(f"model: {self.model} is not the parent of {self.library}: {changes[0]}")
         check_run(trainer, spec)
-        layers, at_once = len(spec.layers), self.layers_at_once or len(spec.layers)
-        groups = [range(first, min(first + at_once, layers)) for first in range(0, layers, at_once)]
-        self._check_groups(len(groups))
         recipe = {"library": str(library.folder), "only": list(self.only), "optimizer": asdict(self.optimizer)}
         writer, chosen = LibraryWriter(self.out, recipe), places(library, self.only)
+        layers = sorted({place.layer for place in chosen})
+        at_once = self.layers_at_once or len(layers)
+        groups = [layers[first : first + at_once] for first in range(0, len(layers), at_once)]
+        self._check_groups(len(groups))
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
         parent = load_teacher(self.model, spec, self._where, None, dtype, self.attention_kernel)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
@@ -150,7 +151,7 @@ class BlockDistill(L.LightningModule):
         self.trainees = [Trainee(run.library, at, _block(run.parent, at.layer), self._where) for at in sorted(mine)]
         count = sum(parameters(run.library, place) for place in self._owners())
         rank_zero_info(
-            f"layers {self._layers.start} to {self._layers.stop - 1}: {len(self._owners())} candidates with {count:,} "
+            f"layers {self._layers[0]} to {self._layers[-1]}: {len(self._owners())} candidates with {count:,} "
             "parameters learn together"
         )
         optimizer = self.optimizer.build(p for trainee in self.trainees for p in trainee.block.parameters())
@@ -168,7 +169,7 @@ class BlockDistill(L.LightningModule):
         return {place: index % self.trainer.world_size for index, place in enumerate(dealt)}
 
     @property
-    def _layers(self) -> range:
+    def _layers(self) -> list[int]:
         return self._run.groups[self.group]
 
     @property
@@ -180,11 +181,10 @@ class BlockDistill(L.LightningModule):
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
         """Go on to the next group of layers when this one has had its steps."""
-        if self.global_step == (self.group + 1) * self._steps:
+        last = self.group + 1 == len(self._run.groups)
+        if self.global_step == (self.group + 1) * self._steps and not last:
             if batch_idx != 0:
-                raise UserError(
-                    f"an epoch of layers {list(self._layers)} was cut short and resumed; start the run anew."
-                )
+                raise UserError(f"an epoch of layers {self._layers} was cut short and resumed; start the run anew.")
             self._write_group()
             self.group += 1
             self.trainer.strategy.setup_optimizers(self.trainer)
@@ -256,6 +256,9 @@ class BlockDistill(L.LightningModule):
                 **run.library.header,
                 "provenance": {**run.library.header.get("provenance", {}), **self._record()},
             }
+            for layer in range(len(run.library.layers)):
+                if not run.writer.has(layer):  # nothing in it was to be trained
+                    run.writer.write(layer, *trained_layer(run.library, layer, {}))
             run.writer.write_calibration(run.calibration)
             run.writer.finish(run.library.model, run.library.spec, header)
             rank_zero_info(f"wrote {run.writer.folder}")
@@ -301,9 +304,9 @@ class BlockDistill(L.LightningModule):
                 states[str(place)] = state
         checkpoint["optimizer_states"] = []  # Lightning's knows rank 0 only
         checkpoint[_STATE] = {
-            "library": str(self._run.library.folder),
             "group": self.group,
             "total_steps": self.total_steps,
+            "length": [self.trainer.max_steps, self.trainer.max_epochs],
             "skipped": self.skipped,
             "trainees": states,
         }
@@ -315,9 +318,11 @@ class BlockDistill(L.LightningModule):
         self.group, self.total_steps, self.skipped = saved["group"], saved["total_steps"], saved["skipped"]
         if self.group >= len(run.groups) or saved["trainees"].keys() != {str(place) for place in self._owners()}:
             raise UserError("ckpt_path: the checkpoint trains other candidates; keep library, only and layers_at_once.")
-        if missing := [layer for layer in range(self._layers.start) if not run.writer.has(layer)]:
+        if missing := [layer for group in run.groups[: self.group] for layer in group if not run.writer.has(layer)]:
             raise UserError(f"out: {run.writer.folder} lacks layer {missing[0]}, which was trained before; start anew.")
         self._resumed = saved["trainees"]
+        if saved["length"] != [self.trainer.max_steps, self.trainer.max_epochs] and len(run.groups) == 1:
+            self.total_steps = None  # planned anew
         if len(run.groups) > 1 and checkpoint["global_step"] % self._steps == 0:
             checkpoint.pop(type(self.trainer.datamodule).__qualname__, None)  # type: ignore  the next group starts over
 

@@ -90,12 +90,12 @@ class ParentStep:
     rope: Mapping[int, tuple[Tensor, Tensor]]
 
 
-def parent_steps(parent: Decoder, batch: TokenBatch, layers: range) -> Iterator[ParentStep]:
+def parent_steps(parent: Decoder, batch: TokenBatch, layers: Sequence[int]) -> Iterator[ParentStep]:
     """The parent's steps at `layers`, from one forward pass that ends behind the last of them. No gradients."""
     with torch.no_grad():
         x_BTD = parent.embed(batch.tokens)
         attention, rope = parent.surroundings(batch.tokens, x_BTD.dtype, batch.positions, batch.lengths)
-    for layer in range(layers.stop):
+    for layer in range(max(layers) + 1):
         block: Block = parent.layers[layer]  # type: ignore[assignment]
         attend = attention.layer(layer)
         with torch.no_grad():  # not around the yield, or it would reach into the caller's loop

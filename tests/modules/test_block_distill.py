@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -248,6 +249,22 @@ def test_layers_one_after_another_end_like_all_at_once(distillery, alone, stop):
         assert distillery.fit("out", (StopAt(stop),), GROUPS, layers_at_once=1) is None
     library = distillery.fit("out", (), GROUPS, layers_at_once=1)
     assert same(weights(library), weights(alone))
+
+
+def test_only_layers_with_something_to_train_form_groups(distillery, alone, built_library):
+    library = distillery.fit("out", only=("layer_01/ffn/*",), layers_at_once=1)
+    before = Library.open(built_library)
+    assert same(weights(library, (0,)), weights(before, (0,)))
+    assert all(
+        torch.equal(library.weights(1, "ffn", n)[k], t) for n in ("i16",) for k, t in alone.weights(1, "ffn", n).items()
+    )
+    assert library.layers[0] == before.layers[0]
+
+
+def test_a_longer_run_goes_on_from_a_finished_checkpoint(distillery):
+    distillery.fit("out", (StopAt(4),))
+    library = distillery.fit("out", trainer={"max_steps": STEPS + 2})
+    assert json.loads((library.folder / "library.json").read_text())["provenance"]["steps"] == STEPS + 2
 
 
 def test_groups_of_layers_need_an_epoch_each(distillery):
