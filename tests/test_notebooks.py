@@ -1,0 +1,73 @@
+"""Every notebook runs from top to bottom on a tiny model and search; it is short and committed with its outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from lnlit.data.sources import JsonlSource
+from lnlit.data.text import TextSample
+from lnlit.search.candidates import Candidates
+from lnlit.specs import BlockSpec
+from lnlit.stages.library import build_library
+from lnlit.stages.measure import measure
+from lnlit.stages.score import score
+from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """What the mini pipeline leaves before its solve stage, of a random four-layer model."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = [{"text": f"document {index} says {index * 7919} and then {index * 104729} " * 8} for index in range(20)]
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = tiny_spec().replace(layers=(BlockSpec(attention(2), swiglu(64)),) * 5)
+    model = str(tiny_folder(folder / "model", spec))
+    sample = TextSample(JsonlSource(str(folder / "text.jsonl")), rows=2, length=32)
+    build_library(model, sample, str(folder / "library"), Candidates(width_multiple=8))
+    score(model, str(folder / "library"), sample, str(folder / "scores.jsonl"), dtype="float32")
+    out = str(folder / "costs.json")
+    measure(str(folder / "library"), [1], [8], [4], out, dtype="float32", rounds=1, samples=1)
+    return folder
+
+
+def tiny_settings(name: str, runs: Path) -> str:
+    settings = {
+        "01_search_the_frontier": {"runs": str(runs), "shares": (0.97, 0.9), "speedup": 1.02},
+        "02_ffn_fusion": {
+            "model": str(runs / "model"),
+            "text": str(runs / "text.jsonl"),
+            "rows": 2,
+            "length": 32,
+            "first": 1,
+            "last": 3,
+        },
+    }
+    return "\n".join(f"{key} = {value!r}" for key, value in settings[name].items())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_with_tiny_settings(path: Path, runs: Path, monkeypatch):
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    notebook = nbformat.read(path, as_version=4)
+    (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    settings.source = tiny_settings(path.stem, runs)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    assert any(output.output_type == "display_data" for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_and_shows_the_outputs_of_a_real_run(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    assert len(notebook.cells) <= 12
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count is not None for cell in code)
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
