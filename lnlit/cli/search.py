@@ -32,13 +32,22 @@ def main(argv: list[str]) -> int:
     name, *rest = argv
     if name not in STAGES:
         raise UserError(f"search: unknown stage {name!r}.{did_you_mean(name, STAGES)} Allowed: {', '.join(STAGES)}.")
-    stage, arguments = _parsed(name, rest)
-    print(stage(**arguments))
+    stage, parser, config = parsed(name, rest)
+    from lnlit.cli.names import cause_of
+
+    try:
+        arguments = vars(parser.instantiate_classes(config))
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        raise cause_of(error) from error
+    print(stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")}))
     return 0
 
 
-def _parsed(name: str, options: list[str]) -> tuple[Callable[..., Path], dict[str, Any]]:
-    """The stage's function and its arguments. Raises `UserError` naming the first key or value that does not fit."""
+def parsed(name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
+    """The stage's function, its parser and its checked configuration; nothing is built yet.
+
+    Raises `UserError` naming the first key or value that does not fit.
+    """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -56,12 +65,9 @@ def _parsed(name: str, options: list[str]) -> tuple[Callable[..., Path], dict[st
     parser.add_argument("--stage", choices=[name], default=name, help="which stage a YAML file is for")
     parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)
     try:
-        config = parser.instantiate_classes(parser.parse_args(options))
+        return stage, parser, parser.parse_args(options)
     except ArgumentError as error:
         raise UserError(explain(parser, written, str(error))) from error
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
-        raise names.cause_of(error) from error
-    return stage, {key: value for key, value in vars(config).items() if key not in ("config", "stage")}
 
 
 def _help() -> str:
