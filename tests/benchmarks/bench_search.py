@@ -1,6 +1,6 @@
 """Does the search find good children? SmolLM2-135M, realised KL to the parent on held-out text.
 
-    python tests/benchmarks/bench_search.py [--runs runs/mini] [--tokens 8192] [--random 20]
+    python tests/benchmarks/bench_search.py [--runs runs/mini] [--rows 8] [--random 20]
 
 Reads what `lnlit run yaml/mini` left: both libraries, the scores and the cost table, and the scores of the untrained
 library (`lnlit search score --config yaml/mini/2_score.yaml --library runs/mini/library_untrained
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import fmean
@@ -25,16 +25,17 @@ from lnlit import registry
 from lnlit.checkpoint.load import fill, load_weights
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text import TextSample
-from lnlit.interfaces import Budget, Choice, Problem, Workload
-from lnlit.interfaces.problem import Forbidden
+from lnlit.interfaces import Problem, Workload
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.fusion import FusionPlan, fused, in_reverse, removed
 from lnlit.models.lineage import child_spec, child_weights
 from lnlit.search.costs import CostTable
 from lnlit.search.library import Library
+from lnlit.search.problem import make_problem
 from lnlit.search.realize import split_choice
 from lnlit.search.scores import Scores, read_scores
+from lnlit.search.targets import ALL_PARTS, NOOP_ONLY, Parts, Target
 from lnlit.specs import NOOP, ModelSpec
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -54,21 +55,19 @@ class Truth:
         self.weights = {name: parameter.detach() for name, parameter in parent.named_parameters()}
         self.known: dict[tuple[Path, tuple[str, ...]], float] = {}
         with torch.inference_mode():
-            self.hidden = [self._hidden(parent, row_T) for row_T in tokens_BT]
+            self.log_p = [self._log_probabilities(parent, row_T) for row_T in tokens_BT]
 
-    @staticmethod
-    def _hidden(decoder: Decoder, row_T: torch.Tensor) -> torch.Tensor:
+    def _log_probabilities(self, decoder: Decoder, row_T: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             hidden_BTD = decoder(row_T[None], read_out=lambda hidden_BTD, _: hidden_BTD)
-        return hidden_BTD[0].float()
+        return torch.log_softmax(hidden_BTD[0].float() @ self.parent.head_weight.float().T, -1)
 
     @torch.inference_mode()
     def kl(self, decoder: Decoder) -> float:
         """The plain definition, both distributions in fp32, row by row."""
-        total, weight_VD = 0.0, self.parent.head_weight.float()
-        for row_T, theirs_TD in zip(self.tokens, self.hidden, strict=True):
-            ours_TD = self._hidden(decoder, row_T)
-            log_p, log_q = (torch.log_softmax(hidden_TD @ weight_VD.T, -1) for hidden_TD in (theirs_TD, ours_TD))
+        total = 0.0
+        for row_T, log_p in zip(self.tokens, self.log_p, strict=True):
+            log_q = self._log_probabilities(decoder, row_T)
             total += float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
         return total / len(self.tokens)
 
@@ -100,98 +99,84 @@ def _built(spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> Decoder:
     return decoder.eval()
 
 
-def make_problem(
-    library: Library, scores: Callable[[int, str, str], float], costs: CostTable, keep: Callable[[str, str], bool]
-) -> Problem:
-    """Every pair of variants that `keep` lets in; attention stays in layer 0, as stock vLLM needs it."""
-    layers = []
-    for layer, variants in enumerate(library.layers):
-        pairs = [(a, f) for a in variants.attention for f in variants.ffn if keep(a, f)]
-        layers.append(
-            tuple(
-                Choice(f"{a}+{f}", scores(layer, a, f), costs.block(library.block_spec(layer, a, f), WORKLOAD))
-                for a, f in pairs
-            )
-        )
-    return Problem(tuple(layers), base_costs=costs.base(WORKLOAD), forbidden=(Forbidden(0, "noop+*"),))
+def problems(library: Library, scores: Scores, costs: CostTable, parts: Parts = ALL_PARTS) -> Iterator[Problem]:
+    """The same search at each memory budget."""
+    for share in SHARES:
+        target = Target("memory_mib", max=share, of_parent=True)
+        yield make_problem(library, scores, costs, [WORKLOAD], [target], parts=parts)
 
 
-def within(problem: Problem, limit_mib: float) -> Problem:
-    return problem.replace(budgets=(Budget("memory_mib", max=limit_mib),))
-
-
-def lm_loss_scores(file: Path) -> Callable[[int, str, str], float]:
+def by_lm_loss(file: Path) -> Scores:
     """The same candidates scored by how much they raise the LM loss, which the scoring pass notes beside the KL."""
+    scores = read_scores(file)
     header, *lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    parent = header["parent"]["lm_loss"]
-    table = {(line["layer"], line["slot"], line["name"]): line["lm_loss"] - parent for line in lines}
-    return lambda layer, a, f: table.get((layer, "attention", a), 0.0) + table.get((layer, "ffn", f), 0.0)
+    loss = {
+        (line["layer"], line["slot"], line["name"]): line["lm_loss"] - header["parent"]["lm_loss"] for line in lines
+    }
+    table = tuple(
+        {
+            slot: {name: loss.get((layer, slot, name), 0.0 if kl == 0 else float("nan")) for name, kl in names.items()}
+            for slot, names in slots.items()
+        }
+        for layer, slots in enumerate(scores.table)
+    )
+    return Scores(scores.header, table)
 
 
 def frontier(truth: Truth, library: Library, scores: Scores, costs: CostTable, samples: int) -> Iterator[str]:
     """One row per budget: realised KL of the optimum and of the baselines."""
-    problem = make_problem(library, scores.of, costs, lambda a, f: True)
-    parent = costs.predict(library.spec, WORKLOAD)["memory_mib"]
-    pairs: list[tuple[float, float]] = []
+    seen: dict[str, dict[tuple[str, ...], float]] = {"searched": {}, "random": {}}
     yield "| memory | HiGHS | gap | greedy (paper) | ratio greedy | uniform | random: best | random: mean |"
     yield "|---|---|---|---|---|---|---|---|"
-    for share in SHARES:
-        limited, row = within(problem, share * parent), {}
-        optimum = registry.build("solver", "highs").solve(limited)
+    for share, problem in zip(SHARES, problems(library, scores, costs), strict=True):
+        row, gap = {}, 0.0
         for name in ("highs", "greedy", "ratio_greedy", "uniform", "random"):
             options = {"samples": samples} if name == "random" else {}
-            found = registry.build("solver", name, **options).solve(limited).solutions
+            found = registry.build("solver", name, **options).solve(problem).solutions
             row[name] = [truth.of(library, solution.choice) for solution in found]
-            pairs += [(solution.score, kl) for solution, kl in zip(found, row[name], strict=True)]
+            group = seen["random" if name == "random" else "searched"]
+            group |= {solution.choice: solution.score for solution in found}
+            gap = found[0].gap if name == "highs" else gap
         one = {name: f"{values[0]:.4f}" if values else "none" for name, values in row.items()}
+        draws = f"{min(row['random']):.4f} | {fmean(row['random']):.4f}" if row["random"] else "none | none"
         yield (
-            f"| {share:.0%} | {one['highs']} | {optimum.solutions[0].gap:.1e} | {one['greedy']} | "
-            f"{one['ratio_greedy']} | {one['uniform']} | {min(row['random']):.4f} | {fmean(row['random']):.4f} |"
+            f"| {share:.0%} | {one['highs']} | {gap:.1e} | {one['greedy']} | {one['ratio_greedy']} | "
+            f"{one['uniform']} | {draws} |"
         )
     yield ""
-    yield (
-        f"Spearman between summed scores and realised KL over {len(pairs)} children: {spearman(pairs):.3f}; over the "
-        f"{len(pairs) - samples * len(SHARES)} that are not random: "
-        f"{spearman([p for i, p in enumerate(pairs) if i % (samples + 4) < 4]):.3f}"
-    )
+    both = seen["searched"] | seen["random"]
+    for title, group in {"all": both, "searched": seen["searched"], "random": seen["random"]}.items():
+        rank = spearman([(score, truth.of(library, choice)) for choice, score in group.items()])
+        yield f"- Spearman of summed scores and realised KL, {len(group)} different children ({title}): {rank:.3f}"
 
 
 def spearman(pairs: Sequence[tuple[float, float]]) -> float:
+    """Of values without ties, as these are."""
     ranks = [torch.tensor(column).argsort().argsort().double() for column in zip(*pairs, strict=True)]
     return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
 def ablations(truth: Truth, runs: Path, library: Library, scores: Scores, costs: CostTable) -> Iterator[str]:
-    """Optimum of the full space against: no-op only, scored by LM loss, an untrained library."""
+    """Optimum of the full space against: smaller spaces, LM-loss scores, an untrained library."""
     untrained = Library.open(runs / "library_untrained")
-    own = {name for layer in range(len(library.layers)) for name in library.parent_names(layer)}
-    everything = make_problem(library, scores.of, costs, lambda a, f: True)
-    spaces = {
-        "all variants, KL": (library, everything),
-        "no-ops only": (library, make_problem(library, scores.of, costs, lambda a, f: {a, f} <= own | {"noop"})),
-        "attention removal + FFN widths": (
-            library,
-            make_problem(
-                library, scores.of, costs, lambda a, f: a in own | {"noop"} and (f == "noop" or f.startswith("i"))
-            ),
-        ),
-        "LM-loss scores": (
-            library,
-            make_problem(library, lm_loss_scores(runs / "scores.jsonl"), costs, lambda a, f: True),
-        ),
-        "library without block distillation": (
+    searches = {
+        "all variants, KL": (library, problems(library, scores, costs)),
+        "no-ops only": (library, problems(library, scores, costs, NOOP_ONLY)),
+        "no attention + FFN widths": (library, problems(library, scores, costs, Parts(("noop",), ("i*", "noop")))),
+        "LM-loss scores": (library, problems(library, by_lm_loss(runs / "scores.jsonl"), costs)),
+        "no block distillation": (
             untrained,
-            make_problem(untrained, read_scores(runs / "scores_untrained.jsonl").of, costs, lambda a, f: True),
+            problems(untrained, read_scores(runs / "scores_untrained.jsonl"), costs),
         ),
     }
-    parent = costs.predict(library.spec, WORKLOAD)["memory_mib"]
-    yield "| memory | " + " | ".join(spaces) + " |"
-    yield "|---" * (len(spaces) + 1) + "|"
+    yield "| memory | " + " | ".join(searches) + " |"
+    yield "|---" * (len(searches) + 1) + "|"
+    solver = registry.build("solver", "highs")
     for share in SHARES:
         row = []
-        for source, problem in spaces.values():
-            result = registry.build("solver", "highs").solve(within(problem, share * parent))
-            row.append(f"{truth.of(source, result.solutions[0].choice):.4f}" if result.solutions else "none")
+        for source, asked in searches.values():
+            found = solver.solve(next(asked)).solutions
+            row.append(f"{truth.of(source, found[0].choice):.4f}" if found else "none")
         yield f"| {share:.0%} | " + " | ".join(row) + " |"
 
 
@@ -235,7 +220,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"))
     parser.add_argument("--model", default="runs/smollm2")
     parser.add_argument("--text", default="data/pydocs/valid.jsonl.gz")
-    parser.add_argument("--rows", type=int, default=16, help="rows of 512 tokens")
+    parser.add_argument("--rows", type=int, default=8, help="rows of 512 tokens")
     parser.add_argument("--random", type=int, default=20, help="random children per budget")
     options = parser.parse_args()
     parent = build_decoder(Library.open(options.runs / "library").spec, "cpu")
