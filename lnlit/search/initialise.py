@@ -5,12 +5,14 @@ Shape suffixes: R rows, T tokens, D hidden, F intermediate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from lnlit.errors import UserError
 from lnlit.models.block import Block
 from lnlit.models.build import build_block, load_block, parameter_count
 from lnlit.models.decoder import Decoder
@@ -57,7 +59,7 @@ class SampleStream:
         """The child's block error over the whole sample."""
         rows = zip(child_RTD.split(self.rows_at_once), parent_RTD.split(self.rows_at_once), strict=True)
         difference, square = torch.stack([squared_errors(child, parent) for child, parent in rows]).sum(0).tolist()
-        return difference / square
+        return difference / square if square else math.nan
 
     def advance(self, layer: int, weights: Weights) -> None:
         """Move on behind the parent's layer `layer`."""
@@ -71,6 +73,7 @@ def initialise_layer(
     """The choices of one layer, the parent's own first, and the candidates' weights. The stream moves on behind it.
 
     `weights` are the parent's. Each candidate's error is that of the block which has it beside the parent's other half.
+    `UserError` for an error that is not finite.
     """
     block = stream.guide.spec.layers[layer]
     parent = stream.block(layer, block, weights)
@@ -93,6 +96,11 @@ def initialise_layer(
             else:
                 child_RTD = stream.after_ffn(child, h_RTD)
             error = stream.error(child_RTD, out_RTD)
+            if not math.isfinite(error):
+                raise UserError(
+                    f"layer {layer}: the {slot} candidate {name} has the error {error}, so the parent's weights or "
+                    f"outputs in layers 0 to {layer} are not finite, or all zero. Check the parent's checkpoint."
+                )
             variants[slot][name] = Variant(smaller, parameter_count(child), init_error=error)
     stream.x_RTD = out_RTD
     return LayerVariants(variants["attention"], variants["ffn"]), made

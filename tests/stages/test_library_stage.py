@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.load import canonical_weights
@@ -131,3 +132,13 @@ def test_weights_come_by_layer_in_whatever_order_a_checkpoint_has_them():
         assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     with pytest.raises(UserError, match=r"lacks tensor model.norm.weight"):
         list(by_layer(decoder.spec, [pair for pair in weights if pair[0] != "model.norm.weight"]))
+
+
+@pytest.mark.parametrize("name", ["self_attn.v_proj", "mlp.up_proj", "input_layernorm"])
+def test_a_parent_that_is_not_finite_is_named_with_layer_and_candidate(sample, tmp_path, name):
+    model = tiny_folder(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights[f"model.layers.1.{name}.weight"].flatten()[5] = float("nan")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"layer 1: the attention candidate kv1 has the error nan.* Check the parent's"):
+        build_library(str(model), sample, str(tmp_path / "out"), SMALL)
