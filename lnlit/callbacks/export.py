@@ -16,6 +16,7 @@ from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import canonical_weights
+from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 
 
@@ -32,6 +33,11 @@ class ExportModel(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":  # hours of training must not end in a refusal
+            if not _trains_a_decoder(pl_module):
+                raise UserError(
+                    f"trainer.callbacks: ExportModel has nothing to write after {type(pl_module).__name__}, which "
+                    "trains no whole model and writes its own results; remove it."
+                )
             check_target(Path(self.out), self.overwrite)
             hf_config(read_spec(str(pl_module.model)))
 
@@ -71,6 +77,11 @@ class ExportModel(L.Callback):
                 pass
             raise
         rank_zero_info(f"wrote {self.out}")
+
+
+def _trains_a_decoder(module: L.LightningModule) -> bool:
+    """Whether the method declares a `decoder`; it builds it only after the callbacks' `setup`."""
+    return any("decoder" in getattr(cls, "__annotations__", ()) for cls in type(module).__mro__)
 
 
 def _config_hash(trainer: L.Trainer) -> str | None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lnlit.callbacks import Checkpoint
+from lnlit.callbacks import Checkpoint, ExportModel
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.data.sources import TextFileSource
 from lnlit.data.text_data import TextData
@@ -346,6 +346,11 @@ def test_a_gradient_that_is_not_finite_stops_one_candidate_only(distillery, alon
 def test_bad_settings_end_in_one_line(distillery, settings, message):
     with pytest.raises(UserError, match=message):
         distillery.fit("out", **settings)
+
+
+def test_exporting_a_model_is_refused_at_once(distillery):
+    with pytest.raises(UserError, match="ExportModel has nothing to write after BlockDistill"):
+        distillery.fit("out", (ExportModel(str(distillery.folder / "model")),))
 
 
 def test_padding_is_no_data():
