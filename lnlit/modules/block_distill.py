@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, TokenBatch
@@ -112,8 +113,7 @@ class BlockDistill(L.LightningModule):
         if trainer.precision not in ("32-true", "bf16-mixed"):
             raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed or 32.")
         library, spec = Library.open(self.library), read_spec(self.model)
-        if changes := library.spec.diff(spec):
-            raise UserError(f"model: {self.model} is not the parent of {self.library}: {changes[0]}")
+        library.check_parent(origin(self.model), spec, fingerprint(self.model))
         check_run(trainer, spec)
         recipe = {"library": str(library.folder), "only": list(self.only), "optimizer": asdict(self.optimizer)}
         writer, chosen = LibraryWriter(self.out, recipe), places(library, self.only)

@@ -7,7 +7,6 @@ count of the whole optimizer step over all ranks, so accumulation, packing and w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -15,6 +14,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lnlit.checkpoint.fingerprint import origin
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
@@ -207,10 +207,9 @@ class LitModel(L.LightningModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        source = self.model if self.model.startswith("pypi:") else str(Path(self.model).expanduser().resolve())
         checkpoint["lnlit"] = {
             "spec": self.decoder.spec.to_json(),
-            "model": source,
+            "model": origin(self.model),
             "total_steps": self.total_steps,
             "length": self._length(),
             "lora": None if self.lora is None else self.lora.to_json(),

@@ -93,7 +93,7 @@ class Library:
         model: the parent's checkpoint, as `lnlit.checkpoint.formats.resolve` takes it.
         spec: the parent's architecture.
         layers: the choices of each layer.
-        header: where it comes from (calibration, provenance).
+        header: where it comes from (fingerprint of the parent, calibration, provenance).
     """
 
     def __init__(
@@ -125,8 +125,23 @@ class Library:
             for slot in SLOTS:
                 if sum(variant.parent for variant in getattr(layer, slot).values()) != 1:
                     raise UserError(f"{folder / INDEX}: layers[{index}].{slot} must have one variant marked parent.")
-        header = {key: data[key] for key in ("calibration", "provenance") if key in data}
+        header = {key: data[key] for key in ("parent_sha256", "calibration", "provenance") if key in data}
         return cls(folder, model, spec, layers, header)
+
+    def check_parent(self, model: str, spec: ModelSpec, fingerprint: str) -> None:
+        """Raises `UserError` unless this library was made from `model`, given by its origin, architecture and
+        fingerprint (see `lnlit.checkpoint.fingerprint`). The parent may have moved.
+        """
+        if changes := self.spec.diff(spec):
+            reason = f"First difference: {changes[0]}."
+        elif (known := self.header.get("parent_sha256")) is None:  # made before fingerprints were recorded
+            reason = "" if model == self.model else "It does not record whether the two are equal: name that one."
+        else:
+            reason = "" if fingerprint == known else "The architectures are equal, the weights differ."
+        if reason:
+            raise UserError(
+                f"model: {model} is not the parent of {self.folder}, which was made from {self.model}. {reason}"
+            )
 
     def calibration(self) -> Tensor:
         """The tokens that errors are measured on, int64 [rows, length]; each row is one document."""
@@ -245,7 +260,7 @@ class LibraryWriter:
             save_file(tensors, scratch, metadata=metadata)
 
     def finish(self, model: str, spec: ModelSpec, header: Mapping[str, Any]) -> Library:
-        """Write `library.json`; every layer must be there. `header` goes into it (calibration, provenance)."""
+        """Write `library.json`; every layer must be there. `header` goes into it, see `Library`."""
         if absent := [layer for layer in range(len(spec.layers)) if not self.has(layer)]:
             raise UserError(f"{self.folder}: layer {absent[0]} is not there yet; the library is not complete.")
         layers = [_about(layer_file(self.folder, layer))["variants"] for layer in range(len(spec.layers))]

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lnlit.checkpoint.by_layer import EMBEDDING, by_layer
-from lnlit.checkpoint.formats import PYPI, open_checkpoint, resolve
+from lnlit.checkpoint.fingerprint import fingerprint, origin
+from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
@@ -52,9 +53,10 @@ def build_library(
     if tokens_RT.shape[1] > spec.context_length:
         raise UserError(f"data.length {tokens_RT.shape[1]} is longer than the model's context of {spec.context_length}")
     calibration = {"tokens": tokens_RT.numel(), "sha256": hashlib.sha256(tokens_RT.numpy().tobytes()).hexdigest()}
-    parent = model if model.startswith(PYPI) else str(source.resolve())
+    parent, sha256 = origin(model), fingerprint(model)
     made_by = {"candidates": asdict(candidates), "dtype": dtype}
-    writer = LibraryWriter(out, {"model": parent, "spec": spec.to_json(), "calibration": calibration, **made_by})
+    recipe = {"model": parent, "parent_sha256": sha256, "spec": spec.to_json(), "calibration": calibration, **made_by}
+    writer = LibraryWriter(out, recipe)
     writer.write_calibration(tokens_RT)
     layers = by_layer(spec, checkpoint.weights(source))
     guide = build_decoder(spec)
@@ -67,7 +69,8 @@ def build_library(
             stream.advance(layer, weights)
         else:
             writer.write(layer, *initialise_layer(stream, layer, weights, candidates))
-    return writer.finish(parent, spec, {"calibration": calibration, "provenance": made_by}).folder
+    header = {"parent_sha256": sha256, "calibration": calibration, "provenance": made_by}
+    return writer.finish(parent, spec, header).folder
 
 
 def _with_progress(layers: Iterator[dict[str, Tensor]], total: int) -> Iterator[tuple[int, dict[str, Tensor]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lnlit.checkpoint.by_layer import by_layer
+from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.errors import UserError
@@ -36,8 +37,7 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
     hf_config(spec)
     source = resolve(opened.model)
     checkpoint = open_checkpoint(source)
-    if changes := opened.spec.diff(checkpoint.read_spec(source)):
-        raise UserError(f"{source}: is no longer the parent that {opened.folder} was made from: {changes[0]}.")
+    opened.check_parent(opened.model, checkpoint.read_spec(source), fingerprint(opened.model))
     groups = by_layer(opened.spec, checkpoint.weights(source))
     return save_folder(
         target,

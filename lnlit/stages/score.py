@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed
 from tqdm import tqdm
 
+from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.text import TextSample
@@ -68,7 +69,7 @@ def score(
         batch_tokens: Tokens that go through the model together. More than a CPU's cache holds is slower there.
     """
     opened, path, target = Library.open(library), resolve(model), Path(out).expanduser().resolve()
-    _check_parent(opened, read_spec(path), model)
+    opened.check_parent(origin(model), read_spec(path), fingerprint(model))
     everything = candidates(opened, granularity)
     chosen = candidates(opened, granularity, tuple(only))
     text = _encoded(data, metric, path)
@@ -90,14 +91,6 @@ def score(
         if rank == 0 and (parts := _journals(target)) != [target]:
             merge(target, parts, header, {candidate.key: index for index, candidate in enumerate(everything)})
     return target
-
-
-def _check_parent(library: Library, spec: ModelSpec, model: str) -> None:
-    if differences := library.spec.diff(spec):
-        raise UserError(
-            f"model {model!r}: is not the parent of {library.folder}, which was made from {library.model}. First "
-            f"difference: {differences[0]}."
-        )
 
 
 def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:

@@ -24,6 +24,7 @@ from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.modules.block_distill import BlockDistill, _real_tokens
 from lnlit.modules.optim import AdamW
 from lnlit.search.library import SLOTS, Library
+from lnlit.testing.tiny import tiny_folder
 
 STEPS = 8
 
@@ -346,6 +347,12 @@ def test_a_gradient_that_is_not_finite_stops_one_candidate_only(distillery, alon
 def test_bad_settings_end_in_one_line(distillery, settings, message):
     with pytest.raises(UserError, match=message):
         distillery.fit("out", **settings)
+
+
+def test_a_model_that_is_not_the_librarys_parent_is_refused(distillery):
+    parent, distillery.parent = distillery.parent, tiny_folder(distillery.folder / "other", seed=1)
+    with pytest.raises(UserError, match=rf"model: {distillery.parent} is not the parent of .* made from {parent}"):
+        distillery.fit("out")
 
 
 def test_exporting_a_model_is_refused_at_once(distillery):

