@@ -28,6 +28,8 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         yield scratch
         _take_place(scratch, out)
     except Exception as error:
+        if not _is_failed_write(error):
+            raise
         raise _told(error, out) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -48,6 +50,8 @@ def replaced_file(out: Path) -> Iterator[Path]:
         scratch.chmod(0o644)
         scratch.replace(out)
     except Exception as error:
+        if not _is_failed_write(error):
+            raise
         raise _told(error, out) from error
     finally:
         scratch.unlink(missing_ok=True)
@@ -72,25 +76,26 @@ def read_json(file: Path, what: str = "a JSON file") -> dict[str, Any]:
     return data
 
 
-def _told(error: Exception, out: Path) -> Exception:
-    """A failed write as a `UserError`; every other exception as it is."""
+def _is_failed_write(error: Exception) -> bool:
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+
+
+def _told(error: Exception, out: Path) -> UserError:
     reason = getattr(error, "errno", None)
     full = reason in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error)
-    if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-        return error
     advice = "The disk is full: free some space." if full else "Check the disk and its permissions."
     return UserError(f"{out}: saving failed and nothing was changed there: {error}. {advice}")
 
 
 def _take_place(scratch: Path, out: Path) -> None:
-    """Rename `scratch` to `out`; a folder that was there is put back if that fails, else deleted."""
+    """Rename `scratch` to `out`. A folder that was there is deleted, or put back if anything comes between, Ctrl-C too."""
     old = scratch.with_name(f"{scratch.name}.old")
-    if out.exists():
-        out.rename(old)
     try:
+        if out.exists():
+            out.rename(old)
         scratch.rename(out)
-    except OSError:
-        if old.exists():
+    finally:
+        if not scratch.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists() and not out.exists():
             old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

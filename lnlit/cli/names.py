@@ -123,6 +123,8 @@ def _plugin_packages() -> set[str]:
 def cause_of(error: ValueError) -> Exception:
     """The `UserError` that a constructor raised, out of the types jsonargparse tried; else `error` itself."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
+    seen = set()
+    while cause is not None and not isinstance(cause, UserError) and cause not in seen:
+        seen.add(cause)
         cause = cause.__cause__
-    return cause or error
+    return cause if isinstance(cause, UserError) else error

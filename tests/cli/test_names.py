@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from lnlit import registry
+from lnlit.cli import names
+from lnlit.errors import UserError
 
 PART = """
 from lnlit.interfaces import Source
@@ -98,6 +100,14 @@ def test_a_broken_plugin_hurts_only_who_names_it(install, lnlit, config):
     assert code == 2 and err.count("\n") == 1, err
     assert "source 'numbers' of demo-broken 1.0 cannot be imported" in err
     assert lnlit("fit", "--config", config(), "--print_config")[0] == 0
+
+
+def test_a_circle_of_causes_ends():
+    inner, outer = ValueError("inner"), ValueError("outer")
+    outer.__cause__, inner.__cause__ = inner, outer
+    assert names.cause_of(outer) is outer
+    inner.__cause__ = told = UserError("what the user did")
+    assert names.cause_of(outer) is told
 
 
 def test_a_module_that_no_plugin_owns_may_not_be_named(install, lnlit, config):
