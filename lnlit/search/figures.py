@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnlit.errors import UserError
-from lnlit.search.dependency import Dependency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
+
+    from lnlit.search.dependency import Dependency
 
 
 @dataclass(frozen=True)
