@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -82,9 +83,11 @@ def _title(solver: str) -> str:
 
 
 def read_measured(data: Mapping[str, Any], where: str) -> list[Measured]:
-    """`{"models": [{"name": ..., "predicted": {cost: value}, "measured": {cost: value}}]}`; `UserError` otherwise."""
+    """`{"models": [{"name": ..., "predicted": {cost: value}, "measured": {cost: value}}]}`; `UserError` otherwise, and
+    for a measured value that no prediction can be compared with.
+    """
     try:
-        return [
+        points = [
             Measured(str(model["name"]), cost, float(model["predicted"][cost]), float(value))
             for model in data["models"]
             for cost, value in model["measured"].items()
@@ -93,3 +96,10 @@ def read_measured(data: Mapping[str, Any], where: str) -> list[Measured]:
         raise UserError(
             f"{where}: expected models with name, predicted and measured costs; {type(error).__name__} {error}."
         ) from error
+    for point in points:
+        if not (point.measured > 0 and isfinite(point.measured)):
+            raise UserError(
+                f"{where}: {point.cost} of {point.name} was measured as {point.measured}; errors are relative to what "
+                "was measured, so it must be above 0. Leave that cost out."
+            )
+    return points

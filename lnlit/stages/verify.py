@@ -70,7 +70,9 @@ def verify(
 
 
 def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]], times: np.ndarray) -> dict[str, Any]:
-    """One model's costs both ways; `times` is [workload, (prefill, decode)] in seconds."""
+    """One model's costs both ways; `times` is [workload, (prefill, decode)] in seconds. What takes no time, as decoding
+    a single new token, is left out.
+    """
     sides: dict[str, dict[str, float]] = {"predicted": {}, "measured": {}}
     for workload, costs, (prefill_s, decode_s) in zip(table.workloads, predicted, times.tolist(), strict=True):
         label = f" @ {workload_name(workload)}" if len(table.workloads) > 1 else ""
@@ -81,6 +83,8 @@ def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]]
             values = {"prefill_s": prefill, "decode_s": decode, "latency_s": prefill + decode}
             values["throughput"] = tokens_per_s(workload, prefill + decode)
             sides[side] |= {f"{cost}{label}": value for cost, value in values.items()}
+    for cost in [cost for cost, value in sides["measured"].items() if value == 0]:
+        del sides["predicted"][cost], sides["measured"][cost]
     return {"name": name, **sides}
 
 

@@ -205,6 +205,13 @@ def test_bad_files_are_told_in_one_line():
         read_measured({"models": [{"name": "a", "predicted": {}, "measured": {"latency_s": 1}}]}, "measured.json")
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_cost_that_was_measured_as_nothing_has_no_error_and_is_refused(value):
+    models = [{"name": "child", "predicted": {"decode_s": 0.1}, "measured": {"decode_s": value}}]
+    with pytest.raises(UserError, match=r"measured.json: decode_s of child was measured as .* Leave that cost out"):
+        read_measured({"models": models}, "measured.json")
+
+
 def _with_choice(asked: Problem, choice: list[str]) -> dict:
     found = json.loads(json.dumps(solved(asked, BEST)["solutions"]))
     return {"solutions": [{**found[0], "choice": choice}]}

@@ -11,6 +11,7 @@ from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.search.measure import Plan
+from lnlit.search.report_files import read_measured
 from lnlit.specs import NOOP
 from lnlit.stages.measure import measure_plan, untimed
 from lnlit.stages.verify import verify
@@ -66,3 +67,19 @@ def test_a_table_from_another_machine_is_refused_unless_asked_for(search, tmp_pa
     with pytest.raises(UserError, match="other hardware"):
         verify(foreign, models, str(tmp_path / "out.json"))
     assert verify(foreign, models, str(tmp_path / "out.json"), allow_other_hardware=True).is_file()
+
+
+def test_a_single_new_token_has_no_decode_time_to_compare(tmp_path, monkeypatch):
+    class Prefill(Meter):
+        """A stand-in for an engine that stops at the first token."""
+
+        def measure(self, spec, folder, workloads, *, dtype, samples):
+            return [Latency((0.5 + len(spec.layers),) * samples, (0.0,) * samples) for _ in workloads]
+
+    monkeypatch.setattr(registry, "_added", {("meter", "prefill"): Prefill})
+    plan = Plan.of(tiny_spec(), [NOOP], [swiglu(24)])
+    costs = measure_plan(plan, (Workload(1, 8, 1),), tmp_path / "costs.json", engine="prefill", rounds=1, samples=1)
+    file = verify(str(costs), [str(tiny_folder(tmp_path / "parent"))], str(tmp_path / "out.json"), rounds=1)
+    (model,) = json.loads(file.read_text())["models"]
+    assert model["measured"].keys() == model["predicted"].keys() == {"prefill_s", "latency_s", "throughput"}
+    assert all(point.measured > 0 for point in read_measured(json.loads(file.read_text()), "out.json"))
