@@ -88,7 +88,7 @@ def _told(error: Exception, out: Path) -> UserError:
 
 
 def _take_place(scratch: Path, out: Path) -> None:
-    """Rename `scratch` to `out`. A folder that was there is deleted, or put back if anything comes between, Ctrl-C too."""
+    """Rename `scratch` to `out`. What was there is deleted, or put back if anything comes between, Ctrl-C too."""
     old = scratch.with_name(f"{scratch.name}.old")
     try:
         if out.exists():
