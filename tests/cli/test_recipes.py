@@ -49,6 +49,16 @@ def test_every_stage_of_a_pipeline_reads_what_one_before_it_wrote(folder):
         assert named <= written, f"{recipe.name} reads {named - written}"
 
 
+@pytest.mark.parametrize("recipe", CLUSTER, ids=name)
+def test_a_recipe_for_a_cluster_keeps_its_text_out_of_memory(recipe):
+    config = yaml.safe_load(recipe.read_text())
+    settings = config["data"]["init_args"]
+    if config["model"]["class_path"] == "BlockDistill":  # its groups of layers see the same rows: no stream
+        assert settings["cache"] and "streaming" not in settings
+    else:
+        assert settings["streaming"] is True and config["trainer"]["max_steps"] > 0
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
 def test_a_trainer_overlay_fits_every_recipe(overlay, lnlit):
     for recipe in (recipe for recipe in RECIPES if recipe not in CLUSTER):
