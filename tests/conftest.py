@@ -25,13 +25,22 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built_library(tiny_parent: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def documents(text_file: Path) -> str:
+    """The same text in five documents, as the pattern of their files."""
+    text = text_file.read_text()
+    for index, start in enumerate(range(0, len(text), len(text) // 4)):
+        (text_file.parent / f"part-{index}.txt").write_text(text[start : start + len(text) // 4])
+    return str(text_file.parent / "part-*.txt")
+
+
+@pytest.fixture(scope="session")
+def built_library(tiny_parent: Path, documents: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parent's library: kv1, linear, noop; i32, i16, linear, noop in each layer."""
     from lnlit.data.sources import TextFileSource
     from lnlit.data.text import TextSample
     from lnlit.search.candidates import Candidates
     from lnlit.stages.library import build_library
 
-    sample = TextSample(TextFileSource(str(text_file)), rows=4, length=64)
+    sample = TextSample(TextFileSource(documents), rows=4, length=64)
     out = tmp_path_factory.mktemp("library") / "library"
     return build_library(str(tiny_parent), sample, str(out), Candidates(widths=(0.67, 0.33), width_multiple=16))

@@ -96,7 +96,10 @@ def _text(row: Mapping[str, Any], key: str, source: Source, index: int) -> str:
 
 @dataclass(frozen=True)
 class TextSample:
-    """A fixed piece of text for calibration and scoring, the same wherever it is asked for.
+    """Fixed rows of text for calibration and scoring, the same wherever they are asked for.
+
+    A row begins with a document, and one that is shorter than `length` is followed by the next. What a row leaves of
+    its last document is dropped, so no document is in two rows: a few long ones do not make up the whole sample.
 
     Args:
         source: where the documents come from.
@@ -118,19 +121,22 @@ class TextSample:
                 raise UserError(f"sample.{name}: expected at least {least}, got {getattr(self, name)}")
 
     def tokens(self, tokenizer: str) -> Tensor:
-        """Consecutive tokens of the documents joined by end-of-text, int64 [rows, length].
+        """The rows, int64 [rows, length]; documents end with the end-of-text token.
 
-        `tokenizer` is a model folder or a Hugging Face name. `UserError` when the source is too short.
+        `tokenizer` is a model folder or a Hugging Face name. `UserError` when the source has too few documents.
         """
         encoder = TextEncoder(read_tokenizer(tokenizer))
-        wanted, pieces, count = self.rows * self.length, [], 0
+        rows: list[np.ndarray] = []
+        row = np.empty(0, np.int32)
         for document in encoder.read(self.source, self.text_key, self.skip):
-            pieces.append(document)
-            count += len(document)
-            if count >= wanted:
-                return torch.from_numpy(np.concatenate(pieces)[:wanted].astype(np.int64)).view(self.rows, self.length)
+            row = np.concatenate([row, document[: self.length - len(row)]])
+            if len(row) == self.length:
+                rows.append(row)
+                row = np.empty(0, np.int32)
+            if len(rows) == self.rows:
+                return torch.from_numpy(np.stack(rows).astype(np.int64))
         skipped = f" after the first {self.skip} documents" if self.skip else ""
         raise UserError(
-            f"sample: {self.source} has {count:,} tokens{skipped}, which is {count // self.length} rows of "
-            f"{self.length}; {self.rows} were asked for. Lower rows, length or skip, or give more text."
+            f"sample: {self.source} gives {len(rows):,} rows of {self.length} tokens{skipped}, each document in one row "
+            f"only; {self.rows} were asked for. Lower rows, length or skip, or give more documents."
         )

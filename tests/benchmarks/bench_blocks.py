@@ -95,7 +95,7 @@ def main() -> None:
         model = tiny_folder(out / "tiny") if given.tiny else given.model
         candidates = Candidates(width_multiple=16) if given.tiny else Candidates()
         length, tokens = (64, 128) if given.tiny else (256, given.tokens)
-        sample = TextSample(TextFileSource(str(given.text)), rows=4, length=length)
+        sample = TextSample(TextFileSource(str(given.text)), rows=1, length=4 * length)
         start = time.perf_counter()
         library = Library.open(build_library(str(model), sample, str(out / "library"), candidates))
         built = time.perf_counter() - start
@@ -106,7 +106,7 @@ def main() -> None:
 
 {model.name}, {given.threads} threads, {platform.machine()}: `bench_blocks.py --steps {given.steps} --tokens {tokens}`.
 
-Library from {sample.rows * length} tokens, fp32: {built:.1f} s, {size:.0f} MiB. Distillation of all layers' candidates
+Library from {sample.length} tokens, fp32: {built:.1f} s, {size:.0f} MiB. Distillation of all layers' candidates
 in bf16-mixed: {fmean(clock.wall[1:]):.1f} s ({fmean(clock.cpu[1:]):.1f} s of all threads) per step of {tokens} tokens.
 
 {initial_errors(library)}

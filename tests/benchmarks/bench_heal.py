@@ -87,7 +87,9 @@ def main() -> None:
         "healed by KD": options.runs / "healed",
         "healed by LM loss": options.runs / "lm_only" / "model",
     }
-    texts = {"held out": JsonlSource(options.text), "other text": TextFileSource(options.other)}
+    held_out = TextSample(JsonlSource(options.text), options.rows, 512)
+    other = TextSample(TextFileSource(options.other), 1, options.rows * 512)  # one long document
+    texts = {"held out": held_out, "other text": other}
     recipe = yaml.safe_load(RECIPE.read_text())
     data = recipe["data"]["init_args"]
     tokens = recipe["trainer"]["max_steps"] * data["micro_batch_size"] * data["sequence_length"]
@@ -95,7 +97,7 @@ def main() -> None:
     lines = [f"\n## {date.today()} healing a child of SmolLM2-135M ({size:.1f} M parameters) with {tokens:,} tokens\n"]
     header = "| | " + " | ".join(f"{text}: KL | change | perplexity" for text in texts) + " |"
     lines += [header, "|---" * (3 * len(texts) + 1) + "|"]
-    sample = {name: TextSample(source, options.rows, 512).tokens(options.model) for name, source in texts.items()}
+    sample = {name: text.tokens(options.model).view(-1, 512) for name, text in texts.items()}
     found = {name: compare(parent, models, tokens_BT) for name, tokens_BT in sample.items()}
     for model in ("parent", *models):
         cells = []

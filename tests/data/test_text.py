@@ -87,24 +87,43 @@ def rows_of(batches) -> list[list[int]]:
 def test_every_format_gives_the_same_tokens(folder, encoder, name):
     expected = [token for document in line(encoder) for token in document]
     sample = TextSample(FORMATS[name](folder), rows=5, length=9).tokens(str(folder))
-    assert sample.dtype == torch.int64 and sample.flatten().tolist() == expected[:45]
+    assert sample.dtype == torch.int64 and sample.tolist() == sample_rows(encoder, 5, 9)
     module = data(folder, train=FORMATS[name](folder), seed=None)
     tokens = [token for row in rows_of(module.train_dataloader()) for token in row]
     assert tokens[: len(expected) - 1] == expected[:-1]  # the last one is a label only
 
 
+def sample_rows(encoder: TextEncoder, count: int, length: int, skip: int = 0) -> list[list[int]]:
+    rows, row = [], []
+    for document in line(encoder)[skip:]:
+        row += document[: length - len(row)]
+        if len(row) == length:
+            rows, row = [*rows, row], []
+    return rows[:count]
+
+
 def test_a_sample_skips_documents_and_says_when_there_are_too_few(folder, encoder):
     source = FORMATS["jsonl"](folder)
-    expected = [token for document in line(encoder)[1:] for token in document]
-    assert TextSample(source, 2, 9, skip=2).tokens(str(folder)).flatten().tolist() == expected[:18]
+    assert TextSample(source, 2, 9, skip=2).tokens(str(folder)).tolist() == sample_rows(encoder, 2, 9, skip=1)
     total = sum(map(len, line(encoder)))
     assert TextSample(source, 1, total).tokens(str(folder)).shape == (1, total)
-    with pytest.raises(UserError, match=rf"has {total} tokens, which is {total // 9} rows of 9; 500 were asked for"):
+    most = len(sample_rows(encoder, 500, 9))
+    with pytest.raises(UserError, match=rf"gives {most} rows of 9 tokens, each document in one row only; 500 were"):
         TextSample(source, 500, 9).tokens(str(folder))
-    with pytest.raises(UserError, match="0 tokens after the first 999 documents"):
+    with pytest.raises(UserError, match="0 rows of 9 tokens after the first 999 documents"):
         TextSample(source, 1, 9, skip=999).tokens(str(folder))
     with pytest.raises(UserError, match=r"sample\.rows: expected at least 1, got 0"):
         TextSample(source, 0)
+
+
+def test_one_long_document_gives_one_row_of_a_sample(encoder, tmp_path):
+    texts = ["a" * 1000, "bb", "cc", "dddddddddddd", "e" * 50]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    save_tokenizer(tmp_path)
+    sample = TextSample(JsonlSource(str(tmp_path / "rows.jsonl")), rows=3, length=10)
+    a, b, c, d, e = (document[0] for document in encoder.encode_many(["a", "b", "c", "d", "e"]))
+    expected = [[a] * 10, [b, b, END, c, c, END, d, d, d, d], [e] * 10]
+    assert sample.tokens(str(tmp_path)).tolist() == expected == sample.tokens(str(tmp_path)).tolist()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -26,8 +26,8 @@ SMALL = Candidates(widths=(0.67, 0.33), width_multiple=16)
 
 
 @pytest.fixture
-def sample(text_file: Path) -> TextSample:
-    return TextSample(TextFileSource(str(text_file)), rows=4, length=64)
+def sample(documents: str) -> TextSample:
+    return TextSample(TextFileSource(documents), rows=4, length=64)
 
 
 @pytest.fixture(scope="module")

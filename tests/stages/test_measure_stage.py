@@ -148,7 +148,7 @@ def library(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("measure")
     text = folder / "text.txt"
     text.write_text("A library needs a sample of text. " * 40)
-    sample = TextSample(TextFileSource(str(text)), rows=2, length=16)
+    sample = TextSample(TextFileSource(str(text)), rows=1, length=32)
     candidates = Candidates(widths=(0.5,), width_multiple=8)
     return str(build_library(str(tiny_folder(folder / "model")), sample, str(folder / "library"), candidates))
 
