@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_speedup.py [--engine native|vllm] [--runs runs/mini]
 
 The stages of `lnlit search` one after the other: a cost table of the engine on this machine, the best children of the
-mini library at 1.1 to 2 times the parent's throughput, and all of them timed beside the parent in one run of interleaved
-rounds. Prints predicted against measured latency and the kept promise, and appends them to RESULTS.md. Interrupted, it
+mini library at 1.1 to 2 times the parent's throughput, and all of them timed beside the parent in interleaved rounds of
+one run. Prints predicted against measured latency and the kept promise, and appends them to RESULTS.md. Interrupted, it
 goes on where it stopped. Twenty minutes on two cores (vllm: half an hour; set LNLIT_VLLM_PYTHON).
 """
 
