@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -106,10 +107,10 @@ class BlockDistill(L.LightningModule):
         if hasattr(self, "_run"):
             return
         trainer = self.trainer
-        if self.device_mesh is not None:
+        if self.device_mesh is not None or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError("trainer.strategy: BlockDistill divides candidates over ranks itself; use ddp, not FSDP.")
         if trainer.state.fn != "fit":
-            raise UserError(f"BlockDistill only trains: `lnlit fit`, not `lnlit {trainer.state.fn}`.")
+            raise UserError(f"BlockDistill only trains: `lnlit fit`, not `lnlit {trainer.state.fn.value}`.")
         if trainer.precision not in ("32-true", "bf16-mixed"):
             raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed or 32.")
         library, spec = Library.open(self.library), read_spec(self.model)
@@ -120,13 +121,14 @@ class BlockDistill(L.LightningModule):
         layers = sorted({place.layer for place in chosen})
         at_once = self.layers_at_once or len(layers)
         groups = [layers[first : first + at_once] for first in range(0, len(layers), at_once)]
-        self._check_groups(len(groups))
+        self._check_groups(groups, chosen)
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
         parent = load_teacher(self.model, spec, self._where, None, dtype, self.attention_kernel)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
-    def _check_groups(self, count: int) -> None:
+    def _check_groups(self, groups: list[list[int]], chosen: list[Place]) -> None:
         trainer: Any = self.trainer
+        count = len(groups)
         fits = trainer.max_epochs == count and trainer.max_steps == -1
         if count > 1 and not (fits and trainer.reload_dataloaders_every_n_epochs == 1):
             raise UserError(
@@ -135,6 +137,13 @@ class BlockDistill(L.LightningModule):
                 "trainer.reload_dataloaders_every_n_epochs: 1 and no max_steps; trainer.limit_train_batches may "
                 "shorten the epochs."
             )
+        for group in groups:
+            if (size := sum(place.layer in group for place in chosen)) < trainer.world_size:
+                raise UserError(
+                    f"only, layers_at_once: layers {group[0]} to {group[-1]} have {size} candidates to train together, "
+                    f"fewer than the {trainer.world_size} ranks, of which each needs one. Train more layers at once, "
+                    "or use fewer devices."
+                )
 
     @property
     def _where(self) -> torch.device:
@@ -146,8 +155,6 @@ class BlockDistill(L.LightningModule):
         if self.total_steps is None:
             self.total_steps = planned_steps(self.trainer, self.optimizer)
         mine = [place for place, rank in self._owners().items() if rank == self.trainer.global_rank]
-        if not mine:
-            raise UserError(f"only: there are fewer candidates to train at a time than ranks ({len(self._owners())}).")
         self.trainees = [Trainee(run.library, at, _block(run.parent, at.layer), self._where) for at in sorted(mine)]
         count = sum(parameters(run.library, place) for place in self._owners())
         rank_zero_info(

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lnlit.callbacks import Checkpoint, ExportModel
@@ -353,6 +354,28 @@ def test_a_model_that_is_not_the_librarys_parent_is_refused(distillery):
     parent, distillery.parent = distillery.parent, tiny_folder(distillery.folder / "other", seed=1)
     with pytest.raises(UserError, match=rf"model: {distillery.parent} is not the parent of .* made from {parent}"):
         distillery.fit("out")
+
+
+def test_it_only_trains(distillery):
+    with pytest.raises(UserError, match="BlockDistill only trains: `lnlit fit`, not `lnlit validate`"):
+        L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).validate(
+            distillery.module("out"), [TokenBatch(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), [2])]
+        )
+
+
+def test_sharding_strategies_are_refused(distillery):
+    sharded = ModelParallelStrategy(1, 1, process_group_backend="gloo")
+    try:
+        with pytest.raises(UserError, match="use ddp, not FSDP"):
+            distillery.fit("out", trainer={"max_steps": 1, "strategy": sharded, "devices": 1})
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_group_with_fewer_candidates_than_ranks_is_refused_by_every_rank(two_ranks):
+    said = {(two_ranks / f"refused-{rank}.txt").read_text() for rank in (0, 1)}
+    (line,) = said
+    assert "layers 1 to 1 have 1 candidates to train together, fewer than the 2 ranks" in line
 
 
 def test_exporting_a_model_is_refused_at_once(distillery):

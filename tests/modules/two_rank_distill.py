@@ -1,22 +1,32 @@
 """Distils the tiny library on two ranks, run by torch.distributed.run: two_rank_distill.py PARENT LIBRARY TEXT OUT.
 
-One run is left alone, one is stopped with a checkpoint, one trains the layers one after another.
+One run is left alone, one is stopped with a checkpoint, one trains the layers one after another, one is refused.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from test_block_distill import GROUPS, STEPS, Distillery, StopAt
 
+from lnlit.errors import UserError
+
+
+def ranks(trainer: dict[str, Any]) -> dict[str, Any]:
+    return {**trainer, "strategy": DDPStrategy(process_group_backend="gloo"), "devices": 2}
+
+
 if __name__ == "__main__":
     parent, library, text, out = map(Path, sys.argv[1:])
     distillery = Distillery(parent, library, text, out, rows=1)
-    for name, callbacks in {"whole": (), "stopped": (StopAt(3),), "grouped": ()}.items():
-        ranks = {"strategy": DDPStrategy(process_group_backend="gloo"), "devices": 2}
-        if name == "grouped":
-            distillery.fit(name, callbacks, GROUPS | ranks, layers_at_once=1)
-        else:
-            distillery.fit(name, callbacks, {"max_steps": STEPS} | ranks)
+    distillery.fit("whole", (), ranks({"max_steps": STEPS}))
+    distillery.fit("stopped", (StopAt(3),), ranks({"max_steps": STEPS}))
+    distillery.fit("grouped", (), ranks(GROUPS), layers_at_once=1)
+    try:
+        distillery.fit("refused", (), ranks(GROUPS), layers_at_once=1, only=("layer_00/ffn/*", "layer_01/ffn/i16"))
+    except UserError as error:
+        (out / f"refused-{os.environ['RANK']}.txt").write_text(str(error))
