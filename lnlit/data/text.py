@@ -137,6 +137,6 @@ class TextSample:
                 return torch.from_numpy(np.stack(rows).astype(np.int64))
         skipped = f" after the first {self.skip} documents" if self.skip else ""
         raise UserError(
-            f"sample: {self.source} gives {len(rows):,} rows of {self.length} tokens{skipped}, each document in one row "
-            f"only; {self.rows} were asked for. Lower rows, length or skip, or give more documents."
+            f"sample: {self.source} gives {len(rows):,} rows of {self.length} tokens{skipped}, each document in one "
+            f"row only; {self.rows} were asked for. Lower rows, length or skip, or give more documents."
         )

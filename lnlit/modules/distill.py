@@ -15,8 +15,9 @@ from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.optim import AdamW
 from lnlit.modules.teacher import Teacher, check_teacher, layer_pairs, load_teacher
+from lnlit.objectives.cosine import cosine_distance
 from lnlit.objectives.cross_entropy import linear_cross_entropy
-from lnlit.objectives.distill import cosine_distance, linear_distillation
+from lnlit.objectives.distill import linear_distillation
 from lnlit.specs import ModelSpec
 
 
@@ -140,7 +141,7 @@ class Distill(LitModel):
         def on_block(index: int, output_BTD: Tensor) -> None:
             if index in self._pairs:
                 theirs_BTD = target.blocks.pop(self._pairs[index])
-                distances.append(cosine_distance(output_BTD, theirs_BTD, counts_BT))
+                distances.append((cosine_distance(output_BTD, theirs_BTD) * counts_BT).sum())
 
         def read_out(hidden_BTD: Tensor, head_VD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             head = linear_distillation(

@@ -1,17 +1,15 @@
-"""Knowledge distillation: the divergence from a teacher's predictions, and the distance to its hidden states.
+"""Knowledge distillation: the divergence from a teacher's predictions (Llama-Nemotron section 2.2).
 
-Llama-Nemotron section 2.2 (Puzzle's global distillation): `L = KL(teacher || student) + sum over layers (1 - cos)`.
-Shape suffixes: B rows, T tokens, N loss positions, C positions of one chunk, D hidden, E the teacher's hidden,
+Shape suffixes: N loss positions, C positions of one chunk, D hidden, E the teacher's hidden,
 V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lnlit.objectives.chunked_head import product_dtype, sum_dtype, through_head
 
@@ -85,39 +83,3 @@ def _log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
     dtype = sum_dtype(logits_CV)
     softened_CV = logits_CV if temperature == 1.0 else logits_CV.to(dtype) / temperature
     return torch.log_softmax(softened_CV, dim=-1, dtype=dtype)
-
-
-def cosine_distance(student_BTD: Tensor, teacher_BTD: Tensor, counts_BT: Tensor) -> Tensor:
-    """Sum over the positions where `counts` is true of `1 - cos(student, teacher)`, fp32 scalar.
-
-    The gradient is computed in the forward pass, so the teacher's states are free to go at once.
-    """
-    if not torch.is_grad_enabled():
-        student_BTD = student_BTD.detach()
-    return _CosineDistance.apply(student_BTD, teacher_BTD.detach(), counts_BT)  # type: ignore[return-value]
-
-
-class _CosineDistance(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, student_BTD: Tensor, teacher_BTD: Tensor, counts_BT: Tensor) -> Tensor:
-        dtype = sum_dtype(student_BTD)
-        student, length_BT1 = _unit(student_BTD.to(dtype))
-        teacher, _ = _unit(teacher_BTD.to(dtype))
-        cosine_BT1 = (student * teacher).sum(-1, keepdim=True)
-        counts_BT1 = counts_BT[..., None]
-        if ctx.needs_input_grad[0]:  # d cos / d s = (t / |t| - cos s / |s|) / |s|
-            grad_BTD = student.mul_(cosine_BT1).sub_(teacher).mul_(counts_BT1 / length_BT1)
-            ctx.save_for_backward(grad_BTD.to(student_BTD.dtype))
-        return ((1 - cosine_BT1) * counts_BT1).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> Any:  # type: ignore[override]
-        (grad_BTD,) = ctx.saved_tensors
-        return grad_BTD * grad_loss.to(grad_BTD.dtype), None, None
-
-
-def _unit(states_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    """(states of length 1, their lengths [B, T, 1]); a zero state stays zero."""
-    length_BT1 = states_BTD.norm(dim=-1, keepdim=True).clamp(min=1e-8)
-    return states_BTD / length_BT1, length_BT1

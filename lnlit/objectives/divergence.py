@@ -83,12 +83,6 @@ def top_k_agreement(parent_Nk: Tensor, child_Nk: Tensor) -> Tensor:
     return (parent_Nk[:, :, None] == child_Nk[:, None, :]).any(-1).float().mean(-1)
 
 
-def cosine_distance(parent_ND: Tensor, child_ND: Tensor) -> Tensor:
-    """1 - cosine of the angle between two hidden states, [N], in at least fp32."""
-    dtype = torch.promote_types(parent_ND.dtype, torch.float32)
-    return 1 - torch.nn.functional.cosine_similarity(parent_ND.to(dtype), child_ND.to(dtype), dim=-1)
-
-
 def _tiles(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first vocabulary entry, logits [N, C]) tile by tile, in at least fp32. The tiles share one buffer."""
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 from lnlit.models.lineage import EMPTY
+from lnlit.objectives.cosine import cosine_distance
 from lnlit.specs import ModelSpec
 
 
@@ -140,4 +140,4 @@ def _add_batch(
 
 def _distance(a_BTD: Tensor, b_BTD: Tensor) -> Tensor:
     """1 - cosine, summed over tokens."""
-    return (1 - cosine_similarity(a_BTD.float(), b_BTD.float(), dim=-1)).double().sum()
+    return cosine_distance(a_BTD, b_BTD).double().sum()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lnlit.interfaces import IGNORE
+from lnlit.objectives.cosine import cosine_distance
 from lnlit.objectives.divergence import (
-    cosine_distance,
     cross_entropy,
     log_normalizer,
     mean_weight,

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lnlit.interfaces import IGNORE
 from lnlit.objectives.cross_entropy import linear_cross_entropy
-from lnlit.objectives.distill import cosine_distance, linear_distillation
+from lnlit.objectives.distill import linear_distillation
 
 N, D, E, V = 37, 16, 24, 101
 
@@ -117,26 +117,3 @@ def test_no_tensor_of_all_positions_by_the_vocabulary_ever_exists():
     with LargestTensor() as largest:
         plain(student, teacher, labels, 1.0, 1.0, 2.0)[0].backward()
     assert largest.most >= N * V  # or the measure would see nothing
-
-
-def test_cosine_distance_equals_the_definition():
-    generator = torch.Generator().manual_seed(1)
-    student, teacher = (torch.randn(3, 5, D, generator=generator, dtype=torch.float64) for _ in range(2))
-    student.requires_grad_()
-    counts = torch.rand(3, 5, generator=generator) > 0.4
-    ours = cosine_distance(student, teacher, counts)
-    expected = (1 - F.cosine_similarity(student, teacher, dim=-1))[counts].sum()
-    torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-10)
-    mine, theirs = (torch.autograd.grad(3 * loss, student)[0] for loss in (ours, expected))
-    torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)
-    with torch.no_grad():
-        torch.testing.assert_close(cosine_distance(student, teacher, counts), expected, atol=1e-10, rtol=1e-10)
-
-
-def test_cosine_distance_keeps_the_states_dtype_and_ignores_their_size():
-    student = torch.randn(2, 3, D, dtype=torch.bfloat16, requires_grad=True)
-    counts = torch.ones(2, 3, dtype=torch.bool)
-    loss = cosine_distance(student, 8 * student.detach(), counts)
-    assert loss.dtype == torch.float32 and abs(loss) < 1e-5
-    loss.backward()
-    assert student.grad is not None and student.grad.dtype == torch.bfloat16

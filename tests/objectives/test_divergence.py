@@ -5,7 +5,6 @@ import torch
 
 from lnlit.objectives import divergence
 from lnlit.objectives.divergence import (
-    cosine_distance,
     cross_entropy,
     log_normalizer,
     mean_weight,
@@ -111,9 +110,3 @@ def test_top_tokens_and_their_agreement():
     shared = [len(set(a) & set(b)) / 4 for a, b in zip(tops[0].tolist(), tops[1].tolist(), strict=True)]
     assert top_k_agreement(*tops).tolist() == shared
     assert 0 < sum(shared) < N
-
-
-def test_cosine_distance_of_parallel_orthogonal_and_opposite_states():
-    x = torch.tensor([[2.0, 0], [1, 0], [3, 0]])
-    y = torch.tensor([[5.0, 0], [0, 4], [-1, 0]])
-    assert cosine_distance(x, y).tolist() == [0, 1, 2]
