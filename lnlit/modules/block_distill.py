@@ -24,8 +24,8 @@ from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, TokenBatch
-from lnlit.models.block import Block
 from lnlit.models.decoder import Decoder
+from lnlit.modules.block_parent import parent_weights
 from lnlit.modules.lit_model import check_run, planned_steps
 from lnlit.modules.optim import AdamW
 from lnlit.modules.ranks import merged, rows_of_all_ranks, streamed
@@ -155,7 +155,9 @@ class BlockDistill(L.LightningModule):
         if self.total_steps is None:
             self.total_steps = planned_steps(self.trainer, self.optimizer)
         mine = [place for place, rank in self._owners().items() if rank == self.trainer.global_rank]
-        self.trainees = [Trainee(run.library, at, _block(run.parent, at.layer), self._where) for at in sorted(mine)]
+        self.trainees = [
+            Trainee(run.library, at, weights, self._where) for at, weights in parent_weights(self.model, sorted(mine))
+        ]
         count = sum(parameters(run.library, place) for place in self._owners())
         rank_zero_info(
             f"layers {self._layers[0]} to {self._layers[-1]}: {len(self._owners())} candidates with {count:,} "
@@ -338,10 +340,6 @@ class BlockDistill(L.LightningModule):
     def data_parallel_size(self) -> int:
         """Ranks that read different rows."""
         return self.trainer.world_size
-
-
-def _block(decoder: Decoder, layer: int) -> Block:
-    return decoder.layers[layer]  # type: ignore[return-value]
 
 
 def _real_tokens(batch: TokenBatch) -> Tensor:

@@ -112,16 +112,16 @@ class Trainee:
     Args:
         library: where its first weights come from.
         place: which candidate it is.
-        parent: the parent's block of that layer, whose weights a pair with the parent's own half starts from.
+        parent: the parent's weights of that layer, which a pair with the parent's own half starts from.
         device: where to train.
     """
 
-    def __init__(self, library: Library, place: Place, parent: Block, device: torch.device) -> None:
+    def __init__(self, library: Library, place: Place, parent: Mapping[str, Tensor], device: torch.device) -> None:
         self.place = place
         if place.slot == "pairs":
             attention, ffn = _halves(library, place)
             spec = library.block_spec(place.layer, attention, ffn)
-            weights = library.block_weights(place.layer, attention, ffn, block_weights(parent))
+            weights = library.block_weights(place.layer, attention, ffn, parent)
         else:
             part = getattr(library.layers[place.layer], place.slot)[place.name].part
             spec = BlockSpec(NOOP, NOOP).replace(**{place.slot: part})

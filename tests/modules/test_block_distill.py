@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lnlit.callbacks import Checkpoint, ExportModel
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
+from lnlit.checkpoint.safetensors_folder import SafetensorsFolder
 from lnlit.data.sources import TextFileSource
 from lnlit.data.text_data import TextData
 from lnlit.errors import UserError
@@ -319,6 +320,16 @@ def test_pairs_train_both_halves(distillery, built_library):
     assert not any(torch.equal(tensor, end[name]) for name, tensor in start.items())
     assert 0 < pair.trained_error < 1
     assert same(weights(before), weights(library))
+
+
+def test_a_pair_starts_from_the_parents_unrounded_weights(distillery, built_library):
+    still = AdamW(1e-30, warmup_ratio=0.0, schedule="constant")
+    mixed = {"max_steps": 1, "precision": "bf16-mixed"}
+    library = distillery.fit("out", only=("layer_01/pairs/kv2+i16",), trainer=mixed, optimizer=still)
+    parent = SafetensorsFolder(distillery.parent)
+    for name, tensor in library.weights(1, "pairs", "kv2+i16").items():
+        if name.startswith("self_attn."):
+            assert torch.equal(tensor, parent.read(f"model.layers.1.{name}")), name
 
 
 def test_a_gradient_that_is_not_finite_stops_one_candidate_only(distillery, alone):
