@@ -31,12 +31,12 @@ def split_choice(library: Library, choice: Sequence[str]) -> list[tuple[str, str
     return pairs
 
 
-def child_spec(library: Library, pairs: Sequence[tuple[str, str]]) -> ModelSpec:
+def composed_spec(library: Library, pairs: Sequence[tuple[str, str]]) -> ModelSpec:
     """The parent's architecture with the chosen blocks."""
     return library.spec.replace(layers=tuple(library.block_spec(layer, *pair) for layer, pair in enumerate(pairs)))
 
 
-def child_layers(
+def composed_layers(
     library: Library, pairs: Sequence[tuple[str, str]], parent: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[dict[str, Tensor]]:
     """Each layer's weights by their names below the block. `parent` yields the parent's layers likewise, in order."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -15,8 +15,9 @@ from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.errors import UserError
 from lnlit.files import read_json
+from lnlit.interfaces.solver import Solution, SolverResult
 from lnlit.search.library import Library
-from lnlit.search.realize import child_layers, child_spec, split_choice
+from lnlit.search.realize import composed_layers, composed_spec, split_choice
 
 
 def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bool = False) -> Path:
@@ -30,9 +31,9 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         overwrite: Replace a model folder that is there already.
     """
     opened, target = Library.open(library), Path(out).expanduser().resolve()
-    chosen = read_solution(Path(solution).expanduser(), index)
-    pairs = split_choice(opened, chosen["choice"])
-    spec = child_spec(opened, pairs)
+    chosen = _solution(Path(solution).expanduser(), index)
+    pairs = split_choice(opened, chosen.choice)
+    spec = composed_spec(opened, pairs)
     check_target(target, overwrite)
     hf_config(spec)
     source = resolve(opened.model)
@@ -47,26 +48,20 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         provenance={
             "parent": opened.model,
             "library": str(opened.folder),
-            "solution": {"file": str(Path(solution).resolve()), "index": index, **chosen},
+            "solution": {"file": str(Path(solution).resolve()), "index": index, **asdict(chosen)},
         },
         overwrite=overwrite,
     )
 
 
-def read_solution(file: Path, index: int) -> dict[str, Any]:
+def _solution(file: Path, index: int) -> Solution:
     """One solution of a solver's result file. `UserError` when there is none, with the solver's own reason."""
-    result = read_json(file, "a solution that `lnlit search solve` wrote")
-    solutions = result.get("solutions")
-    if not isinstance(solutions, list):
-        raise UserError(f"{file}: has no list of solutions; expected the file that `lnlit search solve` wrote.")
-    if not solutions:
-        raise UserError(f"{file}: holds no solution ({result.get('status')}). {result.get('message') or ''}".rstrip())
-    if not 0 <= index < len(solutions):
-        raise UserError(f"index: {file} holds {len(solutions)} solutions, numbered from 0; got {index}.")
-    chosen = solutions[index]
-    if not isinstance(chosen, dict) or not isinstance(chosen.get("choice"), list):
-        raise UserError(f"{file}: solutions[{index}] has no 'choice', a list with one block name per layer.")
-    return chosen
+    result = SolverResult.from_json(read_json(file, "a solution that `lnlit search solve` wrote"), str(file))
+    if not result.solutions:
+        raise UserError(f"{file}: holds no solution ({result.status}). {result.message}".rstrip())
+    if not 0 <= index < len(result.solutions):
+        raise UserError(f"index: {file} holds {len(result.solutions)} solutions, numbered from 0; got {index}.")
+    return result.solutions[index]
 
 
 def _weights(
@@ -75,6 +70,6 @@ def _weights(
     """The child's weights by canonical name, one layer in memory at a time."""
     groups = iter(groups)
     yield from next(groups).items()
-    for layer, weights in enumerate(child_layers(library, pairs, islice(groups, len(pairs)))):
+    for layer, weights in enumerate(composed_layers(library, pairs, islice(groups, len(pairs)))):
         yield from ((f"model.layers.{layer}.{name}", tensor) for name, tensor in weights.items())
     yield from next(groups).items()

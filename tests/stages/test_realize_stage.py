@@ -18,12 +18,13 @@ from lnlit.stages.realize import realize
 from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 OWN, MIXED = ["kv2+i48", "kv2+i48"], ["kv1+linear", "noop+i16"]
+OWN_SOLVED = {"choice": OWN, "score": 0.0, "costs": {}}
 
 
 @pytest.fixture
 def solution(tmp_path) -> Path:
     solutions = [
-        {"choice": OWN, "score": 0.0, "costs": {}},
+        OWN_SOLVED,
         {"choice": MIXED, "score": 0.5, "costs": {"memory_mib": 1.5}},
     ]
     (tmp_path / "solution.json").write_text(json.dumps({"status": "optimal", "solutions": solutions}))
@@ -66,10 +67,14 @@ def test_the_folder_says_what_was_predicted(solution, built_library, tiny_parent
             {"status": "infeasible", "solutions": [], "message": "memory_mib cannot be below 3."},
             r"\(infeasible\). memory",
         ),
-        ({"layers": []}, "has no list of solutions"),
-        ({"solutions": [{"choice": OWN}]}, "holds 1 solutions, numbered from 0; got 1"),
-        ({"solutions": [{"choice": OWN}, {}]}, r"solutions\[1\] has no 'choice'"),
-        ({"solutions": [{}, {"choice": ["kv2+i48"]}]}, "chooses 1 blocks, .* has 2 layers"),
+        ({"layers": []}, r"bad.json: the key 'status' is missing"),
+        ({"status": "optimal", "solutions": {}}, r"bad.json.solutions: expected a list"),
+        ({"status": "optimal", "solutions": [OWN_SOLVED]}, "holds 1 solutions, numbered from 0; got 1"),
+        ({"status": "optimal", "solutions": [OWN_SOLVED, {}]}, r"solutions\[1\]: the key 'choice' is missing"),
+        (
+            {"status": "optimal", "solutions": [OWN_SOLVED, {**OWN_SOLVED, "choice": ["kv2+i48"]}]},
+            "chooses 1 blocks, .* has 2 layers",
+        ),
     ],
 )
 def test_bad_solutions_end_in_one_line(result, message, built_library, tmp_path):
