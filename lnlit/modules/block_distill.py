@@ -282,14 +282,12 @@ class BlockDistill(L.LightningModule):
         with self.trainer.precision_plugin.val_step_context():
             for batch in _batches(self._run.calibration.to(self._where)):
                 self._tally(sums, batch)
-        errors = _errors(sums)
-        trained = {}
-        by_place = {trainee.place: trainee for trainee in self.trainees}
-        for place, weights in streamed(self._owners(), lambda place: _on_cpu(by_place[place].weights())):
+        errors, by_place = _errors(sums), {trainee.place: trainee for trainee in self.trainees}
+        for layer in self._layers:
+            owners = {place: rank for place, rank in self._owners().items() if place.layer == layer}
+            weights = streamed(owners, lambda place: _on_cpu(by_place[place].weights()))
+            trained = {place: (tensors, errors[place]) for place, tensors in weights}
             if self.trainer.is_global_zero:
-                trained[place] = (weights, errors[place])
-        if self.trainer.is_global_zero:
-            for layer in self._layers:
                 self._run.writer.write(layer, *trained_layer(self._run.library, layer, trained))
         self.trainees = []
         self.trainer.strategy.barrier()
@@ -304,20 +302,19 @@ class BlockDistill(L.LightningModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Candidates and their moments by name, from all ranks, so that any number of ranks can go on."""
+        """Candidates and their moments by name, so that any number of ranks can go on. Rank 0, which writes the file,
+        has those of all ranks.
+        """
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         by_place = {trainee.place: trainee for trainee in self.trainees}
-        states = {}
-        for place, state in streamed(self._owners(), lambda place: _state(by_place[place], optimizer)):
-            if self.trainer.is_global_zero:
-                states[str(place)] = state
+        states = dict(streamed(self._owners(), lambda place: _state(by_place[place], optimizer)))
         checkpoint["optimizer_states"] = []  # Lightning's knows rank 0 only
         checkpoint[_STATE] = {
             "group": self.group,
             "total_steps": self.total_steps,
             "length": [self.trainer.max_steps, self.trainer.max_epochs],
             "skipped": self.skipped,
-            "trainees": states,
+            "trainees": {str(place): state for place, state in states.items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -39,12 +39,16 @@ def merged(mine: dict[K, V]) -> dict[K, V]:
 
 
 def streamed(owners: Mapping[K, int], get: Callable[[K], V]) -> Iterator[tuple[K, V]]:
-    """(key, its owner's `get(key)`) on every rank, one at a time. Every rank must go through all of it."""
+    """(key, its owner's `get(key)`) on rank 0, one at a time. Nothing on other ranks, which must go through it too."""
+    rank = distributed.get_rank() if is_distributed() else 0
     for key, owner in owners.items():
-        held = [get(key) if not is_distributed() or distributed.get_rank() == owner else None]
-        if is_distributed():
-            distributed.broadcast_object_list(held, src=owner)
-        yield key, held[0]  # type: ignore[misc]
+        held = [get(key) if rank == owner else None]
+        if rank == owner != 0:
+            distributed.send_object_list(held, dst=0)
+        if rank == 0 != owner:
+            distributed.recv_object_list(held, src=owner)
+        if rank == 0:
+            yield key, held[0]  # type: ignore[misc]
 
 
 def _gathered(mine: V) -> list[V]:
