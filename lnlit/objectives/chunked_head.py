@@ -26,13 +26,15 @@ def through_head(
 
     Memory is one chunk of logits plus the gradients themselves, and backward is a multiplication. Only the loss is
     differentiable. Under autocast the products run in its dtype; the weight gradient's accumulation is fp32 (or fp64
-    for fp64 weights). An empty `hidden_ND` gives 0 with zero gradients.
+    for fp64 weights). Without gradients, as in validation, logits are not rounded below fp32: see `head_logits`. An
+    empty `hidden_ND` gives 0 with zero gradients.
     """
-    if not torch.is_grad_enabled():  # the function below would still compute gradients
+    trains = torch.is_grad_enabled()
+    if not trains:  # the function below would still compute gradients
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     dtype = product_dtype(hidden_ND)
     compute_VD = weight_VD.detach().to(dtype)
-    return _ThroughHead.apply(hidden_ND.to(dtype), weight_VD, compute_VD, objective, num_terms, chunk_size)  # type: ignore[return-value]
+    return _ThroughHead.apply(hidden_ND.to(dtype), weight_VD, compute_VD, objective, num_terms, chunk_size, trains)  # type: ignore[return-value]
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -46,6 +48,20 @@ def sum_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def head_logits(hidden_CD: Tensor, weight_VD: Tensor, rounded: bool) -> Tensor:
+    """`hidden @ weight.T` of operands of one dtype; unless `rounded` to it, in at least fp32.
+
+    A bf16 logit of 20 is off by up to 0.06, which a gradient averages out and a measured divergence does not.
+    """
+    dtype = sum_dtype(hidden_CD)
+    if rounded or hidden_CD.dtype == dtype:
+        return hidden_CD @ weight_VD.T
+    if hidden_CD.is_cuda:
+        return torch.mm(hidden_CD, weight_VD.T, out_dtype=dtype)
+    with torch.autocast(hidden_CD.device.type, enabled=False):
+        return hidden_CD.to(dtype) @ weight_VD.to(dtype).T
+
+
 class _ThroughHead(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -56,6 +72,7 @@ class _ThroughHead(torch.autograd.Function):
         objective: Objective,
         num_terms: int,
         chunk_size: int,
+        trains: bool,
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         terms_K = hidden_ND.new_zeros(num_terms, dtype=sum_dtype(hidden_ND))
@@ -64,7 +81,7 @@ class _ThroughHead(torch.autograd.Function):
         for start in range(0, len(hidden_ND), chunk_size):
             chunk = slice(start, start + chunk_size)
             hidden_CD = hidden_ND[chunk]
-            chunk_terms_K, grad_CV = objective(hidden_CD @ compute_VD.T, chunk)
+            chunk_terms_K, grad_CV = objective(head_logits(hidden_CD, compute_VD, trains), chunk)
             terms_K += chunk_terms_K
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_ND[chunk])
@@ -81,4 +98,4 @@ class _ThroughHead(torch.autograd.Function):
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         hidden = None if grad_hidden_ND is None else grad_hidden_ND * grad_loss
         weight = None if grad_weight_VD is None else (grad_weight_VD * grad_loss).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None, None
+        return hidden, weight, None, None, None, None, None

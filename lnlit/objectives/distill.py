@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lnlit.objectives.chunked_head import product_dtype, sum_dtype, through_head
+from lnlit.objectives.chunked_head import head_logits, product_dtype, sum_dtype, through_head
 
 #: Positions per chunk. Three chunks of fp32 logits are alive at once: the teacher's, the student's, and a difference.
 CHUNK_SIZE = 256
@@ -42,11 +42,11 @@ def linear_distillation(
     of its gradient (Hinton et al. 2015, section 2). The teacher gets no gradient. Neither model's logits ever exist
     for more than a chunk of positions; memory, autocast and empty input: see `through_head`.
     """
-    dtype = product_dtype(hidden_ND)
+    dtype, rounded = product_dtype(hidden_ND), torch.is_grad_enabled()
     teacher_NE, teacher_VE = teacher_hidden_NE.detach().to(dtype), teacher_weight_VE.detach().to(dtype)
 
     def objective(logits_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-        teacher_CV = teacher_NE[chunk] @ teacher_VE.T
+        teacher_CV = head_logits(teacher_NE[chunk], teacher_VE, rounded)
         kl, lm, grad_CV = _terms_and_gradient(logits_CV, teacher_CV, labels_N[chunk], kl_weight, lm_weight, temperature)
         return torch.stack([kl_weight * kl + lm_weight * lm, kl, lm]), grad_CV
 

@@ -117,3 +117,21 @@ def test_no_tensor_of_all_positions_by_the_vocabulary_ever_exists():
     with LargestTensor() as largest:
         plain(student, teacher, labels, 1.0, 1.0, 2.0)[0].backward()
     assert largest.most >= N * V  # or the measure would see nothing
+
+
+def test_without_gradients_a_divergence_is_not_lost_in_the_rounding_of_logits():
+    """Operands of bf16, as under autocast, and predictions that are nearly the teacher's."""
+    generator = torch.Generator().manual_seed(3)
+    teacher = torch.randn(64, 32, generator=generator).bfloat16(), torch.randn(200, 32, generator=generator).bfloat16()
+    hidden = (teacher[0].float() + 0.01 * torch.randn(64, 32, generator=generator)).bfloat16()
+    labels = torch.zeros(64, dtype=torch.long)
+
+    def divergence() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            return linear_distillation(hidden.float(), teacher[1].float(), *teacher, labels).kl.item()
+
+    exact = [(x.double() @ teacher[1].double().T).log_softmax(-1) for x in (teacher[0], hidden)]
+    expected = (exact[0].exp() * (exact[0] - exact[1])).sum().item()
+    with torch.no_grad():
+        assert divergence() == pytest.approx(expected, rel=1e-3)
+    assert divergence() != pytest.approx(expected, rel=1e-1)  # training's rounding, on the same numbers
