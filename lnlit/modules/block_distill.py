@@ -10,6 +10,7 @@ are never sent, and the result does not depend on the number of ranks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -256,8 +257,12 @@ class BlockDistill(L.LightningModule):
     # the trained library
 
     def on_fit_end(self) -> None:
-        if self.total_steps is None or self.global_step < self.total_steps or self.trainer.fast_dev_run:  # type: ignore
-            return  # stopped early: a resumed run goes on
+        if self.total_steps is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if (step := self.global_step) < self.total_steps:
+            as_it_is = "" if len(self._run.groups) > 1 else f", with trainer.max_steps: {step} to write what there is"
+            rank_zero_info(f"stopped early at step {step}, no library written: go on by --ckpt_path last{as_it_is}")
+            return
         self._write_group()
         if self.trainer.is_global_zero:
             run = self._run
@@ -297,6 +302,9 @@ class BlockDistill(L.LightningModule):
             "trained_from": str(self._run.library.folder),
             "steps": self._steps,
             "optimizer": asdict(self.optimizer),
+            "precision": self.trainer.precision,
+            "seed": os.environ.get("PL_GLOBAL_SEED"),
+            "data": getattr(getattr(self.trainer.datamodule, "train_plan", None), "fingerprint", None),  # type: ignore
         }
 
     # checkpoints

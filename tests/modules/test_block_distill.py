@@ -270,6 +270,21 @@ def test_a_longer_run_goes_on_from_a_finished_checkpoint(distillery):
     assert json.loads((library.folder / "library.json").read_text())["provenance"]["steps"] == STEPS + 2
 
 
+def test_a_run_that_stops_early_says_how_to_get_a_library(distillery, caplog):
+    with caplog.at_level("INFO"):
+        assert distillery.fit("out", (StopAt(3),)) is None
+    assert "stopped early at step 3, no library written: go on by --ckpt_path last, with trainer.max_steps: 3" in (
+        caplog.text
+    )
+    library = distillery.fit("out", trainer={"max_steps": 3})
+    assert library.header["provenance"]["steps"] == 3
+
+
+def test_the_library_says_what_it_was_trained_with(alone):
+    record = alone.header["provenance"]
+    assert record["steps"] == STEPS and record["precision"] == "32-true" and len(record["data"]) >= 16
+
+
 def test_groups_of_layers_need_an_epoch_each(distillery):
     with pytest.raises(UserError, match=r"makes 2 groups .* Set trainer.max_epochs: 2"):
         distillery.fit("out", layers_at_once=1)
