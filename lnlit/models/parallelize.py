@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -32,6 +33,21 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype |
             if any(True for _ in block.parameters()):
                 fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
         fully_shard(decoder, mesh=mesh["data_parallel"], mp_policy=policy)
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """Gathers the parameters of one FSDP2 unit, for uses other than calling it, which would do so. Every rank must come
+    here; a module that is not sharded is whole already.
+    """
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:

@@ -2,10 +2,13 @@
 
 Puzzle (Bercovich et al. 2024), section 3. Each candidate is a training problem of its own: it sees the parent's
 activations, no gradient crosses a block, and gradient clipping is per candidate. One forward pass of the parent serves
-all of them, and each is back-propagated before the next one runs, so one candidate's activations are alive at a time.
+all of them, and each is back-propagated before the next one runs, some rows at a time, so the activations of one
+candidate on these rows are alive at a time.
 
-Over ranks each candidate belongs to one rank, and all ranks see the rows of all: memory and work are divided, gradients
-are never sent, and the result does not depend on the number of ranks.
+Over ranks each candidate belongs to one rank, and all ranks see the rows of all: candidates, with their work and
+memory, are divided, gradients are never sent, and the result does not depend on the number of ranks. The parent's
+weights are sharded, its forward pass over all rows is every rank's own; what grows with the ranks is the residual
+stream of these rows.
 """
 
 from __future__ import annotations
@@ -24,19 +27,17 @@ from torch import Tensor, nn
 from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
-from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
-from lnlit.modules.block_parent import parent_weights
+from lnlit.modules.block_parent import load_parent, parent_weights
 from lnlit.modules.lit_model import check_run, planned_steps
+from lnlit.modules.micro_batches import documents_in_rows, real_tokens, split_rows
 from lnlit.modules.optim import AdamW
 from lnlit.modules.ranks import merged, rows_of_all_ranks, streamed
-from lnlit.modules.teacher import load_teacher
-from lnlit.objectives.block_error import block_error, squared_errors
+from lnlit.objectives.block_error import squared_difference, sum_of_squares
 from lnlit.search.library import Library, LibraryWriter
 from lnlit.search.trainee import Place, Trainee, parameters, parent_steps, places, trained_layer
 
-#: Tokens at a time when trained errors are measured.
-_BATCH_TOKENS = 2048
 _STATE = "block_distill"
 #: The paper states no optimizer. These are the defaults of NVIDIA's first public code.
 _OPTIMIZER = AdamW(1e-4, warmup_ratio=0.05, weight_decay=0.1)
@@ -71,6 +72,8 @@ class BlockDistill(L.LightningModule):
         layers_at_once: how many layers train together. Weights and optimizer states of these are in memory, 16 bytes a
             parameter. Each group of layers trains for one epoch, so `trainer.max_epochs` is the number of groups.
         gradient_clip: largest gradient norm of one candidate.
+        batch_tokens: tokens that go through a block together (at least one row); activations of so many are in memory.
+            Changes results by rounding only.
         attention_kernel: a registered kernel, or "auto" for the device's fastest.
     """
 
@@ -85,15 +88,16 @@ class BlockDistill(L.LightningModule):
         only: tuple[str, ...] = ("*/attention/*", "*/ffn/*"),
         layers_at_once: int | None = None,
         gradient_clip: float = 1.0,
+        batch_tokens: int = 4096,
         attention_kernel: str = "auto",
     ) -> None:
         super().__init__()
-        if gradient_clip <= 0 or (layers_at_once is not None and layers_at_once < 1):
-            raise UserError("BlockDistill: gradient_clip and layers_at_once must be positive")
+        if gradient_clip <= 0 or batch_tokens < 1 or (layers_at_once is not None and layers_at_once < 1):
+            raise UserError("BlockDistill: gradient_clip, batch_tokens and layers_at_once must be positive")
         self.automatic_optimization = False
         self.model, self.library, self.out, self.optimizer = model, library, out, optimizer
         self.only, self.layers_at_once, self.gradient_clip = only, layers_at_once, gradient_clip
-        self.attention_kernel = attention_kernel
+        self.batch_tokens, self.attention_kernel = batch_tokens, attention_kernel
         self.group, self.total_steps = 0, None
         self.trainees: list[Trainee] = []
         self.skipped = 0
@@ -124,7 +128,7 @@ class BlockDistill(L.LightningModule):
         groups = [layers[first : first + at_once] for first in range(0, len(layers), at_once)]
         self._check_groups(groups, chosen)
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
-        parent = load_teacher(self.model, spec, self._where, None, dtype, self.attention_kernel)
+        parent = load_parent(self.model, spec, self._where, dtype, self.attention_kernel)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
     def _check_groups(self, groups: list[list[int]], chosen: list[Place]) -> None:
@@ -206,24 +210,32 @@ class BlockDistill(L.LightningModule):
         for settings in optimizer.param_groups:
             settings["lr"] = self.optimizer.learning_rate * self.optimizer.factor(self.global_step % steps, steps)
         losses = {}
-        for trainee, output, wanted in self._outputs(batch):
-            loss = block_error(output, wanted)
-            loss.backward()
+        for trainee, square, differences in self._errors(batch):
+            loss = torch.zeros_like(square)
+            for difference in differences:
+                (difference / square).backward()
+                loss += difference.detach() / square
             self._clip(trainee)
-            losses[str(trainee.place)] = loss.detach()
+            losses[str(trainee.place)] = loss
         optimizer.step()
         optimizer.zero_grad()
         self._log(losses)
 
-    def _outputs(self, batch: TokenBatch) -> Iterator[tuple[Trainee, Tensor, Tensor]]:
-        """(candidate, its block's output, the parent's) at the batch's tokens, padding left out."""
-        real_BT = _real_tokens(batch)
-        real_BT = slice(None) if real_BT.all() else real_BT  # packed text has no padding: spare the copies
-        for at in parent_steps(self._run.parent, batch, self._layers):
-            wanted = at.out_BTD[real_BT]
-            for trainee in self.trainees:
-                if trainee.place.layer == at.layer:
-                    yield trainee, trainee.output(at)[real_BT], wanted
+    def _errors(self, batch: TokenBatch) -> Iterator[tuple[Trainee, Tensor, Iterator[Tensor]]]:
+        """(candidate, square of its parent block's output, squared differences to that), summed over the batch's
+        tokens without padding; a difference for some rows at a time, each to be used before the next is asked for.
+        """
+        batches = split_rows(batch, self.batch_tokens)
+        masks = [
+            slice(None) if real_BT.all() else real_BT for real_BT in map(real_tokens, batches)
+        ]  # mostly no padding
+        for layer, steps in parent_steps(self._run.parent, batches, self._layers):
+            wanted = [at.out_BTD[real_BT] for at, real_BT in zip(steps, masks, strict=True)]
+            square = sum_of_squares(wanted)
+            for trainee in (trainee for trainee in self.trainees if trainee.place.layer == layer):
+                outputs = (trainee.output(at)[real_BT] for at, real_BT in zip(steps, masks, strict=True))
+                yield trainee, square, map(squared_difference, outputs, wanted)
+                torch.clear_autocast_cache()  # or bf16 copies of all candidates pile up until the step ends
 
     def _clip(self, trainee: Trainee) -> None:
         """Bound one candidate's gradient; one that is not finite is dropped, and AdamW leaves that candidate alone."""
@@ -246,13 +258,13 @@ class BlockDistill(L.LightningModule):
         self._tally(self._val_sums, rows_of_all_ranks(batch, self._where))
 
     def on_validation_epoch_end(self) -> None:
-        errors, self._val_sums = _errors(self._val_sums), {}
+        errors, self._val_sums = _block_errors(self._val_sums), {}
         self.log("val/loss", sum(errors.values()) / len(errors), prog_bar=True)
         self.log_dict({f"bld_val/{place}": error for place, error in errors.items()})
 
     def _tally(self, sums: dict[Place, Tensor], batch: TokenBatch) -> None:
-        for trainee, output, wanted in self._outputs(batch):
-            sums[trainee.place] = sums.get(trainee.place, 0) + squared_errors(output, wanted)
+        for trainee, square, differences in self._errors(batch):
+            sums[trainee.place] = sums.get(trainee.place, 0) + torch.stack([torch.stack([*differences]).sum(), square])
 
     # the trained library
 
@@ -285,9 +297,9 @@ class BlockDistill(L.LightningModule):
         """
         sums: dict[Place, Tensor] = {}
         with self.trainer.precision_plugin.val_step_context():
-            for batch in _batches(self._run.calibration.to(self._where)):
+            for batch in documents_in_rows(self._run.calibration.to(self._where), self.batch_tokens):
                 self._tally(sums, batch)
-        errors, by_place = _errors(sums), {trainee.place: trainee for trainee in self.trainees}
+        errors, by_place = _block_errors(sums), {trainee.place: trainee for trainee in self.trainees}
         for layer in self._layers:
             owners = {place: rank for place, rank in self._owners().items() if place.layer == layer}
             weights = streamed(owners, lambda place: _on_cpu(by_place[place].weights()))
@@ -347,23 +359,7 @@ class BlockDistill(L.LightningModule):
         return self.trainer.world_size
 
 
-def _real_tokens(batch: TokenBatch) -> Tensor:
-    """[B, T]: False in padding, which is a document without labels."""
-    lengths = torch.tensor(batch.lengths, device=batch.tokens.device)
-    document = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    labels = torch.zeros_like(lengths).index_add_(0, document, (batch.labels != IGNORE).flatten().long())
-    return (labels > 0)[document].view(batch.tokens.shape)
-
-
-def _batches(tokens_RT: Tensor) -> Iterator[TokenBatch]:
-    """Rows of one document each, some at a time."""
-    length = tokens_RT.shape[1]
-    for tokens_BT in tokens_RT.split(max(_BATCH_TOKENS // length, 1)):
-        positions_BT = torch.arange(length, device=tokens_BT.device).expand_as(tokens_BT)
-        yield TokenBatch(tokens_BT, tokens_BT, positions_BT, [length] * len(tokens_BT))
-
-
-def _errors(sums: dict[Place, Tensor]) -> dict[Place, float]:
+def _block_errors(sums: dict[Place, Tensor]) -> dict[Place, float]:
     """Block errors of all ranks' candidates from their summed squares."""
     return merged({place: float(difference / square) for place, (difference, square) in sums.items()})
 

@@ -18,6 +18,7 @@ from lnlit.interfaces.layer import Attend
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.decoder import Decoder
+from lnlit.models.parallelize import whole
 from lnlit.search.library import SLOTS, LayerVariants, Library, Pair, Slot, Variant, pair_name
 from lnlit.specs import NOOP, BlockSpec
 
@@ -79,9 +80,8 @@ def _halves(library: Library, place: Place) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class ParentStep:
-    """One layer of the parent on one batch: its block and the residual stream before, within and behind it."""
+    """One layer of the parent on some rows: its block and the residual stream before, within and behind it."""
 
-    layer: int
     block: Block
     x_BTD: Tensor
     h_BTD: Tensor
@@ -90,20 +90,31 @@ class ParentStep:
     rope: Mapping[int, tuple[Tensor, Tensor]]
 
 
-def parent_steps(parent: Decoder, batch: TokenBatch, layers: Sequence[int]) -> Iterator[ParentStep]:
-    """The parent's steps at `layers`, from one forward pass that ends behind the last of them. No gradients."""
-    with torch.no_grad():
-        x_BTD = parent.embed(batch.tokens)
-        attention, rope = parent.surroundings(batch.tokens, x_BTD.dtype, batch.positions, batch.lengths)
+def parent_steps(
+    parent: Decoder, batches: Sequence[TokenBatch], layers: Sequence[int]
+) -> Iterator[tuple[int, list[ParentStep]]]:
+    """(layer, the parent's step on each batch) at `layers`, from one forward pass that ends behind the last of them.
+
+    No gradients. A sharded parent's layer is gathered until the next one is asked for; every rank must ask for all.
+    """
+    with torch.no_grad(), whole(parent):
+        streams = [parent.embed(batch.tokens) for batch in batches]
+        around = [
+            parent.surroundings(batch.tokens, x_BTD.dtype, batch.positions, batch.lengths)
+            for batch, x_BTD in zip(batches, streams, strict=True)
+        ]
     for layer in range(max(layers) + 1):
         block: Block = parent.layers[layer]  # type: ignore[assignment]
-        attend = attention.layer(layer)
-        with torch.no_grad():  # not around the yield, or it would reach into the caller's loop
-            h_BTD = block.add_attention(x_BTD, attend, rope)
-            out_BTD = block.add_ffn(h_BTD)
-        if layer in layers:
-            yield ParentStep(layer, block, x_BTD, h_BTD, out_BTD, attend, rope)
-        x_BTD = out_BTD
+        with whole(block):
+            steps = []
+            with torch.no_grad():  # not around the yield, or it would reach into the caller's loop
+                for x_BTD, (attention, rope) in zip(streams, around, strict=True):
+                    attend = attention.layer(layer)
+                    h_BTD = block.add_attention(x_BTD, attend, rope)
+                    steps.append(ParentStep(block, x_BTD, h_BTD, block.add_ffn(h_BTD), attend, rope))
+            streams = [step.out_BTD for step in steps]
+            if layer in layers:
+                yield layer, steps
 
 
 class Trainee:

@@ -3,99 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from distillery import GROUPS, STEPS, StopAt, same, trainable, weights
 from torch import Tensor
 
-from lnlit.callbacks import Checkpoint, ExportModel
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.checkpoint.safetensors_folder import SafetensorsFolder
-from lnlit.data.sources import TextFileSource
-from lnlit.data.text_data import TextData
-from lnlit.errors import UserError
-from lnlit.interfaces import IGNORE, TokenBatch
 from lnlit.models.build import block_weights, build_block, load_block
-from lnlit.modules.block_distill import BlockDistill, _real_tokens
 from lnlit.modules.optim import AdamW
 from lnlit.search.library import SLOTS, Library
-from lnlit.testing.tiny import tiny_folder
-
-STEPS = 8
-
-
-class Distillery:
-    """Runs `BlockDistill` on the tiny library."""
-
-    def __init__(self, parent: Path, library: Path, text: Path, folder: Path, rows: int = 2) -> None:
-        self.parent, self.library, self.text, self.folder, self.rows = parent, library, text, folder, rows
-
-    def module(self, name: str, steps: int = STEPS, **settings: Any) -> BlockDistill:
-        settings = {"optimizer": AdamW(1e-2, warmup_ratio=0.0, schedule="constant"), **settings}
-        return BlockDistill(str(self.parent), str(self.library), str(self.folder / name), **settings)
-
-    def fit(
-        self, name: str, callbacks: tuple[L.Callback, ...] = (), trainer: Any = None, val: bool = False, **settings: Any
-    ):
-        """The library that a run writes; None when it stopped early. Resumes where a checkpoint is."""
-        data = TextData(str(self.parent), TextFileSource(str(self.text)), 64, self.rows)
-        data.val = TextFileSource(str(self.text)) if val else None
-        root = self.folder / f"{name}-run"
-        trainer = trainer or {"max_steps": STEPS}
-        run = L.Trainer(
-            accelerator="cpu",
-            default_root_dir=root,
-            callbacks=[Checkpoint(every_n_steps=0), *callbacks],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **trainer,
-        )
-        found = list_checkpoints(checkpoint_folder(root))
-        run.fit(self.module(name, **settings), data, ckpt_path=found[-1] if found else None)
-        out = self.folder / name
-        return Library.open(out) if (out / "library.json").is_file() else None
-
-
-@pytest.fixture
-def distillery(tiny_parent, built_library, text_file, tmp_path) -> Distillery:
-    return Distillery(tiny_parent, built_library, text_file, tmp_path)
-
-
-def trainable(library: Library, layer: int) -> list[tuple[str, str]]:
-    variants = library.layers[layer]
-    return [(s, n) for s in SLOTS for n, v in getattr(variants, s).items() if v.parameters and not v.parent]
-
-
-def weights(library: Library, layers: tuple[int, ...] = (0, 1)) -> dict[str, Tensor]:
-    return {
-        f"{layer}/{slot}/{name}/{key}": tensor
-        for layer in layers
-        for slot, name in trainable(library, layer)
-        for key, tensor in library.weights(layer, slot, name).items()
-    }
-
-
-def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
-    assert one.keys() == two.keys()
-    return all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-
-
-@pytest.fixture(scope="module")
-def alone(built_library, tiny_parent, text_file, tmp_path_factory) -> Library:
-    """One run left alone, which others are compared with."""
-    distillery = Distillery(tiny_parent, built_library, text_file, tmp_path_factory.mktemp("alone"))
-    library = distillery.fit("out")
-    assert library is not None
-    return library
 
 
 def test_training_lowers_the_error_of_every_candidate(distillery):
@@ -210,18 +129,6 @@ def test_the_parent_does_not_move(distillery):
     assert watch.before
 
 
-class StopAt(L.Callback):
-    """Saves and stops after a step, as `GracefulStop` does after a signal."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args) -> None:
-        if trainer.global_step == self.step:
-            trainer.should_stop = True
-            next(callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)).save(trainer)
-
-
 def test_a_stopped_and_resumed_run_ends_bitwise_like_one_left_alone(distillery, alone):
     assert distillery.fit("out", (StopAt(3),)) is None
     resumed = distillery.fit("out")
@@ -241,9 +148,6 @@ def test_the_checkpoint_does_not_hold_the_parent(distillery):
         t.numel() for state in checkpoint["block_distill"]["trainees"].values() for t in state["weights"].values()
     )
     assert held == sum(tensor.numel() for tensor in trained.values())
-
-
-GROUPS = {"max_epochs": 2, "limit_train_batches": STEPS, "reload_dataloaders_every_n_epochs": 1}
 
 
 @pytest.mark.parametrize("stop", [None, 3, STEPS, STEPS + 2], ids=["whole", "in 1", "between", "in 2"])
@@ -285,43 +189,6 @@ def test_the_library_says_what_it_was_trained_with(alone):
     assert record["steps"] == STEPS and record["precision"] == "32-true" and len(record["data"]) >= 16
 
 
-def test_groups_of_layers_need_an_epoch_each(distillery):
-    with pytest.raises(UserError, match=r"makes 2 groups .* Set trainer.max_epochs: 2"):
-        distillery.fit("out", layers_at_once=1)
-
-
-def test_a_group_that_was_cut_short_is_not_taken_for_trained(distillery):
-    class Stop(L.Callback):
-        def on_train_batch_end(self, trainer, *args) -> None:
-            trainer.should_stop = trainer.global_step == 3  # saved after the epoch's end only
-
-    assert distillery.fit("out", (Stop(),), GROUPS, layers_at_once=1) is None
-    with pytest.raises(UserError, match="was cut short"):
-        distillery.fit("out", (), GROUPS, layers_at_once=1)
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tiny_parent, built_library, text_file, tmp_path_factory) -> Path:
-    """Runs of two ranks with a row each per step, where the others have one rank with two rows."""
-    folder = tmp_path_factory.mktemp("two_ranks")
-    script = Path(__file__).with_name("two_rank_distill.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    paths = map(str, (tiny_parent, built_library, text_file, folder))
-    done = subprocess.run([*command, *paths], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
-
-
-@pytest.mark.parametrize("run", ["whole", "grouped"])
-def test_two_ranks_train_the_same_library_as_one(two_ranks, alone, run):
-    assert same(weights(Library.open(two_ranks / run)), weights(alone))
-
-
-def test_a_run_of_two_ranks_goes_on_with_one(two_ranks, distillery, alone):
-    shutil.copytree(two_ranks / "stopped-run", distillery.folder / "out-run")
-    assert same(weights(distillery.fit("out")), weights(alone))
-
-
 def test_pairs_train_both_halves(distillery, built_library):
     library = distillery.fit("out", only=("layer_00/pairs/kv1+i16",), trainer={"max_steps": 30})
     before = Library.open(built_library)
@@ -361,56 +228,3 @@ def test_a_gradient_that_is_not_finite_stops_one_candidate_only(distillery, alon
     for key, tensor in weights(library).items():
         source = Library.open(distillery.library) if key.startswith(untouched) else alone
         assert torch.equal(tensor, weights(source)[key]), key
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"only": ("layer_07/*",)}, "'layer_07/.*' matches no candidate"),
-        ({"only": ("*/noop",)}, "matches no candidate"),
-        ({"gradient_clip": 0.0}, "must be positive"),
-    ],
-)
-def test_bad_settings_end_in_one_line(distillery, settings, message):
-    with pytest.raises(UserError, match=message):
-        distillery.fit("out", **settings)
-
-
-def test_a_model_that_is_not_the_librarys_parent_is_refused(distillery):
-    parent, distillery.parent = distillery.parent, tiny_folder(distillery.folder / "other", seed=1)
-    with pytest.raises(UserError, match=rf"model: {distillery.parent} is not the parent of .* made from {parent}"):
-        distillery.fit("out")
-
-
-def test_it_only_trains(distillery):
-    with pytest.raises(UserError, match="BlockDistill only trains: `lnlit fit`, not `lnlit validate`"):
-        L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).validate(
-            distillery.module("out"), [TokenBatch(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), [2])]
-        )
-
-
-def test_sharding_strategies_are_refused(distillery):
-    sharded = ModelParallelStrategy(1, 1, process_group_backend="gloo")
-    try:
-        with pytest.raises(UserError, match="use ddp, not FSDP"):
-            distillery.fit("out", trainer={"max_steps": 1, "strategy": sharded, "devices": 1})
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_a_group_with_fewer_candidates_than_ranks_is_refused_by_every_rank(two_ranks):
-    said = {(two_ranks / f"refused-{rank}.txt").read_text() for rank in (0, 1)}
-    (line,) = said
-    assert "layers 1 to 1 have 1 candidates to train together, fewer than the 2 ranks" in line
-
-
-def test_exporting_a_model_is_refused_at_once(distillery):
-    with pytest.raises(UserError, match="ExportModel has nothing to write after BlockDistill"):
-        distillery.fit("out", (ExportModel(str(distillery.folder / "model")),))
-
-
-def test_padding_is_no_data():
-    batch = TokenBatch(
-        torch.zeros(1, 6), torch.tensor([[5, 5, IGNORE, IGNORE, IGNORE, IGNORE]]), torch.zeros(1, 6), [3, 3]
-    )
-    assert _real_tokens(batch).tolist() == [[True] * 3 + [False] * 3]

@@ -1,6 +1,7 @@
 """Distils the tiny library on two ranks, run by torch.distributed.run: two_rank_distill.py PARENT LIBRARY TEXT OUT.
 
-One run is left alone, one is stopped with a checkpoint, one trains the layers one after another, one is refused.
+One run is left alone, one is stopped with a checkpoint, one trains the layers one after another, one trains pairs in
+bf16, one is refused.
 """
 
 from __future__ import annotations
@@ -10,10 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from distillery import GROUPS, MIXED, STEPS, Distillery, StopAt
 from lightning.pytorch.strategies import DDPStrategy
-from test_block_distill import GROUPS, STEPS, Distillery, StopAt
 
 from lnlit.errors import UserError
+
+
+class Held(L.Callback):
+    """Notes how many of the parent's weights a rank holds after training."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        count = sum(parameter.to_local().numel() for parameter in pl_module._run.parent.parameters())
+        (out / f"held-{trainer.global_rank}.txt").write_text(str(count))
 
 
 def ranks(trainer: dict[str, Any]) -> dict[str, Any]:
@@ -23,9 +33,10 @@ def ranks(trainer: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     parent, library, text, out = map(Path, sys.argv[1:])
     distillery = Distillery(parent, library, text, out, rows=1)
-    distillery.fit("whole", (), ranks({"max_steps": STEPS}))
+    distillery.fit("whole", (Held(),), ranks({"max_steps": STEPS}))
     distillery.fit("stopped", (StopAt(3),), ranks({"max_steps": STEPS}))
     distillery.fit("grouped", (), ranks(GROUPS), layers_at_once=1)
+    distillery.fit("mixed", (), ranks({"max_steps": STEPS, "precision": "bf16-mixed"}), **MIXED)
     try:
         distillery.fit("refused", (), ranks(GROUPS), layers_at_once=1, only=("layer_00/ffn/*", "layer_01/ffn/i16"))
     except UserError as error:

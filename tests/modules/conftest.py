@@ -1,0 +1,38 @@
+"""Runs of `BlockDistill` that several tests look at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distillery import Distillery
+
+from lnlit.search.library import Library
+
+
+@pytest.fixture
+def distillery(tiny_parent, built_library, text_file, tmp_path) -> Distillery:
+    return Distillery(tiny_parent, built_library, text_file, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def alone(built_library, tiny_parent, text_file, tmp_path_factory) -> Library:
+    """One run left alone, which others are compared with."""
+    distillery = Distillery(tiny_parent, built_library, text_file, tmp_path_factory.mktemp("alone"))
+    library = distillery.fit("out")
+    assert library is not None
+    return library
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tiny_parent, built_library, text_file, tmp_path_factory) -> Path:
+    """Runs of two ranks with a row each per step, where the others have one rank with two rows."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    script = Path(__file__).with_name("two_rank_distill.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    paths = map(str, (tiny_parent, built_library, text_file, folder))
+    done = subprocess.run([*command, *paths], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
