@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit import __version__
 from lnlit.callbacks.interrupt import stopped_by
+from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import canonical_weights
@@ -52,7 +53,7 @@ class ExportModel(L.Callback):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         provenance = {
-            "parent": str(module.model),
+            **descent(str(module.model)),
             "method": type(module).__name__,
             "steps": trainer.global_step,
             "seed": os.environ.get("PL_GLOBAL_SEED"),

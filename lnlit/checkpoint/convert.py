@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lnlit.checkpoint.decilm import vllm_obstacles
+from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.layout import expected_shapes
@@ -72,12 +72,12 @@ def _convert(
     spec = checkpoint.read_spec(path)
     check_spec(spec)
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {out.name}")
-    provenance: dict[str, Any] = {"source": str(source)}
+    provenance = descent(source)
     if pipeline_stages is not None:
         lineage = pad_for_pipeline(spec, pipeline_stages)
         weights = child_weights(spec, lineage, weights)
         spec = child_spec(spec, lineage)
-        provenance |= {"pipeline_stages": pipeline_stages, "layers": [list(made_of) for made_of in lineage]}
+        provenance = {"pipeline_stages": pipeline_stages, **descent(source, lineage)}
     hf_config(spec)
     check_target(out, overwrite)
     return save_folder(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -73,10 +74,16 @@ def child_weights(
 
 
 def hidden_pairs(lineage: Lineage) -> list[tuple[int, int]]:
-    """(child layer, parent layer) whose outputs stand at the same depth, for distillation to match: a layer's output
-    is that of the last parent layer it is made of. Holds for children whose layers keep the parent's order.
+    """(child layer, parent layer) whose outputs stand at the same depth, for distillation to match: up to there, both
+    have done the same of the layers that the child has. Inside a run in another order there is no such depth.
     """
-    return [(child, made_of[-1]) for child, made_of in enumerate(lineage) if made_of]
+    pairs, reached = [], -1
+    for child, made_of in enumerate(lineage):
+        reached = max(reached, *made_of, -1)
+        ahead = min(chain.from_iterable(lineage[child + 1 :]), default=reached + 1)
+        if made_of and reached < ahead:
+            pairs.append((child, reached))
+    return pairs
 
 
 def fuse_ffns(ffns: Sequence[Mapping[str, Tensor]], norm: Norm = "own") -> dict[str, Tensor]:

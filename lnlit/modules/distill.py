@@ -12,9 +12,10 @@ from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, TokenBatch
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.lora import LoRA
+from lnlit.modules.layer_pairs import layer_pairs
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.teacher import Teacher, check_teacher, layer_pairs, load_teacher
+from lnlit.modules.teacher import Teacher, check_teacher, load_teacher
 from lnlit.objectives.cosine import cosine_distance
 from lnlit.objectives.cross_entropy import linear_cross_entropy
 from lnlit.objectives.distill import linear_distillation
@@ -26,7 +27,8 @@ class Distill(LitModel):
 
     The loss per token is `kl * KL(teacher || model) + cosine * sum over layers (1 - cos of block outputs) + lm *
     cross-entropy`; the first two with weight 1 are Puzzle's global distillation. A token counts where it has a label:
-    in chats, that is what the assistant says. The teacher computes in the trainer's precision.
+    in chats, that is what the assistant says. The teacher computes in the trainer's precision; validation rounds no
+    logits below fp32.
 
     Args:
         model: folder, .gguf file or `pypi:<distribution>` to start from.
@@ -36,7 +38,8 @@ class Distill(LitModel):
         cosine: weight of the distance to the teacher's hidden states.
         lm: weight of the cross-entropy of the text.
         temperature: softens both predictions in the divergence.
-        hidden_layers: pairs [model layer, teacher layer] whose outputs to match; null matches all, one to one.
+        hidden_layers: pairs [model layer, teacher layer] whose outputs to match; null matches those at the same depth,
+            as the model's provenance tells of layers that were fused, moved or added since the teacher.
         runtime: kernels, compilation, memory.
         lora: train low-rank adapters only; None trains every weight.
     """
@@ -99,7 +102,7 @@ class Distill(LitModel):
         teacher = read_spec(self.teacher)
         check_teacher(self.teacher, teacher, self.model, spec)
         if self.cosine:
-            self._pairs = dict(layer_pairs(self.hidden_layers, spec, teacher))
+            self._pairs = dict(layer_pairs(self.hidden_layers, self.model, spec, self.teacher, teacher))
 
     # steps
 

@@ -5,7 +5,7 @@ Shape suffixes: B rows, T tokens, N positions with loss, E the teacher's hidden,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,35 +108,3 @@ def _token_ids(file: Path) -> dict[str, int]:
         return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the Rust library raises bare exceptions
         raise UserError(f"{file}: cannot be read as a tokenizer: {error}") from error
-
-
-def layer_pairs(given: Sequence[tuple[int, int]] | None, student: ModelSpec, teacher: ModelSpec) -> Mapping[int, int]:
-    """Student block -> the teacher's block whose output it is to match.
-
-    Block i matches block i where both have equally many. `UserError` where they do not and no pairs are given, for a
-    pair that points outside or repeats a block, and for hidden sizes that differ.
-    """
-    if student.hidden_size != teacher.hidden_size:
-        raise UserError(
-            f"cosine: the model's hidden size is {student.hidden_size}, the teacher's {teacher.hidden_size}, so their "
-            "hidden states cannot be compared. Set cosine: 0."
-        )
-    depths = len(student.layers), len(teacher.layers)
-    if given is None:
-        if depths[0] != depths[1]:
-            raise UserError(
-                f"cosine: the model has {depths[0]} layers and the teacher {depths[1]}, so which of them belong "
-                "together must be said: hidden_layers: [[model layer, teacher layer], ...]. A fused layer belongs to "
-                "the last layer it is made of. Or set cosine: 0."
-            )
-        return {index: index for index in range(depths[0])}
-    for side, depth, name in zip((0, 1), depths, ("model", "teacher"), strict=True):
-        used = [pair[side] for pair in given]
-        for index in used:
-            if not 0 <= index < depth:
-                raise UserError(f"hidden_layers: there is no layer {index}; the {name} has layers 0 to {depth - 1}.")
-        if len(set(used)) < len(used):
-            raise UserError(f"hidden_layers: a layer of the {name} comes twice in {[list(pair) for pair in given]}.")
-    if not given:
-        raise UserError("hidden_layers: the list is empty; give at least one pair, or set cosine: 0.")
-    return dict(given)

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lnlit.checkpoint.by_layer import by_layer
+from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
@@ -46,7 +47,7 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         _weights(opened, pairs, groups),
         tokenizer_from=source,
         provenance={
-            "parent": opened.model,
+            **descent(opened.model),
             "library": str(opened.folder),
             "solution": {"file": str(Path(solution).resolve()), "index": index, **asdict(chosen)},
         },

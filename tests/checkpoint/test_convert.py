@@ -67,7 +67,7 @@ def test_a_gguf_brings_its_tokenizer_template_and_end_token(smollm2):
     assert ours.decode(ours(text).input_ids) == text
     assert ours.apply_chat_template(CHAT, tokenize=False) == theirs.apply_chat_template(CHAT, tokenize=False)
     assert ours.convert_ids_to_tokens(GenerationConfig.from_pretrained(smollm2).eos_token_id) == "<|im_end|>"
-    assert read_provenance(smollm2)["source"] == SMOLLM2
+    assert read_provenance(smollm2)["parent"] == SMOLLM2
 
 
 def test_a_folder_keeps_its_tokenizer_files(smollm2, tmp_path):

@@ -200,6 +200,8 @@ def test_removal_keeps_the_last_and_reversal_permutes():
     assert fusion.removed(RUN, plan) == ((0,), (4,), (5,), (6,))
     assert fusion.in_reverse(RUN, plan) == ((0,), (4,), (2,), (1,), (5,), (6,))
     assert hidden_pairs(((), *fusion.fused(RUN, plan))) == [(1, 0), (2, 4), (3, 5), (4, 6)]
+    assert hidden_pairs(fusion.removed(RUN, plan)) == [(0, 0), (1, 4), (2, 5), (3, 6)]
+    assert hidden_pairs(fusion.in_reverse(RUN, plan)) == [(0, 0), (3, 4), (4, 5), (5, 6)]
     child = child_of(decoder, fusion.in_reverse(RUN, plan))
     x = decoder.embed_tokens(torch.arange(20)[None])
     for here, there in ((1, 4), (2, 2), (3, 1)):
