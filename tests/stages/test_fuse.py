@@ -91,16 +91,37 @@ def test_a_model_without_runs_is_copied_and_told(tmp_path, capsys):
     assert "nothing to fuse" in capsys.readouterr().err
 
 
-def test_dependencies_are_measured_on_a_text(model, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog, again and again. " * 20)
-    sample = TextSample(TextFileSource(str(text)), rows=4, length=32)
-    out = fuse(str(model), str(tmp_path / "out"), sample=sample)
-    data = json.loads((out / "fusion" / "dependency.json").read_text())
-    expected = block_dependency(loaded(model), sample.tokens(str(model)))
-    assert data["layers"] == list(range(7)) and data["tokens"] == 128 and data["parallel_windows"] == []
-    assert torch.allclose(torch.tensor(data["matrix"]), torch.tensor(expected.matrix), atol=1e-5)
+@pytest.fixture
+def data(tmp_path) -> TextSample:
+    for index in range(4):
+        text = f"{index}: the quick brown fox jumps over the lazy dog, again and again. "
+        (tmp_path / f"text-{index}.txt").write_text(text)
+    return TextSample(TextFileSource(str(tmp_path / "text-*.txt")), rows=4, length=32)
+
+
+def test_dependencies_are_measured_on_a_text(model, tmp_path, data):
+    out = fuse(str(model), str(tmp_path / "out"), data=data)
+    found = json.loads((out / "fusion" / "dependency.json").read_text())
+    expected = block_dependency(loaded(model), data.tokens(str(model)))
+    assert found["layers"] == list(range(7)) and found["tokens"] == 128 and found["parallel_windows"] == []
+    assert torch.allclose(torch.tensor(found["matrix"]), torch.tensor(expected.matrix), atol=1e-5)
     assert (out / "fusion" / "dependency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_fails_leaves_no_folder(model, tmp_path, data, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr("lnlit.stages.fuse.save_dependency", broken)
+    with pytest.raises(RuntimeError, match="no picture"):
+        fuse(str(model), str(tmp_path / "made" / "out"), data=data)
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [{"max_width": 70}, {"max_bytes": 1}, {"norm": "last"}, {"leave_out": 0}])
+def test_a_plan_and_what_it_would_overrule_are_refused_together(model, tmp_path, settings):
+    with pytest.raises(UserError, match="a plan says all of norm, leave_out, max_bytes, max_width"):
+        fuse(str(model), str(tmp_path / "out"), plan="plan.json", **settings)
 
 
 def test_an_existing_folder_is_refused_before_any_work(model, tmp_path):
