@@ -115,7 +115,7 @@ class BlockDistill(L.LightningModule):
         if self.device_mesh is not None or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise UserError("trainer.strategy: BlockDistill divides candidates over ranks itself; use ddp, not FSDP.")
         if trainer.state.fn != "fit":
-            raise UserError(f"BlockDistill only trains: `lnlit fit`, not `lnlit {trainer.state.fn.value}`.")
+            raise UserError(f"BlockDistill only trains: `lnlit fit`, not `lnlit {trainer.state.fn.value}`.")  # type: ignore
         if trainer.precision not in ("32-true", "bf16-mixed"):
             raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed or 32.")
         library, spec = Library.open(self.library), read_spec(self.model)
@@ -176,11 +176,14 @@ class BlockDistill(L.LightningModule):
         return optimizer
 
     def _owners(self) -> dict[Place, int]:
-        """The rank of each candidate of the current group: dealt out by size, the largest first."""
+        """The rank of each candidate of the current group: the largest first, each to the rank with the least."""
         run = self._run
         sizes = {place: parameters(run.library, place) for place in run.places if place.layer in self._layers}
-        dealt = sorted(sizes, key=lambda place: (-sizes[place], place))
-        return {place: index % self.trainer.world_size for index, place in enumerate(dealt)}
+        loads, owners = [0] * self.trainer.world_size, {}
+        for place in sorted(sizes, key=lambda place: (-sizes[place], place)):
+            owners[place] = loads.index(min(loads))
+            loads[owners[place]] += sizes[place]
+        return owners
 
     @property
     def _layers(self) -> list[int]:
