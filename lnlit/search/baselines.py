@@ -146,14 +146,20 @@ class _Table:
         return not self.excess(self.totals(picks_L)).any()
 
     def after(self, picks_L: np.ndarray) -> np.ndarray:
-        """Totals [L, J, R] after each single change."""
-        own_L1R = self.usage_LJR[np.arange(len(picks_L)), picks_L][:, None]
-        return self.totals(picks_L) + self.usage_LJR - own_L1R
+        """Totals [L, J, R] after each single change. Sums of what stays: a difference would keep the rounding errors of
+        a large usage that goes.
+        """
+        own_LR = self.usage_LJR[np.arange(len(picks_L)), picks_L]
+        edge_1R = np.zeros_like(own_LR[:1])
+        above_LR = np.concatenate([edge_1R, own_LR[:-1]]).cumsum(0)
+        below_LR = np.concatenate([own_LR[1:], edge_1R])[::-1].cumsum(0)[::-1]
+        return (above_LR + below_LR)[:, None] + self.usage_LJR
 
     def relief(self, picks_L: np.ndarray) -> np.ndarray:
         """By how much each single change lowers the excess, [L, J]; rounding noise counts as nothing."""
-        gain_LJ = self.excess(self.totals(picks_L)) - self.excess(self.after(picks_L))
-        return np.where(gain_LJ > 1e-12, gain_LJ, 0.0)
+        before = self.excess(self.totals(picks_L))
+        gain_LJ = before - self.excess(self.after(picks_L))
+        return np.where(gain_LJ > 1e-12 * max(before, 1.0), gain_LJ, 0.0)
 
     def loss(self, picks_L: np.ndarray) -> np.ndarray:
         """What each single change costs in score, [L, J]."""
