@@ -19,33 +19,38 @@ import numpy as np
 from cvxpy.settings import INFEASIBLE_OR_UNBOUNDED
 from scipy import sparse
 
+from lnlit.errors import UserError
 from lnlit.interfaces import Budget, Choice, Problem, Solution, Solver, SolverResult
+from lnlit.interfaces.problem import TOLERANCE
 from lnlit.interfaces.solver import Status
 
-#: Limits are scaled to about 1, where HiGHS's own tolerance would let sums through that break them by a millionth.
+#: Limits and values are scaled to about 1, where HiGHS's own tolerances would let sums through that are wrong by a
+#: millionth.
 _TOLERANCES = {"mip_feasibility_tolerance": 1e-9, "primal_feasibility_tolerance": 1e-9, "mip_abs_gap": 1e-9}
+#: Values above so many units are cut off there: HiGHS sees no difference of 1 beside much larger ones.
+_LARGEST = 1e6
 
 
 class Highs(Solver):
     """The best choice per layer with its proof: status, bound and gap (CVXPY on HiGHS).
 
-    `gap` is the proven distance to the best possible score, as a fraction of what the solution gives up against the
-    best choice in every layer, at which the first solution counts as optimal; `alternatives_gap` is that of the further
-    ones. These are many and nearly equal, so that ranking them exactly costs hours, while scores, measured on samples
-    of text, are known to a percent at best.
+    `tolerance` is how far from the best possible score the first solution may be to count as optimal, as a fraction of
+    what it gives up against the best choice in every layer; `alternatives_tolerance` is that of the further ones. These
+    are many and nearly equal, so that ranking them exactly costs hours, while scores, measured on samples of text, are
+    known to a percent at best. What was proven of a solution is its `gap`, relative to its score.
     """
 
-    def __init__(self, gap: float = 0.0, alternatives_gap: float = 2e-3) -> None:
-        self.gap = gap
-        self.alternatives_gap = alternatives_gap
+    def __init__(self, tolerance: float = 0.0, alternatives_tolerance: float = 2e-3) -> None:
+        self.tolerance = tolerance
+        self.alternatives_tolerance = alternatives_tolerance
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
         end = time.monotonic() + time_limit_s
         program, solutions, late = _Program.of(problem), [], False
         while len(solutions) < problem.num_solutions:
             start = time.perf_counter()
-            gap = self.alternatives_gap if solutions else self.gap
-            found, program = _minimised_within(problem, program, gap, end)
+            tolerance = self.alternatives_tolerance if solutions else self.tolerance
+            found, program = _minimised_within(problem, program, tolerance, end)
             late = late or found.status == "time_limit"
             if found.picks is None:
                 break
@@ -71,24 +76,24 @@ class _Found:
     status: Status
     picks: np.ndarray | None = None
     value: float = math.inf
-    bound: float = -math.inf
+    bound: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Program:
-    """minimise value_N @ x over one choice per layer with rows_MN @ x <= bound_M.
+    """minimise value_N @ x over one choice in each of `layers` layers with rows_MN @ x <= bound_M.
 
-    Values are the scores above each layer's best, divided by `scale`, so that they are near 1 and the best model
-    without limits has 0; `score = sign * (scale * value + offset)`.
+    Columns are the choices that can keep every limit at all. Values are scores above the layer's best, so that the
+    best model without limits has 0; `score = sign * (value + offset)`.
     """
 
+    layers: int
     choices: tuple[Choice, ...]
     layer_N: np.ndarray
     value_N: np.ndarray
     rows_MN: np.ndarray
     bound_M: np.ndarray
     sign: float = 1.0
-    scale: float = 1.0
     offset: float = 0.0
 
     @classmethod
@@ -97,20 +102,33 @@ class _Program:
         choices = tuple(choice for layer in layers for choice in layer)
         layer_N = np.repeat(np.arange(len(layers)), [len(layer) for layer in layers])
         sign = -1.0 if problem.objective == "maximize" else 1.0
-        rows_MN, bound_M = _rows(problem, choices)
-        program = cls(choices, layer_N, np.zeros(len(choices)), rows_MN, bound_M, sign)
+        kept, rows_MN, bound_M = _rows(problem, choices, layer_N)
+        choices = tuple(choices[column] for column in kept)
+        program = cls(len(layers), choices, layer_N[kept], np.zeros(len(kept)), rows_MN, bound_M, sign)
         return program.minimising(sign * np.array([choice.score for choice in choices], dtype=float))
 
     def minimising(self, raw_N: np.ndarray) -> _Program:
         """The same program with another objective."""
+        if self.impossible:
+            return self
         best_L = np.minimum.reduceat(raw_N, self.starts())
-        above_N = raw_N - best_L[self.layer_N]
-        scale = float(above_N.mean()) or 1.0
-        return dataclasses.replace(self, value_N=above_N / scale, scale=scale, offset=math.fsum(best_L))
+        return dataclasses.replace(self, value_N=raw_N - best_L[self.layer_N], offset=math.fsum(best_L))
+
+    @property
+    def impossible(self) -> bool:
+        """Whether a layer has no choice left."""
+        return len(self.starts()) < self.layers
 
     def starts(self) -> np.ndarray:
         """The first column of each layer."""
         return np.flatnonzero(np.diff(self.layer_N, prepend=-1))
+
+    def only(self, kept: np.ndarray, unit: float) -> _Program:
+        """The columns `kept`, with values in `unit`s."""
+        choices = tuple(self.choices[column] for column in kept)
+        value_N = np.minimum(self.value_N[kept] / unit, _LARGEST)
+        columns = {"choices": choices, "layer_N": self.layer_N[kept], "rows_MN": self.rows_MN[:, kept]}
+        return dataclasses.replace(self, value_N=value_N, **columns)
 
     def without(self, picks: np.ndarray, most_shared: int) -> _Program:
         """The same program where a solution shares at most so many layers with `picks`."""
@@ -122,53 +140,109 @@ class _Program:
     def names_of(self, picks: np.ndarray) -> tuple[str, ...]:
         return tuple(self.choices[pick].name for pick in picks)
 
-    def raw(self, value: float) -> float:
-        return self.sign * (self.scale * value + self.offset)
-
     def solution(self, problem: Problem, found: _Found, seconds: float) -> Solution:
         assert found.picks is not None
         names = self.names_of(found.picks)
         score, costs = problem.totals(names)
-        bound = self.sign * min(self.sign * self.raw(found.bound), self.sign * score)
+        bound = self.sign * min(found.bound + self.offset, self.sign * score)
         if math.isclose(score, bound, rel_tol=1e-12):  # units were changed on the way
             bound = score
         gap = abs(score - bound) / max(abs(score), abs(bound)) if score != bound else 0.0
         return Solution(names, score, costs, bound, gap, seconds)
 
 
-def _rows(problem: Problem, choices: Sequence[Choice]) -> tuple[np.ndarray, np.ndarray]:
-    """Budgets and counts as rows, each divided by its largest entry."""
-    rows, bounds = [np.zeros((0, len(choices)))], []
-    sides = []
+def _rows(
+    problem: Problem, choices: Sequence[Choice], layer_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(columns, rows, bounds): the choices that can keep every limit beside the others' cheapest, and the limits as
+    rows over these.
+
+    A choice that keeps a limit whatever the others are needs no more than that of its usage. A row counts from each
+    layer's least, and budgets are divided by the room that is left above. All this keeps the same solutions, and leaves
+    entries between 0 and 1, whatever one choice costs that never fits or is enough by itself.
+    """
+    sides: list[tuple[np.ndarray, float, bool]] = []
     for cost, (low, high) in problem.limits().items():
         usage_N = np.array([choice.costs[cost] for choice in choices], dtype=float)
         base = problem.base_costs.get(cost, 0.0)
-        sides.append((usage_N, low - base, high - base))
+        sides += [(usage_N, high - base + TOLERANCE * abs(high), True)] if math.isfinite(high) else []
+        sides += [(-usage_N, base - low + TOLERANCE * abs(low), True)] if math.isfinite(low) else []
     for count in problem.counts:
         usage_N = np.array([fnmatchcase(choice.name, count.names) for choice in choices], dtype=float)
-        sides.append((usage_N, count.min or -math.inf, math.inf if count.max is None else count.max))
-    for usage_N, low, high in sides:
-        for row_N, bound in ((usage_N, high), (-usage_N, -low)):
-            if math.isfinite(bound):
-                size = max(abs(bound), float(np.abs(row_N).max())) or 1.0
-                rows.append(row_N[None] / size)
-                bounds.append(bound / size)
-    return np.vstack(rows), np.array(bounds)
+        sides += [] if count.max is None else [(usage_N, float(count.max), False)]
+        sides += [(-usage_N, -float(count.min), False)] if count.min else []
+    kept, before = np.arange(len(choices)), -1
+    rows: list[np.ndarray] = []
+    bounds: list[float] = []
+    while len(kept) != before and len(kept):
+        before, rows, bounds = len(kept), [], []
+        for usage_N, bound, is_budget in sides:
+            row_N, room = _above_least(usage_N[kept], bound, layer_N[kept], is_budget)
+            size = room if is_budget and room > 0 else 1.0
+            rows.append(row_N / size)
+            bounds.append(room / size)
+        fits_N = np.all([row_N <= room for row_N, room in zip(rows, bounds, strict=True)], axis=0)
+        kept = kept[np.broadcast_to(fits_N, len(kept))]
+    rows_MN = np.array([row_N[: len(kept)] for row_N in rows]).reshape(len(rows), len(kept))
+    return kept, rows_MN, np.array(bounds)
 
 
-def _minimised_within(problem: Problem, program: _Program, gap: float, end: float) -> tuple[_Found, _Program]:
+def _above_least(usage_N: np.ndarray, bound: float, layer_N: np.ndarray, is_budget: bool) -> tuple[np.ndarray, float]:
+    """(row, room): usages above their layer's least, and what the leasts leave of `bound`."""
+    starts = np.flatnonzero(np.diff(layer_N, prepend=-1))
+    sizes = np.diff(starts, append=len(layer_N))
+    if is_budget:
+        most = np.maximum.reduceat(usage_N, starts).tolist()
+        rounding = 1e-12 * math.fsum(map(abs, [bound, *most]))
+        enough_L = [bound - math.fsum(most[:layer] + most[layer + 1 :]) - rounding for layer in range(len(most))]
+        usage_N = np.maximum(usage_N, np.repeat(np.minimum(enough_L, most), sizes))
+    least_L = np.minimum.reduceat(usage_N, starts)
+    return usage_N - np.repeat(least_L, sizes), bound - math.fsum(least_L)
+
+
+def _minimised_within(problem: Problem, program: _Program, tolerance: float, end: float) -> tuple[_Found, _Program]:
     """The minimum among what keeps the problem's limits exactly. A solution that only HiGHS's tolerance lets through is
     cut off by itself, and the program with the cut comes back too.
     """
     while True:
-        found = _minimised(program, gap, end)
+        found = _minimised(program, tolerance, end)
         if found.picks is None or not problem.violations(program.names_of(found.picks)):
             return found, program
-        program = program.without(found.picks, len(problem.layers) - 1)
+        if time.monotonic() > end:
+            return _Found("time_limit", bound=found.bound), program
+        program = program.without(found.picks, program.layers - 1)
 
 
-def _minimised(program: _Program, gap: float, end: float) -> _Found:
-    """The minimum of a program, proven to `gap`, found in a small core of its columns.
+def _minimised(program: _Program, tolerance: float, end: float) -> _Found:
+    """The minimum of a program, proven to `tolerance`.
+
+    HiGHS's tolerances are absolute: what it says holds for differences near 1. So values are divided by a unit, the
+    median at first. When what the solution found gives up is of another size, or some values are so large that they
+    drown the rest, the program is solved again: in units of what this solution gives up per layer, without the choices
+    that cost more than all of it.
+    """
+    if program.impossible:
+        return _Found("infeasible")
+    positive_N = program.value_N[program.value_N > 0]
+    unit, columns = float(np.median(positive_N)) if len(positive_N) else 1.0, np.arange(len(program.value_N))
+    best: _Found | None = None
+    while True:
+        found = _in_core(program.only(columns, unit), tolerance, end)
+        if found.picks is None:
+            late = _Found("time_limit", bound=found.bound * unit)
+            return found if best is None else dataclasses.replace(late, picks=best.picks, value=best.value)
+        picks = columns[found.picks]
+        value, bound = math.fsum(program.value_N[picks]), found.bound * unit
+        best = _Found(found.status, picks, value, min(bound, value))
+        share = value / program.layers
+        fair = unit / 100 <= share <= 100 * unit and program.value_N[columns].max() <= _LARGEST * unit
+        if value == 0 or fair:
+            return best
+        columns, unit = columns[program.value_N[columns] <= value], share
+
+
+def _in_core(program: _Program, tolerance: float, end: float) -> _Found:
+    """The minimum of a program, proven to `tolerance`, found in a small core of its columns.
 
     The linear relaxation prices every limit. With prices p >= 0, any solution costs at least
     floor = sum over layers of min(value + p @ row) - p @ bound, and one that takes a choice whose reduced cost is r
@@ -181,19 +255,19 @@ def _minimised(program: _Program, gap: float, end: float) -> _Found:
         return _Found("infeasible")
     priced_N = program.value_N + price_M @ program.rows_MN
     least_L = np.minimum.reduceat(priced_N, program.starts())
-    floor = float(least_L.sum() - price_M @ program.bound_M)
+    floor = max(float(least_L.sum() - price_M @ program.bound_M), 0.0)
     reduced_N = priced_N - least_L[program.layer_N]
     size = min(3 * len(least_L), len(reduced_N) - 1)
     width = float(np.partition(reduced_N, size)[size])
     while True:
         kept = np.flatnonzero(reduced_N <= width)
-        found = _integer(program, kept, gap, end)
+        found = _integer(program, kept, tolerance, end)
         beyond = math.inf if len(kept) == len(reduced_N) else floor + width
         if found.status == "infeasible" and beyond < math.inf:
             width = max(4 * width, 1e-3) if len(kept) < len(reduced_N) / 2 else math.inf
             continue
         found = dataclasses.replace(found, bound=max(min(found.bound, beyond), floor))
-        if found.status != "optimal" or found.value - min(beyond, found.value) <= gap * found.value:
+        if found.status != "optimal" or found.value - min(beyond, found.value) <= tolerance * found.value:
             return found
         width = (found.value - floor) * (1 + 1e-9) + 1e-12
 
@@ -216,20 +290,20 @@ def _layers(layer_N: np.ndarray) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(layer_N)), (layer_N, columns)))
 
 
-def _integer(program: _Program, kept: np.ndarray, gap: float, end: float) -> _Found:
+def _integer(program: _Program, kept: np.ndarray, tolerance: float, end: float) -> _Found:
     """The minimum over the columns `kept`."""
     x = cp.Variable(len(kept), boolean=True)
     constraints: list[Any] = [_layers(program.layer_N[kept]) @ x == 1]
     if len(program.bound_M):
         constraints.append(sparse.csr_array(program.rows_MN[:, kept]) @ x <= program.bound_M)
     model = cp.Problem(cp.Minimize(program.value_N[kept] @ x), constraints)
-    status = _run(model, end, mip_rel_gap=gap, **_TOLERANCES)
+    status = _run(model, end, mip_rel_gap=tolerance, **_TOLERANCES)
     if status == "infeasible":
         return _Found(status)
     info: Any = model.solver_stats.extra_stats if model.solver_stats else None
-    bound = float(info.mip_dual_bound) if info else -math.inf
+    bound = float(info.mip_dual_bound) if info else 0.0
     chosen = [] if x.value is None else np.flatnonzero(x.value > 0.5)
-    if len(chosen) != len(program.starts()):  # stopped before a first solution
+    if len(chosen) != program.layers:  # stopped before a first solution
         return _Found("time_limit", bound=bound)
     picks = kept[chosen]
     value = float(program.value_N[picks].sum())
@@ -240,7 +314,11 @@ def _run(model: cp.Problem, end: float, **options: float) -> Status:
     left_s = max(end - time.monotonic(), 0.01)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a solution that may be inaccurate: its status, bound and gap tell
-        model.solve(solver=cp.HIGHS, time_limit=left_s, threads=1, **options)
+        try:
+            model.solve(solver=cp.HIGHS, time_limit=left_s, threads=1, **options)
+        except cp.SolverError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"HiGHS cannot solve this problem: {reason} Try another solver, such as greedy.") from error
     if model.status in (cp.INFEASIBLE, INFEASIBLE_OR_UNBOUNDED):  # a choice of choices is never unbounded
         return "infeasible"
     return "optimal" if model.status == cp.OPTIMAL else "time_limit"
@@ -251,28 +329,33 @@ def _run(model: cp.Problem, end: float, **options: float) -> Status:
 
 def _infeasible(problem: Problem, end: float) -> SolverResult:
     """For each budget the nearest total that is reachable while everything else holds; while only counts and forbidden
-    choices hold, where the others contradict each other by themselves.
+    choices hold, where the others contradict each other by themselves. Where the time is up, that is said instead.
     """
-    tightest, lines = {}, []
+    tightest, lines, late = {}, [], False
     for cost, (low, high) in problem.limits().items():
         others = tuple(budget for budget in problem.budgets if budget.cost != cost)
-        value, condition = _nearest(problem, cost, others, end), "while all else holds"
-        if value is None:
-            value, condition = _nearest(problem, cost, (), end), "by itself: other limits contradict each other too"
+        condition = "while all else holds"
+        status, value = _nearest(problem, cost, others, end)
+        if status == "infeasible":
+            condition = "by itself: other limits contradict each other too"
+            status, value = _nearest(problem, cost, (), end)
+        late = late or status == "time_limit"
         if value is not None:
             tightest[cost] = value
             asked = " and ".join(
                 f"{what} {bound:.6g}" for what, bound in (("at least", low), ("at most", high)) if math.isfinite(bound)
             )
             lines.append(f"{cost}: {asked} asked, {value:.6g} is the nearest reachable {condition}")
+    if late:
+        lines.append("the time ended before it was clear what else is reachable")
     reason = "; ".join(lines) or "the counts and forbidden choices contradict each other"
     return SolverResult("infeasible", tightest=tightest, message=f"no choice keeps all limits. {reason}")
 
 
-def _nearest(problem: Problem, cost: str, budgets: tuple[Budget, ...], end: float) -> float | None:
-    """The reachable total of `cost` nearest to its limits under `budgets`; None when nothing is, or time is up."""
+def _nearest(problem: Problem, cost: str, budgets: tuple[Budget, ...], end: float) -> tuple[Status, float | None]:
+    """The reachable total of `cost` nearest to its limits under `budgets`, if there is one and time to prove it."""
     low, high = problem.limits()[cost]
-    found = []
+    found: list[float] = []
     for sign, bound, other in ((1.0, high, Budget(cost, min=low)), (-1.0, low, Budget(cost, max=high))):
         if math.isfinite(bound):
             open_end = not math.isfinite(low if sign > 0 else high)
@@ -280,6 +363,9 @@ def _nearest(problem: Problem, cost: str, budgets: tuple[Budget, ...], end: floa
             program = _Program.of(asked)
             usage_N = np.array([choice.costs[cost] for choice in program.choices])
             best, _ = _minimised_within(asked, program.minimising(sign * usage_N), 0.0, end)
+            if best.status == "time_limit":
+                return "time_limit", None
             if best.picks is not None:
                 found.append(asked.totals(program.names_of(best.picks))[1][cost])
-    return min(found, key=lambda value: max(value - high, low - value), default=None)
+    nearest = min(found, key=lambda value: max(value - high, low - value), default=None)
+    return "infeasible" if nearest is None else "optimal", nearest

@@ -10,7 +10,7 @@ from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem, Scenario
 
 
 def random_problem(seed: int) -> Problem:
-    """At most 6 layers of at most 5 choices. Some are infeasible."""
+    """At most 6 layers of at most 5 choices. Some are infeasible, some have choices that are never to be taken."""
     draw = random.Random(seed)
     layers = []
     for _ in range(draw.randint(1, 6)):
@@ -18,6 +18,8 @@ def random_problem(seed: int) -> Problem:
         layers.append(tuple(_choice(draw, name) for name in names))
     costs = draw.sample(["a", "b", "c"], draw.randint(0, 3))
     base = {cost: draw.uniform(0, 2) for cost in costs if draw.random() < 0.4}
+    objective = draw.choice(["minimize", "maximize"])
+    near, layers = layers, _punished(draw, layers, 1 if objective == "minimize" else -1)
     every = {choice.name for layer in layers for choice in layer}
     counts = [Count(name, *_range(draw, len(layers))) for name in sorted(every) if draw.random() < 0.15]
     if draw.random() < 0.2:
@@ -27,14 +29,14 @@ def random_problem(seed: int) -> Problem:
     if fewest > 1 and draw.random() < 0.6:
         number, overlap = draw.randint(2, min(fewest, 3)), draw.choice([0.0, 0.3, 0.5, 0.75, 0.9])
     forbidden = [Forbidden(0, layers[0][0].name)] if len(layers[0]) > 3 and draw.random() < 0.4 else []
-    budgets = [_budget(draw, layers, base, cost) for cost in costs]
+    budgets = [_budget(draw, near, base, cost) for cost in costs]
     scenarios = []
     if costs and draw.random() < 0.3:
         first, *budgets = budgets
-        scenarios = [Scenario("one", (first,)), Scenario("two", (_budget(draw, layers, base, costs[0]),))]
+        scenarios = [Scenario("one", (first,)), Scenario("two", (_budget(draw, near, base, costs[0]),))]
     return Problem(
         layers=tuple(layers),
-        objective=draw.choice(["minimize", "maximize"]),
+        objective=objective,
         budgets=tuple(budgets),
         base_costs=base,
         counts=tuple(counts),
@@ -49,6 +51,21 @@ def _choice(draw: random.Random, name: str) -> Choice:
     whole = draw.random() < 0.3  # equal sums, so that limits are met exactly
     costs = {cost: float(draw.randint(0, 4)) if whole else draw.expovariate(1.0) for cost in "abc"}
     return Choice(name, draw.choice([0.0, draw.lognormvariate(-3, 2), -draw.random()]), costs)
+
+
+def _punished(draw: random.Random, layers: list, sign: int) -> list:
+    """In some problems, choices that are cheap and score as badly as can be, or that no budget can hold."""
+    penalty, excess = 10.0 ** draw.choice([0] * 6 + [4, 9, 12, 15, 30]), 10.0 ** draw.choice([0] * 6 + [9, 12])
+    found = []
+    for layer in layers:
+        *others, last = layer
+        if others and penalty > 1:
+            layer = (*others, Choice(last.name, sign * penalty, dict.fromkeys(last.costs, 0.01)))
+        if others and excess > 1 and draw.random() < 0.5:
+            costs = {cost: excess if cost == draw.choice("abc") else value for cost, value in others[0].costs.items()}
+            layer = (Choice(others[0].name, others[0].score, costs), *layer[1:])
+        found.append(layer)
+    return found
 
 
 def _range(draw: random.Random, layers: int) -> tuple[int, int | None]:

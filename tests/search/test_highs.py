@@ -8,7 +8,8 @@ import pytest
 from random_problems import distance, diverse, feasible, random_problem, tightest
 
 from lnlit import registry
-from lnlit.interfaces import Choice, Problem
+from lnlit.errors import UserError
+from lnlit.interfaces import Budget, Choice, Problem
 
 pytest.importorskip("lnlit_highs", reason="pip install -e plugins/lnlit-highs")
 
@@ -17,7 +18,7 @@ BASELINES = ("greedy", "ratio_greedy", "uniform", "random")
 
 
 def exact():
-    return registry.build("solver", "highs", alternatives_gap=0.0)
+    return registry.build("solver", "highs", alternatives_tolerance=0.0)
 
 
 def alternatives(problem: Problem) -> dict[str | None, Problem]:
@@ -27,22 +28,21 @@ def alternatives(problem: Problem) -> dict[str | None, Problem]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_it_equals_brute_force(seed: int):
     problem = random_problem(seed)
-    result = exact().solve(problem)
     possible = {name: feasible(alone) for name, alone in alternatives(problem).items()}
-    assert result.status == ("optimal" if any(possible.values()) else "infeasible")
     for name, alone in alternatives(problem).items():
-        found = [solution for solution in result.solutions if solution.scenario == name]
-        for position, solution in enumerate(found):
-            earlier = [other.choice for other in found[:position]]
-            assert solution.score == pytest.approx(diverse(alone, earlier), rel=1e-6, abs=1e-6)
+        result = exact().solve(alone)
+        assert result.status == ("optimal" if possible[name] else "infeasible")
+        sign = -1 if alone.objective == "maximize" else 1
+        for position, solution in enumerate(result.solutions):
+            best = diverse(alone, [other.choice for other in result.solutions[:position]])
+            assert solution.score == pytest.approx(best, rel=1e-6, abs=1e-6)
             assert solution.bound == pytest.approx(solution.score, rel=1e-6, abs=1e-6)
+            assert sign * solution.bound <= sign * best + 1e-9 * abs(best)
             assert not alone.violations(solution.choice)
-        if len(found) < problem.num_solutions:
-            assert math.isnan(diverse(alone, [solution.choice for solution in found]))
+        if len(result.solutions) < problem.num_solutions:
+            assert math.isnan(diverse(alone, [solution.choice for solution in result.solutions]))
         if not possible[name]:
-            prefix = f"{name}: " if name else ""
-            reached = {cost: result.tightest.get(prefix + cost) for cost in alone.limits()}
-            missed = {c: distance(value, *alone.limits()[c]) for c, value in reached.items() if value is not None}
+            missed = {c: distance(value, *alone.limits()[c]) for c, value in result.tightest.items()}
             assert missed == pytest.approx(tightest(alone), rel=1e-6, abs=1e-6)
 
 
@@ -84,3 +84,73 @@ def test_all_costs_zero_and_one_choice():
     problem = Problem(((Choice("only", 3.0, {"m": 0.0}),),), budgets=())
     (solution,) = exact().solve(problem).solutions
     assert (solution.score, solution.bound, solution.gap) == (3.0, 3.0, 0.0)
+
+
+def layer(*choices: tuple[str, float, float]) -> tuple[Choice, ...]:
+    return tuple(Choice(name, score, {"m": size}) for name, score, size in choices)
+
+
+@pytest.mark.parametrize("penalty", [10.0**power for power in (4, 6, 8, 9, 10, 12, 20, 40, 300)])
+def test_a_penalty_far_above_all_scores_drowns_nothing(penalty: float):
+    steps = layer(("a", 0.001, 3), ("b", 0.004, 2), ("c", 0.010, 1), ("never", penalty, 0))
+    (best,) = exact().solve(Problem((steps,) * 3, budgets=(Budget("m", max=6),))).solutions
+    assert (best.score, best.bound, best.gap) == (
+        pytest.approx(0.012),
+        pytest.approx(0.012),
+        pytest.approx(0, abs=1e-9),
+    )
+    (forced,) = exact().solve(Problem((steps,) * 3, budgets=(Budget("m", max=2.5),))).solutions
+    assert forced.choice.count("never") == 1 and forced.bound <= forced.score
+
+
+@pytest.mark.parametrize("excess", [1e6, 1e9, 1e12, 1e40])
+def test_a_cost_that_never_fits_leaves_the_limit_as_it_is(excess: float):
+    steps = layer(("a", 0.0, 3), ("b", 1.0, 2), ("c", 3.0, 1))
+    layers = ((*steps, *layer(("huge", -1.0, excess))), *(steps,) * 9)
+    (best,) = exact().solve(Problem(layers, budgets=(Budget("m", max=17.0),)), time_limit_s=20).solutions
+    assert (best.score, best.gap, best.costs["m"]) == (16.0, 0.0, 17.0)
+
+
+@pytest.mark.parametrize("excess", [1e6, 1e9, 1e12, 1e40])
+def test_a_cost_that_is_enough_by_itself_leaves_the_limit_as_it_is(excess: float):
+    steps = layer(("a", 3.0, 3), ("b", 1.0, 2), ("c", 0.0, 1))
+    layers = ((*steps, *layer(("huge", 99.0, excess))), *(steps,) * 9)
+    (best,) = exact().solve(Problem(layers, budgets=(Budget("m", min=23.0),))).solutions
+    assert (best.score, best.gap, best.costs["m"]) == (16.0, 0.0, 23.0)  # seven times b, three times a
+    (forced,) = exact().solve(Problem(layers, budgets=(Budget("m", min=31.0),))).solutions
+    assert forced.choice == ("huge", *("c",) * 9)
+
+
+def test_the_slack_of_a_limit_is_that_of_the_problem_base_costs_included():
+    problem = Problem((layer(("a", 0.0, 1.0), ("b", 1.0, 0.0)),), budgets=(Budget("m", max=1e10),))
+    problem = problem.replace(base_costs={"m": 1e10})
+    assert not problem.violations(["a"])  # 1 above 10,000,000,000
+    assert exact().solve(problem).solutions[0].choice == ("a",)
+
+
+def test_solutions_that_break_a_limit_by_a_hair_do_not_outlast_the_time(monkeypatch):
+    monkeypatch.setattr(Problem, "violations", lambda *_: ["one"])
+    result = exact().solve_one(Problem((layer(("a", 0.0, 1.0), ("b", 1.0, 0.0)),) * 30), 0.5)
+    assert (result.status, result.solutions) == ("time_limit", ())
+
+
+def test_time_that_is_up_is_no_contradiction(monkeypatch):
+    import lnlit_highs
+
+    problem = Problem((layer(("a", 0.0, 1.0), ("b", 1.0, 0.5)),) * 2, budgets=(Budget("m", max=0.5),))
+    monkeypatch.setattr(lnlit_highs, "_integer", lambda *_: lnlit_highs._Found("time_limit"))
+    message = exact().solve(problem).message
+    assert "the time ended before" in message and "contradict" not in message
+
+
+def test_a_failure_of_highs_is_one_line(monkeypatch):
+    import cvxpy as cp
+
+    def fails(*_, **__):
+        raise cp.SolverError("Solver 'HIGHS' failed.\nMore.")
+
+    monkeypatch.setattr(cp.Problem, "solve", fails)
+    with pytest.raises(
+        UserError, match=r"^HiGHS cannot solve this problem: Solver 'HIGHS' failed\. Try another[^\n]*$"
+    ):
+        exact().solve(Problem((layer(("a", 0.0, 1.0), ("b", 1.0, 0.5)),)))
