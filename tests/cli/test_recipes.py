@@ -15,9 +15,11 @@ ROOT = Path(__file__).parents[2]
 ALL = sorted(path for path in (ROOT / "yaml").rglob("*.yaml") if path.parent.name != "trainer")
 STAGES = {path: stage for path in ALL if (stage := yaml.safe_load(path.read_text()).get("stage"))}
 RECIPES = [path for path in ALL if path not in STAGES]
+CLUSTER = [path for path in RECIPES if path.parent.name.startswith("ln-")]
+OVERLAYS = sorted((ROOT / "yaml" / "trainer").glob("*.yaml"))
 #: What trainer overlays are for: models under a `runtime`. Cluster recipes bring a strategy of their own, and block
 #: distillation has no runtime.
-SINGLE = [path for path in RECIPES if not path.parent.name.startswith("ln-") and path.name != "1b_block_distill.yaml"]
+SINGLE = [path for path in RECIPES if path not in CLUSTER and path.name != "1b_block_distill.yaml"]
 
 
 def name(path: Path) -> str:
