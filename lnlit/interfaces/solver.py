@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -80,7 +80,17 @@ class Solver(ABC):
             left_s = max(end - time.monotonic(), 0.0) / (len(problem.scenarios) - position)
             alone = problem.in_scenario(scenario)
             results[scenario.name] = _verified(alone, self.solve_one(alone, left_s), scenario.name)
-        return _merged(problem, results)
+        solutions = _best_first(problem, [s for result in results.values() for s in result.solutions])
+        return _merged(results, self.wanted(problem, solutions))
+
+    def wanted(self, problem: Problem, solutions: Sequence[Solution]) -> tuple[Solution, ...]:
+        """Of all scenarios' solutions, best first, those to give back: as many as are wanted, as different as asked."""
+        kept: list[Solution] = []
+        for solution in solutions:
+            shared = (sum(a == b for a, b in zip(solution.choice, one.choice, strict=True)) for one in kept)
+            if len(kept) < problem.num_solutions and all(count <= problem.most_shared for count in shared):
+                kept.append(solution)
+        return tuple(kept)
 
 
 def _verified(problem: Problem, result: SolverResult, scenario: str | None) -> SolverResult:
@@ -93,9 +103,8 @@ def _verified(problem: Problem, result: SolverResult, scenario: str | None) -> S
     return dataclasses.replace(result, solutions=_best_first(problem, solutions))
 
 
-def _merged(problem: Problem, results: Mapping[str, SolverResult]) -> SolverResult:
+def _merged(results: Mapping[str, SolverResult], solutions: tuple[Solution, ...]) -> SolverResult:
     statuses = [result.status for result in results.values()]
-    solutions = _best_first(problem, [s for result in results.values() for s in result.solutions])
     order: tuple[Status, ...] = ("time_limit", "optimal", "feasible", "not_found", "infeasible")
     return SolverResult(
         status=next(status for status in order if status in statuses),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -91,6 +91,9 @@ class Random(Solver):
         start, table = time.perf_counter(), _Table(problem)
         draw = np.random.default_rng(self.seed)
         return _result(table, [self._sample(table, draw) for _ in range(self.samples)], start)
+
+    def wanted(self, problem: Problem, solutions: Sequence[Solution]) -> tuple[Solution, ...]:
+        return tuple(solutions)
 
     def _sample(self, table: _Table, draw: np.random.Generator) -> np.ndarray | None:
         picks_L = np.array([draw.integers(len(names)) for names in table.names])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lnlit import registry
-from lnlit.interfaces import Budget, Choice, Count, Problem
+from lnlit.interfaces import Budget, Choice, Count, Problem, Scenario
 
 
 def layer(*choices: tuple[str, float, float]) -> tuple[Choice, ...]:
@@ -62,3 +62,14 @@ def test_random_is_seeded_and_gives_as_many_as_asked():
         registry.build("solver", "random", samples=7).solve(problem).solutions[0].choice == result.solutions[0].choice
     )
     assert choices("random", problem, samples=7, seed=1) != result.solutions[0].choice
+
+
+def test_scenarios_together_give_as_many_solutions_as_wanted_and_as_different():
+    steps = layer(("full", 0.0, 4.0), ("half", 1.0, 2.0), ("noop", 3.0, 0.0))
+    scenarios = tuple(Scenario(str(room), (Budget("size", max=room),)) for room in (16.0, 14.0, 8.0))
+    problem = Problem((steps,) * 4, scenarios=scenarios, max_overlap=0.5)
+    result = registry.build("solver", "greedy").solve(problem)
+    assert [(s.score, s.scenario) for s in result.solutions] == [(0.0, "16.0")]
+    two = registry.build("solver", "greedy").solve(problem.replace(num_solutions=2))
+    assert [s.scenario for s in two.solutions] == ["16.0", "8.0"]  # that of 14 differs in one layer only
+    assert len(registry.build("solver", "random", samples=7).solve(problem).solutions) == 21

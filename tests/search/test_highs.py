@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
-from random_problems import distance, diverse, feasible, random_problem, tightest
+from random_problems import distance, diverse, feasible, random_problem, shared, tightest
 
 from lnlit import registry
 from lnlit.errors import UserError
@@ -44,6 +45,18 @@ def test_it_equals_brute_force(seed: int):
         if not possible[name]:
             missed = {c: distance(value, *alone.limits()[c]) for c, value in result.tightest.items()}
             assert missed == pytest.approx(tightest(alone), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [seed for seed in SEEDS if random_problem(seed).scenarios])
+def test_scenarios_together_keep_what_one_keeps(seed: int):
+    problem = random_problem(seed)
+    alone = [exact().solve(one).solutions for one in alternatives(problem).values()]
+    found = exact().solve(problem).solutions
+    sign = -1 if problem.objective == "maximize" else 1
+    assert [s.score for s in found[:1]] == sorted((s.score for one in alone for s in one), key=lambda v: sign * v)[:1]
+    assert len(found) <= problem.num_solutions
+    pairs = itertools.combinations([solution.choice for solution in found], 2)
+    assert all(shared(*pair) <= problem.most_shared for pair in pairs)
 
 
 def test_the_problems_mix_everything():
