@@ -25,6 +25,8 @@ from lnlit.interfaces.plain_json import all_of, list_of, values_of, without_none
 
 Objective = Literal["minimize", "maximize"]
 
+#: Numbers are at most so large: sums of them stay finite.
+LARGEST = 1e300
 #: A limit counts as kept up to this fraction of it: the rounding of a sum over a few hundred layers.
 TOLERANCE = 1e-9
 
@@ -296,8 +298,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _finite(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{where}: expected a finite number, got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise UserError(f"{where}: expected a finite number, got {value!r:.40}.")
     return float(value)
 
 

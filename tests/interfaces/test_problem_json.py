@@ -45,6 +45,8 @@ CHOICE = "layers", 0, 1
         ((*CHOICE, "cost"), {}, "problem.layers[0][1]: unknown key 'cost'. Did you mean 'costs'?"),
         ((*CHOICE, "score"), NAN, "problem.layers[0][1] (noop).score: expected a finite number, got nan"),
         ((*CHOICE, "score"), -INF, "score: expected a finite number, got -inf"),
+        ((*CHOICE, "score"), 10**400, "score: expected a finite number, got 1000000"),
+        ((*CHOICE, "costs", "m"), 1e301, "costs['m']: expected a finite number, got 1e+301"),
         ((*CHOICE, "score"), "0.1", "score: expected a finite number, got '0.1'"),
         ((*CHOICE, "score"), True, "score: expected a finite number, got True"),
         (
