@@ -51,9 +51,10 @@ def loaded(path: str | Path) -> Decoder:
 
 
 def hidden(decoder: Decoder, tokens_BT: torch.Tensor) -> Iterator[torch.Tensor]:
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for row_T in tokens_BT:
-            yield decoder(row_T[None], read_out=lambda hidden_BTD, _: hidden_BTD)[0].float()
+    for row_T in tokens_BT:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            hidden_BTD = decoder(row_T[None], read_out=lambda hidden_BTD, _: hidden_BTD)
+        yield hidden_BTD[0].float()  # outside: what is computed with it is in fp32
 
 
 def compare(parent: Decoder, models: dict[str, Path], tokens_BT: torch.Tensor) -> dict[str, tuple[float, float]]:
