@@ -1,7 +1,7 @@
 """What a replaced block costs in quality: metrics that compare a child's final hidden states with the parent's.
 
-A metric sees hidden states behind the final norm, micro-batch by micro-batch and always in the same order. It keeps a
-few numbers per token of the parent, never its logits.
+A metric sees hidden states behind the final norm, micro-batch by micro-batch and always in the same order. Of the
+parent it keeps two vectors of hidden size per token at most (of top_k, k indices), never its logits.
 
 Shape suffixes: B rows, T tokens, N = B * T positions, D hidden, V vocabulary, k most probable tokens.
 """

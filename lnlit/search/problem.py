@@ -64,7 +64,6 @@ def make_problem(
         budgets.append(tuple(_budget(target, absolute, table, label, generated_only) for target in absolute))
     return Problem(
         layers=tuple(layers),
-        objective="maximize" if scores.bigger_is_better else "minimize",
         budgets=budgets[0] if len(workloads) == 1 else (),
         base_costs=_labelled(labels, [table.of(costs.base(table.workload)) for table in tables]),
         parent_costs=_labelled(labels, parents),

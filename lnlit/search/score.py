@@ -22,7 +22,7 @@ from lnlit.interfaces.layer import Attend
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
 from lnlit.models.decoder import Decoder
-from lnlit.search.library import SLOTS, Library, pair_name
+from lnlit.search.library import Library, pair_name
 from lnlit.search.metrics import BIGGER_IS_BETTER, Metric, MetricName
 from lnlit.specs import NOOP, BlockSpec
 
@@ -58,14 +58,16 @@ class Candidate:
 def candidates(library: Library, granularity: Granularity, only: Sequence[str] = ("*",)) -> list[Candidate]:
     """What there is to score, in the order of the walk; the parent's own choices, whose scores are 0, are left out.
 
-    `only` are glob patterns over names. Raises `UserError` for a pattern that fits none of them.
+    Among sub-blocks are the pairs that were trained together: their weights are not those of their halves. `only` are
+    glob patterns over names. Raises `UserError` for a pattern that fits none of them.
     """
     found = []
     for layer, variants in enumerate(library.layers):
         own = library.parent_names(layer)
         if granularity == "subblock":
-            for slot, mine in zip(SLOTS, own, strict=True):
-                found += [Candidate(layer, slot, name) for name in getattr(variants, slot) if name != mine]
+            found += [Candidate(layer, "attention", name) for name in variants.attention if name != own[0]]
+            found += [Candidate(layer, "block", name) for name in variants.pairs]
+            found += [Candidate(layer, "ffn", name) for name in variants.ffn if name != own[1]]
         else:
             pairs = (pair_name(attention, ffn) for attention in variants.attention for ffn in variants.ffn)
             found += [Candidate(layer, "block", name) for name in pairs if name != pair_name(*own)]

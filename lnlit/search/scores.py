@@ -2,6 +2,9 @@
 
     {"format": 1, "model": ..., "library": ..., "metric": "kl", "granularity": "subblock", "tokens": 16384, ...}
     {"layer": 0, "slot": "attention", "name": "kv1", "score": 0.012, "kl": 0.012, "lm_loss": 3.1, "seconds": 0.8}
+    {"layer": 0, "slot": "block", "name": "kv1+i768", "score": 0.015, "kl": 0.015, "lm_loss": 3.1, "seconds": 0.9}
+
+Slots are "attention", "ffn", and "block" for a pair that was trained together; with granularity "block" that alone.
 
 Lines are only ever appended, and each is on the disk before the next candidate starts; so an interrupted run loses at
 most the candidate it was at. A score is how much worse than the parent one replaced block makes it (lower is better,
@@ -10,17 +13,18 @@ whatever the metric); the parent's own choices, 0 by definition, are not written
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lnlit.errors import UserError
 from lnlit.files import replaced_file
+from lnlit.interfaces.problem import LARGEST
 from lnlit.search.library import INDEX, SLOTS, Library, pair_name
 
 FORMAT = 1
@@ -34,24 +38,22 @@ _FREE = {"parent", "library"}
 class Scores:
     """Attributes:
     header: metric, granularity, text and parent's values, as in the file.
-    table: `table[layer][slot][name]` is a score; slots are "attention" and "ffn", or "block" alone. The parent's own
-        choices are in it with 0.
+    table: `table[layer][slot][name]` is a score, a loss against the parent also of a metric that itself rises with
+        quality. The parent's own choices are in it with 0.
     """
 
     header: Mapping[str, Any]
     table: tuple[Mapping[str, Mapping[str, float]], ...]
 
-    #: Every score is a loss against the parent, also of a metric that itself rises with quality.
-    bigger_is_better: ClassVar[bool] = False
-
     def of(self, layer: int, attention: str, ffn: str) -> float:
-        """The score of a whole layer's choice: its block's, or the sum of its sub-blocks'. `UserError` when it has
-        none.
+        """The score of a whole layer's choice: its block's where blocks were scored and where the two were trained
+        together, else the sum of its sub-blocks'. `UserError` when it has none.
         """
-        slots = self.table[layer]
-        names = [("block", pair_name(attention, ffn))] if "block" in slots else [("attention", attention), ("ffn", ffn)]
+        slots, pair = self.table[layer], pair_name(attention, ffn)
+        whole = "attention" not in slots or pair in self.header.get("pairs", {}).get(str(layer), ())
+        names = [("block", pair)] if whole else [("attention", attention), ("ffn", ffn)]
         for slot, name in names:
-            if name not in slots[slot]:
+            if name not in slots.get(slot, {}):
                 raise UserError(
                     f"layer {layer}: {slot} {name!r} has no score. Run `lnlit search score` again, which adds what is "
                     "missing, or leave the variant out."
@@ -60,10 +62,10 @@ class Scores:
 
     def check_library(self, library: Library) -> None:
         """Raises `UserError` unless these are scores of `library` as it is now."""
-        if self.header["library_sha256"] != library_digest(library):
+        if self.header.get("library_sha256") != library_digest(library):
             raise UserError(
-                f"{library.folder}: the scores are of {self.header['library']}, which is another library or was other "
-                "when it was scored. Score this one, or name the one that was scored."
+                f"{library.folder}: the scores are of {self.header.get('library')}, which is another library or was "
+                "other when it was scored. Score this one, or name the one that was scored."
             )
 
 
@@ -73,13 +75,17 @@ def library_digest(library: Library) -> str:
 
 
 def make_header(library: Library, model: str, **about: Any) -> dict[str, Any]:
-    """The header of scores of `library`; `about` says what was measured, on what."""
+    """The header of scores of `library`; `about` says what was measured, on what. "pairs" lists, by layer, those that
+    were trained together.
+    """
+    pairs = {str(layer): list(variants.pairs) for layer, variants in enumerate(library.layers) if variants.pairs}
     return {
         "format": FORMAT,
         "model": model,
         "library": str(library.folder),
         "library_sha256": library_digest(library),
         "parent_names": [list(library.parent_names(layer)) for layer in range(len(library.layers))],
+        **({"pairs": pairs} if pairs else {}),
         **about,
     }
 
@@ -96,15 +102,9 @@ def read_scores(path: str | Path) -> Scores:
         table = [{"block": {pair_name(*own): 0.0}} for own in header["parent_names"]]
     else:
         table = [{slot: {name: 0.0} for slot, name in zip(SLOTS, own, strict=True)} for own in header["parent_names"]]
-    for number, entry in enumerate(entries, start=2):
-        try:
-            layer, slot, name = key_of(entry)
-            table[layer][slot][name] = _finite(entry["score"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{file}:{number}: no score of a candidate ({type(error).__name__}: {error}). Delete this line and run "
-                "`lnlit search score` again: it adds what is missing."
-            ) from error
+    for entry in entries:
+        layer, slot, name = key_of(entry)
+        table[layer].setdefault(slot, {})[name] = float(entry["score"])
     return Scores(header, tuple(table))
 
 
@@ -124,18 +124,26 @@ def read_done(files: Iterable[Path], header: Mapping[str, Any]) -> dict[Key, dic
 
 class Journal:
     """Scores being written: a line that `add` has returned from survives a crash. A file that `read_done` has accepted
-    is continued, without its last line if that was cut.
+    is continued, without its last line if that was cut. Raises `UserError` while another process is writing it.
     """
 
     def __init__(self, file: Path, header: Mapping[str, Any]) -> None:
-        text = file.read_bytes() if file.is_file() else b""
-        if not text or _is_cut_header(text):
-            text = _line(header)
-            with replaced_file(file) as scratch:
-                scratch.write_bytes(text)
-        self._stream = file.open("r+b")
-        self._stream.truncate(text.rfind(b"\n") + 1)
-        self._stream.seek(0, os.SEEK_END)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = file.open("a+b")
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written: {error}.") from error
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._stream.close()
+            raise UserError(f"{file}: another process is writing these scores. Wait for it, or stop it.") from error
+        self._stream.seek(0)
+        text = self._stream.read()
+        cut = not text or _is_cut_header(text)
+        self._stream.truncate(0 if cut else text.rfind(b"\n") + 1)
+        if cut:
+            self.add(header)
 
     def __enter__(self) -> Journal:
         return self
@@ -144,6 +152,7 @@ class Journal:
         self._stream.close()
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        """Append a line; it is on the disk when this returns."""
         self._stream.write(_line(entry))
         self._stream.flush()
         os.fsync(self._stream.fileno())
@@ -180,11 +189,42 @@ def _parsed(file: Path, text: bytes) -> tuple[dict[str, Any], list[dict[str, Any
             rows.append(json.loads(line))
         except ValueError as error:
             raise UserError(f"{file}:{number}: not a line of scores: {error}. Delete the line, or the file.") from error
-    if not rows or not isinstance(rows[0], dict) or "granularity" not in rows[0] or "parent_names" not in rows[0]:
+    if not rows or not _is_header(rows[0]):
         raise UserError(f"{file}: not a file of scores: its first line is no header. Choose another path.")
-    if rows[0].get("format") != FORMAT:
-        raise UserError(f"{file}: format {rows[0].get('format')!r}; this lnlit reads {FORMAT}. Update lnlit.")
-    return rows[0], rows[1:]
+    header, *entries = rows
+    if header.get("format") != FORMAT:
+        raise UserError(f"{file}: format {header.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit.")
+    for number, entry in enumerate(entries, start=2):
+        if wrong := _wrong(entry, header):
+            raise UserError(
+                f"{file}:{number}: no score of a candidate: {wrong}. Delete this line and run `lnlit search score` "
+                "again: it adds what is missing."
+            )
+    return header, entries
+
+
+def _is_header(row: Any) -> bool:
+    names = row.get("parent_names") if isinstance(row, dict) else None
+    pairs = isinstance(names, list) and all(isinstance(own, list) and len(own) == len(SLOTS) for own in names)
+    return pairs and row.get("granularity") in ("subblock", "block")
+
+
+def _wrong(entry: Any, header: Mapping[str, Any]) -> str | None:
+    """Why a line is no entry, if it is none."""
+    layers, slots = (
+        len(header["parent_names"]),
+        (*SLOTS, "block") if header["granularity"] == "subblock" else ("block",),
+    )
+    if not isinstance(entry, dict) or not {"layer", "slot", "name", "score"} <= entry.keys():
+        return f"expected layer, slot, name and score, got {entry!r:.80}"
+    layer, score = entry["layer"], entry["score"]
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < layers:
+        return f"the layer is {layer!r:.40}, there are 0 to {layers - 1}"
+    if entry["slot"] not in slots or not isinstance(entry["name"], str):
+        return f"the slot is {entry['slot']!r:.40} and the name {entry['name']!r:.40}; slots are {', '.join(slots)}"
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
+        return f"the score is {score!r:.40}"
+    return None
 
 
 def _check_same(file: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -198,9 +238,3 @@ def _check_same(file: Path, there: Mapping[str, Any], wanted: Mapping[str, Any])
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _finite(score: Any) -> float:
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError(f"the score is {score!r}")
-    return float(score)

@@ -86,7 +86,7 @@ def plain_values(parent: Decoder, child: Decoder, tokens: torch.Tensor) -> dict[
 def test_suffix_scores_equal_whole_model_scores(parent, library, batches, granularity):
     ours = scorer(parent, library, batches)
     compared = candidates(library, granularity)
-    assert len(compared) == (40 if granularity == "subblock" else 107)
+    assert len(compared) == (41 if granularity == "subblock" else 107)
     if granularity == "block":
         compared = [c for c in compared if c.layer in (1, 3)]  # a fused FFN and a trained pair; single linears
         assert Candidate(1, "block", "kv1+i24") in compared

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -44,7 +46,6 @@ def test_scores_come_back_as_a_table_with_the_parents_zeros(tmp_path, header, li
         {"attention": {"kv2": 0.0, "kv1": 0.25}, "ffn": {"i48": 0.0, "i24": 0.5}},
         {"attention": {"noop": 0.0}, "ffn": {"i24": 0.0, "noop": -0.125}},
     )
-    assert not scores.bigger_is_better
     scores.check_library(library)
     assert scores.of(0, "kv1", "i24") == 0.75
     assert scores.of(0, "kv2", "i24") == 0.5
@@ -133,18 +134,59 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path, header):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"score": math.nan}, r":2: no score of a candidate \(ValueError: the score is nan\)"),
+        ({"score": math.nan}, ":2: no score of a candidate: the score is nan. Delete this line"),
+        ({"score": 10**400}, ":2: .*the score is 1000"),
         ({"score": "0.1"}, ":2: .*the score is '0.1'"),
-        ({"layer": 9}, ":2: .*IndexError"),
-        ({"slot": "mlp"}, ":2: .*KeyError: 'mlp'"),
+        ({"layer": 9}, ":2: .*the layer is 9, there are 0 to 1"),
+        ({"layer": -1}, ":2: .*the layer is -1, there are 0 to 1"),
+        ({"layer": True}, ":2: .*the layer is True"),
+        ({"slot": "mlp"}, ":2: .*the slot is 'mlp' and the name 'kv1'; slots are attention, ffn, block"),
+        ({"name": ["kv1"]}, ":2: .*the name .'kv1'.; slots are"),
+        ("{}", ":2: .*expected layer, slot, name and score, got {}"),
+        ("[1]", r":2: .*expected layer, slot, name and score, got \[1\]"),
     ],
 )
-def test_a_bad_score_is_named_by_its_line(tmp_path, header, change, message):
+def test_a_bad_score_is_named_by_its_line_whoever_reads(tmp_path, header, change, message):
     file = tmp_path / "scores.jsonl"
-    lines = [header, {**ENTRIES[0], **change}, *ENTRIES[1:]]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(UserError, match=message):
-        read_scores(file)
+    first = change if isinstance(change, str) else json.dumps({**ENTRIES[0], **change})
+    file.write_text("\n".join([json.dumps(header), first, *map(json.dumps, ENTRIES[1:]), ""]))
+    for read in (read_scores, lambda file: read_done([file], header)):
+        with pytest.raises(UserError, match=message) as refusal:
+            read(file)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_header_without_a_digest_is_another_librarys(tmp_path, header, library):
+    del header["library_sha256"]
+    scores = read_scores(write(tmp_path / "scores.jsonl", header, ENTRIES))
+    with pytest.raises(UserError, match="which is another library"):
+        scores.check_library(library)
+
+
+def test_a_pair_that_was_trained_together_has_a_score_of_its_own(tmp_path):
+    library = tiny_library(tmp_path / "library", "parent", tiny_spec())
+    header = make_header(library, "parent", metric="kl", granularity="subblock")
+    halves = [{"layer": 1, "slot": s, "name": n, "score": 1.0} for s, n in (("attention", "kv1"), ("ffn", "i24"))]
+    scores = read_scores(write(tmp_path / "halves.jsonl", header, halves))
+    with pytest.raises(UserError, match=r"layer 1: block 'kv1\+i24' has no score"):
+        scores.of(1, "kv1", "i24")
+    pair = {"layer": 1, "slot": "block", "name": "kv1+i24", "score": 0.5}
+    scores = read_scores(write(tmp_path / "scores.jsonl", header, [*halves, pair]))
+    assert (scores.of(1, "kv1", "i24"), scores.of(1, "kv1", "i48"), scores.of(1, "kv2", "i24")) == (0.5, 1.0, 1.0)
+
+
+def test_two_processes_cannot_write_one_file(tmp_path, header):
+    file = write(tmp_path / "scores.jsonl", header, ENTRIES[:1])
+    code = (
+        "import sys; from pathlib import Path; from lnlit.search.scores import Journal; Journal(Path(sys.argv[1]), {})"
+    )
+    with Journal(file, header) as journal:
+        done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
+        assert f"UserError: {file}: another process is writing these scores." in done.stderr
+        journal.add(ENTRIES[1])
+    assert len(read_done([file], header)) == 2
+    with Journal(file, header):
+        pass
 
 
 def test_scores_of_another_or_retrained_library_are_refused(tmp_path, header, library):

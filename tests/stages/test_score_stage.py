@@ -66,6 +66,8 @@ def test_every_candidate_is_scored_and_read_back(folder, whole):
     for layer, variants in enumerate(library.layers):
         for slot in ("attention", "ffn"):
             assert scores.table[layer][slot].keys() == getattr(variants, slot).keys()
+        assert set(scores.table[layer].get("block", ())) == set(variants.pairs)
+    assert scores.of(1, "kv1", "i24") == scores.table[1]["block"]["kv1+i24"]
     assert lines(whole)[1].keys() == {"layer", "slot", "name", "score", "kl", "lm_loss", "hidden_cosine"}
 
 
@@ -121,6 +123,14 @@ def test_what_one_of_several_processes_left_is_used(folder, whole, tmp_path):
     out = run(folder, tmp_path / "scores.jsonl")
     assert lines(out) == lines(whole)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_parents_path_may_be_written_in_another_way(folder, whole, monkeypatch):
+    before = whole.read_bytes()
+    monkeypatch.chdir(folder)
+    text = TextSample(JsonlSource("text.jsonl"), rows=3, length=32)
+    score("./model", "library", text, str(whole), dtype="float32", batch_tokens=64)
+    assert whole.read_bytes() == before
 
 
 def test_more_candidates_may_follow(folder, whole, tmp_path):
