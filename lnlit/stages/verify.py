@@ -15,6 +15,7 @@ from lnlit.errors import UserError
 from lnlit.files import write_json
 from lnlit.interfaces import Meter
 from lnlit.search.costs import CostTable, tokens_per_s
+from lnlit.search.hardware import Hardware, torch_device
 from lnlit.search.latency_log import LatencyLog
 from lnlit.search.measure import best_of_rounds, schedule
 from lnlit.search.problem import workload_name
@@ -52,8 +53,8 @@ def verify(
     specs = {name: read_spec(name) for name in models}
     predicted = {name: [table.predict(spec, w) for w in table.workloads] for name, spec in specs.items()}
     meter: Meter = registry.build("meter", engine or table.engine)
-    file = Path(out).expanduser()
-    settings = {"costs": table.to_json(), "engine": engine, "samples": samples}
+    file, machine = Path(out).expanduser(), Hardware.here(torch_device())
+    settings = {"costs": table.to_json(), "engine": engine, "samples": samples, "hardware": machine.to_json()}
     architectures = {name: spec.to_json() for name, spec in specs.items()}
     log = LatencyLog(file.with_name(f"{file.name}.partial"), {**settings, "models": architectures})
     for turn in with_progress("verify", [turn for turn in schedule(specs, rounds) if turn not in log]):

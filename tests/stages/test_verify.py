@@ -83,3 +83,25 @@ def test_a_single_new_token_has_no_decode_time_to_compare(tmp_path, monkeypatch)
     (model,) = json.loads(file.read_text())["models"]
     assert model["measured"].keys() == model["predicted"].keys() == {"prefill_s", "latency_s", "throughput"}
     assert all(point.measured > 0 for point in read_measured(json.loads(file.read_text()), "out.json"))
+
+
+def test_times_of_two_machines_are_not_mixed(search, tmp_path, monkeypatch):
+    from lnlit.search.hardware import Hardware
+
+    costs, models = search
+    measure_one, left = AdditiveMeter.measure, 1
+
+    def interrupted(self, *args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return measure_one(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdditiveMeter, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verify(costs, models, str(tmp_path / "measured.json"), rounds=2, samples=1)
+    elsewhere = replace(Hardware.here("cpu"), cpu="another")
+    monkeypatch.setattr(Hardware, "here", lambda _: elsewhere)
+    with pytest.raises(UserError, match=r"unfinished measurement with other settings \(hardware\)"):
+        verify(costs, models, str(tmp_path / "measured.json"), rounds=2, samples=1, allow_other_hardware=True)
