@@ -32,7 +32,9 @@ class Latency:
 
 
 class Meter(ABC):
-    """An engine with a clock."""
+    """An engine with a clock. `dtypes` are those of weights and KV cache that it runs."""
+
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
     @abstractmethod
     def measure(
@@ -42,6 +44,6 @@ class Meter(ABC):
 
         The architecture comes twice, as `spec` and as a model folder (config.json without weights; empty when
         transformers' format cannot hold the spec): an engine takes the one that suits it and fills in weights of its
-        own, which change no timing. `dtype` is that of weights and KV cache: "float32" or "bfloat16". `UserError` for
-        what the engine cannot run.
+        own, which change no timing. `UserError` for what the engine cannot run, a dtype that is not one of its
+        `dtypes` included.
         """

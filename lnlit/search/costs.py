@@ -14,8 +14,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lnlit import registry
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import read_json, write_json
@@ -26,7 +24,8 @@ from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 FORMAT = 1
 MIB = 2**20
-DTYPES = ("float32", "bfloat16")
+#: Bytes of a weight, and of a number in the KV cache.
+DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
 _COUNTS = ("parameters", "weight_bytes", "kv_bytes_per_token")
 _TIMES = ("prefill_s", "decode_s", "prefill_spread_s", "decode_spread_s")
 _WHAT = "a cost table of `lnlit search measure`"
@@ -111,9 +110,9 @@ class CostTable:
         if allow_other or self.base_cost.timing is None:
             return
         here = Hardware.here("cpu" if self.hardware.device == "cpu" else "cuda")
-        if differences := self.hardware.differences(here):
+        if self.hardware.fingerprint != here.fingerprint:
             raise UserError(
-                f"the cost table was measured on other hardware ({'; '.join(differences)}). "
+                f"the cost table was measured on other hardware ({'; '.join(self.hardware.differences(here))}). "
                 "Measure again here, or set allow_other_hardware if you choose for that machine."
             )
 
@@ -208,7 +207,7 @@ def add_costs(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def dtype_bytes(dtype: str) -> int:
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}.{did_you_mean(dtype, DTYPES)} Allowed: {', '.join(DTYPES)}.")
-    return getattr(torch, dtype).itemsize
+    return DTYPES[dtype]
 
 
 def part_cost(spec: ModelSpec, slot: str, part: PartSpec, dtype: str) -> Cost:

@@ -43,6 +43,7 @@ class Hardware:
 
     @property
     def fingerprint(self) -> str:
+        """Equal for machines whose times can be compared; `differences` tells where it is not."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Hardware) -> list[str]:

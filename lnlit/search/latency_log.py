@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lnlit.search.measure import Times
 class LatencyLog:
     """A file of JSON lines: the settings, then one line per round and model. A line that a crash cut off is dropped.
 
-    Raises `UserError` when `file` was begun with other settings.
+    Raises `UserError` when `file` was begun with other settings, and for a line that is no measurement.
     """
 
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
@@ -26,11 +27,10 @@ class LatencyLog:
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
         if lines:
             self._check(lines[0], settings)
+        for number, line in enumerate(lines[1:], start=2):
+            turn, latencies = self._read(number, line)
+            self._latencies[turn] = latencies
         self._rewrite(lines or [_line(settings)])
-        for line in lines[1:]:
-            entry = json.loads(line)
-            latencies = (Latency(tuple(one["prefill_s"]), tuple(one["decode_s"])) for one in entry["latencies"])
-            self._latencies[entry["round"], entry["model"]] = list(latencies)
 
     def __contains__(self, turn: tuple[int, str]) -> bool:
         """Whether (round, model name) is measured."""
@@ -48,8 +48,8 @@ class LatencyLog:
 
     def _check(self, line: bytes, settings: Mapping[str, Any]) -> None:
         try:
-            found = json.loads(line)
-        except ValueError as error:
+            found = dict(json.loads(line))
+        except (ValueError, TypeError) as error:
             raise UserError(f"{self.file}: not an unfinished measurement: {error}. Delete it to start anew.") from error
         wanted = json.loads(_line(settings))
         if different := [key for key in wanted if found.get(key) != wanted[key]]:
@@ -58,9 +58,27 @@ class LatencyLog:
                 "Repeat those to go on with it, delete it to start anew, or write elsewhere."
             )
 
+    def _read(self, number: int, line: bytes) -> tuple[tuple[int, str], list[Latency]]:
+        try:
+            entry = json.loads(line)
+            latencies = [Latency(_seconds(one["prefill_s"]), _seconds(one["decode_s"])) for one in entry["latencies"]]
+            return (int(entry["round"]), str(entry["model"])), latencies
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{self.file}:{number}: no measurement of a model ({type(error).__name__}: {error}). Delete this line "
+                "to measure that model again, or the file to start anew."
+            ) from error
+
     def _rewrite(self, lines: list[bytes]) -> None:
         with replaced_file(self.file) as scratch:
             scratch.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def _seconds(values: Iterable[Any]) -> tuple[float, ...]:
+    seconds = tuple(map(float, values))
+    if not seconds or not all(0 <= value < math.inf for value in seconds):
+        raise ValueError(f"expected seconds, got {values!r:.80}")
+    return seconds
 
 
 def _line(data: Mapping[str, Any]) -> bytes:

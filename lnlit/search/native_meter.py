@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from lnlit.errors import UserError, did_you_mean
 from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.generate import Sampling, generate
-from lnlit.search.costs import dtype_bytes
 from lnlit.search.hardware import torch_device
 from lnlit.specs import ModelSpec
 
@@ -26,7 +26,9 @@ class NativeMeter(Meter):
     def measure(
         self, spec: ModelSpec, folder: Path, workloads: Sequence[Workload], *, dtype: str, samples: int
     ) -> list[Latency]:
-        dtype_bytes(dtype)  # refuses unknown ones
+        if dtype not in self.dtypes:
+            hint = did_you_mean(dtype, self.dtypes)
+            raise UserError(f"dtype {dtype!r}.{hint} The native meter runs {' and '.join(self.dtypes)}.")
         decoder = random_decoder(spec, torch_device(), getattr(torch, dtype))
         gc.collect()
         latencies = []

@@ -31,7 +31,7 @@ def measure(
     prompt_tokens: list[int],
     new_tokens: list[int],
     out: str,
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    dtype: Literal["bfloat16", "float32", "float8"] = "bfloat16",
     engine: str = "native",
     rounds: int = 5,
     samples: int = 2,
@@ -48,7 +48,7 @@ def measure(
         prompt_tokens: Tokens of each prompt, in the same way.
         new_tokens: Tokens generated for each request, in the same way.
         out: The file to write, usually costs.json.
-        dtype: Of weights and KV cache.
+        dtype: Of weights and KV cache. float8 (a byte each) counts bytes only: it needs timing: false.
         engine: Registered meter that runs the models: native, or vllm with the plugin lnlit-vllm.
         rounds: How often all models are timed, in turns. More rounds settle a busy machine.
         samples: Times taken of each model per round; the best counts.
@@ -80,7 +80,13 @@ def measure_plan(
     if rounds < 1 or samples < 1:
         raise UserError(f"measure: rounds and samples must be 1 or more, got {rounds} and {samples}.")
     meter: Meter = registry.build("meter", engine)
-    table = replace(untimed(plan, workloads, dtype), engine=engine, rounds=rounds, samples=samples)
+    bare = untimed(plan, workloads, dtype)
+    if dtype not in meter.dtypes:
+        raise UserError(
+            f"measure: the meter {engine!r} runs {' and '.join(meter.dtypes)}, not {dtype}. Without timing no meter is "
+            "needed: set timing to false."
+        )
+    table = replace(bare, engine=engine, rounds=rounds, samples=samples)
     models = plan.models()
     log = LatencyLog(out.with_name(f"{out.name}.partial"), _settings(table, models))
     for turn in with_progress("measure", [turn for turn in schedule(models, rounds) if turn not in log]):

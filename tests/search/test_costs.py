@@ -46,21 +46,12 @@ def table_of(spec: ModelSpec, timed: bool = True) -> CostTable:
 def test_memory_of_the_published_70b_blocks():
     """FP8, batch 256, 1200 tokens, 5 requests queued, queries allocated: 765.1015625 and 672.0078125 MiB."""
     attention = PartSpec("gqa", {"num_heads": 64, "num_kv_heads": 8, "head_dim": 128})
-    one_byte, workload = 2, Workload(256, 600, 600)
-    gqa = part_cost(LLAMA_70B, "attention", attention, "bfloat16")
-    mib = subblock_memory_mib(
-        gqa.weight_bytes // one_byte,
-        gqa.kv_bytes_per_token // one_byte,
-        workload,
-        prefill_queue=5,
-        query_bytes_per_token=8192,
-    )
-    assert mib == 765.1015625
-    ffn = part_cost(LLAMA_70B, "ffn", PartSpec("swiglu", {"intermediate_size": 28672}), "bfloat16")
-    assert (ffn.parameters, subblock_memory_mib(ffn.weight_bytes // one_byte, 0, workload)) == (
-        704_651_264,
-        672.0078125,
-    )
+    workload = Workload(256, 600, 600)
+    gqa = part_cost(LLAMA_70B, "attention", attention, "float8")
+    options = {"prefill_queue": 5, "query_bytes_per_token": 8192}
+    assert subblock_memory_mib(gqa.weight_bytes, gqa.kv_bytes_per_token, workload, **options) == 765.1015625
+    ffn = part_cost(LLAMA_70B, "ffn", PartSpec("swiglu", {"intermediate_size": 28672}), "float8")
+    assert (ffn.parameters, subblock_memory_mib(ffn.weight_bytes, 0, workload)) == (704_651_264, 672.0078125)
 
 
 def test_kv_cache_has_the_true_head_size():

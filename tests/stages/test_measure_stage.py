@@ -112,6 +112,47 @@ def test_a_foreign_file_in_the_place_of_the_log_is_left_alone(tmp_path: Path):
     assert (tmp_path / "costs.json.partial").read_text() == "my notes\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"{", "JSONDecodeError"),
+        (b"[1]", "TypeError"),
+        (b'{"round": 0, "model": "parent"}', "KeyError: 'latencies'"),
+        (b'{"round": 0, "latencies": []}', "KeyError: 'model'"),
+        (b'{"round": 0, "model": "parent", "latencies": [{"prefill_s": [NaN], "decode_s": [1]}]}', "expected seconds"),
+        (b'{"round": 0, "model": "parent", "latencies": [{"prefill_s": [1], "decode_s": []}]}', "expected seconds"),
+    ],
+)
+def test_a_broken_line_of_the_log_is_named_and_kept(line: bytes, why: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(CountingMeter, "fails_after", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "costs.json")
+    partial = tmp_path / "costs.json.partial"
+    first, *others = partial.read_bytes().split(b"\n")
+    partial.write_bytes(b"\n".join([first, line, *others]))
+    before = partial.read_bytes()
+    with pytest.raises(UserError, match=rf"costs.json.partial:2: no measurement of a model .*{why}") as refusal:
+        run(tmp_path / "costs.json")
+    assert "\n" not in str(refusal.value)
+    assert partial.read_bytes() == before
+
+
+@pytest.mark.parametrize("header", [b"[1]", b"5", b"null"])
+def test_a_log_whose_first_line_is_no_object_is_refused(header: bytes, tmp_path: Path):
+    (tmp_path / "costs.json.partial").write_bytes(header + b"\n")
+    with pytest.raises(UserError, match="not an unfinished measurement"):
+        run(tmp_path / "costs.json")
+
+
+def test_a_table_in_float8_counts_a_byte_a_number(library: str, tmp_path: Path):
+    one = CostTable.read(measure(library, [1], [4], [2], str(tmp_path / "a.json"), dtype="float8", timing=False))
+    two = CostTable.read(measure(library, [1], [4], [2], str(tmp_path / "b.json"), dtype="bfloat16", timing=False))
+    small, large = (t.predict(Library.open(library).spec, t.workloads[0]) for t in (one, two))
+    assert small["weight_mib"] == small["parameters"] / 2**20
+    for cost in ("weight_mib", "kv_mib", "kv_bytes_per_token"):
+        assert 2 * small[cost] == large[cost] > 0
+
+
 def test_a_finished_table_stays_when_a_new_measurement_fails(tmp_path: Path, monkeypatch):
     before = run(tmp_path / "costs.json").read_bytes()
     monkeypatch.setattr(CountingMeter, "fails_after", len(CountingMeter.asked) + 1)
@@ -137,6 +178,10 @@ def test_bad_settings_are_refused_before_anything_runs(tmp_path: Path):
         run(tmp_path / "costs.json", rounds=0)
     with pytest.raises(UserError, match=r"dtype 'int4'\. Allowed: float32, bfloat16"):
         run(tmp_path / "costs.json", dtype="int4")
+    with pytest.raises(
+        UserError, match=r"the meter 'native' runs float32 and bfloat16, not float8\. .* timing to false"
+    ):
+        run(tmp_path / "costs.json", engine="native", dtype="float8")
     with pytest.raises(UserError, match=r"unknown meter 'nativ'\. Did you mean 'native'"):
         run(tmp_path / "costs.json", engine="nativ")
     assert not list(tmp_path.iterdir())
