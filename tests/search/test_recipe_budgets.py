@@ -1,0 +1,51 @@
+"""The budgets of the paper's recipes: a child of the published size keeps them, its parent does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lnlit.search.costs import MIB
+from lnlit.search.measure import Plan, make_workloads
+from lnlit.search.targets import Target
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+from lnlit.stages.measure import untimed
+
+RECIPES = Path(__file__).parents[2] / "yaml"
+
+
+def spec(hidden: int, heads: int, widths: list[int], attends: int) -> ModelSpec:
+    """Llama 3 with attention in the first `attends` layers."""
+    attention = PartSpec("gqa", {"num_heads": heads, "num_kv_heads": 8, "head_dim": 128})
+    blocks = (
+        BlockSpec(attention if layer < attends else NOOP, PartSpec("swiglu", {"intermediate_size": width}))
+        for layer, width in enumerate(widths)
+    )
+    return ModelSpec(128256, hidden, tuple(blocks), 131072, tie_embeddings=False)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hidden", "heads", "width", "child_width", "layers", "attends", "billions"),
+    [("ln-super", 8192, 64, 28672, 19968, 80, 50, 49), ("ln-ultra", 16384, 128, 53248, 34304, 126, 62, 253)],
+)
+def test_the_published_size_fits_and_the_parent_does_not(
+    recipe, hidden, heads, width, child_width, layers, attends, billions
+):
+    parent = spec(hidden, heads, [width] * layers, layers)
+    child = spec(hidden, heads, [child_width] * layers, attends)
+    measure = yaml.safe_load((RECIPES / recipe / "2b_measure.yaml").read_text())
+    lists = (measure[key] for key in ("batch_size", "prompt_tokens", "new_tokens"))
+    workload, *_ = make_workloads(*lists, parent.context_length)
+    table = untimed(Plan.of(parent, [], [child.layers[0].ffn]), [workload], measure["dtype"])
+    targets = [Target(**t) for t in yaml.safe_load((RECIPES / recipe / "3_solve.yaml").read_text())["targets"]]
+    (target,) = (target for target in targets if target.cost == "cached_tokens")
+
+    def cached_tokens(model: ModelSpec) -> float:
+        costs = table.predict(model, workload)
+        return (target.room_mib - costs["weight_mib"]) * MIB / costs["kv_bytes_per_token"]
+
+    assert table.predict(child, workload)["parameters"] == pytest.approx(billions * 1e9, rel=0.01)
+    assert cached_tokens(child) == pytest.approx(target.min, rel=0.03) and cached_tokens(child) >= target.min
+    assert cached_tokens(parent) < 0.5 * target.min
