@@ -16,8 +16,11 @@ Side = Literal["min", "max"]
 def with_budget(problem: Problem, cost: str, side: Side, value: float) -> Problem:
     """The problem with `side` of `cost`'s budget moved to `value`, wherever that budget stands; added where it is new.
 
-    In scenarios, `cost` may leave out the label: "latency_s" then moves "latency_s @ 64x512+128" of each.
+    In scenarios, `cost` may leave out the label: "latency_s" then moves "latency_s @ 64x512+128" of each. Raises
+    `UserError` for a cost that the problem does not have and a value that is no bound.
     """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"frontier: expected finite budget values, got {value!r:.40}.")
 
     def moves(budget: Budget) -> bool:
         return _means(cost, budget.cost) and getattr(budget, side) is not None
@@ -46,8 +49,6 @@ def frontier(
     What the best solution has is None where there is no solution. `time_limit_s` is for each value. One solution each.
     """
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"frontier: expected finite budget values, got {value!r}.")
         asked = with_budget(problem.replace(num_solutions=1), cost, side, value)
         result = solver.solve(asked, time_limit_s)
         best = result.solutions[0] if result.solutions else None

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from lnlit.errors import UserError, did_you_mean
 from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem, Scenario, Workload
 from lnlit.search.costs import CostTable, tokens_per_s
-from lnlit.search.library import Library, pair_name
+from lnlit.search.library import SLOTS, Library, pair_name
 from lnlit.search.scores import Scores
 from lnlit.search.targets import ALL_PARTS, Parts, Target
 
@@ -32,15 +32,18 @@ def make_problem(
     max_overlap: float = 0.8,
     parts: Parts = ALL_PARTS,
     generated_only: bool = False,
+    first_attention: bool = True,
 ) -> Problem:
     """The problem of the best child of `library` within `targets`.
 
     Each workload is a scenario: the targets must hold for it, and the best child of all scenarios wins, as Puzzle
-    chooses its batch size. Attention is not removed from layer 0, which engines cannot run, unless the parent has none
-    there. `generated_only` counts throughput in new tokens alone.
+    chooses its batch size. `first_attention` keeps attention in layer 0, where the parent has it: many engines cannot
+    run a model without. `generated_only` counts throughput in new tokens alone.
 
-    Raises `UserError` for a target that cannot be stated, a candidate without score or cost, foreign scores.
+    Raises `UserError` for a target that cannot be stated, a candidate without score or cost, foreign scores, a pattern
+    of `parts` that fits nothing.
     """
+    _check_parts(library, parts)
     if not workloads:
         raise UserError("workloads: there are none; name at least one that the cost table has.")
     scores.check_library(library)
@@ -61,14 +64,14 @@ def make_problem(
     budgets = []
     for table, label, parent in zip(tables, labels, parents, strict=True):
         absolute = [_absolute(target, parent, table.workload, generated_only) for target in targets]
-        budgets.append(tuple(_budget(target, absolute, table, label, generated_only) for target in absolute))
+        budgets.append(tuple(_budget(target, table, label, generated_only) for target in absolute))
     return Problem(
         layers=tuple(layers),
         budgets=budgets[0] if len(workloads) == 1 else (),
         base_costs=_labelled(labels, [table.of(costs.base(table.workload)) for table in tables]),
         parent_costs=_labelled(labels, parents),
         counts=tuple(counts),
-        forbidden=(*forbidden, *_first_attention(layers[0], library)),
+        forbidden=(*forbidden, *(_first_attention(layers[0], library) if first_attention else ())),
         num_solutions=num_solutions,
         max_overlap=max_overlap,
         scenarios=tuple(map(Scenario, labels, budgets)) if len(workloads) > 1 else (),
@@ -106,7 +109,10 @@ def _cost_name(cost: str, label: str) -> str:
 
 
 def _cached_tokens(targets: Iterable[Target]) -> float | None:
-    return max((target.min for target in targets if target.cost == "cached_tokens" and target.min), default=None)
+    wanted = [target.min for target in targets if target.cost == "cached_tokens"]
+    if len(wanted) > 1:
+        raise UserError(f"targets: cached_tokens is there {len(wanted)} times; state one.")
+    return wanted[0] if wanted else None
 
 
 def _absolute(target: Target, parent: Mapping[str, float], workload: Workload, generated_only: bool) -> Target:
@@ -123,8 +129,12 @@ def _absolute(target: Target, parent: Mapping[str, float], workload: Workload, g
     return Target(target.cost, *bounds)
 
 
-def _budget(target: Target, targets: Sequence[Target], table: _Costs, label: str, generated_only: bool) -> Budget:
+def _budget(target: Target, table: _Costs, label: str, generated_only: bool) -> Budget:
     """A target as bounds of a cost that adds up over layers."""
+    if target.room_mib is not None and target.cost != "cached_tokens":
+        raise UserError(
+            f"targets: room_mib belongs to cached_tokens, not to {target.cost}, whose bounds are min and max."
+        )
     if target.cost not in ("throughput", "cached_tokens"):
         known = table.of(table.table.base(table.workload))
         if target.cost not in known:
@@ -139,10 +149,20 @@ def _budget(target: Target, targets: Sequence[Target], table: _Costs, label: str
         raise UserError(f"targets: {target.cost} takes a positive min and no max, got {target.min} and {target.max}.")
     if target.cost == "throughput":  # tokens / latency >= min, so latency <= tokens / min
         return Budget(_cost_name("latency_s", label), max=tokens_per_s(table.workload, low, generated_only))
-    rooms = [other.max for other in targets if other.cost == "memory_mib" and other.max is not None]
-    if not rooms:
-        raise UserError("targets: cached_tokens needs the memory it shares: add a target memory_mib with a max.")
-    return Budget(_cost_name("cached_tokens_mib", label), max=min(rooms))
+    if target.room_mib is None:
+        raise UserError("targets: cached_tokens needs room_mib, the memory that the cache shares with the weights.")
+    return Budget(_cost_name("cached_tokens_mib", label), max=target.room_mib)
+
+
+def _check_parts(library: Library, parts: Parts) -> None:
+    for slot in SLOTS:
+        names = list(dict.fromkeys(name for layer in library.layers for name in getattr(layer, slot)))
+        for pattern in getattr(parts, slot):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(
+                    f"parts.{slot}: {pattern!r} fits no variant of the library.{did_you_mean(pattern, names)} There "
+                    f"are: {', '.join(names)}."
+                )
 
 
 def _first_attention(choices: Sequence[Choice], library: Library) -> list[Forbidden]:

@@ -12,8 +12,8 @@ class Target:
     """What the child must keep: bounds of one of its costs.
 
     `cost` is one that the cost table has (memory_mib, weight_mib, kv_mib, parameters, latency_s, prefill_s, decode_s,
-    kv_bytes_per_token), or `throughput` in tokens/s (only a `min`), or `cached_tokens`: the tokens whose keys and
-    values fit beside the weights (only a `min`; needs a target with the `max` of memory_mib, the room that both share).
+    kv_bytes_per_token), or `throughput` in tokens/s (only a `min`), or `cached_tokens` (only a `min`): the tokens whose
+    keys and values fit beside the weights into `room_mib`, which belongs to this cost alone.
     `of_parent`: the bounds are shares of what the parent costs, as `throughput` with a `min` of 1.3.
     """
 
@@ -21,6 +21,7 @@ class Target:
     min: float | None = None
     max: float | None = None
     of_parent: bool = False
+    room_mib: float | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
 from lnlit.interfaces import Count, Forbidden, Problem, Solver, SolverResult, Workload
 from lnlit.search.frontier import frontier as frontier_of
+from lnlit.search.frontier import with_budget
 from lnlit.search.targets import ALL_PARTS, Parts, Sweep, Target
 
 #: Solved beside the chosen solver, for comparison.
@@ -32,6 +33,7 @@ def solve(
     max_overlap: float = 0.8,
     parts: Parts = ALL_PARTS,
     generated_only: bool = False,
+    first_attention: bool = True,
     allow_other_hardware: bool = False,
     solver: str = "highs",
     time_limit_s: float = 300.0,
@@ -49,15 +51,16 @@ def solve(
         library: Block library to choose from.
         scores: Its scores.
         costs: Its cost table.
-        targets: Bounds of the child's costs, throughput (min) or cached_tokens (min) included.
+        targets: Bounds of the child's costs, throughput (min) or cached_tokens (min, room_mib) included.
         workloads: Which of the cost table's workloads count, all when not given. Several are alternatives: the targets
             must hold in one, and the one that allows the best child wins.
         counts: How many layers may take the choices that match a pattern.
-        forbidden: Choices that one layer must not take. Attention stays in layer 0 in any case.
+        forbidden: Choices that one layer must not take.
         num_solutions: How many different solutions to find.
         max_overlap: In what share of the layers two of them may be equal.
         parts: Patterns over the names of variants to use beside the parent's own.
         generated_only: Whether throughput counts new tokens alone.
+        first_attention: Keep attention in layer 0. vLLM's own model class cannot run a model without; lnlit-vllm can.
         allow_other_hardware: Whether the cost table may be from another machine.
         solver: Registered solver: highs (exact, plugin lnlit-highs), greedy, ratio_greedy, uniform or random.
         time_limit_s: For the whole solve, and again for each value of the frontier.
@@ -65,7 +68,8 @@ def solve(
     """
     chosen = _solver(solver)
     wishes = {"targets": targets, "counts": counts, "forbidden": forbidden, "parts": parts}
-    wishes |= {"num_solutions": num_solutions, "max_overlap": max_overlap, "generated_only": generated_only}
+    wishes |= {"num_solutions": num_solutions, "max_overlap": max_overlap}
+    wishes |= {"generated_only": generated_only, "first_attention": first_attention}
     if problem is not None:
         asked = _from_file(problem, [library, scores, costs, *workloads], wishes)
     else:
@@ -78,10 +82,11 @@ def _written(
 ) -> Path:
     """Solve with the chosen solver and the baselines, and write what they found."""
     ((name, solver),) = chosen.items()
+    values = _values(asked, sweep) if sweep else ()  # refused before hours of solving
     result = _solved(asked, name, solver, time_limit_s)
     compared = {baseline: registry.build("solver", baseline) for baseline in BASELINES}
     beside = {baseline: built.solve(asked).to_json() for baseline, built in compared.items()}
-    rows = _frontier(asked, sweep, {**compared, **chosen}, time_limit_s) if sweep else []
+    rows = _frontier(asked, sweep, values, {**compared, **chosen}, time_limit_s) if sweep else []
     path = problem_path(out)
     if file is None or path.resolve() != Path(file).expanduser().resolve():
         write_json(path, asked.to_json())
@@ -115,9 +120,9 @@ def _solver(name: str) -> Solver:
 
 def _from_file(file: str, others: Sequence[object], wishes: dict[str, Any]) -> Problem:
     unset = {"targets": (), "counts": (), "forbidden": (), "parts": ALL_PARTS}
-    unset |= {"num_solutions": 1, "max_overlap": 0.8, "generated_only": False}
-    given = [name for name, value in wishes.items() if (value or unset[name]) != unset[name]]
-    if any(others) or given:
+    unset |= {"num_solutions": 1, "max_overlap": 0.8, "generated_only": False, "first_attention": True}
+    given = {name: tuple(value) if isinstance(value, Sequence) else value for name, value in wishes.items()}
+    if any(others) or given != unset:
         raise UserError("solve: a problem file holds the whole problem. Leave out what describes it, or the file.")
     return read_problem(Path(file).expanduser())
 
@@ -143,8 +148,6 @@ def _from_library(
 
 
 def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) -> SolverResult:
-    layers, most = len(problem.layers), max(map(len, problem.layers))
-    print(f"solve: {layers} layers of up to {most} choices with {name}", file=sys.stderr, flush=True)
     result = solver.solve(problem, time_limit_s)
     if not result.solutions:
         advice = {
@@ -154,18 +157,30 @@ def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) ->
         raise UserError(f"solve: {result.message or 'no solution was found'}. {advice}")
     best = result.solutions[0]
     proof = "without proof" if best.gap is None else f"proven to {best.gap:.1e}"
-    told = ". ".join(filter(None, [f"solve: {result.status}, score {best.score:.6g} {proof}", result.message]))
+    size = f"{len(problem.layers)} layers of up to {max(map(len, problem.layers))} choices"
+    found = f"solve: {size} with {name}: {result.status}, score {best.score:.6g} {proof}"
+    told = ". ".join(filter(None, [found, result.message]))
     print(told, file=sys.stderr, flush=True)
     return result
 
 
-def _frontier(problem: Problem, sweep: Sweep, solvers: dict[str, Solver], time_limit_s: float) -> list[dict[str, Any]]:
-    rows, values = [], sweep.values
+def _values(problem: Problem, sweep: Sweep) -> tuple[float, ...]:
+    """The values of a frontier in the cost's own unit. `UserError` when one of them cannot be asked of the problem."""
+    values = tuple(sweep.values)
     if sweep.of_parent:
         if sweep.cost not in problem.parent_costs:
             known = ", ".join(problem.parent_costs) or "none; the problem has no parent_costs"
             raise UserError(f"frontier: {sweep.cost!r} cannot be of_parent. The parent's costs: {known}.")
         values = tuple(share * problem.parent_costs[sweep.cost] for share in values)
+    for value in values:
+        with_budget(problem, sweep.cost, sweep.side, value)
+    return values
+
+
+def _frontier(
+    problem: Problem, sweep: Sweep, values: Sequence[float], solvers: dict[str, Solver], time_limit_s: float
+) -> list[dict[str, Any]]:
+    rows = []
     for name, solver in solvers.items():
         found = frontier_of(problem, sweep.cost, values, solver, side=sweep.side, time_limit_s=time_limit_s)
         for row in found:

@@ -14,7 +14,7 @@ from lnlit.search.library import Library
 from lnlit.search.measure import Plan
 from lnlit.search.problem import make_problem
 from lnlit.search.scores import Scores, make_header
-from lnlit.search.targets import NOOP_ONLY, Target
+from lnlit.search.targets import NOOP_ONLY, Parts, Target
 from lnlit.specs import NOOP, BlockSpec
 from lnlit.stages.measure import untimed
 from lnlit.testing.tiny import tiny_spec
@@ -91,6 +91,23 @@ def test_attention_stays_in_layer_0_unless_the_parent_has_none_there(library, sc
     assert make_problem(other, Scores(header, table), costs, WORKLOADS[:1], []).forbidden == ()
 
 
+def test_attention_may_leave_layer_0_where_that_is_asked_for(library, scores, costs):
+    problem = make_problem(library, scores, costs, WORKLOADS[:1], [], first_attention=False)
+    assert problem.forbidden == () and "noop+noop" in [choice.name for choice in problem.allowed(0)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (Parts(attention=("noop", "kv7")), r"parts.attention: 'kv7' fits no variant of the library.* There are: kv2, "),
+        (Parts(ffn=("nop",)), r"parts.ffn: 'nop' fits no variant of the library. Did you mean 'noop'\? There are: i48"),
+    ],
+)
+def test_patterns_that_fit_nothing_are_told(library, scores, costs, parts, message):
+    with pytest.raises(UserError, match=message):
+        make_problem(library, scores, costs, WORKLOADS[:1], [], parts=parts)
+
+
 def test_a_smaller_space_keeps_the_parents_choices(library, scores, costs):
     problem = make_problem(library, scores, costs, WORKLOADS[:1], [], parts=NOOP_ONLY)
     own = "+".join(library.parent_names(1))
@@ -107,9 +124,7 @@ def test_throughput_is_latency_turned_around(library, scores, timed):
 
 def test_cached_tokens_fit_beside_the_weights(library, scores, costs):
     room = costs.predict(library.spec, WORKLOADS[0])["weight_mib"] * 1.2
-    problem = make_problem(
-        library, scores, costs, WORKLOADS[:1], [Target("cached_tokens", min=1000), Target("memory_mib", max=room)]
-    )
+    problem = make_problem(library, scores, costs, WORKLOADS[:1], [Target("cached_tokens", min=1000, room_mib=room)])
     found = solved(problem).costs
     assert (room - found["weight_mib"]) * 2**20 / max(found["kv_bytes_per_token"], 1) >= 1000
     assert found["cached_tokens_mib"] == pytest.approx(found["weight_mib"] + 1000 * found["kv_bytes_per_token"] / 2**20)
@@ -127,7 +142,10 @@ def test_several_workloads_are_alternatives(library, scores, timed):
     [
         ([Target("memory", max=1.0)], "targets: unknown cost 'memory'. Did you mean 'memory_mib'"),
         ([Target("throughput", min=3.0)], "the cost table has no times"),
-        ([Target("cached_tokens", min=3.0)], "add a target memory_mib with a max"),
+        ([Target("cached_tokens", min=3.0)], "cached_tokens needs room_mib, the memory that the cache shares"),
+        ([Target("cached_tokens", min=3.0, room_mib=1.0)] * 2, "cached_tokens is there 2 times; state one"),
+        ([Target("cached_tokens", min=3.0, room_mib=float("inf"))], r"problem.budgets\[0\].max: expected a finite"),
+        ([Target("memory_mib", max=3.0, room_mib=1.0)], "room_mib belongs to cached_tokens, not to memory_mib"),
         ([Target("cached_tokens", max=3.0)], "cached_tokens takes a positive min and no max"),
         ([Target("parameters", max=float("nan"))], r"problem.budgets\[0\].max: expected a finite number"),
     ],

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.interfaces import SolverResult
+from lnlit.interfaces import Count, SolverResult
+from lnlit.search.baselines import Greedy
 from lnlit.search.targets import Sweep, Target
 from lnlit.stages.solve import read_problem, solve
 
@@ -79,10 +80,28 @@ def test_bad_calls_are_one_line(tmp_path: Path):
         solve(out, problem, solver="greddy")
     with pytest.raises(UserError, match="a problem file holds the whole problem"):
         solve(out, problem, targets=[Target("size", max=1.0)], solver="greedy")
+    for more in ({"max_overlap": 0.0}, {"num_solutions": 0}, {"first_attention": False}, {"counts": [Count("noop")]}):
+        with pytest.raises(UserError, match="a problem file holds the whole problem"):
+            solve(out, problem, solver="greedy", **more)
+    assert solve(out, problem, targets=[], counts=[], solver="greedy").is_file()
     with pytest.raises(UserError, match="all of library, scores and costs"):
         solve(out, library="lib", solver="greedy")
     with pytest.raises(UserError, match="there is no such file; expected a problem"):
         solve(out, str(tmp_path / "absent.json"), solver="greedy")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        (Sweep("sise", (4.0,)), "unknown cost 'sise'"),
+        (Sweep("size", (4.0, float("nan"))), "frontier: expected finite budget values, got nan"),
+        (Sweep("size", (0.5,), of_parent=True), "frontier: 'size' cannot be of_parent"),
+    ],
+)
+def test_a_bad_frontier_is_told_before_anything_is_solved(tmp_path: Path, sweep, message, monkeypatch):
+    monkeypatch.setattr(Greedy, "solve_one", lambda *_: pytest.fail("solved"))
+    with pytest.raises(UserError, match=message):
+        solve(str(tmp_path / "solution.json"), write(tmp_path), solver="greedy", frontier=sweep)
 
 
 def test_without_the_plugin_the_way_to_it_is_told(tmp_path: Path, monkeypatch):
