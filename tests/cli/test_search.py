@@ -1,12 +1,10 @@
-"""`lnlit search` and `lnlit run`: stages by name, their arguments from YAML and options, finished ones skipped."""
+"""`lnlit search`: stages by name, their arguments from YAML and options."""
 
 import json
 
 import pytest
 
-from lnlit.cli.run import numbered
 from lnlit.cli.search import STAGES
-from lnlit.errors import UserError
 
 
 def problem(path, limit=6):
@@ -61,46 +59,3 @@ def test_help_lists_every_stage_and_each_stage_explains_itself(lnlit):
     for stage in STAGES:
         code, out, err = lnlit("search", stage, "--help")
         assert code == 0 and "--out" in out, err
-
-
-@pytest.fixture
-def pipeline(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    problem(tmp_path / "problem.json")
-    folder = tmp_path / "mini"
-    folder.mkdir()
-    for name in ("1_first", "2_second", "10_last"):
-        (folder / f"{name}.yaml").write_text(f"stage: solve\nproblem: problem.json\nsolver: greedy\nout: {name}.json\n")
-    return folder
-
-
-def test_run_takes_stages_in_order_and_skips_finished_ones(pipeline, lnlit, tmp_path):
-    (pipeline / "2_second.yaml").write_text("stage: solve\nproblem: later.json\nsolver: greedy\nout: 2_second.json\n")
-    code, _, err = lnlit("run", "mini")
-    assert code == 2 and "later.json" in err
-    assert (tmp_path / "1_first.json").exists() and not (tmp_path / "10_last.json").exists()
-    first = (tmp_path / "1_first.json").stat().st_mtime_ns
-    problem(tmp_path / "later.json")
-    code, _, err = lnlit("run", "mini")
-    assert code == 0 and "1_first.yaml: finished" in err
-    assert (tmp_path / "10_last.json").exists()
-    assert (tmp_path / "1_first.json").stat().st_mtime_ns == first
-
-
-def test_run_refuses_a_stage_that_changed_after_it_ran(pipeline, lnlit):
-    assert lnlit("run", "mini")[0] == 0
-    with (pipeline / "1_first.yaml").open("a") as file:
-        file.write("# a new remark\n")
-    code, _, err = lnlit("run", "mini")
-    assert code == 2 and "1_first.yaml" in err and "has changed since it ran" in err
-
-
-@pytest.mark.parametrize(
-    ("names", "says"),
-    [((), "nothing to run"), (("1_a", "1_b"), "the same number"), (("a", "b"), "nothing to run")],
-)
-def test_a_folder_that_is_no_pipeline_is_refused(names, says, tmp_path):
-    for name in names:
-        (tmp_path / f"{name}.yaml").write_text("stage: solve\n")
-    with pytest.raises(UserError, match=says):
-        numbered(tmp_path)

@@ -1,0 +1,151 @@
+"""`lnlit run`: numbered stages in order, each a process; finished ones skipped, wherever the last run stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lnlit.checkpoint.hf import SPEC_FILE
+from lnlit.cli.main import main
+from lnlit.cli.run import COME_LAST, numbered
+from lnlit.errors import UserError
+from lnlit.search.library import INDEX
+from lnlit.testing.tiny import tiny_folder, tiny_spec
+from lnlit.testing.tiny_library import tiny_library
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """`run("mini")` is `lnlit run mini` in `tmp_path`: (exit code, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> tuple[int, str]:
+        capfd.readouterr()
+        code = main(["run", *arguments])
+        return code, capfd.readouterr().err
+
+    return command
+
+
+def problem(path: Path) -> None:
+    choices = [
+        {"name": n, "score": s, "costs": {"memory_mib": c}} for n, s, c in (("a", 0, 4), ("b", 1, 2), ("c", 3, 1))
+    ]
+    path.write_text(json.dumps({"layers": [choices] * 3, "budgets": [{"cost": "memory_mib", "max": 6}]}))
+
+
+@pytest.fixture
+def pipeline(tmp_path) -> Path:
+    problem(tmp_path / "problem.json")
+    folder = tmp_path / "mini"
+    folder.mkdir()
+    for name in ("1_first", "2_second", "10_last"):
+        (folder / f"{name}.yaml").write_text(f"stage: solve\nproblem: problem.json\nsolver: greedy\nout: {name}.json\n")
+    return folder
+
+
+def test_stages_run_in_order_and_finished_ones_are_skipped(pipeline, run, tmp_path):
+    (pipeline / "2_second.yaml").write_text("stage: solve\nproblem: later.json\nsolver: greedy\nout: 2_second.json\n")
+    code, err = run("mini")
+    assert code == 2 and err.splitlines()[-1].startswith("error: later.json")
+    assert (tmp_path / "1_first.json").exists() and not (tmp_path / "10_last.json").exists()
+    first = (tmp_path / "1_first.json").stat().st_mtime_ns
+    problem(tmp_path / "later.json")
+    code, err = run("mini")
+    assert code == 0 and "1_first.yaml: finished" in err
+    assert (tmp_path / "10_last.json").exists()
+    assert (tmp_path / "1_first.json").stat().st_mtime_ns == first
+
+
+def test_a_stage_that_changed_after_it_ran_is_refused(pipeline, run):
+    assert run("mini")[0] == 0
+    with (pipeline / "1_first.yaml").open("a") as file:
+        file.write("# a new remark\n")
+    code, err = run("mini")
+    assert code == 2 and "1_first.yaml" in err and "has changed since it ran" in err
+
+
+def test_two_folders_of_one_name_do_not_share_a_record(pipeline, run, tmp_path):
+    assert run("mini")[0] == 0
+    (tmp_path / "other").mkdir()
+    pipeline.rename(tmp_path / "other" / "mini")
+    code, err = run("other/mini")
+    assert code == 2 and "is the record of another folder of this name" in err and err.count("\n") == 1
+    assert run("other/mini", "--runs", "other/runs")[0] == 0
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "other").rename(tmp_path / "moved" / "other")  # record and folder together
+    code, err = run("moved/other/mini", "--runs", "moved/other/runs")
+    assert code == 0 and err.count(": finished") == 3
+
+
+def test_a_record_without_a_folder_is_gone_on_with(pipeline, run, tmp_path):
+    assert run("mini")[0] == 0
+    ledger = tmp_path / "runs" / "mini.stages.json"
+    stages = json.loads(ledger.read_text())
+    del stages["folder"]
+    ledger.write_text(json.dumps(stages))
+    code, err = run("mini")
+    assert code == 0 and err.count(": finished") == 3
+
+
+def test_what_a_stage_wrote_before_a_kill_counts_as_finished(run, tmp_path):
+    """The kill comes after the model folder and before the record of it; a folder from elsewhere stays refused."""
+    tiny_folder(tmp_path / "parent", tiny_spec())
+    library = tiny_library(tmp_path / "library", tmp_path / "parent", tiny_spec(), pair=False)
+    own = ["+".join(library.parent_names(layer)) for layer in range(len(library.layers))]
+    solution = {"status": "optimal", "solutions": [{"choice": own, "score": 0.0, "costs": {}}]}
+    (tmp_path / "solution.json").write_text(json.dumps(solution))
+    (tmp_path / "mini").mkdir()
+    recipe = "stage: realize\nsolution: solution.json\nlibrary: library\nout: child\n"
+    (tmp_path / "mini" / "1_realize.yaml").write_text(recipe)
+    (tmp_path / "child").symlink_to(tmp_path / "parent")
+    code, err = run("mini")
+    assert code == 2 and "exists already" in err
+    assert run("mini")[0] == 2  # it was there before the stage was
+    (tmp_path / "child").unlink()
+    assert run("mini")[0] == 0
+    ledger = tmp_path / "runs" / "mini.stages.json"
+    stages = json.loads(ledger.read_text())
+    del stages["1_realize"]["seconds"]  # as it was while the stage ran
+    ledger.write_text(json.dumps(stages))
+    before = (tmp_path / "child" / SPEC_FILE).stat().st_mtime_ns
+    code, err = run("mini")
+    assert code == 0 and "finished, child is there" in err
+    assert (tmp_path / "child" / SPEC_FILE).stat().st_mtime_ns == before
+    assert set(COME_LAST) == {INDEX, SPEC_FILE}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_reaches_the_stage_which_saves(config, tmp_path, number, code):
+    endless = config(("  enable_checkpointing: false\n", ""), ("max_steps: 2", "max_steps: 1000000"))
+    (tmp_path / "mini").mkdir()
+    endless.rename(tmp_path / "mini" / "1_fit.yaml")
+    (tmp_path / "mini" / "2_never.yaml").write_text("stage: solve\nproblem: none.json\nout: never.json\n")
+    command = [sys.executable, "-m", "lnlit.cli.main", "run", "mini"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    checkpoints = tmp_path / "runs" / "checkpoints"
+    while not list(checkpoints.glob("*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == code, err
+    assert "saved a checkpoint at step" in err and "Traceback" not in err and "2_never" not in err
+    assert "seconds" not in json.loads((tmp_path / "runs" / "mini.stages.json").read_text())["1_fit"]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [((), "nothing to run"), (("1_a", "1_b"), "the same number"), (("a", "b"), "nothing to run")],
+)
+def test_a_folder_that_is_no_pipeline_is_refused(names, says, tmp_path):
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text("stage: solve\n")
+    with pytest.raises(UserError, match=says):
+        numbered(tmp_path)
