@@ -125,8 +125,8 @@ def _absolute(target: Target, parent: Mapping[str, float], workload: Workload, g
     if target.cost not in whole:
         allowed = ", ".join(sorted({*whole, "throughput"}))
         raise UserError(f"targets: {target.cost!r} cannot be of_parent. Allowed: {allowed}.")
-    bounds = (None if bound is None else bound * whole[target.cost] for bound in (target.min, target.max))
-    return Target(target.cost, *bounds)
+    low, high = (None if bound is None else bound * whole[target.cost] for bound in (target.min, target.max))
+    return Target(target.cost, low, high)
 
 
 def _budget(target: Target, table: _Costs, label: str, generated_only: bool) -> Budget:

@@ -121,6 +121,16 @@ def test_what_a_stage_wrote_before_a_kill_counts_as_finished(run, tmp_path):
     assert set(COME_LAST) == {INDEX, SPEC_FILE}
 
 
+def test_a_fit_of_two_processes_is_started_as_such(config, run, tmp_path):
+    """Lightning starts the second with the first one's command line, which must not be that of the pipeline."""
+    two = config(("accelerator: cpu", "accelerator: cpu\n  devices: 2\n  strategy: ddp"))
+    (tmp_path / "mini").mkdir()
+    two.rename(tmp_path / "mini" / "1_fit.yaml")
+    code, err = run("mini")
+    assert code == 0 and "GLOBAL_RANK: 1, MEMBER: 2/2" in err, err
+    assert err.count("1_fit.yaml: lnlit fit") == 1
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_stage_which_saves(config, tmp_path, number, code):
     endless = config(("  enable_checkpointing: false\n", ""), ("max_steps: 2", "max_steps: 1000000"))
