@@ -34,12 +34,8 @@ def where(source: Source, index: int) -> str:
     return locate(index) if locate else f"row {index + 1} of {source}"
 
 
-class JsonlSource(Source):
-    """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` lists.
-
-    Args:
-        paths: a file, a glob pattern, or a list of either, read in the given order.
-    """
+class FileSource(Source):
+    """What sources of files share: `files` are those behind `paths`, in the given order."""
 
     def __init__(self, paths: str | list[str]) -> None:
         self.paths = paths
@@ -47,6 +43,14 @@ class JsonlSource(Source):
 
     def __str__(self) -> str:
         return ", ".join(str(file) for file in self.files)
+
+
+class JsonlSource(FileSource):
+    """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` lists.
+
+    Args:
+        paths: a file, a glob pattern, or a list of either, read in the given order.
+    """
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
         return (json_object(text, place) for place, text in islice(self._located(), start, None))
@@ -96,19 +100,12 @@ def _json_list(file: Path) -> Iterator[tuple[str, Any]]:
     yield from ((f"{file}: item {number}", item) for number, item in enumerate(items, start=1))
 
 
-class TextFileSource(Source):
+class TextFileSource(FileSource):
     """Plain text files, one row `{"text": the whole file}` each.
 
     Args:
         paths: a file, a glob pattern, or a list of either, read in the given order.
     """
-
-    def __init__(self, paths: str | list[str]) -> None:
-        self.paths = paths
-        self.files = expand(paths)
-
-    def __str__(self) -> str:
-        return ", ".join(str(file) for file in self.files)
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
         for file in self.files[start:]:
@@ -123,19 +120,12 @@ class TextFileSource(Source):
         return str(self.files[index])
 
 
-class ParquetSource(Source):
+class ParquetSource(FileSource):
     """Rows of Parquet files, one row group in memory at a time.
 
     Args:
         paths: a file, a glob pattern, or a list of either, read in the given order.
     """
-
-    def __init__(self, paths: str | list[str]) -> None:
-        self.paths = paths
-        self.files = expand(paths)
-
-    def __str__(self) -> str:
-        return ", ".join(str(file) for file in self.files)
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
         import pyarrow
