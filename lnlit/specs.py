@@ -144,7 +144,7 @@ def _flatten(value: Any, path: str = "spec") -> dict[str, Any]:
     return {leaf: item for key, child in items.items() for leaf, item in _flatten(child, key).items()}
 
 
-def _fields(kind: type, data: Any, path: str) -> dict[str, Any]:
+def fields_of(kind: type, data: Any, path: str) -> dict[str, Any]:
     """`data` as keyword arguments for dataclass `kind`, after checking its keys."""
     if not isinstance(data, Mapping):
         raise UserError(f"{path}: expected a mapping, got {data!r}")
@@ -160,7 +160,7 @@ def _fields(kind: type, data: Any, path: str) -> dict[str, Any]:
 
 
 def _read_part(data: Any, path: str) -> PartSpec:
-    part = _fields(PartSpec, data, path)
+    part = fields_of(PartSpec, data, path)
     if not isinstance(part["type"], str):
         raise UserError(f"{path}.type: expected a name, got {part['type']!r}")
     if not isinstance(part.get("args", {}), Mapping):
@@ -169,17 +169,17 @@ def _read_part(data: Any, path: str) -> PartSpec:
 
 
 def _read_model(data: Any, path: str) -> ModelSpec:
-    values = _fields(ModelSpec, data, path)
+    values = fields_of(ModelSpec, data, path)
     if not isinstance(values["layers"], (list, tuple)):
         raise UserError(f"{path}.layers: expected a list of blocks, got {values['layers']!r}")
     blocks = []
     for index, item in enumerate(values["layers"]):
         where = f"{path}.layers[{index}]"
-        block = _fields(BlockSpec, item, where)
+        block = fields_of(BlockSpec, item, where)
         blocks.append(BlockSpec(*(_read_part(block[slot], f"{where}.{slot}") for slot in ("attention", "ffn"))))
     values["layers"] = tuple(blocks)
     if "rope" in values:
-        rope = _fields(RopeSpec, values["rope"], f"{path}.rope")
+        rope = fields_of(RopeSpec, values["rope"], f"{path}.rope")
         if rope.get("scaling") is not None:
             rope["scaling"] = _read_part(rope["scaling"], f"{path}.rope.scaling")
         values["rope"] = RopeSpec(**rope)

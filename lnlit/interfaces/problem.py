@@ -21,7 +21,8 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from lnlit.errors import UserError, did_you_mean
-from lnlit.interfaces.plain_json import all_of, list_of, values_of, without_none
+from lnlit.interfaces.plain_json import all_of, list_of, without_none
+from lnlit.specs import fields_of
 
 Objective = Literal["minimize", "maximize"]
 
@@ -160,7 +161,7 @@ class Problem:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "problem") -> Problem:
         """Raises `UserError` naming the place of an unknown, missing, mistyped or impossible entry."""
-        values = values_of(cls, data, path)
+        values = fields_of(cls, data, path)
         layers = enumerate(list_of(values["layers"], f"{path}.layers"))
         values["layers"] = tuple(all_of(Choice, layer, f"{path}.layers[{i}]") for i, layer in layers)
         for key, kind in {"budgets": Budget, "counts": Count, "forbidden": Forbidden, "scenarios": Scenario}.items():

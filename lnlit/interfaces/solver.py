@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lnlit.errors import UserError
-from lnlit.interfaces.plain_json import all_of, list_of, values_of
+from lnlit.interfaces.plain_json import all_of, list_of
 from lnlit.interfaces.problem import Problem
+from lnlit.specs import fields_of
 
 #: optimal: proven within the gap that each solution states. feasible: found by a heuristic. infeasible: proven.
 #: time_limit: stopped early, with what was found until then. not_found: a heuristic found nothing.
@@ -53,7 +54,7 @@ class SolverResult:
         if not isinstance(data, Mapping):
             raise UserError(f"{path}: expected an object, got {data!r:.80}.")
         names = [f.name for f in dataclasses.fields(cls)]
-        values = values_of(cls, {key: value for key, value in data.items() if key in names}, path)
+        values = fields_of(cls, {key: value for key, value in data.items() if key in names}, path)
         if values["status"] not in get_args(Status):
             raise UserError(f"{path}.status: {values['status']!r} is none of {', '.join(get_args(Status))}.")
         values["solutions"] = tuple(
