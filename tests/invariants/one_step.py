@@ -76,3 +76,8 @@ def step(
     )
     trainer.fit(module, train_dataloaders=DataLoader(list(batches), batch_size=None))
     return recorder.loss, recorder.gradients
+
+
+def rows(made: list[Document]) -> list[list[Document]]:
+    """Unpacked: one document a row."""
+    return [[document] for document in made]

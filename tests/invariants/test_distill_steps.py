@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_step import documents, step
+from one_step import documents, rows, step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,10 +37,6 @@ def models(tmp_path_factory) -> tuple[Path, Path]:
 def distill(models: tuple[Path, Path], batches, runtime: Runtime = Runtime(), **settings):
     method = partial(Distill, teacher=str(models[1]), lm=LM, temperature=TEMPERATURE, runtime=runtime)
     return step(models[0], batches, method=method, **settings)
-
-
-def rows(made):
-    return [[document] for document in made]
 
 
 @pytest.fixture(scope="module")

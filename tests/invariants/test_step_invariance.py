@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_step import documents, step
+from one_step import documents, rows, step
 from torch.nn import functional as F
 
 from lnlit.checkpoint.load import load_weights
@@ -21,10 +21,6 @@ from lnlit.testing.tiny import mixed_spec, tiny_folder, tiny_spec
 def model(request, tmp_path_factory) -> Path:
     spec = {"llama": tiny_spec(), "mixed": mixed_spec()}[request.param]
     return tiny_folder(tmp_path_factory.mktemp("model") / request.param, spec)
-
-
-def rows(made: list[Document]) -> list[list[Document]]:
-    return [[document] for document in made]
 
 
 @pytest.fixture(scope="module")
