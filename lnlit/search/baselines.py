@@ -80,7 +80,9 @@ class Random(Solver):
     """Random architectures of the library that keep all limits: `samples` of them, always the same for one `seed`.
 
     Every layer draws one of its choices, all equally likely; while a limit is broken, a random change among those that
-    bring the model nearer to its limits is made. The solutions are not thinned out by `max_overlap`.
+    bring the model nearer to its limits is made; then, while one fits, a random change that uses more of what the upper
+    limits leave: an architecture that wastes half its budget is no fair rival. The solutions are not thinned out by
+    `max_overlap`.
     """
 
     def __init__(self, samples: int = 20, seed: int = 0) -> None:
@@ -102,6 +104,9 @@ class Random(Solver):
             if not len(better):
                 return None
             layer, choice = draw.choice(better)
+            picks_L[layer] = choice
+        while len(larger := np.argwhere(table.spends(picks_L) & np.isfinite(table.score_LJ))):
+            layer, choice = draw.choice(larger)
             picks_L[layer] = choice
         return picks_L
 
@@ -163,6 +168,12 @@ class _Table:
         before = self.excess(self.totals(picks_L))
         gain_LJ = before - self.excess(self.after(picks_L))
         return np.where(gain_LJ > 1e-12 * max(before, 1.0), gain_LJ, 0.0)
+
+    def spends(self, picks_L: np.ndarray) -> np.ndarray:
+        """Which single changes keep all limits and use more of the upper ones, bool [L, J]."""
+        capped_R = np.where(np.isfinite(self.high_R), 1.0 / self.scale_R, 0.0)
+        used_LJ, now = self.after(picks_L) @ capped_R, self.totals(picks_L) @ capped_R
+        return (self.excess(self.after(picks_L)) == 0) & (used_LJ > now + 1e-9 * max(abs(now), 1.0))
 
     def loss(self, picks_L: np.ndarray) -> np.ndarray:
         """What each single change costs in score, [L, J]."""

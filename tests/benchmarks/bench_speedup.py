@@ -49,15 +49,17 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/mini"))
     parser.add_argument("--model", default="runs/smollm2")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=2, help="times per model and round; the best counts")
     parser.add_argument("--workload", type=int, nargs=3, default=(8, 256, 32), metavar=("BATCH", "PROMPT", "NEW"))
     options = parser.parse_args()
     out = options.runs / f"speedup_{options.engine}"
     costs, (batch, prompt, new) = out / "costs.json", options.workload
+    timing = {"rounds": options.rounds, "samples": options.samples}
     if not costs.is_file():
         library = str(options.runs / "library")
-        measure(library, [batch], [prompt], [new], str(costs), engine=options.engine, rounds=options.rounds)
+        measure(library, [batch], [prompt], [new], str(costs), engine=options.engine, **timing)
     models = [options.model, *children(options.runs, out)]
-    measured = json.loads(verify(str(costs), models, str(out / "measured.json"), rounds=options.rounds).read_text())
+    measured = json.loads(verify(str(costs), models, str(out / "measured.json"), **timing).read_text())
     table = CostTable.read(costs)
     lines = [
         f"\n## {date.today()} asked for and kept speed-ups, {options.engine}\n",
