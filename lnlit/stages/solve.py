@@ -26,6 +26,7 @@ def solve(
     scores: str | None = None,
     costs: str | None = None,
     targets: Sequence[Target] = (),
+    corrected_by: str | None = None,
     workloads: Sequence[Workload] = (),
     counts: Sequence[Count] = (),
     forbidden: Sequence[Forbidden] = (),
@@ -52,6 +53,8 @@ def solve(
         scores: Its scores.
         costs: Its cost table.
         targets: Bounds of the child's costs, throughput (min) or cached_tokens (min, room_mib) included.
+        corrected_by: What `lnlit search verify` measured, the parent first and an earlier search's child last: targets
+            on times are tightened by as much as that child missed its prediction.
         workloads: Which of the cost table's workloads count, all when not given. Several are alternatives: the targets
             must hold in one, and the one that allows the best child wins.
         counts: How many layers may take the choices that match a pattern.
@@ -71,9 +74,9 @@ def solve(
     wishes |= {"num_solutions": num_solutions, "max_overlap": max_overlap}
     wishes |= {"generated_only": generated_only, "first_attention": first_attention}
     if problem is not None:
-        asked = _from_file(problem, [library, scores, costs, *workloads], wishes)
+        asked = _from_file(problem, [library, scores, costs, corrected_by, *workloads], wishes)
     else:
-        asked = _from_library(library, scores, costs, workloads, allow_other_hardware, wishes)
+        asked = _from_library(library, scores, costs, corrected_by, workloads, allow_other_hardware, wishes)
     return _written(Path(out).expanduser(), asked, problem, {solver: chosen}, time_limit_s, frontier)
 
 
@@ -131,12 +134,14 @@ def _from_library(
     library: str | None,
     scores: str | None,
     costs: str | None,
+    corrected_by: str | None,
     workloads: Sequence[Workload],
     allow_other_hardware: bool,
     wishes: dict[str, Any],
 ) -> Problem:
     if library is None or scores is None or costs is None:
         raise UserError("solve: needs either a problem file, or all of library, scores and costs.")
+    from lnlit.search.correction import corrected
     from lnlit.search.costs import CostTable  # these import torch, which a problem file does not need
     from lnlit.search.library import Library
     from lnlit.search.problem import make_problem
@@ -144,6 +149,9 @@ def _from_library(
 
     opened, table = Library.open(library), CostTable.read(Path(costs).expanduser())
     table.check_hardware(allow_other_hardware)
+    if corrected_by is not None:
+        measured = Path(corrected_by).expanduser()
+        wishes["targets"] = corrected(wishes["targets"], measured, table.engine, table.dtype)
     return make_problem(opened, read_scores(scores), table, tuple(workloads) or table.workloads, **wishes)
 
 

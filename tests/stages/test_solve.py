@@ -48,6 +48,11 @@ def test_an_impossible_budget_says_what_is_reachable_and_writes_nothing(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["given.json"]
 
 
+def test_a_problem_file_has_no_times_to_correct(tmp_path: Path):
+    with pytest.raises(UserError, match="a problem file holds the whole problem"):
+        solve(str(tmp_path / "s.json"), write(tmp_path), corrected_by=str(tmp_path / "measured.json"), solver="greedy")
+
+
 def test_a_heuristic_that_finds_nothing_says_so(tmp_path: Path):
     with pytest.raises(UserError, match="found no choice within all limits"):
         solve(str(tmp_path / "s.json"), write(tmp_path, budgets=[{"cost": "size", "max": -1}]), solver="greedy")
