@@ -25,3 +25,23 @@ class TokenBatch:
     labels: Tensor
     positions: Tensor
     lengths: list[int]
+
+
+@dataclass
+class PolicyBatch:
+    """Sampled completions and what a policy learns from each of their tokens.
+
+    `tokens.labels` are the completions' tokens; N of them have a label, and the tensors [N] follow these, row by row.
+    `sample_N` says whose each token is, from 0 to `samples` - 1. `old_N` are the trainer's log-probs under the weights
+    that the completions were sampled with, None where those are still the weights of this step; `engine_N` those that
+    the engine reported, None where they need no correction; `reference_N` those of the reference, None without one.
+    """
+
+    tokens: TokenBatch
+    sample_N: Tensor
+    samples: int
+    advantages_N: Tensor
+    old_N: Tensor | None = None
+    engine_N: Tensor | None = None
+    reference_N: Tensor | None = None
+    max_new_tokens: int = 1

@@ -9,15 +9,14 @@ within a group matter. With K = 2, p = sigmoid(beta (s_1 - s_2)) and q = sigmoid
     squared     (z - a)^2                                               2 beta (z - a)
     dpo         -log p of the better one (eta -> infinity)              beta (p - 1)
 
-with z = beta (s_1 - s_2) and a = eta (r_1 - r_2). All gradients carry the factor beta. At the paper's 1e-5 they would be
-lost in AdamW's epsilon, so every loss here is divided by beta: that changes no optimum, only the scale.
+with z = beta (s_1 - s_2) and a = eta (r_1 - r_2). All gradients carry the factor beta. At the paper's 1e-5 they would
+be lost in AdamW's epsilon, so every loss here is divided by beta: that changes no optimum, only the scale.
 
 Shape suffixes: P prompts, K completions of each.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
