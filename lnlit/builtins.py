@@ -38,6 +38,10 @@ BUILTINS: dict[str, dict[str, str]] = {
     "meter": {
         "native": "lnlit.search.native_meter:NativeMeter",
     },
+    "rollout": {
+        "native": "lnlit.rollout.native:NativeEngine",
+        "scripted": "lnlit.rollout.scripted:ScriptedEngine",
+    },
     "solver": {
         "greedy": "lnlit.search.baselines:Greedy",
         "ratio_greedy": "lnlit.search.baselines:RatioGreedy",
@@ -54,5 +58,6 @@ INTERFACES: dict[str, str] = {
     "source": "lnlit.interfaces.source:Source",
     "checkpoint": "lnlit.interfaces.checkpoint:CheckpointFormat",
     "meter": "lnlit.interfaces.meter:Meter",
+    "rollout": "lnlit.interfaces.rollout:RolloutEngine",
     "solver": "lnlit.interfaces.solver:Solver",
 }

@@ -13,7 +13,7 @@ from types import MethodType, SimpleNamespace
 import pytest
 import torch
 from torch.nn.functional import rms_norm
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -26,9 +26,19 @@ from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
 from lnlit.objectives.policy import Clip, Correction
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
-from tests.checkpoint.checkpoint_models import tiny_config
 
-#: The architecture of `tiny_config`.
+CONFIG = LlamaConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=56,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    initializer_range=0.2,
+    tie_word_embeddings=True,
+)
+#: The same architecture as `CONFIG`.
 BLOCK = BlockSpec(
     PartSpec("gqa", {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}), PartSpec("swiglu", {"intermediate_size": 56})
 )
@@ -184,7 +194,7 @@ class Case:
 
 def their_model() -> LlamaForCausalLM:
     """Double precision throughout: transformers' own norm goes through fp32."""
-    model = LlamaForCausalLM(tiny_config(tie_word_embeddings=True)).double()
+    model = LlamaForCausalLM(CONFIG).double()
     for module in model.modules():
         if isinstance(module, LlamaRMSNorm):
             module.forward = partial(rms_norm, normalized_shape=(32,), weight=module.weight, eps=1e-6)

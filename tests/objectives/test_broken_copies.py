@@ -7,9 +7,12 @@ import sys
 from types import ModuleType
 
 import pytest
+import test_advantage
+import test_kl
+import test_policy
+import test_preference
 
 from lnlit.objectives import advantage, kl, policy, preference
-from tests.objectives import test_advantage, test_kl, test_policy, test_preference
 
 BROKEN = {
     "flipped sign": (
