@@ -1,7 +1,7 @@
 """The sockets: everything a plugin author reads. Abstract classes and plain data; importing them imports no torch."""
 
 from lnlit.interfaces.attention_kernel import AttentionKernel, Segments
-from lnlit.interfaces.batch import IGNORE, PolicyBatch, TokenBatch
+from lnlit.interfaces.batch import IGNORE, PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.interfaces.checkpoint import CheckpointFormat
 from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
 from lnlit.interfaces.meter import Latency, Meter, Workload
@@ -25,6 +25,7 @@ __all__ = [
     "LayerContext",
     "Meter",
     "PolicyBatch",
+    "PreferenceBatch",
     "Problem",
     "Reward",
     "RewardRequest",

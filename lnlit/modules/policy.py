@@ -1,6 +1,6 @@
 """What GRPO and RLOO share: a policy that learns from its own samples. Where these come from it does not know.
 
-Shape suffixes: N tokens of completions, B rows, T positions, P prompts, G samples of each.
+Shape suffixes: N tokens of completions, P prompts, G samples of each.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
-from lnlit.interfaces import IGNORE, PolicyBatch, TokenBatch
-from lnlit.models.decoder import Decoder
+from lnlit.interfaces import PolicyBatch, TokenBatch
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW
-from lnlit.modules.teacher import check_teacher, load_teacher
+from lnlit.modules.reference import Reference, token_log_probs
 from lnlit.objectives import policy
 from lnlit.objectives.kl import KL, k3
-from lnlit.objectives.log_probs import TokenLogProbs, linear_log_probs
+from lnlit.objectives.log_probs import TokenLogProbs
 from lnlit.objectives.policy import Clip, Correction, RatioOf, clipped_loss, log_ratios
 from lnlit.specs import ModelSpec
 
@@ -57,8 +55,8 @@ class PolicyModel(LitModel, ABC):
         self.ratio: RatioOf = ratio
         self.reduction: ReductionName = reduction
         self.clip, self.kl = clip, kl
-        self.reference, self.correction, self.temperature = reference or model, correction, temperature
-        self._reference: Decoder | None = None
+        self.correction, self.temperature = correction, temperature
+        self.reference = Reference(reference, self) if kl.weight else None
         self._token_sums = Sums()
 
     @abstractmethod
@@ -69,39 +67,39 @@ class PolicyModel(LitModel, ABC):
 
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)
-        if self.kl.weight and self.reference != self.model:
-            check_teacher(self.reference, read_spec(self.reference), self.model, spec)
+        if self.reference is not None:
+            self.reference.check(spec)
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.kl.weight == 0 or self._reference is not None:
-            return
-        dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else None
-        self._reference = load_teacher(
-            self.reference,
-            read_spec(self.reference),
-            self.trainer.strategy.root_device,
-            self.device_mesh,
-            dtype,
-            self.runtime.attention_kernel,
-        )
+        if self.reference is not None:
+            self.reference.load()
 
     # log-probs
 
     def token_log_probs(self, batch: TokenBatch) -> TokenLogProbs:
         """The policy's, at each position with a label, row by row."""
-        return _token_log_probs(self.decoder, batch, self.temperature)
+        return token_log_probs(self.decoder, batch, self.temperature)
+
+    @torch.no_grad()
+    def current_log_probs(self, batch: TokenBatch) -> Tensor:
+        """The same outside a training step, [N]: in its precision, without gradient and without dropout."""
+        was_training = self.decoder.training
+        self.decoder.eval()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                return self.token_log_probs(batch).log_probs_N
+        finally:
+            self.decoder.train(was_training)
 
     def reference_log_probs(self, batch: TokenBatch) -> Tensor | None:
-        """The reference's likewise, [N]; None where nothing is compared with it."""
-        if self._reference is None:
-            return None
-        with torch.no_grad():
-            return _token_log_probs(self._reference, batch, self.temperature).log_probs_N
+        """The reference's likewise; None where nothing is compared with it."""
+        return None if self.reference is None else self.reference.log_probs(batch, self.temperature)
 
     # the step
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
+        self.log_dict({f"train/{name}": value for name, value in batch.metrics.items()})
         log_probs_N, entropy_N = self.token_log_probs(batch.tokens)
         loss, count = self.loss(log_probs_N, batch)
         self._token_sums.add(len(log_probs_N), entropy=entropy_N.sum(), **self._observed(log_probs_N.detach(), batch))
@@ -151,13 +149,3 @@ class PolicyModel(LitModel, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         self.log_means("train", self._token_sums)
-
-
-def _token_log_probs(decoder: Decoder, batch: TokenBatch, temperature: float) -> TokenLogProbs:
-    has_label_BT = batch.labels != IGNORE
-    labels_N = batch.labels[has_label_BT]
-
-    def head(hidden_BTD: Tensor, weight_VD: Tensor) -> TokenLogProbs:
-        return linear_log_probs(hidden_BTD[has_label_BT], weight_VD, labels_N, temperature)
-
-    return decoder(batch.tokens, batch.positions, batch.lengths, read_out=head)
