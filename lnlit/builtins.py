@@ -38,6 +38,14 @@ BUILTINS: dict[str, dict[str, str]] = {
     "meter": {
         "native": "lnlit.search.native_meter:NativeMeter",
     },
+    "reward": {
+        "format": "lnlit.rewards.format:FormatReward",
+        "math_answer": "lnlit.rewards.math_answer:MathAnswerReward",
+    },
+    "rollout": {
+        "native": "lnlit.rollout.native:NativeEngine",
+        "scripted": "lnlit.rollout.scripted:ScriptedEngine",
+    },
     "solver": {
         "greedy": "lnlit.search.baselines:Greedy",
         "ratio_greedy": "lnlit.search.baselines:RatioGreedy",
@@ -54,5 +62,7 @@ INTERFACES: dict[str, str] = {
     "source": "lnlit.interfaces.source:Source",
     "checkpoint": "lnlit.interfaces.checkpoint:CheckpointFormat",
     "meter": "lnlit.interfaces.meter:Meter",
+    "reward": "lnlit.interfaces.reward:Reward",
+    "rollout": "lnlit.interfaces.rollout:RolloutEngine",
     "solver": "lnlit.interfaces.solver:Solver",
 }

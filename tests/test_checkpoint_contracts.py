@@ -11,9 +11,9 @@ import torch
 
 from lnlit import registry
 from lnlit.checkpoint.folder import save_folder
-from lnlit.checkpoint.load import canonical_weights
 from lnlit.models.build import build_decoder, init_weights
 from lnlit.models.decoder import Decoder
+from lnlit.models.weights import canonical_weights
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing import contracts
 

@@ -16,9 +16,9 @@ from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import read_spec, resolve
-from lnlit.checkpoint.load import canonical_weights
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
+from lnlit.models.weights import canonical_weights
 
 
 class ExportModel(L.Callback):

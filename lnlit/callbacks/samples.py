@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lnlit.callbacks.interrupt import stopped_by
-from lnlit.checkpoint.load import inference_copy
 from lnlit.data.chat import ChatEncoder, row_messages
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
+from lnlit.models.weights import inference_copy
 
 
 class SampleGenerations(L.Callback):

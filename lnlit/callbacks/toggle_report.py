@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.callbacks.interrupt import stopped_by
-from lnlit.checkpoint.load import inference_copy
 from lnlit.data.chat import row_messages
 from lnlit.errors import UserError
 from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, score
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
+from lnlit.models.weights import inference_copy
 
 _MODES = ("on", "off")
 

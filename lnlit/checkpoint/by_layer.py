@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from lnlit.checkpoint.layout import expected_shapes
 from lnlit.errors import UserError
+from lnlit.models.layout import expected_shapes
 from lnlit.specs import ModelSpec
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -14,10 +14,10 @@ from lnlit.checkpoint.decilm import vllm_obstacles
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
-from lnlit.checkpoint.layout import expected_shapes
 from lnlit.checkpoint.lightning import LightningCheckpoint
 from lnlit.errors import UserError, did_you_mean
 from lnlit.models.build import check_spec
+from lnlit.models.layout import expected_shapes
 from lnlit.models.lineage import child_spec, child_weights
 from lnlit.models.pipeline import pad_for_pipeline
 from lnlit.specs import ModelSpec

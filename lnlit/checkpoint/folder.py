@@ -14,13 +14,13 @@ from lnlit import __version__
 from lnlit.checkpoint.decilm import decilm_config
 from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
-from lnlit.checkpoint.layout import check_shapes, expected_shapes
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError
 from lnlit.files import read_json, replaced_folder, write_json
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import check_spec
+from lnlit.models.layout import check_shapes, expected_shapes
 from lnlit.specs import ModelSpec
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
 
-from lnlit.checkpoint.layout import check_shapes, expected_shapes
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
+from lnlit.models.layout import check_shapes, expected_shapes
 from lnlit.models.rope import inverse_frequencies
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec
 

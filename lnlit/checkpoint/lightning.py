@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lnlit.checkpoint.layout import check_shapes
-from lnlit.checkpoint.load import canonical_weights
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import build_decoder
+from lnlit.models.layout import check_shapes
 from lnlit.models.lora import LoRA, add_lora
+from lnlit.models.weights import canonical_weights
 from lnlit.specs import ModelSpec
 
 PREFIX = "decoder."

@@ -12,9 +12,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lnlit.checkpoint.layout import Shape, check_shapes, expected_shapes
 from lnlit.errors import UserError
 from lnlit.files import read_json
+from lnlit.models.layout import Shape, check_shapes, expected_shapes
 from lnlit.specs import ModelSpec
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

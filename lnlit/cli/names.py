@@ -20,9 +20,9 @@ from lnlit.errors import UserError
 
 #: Where the classes of a base live whose short name a configuration may use.
 _HOMES = {
-    "lightning.pytorch.core.module.LightningModule": "lnlit.modules",
-    "lightning.pytorch.core.datamodule.LightningDataModule": "lnlit.data",
-    "lightning.pytorch.callbacks.callback.Callback": "lnlit.callbacks",
+    "lightning.pytorch.core.module.LightningModule": ("lnlit.modules",),
+    "lightning.pytorch.core.datamodule.LightningDataModule": ("lnlit.data", "lnlit.modules"),
+    "lightning.pytorch.callbacks.callback.Callback": ("lnlit.callbacks",),
 }
 #: What a configuration may name. torch is not open as a whole: it holds functions that load pickles and compile code.
 _ALLOWED = ("lnlit", "lightning", "torch.optim", "torch.nn", "torch.profiler")
@@ -51,11 +51,9 @@ def resolve(base: type | tuple[type, ...], name: str) -> str:
         kind = _kind_of(one)
         if kind is not None:
             return _registered(kind, name)
-        home = _HOMES.get(_path(one))
-        if home is not None:
-            for found in _public_subclasses(home, one):
-                if found.__name__ == name:
-                    return _path(found)
+        for found in _ours(one):
+            if found.__name__ == name:
+                return _path(found)
     return _native_resolve(base, name)  # type: ignore[arg-type]
 
 
@@ -67,8 +65,7 @@ def choices(base: type | tuple[type, ...]) -> list[str]:
         if kind is not None:
             found.update(registry.names(kind))
             continue
-        if home := _HOMES.get(_path(one)):
-            found.update(cls.__name__ for cls in _public_subclasses(home, one))
+        found.update(cls.__name__ for cls in _ours(one))
         others = (path for path in typehints.get_all_subclass_paths(one) if _is_allowed(path) and ".demos." not in path)
         found.update({path.rpartition(".")[2] for path in others} - {one.__name__})
     return sorted(found)
@@ -92,6 +89,10 @@ def _kind_of(base: type) -> str | None:
         if f"{module}:{name}" in targets:
             return targets[f"{module}:{name}"]
     return None
+
+
+def _ours(base: type) -> list[type]:
+    return [cls for package in _HOMES.get(_path(base), ()) for cls in _public_subclasses(package, base)]
 
 
 def _public_subclasses(package: str, base: type) -> list[type]:

@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from lnlit.data.tokenizer import check_tokenizer, special_texts
 from lnlit.errors import UserError
+from lnlit.thinking import Thinking, toggle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Thinking = Literal["on", "off"]
 Message = dict[str, Any]
 
 #: Brackets of a stand-in for a control token's text inside a message. Unicode noncharacters: no tokenizer has them.
@@ -37,19 +37,6 @@ class Document:
 
     def piece(self, start: int, stop: int) -> Document:
         return Document(self.tokens[start:stop], self.loss_mask[start:stop])
-
-
-def on_or_off(thinking: Any) -> Thinking:
-    """`on` or `off`, also from a boolean: YAML reads the bare words on and off as true and false."""
-    value = ("on" if thinking else "off") if isinstance(thinking, bool) else thinking
-    if value not in get_args(Thinking):
-        raise UserError(f"thinking: expected on or off, got {thinking!r}")
-    return value
-
-
-def toggle(thinking: Any) -> str:
-    """The system prompt that switches thinking on or off."""
-    return f"detailed thinking {on_or_off(thinking)}"
 
 
 def row_messages(row: Mapping[str, Any], thinking: Thinking | None = None) -> list[Message]:

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import Literal
 
 from lnlit.data.blend import BlendEntry
-from lnlit.data.chat import ChatEncoder, Thinking, on_or_off
+from lnlit.data.chat import ChatEncoder
 from lnlit.data.corpus import DocumentReader, TooLong
 from lnlit.data.packing import BestFit, OnePerRow, Row, collate, round_up
 from lnlit.data.plan import MapPlan
 from lnlit.data.planned import PlannedData
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.interfaces import Source, TokenBatch
+from lnlit.thinking import Thinking, on_or_off
 
 
 class ChatData(PlannedData):

@@ -12,10 +12,10 @@ from functools import reduce
 from itertools import islice
 from typing import Any, Literal
 
-from lnlit.data.chat import on_or_off
 from lnlit.data.split import Split, check_split, is_heldout
 from lnlit.errors import UserError, unknown_key
 from lnlit.interfaces import Source
+from lnlit.thinking import on_or_off
 
 #: Settings of each task unless the user gives others: questions that a 135M model learns in a few hundred steps.
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_THOUGHT_THEN_ANSWER = re.compile(r"\s*<think>((?!</?think>).)*</think>\s*\S", re.DOTALL)
+from lnlit.thinking import answer_of, obeys
+
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -38,16 +39,9 @@ class Share:
         return f"{self.value:6.1%} ({low:.0%}-{high:.0%})"
 
 
-def obeys(text: str, thinking: str) -> bool:
-    """On: exactly one `<think>...</think>` with an answer after it. Off: no thinking tag at all."""
-    if thinking == "off":
-        return "<think>" not in text and "</think>" not in text
-    return text.count("<think>") == text.count("</think>") == 1 and bool(_THOUGHT_THEN_ANSWER.match(text))
-
-
 def final_answer(text: str) -> str | None:
     r"""The last `\boxed{...}`, else the last number after any thinking; None when there is neither."""
-    after = text.rpartition("</think>")[2]
+    after = answer_of(text)
     if boxed := _BOXED.findall(after):
         return boxed[-1].strip()
     numbers = _NUMBER.findall(after.replace(",", ""))

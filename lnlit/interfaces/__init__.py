@@ -1,11 +1,13 @@
 """The sockets: everything a plugin author reads. Abstract classes and plain data; importing them imports no torch."""
 
 from lnlit.interfaces.attention_kernel import AttentionKernel, Segments
-from lnlit.interfaces.batch import IGNORE, TokenBatch
+from lnlit.interfaces.batch import IGNORE, PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.interfaces.checkpoint import CheckpointFormat
 from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
 from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
+from lnlit.interfaces.reward import Reward, RewardRequest, RewardResult
+from lnlit.interfaces.rollout import Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.interfaces.solver import Solution, Solver, SolverResult
 from lnlit.interfaces.source import Source
 
@@ -22,7 +24,16 @@ __all__ = [
     "Latency",
     "LayerContext",
     "Meter",
+    "PolicyBatch",
+    "PreferenceBatch",
     "Problem",
+    "Reward",
+    "RewardRequest",
+    "RewardResult",
+    "Rollout",
+    "RolloutEngine",
+    "RolloutRequest",
+    "RolloutSampling",
     "Scenario",
     "Segments",
     "Solution",

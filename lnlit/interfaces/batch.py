@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,3 +26,39 @@ class TokenBatch:
     labels: Tensor
     positions: Tensor
     lengths: list[int]
+
+
+@dataclass
+class PolicyBatch:
+    """Sampled completions and what a policy learns from each of their tokens.
+
+    `tokens.labels` are the completions' tokens; N of them have a label, and the tensors [N] follow these, row by row.
+    `sample_N` says whose each token is, from 0 to `samples` - 1. `old_N` are the trainer's log-probs under the weights
+    that the completions were sampled with, None where those are still the weights of this step; `engine_N` those that
+    the engine reported, None where they need no correction; `reference_N` those of the reference, None without one.
+    `metrics` describe the rollout that begins with this batch.
+    """
+
+    tokens: TokenBatch
+    sample_N: Tensor
+    samples: int
+    advantages_N: Tensor
+    old_N: Tensor | None = None
+    engine_N: Tensor | None = None
+    reference_N: Tensor | None = None
+    max_new_tokens: int = 1
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class PreferenceBatch:
+    """K completions of each of P prompts, and their rewards.
+
+    `tokens.labels` are the completions' tokens; N of them have a label. `sample_N` says whose each is: completion k of
+    prompt p is sample p * K + k. `reference_N` are the reference's log-probs, None where it computes them itself.
+    """
+
+    tokens: TokenBatch
+    sample_N: Tensor
+    rewards_PK: Tensor
+    reference_N: Tensor | None = None

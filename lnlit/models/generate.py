@@ -43,17 +43,19 @@ def generate(
     sampling: Sampling,
     end_ids: Collection[int],
     on_token: Callable[[int, int], None] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Generation]:
     """Continue each prompt (token ids, any mix of lengths). `on_token(row, token)` is called as tokens appear.
 
-    Rows that finish leave the batch. A row's randomness depends on `sampling.seed` and its index alone. Raises
-    `UserError` for an empty prompt or when prompt plus continuation exceeds the model's context.
+    Rows that finish leave the batch. A row's randomness depends on its own seed alone: `seeds`, one per prompt, or by
+    default `sampling.seed` and its index. Raises `UserError` for an empty prompt or when prompt plus continuation
+    exceeds the model's context.
     """
     _check(decoder, prompts, sampling)
     was_training = decoder.training
     decoder.eval()
     try:
-        return _decode(decoder, prompts, sampling, end_ids, on_token)
+        return _decode(decoder, prompts, sampling, end_ids, on_token, seeds)
     finally:
         decoder.train(was_training)
 
@@ -64,10 +66,12 @@ def _decode(
     sampling: Sampling,
     end_ids: Collection[int],
     on_token: Callable[[int, int], None] | None,
+    seeds: Sequence[int] | None,
 ) -> list[Generation]:
     device = decoder.embed_tokens.weight.device
     done = [Generation() for _ in prompts]
-    uniform = [torch.Generator().manual_seed(_row_seed(sampling.seed, row)) for row in range(len(prompts))]
+    seeds = [_row_seed(sampling.seed, row) for row in range(len(prompts))] if seeds is None else seeds
+    uniform = [torch.Generator().manual_seed(seed) for seed in seeds]
     lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
     longest = int(lengths_B.max())
     cache = KVCache(decoder.spec, len(prompts), longest + sampling.max_new_tokens, _compute_dtype(decoder), device)

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 from lnlit.checkpoint.folder import save_folder
-from lnlit.checkpoint.load import canonical_weights
 from lnlit.models.build import build_decoder, init_weights
 from lnlit.models.decoder import Decoder
+from lnlit.models.weights import canonical_weights
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 CHATML = (

@@ -32,8 +32,8 @@ def make_models(folder: Path, model: str | None) -> None:
     """The parent and its child, and some text."""
     from lnlit.checkpoint.folder import save_folder
     from lnlit.checkpoint.formats import open_checkpoint, read_spec
-    from lnlit.checkpoint.layout import layout
     from lnlit.models.build import build_decoder
+    from lnlit.models.layout import layout
     from lnlit.specs import NOOP
     from lnlit.testing.tiny import tiny_folder
 

@@ -22,7 +22,7 @@ from statistics import fmean
 import torch
 
 from lnlit import registry
-from lnlit.checkpoint.load import fill, load_weights
+from lnlit.checkpoint.load import load_weights
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text import TextSample
 from lnlit.interfaces import Problem, Workload
@@ -30,6 +30,7 @@ from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.fusion import FusionPlan, fused, in_reverse, removed
 from lnlit.models.lineage import child_spec, child_weights
+from lnlit.models.weights import fill
 from lnlit.search.costs import CostTable
 from lnlit.search.library import Library
 from lnlit.search.problem import make_problem

@@ -16,10 +16,11 @@ from transformers import AutoTokenizer, GenerationConfig
 from lnlit.checkpoint.convert import export_model, import_model
 from lnlit.checkpoint.folder import read_provenance
 from lnlit.checkpoint.formats import read_spec, resolve
-from lnlit.checkpoint.load import canonical_weights, load_weights
+from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.lora import LoRA, add_lora, init_lora
+from lnlit.models.weights import canonical_weights
 
 CHAT = [{"role": "system", "content": "detailed thinking on"}, {"role": "user", "content": "2 + 2?"}]
 

@@ -11,9 +11,9 @@ from checkpoint_models import LINEAR, mixed_spec
 
 from lnlit.checkpoint.decilm import decilm_config, vllm_obstacles
 from lnlit.checkpoint.formats import read_spec
-from lnlit.checkpoint.layout import expected_shapes
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder, parameter_count
+from lnlit.models.layout import expected_shapes
 from lnlit.specs import NOOP, BlockSpec, PartSpec
 
 RELEASED = Path(__file__).parents[3] / "shared/data/nemotron_configs"

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from lnlit.checkpoint.folder import read_provenance, save_folder
 from lnlit.checkpoint.formats import read_spec
-from lnlit.checkpoint.load import canonical_weights, load_weights
+from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
+from lnlit.models.weights import canonical_weights
 from lnlit.specs import NOOP, BlockSpec
 
 PROMPTS = [[5, 17, 3, 88, 41, 2, 9], [60], [12, 71, 33]]

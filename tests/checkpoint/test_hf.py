@@ -10,9 +10,10 @@ from checkpoint_models import save_tiny
 from safetensors.torch import load_file, save_file
 
 from lnlit.checkpoint.formats import open_checkpoint, read_spec
-from lnlit.checkpoint.load import canonical_weights, load_weights
+from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
+from lnlit.models.weights import canonical_weights
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -13,9 +13,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lnlit.checkpoint.folder import save_folder
-from lnlit.checkpoint.load import canonical_weights, fill, load_weights
+from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
+from lnlit.models.weights import canonical_weights, fill
 
 
 def saved(out, decoder):

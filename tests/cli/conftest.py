@@ -24,8 +24,8 @@ def tiny_spec() -> ModelSpec:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with random weights."""
     from lnlit.checkpoint.folder import save_folder
-    from lnlit.checkpoint.load import canonical_weights
     from lnlit.models.build import build_decoder, init_weights
+    from lnlit.models.weights import canonical_weights
     from lnlit.testing.tiny import save_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")

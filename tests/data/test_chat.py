@@ -1,10 +1,11 @@
 import pytest
 from chat_samples import CHATML, SHARED
 
-from lnlit.data.chat import ChatEncoder, row_messages, toggle
+from lnlit.data.chat import ChatEncoder, row_messages
 from lnlit.data.sources import JsonlSource
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
+from lnlit.thinking import toggle
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

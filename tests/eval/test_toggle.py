@@ -2,7 +2,8 @@
 
 import pytest
 
-from lnlit.eval.toggle import Share, best_constant, echo_last_number, final_answer, is_correct, obeys
+from lnlit.eval.toggle import Share, best_constant, echo_last_number, final_answer, is_correct
+from lnlit.thinking import obeys
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,12 @@ from lnlit.checkpoint.convert import import_model
 from lnlit.checkpoint.decilm import vllm_obstacles
 from lnlit.checkpoint.folder import save_folder
 from lnlit.checkpoint.formats import read_spec
-from lnlit.checkpoint.load import canonical_weights, load_weights
+from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.interfaces import Workload
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.weights import canonical_weights
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
 from lnlit.testing.tiny import tiny_decoder, tiny_spec
 

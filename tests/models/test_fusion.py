@@ -11,12 +11,13 @@ from torch.nn.functional import silu
 from lnlit.checkpoint.decilm import vllm_obstacles
 from lnlit.checkpoint.folder import save_folder
 from lnlit.checkpoint.formats import read_spec
-from lnlit.checkpoint.load import canonical_weights, fill, load_weights
+from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder
 from lnlit.models.fusion import FusionPlan, attention_free_runs, plan_fusion
 from lnlit.models.lineage import EMPTY, child_spec, child_weights, fuse_ffns, hidden_pairs
+from lnlit.models.weights import canonical_weights, fill
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_decoder, tiny_spec
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lnlit.checkpoint.load import canonical_weights, fill
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.fp8 import to_float8
 from lnlit.models.lora import LoRA, add_lora, base_parameters, init_lora
+from lnlit.models.weights import canonical_weights, fill
 from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, swiglu, tiny_decoder, tiny_spec
 
 ROW = torch.arange(1, 11)[None]

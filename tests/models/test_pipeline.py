@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lnlit.checkpoint.decilm import DeciLMCheckpoint, vllm_obstacles
-from lnlit.checkpoint.load import canonical_weights, fill
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder, parameter_count
 from lnlit.models.lineage import EMPTY, child_spec, child_weights
 from lnlit.models.pipeline import pad_for_pipeline, split_evenly
+from lnlit.models.weights import canonical_weights, fill
 from lnlit.specs import NOOP, BlockSpec
 from lnlit.testing.tiny import attention, mixed_spec, swiglu, tiny_decoder, tiny_spec
 

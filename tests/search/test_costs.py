@@ -11,9 +11,9 @@ import pytest
 from safetensors import safe_open
 
 from lnlit.checkpoint.folder import save_folder
-from lnlit.checkpoint.load import canonical_weights
 from lnlit.errors import UserError
 from lnlit.interfaces import Workload
+from lnlit.models.weights import canonical_weights
 from lnlit.search.costs import CostTable, Timing, part_cost, subblock_memory_mib, tokens_per_s
 from lnlit.search.measure import Plan
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec

@@ -25,8 +25,8 @@ def outputs(decoder, tokens) -> list[torch.Tensor]:
 
 def without(decoder, index):
     """The decoder with one layer taken out, built as a model of its own."""
-    from lnlit.checkpoint.load import canonical_weights, fill
     from lnlit.models.build import build_decoder
+    from lnlit.models.weights import canonical_weights, fill
 
     lineage = tuple((i,) for i in range(len(decoder.spec.layers)) if i != index)
     child = build_decoder(child_spec(decoder.spec, lineage), "cpu")

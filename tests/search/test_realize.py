@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lnlit.checkpoint.load import canonical_weights, fill
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_decoder
+from lnlit.models.weights import canonical_weights, fill
 from lnlit.search.library import Library
 from lnlit.search.realize import composed_layers, composed_spec, split_choice
 from lnlit.testing.tiny import mixed_spec, tiny_decoder

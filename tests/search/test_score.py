@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lnlit.checkpoint.load import canonical_weights, fill
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, build_decoder, load_block
 from lnlit.models.decoder import Decoder
+from lnlit.models.weights import canonical_weights, fill
 from lnlit.search.library import Library, layer_file
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, TopK
 from lnlit.search.score import Candidate, ParentWalk, Scorer, candidates

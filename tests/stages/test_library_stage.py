@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.fingerprint import fingerprint
-from lnlit.checkpoint.load import canonical_weights
 from lnlit.data.sources import TextFileSource
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, load_block
+from lnlit.models.weights import canonical_weights
 from lnlit.search.candidates import Candidates
 from lnlit.search.library import SLOTS, Library, LibraryWriter, layer_file
 from lnlit.stages.library import build_library

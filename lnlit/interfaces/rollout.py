@@ -1,0 +1,73 @@
+"""Socket `rollout`: an engine that generates completions with the policy's current weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lnlit.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One completion to generate. Its tokens depend on prompt, seed, sampling and weights alone: neither on what else
+    is in the batch nor on what was generated before.
+    """
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class RolloutSampling:
+    """How completions are drawn: from the whole distribution at `temperature`, up to one of `end_ids` (which is kept)
+    or `max_new_tokens`.
+
+    There is no top-p or top-k: both cut the distribution that importance ratios are made of, and bias them.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    end_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A completion. `logprobs` are the engine's own, of `token_ids` at the sampling temperature, in nats."""
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+    weight_version: int
+    seed: int
+
+
+class RolloutEngine(ABC):
+    """Constructed from its settings alone; memory and processes come with the first weights."""
+
+    @abstractmethod
+    def load_weights(self, spec: ModelSpec, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """From now on generate with these weights, by Hugging Face's names, and forget every cache of older ones.
+
+        After an error no completion comes from a mixture: the engine refuses to generate until a load succeeds.
+        """
+
+    @abstractmethod
+    def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> list[Rollout]:
+        """One completion per request, in their order. `UserError` for a prompt that leaves the context no room."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give memory and processes back. May be called twice."""
+
+    def sleep(self) -> None:  # noqa: B027 (not every engine can)
+        """Give back what memory the engine can do without until `wake`; weights are loaded anew after it."""
+
+    def wake(self) -> None:  # noqa: B027
+        """Take the memory again. `load_weights` follows."""

@@ -1,0 +1,96 @@
+"""Named tensors in and out of decoders: one at a time, plain or sharded (DTensor) parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from lnlit.errors import UserError
+from lnlit.models.build import build_decoder
+from lnlit.models.decoder import Decoder
+from lnlit.models.layout import Slot, layout
+from lnlit.models.lora import base_parameters, merged
+
+
+@torch.no_grad()
+def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Fill a materialised decoder from (canonical name, full tensor) pairs, converting to each parameter's dtype;
+    `where` names their origin in errors. A sharded decoder's rank keeps its own part; nothing is communicated.
+
+    Raises `UserError` unless every tensor of the decoder is there exactly once.
+    """
+    parameters = dict(decoder.named_parameters())
+    waiting = layout(decoder)
+    loaded = set()
+    for name, tensor in weights:
+        if name in loaded:
+            raise UserError(f"{where}: tensor {name} comes twice.")
+        slot = waiting.pop(name, None)
+        if slot is None:
+            raise UserError(f"{where}: tensor {name} has no place in the model being built; its spec differs.")
+        if tuple(tensor.shape) != slot.shape:
+            raise UserError(
+                f"{where}: tensor {name} has shape {list(tensor.shape)}, the model being built expects "
+                f"{list(slot.shape)}."
+            )
+        _write(parameters[slot.parameter], slot, tensor)
+        loaded.add(name)
+    if waiting:
+        first = next(iter(waiting))
+        raise UserError(f"{where}: {len(waiting)} tensors that the model needs are missing, the first is {first}.")
+
+
+def _write(parameter: Tensor, slot: Slot, tensor: Tensor) -> None:
+    """Copy the part of `tensor` that this process holds into its rows of `parameter`.
+
+    A rank's part is one contiguous range of each dim, also where tensor parallelism and FSDP2 split the same dim; the
+    range comes from the helper that torch's own distributed checkpoints use.
+    """
+    local, shape, offset = parameter, tuple(parameter.shape), (0,) * parameter.dim()
+    if isinstance(parameter, DTensor):
+        local = parameter.to_local()
+        shape, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+    first, last = max(offset[0], slot.start), min(offset[0] + shape[0], slot.start + slot.shape[0])
+    if first >= last:
+        return
+    source = tensor[first - slot.start : last - slot.start]
+    for dim in range(1, tensor.dim()):
+        source = source.narrow(dim, offset[dim], shape[dim])
+    local[first - offset[0] : last - offset[0]].copy_(source)
+
+
+def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """Every weight as (canonical name, full CPU tensor), adapters merged in: the inverse of `fill`.
+
+    Sharded parameters are gathered one at a time, so every rank must run this to the end. On the CPU the tensors are
+    views of the parameters.
+    """
+    slots = layout(decoder)
+    by_parameter: dict[str, list[tuple[str, Slot]]] = {}
+    for name, slot in slots.items():
+        by_parameter.setdefault(slot.parameter, []).append((name, slot))
+    for own_name, parameter in base_parameters(decoder):
+        full = parameter.detach()
+        full = full.full_tensor() if isinstance(full, DTensor) else full
+        full = merged(decoder, own_name, full).cpu()
+        for name, slot in by_parameter[own_name]:
+            yield name, full.narrow(0, slot.start, slot.shape[0])
+
+
+def inference_copy(decoder: Decoder, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+    """A half-precision copy for generation, adapters merged in; twice as fast as autocast on a CPU.
+
+    A sharded decoder is returned as it is: a full copy may not fit, so its ranks generate together.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in decoder.parameters()):
+        return decoder
+    device = decoder.embed_tokens.weight.device
+    copy = build_decoder(decoder.spec, device, dtype, decoder.attention_kernel)
+    fill(copy, canonical_weights(decoder), "inference copy")
+    return copy.eval()

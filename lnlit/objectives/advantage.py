@@ -1,0 +1,65 @@
+"""Advantages: how much better each sample of a prompt was than its siblings.
+
+Shape suffixes: P prompts, G samples of one prompt. A reward of NaN could not be given: it counts in no mean, and its
+sample's advantage is 0. All sums are fp64, so that equal rewards have no spread: in fp32, the residue of a mean over
+its own rounding error can be an advantage of thousands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Added to standard deviations, as TRL does (`scale_rewards="group"`).
+EPSILON = 1e-4
+
+
+def centred(rewards_PG: Tensor) -> Tensor:
+    """Reward minus the mean of its prompt (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
+    known_PG, mean_P1, _ = _spread(rewards_PG)
+    return torch.where(known_PG, rewards_PG.double() - mean_P1, 0.0)
+
+
+def over_group_std(rewards_PG: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """Reward minus mean over standard deviation of its prompt (GRPO, arXiv 2402.03300, section 4.1.2).
+
+    The deviation is the sample's (n - 1).
+    """
+    _, _, std_P1 = _spread(rewards_PG)
+    return centred(rewards_PG) / (std_P1 + epsilon)
+
+
+def over_batch_std(rewards_PG: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """Reward minus the mean of its prompt, over the standard deviation of all rewards of the batch (n - 1)."""
+    _, _, std_11 = _spread(rewards_PG.reshape(1, -1))
+    return centred(rewards_PG) / (std_11 + epsilon)
+
+
+def leave_one_out(rewards_PG: Tensor) -> Tensor:
+    """Reward minus the mean of its siblings (RLOO, arXiv 2402.14740, equation 8).
+
+    This is `centred` times n / (n - 1). There is no division by a deviation: the leave-one-out one would rank a group
+    with one success below a group with two. A sample without siblings has advantage 0.
+    """
+    known_PG, _, _ = _spread(rewards_PG)
+    count_P1 = known_PG.sum(1, keepdim=True)
+    return centred(rewards_PG) * count_P1 / (count_P1 - 1).clamp(min=1)
+
+
+def without_spread(rewards_PG: Tensor) -> Tensor:
+    """Prompts of which all samples had the same reward, bool [P]: they teach nothing."""
+    return _spread(rewards_PG)[2][:, 0] == 0
+
+
+def _spread(rewards_PG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(which rewards are known, mean [P, 1], standard deviation [P, 1]); exactly 0 where all known ones are equal."""
+    rewards_PG = rewards_PG.double()
+    known_PG = ~rewards_PG.isnan()
+    count_P1 = known_PG.sum(1, keepdim=True)
+    filled_PG = torch.where(known_PG, rewards_PG, 0.0)
+    lowest_P1 = torch.where(known_PG, rewards_PG, torch.inf).amin(1, keepdim=True)
+    highest_P1 = torch.where(known_PG, rewards_PG, -torch.inf).amax(1, keepdim=True)
+    mean_P1 = filled_PG.sum(1, keepdim=True) / count_P1.clamp(min=1)
+    mean_P1 = torch.where(lowest_P1 == highest_P1, lowest_P1, mean_P1)
+    squares_P1 = torch.where(known_PG, rewards_PG - mean_P1, 0.0).square().sum(1, keepdim=True)
+    return known_PG, mean_P1, (squares_P1 / (count_P1 - 1).clamp(min=1)).sqrt()

@@ -1,0 +1,35 @@
+"""Pays for a right result, whatever way it is written."""
+
+from __future__ import annotations
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Reward, RewardRequest
+from lnlit.thinking import answer_of
+
+
+class MathAnswerReward(Reward):
+    """1 where the answer after the thinking equals the row's, as math-verify compares expressions; else 0.
+
+    The last `\\boxed{}` counts, or else the last expression. Needs `pip install lnlit[rl]`.
+
+    Args:
+        key: of the expected answer in the prompt's row.
+        time_limit_s: for one completion; comparing expressions can take forever.
+    """
+
+    def __init__(self, key: str = "answer", time_limit_s: float = 5.0) -> None:
+        self.key, self.time_limit_s = key, time_limit_s
+
+    def score(self, request: RewardRequest) -> float:
+        try:
+            from math_verify import parse, verify
+        except ImportError as error:
+            raise UserError("math-verify is not installed; run: pip install 'lnlit[rl]'") from error
+        if self.key not in request.row:
+            raise UserError(f"the prompt's row has no {self.key!r}; it has {', '.join(request.row) or 'nothing'}")
+        # No time limits of its own: those are alarm signals, and this process may be killed.
+        expected = parse(f"${request.row[self.key]}$", parsing_timeout=None)  # type: ignore[arg-type]
+        if not expected:
+            raise UserError(f"{self.key}: {request.row[self.key]!r} cannot be read as mathematics")
+        given = parse(answer_of(request.completion), parsing_timeout=None)  # type: ignore[arg-type]
+        return float(verify(expected, given, timeout_seconds=None))

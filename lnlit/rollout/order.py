@@ -1,0 +1,49 @@
+"""In which order a run takes its prompts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from lnlit.errors import UserError
+
+
+class PromptOrder(ABC):
+    """Indices of prompts, as many as asked for, without end. Its state says where it is."""
+
+    @abstractmethod
+    def take(self, count: int) -> list[int]:
+        """The next `count` prompts, none of them twice while there are enough."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Uniform(PromptOrder):
+    """Every prompt once per epoch, each epoch in an order of its own."""
+
+    def __init__(self, prompts: int, seed: int) -> None:
+        if prompts < 1:
+            raise UserError("prompts: the source has no usable rows")
+        self.prompts, self.seed, self.taken = prompts, seed, 0
+
+    def take(self, count: int) -> list[int]:
+        found: list[int] = []
+        while len(found) < count:
+            epoch, done = divmod(self.taken, self.prompts)
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.prompts)
+            part = order[done : done + count - len(found)].tolist()
+            found += part
+            self.taken += len(part)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]

@@ -1,0 +1,103 @@
+"""A completion and what became of it, and what a rollout's samples say together."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lnlit.interfaces import RewardResult, Rollout
+from lnlit.objectives.advantage import without_spread
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation to answer, and the row of data it came from."""
+
+    messages: Sequence[Mapping[str, Any]]
+    token_ids: tuple[int, ...]
+    row: Mapping[str, Any]
+
+
+@dataclass
+class Sample:
+    """`text` is the completion without control tokens. `reward` is NaN where none could be given."""
+
+    prompt: Prompt
+    rollout: Rollout
+    text: str
+    rewards: Mapping[str, RewardResult] = field(default_factory=dict)
+    reward: float = math.nan
+    advantage: float = 0.0
+
+    @property
+    def truncated(self) -> bool:
+        return self.rollout.finish_reason == "length"
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rollout.prompt_ids) + len(self.rollout.token_ids)
+
+
+def request_seed(run: int, rollout: int, prompt: int, sample: int) -> int:
+    """Of one completion of a run: the same after a restart and whatever it is batched with, different for all others.
+
+    63 bits, as engines take signed numbers.
+    """
+    name = f"{run}/{rollout}/{prompt}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
+def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Indices of `sizes` in `parts` lists of about the same sum: longest first, each to the part with the least.
+
+    Within a part the indices ascend, so that neighbours stay neighbours.
+    """
+    heap = [(0, part) for part in range(parts)]
+    found: list[list[int]] = [[] for _ in range(parts)]
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        total, part = heapq.heappop(heap)
+        found[part].append(index)
+        heapq.heappush(heap, (total + sizes[index], part))
+    return [sorted(part) for part in found]
+
+
+def rewards_table(samples: Sequence[Sample], samples_per_prompt: int) -> Tensor:
+    """[P, G], NaN where a sample has none."""
+    return torch.tensor([sample.reward for sample in samples], dtype=torch.float64).view(-1, samples_per_prompt)
+
+
+def describe(samples: Sequence[Sample], samples_per_prompt: int) -> dict[str, float]:
+    """A rollout in numbers, by the names that TRL gives them."""
+    table_PG = rewards_table(samples, samples_per_prompt)
+    lengths = [len(sample.rollout.token_ids) for sample in samples]
+    ended = [length for length, sample in zip(lengths, samples, strict=True) if not sample.truncated]
+    known = table_PG[~table_PG.isnan()]
+    numbers = {
+        "reward": _mean(known.tolist()),
+        "reward_std": known.std().item() if len(known) > 1 else 0.0,
+        "frac_reward_zero_std": without_spread(table_PG).double().mean().item(),
+        "completions/mean_length": fmean(lengths),
+        "completions/min_length": float(min(lengths)),
+        "completions/max_length": float(max(lengths)),
+        "completions/mean_terminated_length": _mean(ended),
+        "completions/clipped_ratio": 1 - len(ended) / len(samples),
+        "rewards/unscorable": sum(math.isnan(sample.reward) for sample in samples) / len(samples),
+    }
+    for name in samples[0].rewards:
+        values = [value for sample in samples if (value := sample.rewards[name].value) is not None]
+        numbers[f"rewards/{name}/mean"] = _mean(values)
+        numbers[f"rewards/{name}/std"] = torch.tensor(values).double().std().item() if len(values) > 1 else 0.0
+    return numbers
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN of nothing, which TensorBoard leaves out."""
+    return fmean(values) if values else math.nan

@@ -1,0 +1,136 @@
+"""What every rollout engine must do, ours and a plugin's.
+
+    from lnlit.testing.rollout_contract import check_rollout_engine
+
+    def test_contract():
+        check_rollout_engine(lambda: MyEngine())
+
+Raises AssertionError naming the engine and the broken promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.models.decoder import Decoder
+from lnlit.models.weights import canonical_weights
+from lnlit.specs import ModelSpec
+from lnlit.testing.tiny import tiny_decoder, tiny_spec
+
+#: Of several lengths, with a repetition: two samples of one prompt differ by their seeds alone.
+REQUESTS = [
+    RolloutRequest(tuple((7 * row + 3 * at) % 256 for at in range(length)), seed)
+    for row, (length, seed) in enumerate([(5, 1), (12, 2), (1, 3), (12, 4), (5, 5)])
+] + [RolloutRequest(tuple(3 * at % 256 for at in range(5)), 6)]
+SAMPLING = RolloutSampling(max_new_tokens=12, temperature=0.9, end_ids=tuple(range(0, 256, 16)))
+
+
+def check_rollout_engine(
+    make: Callable[[], RolloutEngine],
+    spec: ModelSpec | None = None,
+    runs_the_model: bool = True,
+    tolerance: float = 1e-4,
+) -> None:
+    """The contract of an engine built by `make`, on a tiny model of `spec`. An engine that `runs_the_model` reports
+    log-probs within `tolerance` of ours in fp32, so give it its most exact settings.
+    """
+    engine = make()
+    label = type(engine).__name__
+    first, second = (tiny_decoder(spec or tiny_spec(), seed) for seed in (0, 1))
+    try:
+        _refuses(engine, label, "before its first weights")
+        _load(engine, first, 3)
+        found = _check_answers(engine, label, version=3)
+        alone = [engine.generate([request], SAMPLING)[0] for request in REQUESTS]
+        _expect(_tokens(alone) == _tokens(found), label, "a completion depends on what else is generated")
+        if runs_the_model:
+            _expect(_tokens(found)[0] != _tokens(found)[5], label, "another seed, the same completion")
+            _check_logprobs(found, first, label, tolerance)
+        _load(engine, second, 4)
+        found = _check_answers(engine, label, version=4)
+        if runs_the_model:
+            _check_logprobs(found, second, label, tolerance)
+            _check_failed_load(engine, second, label)
+        _check_room(engine, second.spec, label)
+    finally:
+        engine.close()
+        engine.close()
+
+
+def _load(engine: RolloutEngine, decoder: Decoder, version: int) -> None:
+    engine.load_weights(decoder.spec, canonical_weights(decoder), version)
+
+
+def _refuses(engine: RolloutEngine, label: str, when: str) -> None:
+    try:
+        engine.generate(REQUESTS, SAMPLING)
+    except UserError:
+        return
+    raise AssertionError(f"{label}: generates {when}; that is a UserError")
+
+
+def _check_answers(engine: RolloutEngine, label: str, version: int) -> list[Rollout]:
+    found = engine.generate(REQUESTS, SAMPLING)
+    _expect(engine.generate([], SAMPLING) == [], label, "no requests, no completions")
+    _expect(len(found) == len(REQUESTS), label, f"{len(found)} completions for {len(REQUESTS)} requests")
+    for request, rollout in zip(REQUESTS, found, strict=True):
+        _expect(rollout.prompt_ids == request.prompt_ids, label, "completions out of order, or other prompts")
+        _expect(rollout.seed == request.seed, label, "another seed than asked for")
+        _expect(rollout.weight_version == version, label, f"version {rollout.weight_version} after loading {version}")
+        _check_end(rollout, label)
+    again = engine.generate(REQUESTS, SAMPLING)
+    _expect(_tokens(again) == _tokens(found), label, "the same requests, other completions")
+    return found
+
+
+def _check_end(rollout: Rollout, label: str) -> None:
+    tokens = rollout.token_ids
+    _expect(0 < len(tokens) <= SAMPLING.max_new_tokens, label, f"{len(tokens)} tokens")
+    _expect(len(rollout.logprobs) == len(tokens), label, "not one log-prob per token")
+    _expect(not set(tokens[:-1]) & set(SAMPLING.end_ids), label, "goes on after an end token")
+    ended = tokens[-1] in SAMPLING.end_ids
+    _expect(rollout.finish_reason == ("stop" if ended else "length"), label, "a wrong finish reason")
+    _expect(ended or len(tokens) == SAMPLING.max_new_tokens, label, "stops early without an end token")
+
+
+@torch.no_grad()
+def _check_logprobs(found: list[Rollout], decoder: Decoder, label: str, tolerance: float) -> None:
+    for rollout in found:
+        row = torch.tensor([rollout.prompt_ids + rollout.token_ids])
+        log_probs = (decoder(row)[0] / SAMPLING.temperature).log_softmax(-1)
+        expected = log_probs[len(rollout.prompt_ids) - 1 : -1].gather(1, row[0, len(rollout.prompt_ids) :, None])[:, 0]
+        difference = (torch.tensor(rollout.logprobs) - expected).abs().max().item()
+        _expect(difference <= tolerance, label, f"log-probs are {difference:.2g} from the loaded model's")
+
+
+def _check_failed_load(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
+    half = list(canonical_weights(decoder))[:-1]
+    try:
+        engine.load_weights(decoder.spec, half, 5)
+    except UserError:
+        _refuses(engine, label, "after a load that failed half-way")
+    else:
+        raise AssertionError(f"{label}: loads weights of which one is missing; that is a UserError")
+    _load(engine, decoder, 6)
+    _check_answers(engine, label, version=6)
+
+
+def _check_room(engine: RolloutEngine, spec: ModelSpec, label: str) -> None:
+    try:
+        engine.generate([RolloutRequest((1,) * spec.context_length, 0)], SAMPLING)
+    except UserError:
+        return
+    raise AssertionError(f"{label}: takes a prompt that fills the context; that is a UserError")
+
+
+def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
+    return [rollout.token_ids for rollout in rollouts]
+
+
+def _expect(condition: bool, label: str, promise: str) -> None:
+    if not condition:
+        raise AssertionError(f"{label}: {promise}")

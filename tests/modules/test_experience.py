@@ -1,0 +1,198 @@
+"""A policy's batches: fresh weights for every rollout, each sample once, and the same after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from lnlit.callbacks.checkpoints import Checkpoint
+from lnlit.data.sources import JsonlSource
+from lnlit.errors import UserError
+from lnlit.interfaces import Reward, RewardRequest
+from lnlit.modules.experience import Experience, Weighted
+from lnlit.modules.grpo import GRPO
+from lnlit.modules.optim import AdamW
+from lnlit.modules.rloo import RLOO
+from lnlit.objectives.kl import KL
+from lnlit.rollout.native import NativeEngine
+from lnlit.testing.tiny import tiny_folder
+
+
+class Letters(Reward):
+    """The share of lower-case letters."""
+
+    def score(self, request: RewardRequest) -> float:
+        text = request.completion
+        return sum(letter.islower() for letter in text) / max(len(text), 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("policy") / "model")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> str:
+    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"say {n}"}], "answer": str(n)} for n in range(10)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+class Recorded(Experience):
+    """Remembers every rollout's samples, and what the step was."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen = []
+
+    def _judge(self, samples) -> None:
+        super()._judge(samples)
+        step = self.trainer.global_step
+        self.seen.append([(step, s.rollout.weight_version, s.rollout.token_ids, s.reward) for s in samples])
+
+
+def data(model, prompts, kind=Recorded, **settings) -> Recorded:
+    settings = {"prompts_per_rollout": 4, "samples_per_prompt": 3, "max_new_tokens": 8, "reward_workers": 1} | settings
+    engine = settings.pop("engine", None) or NativeEngine(8, "float32", "cpu")
+    return kind(str(model), JsonlSource(prompts), [Weighted(Letters())], engine, **settings)
+
+
+def trainer(root, steps: int, **settings) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        default_root_dir=root,
+        logger=False,
+        enable_checkpointing="callbacks" in settings,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=settings.pop("callbacks", []),
+        **settings,
+    )
+
+
+def policy(model, kind=GRPO, rate=1e-3, **settings):
+    return kind(str(model), AdamW(rate, schedule="constant", warmup_ratio=0.0), **settings)
+
+
+@pytest.mark.parametrize(("updates", "accumulate"), [(1, 1), (2, 1), (2, 2)])
+def test_every_rollout_is_of_the_newest_weights(model, prompts, tmp_path, updates, accumulate):
+    experience = data(model, prompts, updates_per_rollout=updates)
+    trainer(tmp_path, 4, accumulate_grad_batches=accumulate).fit(policy(model), experience)
+    steps = [samples[0][:2] for samples in experience.seen]
+    assert steps == [(step, step) for step in range(0, 4, updates)]
+
+
+def test_a_sample_is_learned_from_once(model, prompts, tmp_path):
+    learned = []
+
+    class Counting(GRPO):
+        def training_step(self, batch, batch_idx):
+            learned.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    experience = data(model, prompts, updates_per_rollout=2)
+    trainer(tmp_path, 2, accumulate_grad_batches=3).fit(policy(model, Counting), experience)
+    assert len(learned) == 6
+    assert sum(batch.samples for batch in learned) == 12
+    sampled = sorted(token for samples in experience.seen for _, _, tokens, _ in samples for token in tokens)
+    labels = [batch.tokens.labels[batch.tokens.labels >= 0].tolist() for batch in learned]
+    assert sorted(token for tokens in labels for token in tokens) == sampled
+    assert [batch.old_N is None for batch in learned] == [True] * 3 + [False] * 3
+
+
+def test_token_tensors_follow_the_labels(model, prompts, tmp_path):
+    """On the first update the engine's log-probs, token by token, are the trainer's."""
+    differences = []
+
+    class Comparing(GRPO):
+        def training_step(self, batch, batch_idx):
+            found = self.token_log_probs(batch.tokens).log_probs_N.detach()
+            differences.append((found - batch.engine_N).abs().max().item())
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, 3).fit(policy(model, Comparing), data(model, prompts))
+    assert max(differences) < 1e-4
+
+
+@pytest.mark.parametrize("kind", [GRPO, RLOO])
+def test_the_reward_rises(model, prompts, tmp_path, kind):
+    experience = data(model, prompts, prompts_per_rollout=8, samples_per_prompt=4)
+    trainer(tmp_path, 25).fit(policy(model, kind, rate=3e-3), experience)
+    means = [sum(reward for *_, reward in samples) / len(samples) for samples in experience.seen]
+    assert sum(means[-5:]) / 5 > sum(means[:5]) / 5 + 0.2
+
+
+def run(model, prompts, root, steps, ckpt_path=None, **settings):
+    module, experience = policy(model, kl=KL(0.1)), data(model, prompts, updates_per_rollout=2, **settings)
+    trainer(root, steps, callbacks=[Checkpoint(1)]).fit(module, experience, ckpt_path=ckpt_path, weights_only=False)
+    return {name: p.clone() for name, p in module.decoder.named_parameters()}, experience.seen
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_run_that_goes_on_equals_one_that_never_stopped(model, prompts, tmp_path, stop):
+    whole, seen = run(model, prompts, tmp_path / "whole", 6)
+    _, before = run(model, prompts, tmp_path / "parts", stop)
+    checkpoint = tmp_path / "parts" / "checkpoints" / f"step-{stop}.ckpt"
+    resumed, after = run(model, prompts, tmp_path / "parts", 6, checkpoint)
+    assert before + after == seen
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+class Forgetful(NativeEngine):
+    """Takes the first weights and no later ones."""
+
+    def load_weights(self, spec, weights, version):
+        if self._decoder is None:
+            super().load_weights(spec, weights, version)
+        self._version = version
+
+    def sleep(self):
+        pass
+
+
+def test_an_engine_with_old_weights_stops_the_run(model, prompts, tmp_path):
+    experience = data(model, prompts, engine=Forgetful(8, "float32", "cpu"), max_logprob_difference=1e-3)
+    with pytest.raises(UserError, match="after sync 1: engine and trainer disagree"):
+        trainer(tmp_path, 3).fit(policy(model, rate=1e-2), experience)
+
+
+def test_masked_completions_are_not_learned_from_but_judged(model, prompts, tmp_path):
+    batches = []
+
+    class Seen(GRPO):
+        def training_step(self, batch, batch_idx):
+            batches.append(batch)
+            return super().training_step(batch, batch_idx)
+
+    experience = data(model, prompts, truncated="mask")
+    trainer(tmp_path, 1).fit(policy(model, Seen), experience)
+    cut = [tokens for samples in experience.seen for _, _, tokens, _ in samples if len(tokens) == 8]
+    assert cut, "this seed has no truncated completion"
+    learned = sum(len(batch.sample_N) for batch in batches)
+    sampled = sum(len(tokens) for samples in experience.seen for _, _, tokens, _ in samples)
+    assert learned == sampled - 8 * len(cut)
+    assert batches[0].metrics["reward"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples_per_prompt": 1}, "2 or more"),
+        ({"updates_per_rollout": 5}, "cannot be spread over 5"),
+        ({"max_new_tokens": 0}, "data.max_new_tokens"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(model, prompts, settings, message):
+    with pytest.raises(UserError, match=message):
+        data(model, prompts, **settings)
+
+
+def test_an_endless_run_is_refused(model, prompts, tmp_path):
+    with pytest.raises(UserError, match=r"trainer\.max_steps"):
+        trainer(tmp_path, -1, max_epochs=1).fit(policy(model), data(model, prompts))

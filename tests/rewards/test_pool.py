@@ -1,0 +1,81 @@
+"""A reward that misbehaves costs its own sample and nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Reward, RewardRequest
+from lnlit.rewards.pool import RewardPool
+
+
+class Told(Reward):
+    """Does what the completion says."""
+
+    time_limit_s = 2.0
+
+    def score(self, request: RewardRequest):
+        match request.completion:
+            case "raise":
+                raise RuntimeError("no idea")
+            case "hang":
+                time.sleep(600)
+            case "crash":
+                os._exit(3)
+            case "none":
+                return None
+            case "text":
+                return "good"
+            case "nan":
+                return float("nan")
+            case "set up wrongly":
+                raise UserError("the row has no answer")
+        return float(request.completion)
+
+
+class Length(Reward):
+    def score(self, request: RewardRequest) -> float:
+        return len(request.completion)
+
+
+def requests(*completions: str) -> list[RewardRequest]:
+    return [RewardRequest([], completion, False) for completion in completions]
+
+
+@pytest.fixture
+def pool():
+    pool = RewardPool({"told": Told(), "length": Length()}, workers=2)
+    yield pool
+    pool.close()
+
+
+def test_every_fault_is_its_own_outcome(pool):
+    asked = ["1", "raise", "hang", "2.5", "crash", "none", "text", "nan", "-3"]
+    found = pool.score(requests(*asked))
+    assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3]
+    assert [row["length"].value for row in found] == [len(text) for text in asked]
+    assert pool.outcomes == {"told/raised": 3, "told/timed_out": 1, "told/crashed": 1, "told/none": 1}
+    assert found[1]["told"].error == "RuntimeError: no idea"
+    assert "took longer than 2.0 s" in found[2]["told"].error
+    assert "exit code 3" in found[4]["told"].error
+    assert pool.score(requests("7"))[0]["told"].value == 7  # and it works on
+
+
+def test_a_reward_that_is_set_up_wrongly_stops_the_run(pool):
+    with pytest.raises(UserError, match="the row has no answer"):
+        pool.score(requests("1", "set up wrongly"))
+
+
+def test_close_ends_the_processes(pool):
+    pool.score(requests("1"))
+    pool.close()
+    pool.close()
+
+
+@pytest.mark.parametrize(("rewards", "workers"), [({}, 1), ({"length": Length()}, 0)])
+def test_nothing_to_do_is_refused(rewards, workers):
+    with pytest.raises(UserError, match="at least one"):
+        RewardPool(rewards, workers)

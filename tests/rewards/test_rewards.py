@@ -1,0 +1,61 @@
+"""What each reward pays for."""
+
+from __future__ import annotations
+
+import pytest
+
+from lnlit.errors import UserError
+from lnlit.interfaces import RewardRequest
+from lnlit.rewards.format import FormatReward
+from lnlit.rewards.math_answer import MathAnswerReward
+
+
+def request(completion: str, system: str | None = None, **row) -> RewardRequest:
+    messages = [{"role": "system", "content": system}] if system else []
+    return RewardRequest([*messages, {"role": "user", "content": "?"}], completion, False, row)
+
+
+@pytest.mark.parametrize(
+    ("mode", "completion", "value"),
+    [
+        ("on", "<think>2 + 2 = 4</think>\nIt is 4.", 1),
+        ("on", "It is 4.", 0),
+        ("on", "<think>2 + 2 = 4</think>", 0),
+        ("on", "<think>a</think><think>b</think>4", 0),
+        ("on", "<think>never ends", 0),
+        ("off", "It is 4.", 1),
+        ("off", "<think></think>It is 4.", 0),
+        ("off", "It is 4.</think>", 0),
+    ],
+)
+def test_format(mode, completion, value):
+    assert FormatReward().score(request(completion, f"detailed thinking {mode}")) == value
+    assert FormatReward().score(request(completion, f"Be kind.\n\ndetailed thinking {mode}\n\nGo.")) == value
+    assert FormatReward(mode).score(request(completion)) == value
+
+
+def test_a_prompt_without_a_toggle_has_no_format_to_keep():
+    assert FormatReward().score(request("4")) is None
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "value"),
+    [
+        ("<think>It may be 7.</think> It is 4.", "4", 1),
+        ("<think>It is 4.</think> It is 7.", "4", 0),
+        (r"\boxed{4}", "4", 1),
+        (r"The result is \boxed{\frac{1}{2}}.", "0.5", 1),
+        ("So 1,234 in all", "1234", 1),
+        ("no idea", "4", 0),
+        ("", "4", 0),
+        ("It is -4.", "4", 0),
+        ("It is 4.0", "4", 1),
+    ],
+)
+def test_math_answer(completion, answer, value):
+    assert MathAnswerReward().score(request(completion, answer=answer)) == value
+
+
+def test_a_row_without_an_answer_is_a_mistake_of_the_setup():
+    with pytest.raises(UserError, match="the prompt's row has no 'answer'; it has question"):
+        MathAnswerReward().score(request("4", question="?"))
