@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
 from lnlit.thinking import answer_of
@@ -27,7 +29,8 @@ class MathAnswerReward(Reward):
             raise UserError("math-verify is not installed; run: pip install 'lnlit[rl]'") from error
         if self.key not in request.row:
             raise UserError(f"the prompt's row has no {self.key!r}; it has {', '.join(request.row) or 'nothing'}")
-        # No time limits of its own: those are alarm signals, and this process may be killed.
+        # No time limits of its own, and no warning of it: those are alarm signals, and this process may be killed.
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
         expected = parse(f"${request.row[self.key]}$", parsing_timeout=None)  # type: ignore[arg-type]
         if not expected:
             raise UserError(f"{self.key}: {request.row[self.key]!r} cannot be read as mathematics")

@@ -8,8 +8,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lnlit.callbacks.checkpoints import Checkpoint
+from lnlit.callbacks.samples import SampleGenerations
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
@@ -67,7 +69,7 @@ def trainer(root, steps: int, **settings) -> L.Trainer:
         accelerator="cpu",
         max_steps=steps,
         default_root_dir=root,
-        logger=False,
+        logger=settings.pop("logger", False),
         enable_checkpointing="callbacks" in settings,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -160,6 +162,13 @@ def test_an_engine_with_old_weights_stops_the_run(model, prompts, tmp_path):
     experience = data(model, prompts, engine=Forgetful(8, "float32", "cpu"), max_logprob_difference=1e-3)
     with pytest.raises(UserError, match="after sync 1: engine and trainer disagree"):
         trainer(tmp_path, 3).fit(policy(model, rate=1e-2), experience)
+
+
+def test_samples_can_be_watched(model, prompts, tmp_path):
+    board = TensorBoardLogger(tmp_path)
+    callbacks = [SampleGenerations(max_new_tokens=4)]
+    trainer(tmp_path, 1, logger=board, callbacks=callbacks).fit(policy(model), data(model, prompts))
+    assert callbacks[0].prompts == ["say 0", "say 1"]
 
 
 def test_masked_completions_are_not_learned_from_but_judged(model, prompts, tmp_path):
