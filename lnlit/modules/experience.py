@@ -39,7 +39,7 @@ from lnlit.objectives.policy import sums
 from lnlit.rewards.pool import RewardPool
 from lnlit.rollout.order import PromptOrder, Uniform
 from lnlit.rollout.sample import Prompt, Sample, balanced, describe, request_seed, rewards_table
-from lnlit.thinking import Thinking
+from lnlit.thinking import Thinking, on_or_off
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Experience(L.LightningDataModule):
         max_new_tokens: int,
         updates_per_rollout: int = 1,
         truncated: Literal["keep", "mask"] = "keep",
-        thinking: Thinking | None = None,
+        thinking: Thinking | bool | None = None,
         reward_workers: int = 2,
         proof: int = 4,
         max_logprob_difference: float = 1.0,
@@ -111,7 +111,7 @@ class Experience(L.LightningDataModule):
         self.prompts_per_rollout, self.samples_per_prompt = prompts_per_rollout, samples_per_prompt
         self.max_new_tokens, self.updates_per_rollout = max_new_tokens, updates_per_rollout
         self.truncated, self.seed = truncated, seed
-        self.thinking: Thinking | None = thinking
+        self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.proof, self.max_logprob_difference = proof, max_logprob_difference
         self.rollouts = 0
         self.pending: deque[PolicyBatch] = deque()
@@ -150,6 +150,14 @@ class Experience(L.LightningDataModule):
         assert trainer is not None
         if trainer.max_steps < 0:
             raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
+        if trainer.world_size > 1:  # every rank would sample and learn the same
+            raise UserError(f"trainer: Experience runs on one process so far, not on {trainer.world_size}")
+        fewest = self.prompts_per_rollout // self.updates_per_rollout * self.samples_per_prompt
+        if fewest < trainer.accumulate_grad_batches:
+            raise UserError(
+                f"trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} micro-batches cannot be made of "
+                f"an update's {fewest} samples; lower it, or raise data.prompts_per_rollout"
+            )
         return ExperienceLoader(self, trainer.max_steps * trainer.accumulate_grad_batches)
 
     def teardown(self, stage: str) -> None:
@@ -179,8 +187,9 @@ class Experience(L.LightningDataModule):
             parts = list(self._parts(samples))
             batches = [self._batch([samples[index] for index in part]) for part in parts]
             self._score(batches)
+        metrics |= describe(samples, self.samples_per_prompt)  # of the rewards as given
         self._learn(samples, parts, batches)
-        metrics |= describe(samples, self.samples_per_prompt) | {f"time/{k}": s for k, s in self._seconds.items()}
+        metrics |= {f"time/{name}": seconds for name, seconds in self._seconds.items()}
         metrics |= {f"rewards/{kind}": float(count) for kind, count in self.pool.outcomes.items()}
         batches[0].metrics = metrics
         self.rollouts += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lnlit.interfaces import Reward, RewardRequest
-from lnlit.thinking import Thinking, mode, obeys
+from lnlit.thinking import Thinking, mode, obeys, on_or_off
 
 
 class FormatReward(Reward):
@@ -15,8 +15,8 @@ class FormatReward(Reward):
         thinking: what prompts without a toggle ask for; null gives them no reward.
     """
 
-    def __init__(self, thinking: Thinking | None = None) -> None:
-        self.thinking = thinking
+    def __init__(self, thinking: Thinking | bool | None = None) -> None:
+        self.thinking = None if thinking is None else on_or_off(thinking)
 
     def score(self, request: RewardRequest) -> float | None:
         asked = mode(request.messages) or self.thinking

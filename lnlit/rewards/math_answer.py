@@ -31,8 +31,8 @@ class MathAnswerReward(Reward):
             raise UserError(f"the prompt's row has no {self.key!r}; it has {', '.join(request.row) or 'nothing'}")
         # No time limits of its own, and no warning of it: those are alarm signals, and this process may be killed.
         logging.getLogger("math_verify").setLevel(logging.ERROR)
-        expected = parse(f"${request.row[self.key]}$", parsing_timeout=None)  # type: ignore[arg-type]
+        expected = parse(f"${request.row[self.key]}$", parsing_timeout=0)
         if not expected:
             raise UserError(f"{self.key}: {request.row[self.key]!r} cannot be read as mathematics")
-        given = parse(answer_of(request.completion), parsing_timeout=None)  # type: ignore[arg-type]
-        return float(verify(expected, given, timeout_seconds=None))
+        given = parse(answer_of(request.completion), parsing_timeout=0)
+        return float(verify(expected, given, timeout_seconds=0))

@@ -34,7 +34,7 @@ def corrected(targets: Sequence[Target], file: Path, engine: str, dtype: str) ->
             for target in targets
             if target.cost in _TIMES
         }
-    except (KeyError, IndexError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{file}: is no file of `lnlit search verify` with these costs: {error!r}.") from error
     if theirs != (engine, dtype):
         raise UserError(f"{file}: measured with {' in '.join(theirs)}, the cost table with {engine} in {dtype}.")

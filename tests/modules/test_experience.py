@@ -205,3 +205,21 @@ def test_settings_that_make_no_sense_are_refused(model, prompts, settings, messa
 def test_an_endless_run_is_refused(model, prompts, tmp_path):
     with pytest.raises(UserError, match=r"trainer\.max_steps"):
         trainer(tmp_path, -1, max_epochs=1).fit(policy(model), data(model, prompts))
+
+
+def test_more_micro_batches_than_samples_are_refused(model, prompts, tmp_path):
+    with pytest.raises(UserError, match="13 micro-batches cannot be made of an update's 12 samples"):
+        trainer(tmp_path, 1, accumulate_grad_batches=13).fit(policy(model), data(model, prompts))
+
+
+def test_a_reward_is_logged_as_given(model, prompts, tmp_path):
+    """What the divergence takes from it is the policy's affair."""
+    experience = data(model, prompts, updates_per_rollout=2)
+    batches = []
+    collect = experience.collect
+    experience.collect = lambda: batches.append(collect()) or batches[-1]
+    module = policy(model, RLOO, rate=1e-2, kl=KL(5.0, "k1", "reward"))
+    trainer(tmp_path, 4).fit(module, experience)
+    for rollout, samples in zip(batches, experience.seen, strict=True):
+        given = [reward for *_, reward in samples]
+        assert rollout[0].metrics["reward"] == pytest.approx(sum(given) / len(given))

@@ -68,6 +68,7 @@ def test_other_targets_stay(tmp_path, child, target):
     [
         ({"engine": "vllm"}, "measured with vllm in bfloat16, the cost table with native in bfloat16"),
         ({"models": []}, "is no file of `lnlit search verify`"),
+        ({"models": [{"name": "m", "measured": 3}]}, "is no file of `lnlit search verify`"),
         ({"models": [{"name": "m"}]}, "is no file of `lnlit search verify`"),
     ],
 )
