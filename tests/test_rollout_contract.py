@@ -8,6 +8,7 @@ import pytest
 
 from lnlit import registry
 from lnlit.builtins import BUILTINS
+from lnlit.interfaces import PolicyWeights
 from lnlit.models.weights import canonical_weights
 from lnlit.rollout.native import NativeEngine
 from lnlit.testing.rollout_contract import check_rollout_engine
@@ -60,18 +61,18 @@ class Sorted(Native):
 class Stale(Native):
     """What an engine does whose weights are packed once and never again."""
 
-    def load_weights(self, spec, weights, version):
+    def load_weights(self, weights):
         if self._decoder is None:
-            super().load_weights(spec, weights, version)
-        self._version = version
+            super().load_weights(weights)
+        self._version = weights.version
 
 
 class HalfLoaded(Native):
-    def load_weights(self, spec, weights, version):
+    def load_weights(self, weights):
         try:
-            super().load_weights(spec, weights, version)
+            super().load_weights(weights)
         finally:
-            self._version = version
+            self._version = weights.version
 
 
 class NoVersion(Native):
@@ -108,6 +109,6 @@ def test_a_broken_engine_is_caught(broken, promise):
 
 def test_sleep_gives_the_weights_back():
     native, decoder = engine(), tiny_decoder()
-    native.load_weights(decoder.spec, canonical_weights(decoder), 1)
+    native.load_weights(PolicyWeights(decoder.spec, {}, canonical_weights(decoder), 1))
     native.sleep()
     assert native._decoder is None

@@ -6,8 +6,8 @@ from lnlit.interfaces.checkpoint import CheckpointFormat
 from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
 from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
-from lnlit.interfaces.reward import Reward, RewardRequest, RewardResult
-from lnlit.interfaces.rollout import Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.interfaces.reward import BatchReward, Reward, RewardRequest, RewardResult
+from lnlit.interfaces.rollout import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.interfaces.solver import Solution, Solver, SolverResult
 from lnlit.interfaces.source import Source
 
@@ -15,6 +15,7 @@ __all__ = [
     "IGNORE",
     "AttentionKernel",
     "AttentionLayer",
+    "BatchReward",
     "Budget",
     "CheckpointFormat",
     "Choice",
@@ -25,6 +26,7 @@ __all__ = [
     "LayerContext",
     "Meter",
     "PolicyBatch",
+    "PolicyWeights",
     "PreferenceBatch",
     "Problem",
     "Reward",

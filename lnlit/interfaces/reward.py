@@ -38,3 +38,20 @@ class Reward(ABC):
     def score(self, request: RewardRequest) -> float | None:
         """The reward of one completion; None where there is none to give. An exception or a time-out is noted and
         counts as none."""
+
+
+class BatchReward(Reward):
+    """A model or a service: judges many completions at once, in the trainer's own process and on its own time.
+
+    It keeps what it needs between calls, and must end by itself: nobody stops it.
+    """
+
+    @abstractmethod
+    def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        """One result per request, in their order."""
+
+    def score(self, request: RewardRequest) -> float | None:
+        return self.score_batch([request])[0].value
+
+    def close(self) -> None:
+        """Give memory and connections back. May be called twice."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lnlit.specs import ModelSpec
 
@@ -48,12 +48,24 @@ class Rollout:
     seed: int
 
 
+@dataclass(frozen=True)
+class PolicyWeights:
+    """A policy as an engine takes it. `tensors` can be walked through once, by Hugging Face's names; `config` is the
+    model's config.json as transformers and vLLM read it; `version` is what rollouts are labelled with.
+    """
+
+    spec: ModelSpec
+    config: Mapping[str, Any]
+    tensors: Iterable[tuple[str, Tensor]]
+    version: int
+
+
 class RolloutEngine(ABC):
     """Constructed from its settings alone; memory and processes come with the first weights."""
 
     @abstractmethod
-    def load_weights(self, spec: ModelSpec, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """From now on generate with these weights, by Hugging Face's names, and forget every cache of older ones.
+    def load_weights(self, weights: PolicyWeights) -> None:
+        """From now on generate with these weights, and forget every cache of older ones.
 
         After an error no completion comes from a mixture: the engine refuses to generate until a load succeeds.
         """
@@ -65,6 +77,10 @@ class RolloutEngine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give memory and processes back. May be called twice."""
+
+    def counts(self) -> Mapping[str, int]:
+        """What went wrong and was put right since the engine was made, such as restarts: logged after each rollout."""
+        return {}
 
     def sleep(self) -> None:  # noqa: B027 (not every engine can)
         """Give back what memory the engine can do without until `wake`; weights are loaded anew after it."""

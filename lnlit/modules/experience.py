@@ -19,12 +19,14 @@ import lightning as L
 import numpy as np
 import torch
 
+from lnlit.checkpoint.folder import hf_config
 from lnlit.data.chat import ChatEncoder, Document, row_messages
 from lnlit.data.packing import BestFit, collate
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import (
     PolicyBatch,
+    PolicyWeights,
     Reward,
     RewardRequest,
     RolloutEngine,
@@ -134,7 +136,9 @@ class Experience(L.LightningDataModule):
 
     @cached_property
     def order(self) -> PromptOrder:
-        return Uniform(len(self.prompts), self.seed)
+        order = Uniform()
+        order.start([prompt.row for prompt in self.prompts], self.seed, 0)
+        return order
 
     @property
     def policy(self) -> PolicyModel:
@@ -199,7 +203,9 @@ class Experience(L.LightningDataModule):
         policy = self.policy
         with self._phase("sync"):
             self.engine.wake()
-            self.engine.load_weights(policy.decoder.spec, canonical_weights(policy.decoder), policy.global_step)
+            spec = policy.decoder.spec
+            weights = PolicyWeights(spec, hf_config(spec), canonical_weights(policy.decoder), policy.global_step)
+            self.engine.load_weights(weights)
         sampling = RolloutSampling(self.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
         owners = [prompt for prompt in prompts for _ in range(self.samples_per_prompt)]
         requests = [

@@ -7,15 +7,16 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as OutOfTime
+from functools import cached_property
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Reward, RewardRequest, RewardResult
+from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 
 
 class RewardPool:
     """Scores completions by several rewards at once. Every outcome but a number is counted by its kind: "none",
-    "raised", "timed_out", "crashed". A reward's own `UserError` stops the run.
+    "not_finite", "raised", "timed_out", "crashed", "wrong_length". A reward's own `UserError` stops the run.
 
     Args:
         rewards: name -> reward.
@@ -27,55 +28,77 @@ class RewardPool:
             raise UserError(f"rewards: needs at least one reward and one worker, got {len(rewards)} and {workers}")
         self.rewards, self.workers = dict(rewards), workers
         self.outcomes: Counter[str] = Counter()
-        self._pool: Any = None
 
     def score(self, requests: Sequence[RewardRequest]) -> list[dict[str, RewardResult]]:
         """For each request what each reward says, by name."""
-        if self._pool is None:
-            # Processes that begin empty: a copy of a trainer with its threads would deadlock, and hold GPU memory.
-            self._pool = _pebble().ProcessPool(self.workers, context=multiprocessing.get_context("spawn"))
-        futures = [
-            {
-                name: self._pool.schedule(_score, (reward, request), timeout=reward.time_limit_s)
-                for name, reward in self.rewards.items()
-            }
-            for request in requests
-        ]
-        return [{name: self._result(name, future) for name, future in row.items()} for row in futures]
+        futures = {
+            name: [
+                self._processes.schedule(_score, (reward, request), timeout=reward.time_limit_s) for request in requests
+            ]
+            for name, reward in self.rewards.items()
+            if not isinstance(reward, BatchReward)
+        }
+        found = {  # while the processes work
+            name: self._batch(name, reward, requests)
+            for name, reward in self.rewards.items()
+            if isinstance(reward, BatchReward)
+        }
+        found |= {name: [self._result(name, future) for future in row] for name, row in futures.items()}
+        return [{name: found[name][index] for name in self.rewards} for index in range(len(requests))]
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        for reward in self.rewards.values():
+            if isinstance(reward, BatchReward):
+                reward.close()
+        if "_processes" in vars(self):
+            self._processes.stop()
+            self._processes.join()
+            del self._processes
+
+    @cached_property
+    def _processes(self) -> Any:
+        # They begin empty: a copy of a trainer with its threads would deadlock, and hold GPU memory.
+        return _pebble().ProcessPool(self.workers, context=multiprocessing.get_context("spawn"))
+
+    def _batch(self, name: str, reward: BatchReward, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        try:
+            found = list(reward.score_batch(requests))
+        except UserError:
+            raise
+        except Exception as problem:
+            return [self._without(name, "raised", f"{type(problem).__name__}: {problem}") for _ in requests]
+        if len(found) != len(requests):
+            error = f"gave {len(found)} results for {len(requests)} completions"
+            return [self._without(name, "wrong_length", error) for _ in requests]
+        return [self._checked(name, result) for result in found]
 
     def _result(self, name: str, future: Any) -> RewardResult:
         try:
-            value = future.result()
+            return self._checked(name, RewardResult(future.result()))
         except OutOfTime:
-            kind, error = "timed_out", f"took longer than {self.rewards[name].time_limit_s} s"
+            return self._without(name, "timed_out", f"took longer than {self.rewards[name].time_limit_s} s")
         except _pebble().ProcessExpired as expired:
-            kind, error = "crashed", f"its process ended with exit code {expired.exitcode}"
+            return self._without(name, "crashed", f"its process ended with exit code {expired.exitcode}")
         except UserError:  # the run is set up wrongly, and would be for every sample
             raise
         except Exception as problem:
-            kind, error = "raised", f"{type(problem).__name__}: {problem}"
-        else:
-            if value is not None:
-                return RewardResult(value)
-            kind, error = "none", "gave no reward"
+            return self._without(name, "raised", f"{type(problem).__name__}: {problem}")
+
+    def _checked(self, name: str, result: RewardResult) -> RewardResult:
+        if result.value is None:
+            return self._without(name, "none", result.error or "gave no reward")
+        if not math.isfinite(result.value):
+            return self._without(name, "not_finite", f"gave {result.value}")
+        return result
+
+    def _without(self, name: str, kind: str, error: str) -> RewardResult:
         self.outcomes[f"{name}/{kind}"] += 1
         return RewardResult(None, error)
 
 
 def _score(reward: Reward, request: RewardRequest) -> float | None:
     value = reward.score(request)
-    if value is None:
-        return None
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, got {value!r}")
-    return number
+    return None if value is None else float(value)
 
 
 def _pebble() -> Any:

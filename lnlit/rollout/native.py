@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.weights import fill
-from lnlit.specs import ModelSpec
 
 
 class NativeEngine(RolloutEngine):
@@ -35,13 +33,14 @@ class NativeEngine(RolloutEngine):
         self._decoder: Decoder | None = None
         self._version: int | None = None
 
-    def load_weights(self, spec: ModelSpec, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def load_weights(self, weights: PolicyWeights) -> None:
         self._version = None  # until all are in
-        if self._decoder is None or self._decoder.spec != spec:
+        if self._decoder is None or self._decoder.spec != weights.spec:
             device = self.device or torch.accelerator.current_accelerator() or "cpu"
-            self._decoder = build_decoder(spec, device, getattr(torch, self.dtype)).requires_grad_(False).eval()
-        fill(self._decoder, weights, "the policy's weights")
-        self._version = version
+            self._decoder = build_decoder(weights.spec, device, getattr(torch, self.dtype))
+            self._decoder.requires_grad_(False).eval()
+        fill(self._decoder, weights.tensors, "the policy's weights")
+        self._version = weights.version
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> list[Rollout]:
         if self._decoder is None or self._version is None:

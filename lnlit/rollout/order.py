@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ from lnlit.errors import UserError
 
 class PromptOrder(ABC):
     """Indices of prompts, as many as asked for, without end. Its state says where it is."""
+
+    @abstractmethod
+    def start(self, rows: Sequence[Mapping[str, Any]], seed: int, rollouts: int) -> None:
+        """Called once: the prompts' rows of data, the run's seed, and how many rollouts the run will take."""
 
     @abstractmethod
     def take(self, count: int) -> list[int]:
@@ -27,10 +32,10 @@ class PromptOrder(ABC):
 class Uniform(PromptOrder):
     """Every prompt once per epoch, each epoch in an order of its own."""
 
-    def __init__(self, prompts: int, seed: int) -> None:
-        if prompts < 1:
+    def start(self, rows: Sequence[Mapping[str, Any]], seed: int, rollouts: int) -> None:
+        if not rows:
             raise UserError("prompts: the source has no usable rows")
-        self.prompts, self.seed, self.taken = prompts, seed, 0
+        self.prompts, self.seed, self.taken = len(rows), seed, 0
 
     def take(self, count: int) -> list[int]:
         found: list[int] = []

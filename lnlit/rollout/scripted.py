@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Rollout, RolloutEngine, RolloutRequest, RolloutSampling
-from lnlit.specs import ModelSpec
+from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 
 
 class ScriptedEngine(RolloutEngine):
@@ -26,11 +23,11 @@ class ScriptedEngine(RolloutEngine):
         self._version: int | None = None
         self._context_length = 0
 
-    def load_weights(self, spec: ModelSpec, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def load_weights(self, weights: PolicyWeights) -> None:
         self._version = None
-        for _ in weights:
+        for _ in weights.tensors:
             pass
-        self._version, self._context_length = version, spec.context_length
+        self._version, self._context_length = weights.version, weights.spec.context_length
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> list[Rollout]:
         if self._version is None:

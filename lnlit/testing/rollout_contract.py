@@ -10,12 +10,14 @@ Raises AssertionError naming the engine and the broken promise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
+from lnlit.checkpoint.folder import hf_config
 from lnlit.errors import UserError
-from lnlit.interfaces import Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights
 from lnlit.specs import ModelSpec
@@ -62,7 +64,11 @@ def check_rollout_engine(
 
 
 def _load(engine: RolloutEngine, decoder: Decoder, version: int) -> None:
-    engine.load_weights(decoder.spec, canonical_weights(decoder), version)
+    engine.load_weights(_weights(decoder, canonical_weights(decoder), version))
+
+
+def _weights(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]], version: int) -> PolicyWeights:
+    return PolicyWeights(decoder.spec, hf_config(decoder.spec), tensors, version)
 
 
 def _refuses(engine: RolloutEngine, label: str, when: str) -> None:
@@ -110,7 +116,7 @@ def _check_logprobs(found: list[Rollout], decoder: Decoder, label: str, toleranc
 def _check_failed_load(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
     half = list(canonical_weights(decoder))[:-1]
     try:
-        engine.load_weights(decoder.spec, half, 5)
+        engine.load_weights(_weights(decoder, half, 5))
     except UserError:
         _refuses(engine, label, "after a load that failed half-way")
     else:

@@ -149,10 +149,10 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(model, prompts, tmp_pa
 class Forgetful(NativeEngine):
     """Takes the first weights and no later ones."""
 
-    def load_weights(self, spec, weights, version):
+    def load_weights(self, weights):
         if self._decoder is None:
-            super().load_weights(spec, weights, version)
-        self._version = version
+            super().load_weights(weights)
+        self._version = weights.version
 
     def sleep(self):
         pass

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Reward, RewardRequest
+from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 from lnlit.rewards.pool import RewardPool
 
 
@@ -57,7 +57,10 @@ def test_every_fault_is_its_own_outcome(pool):
     found = pool.score(requests(*asked))
     assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3]
     assert [row["length"].value for row in found] == [len(text) for text in asked]
-    assert pool.outcomes == {"told/raised": 3, "told/timed_out": 1, "told/crashed": 1, "told/none": 1}
+    assert pool.outcomes == {
+        f"told/{kind}": count
+        for kind, count in {"raised": 2, "not_finite": 1, "timed_out": 1, "crashed": 1, "none": 1}.items()
+    }
     assert found[1]["told"].error == "RuntimeError: no idea"
     assert "took longer than 2.0 s" in found[2]["told"].error
     assert "exit code 3" in found[4]["told"].error
@@ -67,6 +70,29 @@ def test_every_fault_is_its_own_outcome(pool):
 def test_a_reward_that_is_set_up_wrongly_stops_the_run(pool):
     with pytest.raises(UserError, match="the row has no answer"):
         pool.score(requests("1", "set up wrongly"))
+
+
+class Model(BatchReward):
+    """A reward model that now and then forgets a completion."""
+
+    def score_batch(self, requests):
+        if requests[0].completion == "raise":
+            raise RuntimeError("out of memory")
+        return [RewardResult(float(len(r.completion))) for r in requests if r.completion != "forget"]
+
+
+@pytest.mark.parametrize(
+    ("completions", "values", "outcomes"),
+    [
+        (("a", "bb"), [1, 2], {}),
+        (("a", "forget"), [None, None], {"model/wrong_length": 2}),
+        (("raise", "a"), [None, None], {"model/raised": 2}),
+    ],
+)
+def test_a_batch_reward_sees_all_completions_at_once(completions, values, outcomes):
+    pool = RewardPool({"model": Model()}, workers=1)
+    assert [row["model"].value for row in pool.score(requests(*completions))] == values
+    assert pool.outcomes == outcomes
 
 
 def test_close_ends_the_processes(pool):
