@@ -1,15 +1,12 @@
-"""`lnlit search STAGE`: one function of `lnlit.stages` per stage, its arguments as options or in a YAML file."""
+"""`lnlit search STAGE`: the stages of an architecture search."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lnlit.errors import UserError, did_you_mean
+from lnlit.cli.stage_command import StageCommand
 
 #: stage -> ("module:function", one line of help), in the order of a search
 STAGES: dict[str, tuple[str, str]] = {
@@ -23,65 +20,16 @@ STAGES: dict[str, tuple[str, str]] = {
     "report": ("lnlit.stages.report:report", "pictures and a page of what was traded"),
 }
 
+_COMMAND = StageCommand(
+    "search", "Find the best heterogeneous child of a model for a machine and a budget (Puzzle).", STAGES
+)
+
 
 def main(argv: list[str]) -> int:
     """Run one stage; prints the path it wrote."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    name, *rest = argv
-    if name not in STAGES:
-        raise UserError(f"search: unknown stage {name!r}.{did_you_mean(name, STAGES)} Allowed: {', '.join(STAGES)}.")
-    stage, parser, config = parsed(name, rest)
-    from lnlit.cli.names import cause_of
-
-    try:
-        arguments = vars(parser.instantiate_classes(config))
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
-        raise cause_of(error) from error
-    print(stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")}))
-    return 0
+    return _COMMAND.run(argv)
 
 
 def parsed(name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
-    """The stage's function, its parser and its checked configuration; nothing is built yet.
-
-    Raises `UserError` naming the first key or value that does not fit.
-    """
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from lnlit.cli import names
-    from lnlit.cli.explain import explain
-    from lnlit.cli.written import Written
-
-    written = Written(options)
-    module, _, function = STAGES[name][0].partition(":")
-    stage = getattr(importlib.import_module(module), function)
-    names.install()
-    summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]
-    parser = ArgumentParser(prog=f"lnlit search {name}", description=summary, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="a YAML file with the arguments; later options win")
-    parser.add_argument("--stage", choices=[name], default=name, help="which stage a YAML file is for")
-    parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)
-    try:
-        return stage, parser, parser.parse_args(options)
-    except ArgumentError as error:
-        raise UserError(explain(parser, written, str(error))) from error
-
-
-def _help() -> str:
-    width = max(map(len, STAGES))
-    stages = [f"  {name:<{width}}  {text}" for name, (_, text) in STAGES.items()]
-    return "\n".join(
-        [
-            "usage: lnlit search STAGE [--config FILE.yaml] [--KEY VALUE ...]",
-            "",
-            "Find the best heterogeneous child of a model for a machine and a budget (Puzzle).",
-            "",
-            "stages:",
-            *stages,
-            "",
-            "`lnlit search STAGE --help` explains a stage. `lnlit run FOLDER` runs a folder of numbered stages.",
-        ]
-    )
+    """See `StageCommand.parsed`."""
+    return _COMMAND.parsed(name, options)

@@ -1,0 +1,88 @@
+"""A command whose stages are functions of `lnlit.stages`: their arguments are options, or keys of a YAML file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lnlit.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class StageCommand:
+    """`lnlit NAME STAGE`. `stages` maps each to ("module:function", one line of help), in the order of use."""
+
+    name: str
+    purpose: str
+    stages: Mapping[str, tuple[str, str]]
+
+    def run(self, argv: list[str]) -> int:
+        """Run one stage; prints the path it wrote."""
+        if not argv or argv[0] in ("-h", "--help"):
+            print(self._help())
+            return 0
+        name, *rest = argv
+        if name not in self.stages:
+            allowed = ", ".join(self.stages)
+            raise UserError(
+                f"{self.name}: unknown stage {name!r}.{did_you_mean(name, self.stages)} Allowed: {allowed}."
+            )
+        stage, parser, config = self.parsed(name, rest)
+        from lnlit.cli.names import cause_of
+
+        try:
+            arguments = vars(parser.instantiate_classes(config))
+        except ValueError as error:  # jsonargparse wraps what a constructor raises
+            raise cause_of(error) from error
+        print(stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")}))
+        return 0
+
+    def parsed(self, name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
+        """The stage's function, its parser and its checked configuration; nothing is built yet.
+
+        Raises `UserError` naming the first key or value that does not fit.
+        """
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        from jsonargparse import ArgumentError, ArgumentParser
+
+        from lnlit.cli import names
+        from lnlit.cli.explain import explain
+        from lnlit.cli.written import Written
+
+        written = Written(options)
+        module, _, function = self.stages[name][0].partition(":")
+        stage = getattr(importlib.import_module(module), function)
+        names.install()
+        summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]
+        parser = ArgumentParser(
+            prog=f"lnlit {self.name} {name}", description=summary, exit_on_error=False, allow_abbrev=False
+        )
+        parser.add_argument("--config", action="config", help="a YAML file with the arguments; later options win")
+        parser.add_argument("--stage", choices=[name], default=name, help="which stage a YAML file is for")
+        parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)
+        try:
+            return stage, parser, parser.parse_args(options)
+        except ArgumentError as error:
+            raise UserError(explain(parser, written, str(error))) from error
+
+    def _help(self) -> str:
+        width = max(map(len, self.stages))
+        stages = [f"  {name:<{width}}  {text}" for name, (_, text) in self.stages.items()]
+        return "\n".join(
+            [
+                f"usage: lnlit {self.name} STAGE [--config FILE.yaml] [--KEY VALUE ...]",
+                "",
+                self.purpose,
+                "",
+                "stages:",
+                *stages,
+                "",
+                f"`lnlit {self.name} STAGE --help` explains a stage. `lnlit run FOLDER` runs a folder of numbered "
+                "stages.",
+            ]
+        )
