@@ -9,11 +9,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 from lnlit.models.kv_cache import KVCache
+
+#: Rows that have finished stay in the batch until so few others are left: leaving copies the whole cache.
+_COMPACT_BELOW = 0.75
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -71,44 +75,59 @@ def _decode(
     device = decoder.embed_tokens.weight.device
     done = [Generation() for _ in prompts]
     seeds = [_row_seed(sampling.seed, row) for row in range(len(prompts))] if seeds is None else seeds
-    uniform = [torch.Generator().manual_seed(seed) for seed in seeds]
-    lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    longest = int(lengths_B.max())
-    cache = KVCache(decoder.spec, len(prompts), longest + sampling.max_new_tokens, _compute_dtype(decoder), device)
-    tokens_BT = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens_BT[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    positions_BT = torch.arange(longest, device=device).expand_as(tokens_BT)
-    alive, last_B = list(range(len(prompts))), lengths_B - 1
-    for _ in range(sampling.max_new_tokens):
-        logits_BV = _last_logits(decoder, tokens_BT, positions_BT, cache, last_B)
-        draws_B = torch.tensor([torch.rand((), generator=uniform[row]).item() for row in alive], device=device)
-        next_B, logprobs_B = _sample(logits_BV, draws_B, sampling)
-        stay = []
+    draws_BS = torch.stack(
+        [torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    ).to(device)
+    logits_BV, lengths_B, cache = _prefill(decoder, prompts, sampling.max_new_tokens)
+    alive = list(range(len(prompts)))  # which prompt each row of the batch continues; -1 has finished
+    for step in range(sampling.max_new_tokens):
+        next_B, logprobs_B = _sample(logits_BV, draws_BS[:, step], sampling)
         for index, (row, token, logprob) in enumerate(zip(alive, next_B.tolist(), logprobs_B.tolist(), strict=True)):
+            if row < 0:
+                continue
             done[row].token_ids.append(token)
             done[row].logprobs.append(logprob)
             if on_token is not None:
                 on_token(row, token)
             if token in end_ids:
                 done[row].finish_reason = "stop"
-            else:
-                stay.append(index)
-        if not stay:
+                alive[index] = -1
+        stay = [index for index, row in enumerate(alive) if row >= 0]
+        if not stay or step == sampling.max_new_tokens - 1:
             break
-        if len(stay) < len(alive):
+        if len(stay) <= _COMPACT_BELOW * len(alive):
             kept = torch.tensor(stay, device=device)
             cache.keep_rows(kept)
-            next_B, lengths_B, alive = next_B[kept], lengths_B[kept], [alive[index] for index in stay]
-        tokens_BT, positions_BT = next_B[:, None], lengths_B[:, None]
-        lengths_B, last_B = lengths_B + 1, torch.zeros_like(lengths_B)
+            alive = [alive[index] for index in stay]
+            next_B, lengths_B, draws_BS = next_B[kept], lengths_B[kept], draws_BS[kept]
+        logits_BV = _last_logits(decoder, next_B[:, None], lengths_B[:, None], cache, torch.zeros_like(lengths_B))
+        lengths_B = lengths_B + 1
     return done
+
+
+def _prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, Tensor, KVCache]:
+    """(logits after each prompt, their lengths, the cache). Equal prompts, such as several samples of one, run once."""
+    device = decoder.embed_tokens.weight.device
+    number = {prompt: index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    lengths_B = torch.tensor([len(prompt) for prompt in number], device=device)
+    longest = int(lengths_B.max())
+    cache = KVCache(decoder.spec, len(number), longest + new_tokens, _compute_dtype(decoder), device)
+    tokens_BT = torch.zeros(len(number), longest, dtype=torch.long, device=device)
+    for prompt, row in number.items():
+        tokens_BT[row, : len(prompt)] = torch.tensor(prompt, device=device)
+    positions_BT = torch.arange(longest, device=device).expand_as(tokens_BT)
+    logits_BV = _last_logits(decoder, tokens_BT, positions_BT, cache, lengths_B - 1)
+    if len(number) < len(prompts):
+        rows = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=device)
+        cache.keep_rows(rows)
+        logits_BV, lengths_B = logits_BV[rows], lengths_B[rows]
+    return logits_BV, lengths_B, cache
 
 
 def _last_logits(decoder: Decoder, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, last_B: Tensor) -> Tensor:
     def head(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
         hidden_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-        return torch.nn.functional.linear(hidden_BD, weight_VD).float()
+        return nn.functional.linear(hidden_BD, weight_VD).float()
 
     return decoder(tokens_BT, positions_BT, attention=cache.at(positions_BT), read_out=head)
 
@@ -119,18 +138,40 @@ def _sample(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> tuple[Ten
     One uniform number per row inverts the cumulative distribution, so a row's choice needs no other row's randomness.
     """
     if sampling.temperature == 0:
-        logprobs_BV = logits_BV.log_softmax(-1)
-        logprobs_B, next_B = logprobs_BV.max(-1)
+        logprobs_B, next_B = logits_BV.log_softmax(-1).max(-1)
         return next_B, logprobs_B
-    logprobs_BV = (logits_BV / sampling.temperature).log_softmax(-1)
-    probs_BV, order_BV = logprobs_BV.exp().sort(-1, descending=True)
-    before_BV = probs_BV.cumsum(-1) - probs_BV
-    probs_BV = probs_BV.masked_fill(before_BV >= sampling.top_p, 0.0)
-    cumulative_BV = probs_BV.cumsum(-1)
-    target_B1 = draws_B[:, None] * cumulative_BV[:, -1:]
-    rank_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
-    next_B1 = order_BV.gather(1, rank_B1)
-    return next_B1[:, 0], logprobs_BV.gather(1, next_B1)[:, 0]
+    if sampling.temperature != 1:
+        logits_BV = logits_BV / sampling.temperature
+    largest_B1 = logits_BV.amax(-1, keepdim=True)
+    weights_BV, order_BV = (logits_BV - largest_B1).exp_(), None
+    normaliser_B1 = weights_BV.sum(-1, keepdim=True).double()
+    if sampling.top_p < 1:  # sorting costs more than a small model's forward pass
+        weights_BV, order_BV = weights_BV.sort(-1, descending=True)
+        before_BV = weights_BV.cumsum(-1) - weights_BV
+        weights_BV = weights_BV.masked_fill(before_BV >= sampling.top_p * normaliser_B1, 0.0)
+    next_B1 = _choose(weights_BV, draws_B[:, None])
+    next_B1 = next_B1 if order_BV is None else order_BV.gather(1, next_B1)
+    logprobs_B1 = logits_BV.gather(1, next_B1) - largest_B1 - normaliser_B1.log()
+    return next_B1[:, 0], logprobs_B1[:, 0].float()
+
+
+def _choose(weights_BV: Tensor, draws_B1: Tensor) -> Tensor:
+    """Index [B, 1] where the cumulative weight passes that share of the whole: the block first, then within it.
+
+    Sums of blocks are few enough to add up in fp64, whose running sum over the whole vocabulary would be slow.
+    """
+    rest = -weights_BV.shape[1] % _BLOCK
+    blocks_BNK = (nn.functional.pad(weights_BV, (0, rest)) if rest else weights_BV).unflatten(1, (-1, _BLOCK))
+    cumulative_BN = blocks_BNK.sum(-1).double().cumsum(-1)
+    target_B1 = draws_B1 * cumulative_BN[:, -1:]
+    block_B1 = torch.searchsorted(cumulative_BN, target_B1, right=True).clamp_(max=cumulative_BN.shape[1] - 1)
+    before_B1 = torch.where(block_B1 > 0, cumulative_BN.gather(1, (block_B1 - 1).clamp_(min=0)), 0.0)
+    block_BK = blocks_BNK.gather(1, block_B1[:, :, None].expand(-1, -1, _BLOCK))[:, 0].double()
+    inside_BK = block_BK.cumsum(-1)
+    place_B1 = torch.searchsorted(inside_BK, target_B1 - before_B1, right=True)
+    # Rounding may carry a draw past the block's last token that can be chosen.
+    last_B1 = _BLOCK - 1 - (block_BK.flip(1) > 0).double().argmax(1, keepdim=True)
+    return block_B1 * _BLOCK + torch.minimum(place_B1, last_B1)
 
 
 def _compute_dtype(decoder: Decoder) -> torch.dtype:

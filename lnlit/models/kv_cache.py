@@ -47,7 +47,7 @@ class KVCache:
         return partial(self._attend, index)
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drop every row but `rows` (int64 indices), e.g. when the others have finished."""
+        """From now on row i is what row `rows[i]` was (int64): drops rows that have finished, repeats a prompt's."""
         self._keys = [None if x is None else x[rows] for x in self._keys]
         self._values = [None if x is None else x[rows] for x in self._values]
 
