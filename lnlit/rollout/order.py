@@ -20,7 +20,10 @@ class PromptOrder(ABC):
 
     @abstractmethod
     def take(self, count: int) -> list[int]:
-        """The next `count` prompts, none of them twice while there are enough."""
+        """The next `count` prompts, none of them twice while there are enough.
+
+        Every rollout begins with a call for the same count; calls for fewer add to the same rollout.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...

@@ -1,0 +1,195 @@
+"""From easy prompts to hard ones: batches around a pass rate that falls as a run goes on (Llama-Nemotron section 5.1).
+
+The paper's rule is a Gaussian over pass rates whose centre falls, and leftovers that go to the largest pool. Its width,
+the path of the centre and the rounding are choices made here. So is rationing: a run that takes most of its prompts
+would by that rule alone use up the pools in the middle, and be left with easy prompts for its end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from lnlit.errors import UserError
+from lnlit.rollout.order import PromptOrder
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+class GaussianCurriculum(PromptOrder):
+    """Prompts whose pass rates follow a Gaussian: its centre falls evenly from the easiest prompts to the hardest, one
+    step a rollout. A pool of which the run would want more than there is gets a smaller share throughout; so the mean
+    of what is wanted falls from rollout to rollout, whatever the prompts.
+
+    No prompt comes again before all of its pass rate have come, and none more than once (twice, ...) in a run that
+    takes no more prompts than there are (twice as many, ...). The first `take` sets the size of a batch; one for fewer
+    prompts tops up the batch before it. A run that is resumed keeps the number of rollouts that it began with.
+
+    Args:
+        sigma: standard deviation of the Gaussian, a difference of pass rates.
+        easiest: centre of the first rollout; null is the highest pass rate there is.
+        hardest: centre of the last rollout; null is the lowest.
+        levels: pass rates are rounded to multiples of 1/levels; a pool is the prompts of one multiple.
+    """
+
+    def __init__(
+        self, sigma: float = 0.15, easiest: float | None = None, hardest: float | None = None, levels: int = 8
+    ) -> None:
+        if not sigma > 0 or levels < 1:
+            raise UserError(f"GaussianCurriculum: needs sigma > 0 and levels >= 1, got {sigma} and {levels}")
+        for name, centre in (("easiest", easiest), ("hardest", hardest)):
+            if centre is not None and not 0 <= centre <= 1:
+                raise UserError(f"GaussianCurriculum.{name}: a pass rate is from 0 to 1, got {centre}")
+        self.sigma, self.easiest, self.hardest, self.levels = sigma, easiest, hardest, levels
+
+    def start(self, rows: Sequence[Mapping[str, Any]], seed: int, rollouts: int) -> None:
+        if not rows:
+            raise UserError("prompts: the source has no usable rows")
+        if rollouts < 1:
+            raise UserError(f"GaussianCurriculum: has to know how many rollouts the run will take, got {rollouts}")
+        self.seed, self.rollouts = seed, rollouts
+        levels = [math.floor(_pass_rate(row, n) * self.levels + 0.5) for n, row in enumerate(rows, start=1)]
+        present = sorted(set(levels))
+        #: The pass rate of each pool, ascending, and the prompts in it.
+        self.rates = [level / self.levels for level in present]
+        self.pools = [[n for n, own in enumerate(levels) if own == level] for level in present]
+        self.first_centre = self.rates[-1] if self.easiest is None else self.easiest
+        self.last_centre = self.rates[0] if self.hardest is None else self.hardest
+        if self.first_centre < self.last_centre:
+            raise UserError(
+                f"GaussianCurriculum: the run would begin at the pass rate {self.first_centre:g} and end at the easier "
+                f"{self.last_centre:g}; the prompts have {self.rates[0]:g} to {self.rates[-1]:g}"
+            )
+        self._begin()
+
+    def _begin(self) -> None:
+        self._taken: list[list[int]] = []  # runs of equal counts: [count, how often]
+        self._takes = self._size = 0
+        self._rollout = -1
+        self._empty_batch()
+        self._rounds = [0] * len(self.pools)  # how often each pool was shuffled
+        self._queues: list[list[int]] = [[] for _ in self.pools]  # what is left of the last shuffle
+        self._left = [0] * len(self.pools)
+
+    def _empty_batch(self) -> None:
+        self._batch: set[int] = set()  # this rollout's prompts
+        self._had = [0] * len(self.pools)  # how many of them are from each pool
+
+    def target(self, rollout: int) -> list[float]:
+        """The share of each pool in a rollout, counted from 0; known from the first `take` on."""
+        return self._targets_RP[min(rollout, self.rollouts - 1)].tolist()
+
+    def take(self, count: int) -> list[int]:
+        self._note(count)
+        found: list[int] = []
+        while len(found) < count:
+            if not any(self._left):  # more was taken than planned, as where prompts are replaced
+                self._left = [len(pool) for pool in self.pools]
+            limits = zip(self._left, self.pools, self._had, strict=True)
+            new = [min(left, len(pool) - had) for left, pool, had in limits]
+            if not any(new):  # there are fewer prompts than places
+                self._empty_batch()
+                continue
+            quota = allocate(new, self.target(self._rollout), count - len(found), self._takes * _GOLDEN % 1)
+            for pool, places in enumerate(quota):
+                found += [self._next(pool) for _ in range(places)]
+        order = np.random.default_rng([self.seed, 0, self._takes]).permutation(count)
+        return [found[place] for place in order]
+
+    def _note(self, count: int) -> None:
+        if not self._takes:
+            self._size = count
+            stock = np.array([len(pool) for pool in self.pools])
+            stock *= math.ceil(self.rollouts * count / stock.sum())
+            self._left = stock.tolist()
+            centres = np.linspace(self.first_centre, self.last_centre, self.rollouts)
+            self._targets_RP = rationed(self.rates, centres, self.sigma, stock / count)
+        if count >= self._size:
+            self._rollout += 1
+            self._empty_batch()
+        self._takes += 1
+        if not self._taken or self._taken[-1][0] != count:
+            self._taken.append([count, 0])
+        self._taken[-1][1] += 1
+
+    def _next(self, pool: int) -> int:
+        """A prompt of a pool, none of this rollout's while it has others."""
+        if not self._queues[pool]:
+            random = np.random.default_rng([self.seed, 1, pool, self._rounds[pool]])
+            shuffled = random.permutation(self.pools[pool]).tolist()
+            self._queues[pool] = sorted(shuffled, key=lambda prompt: prompt not in self._batch)  # taken from the end
+            self._rounds[pool] += 1
+        prompt = self._queues[pool].pop()
+        self._left[pool] -= 1
+        self._had[pool] += 1
+        self._batch.add(prompt)
+        return prompt
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was asked for so far: repeating it leads here again."""
+        sizes = [len(pool) for pool in self.pools]
+        return {"taken": [list(run) for run in self._taken], "rollouts": self.rollouts, "pools": sizes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        sizes = [len(pool) for pool in self.pools]
+        if state["pools"] != sizes:
+            raise UserError(
+                f"prompts: the run was begun with pools of {state['pools']} prompts by pass rate, now they have "
+                f"{sizes}. Go on with the same prompts, or begin a new run."
+            )
+        self.rollouts = state["rollouts"]
+        self._begin()
+        for count, times in state["taken"]:
+            for _ in range(times):
+                self.take(count)
+
+
+def rationed(rates: Sequence[float], centres: np.ndarray, sigma: float, stock: np.ndarray) -> np.ndarray:
+    """[R, P]: for each centre the share of each rate, by a Gaussian times one weight, at most 1, for each rate; the
+    weights are such that no column sums to more than its `stock`, which is counted in batches.
+
+    Where stocks are plentiful all weights are 1. Whatever they are, the mean falls with the centre: a Gaussian's
+    likelihood ratio is monotone, and weights do not change it. The weights are a partial optimal transport's, found by
+    Sinkhorn's iteration in logarithms. A `sigma` far narrower than the rates' distances may leave no such weights.
+    """
+    gaussian_RP = -((np.array(rates) - centres[:, None]) ** 2) / (2 * sigma**2)
+    weight_P = np.zeros(len(rates))
+    for _ in range(1000):
+        shares_RP = gaussian_RP + weight_P
+        shares_RP = np.exp(shares_RP - shares_RP.max(1, keepdims=True))
+        shares_RP /= shares_RP.sum(1, keepdims=True)
+        wanted_P = np.maximum(shares_RP.sum(0), 1e-300)
+        if (wanted_P <= stock * (1 + 1e-4)).all():
+            break
+        weight_P = np.minimum(weight_P + np.log(stock / wanted_P), 0.0)
+    return shares_RP
+
+
+def allocate(left: Sequence[int], target: Sequence[float], places: int, offset: float) -> list[int]:
+    """How many prompts each pool gives to a batch: its share of `places`, rounded up or down but not to more than are
+    `left`; each place that stays free goes to the pool that then is the largest, the easier of equals.
+
+    `offset`, from 0 to 1, says which shares are rounded up; where it varies evenly, no pool is always rounded down.
+    With fewer prompts left than places, all are given.
+    """
+    ends = [math.floor(places * share + offset + 1e-9) for share in accumulate(target[:-1])]
+    quota = [end - start for start, end in zip([0, *ends], [*ends, places], strict=True)]
+    quota = [min(asked, have) for asked, have in zip(quota, left, strict=True)]
+    for _ in range(min(places, sum(left)) - sum(quota)):
+        quota[max(range(len(left)), key=lambda pool: (left[pool] - quota[pool], pool))] += 1
+    return quota
+
+
+def _pass_rate(row: Mapping[str, Any], number: int) -> float:
+    rate = row.get("pass_rate")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        has = f"{rate!r:.40} as its pass_rate" if "pass_rate" in row else "no pass_rate"
+        raise UserError(
+            f"prompts: number {number} has {has}, so there is no telling how hard it is. `lnlit rollout annotate` "
+            "adds the key, from 0 to 1, and the source `difficulty` leaves out rows that could not be judged."
+        )
+    return float(rate)
