@@ -41,6 +41,7 @@ BUILTINS: dict[str, dict[str, str]] = {
     "reward": {
         "format": "lnlit.rewards.format:FormatReward",
         "math_answer": "lnlit.rewards.math_answer:MathAnswerReward",
+        "reward_model": "lnlit.modules.model_reward:ModelReward",
     },
     "rollout": {
         "native": "lnlit.rollout.native:NativeEngine",

@@ -22,7 +22,8 @@ from lnlit.models.weights import canonical_weights
 
 
 class ExportModel(L.Callback):
-    """Writes config, weights, tokenizer and `lnlit.json` when training ends; adapters are merged in.
+    """Writes config, weights, tokenizer and `lnlit.json` when training ends; adapters are merged in. A method that has
+    more to write does so in its `export_files(folder)`.
 
     Args:
         out: folder to write.
@@ -72,6 +73,7 @@ class ExportModel(L.Callback):
                 tokenizer_from=source,
                 provenance=provenance,
                 overwrite=self.overwrite,
+                add_files=getattr(module, "export_files", None),
             )
         except BaseException:
             for _ in weights:  # the other ranks are waiting to gather

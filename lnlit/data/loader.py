@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
+
 from lnlit.data.packing import Row
 from lnlit.data.plan import Plan, State
 from lnlit.errors import UserError
-from lnlit.interfaces import TokenBatch
+from lnlit.interfaces import PreferenceBatch, TokenBatch
 
 
 class EvalLoader:
@@ -72,10 +74,11 @@ class TrainLoader(EvalLoader):
 
     def mark_consumed(self, batch: TokenBatch) -> None:
         """Notes that training has this batch, which may be a copy as long as it holds the same `tokens` tensor."""
-        if any(pending.tokens is batch.tokens for pending, _ in self._pending):
+        tokens = _tokens(batch)
+        if any(_tokens(pending) is tokens for pending, _ in self._pending):
             while self._pending:
                 pending, self._state = self._pending.popleft()
-                if pending.tokens is batch.tokens:
+                if _tokens(pending) is tokens:
                     return
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,3 +92,7 @@ class TrainLoader(EvalLoader):
                 "its position means nothing here. Resume with the same data settings, or start anew from its weights."
             )
         self._state = dict(state["position"])
+
+
+def _tokens(batch: TokenBatch | PreferenceBatch) -> Tensor:
+    return batch.tokens.tokens if isinstance(batch, PreferenceBatch) else batch.tokens

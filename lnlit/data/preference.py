@@ -1,0 +1,268 @@
+"""`PreferenceData`: several completions of each prompt with their rewards, for RPO and reward models.
+
+A prompt's completions travel through plans, layouts and loaders as one document, which no layout cuts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lnlit.data.blend import BlendEntry
+from lnlit.data.chat import ChatEncoder, Document
+from lnlit.data.corpus import DocumentReader
+from lnlit.data.packing import BestFit, Row, collate
+from lnlit.data.plan import Corpus, MapPlan
+from lnlit.data.planned import PlannedData
+from lnlit.data.preference_rows import PreferenceRows
+from lnlit.data.sources import where
+from lnlit.data.tokenizer import load_tokenizer, pad_id
+from lnlit.errors import UserError
+from lnlit.interfaces import PreferenceBatch, Source
+from lnlit.thinking import Thinking, on_or_off
+
+
+@dataclass(frozen=True)
+class Group(Document):
+    """All completions of one prompt, each with its prompt before it. `lengths` and `rewards` are one per completion."""
+
+    lengths: Sequence[int]
+    rewards: Sequence[float]
+
+    @classmethod
+    def of(cls, documents: Sequence[Document], rewards: Sequence[float]) -> Group:
+        tokens = [token for document in documents for token in document.tokens]
+        mask = [learned for document in documents for learned in document.loss_mask]
+        return cls(tokens, mask, [len(document) for document in documents], rewards)
+
+    def piece(self, start: int, stop: int) -> Document:
+        assert (start, stop) == (0, len(self)), "a layout must keep a prompt's completions together"
+        return self
+
+    def completions(self) -> list[Document]:
+        return [Document.piece(self, start, stop) for start, stop in pairwise([0, *accumulate(self.lengths)])]
+
+
+class Groups(Corpus):
+    """Groups of equally many completions in flat arrays."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        flat = Corpus.of(groups)
+        super().__init__(flat.tokens, flat.lengths, flat.loss_mask)
+        self.completion_lengths = np.array([group.lengths for group in groups], dtype=np.int64)
+        self.rewards = np.array([group.rewards for group in groups], dtype=np.float64)
+
+    @cached_property
+    def digest(self) -> str:
+        arrays = (self.tokens, self.completion_lengths, self.rewards)
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+    def __getitem__(self, index: int) -> Group:
+        whole = super().__getitem__(index)
+        lengths, rewards = self.completion_lengths[index].tolist(), self.rewards[index].tolist()
+        return Group(whole.tokens, whole.loss_mask, lengths, rewards)
+
+
+class GroupEncoder(ChatEncoder):
+    """Rows of `PreferenceRows` to `Group`s. Only the last reply has loss; a reward that is missing is NaN."""
+
+    def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
+        rows = list(rows)
+        chats = [
+            {**row, "messages": [*row["messages"], {"role": "assistant", "content": completion}]}
+            for row in rows
+            for completion in row["completions"]
+        ]
+        documents = iter(super().encode_many(chats))
+        groups: list[Document] = []
+        for row in rows:
+            rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
+            groups.append(Group.of([last_reply(next(documents)) for _ in rewards], rewards))
+        return groups
+
+
+def last_reply(document: Document) -> Document:
+    """The document with loss on its last run of learned tokens alone."""
+    mask = list(document.loss_mask)
+    at = len(mask)
+    while at and not mask[at - 1]:
+        at -= 1
+    while at and mask[at - 1]:
+        at -= 1
+    return Document(document.tokens, [False] * at + mask[at:])
+
+
+@dataclass
+class PreferenceTally:
+    """What became of the rows. `unpaired` had too few completions of one prompt to begin with."""
+
+    completions: int
+    rows: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    too_long: int = 0
+    no_reward: int = 0
+    unpaired: int = 0
+
+    def __str__(self) -> str:
+        share = 100 * self.loss_tokens / max(self.tokens, 1)
+        dropped = [
+            f"{count} {name.replace('_', ' ')}"
+            for name, count in asdict(self).items()
+            if name in _WHY_DROPPED and count
+        ]
+        return (
+            f"{self.rows:,} prompts with {self.completions} completions each; {self.tokens:,} tokens, "
+            f"{self.loss_tokens:,} of completions ({share:.0f} %); dropped: {', '.join(dropped) or 'none'}"
+        )
+
+
+_WHY_DROPPED = ("too_long", "no_reward", "unpaired")
+
+
+class GroupReader(DocumentReader):
+    """Reads rows of `PreferenceRows` as groups of `completions`, each of at most `sequence_length` tokens."""
+
+    def __init__(
+        self, encoder: GroupEncoder, sequence_length: int, completions: int, too_long: Literal["drop", "error"]
+    ) -> None:
+        super().__init__(encoder, sequence_length, too_long)
+        self.completions = completions
+        self.tally = PreferenceTally(completions)  # type: ignore[assignment]
+
+    def corpus(self, source: Source, name: str) -> Corpus:
+        from tqdm import tqdm
+
+        rows = tqdm(self.read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
+        groups = [group for group in rows if isinstance(group, Group)]
+        if not groups:
+            raise UserError(
+                f"{name}: no usable row in {source} ({self.tally}). Check the path, completions and sequence_length."
+            )
+        return Groups(groups)
+
+    def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
+        assert isinstance(document, Group)
+        fits = [k for k, length in enumerate(document.lengths) if length <= self.sequence_length]
+        if self.too_long == "error" and len(fits) < len(document.lengths):
+            raise UserError(
+                f"{where(source, index)}: {max(document.lengths)} tokens, and sequence_length is "
+                f"{self.sequence_length}. Raise sequence_length, shorten the row, or set too_long to drop."
+            )
+        rewarded = [k for k in fits if not np.isnan(document.rewards[k])]
+        if len(rewarded) < self.completions:
+            self._drop(len(document.lengths), len(fits))
+            return None
+        kept = sorted(_evenly(sorted(rewarded, key=lambda k: document.rewards[k]), self.completions))
+        parts = document.completions()
+        group = Group.of([parts[k] for k in kept], [document.rewards[k] for k in kept])
+        self.tally.rows += 1
+        self.tally.tokens += len(group)
+        self.tally.loss_tokens += sum(group.loss_mask)
+        return group
+
+    def _drop(self, given: int, fitting: int) -> None:
+        if given < self.completions:
+            self.tally.unpaired += 1  # type: ignore[attr-defined]
+        elif fitting < self.completions:
+            self.tally.too_long += 1  # type: ignore[attr-defined]
+        else:
+            self.tally.no_reward += 1  # type: ignore[attr-defined]
+
+
+def _evenly(ranked: Sequence[int], count: int) -> list[int]:
+    """`count` of them, evenly spread, the first and the last included."""
+    return [ranked[round(step * (len(ranked) - 1) / (count - 1))] for step in range(count)]
+
+
+def collate_groups(rows: Sequence[Row], completions: int, length: int, pad_id: int) -> PreferenceBatch:
+    """Rows of groups as one batch, each row padded to `length` tokens. An empty row is all padding."""
+    groups = [group for row in rows for group in row]
+    assert all(isinstance(group, Group) for group in groups)
+    parts = [[part for group in row for part in group.completions()] for row in rows]  # type: ignore[attr-defined]
+    learned = [sum(part.loss_mask[1:]) for row in parts for part in row]
+    rewards = [group.rewards for group in groups]  # type: ignore[attr-defined]
+    return PreferenceBatch(
+        collate(parts, length, pad_id),
+        sample_N=torch.repeat_interleave(torch.arange(len(learned)), torch.tensor(learned, dtype=torch.int64)),
+        rewards_PK=torch.tensor(rewards, dtype=torch.float32).view(len(groups), completions),
+    )
+
+
+class PreferenceData(PlannedData):
+    """Prompts with several completions each, packed; a prompt's completions stay in one row.
+
+    `PreferenceRows` says what rows may look like. A row of a batch holds `completions * sequence_length` tokens.
+
+    Args:
+        tokenizer: model folder (or Hugging Face name) whose tokenizer and chat template to use.
+        train: a source, or a blend of several in stages.
+        sequence_length: tokens of a completion with its prompt, at most.
+        micro_batch_size: rows per batch and rank.
+        val: source of validation rows.
+        completions: how many of each prompt. Of more, those of evenly spread rank are kept, worst and best among them;
+            a row with fewer is left out and counted.
+        seed: seeds the order of the training rows.
+        too_long: "drop" leaves out completions longer than `sequence_length`, "error" refuses them. They are never cut:
+            a reward is for the whole of one.
+        thinking: the toggle for rows that carry none themselves.
+        streaming: tokenise the training rows as they are needed instead of all at the start. The trainer sees no
+            epochs then, so it needs `max_steps`.
+        window: prompts that a stream packs and shuffles at a time.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: Source | list[BlendEntry],
+        sequence_length: int,
+        micro_batch_size: int,
+        val: Source | None = None,
+        completions: int = 2,
+        seed: int = 0,
+        too_long: Literal["drop", "error"] = "drop",
+        thinking: Thinking | bool | None = None,
+        streaming: bool = False,
+        window: int = 1024,
+    ) -> None:
+        if completions < 2:
+            raise UserError(f"data.completions: they are compared with each other, so 2 or more; got {completions}")
+        entries = train if isinstance(train, list) else [BlendEntry(train)]
+        super().__init__(
+            tokenizer,
+            [replace(entry, source=PreferenceRows(entry.source)) for entry in entries],
+            None if val is None else PreferenceRows(val),
+            BestFit(completions * sequence_length),
+            sequence_length,
+            micro_batch_size,
+            seed,
+            streaming,
+            window,
+        )
+        self.completions = completions
+        self.too_long: Literal["drop", "error"] = too_long
+        self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
+
+    @cached_property
+    def encoder(self) -> GroupEncoder:
+        """Renders and tokenises completions; `encoder.encode_prompt` makes prompts for generation."""
+        return GroupEncoder(load_tokenizer(self.tokenizer_name), self.thinking)
+
+    def _reader(self) -> GroupReader:
+        return GroupReader(self.encoder, self.sequence_length, self.completions, self.too_long)
+
+    def _collate(self, rows: Sequence[Row]) -> PreferenceBatch:  # type: ignore[override]
+        length = self.completions * self.sequence_length
+        return collate_groups(rows, self.completions, length, pad_id(self.encoder.tokenizer))
+
+    def _fill(self, plan: MapPlan) -> str:
+        length = self.completions * self.sequence_length
+        share = 100 * plan.num_tokens / (plan.num_rows * length)
+        return f"{plan.num_rows:,} packs of {length} per epoch, {share:.1f} % full"

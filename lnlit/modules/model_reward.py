@@ -1,0 +1,108 @@
+"""Completions judged by a trained reward model. It reads a model folder, so it lives above the other rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.load import load_weights
+from lnlit.data.chat import ChatEncoder, Document
+from lnlit.data.packing import collate
+from lnlit.data.preference import last_reply
+from lnlit.data.tokenizer import load_tokenizer, pad_id
+from lnlit.errors import UserError
+from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
+from lnlit.models.build import build_decoder
+from lnlit.models.decoder import Decoder
+from lnlit.models.reward_head import RewardHead, load_head, scores
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class ModelReward(BatchReward):
+    """The score that a reward model gives to the completion as the assistant's last turn, which it takes for finished.
+
+    The prompt's own system prompt counts, and the reward model's chat template. A completion that does not fit into the
+    model's context with its prompt has no reward.
+
+    Args:
+        model: folder that `RewardModel` with `ExportModel` wrote.
+        batch_tokens: tokens scored together.
+        precision: of weights and activations; the head computes in fp32.
+        device: such as "cuda:1"; null is the GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        batch_tokens: int = 16384,
+        precision: Literal["bf16", "fp32"] = "bf16",
+        device: str | None = None,
+    ) -> None:
+        if batch_tokens < 1:
+            raise UserError(f"batch_tokens: expected a positive number, got {batch_tokens}")
+        self.model, self.batch_tokens, self.precision = model, batch_tokens, precision
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def encoder(self) -> ChatEncoder:
+        return ChatEncoder(load_tokenizer(self.model))
+
+    @cached_property
+    def network(self) -> tuple[Decoder, RewardHead]:
+        decoder = build_decoder(read_spec(self.model), self.device, _DTYPES[self.precision])
+        head = RewardHead(decoder.spec.hidden_size)
+        load_head(head, resolve(self.model))
+        load_weights(decoder, self.model)
+        return decoder.requires_grad_(False).eval(), head.to(self.device)
+
+    def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        context = self.network[0].spec.context_length
+        documents = self.encoder.encode_many(
+            {"messages": [*request.messages, {"role": "assistant", "content": request.completion}]}
+            for request in requests
+        )
+        results: list[RewardResult] = [RewardResult(None)] * len(requests)
+        fitting = []
+        for index, document in enumerate(documents):
+            if len(document) <= context:
+                fitting.append(index)
+            else:
+                error = f"{len(document)} tokens with the prompt; the reward model's context is {context}"
+                results[index] = RewardResult(None, error)
+        for group in self._groups(fitting, documents):
+            for index, value in zip(group, self._scores([documents[i] for i in group]).tolist(), strict=True):
+                results[index] = RewardResult(value)
+        return results
+
+    def close(self) -> None:
+        vars(self).pop("network", None)
+
+    def _groups(self, indices: Sequence[int], documents: Sequence[Document]) -> Iterator[list[int]]:
+        """Documents of about the same length, together at most `batch_tokens` or one."""
+        group: list[int] = []
+        for index in sorted(indices, key=lambda i: len(documents[i])):
+            if group and sum(len(documents[i]) for i in [*group, index]) > self.batch_tokens:
+                yield group
+                group = []
+            group.append(index)
+        if group:
+            yield group
+
+    @torch.no_grad()
+    def _scores(self, documents: Sequence[Document]) -> Tensor:
+        """One row without padding."""
+        decoder, head = self.network
+        replies = [last_reply(document) for document in documents]
+        batch = collate([replies], sum(map(len, replies)), pad_id(self.encoder.tokenizer))
+        learned = torch.tensor([sum(reply.loss_mask[1:]) for reply in replies])
+        sample_N = torch.repeat_interleave(torch.arange(len(replies)), learned)
+        batch.tokens, batch.labels, batch.positions = (
+            tensor.to(self.device) for tensor in (batch.tokens, batch.labels, batch.positions)
+        )
+        return scores(decoder, head, batch, sample_N.to(self.device), len(replies))
