@@ -27,6 +27,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "huggingface": "lnlit.data.sources:HuggingFaceSource",
         "reasoning_gym": "lnlit.data.reasoning_gym:ReasoningGymSource",
         "split": "lnlit.data.split:SplitSource",
+        "difficulty": "lnlit.data.difficulty:DifficultySource",
     },
     "checkpoint": {
         "lnlit": "lnlit.checkpoint.folder:LnlitFolder",
@@ -41,6 +42,7 @@ BUILTINS: dict[str, dict[str, str]] = {
     "reward": {
         "format": "lnlit.rewards.format:FormatReward",
         "math_answer": "lnlit.rewards.math_answer:MathAnswerReward",
+        "code_tests": "lnlit.rewards.code_tests:CodeTestsReward",
         "reward_model": "lnlit.modules.model_reward:ModelReward",
     },
     "rollout": {

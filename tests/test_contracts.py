@@ -83,6 +83,10 @@ def write_rows(folder: Path, name: str) -> dict[str, Any]:
         return {"paths": str(folder / "*.txt")}
     if name == "split":
         return {"source": registry.build("source", "jsonl", **write_rows(folder, "jsonl")), "split": "train"}
+    if name == "difficulty":
+        rows = "".join(json.dumps(row | {"pass_rate": number / 8}) + "\n" for number, row in enumerate(ROWS))
+        (folder / "annotated.jsonl").write_text(rows)
+        return {"source": registry.build("source", "jsonl", paths=str(folder / "annotated.jsonl"))}
     pytest.importorskip("reasoning_gym")
     return {"split": "train", "size": 7, "seed": 3}
 
