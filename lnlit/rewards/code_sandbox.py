@@ -1,0 +1,155 @@
+"""Runs untrusted code against tests in two processes of their own (`code_process` says how they talk)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from select import select
+from typing import Any, Literal, get_args
+
+from lnlit.errors import UserError
+
+Isolation = Literal["namespaces", "limits"]
+
+_PROGRAM = Path(__file__).with_name("code_process.py")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What each of the two processes may use: seconds of processor and of wall time, bytes of address space."""
+
+    cpu_s: float = 4.0
+    wall_s: float = 8.0
+    memory: int = 2**30
+    isolation: Isolation = "namespaces"
+
+    def __post_init__(self) -> None:
+        if self.isolation not in get_args(Isolation):
+            raise UserError(f"isolation: expected namespaces or limits, got {self.isolation!r}")
+        if min(self.cpu_s, self.wall_s) <= 0 or self.memory < 2**27:
+            raise UserError(f"limits must be positive, and memory at least 128 MiB; got {self}")
+
+
+def passes(code: str, tests: str, entry_point: str | None, preamble: str, limits: Limits) -> bool:
+    """Whether `code` passes every test within the limits. `RuntimeError` where they could not begin,
+    `UserError` where the row's tests are at fault.
+
+    Args:
+        code: what nobody trusts.
+        tests: Python source. A function `check` in it is called with the candidate's `entry_point`.
+        entry_point: the function under test; other names that the tests use and do not define are the candidate's too.
+        preamble: code of the row, run before `code` and before the tests.
+        limits: of each side.
+    """
+    check_isolation(limits.isolation)
+    read, write = os.pipe()
+    ours = [os.fdopen(read, "rb", buffering=0), os.fdopen(write, "wb", buffering=0), *socket.socketpair()]
+    job = {"preamble": preamble, "entry_point": entry_point}
+    with contextlib.ExitStack() as stack:
+        for end in ours:
+            stack.callback(end.close)
+        _, verdict, judge_end, candidate_end = ours
+        candidate = {**job, "side": "candidate", "code": code, "line": candidate_end.fileno()}
+        stack.enter_context(_running(candidate, limits, [candidate_end.fileno()]))
+        judge = {**job, "side": "judge", "tests": tests, "line": judge_end.fileno(), "verdict": verdict.fileno()}
+        stack.enter_context(_running(judge, limits, [judge_end.fileno(), verdict.fileno()]))
+        for end in ours[1:]:
+            end.close()  # only the other processes hold them now, so their end is seen
+        said = _read(read, time.monotonic() + limits.wall_s)
+    if b"unsuitable" in said:
+        raise UserError(f"the row's tests cannot be run: {said.decode(errors='replace').partition('unsuitable: ')[2]}")
+    if not said.startswith(b"tests\n"):
+        raise RuntimeError(f"the sandbox did not start within {limits.wall_s} s or was refused its limits")
+    return said == b"tests\npassed\n"
+
+
+@cache
+def check_isolation(isolation: Isolation) -> None:
+    """`UserError` where this machine cannot isolate so. Looks once in each process."""
+    if sys.platform != "linux" and isolation == "namespaces":
+        raise UserError("isolation: namespaces needs Linux; elsewhere only isolation: limits, which is no boundary")
+    if sys.platform == "win32":
+        raise UserError("code cannot be run within limits on Windows; use WSL")
+    with _folder() as folder, _job({"side": "none", **_of(Limits(isolation=isolation), folder)}) as job:
+        done = subprocess.run(_command(), stdin=job, capture_output=True, text=True, env={}, timeout=60)
+    if done.returncode or done.stderr:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(
+            f"isolation: {isolation} is not to be had here ({reason}). "
+            "Containers often forbid it: allow user namespaces (or CAP_SYS_ADMIN for root), or set isolation: limits, "
+            "which leaves network and files open to what the model writes."
+        )
+
+
+@contextlib.contextmanager
+def _running(job: dict[str, Any], limits: Limits, descriptors: list[int]) -> Iterator[None]:
+    """One side, until the block ends; then it and every process of its group is killed."""
+    with _folder() as folder, _job({**job, **_of(limits, folder)}) as file:
+        process = subprocess.Popen(
+            _command(),
+            stdin=file,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-I", "-S", str(_PROGRAM)]
+
+
+def _of(limits: Limits, folder: str) -> dict[str, Any]:
+    return {"cpu_s": limits.cpu_s, "memory": limits.memory, "isolation": limits.isolation, "folder": folder}
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """An empty folder that also root's code can use once it has become nobody."""
+    folder = tempfile.mkdtemp(prefix="lnlit-code-")
+    try:
+        if os.getuid() == 0:
+            os.chown(folder, 65534, 65534)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _job(job: dict[str, Any]) -> Iterator[Any]:
+    """A nameless file with the job: a pipe would have to be fed while the process runs."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        json.dump(job, file)
+        file.seek(0)
+        yield file
+
+
+def _read(descriptor: int, until: float) -> bytes:
+    """What comes through a pipe before its end or the time is up."""
+    said = b""
+    while (left := until - time.monotonic()) > 0 and select([descriptor], [], [], left)[0]:
+        more = os.read(descriptor, 1024)
+        if not more:
+            break
+        said += more
+    return said

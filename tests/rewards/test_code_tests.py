@@ -1,0 +1,250 @@
+"""Only code that passes its tests is paid, and what a completion does instead stays inside."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from lnlit.errors import UserError
+from lnlit.interfaces import RewardRequest
+from lnlit.rewards import code_sandbox
+from lnlit.rewards.code_sandbox import Limits, check_isolation, passes
+from lnlit.rewards.code_tests import CodeTestsReward, last_block
+
+HUMANEVAL = Path(__file__).parents[2] / "data/humaneval/HumanEval.jsonl.gz"
+TESTS = ["assert double(2) == 4", "assert double(-3) == -6"]
+GOOD = "def double(x):\n    return 2 * x\n"
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no resource limits on Windows")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def isolated():
+    if sys.platform == "linux":
+        try:
+            check_isolation("namespaces")
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+def score(code: str, tests=TESTS, reward: CodeTestsReward | None = None, **row) -> float:
+    completion = f"<think>```python\nwrong\n```</think>Here:\n```python\n{code}\n```\nThat is it."
+    return (reward or CodeTestsReward(cpu_s=1, wall_s=4)).score(
+        RewardRequest([], completion, False, {"test": tests, **row})
+    )
+
+
+def inside(body: str) -> str:
+    """A right solution that first does something it should not be able to do; what it could, it says by a wrong one."""
+    lines = "\n".join(f"        {line}" for line in body.splitlines())
+    caught = "(OSError, ImportError, ValueError)"
+    return f"def double(x):\n    try:\n{lines}\n    except {caught}:\n        return 2 * x\n    return 'it could'\n"
+
+
+@pytest.mark.parametrize("isolation", ["namespaces", "limits"])
+def test_right_code_is_paid_and_wrong_code_is_not(isolation):
+    reward = CodeTestsReward(isolation=isolation)
+    assert score(GOOD, reward=reward) == 1
+    assert score(GOOD.replace("2", "3"), reward=reward) == 0
+    assert score("def half(x):\n    return x", reward=reward) == 0
+    assert score("def double(x) return", reward=reward) == 0
+    assert score(GOOD, "def check(f):\n    assert f(4) == 8", reward=reward, entry_point="double") == 1
+    assert score(GOOD, "def check(f):\n    assert f(4) == 9", reward=reward, entry_point="double") == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nsys.exit(0)",
+        "import os\nos._exit(0)",
+        "def double(x):\n    import os\n    os._exit(0)",
+        "def double(x):\n    raise SystemExit(0)",
+        "print('passed')\nimport os\nfor fd in range(1, 64):\n    try: os.write(fd, b'tests\\npassed\\n')\n"
+        "    except OSError: pass",
+        # objects that equal everything, by themselves or inside what may cross
+        "class Same(int):\n    __eq__ = lambda self, other: True\n    __hash__ = int.__hash__\n"
+        "def double(x): return Same()",
+        "class Same:\n    __eq__ = lambda self, other: True\ndef double(x): return Same()",
+        "class Same(list):\n    __eq__ = lambda self, other: True\ndef double(x): return Same()",
+        # redefining what tests are made of
+        "import builtins\nbuiltins.AssertionError = type('Quiet', (Exception,), {})\ndef double(x): return 0",
+        "import builtins\nbuiltins.compile = builtins.exec = lambda *a: None\ndef double(x): return 0",
+        "import sys\nsys.modules['__main__'].judge = sys.modules['__main__'].encode = lambda *a: True\n"
+        "def double(x): return 0",
+        "import __main__\n__main__.encode = lambda value, depth=0: {'int': 'nonsense'}\ndef double(x): return 0",
+        "import __main__\n__main__.encode = lambda value, depth=0: {'exec': ['import os; os._exit(0)']}\n"
+        "def double(x): return 0",
+        "import sys\ndef double(x):\n    frame = sys._getframe()\n    while frame.f_back: frame = frame.f_back\n"
+        "    frame.f_globals['json'].dumps = lambda m: '[' * 100000\n    return 0",
+        # asking for pardon
+        "def double(x):\n    raise AssertionError",
+        "while True: pass",
+        "def double(x):\n    while True: pass",
+        "import time\ntime.sleep(60)",
+        "def double(x): return double(x)",
+        "import sys\nsys.setrecursionlimit(10**9)\ndef double(x): return double(x)",
+        "x = input()",
+        "data = bytearray(2**31)\n" + GOOD,
+        "data = []\nwhile True: data.append('x' * 10**7)",
+        "import ctypes\nctypes.string_at(0)",
+        "def double(x): return 'x' * 10**8",
+        "def double(x): return iter(int, 1)",
+    ],
+)
+def test_nothing_but_right_values_is_paid(code):
+    assert score(code) == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import os\nos.fork()",
+        "import subprocess\nsubprocess.Popen(['/usr/bin/true'])",
+        "import socket\nsocket.create_connection(('127.0.0.1', PORT), timeout=1)",
+        "import socket\nsocket.create_connection(('1.1.1.1', 53), timeout=1)",
+        "open('SECRET').read()",
+        "open('/etc/passwd').read()",
+        "open('/proc/1/environ').read()",
+        "import os\nos.listdir('/proc')",
+        "import os\nos.listdir(os.path.dirname('SECRET'))",
+        "import json\nopen(json.__file__, 'a')",
+        "open('/usr/here', 'w')",
+        "with open('big', 'wb') as file:\n    for _ in range(100): file.write(bytes(2**20))",
+        "for n in range(100): open(f'/tmp/{n}', 'wb').write(bytes(2**20))",
+        "import os\nos.kill(PARENT, 9)",
+        "import os\nos.chroot('/tmp')",
+        "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000): raise OSError",
+        "import ctypes\nif ctypes.CDLL(None).umount2(b'/usr', 2): raise OSError",
+        "import os\nos.setuid(0)",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (99, 99))",
+        "import sys\nif sys.stdin.read() == '': raise OSError",
+        "import os\nif not os.environ.keys() - {'LC_CTYPE'}: raise OSError",
+        "import numpy",
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+def test_the_outside_is_out_of_reach(body, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("the tests")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        body = body.replace("PORT", str(server.getsockname()[1])).replace("SECRET", str(secret))
+        code = inside(body.replace("PARENT", str(os.getpid())))
+        assert score(code, reward=CodeTestsReward(cpu_s=2)) == 1
+
+
+def test_nothing_is_left_behind():
+    def traces() -> set[str]:
+        return {path.name for path in Path(tempfile.gettempdir()).glob("lnlit-code-*")}
+
+    before = traces()
+    score("import os\nopen('/tmp/file', 'w').write('x')\nos.setsid()\nwhile True: pass")
+    assert not traces() - before
+    if sys.platform == "linux":
+        commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+        assert not any(b"code_process.py" in command for command in commands)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["None", "True", "-7", "10**30", "0.1", "float('inf')", "1j", "'ä\\n\\ud800'", "b'\\x00'", "[1, [2]]", "(1,)",
+     "{1: 'a', (2,): [3.5]}", "{1, 2}", "frozenset({1})", "{}", "[]"],
+)  # fmt: skip
+def test_plain_values_cross_unchanged(value):
+    tests = f"value = {value}\nfound = same(value)\nassert found == value and type(found) is type(value), found"
+    assert score("def same(x): return x", tests) == 1
+    assert score("def same(x): return 1.5", tests) == 0
+
+
+def test_what_else_tests_rely_on_crosses_too():
+    assert score("def sort(x): x.sort()", "x = [3, 1]\nsort(x)\nassert x == [1, 3]") == 1
+    assert score("def items(n):\n    yield from range(n)", "assert list(items(3)) == [0, 1, 2]") == 1
+    assert score("def nan(): return float('nan')", "x = nan()\nassert x != x") == 1
+    raises = "try:\n    f(1)\nexcept KeyError:\n    pass\nelse:\n    assert False"
+    assert score("def f(x): raise KeyError(x)", raises) == 1
+    assert score("def f(x): raise ValueError(x)", raises) == 0
+    assert score("def f(a, *, b): return a - b", "assert f(5, b=3) == 2") == 1
+
+
+def test_a_helper_of_the_row_is_not_the_candidates_to_replace():
+    reward = CodeTestsReward(preamble="prompt")
+    row = {"prompt": "import math\ndef error(x):\n    return abs(x - math.pi)\ndef pi(): ...\n", "entry_point": "pi"}
+    tests = "def check(f):\n    assert error(f()) < 0.01"
+    assert score("def pi(): return math.pi", tests, reward, **row) == 1
+    assert score("def pi(): return 3\ndef error(x): return 0", tests, reward, **row) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"test": None}, "must be Python source or a list"),
+        ({"test": []}, "must be Python source or a list"),
+        ({"test": "assert double("}, "SyntaxError"),
+        ({"test": "assert double(lambda x: x)"}, "function is not plain data"),
+        ({"test": "assert 2 + 2 == 4"}, "never call the candidate"),
+    ],
+)
+def test_a_row_whose_tests_cannot_be_run_is_a_mistake_of_the_setup(row, message):
+    with pytest.raises(UserError, match=message):
+        CodeTestsReward().score(RewardRequest([], f"```\n{GOOD}\n```", False, row))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"isolation": "none"}, "namespaces or limits"), ({"wall_s": 0}, "positive"), ({"memory_mib": 1}, "128 MiB")],
+)
+def test_limits_are_checked(arguments, message):
+    with pytest.raises(UserError, match=message):
+        CodeTestsReward(**arguments)
+
+
+def test_a_machine_that_forbids_namespaces_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(code_sandbox, "_command", lambda: [sys.executable, "-c", "raise OSError('unshare: forbidden')"])
+    check_isolation.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"unshare: forbidden.*isolation: limits"):
+            passes(GOOD, TESTS[0], None, "", Limits(isolation="limits"))
+    finally:
+        check_isolation.cache_clear()
+
+
+def test_a_sandbox_that_does_not_start_is_no_failed_test(monkeypatch):
+    check_isolation("limits")
+    monkeypatch.setattr(code_sandbox, "_command", lambda: [sys.executable, "-c", "raise OSError"])
+    with pytest.raises(RuntimeError, match="did not start"):
+        passes(GOOD, TESTS[0], None, "", Limits(isolation="limits"))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("```python\na\n```\n```py\nb\n```\n```bash\nc\n```", "b\n"),
+        ("```\na\n```", "a\n"),
+        ("```Python title=x\r\na\r\n```", "a\n"),
+        ("```python\na", None),
+        ("a", None),
+        ("```json\n1\n```", None),
+    ],
+)
+def test_the_last_python_block_counts(text, code):
+    assert last_block(text) == code
+
+
+@pytest.mark.data
+def test_humanevals_own_solutions_pass():
+    if not HUMANEVAL.exists():
+        pytest.skip(f"{HUMANEVAL} is absent")
+    with gzip.open(HUMANEVAL, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][::8]
+    reward = CodeTestsReward(preamble="prompt")
+    for row in rows:
+        solution = row["prompt"] + row["canonical_solution"]
+        assert reward.score(RewardRequest([], f"```python\n{solution}\n```", False, row)) == 1, row["task_id"]
+        stub = f"```python\n{row['prompt']}    return None\n```"
+        assert reward.score(RewardRequest([], stub, False, row)) == 0, row["task_id"]
