@@ -63,6 +63,13 @@ class PolicyWeights:
 class RolloutEngine(ABC):
     """Constructed from its settings alone; memory and processes come with the first weights."""
 
+    @property
+    def needs_correction(self) -> bool:
+        """Whether its log-probs are those of another model than the policy's by more than rounding, as a quantised copy
+        is: who learns from its completions must weigh them by what the policy makes of them.
+        """
+        return False
+
     @abstractmethod
     def load_weights(self, weights: PolicyWeights) -> None:
         """From now on generate with these weights, and forget every cache of older ones.

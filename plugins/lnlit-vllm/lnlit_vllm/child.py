@@ -1,0 +1,66 @@
+"""The process of `Process`: JSON lines on a socket it inherits. Needs no lnlit.
+
+python -m lnlit_vllm.child SOCKET PARENT
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+_GRACE_S = 2.0
+
+
+def main(handle: int, parent: int) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = socket.socket(fileno=handle)
+    connection.set_inheritable(False)
+    # Where the other end is gone, so is who would read an error.
+    with contextlib.suppress(ConnectionError), connection, connection.makefile("rw", encoding="utf-8") as stream:
+        _serve(stream)
+
+
+def _serve(stream: Any) -> None:
+    core: Any = None
+    for line in stream:
+        method, arguments = json.loads(line)
+        try:
+            if method == "start":
+                from lnlit_vllm.core import Core
+
+                core = Core(*arguments)
+            else:
+                for item in getattr(core, method)(*arguments):
+                    _send(stream, {"item": item})
+            _send(stream, {"done": True})
+        except ConnectionError:
+            raise
+        except Exception as error:
+            told = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            _send(stream, {"error": told})
+    if core is not None:
+        core.close()
+
+
+def _send(stream: Any, message: dict[str, Any]) -> None:
+    stream.write(json.dumps(message) + "\n")
+    stream.flush()
+
+
+def _end_with(parent: int) -> None:
+    """A killed trainer closes no socket that a process it forked still holds, so watch the trainer itself."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    time.sleep(_GRACE_S)
+    os.killpg(0, signal.SIGKILL)  # vLLM's workers too
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

