@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("lnlit.cli.convert:import_command", "read any supported checkpoint and write a model folder"),
     "export": ("lnlit.cli.convert:export_command", "write a folder that transformers and vLLM load"),
     "search": ("lnlit.cli.search:main", "find the best heterogeneous child of a model, stage by stage"),
+    "rollout": ("lnlit.cli.rollout:main", "find out how hard prompts are for a model, before it learns from them"),
     "run": ("lnlit.cli.run:main", "run a folder of numbered stages in order; finished ones are skipped"),
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL --thinking on|off"),
     "plugins": (

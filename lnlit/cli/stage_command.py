@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lnlit.errors import UserError, did_you_mean
 
@@ -63,7 +63,7 @@ class StageCommand:
             prog=f"lnlit {self.name} {name}", description=summary, exit_on_error=False, allow_abbrev=False
         )
         parser.add_argument("--config", action="config", help="a YAML file with the arguments; later options win")
-        parser.add_argument("--stage", choices=[name], default=name, help="which stage a YAML file is for")
+        parser.add_argument("--stage", type=Literal[name], default=name, help="which stage a YAML file is for")
         parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)
         try:
             return stage, parser, parser.parse_args(options)

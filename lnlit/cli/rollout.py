@@ -1,0 +1,27 @@
+"""`lnlit rollout STAGE`: what is done with a model's completions outside of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lnlit.cli.stage_command import StageCommand
+
+#: stage -> ("module:function", one line of help), in the order of use
+STAGES: dict[str, tuple[str, str]] = {
+    "annotate": ("lnlit.stages.annotate:annotate", "how often a model solves each prompt"),
+    "curriculum": ("lnlit.stages.curriculum:curriculum", "a picture of which prompts a curriculum will take when"),
+}
+
+_COMMAND = StageCommand("rollout", "Find out how hard prompts are, and plan a run by it.", STAGES)
+
+
+def main(argv: list[str]) -> int:
+    """Run one stage; prints the path it wrote."""
+    return _COMMAND.run(argv)
+
+
+def parsed(name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
+    """See `StageCommand.parsed`."""
+    return _COMMAND.parsed(name, options)

@@ -1,0 +1,90 @@
+"""`lnlit rollout`: from prompts to a plan for a run, by the command line alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lnlit.cli.rollout import STAGES
+
+ANNOTATE = """\
+stage: annotate
+model: {model}
+prompts:
+  class_path: jsonl
+  init_args:
+    paths: {prompts}
+reward:
+  class_path: format
+engine:
+  class_path: native
+  init_args:
+    device: cpu
+samples: 2
+max_new_tokens: 4
+thinking: off
+out: annotated.jsonl
+"""
+CURRICULUM = """\
+stage: curriculum
+prompts:
+  class_path: difficulty
+  init_args:
+    source:
+      class_path: jsonl
+      init_args:
+        paths: annotated.jsonl
+    below: null
+order:
+  sigma: 0.2
+rollouts: 2
+prompts_per_rollout: 3
+out: plan.png
+"""
+
+
+@pytest.fixture
+def recipes(tiny_model, rows_file, tmp_path):
+    (tmp_path / "annotate.yaml").write_text(ANNOTATE.format(model=tiny_model, prompts=rows_file))
+    (tmp_path / "curriculum.yaml").write_text(CURRICULUM)
+    return tmp_path
+
+
+def test_prompts_are_annotated_and_a_curriculum_drawn(lnlit, recipes):
+    pytest.importorskip("matplotlib")
+    code, out, err = lnlit("rollout", "annotate", "--config", "annotate.yaml", "--samples", 3)
+    assert (code, out) == (0, "annotated.jsonl\n"), err
+    rows = [json.loads(line) for line in (recipes / "annotated.jsonl").read_text().splitlines()]
+    assert [row["samples"] for row in rows] == [3] * 8 and rows[0]["messages"]
+    assert "8 prompts, 3 completions each: mean pass rate" in err
+    code, out, err = lnlit("rollout", "curriculum", "--config", "curriculum.yaml")
+    assert (code, out) == (0, "plan.png\n"), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["anotate"], "did you mean 'annotate'"),
+        (["annotate", "--config", "annotate.yaml", "--sample", "4"], "did you mean 'samples'"),
+        (["annotate", "--config", "annotate.yaml", "--reward", "fromat"], "did you mean 'format'"),
+        (["annotate", "--config", "annotate.yaml", "--model", "nowhere"], "nowhere"),
+        (["curriculum", "--config", "curriculum.yaml", "--order.sigma", "wide"], "sigma"),
+        (["curriculum", "--config", "curriculum.yaml"], "no file matches 'annotated.jsonl'"),
+        (["curriculum", "--config", "annotate.yaml"], "stage"),
+    ],
+    ids=["stage", "key", "reward", "model", "value", "missing", "other-stage"],
+)
+def test_a_mistake_is_one_line_and_exit_2(arguments, says, lnlit, recipes):
+    code, _, err = lnlit("rollout", *arguments)
+    assert code == 2, err
+    assert says.lower() in err.lower() and err.count("\n") == 1
+    assert not (recipes / "plan.png").exists() and not (recipes / "annotated.jsonl").exists()
+
+
+def test_help_lists_every_stage_and_each_stage_explains_itself(lnlit):
+    code, out, _ = lnlit("rollout", "--help")
+    assert code == 0 and all(stage in out for stage in STAGES)
+    for stage in STAGES:
+        code, out, err = lnlit("rollout", stage, "--help")
+        assert code == 0 and "--out" in out, err
