@@ -70,8 +70,14 @@ class Groups(Corpus):
         return Group(whole.tokens, whole.loss_mask, lengths, rewards)
 
 
-class GroupEncoder(ChatEncoder):
+class GroupEncoder:
     """Rows of `PreferenceRows` to `Group`s. Only the last reply has loss; a reward that is missing is NaN."""
+
+    def __init__(self, chat: ChatEncoder) -> None:
+        self.chat = chat
+
+    def encode(self, row: Mapping[str, Any]) -> Document:
+        return self.encode_many([row])[0]
 
     def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
         rows = list(rows)
@@ -80,7 +86,7 @@ class GroupEncoder(ChatEncoder):
             for row in rows
             for completion in row["completions"]
         ]
-        documents = iter(super().encode_many(chats))
+        documents = iter(self.chat.encode_many(chats))
         groups: list[Document] = []
         for row in rows:
             rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
@@ -131,9 +137,9 @@ class GroupReader(DocumentReader):
     """Reads rows of `PreferenceRows` as groups of `completions`, each of at most `sequence_length` tokens."""
 
     def __init__(
-        self, encoder: GroupEncoder, sequence_length: int, completions: int, too_long: Literal["drop", "error"]
+        self, encoder: ChatEncoder, sequence_length: int, completions: int, too_long: Literal["drop", "error"]
     ) -> None:
-        super().__init__(encoder, sequence_length, too_long)
+        super().__init__(GroupEncoder(encoder), sequence_length, too_long)  # type: ignore[arg-type]
         self.completions = completions
         self.tally = PreferenceTally(completions)  # type: ignore[assignment]
 
@@ -251,9 +257,9 @@ class PreferenceData(PlannedData):
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
 
     @cached_property
-    def encoder(self) -> GroupEncoder:
-        """Renders and tokenises completions; `encoder.encode_prompt` makes prompts for generation."""
-        return GroupEncoder(load_tokenizer(self.tokenizer_name), self.thinking)
+    def encoder(self) -> ChatEncoder:
+        """Renders and tokenises chats; `encoder.encode_prompt` makes prompts for generation."""
+        return ChatEncoder(load_tokenizer(self.tokenizer_name), self.thinking)
 
     def _reader(self) -> GroupReader:
         return GroupReader(self.encoder, self.sequence_length, self.completions, self.too_long)

@@ -150,7 +150,7 @@ def test_labels_owners_and_rewards_agree(tokenizer_folder, tokenizer, tmp_path):
 def test_documents_are_those_of_the_chat_encoder_with_loss_on_the_last_reply(tokenizer_folder, tokenizer, tmp_path):
     module = data(tokenizer_folder, tmp_path, rows(1))
     row = rows(1)[0]
-    (group,) = module.encoder.encode_many([row])
+    group = module.train_reader.encoder.encode(row)
     assert isinstance(group, Group)
     for document, text in zip(group.completions(), row["completions"], strict=True):
         chat = {"messages": [*row["messages"], {"role": "assistant", "content": text}]}
