@@ -5,6 +5,7 @@ from lightning.pytorch import Callback
 from lnlit.callbacks.checkpoints import Checkpoint
 from lnlit.callbacks.export import ExportModel
 from lnlit.callbacks.interrupt import GracefulStop
+from lnlit.callbacks.memory import MemoryRecorder
 from lnlit.callbacks.progress import progress_bar
 from lnlit.callbacks.random_state import RandomState
 from lnlit.callbacks.samples import SampleGenerations
@@ -16,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "ExportModel",
     "GracefulStop",
+    "MemoryRecorder",
     "RandomState",
     "SampleGenerations",
     "Stability",
