@@ -24,7 +24,7 @@ HOW_TO_INSTALL = (
 )
 _T = TypeVar("_T")
 _DEATHS = 3
-_CLOSING_S = 10.0
+_CLOSING_S = 5.0
 _LOG_BYTES, _LOG_LINES = 16_384, 15
 
 
@@ -144,11 +144,11 @@ class Process:
 
     def _died(self) -> None:
         self._deaths += 1
-        code, tail = self._process.poll(), _tail(self._log)
         self.close()
+        code, tail = self._process.returncode, _tail(self._log)
         if self._deaths >= _DEATHS:
             self._deaths = 0
-            how = f"exit code {code}" if code is None or code >= 0 else f"signal {signal.Signals(-code).name}"
+            how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
             hint = f" {HOW_TO_INSTALL}" if tail and "No module named" in tail[-1] else ""
             raise UserError(
                 "\n  ".join([f"vLLM ended {_DEATHS} times in a row, with {how}.{hint} The end of its log:", *tail])

@@ -15,8 +15,9 @@ from lnlit_vllm.core import EXTENSION, LOGPROBS, sampling_params
 
 _PATIENCE_S = 3600.0
 HOW_TO_SERVE = (
-    f"Start it with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --worker-extension-cls {EXTENSION} --logprobs-mode "
-    f"{LOGPROBS} --generation-config vllm --skip-tokenizer-init, and the --dtype and --quantization of this engine."
+    f"Start it with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --worker-extension-cls "
+    f"{EXTENSION} --logprobs-mode {LOGPROBS} --generation-config vllm --skip-tokenizer-init, and the "
+    "--dtype and --quantization of this engine."
 )
 
 
@@ -96,7 +97,7 @@ class Server:
                 return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             told = error.read().decode(errors="replace")[:500]
-            hint = f" {HOW_TO_SERVE}" if error.code == 404 else ""
+            hint = f" {HOW_TO_SERVE}" if error.code in (403, 404) else ""
             raise UserError(f"{self.url}: vLLM answers {path} with {error.code}: {told}.{hint}") from error
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"{self.url}: vLLM does not answer {path}: {error}. {HOW_TO_SERVE}") from error

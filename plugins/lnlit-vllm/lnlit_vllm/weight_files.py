@@ -6,7 +6,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ class WeightFiles:
     def __init__(self, parent: str) -> None:
         self.parent = Path(parent)
         self._folder: Path | None = None
-        self._lock = -1
+        self._remove: Callable[[], None] | None = None
 
     def write(self, tensors: Mapping[str, Tensor]) -> Path:
         """The file of `tensors`, whole, in place of the one before. Raises `UserError` when there is no room for it,
@@ -66,22 +67,29 @@ class WeightFiles:
                 file.unlink()
 
     def close(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            os.close(self._lock)
-        self._folder = None
+        if self._remove is not None:
+            self._remove()
+        self._folder = self._remove = None
 
     def _private_folder(self) -> Path:
         if self._folder is None:
             try:
                 for left_behind in _unlocked(self.parent):
                     shutil.rmtree(left_behind, ignore_errors=True)
-                self._folder, self._lock = _locked_folder(self.parent)
+                self._folder, lock = _locked_folder(self.parent)
             except OSError as error:
                 raise UserError(
                     f"weights_folder: {self.parent} cannot be used: {error}. Name a folder on this machine, in memory."
                 ) from error
+            self._remove = weakref.finalize(self, _remove, self._folder, lock, os.getpid())
         return self._folder
+
+
+def _remove(folder: Path, lock: int, owner: int) -> None:
+    """At the latest when the process ends in an orderly way; a fork of it owns nothing."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:

@@ -16,6 +16,7 @@ class Receiver:
 
     def lnlit_tensor_names(self) -> list[str]:
         """The tensors this worker's model wants, by the names they have in a checkpoint."""
+        self._check_whole()
         model = self.model_runner.get_model()
         return [
             unpacked
@@ -30,13 +31,16 @@ class Receiver:
         """
         from safetensors import safe_open
 
-        if getattr(self, "_lnlit_incomplete", False):
-            raise RuntimeError("an earlier load failed half-way; start vLLM again.")
+        self._check_whole()
         self._lnlit_incomplete = True
         with safe_open(file, framework="pt") as tensors:
             self.reload_weights(weights_iterator=((name, tensors.get_tensor(name)) for name in tensors.keys()))  # noqa: SIM118
         self._pack_heads()
         self._lnlit_incomplete = False
+
+    def _check_whole(self) -> None:
+        if getattr(self, "_lnlit_incomplete", False):
+            raise RuntimeError("an earlier load of weights failed half-way; start vLLM again.")
 
     def _pack_heads(self) -> None:
         """On a CPU a head computes with a packed copy of its matrix. One that is tied to the embedding is sent no

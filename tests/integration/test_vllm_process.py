@@ -1,0 +1,254 @@
+"""The process around vLLM, and the files that weights travel in, with a core that computes nothing: needs no vLLM."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm_fake_core import DIES, DIES_ONCE, FAILS, NAN, STALE
+
+from lnlit.errors import UserError
+from lnlit.interfaces import PolicyWeights, RolloutRequest, RolloutSampling
+from lnlit.testing.tiny import tiny_spec
+
+HERE = Path(__file__).parent
+PLUGIN = HERE.parents[1] / "plugins/lnlit-vllm"
+sys.path.insert(0, str(PLUGIN))  # it is installed in vLLM's environment
+
+from lnlit_vllm.rollout import VllmEngine  # pyright: ignore[reportMissingImports]
+from lnlit_vllm.weight_files import WeightFiles  # pyright: ignore[reportMissingImports]
+
+SAMPLING = RolloutSampling(max_new_tokens=24)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch) -> Path:
+    """The Python of an environment where vLLM computes nothing. Its folder is for weights."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path[:0] = [{str(PLUGIN)!r}, {str(HERE)!r}]\n"
+        "import vllm_fake_core\nsys.modules['lnlit_vllm.core'] = vllm_fake_core\n"
+        "from lnlit_vllm.child import main\nmain(int(sys.argv[3]), int(sys.argv[4]))\n"
+    )
+    python.chmod(0o700)
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setenv("LNLIT_VLLM_PYTHON", str(python))
+    monkeypatch.setenv("FAKE_DIED", str(tmp_path / "died"))
+    return tmp_path / "weights"
+
+
+def fake_policy(weight: float, version: int = 1, **config: Any) -> PolicyWeights:
+    return PolicyWeights(tiny_spec(), {"tensors": ["a", "b"]} | config, tensors(weight).items(), version)
+
+
+def tensors(weight: float) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((3,), weight), "b": torch.zeros(2, 4)}
+
+
+@pytest.fixture
+def engine(fake) -> Iterator[VllmEngine]:
+    engine = VllmEngine(weights_folder=str(fake), dtype="float32")
+    yield engine
+    engine.close()
+    assert not list(fake.iterdir())
+
+
+def generate(engine: VllmEngine, *first: int) -> list[tuple[int, ...]]:
+    requests = [RolloutRequest((token, *range(index)), index) for index, token in enumerate(first)]
+    return [rollout.token_ids for rollout in engine.generate(requests, SAMPLING)]
+
+
+def test_a_death_loses_and_doubles_nothing(engine):
+    engine.load_weights(fake_policy(5))
+    assert generate(engine, 0, 0, DIES_ONCE, 0) == [(1, 0, 5), (2, 1, 5), (3, 2, 5), (4, 3, 5)]
+    assert engine.counts() == {"restarts": 1}
+    engine.load_weights(fake_policy(6, 2, other="config"))  # in another process
+    assert generate(engine, 0) == [(1, 0, 6)]
+    assert engine.counts() == {"restarts": 1}
+
+
+def test_it_gives_up_after_three_deaths_in_a_row(engine):
+    engine.load_weights(fake_policy(5))
+    with pytest.raises(UserError, match=r"(?s)ended 3 times in a row, with signal SIGKILL.*dying of seed 1"):
+        generate(engine, 0, DIES)
+    assert generate(engine, 0) == [(1, 0, 5)]  # not this request's fault
+    assert engine.counts() == {"restarts": 2}
+
+
+def test_an_error_is_told_and_ends_nothing(engine):
+    engine.load_weights(fake_policy(5))
+    before = engine._place._process.pid  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="vLLM: RuntimeError: this prompt cannot be read"):
+        generate(engine, 0, FAILS)
+    assert generate(engine, 0) == [(1, 0, 5)]
+    assert engine._place._process.pid == before  # type: ignore[union-attr]
+
+
+def test_an_error_at_the_start_is_told(engine):
+    with pytest.raises(UserError, match="vLLM: this config is broken"):
+        engine.load_weights(fake_policy(5, broken=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([("a", torch.ones(3))], "1 are missing, the first is b"),
+        ([*tensors(1).items(), ("c", torch.ones(1))], "1 are none of vLLM's, the first is c"),
+        ([*tensors(1).items(), ("b", torch.ones(1))], "tensor b comes twice"),
+        (tensors(-1).items(), "the weights are negative"),
+    ],
+)
+def test_a_failed_load_leaves_nothing_to_generate_with(engine, given, message):
+    engine.load_weights(fake_policy(5))
+    with pytest.raises(UserError, match=message):
+        engine.load_weights(PolicyWeights(tiny_spec(), {"tensors": ["a", "b"]}, given, 2))
+    with pytest.raises(UserError, match="no complete weights"):
+        generate(engine, 0)
+    engine.load_weights(fake_policy(6, 3))
+    assert generate(engine, 0) == [(1, 0, 6)]
+
+
+def test_full_memory_is_told_before_anything_is_written(engine, fake, monkeypatch):
+    engine.load_weights(fake_policy(5))
+    needed = 11 * 4 + 2**20
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(needed, 1, needed - 1))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=f"{needed} bytes are needed, {needed - 1} are free"):
+        engine.load_weights(fake_policy(6, 2))
+    assert not [path for path in fake.rglob("*") if path.is_file()]
+    with pytest.raises(UserError, match="no complete weights"):
+        generate(engine, 0)
+    monkeypatch.undo()
+    monkeypatch.setenv("LNLIT_VLLM_PYTHON", "nowhere")  # it is not started again
+    engine.load_weights(fake_policy(7, 3))
+    assert generate(engine, 0) == [(1, 0, 7)]
+
+
+def test_one_file_for_one_user_until_sleep(engine, fake):
+    for version in (1, 2):
+        engine.load_weights(fake_policy(5, version))
+        (file,) = [path for path in fake.rglob("*") if path.is_file()]
+        assert [path.stat().st_mode & 0o777 for path in (file.parent, file)] == [0o700, 0o600]
+    engine.sleep()
+    assert not file.exists()
+    engine.wake()
+    with pytest.raises(UserError, match="no complete weights"):
+        generate(engine, 0)
+    engine.load_weights(fake_policy(8, 3))
+    assert generate(engine, 0) == [(1, 0, 8)]
+
+
+def test_nan_comes_through_and_other_weights_do_not(engine):
+    engine.load_weights(fake_policy(5))
+    (rollout,) = engine.generate([RolloutRequest((NAN,), 0)], SAMPLING)
+    assert all(map(math.isnan, rollout.logprobs))
+    with pytest.raises(UserError, match=r"generated with the weights \['old'\], the policy's are 1"):
+        generate(engine, STALE)
+
+
+def test_what_leaves_no_room_is_refused(fake):
+    engine = VllmEngine(weights_folder=str(fake), dtype="float32", max_model_len=30)
+    engine.load_weights(fake_policy(5))
+    for length, message in ((7, "need up to 31 tokens, vLLM has room for 30"), (0, "a prompt has no tokens")):
+        with pytest.raises(UserError, match=message):
+            engine.generate([RolloutRequest((1,) * length, 0)], SAMPLING)
+    assert engine.generate([RolloutRequest((1,) * 6, 0)], SAMPLING)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"where": "elsewhere"}, "expected process, in_process or a server's http:// URL, got 'elsewhere'"),
+        ({"max_num_seqs": 0}, "max_num_seqs: expected a positive number, got 0"),
+        ({"where": "http://127.0.0.1:9"}, "vLLM does not answer /server_info: .*VLLM_SERVER_DEV_MODE=1 vllm serve"),
+        ({"weights_folder": "/nowhere"}, "weights_folder: /nowhere cannot be used"),
+    ],
+)
+def test_settings_that_cannot_be(fake, settings, message):
+    with pytest.raises(UserError, match=message):
+        VllmEngine(**settings).load_weights(fake_policy(5))
+
+
+def test_a_python_without_the_plugin(monkeypatch, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho python: No module named lnlit_vllm\nexit 1\n")
+    python.chmod(0o700)
+    for name, message in ((str(python), "exit code 1. It needs vllm"), ("nowhere", "nowhere cannot be run: .*needs")):
+        monkeypatch.setenv("LNLIT_VLLM_PYTHON", name)
+        with pytest.raises(UserError, match=message):
+            VllmEngine().load_weights(fake_policy(5))
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
+def test_vllm_ends_with_its_trainer(fake, ended_by):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PLUGIN), str(HERE)])}
+    command = [sys.executable, str(HERE / "vllm_trainer.py"), str(fake)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **streams) as trainer:
+        vllm, fork = map(int, trainer.stdout.readline().split())
+        assert is_running(vllm)
+        if ended_by == signal.SIGINT:
+            os.killpg(trainer.pid, ended_by)  # as a terminal does
+        else:
+            os.kill(trainer.pid, ended_by)  # the fork lives on, with a copy of the connection
+            assert is_running(fork)
+        trainer.wait(30)
+        deadline = time.monotonic() + 30
+        while is_running(vllm):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.kill(fork, signal.SIGKILL)
+        said = trainer.stderr.read()
+    left = [path for path in fake.rglob("*") if path.is_file()]
+    assert ("KeyboardInterrupt" in said, bool(left)) == ((True, False) if ended_by == signal.SIGINT else (False, True))
+    files = WeightFiles(str(fake))
+    assert files.write(tensors(1)).parent.parent == fake
+    assert len(list(fake.iterdir())) == 1  # what a killed trainer left is gone
+    files.close()
+
+
+def is_running(pid: int) -> bool:
+    """Ended ones that nobody has waited for yet are not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_files_of_the_living_stay(tmp_path):
+    one, other = WeightFiles(str(tmp_path)), WeightFiles(str(tmp_path))
+    file = one.write(tensors(1))
+    other.write(tensors(2))
+    assert file.exists()
+    one.close()
+    other.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_views_and_strided_tensors_are_written_as_they_read(tmp_path):
+    from safetensors.torch import load_file
+
+    whole = torch.arange(12.0).view(3, 4)
+    given = {"rows": whole[1:], "first": whole[:1], "turned": whole.t()}
+    files = WeightFiles(str(tmp_path))
+    found = load_file(files.write(given))
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+    files.close()
+
+
+def test_a_model_of_another_spec_gets_a_vllm_of_its_own(engine):
+    engine.load_weights(fake_policy(5))
+    before = engine._place._process  # type: ignore[union-attr]
+    engine.load_weights(fake_policy(5, 2, layers=3))
+    assert before.poll() is not None and engine._place._process.poll() is None  # type: ignore[union-attr]
