@@ -48,7 +48,7 @@ class DifficultySource(Source):
 
     def _kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows within bounds, each with its index in the source behind."""
-        counts = dict.fromkeys(("kept", "too easy", "too hard", "not judged"), 0)
+        counts: dict[str, int] = dict.fromkeys(("kept", "too easy", "too hard", "not judged"), 0)
         for index, row in enumerate(self.source.rows()):
             what = self._what(row, index)
             counts[what] += 1

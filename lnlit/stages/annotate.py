@@ -82,51 +82,41 @@ def annotate(
     for name, value in {**numbers, "temperature": temperature}.items():
         if not value > 0:
             raise UserError(f"annotate.{name}: expected a positive number, got {value}")
-    engine = engine or NativeEngine()
-    path = resolve(model)
-    asked = None if thinking is None else on_or_off(thinking)
-    encoder = ChatEncoder(load_tokenizer(path), asked)
-    spec = read_spec(path)
-    found = _read(prompts, encoder, asked, spec.context_length - max_new_tokens)
-    settings = {
-        "format": 1,
-        "model": fingerprint(model),
-        "prompts": _digest(found),
-        "engine": _path(engine),
-        "reward": {"class": _path(reward), **_plain(reward)},
-        **{"samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature},
-        **{"pass_at": pass_at, "seed": seed},
-    }
+    path, engine = resolve(model), engine or NativeEngine()
+    encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
+    found = _read(prompts, encoder, read_spec(path).context_length - max_new_tokens)
+    settings = {"model": fingerprint(model), "prompts": _digest(found), "engine": _path(engine)}
+    settings |= {"reward": {"class": _path(reward), **_plain(reward)}, "samples": samples, "pass_at": pass_at}
+    settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     sampling = RolloutSampling(max_new_tokens, temperature, tuple(encoder.end_ids()))
-    out_file = Path(out).expanduser()
-    with (
-        WorkFile(out_file, settings) as work,
-        closing(engine),
-        closing(RewardPool({_REWARD: reward}, workers)) as judges,
-    ):
-        if len(work) < len(found):
-            work.keep(len(work) // prompts_per_round * prompts_per_round)  # a round is batched as it was before
-            weights = open_checkpoint(path).weights(path)
-            engine.load_weights(PolicyWeights(spec, hf_config(spec), weights, version=0))
-        annotator = _Annotator(encoder, engine, judges, sampling, samples, pass_at, seed)
-        for start in _rounds(len(work), len(found), prompts_per_round):
-            work.append(annotator.rows(start, found[start : start + prompts_per_round]))
-        lines = summary(list(work.rows()), samples, judges.outcomes)
+    file, pool = Path(out).expanduser(), RewardPool({_REWARD: reward}, workers)
+    with WorkFile(file, settings) as work, closing(engine), closing(pool):
+        _Annotator(encoder, engine, pool, sampling, samples, pass_at, seed).run(work, found, path, prompts_per_round)
+        lines = summary(list(work.rows()), samples, pool.outcomes)
         work.finish()
     for line in lines:
         print(f"annotate: {line}", file=sys.stderr)
-    return out_file
+    return file
 
 
 @dataclass(frozen=True)
 class _Annotator:
     encoder: ChatEncoder
     engine: RolloutEngine
-    judges: RewardPool
+    pool: RewardPool
     sampling: RolloutSampling
     samples: int
     pass_at: float
     seed: int
+
+    def run(self, work: WorkFile, prompts: Sequence[Prompt], model: Path, prompts_per_round: int) -> None:
+        """Append what is missing in `work`, round by round."""
+        if len(work) < len(prompts):
+            work.keep(len(work) // prompts_per_round * prompts_per_round)  # a round is batched as it was before
+            spec, weights = read_spec(model), open_checkpoint(model).weights(model)
+            self.engine.load_weights(PolicyWeights(spec, hf_config(spec), weights, version=0))
+        for first in _rounds(len(work), len(prompts), prompts_per_round):
+            work.append(self.rows(first, prompts[first : first + prompts_per_round]))
 
     def rows(self, first: int, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """The annotated rows of `prompts`, of which the first has the number `first` among all."""
@@ -136,7 +126,7 @@ class _Annotator:
         requests = [RolloutRequest(owner.token_ids, seed) for owner, seed in zip(owners, seeds, strict=True)]
         rollouts = self.engine.generate(requests, self.sampling)
         texts = self.encoder.tokenizer.batch_decode([list(r.token_ids) for r in rollouts], skip_special_tokens=True)
-        judged = self.judges.score(
+        judged = self.pool.score(
             [
                 RewardRequest(owner.messages, text, rollout.finish_reason == "length", owner.row)
                 for owner, text, rollout in zip(owners, texts, rollouts, strict=True)
@@ -195,7 +185,7 @@ def _rounds(start: int, end: int, size: int) -> Iterator[int]:
                 print(f"annotate: {done} of {end} prompts", file=sys.stderr, flush=True)
 
 
-def _read(source: Source, encoder: ChatEncoder, thinking: Thinking | None, room: int) -> list[Prompt]:
+def _read(source: Source, encoder: ChatEncoder, room: int) -> list[Prompt]:
     """Every prompt, as tokens. Raises `UserError` for one that leaves a completion no room, and for rows that JSON
     cannot hold.
     """
@@ -203,7 +193,7 @@ def _read(source: Source, encoder: ChatEncoder, thinking: Thinking | None, room:
     for index, row in enumerate(source.rows()):
         try:
             json.dumps(row, allow_nan=False)
-            messages = row_messages(row, thinking)
+            messages = row_messages(row, encoder.thinking)
             while messages and messages[-1]["role"] == "assistant":
                 messages.pop()
             if not messages:
