@@ -45,6 +45,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "math_answer": "lnlit.rewards.math_answer:MathAnswerReward",
         "instructions": "lnlit.rewards.instructions:InstructionsReward",
         "reasoning_gym": "lnlit.rewards.reasoning_gym:ReasoningGymReward",
+        "llm_judge": "lnlit.rewards.llm_judge:LLMJudgeReward",
         "code_tests": "lnlit.rewards.code_tests:CodeTestsReward",
         "reward_model": "lnlit.modules.model_reward:ModelReward",
     },
