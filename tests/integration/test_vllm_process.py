@@ -22,13 +22,13 @@ from lnlit.errors import UserError
 from lnlit.interfaces import PolicyWeights, RolloutRequest, RolloutSampling
 from lnlit.testing.tiny import tiny_spec
 
-HERE = Path(__file__).parent
-PLUGIN = HERE.parents[1] / "plugins/lnlit-vllm"
-sys.path.insert(0, str(PLUGIN))  # it is installed in vLLM's environment
+sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/lnlit-vllm"))  # it is installed in vLLM's environment
 
 from lnlit_vllm.rollout import VllmEngine  # pyright: ignore[reportMissingImports]
 from lnlit_vllm.weight_files import WeightFiles  # pyright: ignore[reportMissingImports]
 
+HERE = Path(__file__).parent
+PLUGIN = HERE.parents[1] / "plugins/lnlit-vllm"
 SAMPLING = RolloutSampling(max_new_tokens=24)
 
 
