@@ -22,8 +22,8 @@ _TRAIN = "train"
 class MemoryRecorder(L.Callback):
     """Logs `memory/<phase>/<name>` in GiB after every phase, and ends the run with a table of the most of each.
 
-    The phases are `train`, an optimizer step with its micro-batches, and those that the data module announces to the
-    callbacks in its `on_phase`, such as generate, score and sync. The names:
+    The phases are `train`, an optimizer step with its micro-batches, and those that the data module announces to its
+    `phases.listeners`, such as generate, score and sync. The names:
 
     - `gpu_allocated`, `gpu_reserved`: this process's tensors, and what its allocator keeps for them;
     - `gpu_peak`: the most allocated at any time in the phase;
@@ -43,9 +43,10 @@ class MemoryRecorder(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._trainer = trainer
-        self._announced = getattr(getattr(trainer, "datamodule", None), "on_phase", None)
-        if self._announced is not None:
-            self._announced.append(self.on_phase)
+        phases = getattr(getattr(trainer, "datamodule", None), "phases", None)
+        self._listeners = getattr(phases, "listeners", None)
+        if self._listeners is not None:
+            self._listeners.append(self.on_phase)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if self._phase != _TRAIN:
@@ -87,8 +88,8 @@ class MemoryRecorder(L.Callback):
         if self._trainer is None:
             return
         self._finish()
-        if self._announced is not None:
-            self._announced.remove(self.on_phase)
+        if self._listeners is not None:
+            self._listeners.remove(self.on_phase)
         self._trainer = None
         if self.most:
             rank_zero_info(f"\n{render(self.most)}")

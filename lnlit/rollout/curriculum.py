@@ -26,8 +26,8 @@ class GaussianCurriculum(PromptOrder):
     of what is wanted falls from rollout to rollout, whatever the prompts.
 
     No prompt comes again before all of its pass rate have come, and none more than once (twice, ...) in a run that
-    takes no more prompts than there are (twice as many, ...). The first `take` sets the size of a batch; one for fewer
-    prompts tops up the batch before it. A run that is resumed keeps the number of rollouts that it began with.
+    takes no more prompts than there are (twice as many, ...). The first `take` says how many prompts a rollout has. A
+    run that is resumed keeps the number of rollouts that it began with.
 
     Args:
         sigma: standard deviation of the Gaussian, a difference of pass rates.
@@ -67,7 +67,7 @@ class GaussianCurriculum(PromptOrder):
         self._begin()
 
     def _begin(self) -> None:
-        self._taken: list[list[int]] = []  # runs of equal counts: [count, how often]
+        self._taken: list[list[int]] = []  # runs of equal calls: [count, rollouts further, how often]
         self._takes = self._size = 0
         self._rollout = -1
         self._empty_batch()
@@ -83,8 +83,8 @@ class GaussianCurriculum(PromptOrder):
         """The share of each pool in a rollout, counted from 0; known from the first `take` on."""
         return self._targets_RP[min(rollout, self.rollouts - 1)].tolist()
 
-    def take(self, count: int) -> list[int]:
-        self._note(count)
+    def take(self, count: int, rollout: int | None = None) -> list[int]:
+        self._note(count, rollout)
         found: list[int] = []
         while len(found) < count:
             if not any(self._left):  # more was taken than planned, as where prompts are replaced
@@ -100,7 +100,7 @@ class GaussianCurriculum(PromptOrder):
         order = np.random.default_rng([self.seed, 0, self._takes]).permutation(count)
         return [found[place] for place in order]
 
-    def _note(self, count: int) -> None:
+    def _note(self, count: int, rollout: int | None) -> None:
         if not self._takes:
             self._size = count
             stock = np.array([len(pool) for pool in self.pools])
@@ -108,13 +108,14 @@ class GaussianCurriculum(PromptOrder):
             self._left = stock.tolist()
             centres = np.linspace(self.first_centre, self.last_centre, self.rollouts)
             self._targets_RP = rationed(self.rates, centres, self.sigma, stock / count)
-        if count >= self._size:
-            self._rollout += 1
+        steps = int(count >= self._size) if rollout is None else rollout - self._rollout
+        if steps:
+            self._rollout += steps
             self._empty_batch()
         self._takes += 1
-        if not self._taken or self._taken[-1][0] != count:
-            self._taken.append([count, 0])
-        self._taken[-1][1] += 1
+        if not self._taken or self._taken[-1][:2] != [count, steps]:
+            self._taken.append([count, steps, 0])
+        self._taken[-1][2] += 1
 
     def _next(self, pool: int) -> int:
         """A prompt of a pool, none of this rollout's while it has others."""
@@ -143,9 +144,9 @@ class GaussianCurriculum(PromptOrder):
             )
         self.rollouts = state["rollouts"]
         self._begin()
-        for count, times in state["taken"]:
+        for count, steps, times in state["taken"]:
             for _ in range(times):
-                self.take(count)
+                self.take(count, self._rollout + steps)
 
 
 def rationed(rates: Sequence[float], centres: np.ndarray, sigma: float, stock: np.ndarray) -> np.ndarray:

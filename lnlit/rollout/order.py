@@ -19,10 +19,11 @@ class PromptOrder(ABC):
         """Called once: the prompts' rows of data, the run's seed, and how many rollouts the run will take."""
 
     @abstractmethod
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int, rollout: int | None = None) -> list[int]:
         """The next `count` prompts, none of them twice while there are enough.
 
-        Every rollout begins with a call for the same count; calls for fewer add to the same rollout.
+        `rollout` is what they are for, counted from 0; several calls may be for one. Where it is not given, each call
+        for as many as the first begins the next rollout, and one for fewer adds to the last.
         """
 
     @abstractmethod
@@ -40,7 +41,7 @@ class Uniform(PromptOrder):
             raise UserError("prompts: the source has no usable rows")
         self.prompts, self.seed, self.taken = len(rows), seed, 0
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int, rollout: int | None = None) -> list[int]:
         found: list[int] = []
         while len(found) < count:
             epoch, done = divmod(self.taken, self.prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -35,7 +36,8 @@ class Rollouts(L.LightningDataModule):
 
     def __init__(self, micro_batches: int = 1, fails: bool = False) -> None:
         super().__init__()
-        self.on_phase, self.micro_batches, self.fails = [], micro_batches, fails
+        self.phases = SimpleNamespace(listeners=[])
+        self.micro_batches, self.fails = micro_batches, fails
 
     def train_dataloader(self):
         return self
@@ -52,12 +54,12 @@ class Rollouts(L.LightningDataModule):
                 yield torch.ones(2, 4)
 
     def phase(self, name: str, work) -> None:
-        for call in self.on_phase:
+        for call in self.phases.listeners:
             call(name, "start")
         if self.fails:
             raise RuntimeError("out of memory")
         work()
-        for call in self.on_phase:
+        for call in self.phases.listeners:
             call(name, "end")
 
 
@@ -98,7 +100,7 @@ def test_each_phase_has_its_own_peak(tmp_path, caplog):
     assert rss["score"] > rss["generate"] + 100
     assert all(peak[phase] >= rss[phase] - 1 for phase in peak)
     assert re.search(r"most memory, GiB\n +rss +rss_peak +shm\ngenerate +0\.\d\d", caplog.text)
-    assert data.on_phase == []
+    assert data.phases.listeners == []
 
 
 def test_curves_are_logged_per_step(tmp_path):
@@ -134,7 +136,7 @@ def test_a_run_that_fails_has_its_table_too(tmp_path, caplog):
     with caplog.at_level("INFO"), pytest.raises(RuntimeError, match="out of memory"):
         fit(tmp_path, data, recorder)
     assert list(recorder.most) == ["generate"] and "most memory, GiB" in caplog.text
-    assert data.on_phase == []
+    assert data.phases.listeners == []
 
 
 def test_the_gpu_is_read_where_there_is_one(monkeypatch):

@@ -96,17 +96,24 @@ def test_the_seed_decides_and_nothing_else():
     assert batches(3) == batches(3) != batches(4)
 
 
+CALLS = {
+    "counts": [(24,), (24,), (5,), (24,), (2,), (1,)] * 8,
+    "rollouts": [(24, n // 3) if n % 3 else (24 - n % 5, n // 3) for n in range(48)],
+}
+
+
 @pytest.mark.parametrize("stop", [0, 1, 7, 23, 40])
-def test_a_resumed_run_takes_the_same_batches(stop):
-    pools, counts = POOLS["mostly hard"], [24, 24, 5, 24, 2, 1] * 8
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+def test_a_resumed_run_takes_the_same_batches(calls, stop):
+    pools = POOLS["mostly hard"]
     whole = curriculum(pools, 30)
-    wanted = [whole.take(count) for count in counts]
+    wanted = [whole.take(*call) for call in calls]
     first = curriculum(pools, 30)
-    begun = [first.take(count) for count in counts[:stop]]
+    begun = [first.take(*call) for call in calls[:stop]]
     state = json.loads(json.dumps(first.state_dict()))
     second = curriculum(pools, 99)  # a longer run now, but one that was begun
     second.load_state_dict(state)
-    assert begun + [second.take(count) for count in counts[stop:]] == wanted
+    assert begun + [second.take(*call) for call in calls[stop:]] == wanted
     assert second.state_dict() == whole.state_dict()
 
 
@@ -120,14 +127,21 @@ def test_the_state_is_small_and_knows_its_prompts():
         other.load_state_dict(order.state_dict())
 
 
-def test_calls_for_fewer_top_up_the_same_rollout():
+@pytest.mark.parametrize("more", [12, 20])
+def test_more_prompts_for_a_rollout_are_as_hard_and_none_of_the_same(more):
     order, plain = curriculum(POOLS["even"], 6), curriculum(POOLS["even"], 6)
-    for _ in range(6):
-        batch = order.take(20)
-        more = order.take(12)
-        assert len(set(batch) | set(more)) == 32
-        assert abs(fmean(means(POOLS["even"], [batch])) - fmean(means(POOLS["even"], [more]))) < 0.1
-        assert abs(fmean(means(POOLS["even"], [batch])) - fmean(means(POOLS["even"], [plain.take(20)]))) < 0.1
+    for rollout in range(6):
+        first, second = order.take(20, rollout), order.take(more, rollout)
+        assert len(set(first) | set(second)) == 20 + more
+        wanted = means(POOLS["even"], [plain.take(20)])[0]
+        assert means(POOLS["even"], [first, second]) == pytest.approx([wanted] * 2, abs=0.1)
+
+
+def test_a_call_for_fewer_tops_up_the_last_rollout():
+    one, other = curriculum(POOLS["even"], 6), curriculum(POOLS["even"], 6)
+    for rollout in range(6):
+        assert one.take(20) == other.take(20, rollout)
+        assert one.take(7) == other.take(7, rollout)
 
 
 def test_more_may_be_taken_than_was_planned():
