@@ -279,10 +279,19 @@ def _in_child() -> None:
     """Go on in a child, the first process of the new namespace, with which all others in it end."""
     child = os.fork()
     if child:
-        os.closerange(3, 64)  # what shows the other side that we are gone must close with the child
+        # What shows the other side that we are gone must close with the child.
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os.waitpid(child, 0)
         os._exit(0)
-    _call("prctl", _DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    die_with(0)  # it is outside, so it has no number here
+
+
+def die_with(parent: int) -> None:
+    """End when the process that started this one ends, which it may just have."""
+    if sys.platform == "linux":
+        _call("prctl", _DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def give_up_rights(job: dict[str, Any]) -> None:
@@ -296,7 +305,6 @@ def give_up_rights(job: dict[str, Any]) -> None:
         _call("capset", header, nothing)
         _call("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
         _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)  # no process of the same user may look inside
-        _call("prctl", _DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)  # a change of user had cleared it
     cpu = math.ceil(job["cpu_s"])
     limits = {"CPU": cpu, "AS": job["memory"], "FSIZE": 2**20, "NOFILE": 32, "CORE": 0, "NPROC": 0}
     for name, limit in limits.items():
@@ -318,14 +326,14 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    if sys.platform == "linux":
-        _call("prctl", _DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    die_with(job["parent"])
     if job["isolation"] == "namespaces":
         enter_namespaces(job["folder"])
         os.chdir("/tmp")
     else:
         os.chdir(job["folder"])
     give_up_rights(job)
+    die_with(0 if job["isolation"] == "namespaces" else job["parent"])  # a change of user had cleared it
     if job["side"] == "candidate":
         serve(job, Line(job["line"]))
     elif job["side"] == "judge":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -16,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from select import select
 from typing import Any, Literal, get_args
 
 from lnlit.errors import UserError
@@ -31,7 +31,7 @@ class Limits:
     """What each of the two processes may use: seconds of processor and of wall time, bytes of address space."""
 
     cpu_s: float = 4.0
-    wall_s: float = 8.0
+    wall_s: float = 10.0
     memory: int = 2**30
     isolation: Isolation = "namespaces"
 
@@ -120,7 +120,8 @@ def _command() -> list[str]:
 
 
 def _of(limits: Limits, folder: str) -> dict[str, Any]:
-    return {"cpu_s": limits.cpu_s, "memory": limits.memory, "isolation": limits.isolation, "folder": folder}
+    of_limits = {"cpu_s": limits.cpu_s, "memory": limits.memory, "isolation": limits.isolation}
+    return {**of_limits, "folder": folder, "parent": os.getpid()}
 
 
 @contextlib.contextmanager
@@ -147,7 +148,9 @@ def _job(job: dict[str, Any]) -> Iterator[Any]:
 def _read(descriptor: int, until: float) -> bytes:
     """What comes through a pipe before its end or the time is up."""
     said = b""
-    while (left := until - time.monotonic()) > 0 and select([descriptor], [], [], left)[0]:
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    while (left := until - time.monotonic()) > 0 and waiting.poll(left * 1000):
         more = os.read(descriptor, 1024)
         if not more:
             break

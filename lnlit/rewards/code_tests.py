@@ -38,7 +38,7 @@ class CodeTestsReward(Reward):
         preamble: key of code in the row that runs before the candidate's, such as HumanEval's `prompt` with its imports
             and helpers; the tests see it too.
         cpu_s: seconds of processor time for a candidate.
-        wall_s: seconds for all of it.
+        wall_s: seconds for all of it, after which the candidate has failed; be generous on a busy machine.
         memory_mib: address space, Python's own included.
         isolation: `namespaces`, or `limits` where that is not to be had.
     """
@@ -48,7 +48,7 @@ class CodeTestsReward(Reward):
         tests: str = "test",
         preamble: str | None = None,
         cpu_s: float = 4.0,
-        wall_s: float = 8.0,
+        wall_s: float = 10.0,
         memory_mib: int = 1024,
         isolation: Isolation = "namespaces",
     ) -> None:

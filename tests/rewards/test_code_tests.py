@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -139,16 +143,49 @@ def test_the_outside_is_out_of_reach(body, tmp_path):
         assert score(code, reward=CodeTestsReward(cpu_s=2)) == 1
 
 
-def test_nothing_is_left_behind():
-    def traces() -> set[str]:
-        return {path.name for path in Path(tempfile.gettempdir()).glob("lnlit-code-*")}
+def traces() -> set[str]:
+    """Folders and processes of sandboxes, anybody's on this machine."""
+    folders = {path.name for path in Path(tempfile.gettempdir()).glob("lnlit-code-*")}
+    running = set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"code_process.py" in file.read_bytes():
+                running.add(file.parent.name)
+    return folders | running
 
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("isolation", ["namespaces", "limits"])
+def test_nothing_is_left_behind(isolation):
     before = traces()
-    score("import os\nopen('/tmp/file', 'w').write('x')\nos.setsid()\nwhile True: pass")
+    code = "import os\nopen('here', 'w').write('x')\ntry: os.setsid()\nexcept OSError: pass\nwhile True: pass"
+    assert score(code, reward=CodeTestsReward(cpu_s=1, isolation=isolation)) == 0
     assert not traces() - before
-    if sys.platform == "linux":
-        commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-        assert not any(b"code_process.py" in command for command in commands)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("isolation", ["namespaces", "limits"])
+def test_no_process_outlives_the_one_that_asked(isolation):
+    before = traces()
+    ask = (
+        "from lnlit.rewards.code_sandbox import *\n"
+        f"passes('import time; time.sleep(600)', 'f()', None, '', Limits(wall_s=600, isolation={isolation!r}))"
+    )
+    asker = subprocess.Popen([sys.executable, "-c", ask])
+    wait_for(lambda: len(started := [name for name in traces() - before if name.isdigit()]) >= 2 and started)
+    asker.kill()
+    asker.wait()
+    wait_for(lambda: not [name for name in traces() - before if name.isdigit()])
+    for folder in traces() - before:  # killed before it could clean up
+        shutil.rmtree(Path(tempfile.gettempdir(), folder))
+
+
+def wait_for(condition) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came")
 
 
 @pytest.mark.parametrize(
