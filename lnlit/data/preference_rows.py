@@ -60,7 +60,7 @@ def preference_row(row: Mapping[str, Any]) -> dict[str, Any]:
         answers = row["completions"]
         if not isinstance(answers, list):
             raise UserError(f"completions: expected a list, got {type(answers).__name__}")
-        rewards = _numbers(row.get("rewards", [None] * len(answers)), len(answers))
+        rewards = _numbers(row.get("rewards") or [None] * len(answers), len(answers))
     else:
         keys = ", ".join(map(str, row)) or "none"
         raise UserError(f"expected the keys chosen and rejected, or completions and rewards; got keys: {keys}")
@@ -126,8 +126,7 @@ def _hh_dialogue(text: str) -> list[Message]:
 
 
 def _pair_rewards(row: Mapping[str, Any]) -> list[float | None]:
-    values = row.get("rewards", [row.get(key) for key in _SCORES])
-    rewards = _numbers(values, 2)
+    rewards = _numbers(row.get("rewards") or [row.get(key) for key in _SCORES], 2)
     return [1.0, 0.0] if rewards == [None, None] else rewards
 
 

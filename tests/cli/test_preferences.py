@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,17 @@ def test_a_reward_model_and_the_reward_that_reads_it(lnlit, written):
     reward = build("reward", "reward_model", str(written / "out"))
     asked = [RewardRequest([{"role": "user", "content": "odd 301?"}], text, False) for text in ("aaa", "bbb")]
     assert reward.score(asked[0]) > reward.score(asked[1])
+
+
+def test_one_file_is_split_by_question(lnlit, written, caplog):
+    config = yaml.safe_load((written / "run.yaml").read_text())
+    given = config["data"]["init_args"]
+    rows = {"class_path": "lnlit.data.preference_rows.PreferenceRows", "init_args": {"source": given["train"]}}
+    for key, side in (("train", "train"), ("val", "heldout")):
+        given[key] = {"class_path": "split", "init_args": {"source": rows, "split": side, "heldout_percent": 20}}
+    config["trainer"] |= {"max_steps": 1, "max_epochs": None, "callbacks": None}
+    (written / "split.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = lnlit("fit", "--config", "split.yaml")
+    assert code == 0, err
+    counts = [int(count) for count in re.findall(r"(\d+) prompts with 2 completions", caplog.text)]
+    assert len(counts) == 2 and sum(counts) == 60 and counts[1]

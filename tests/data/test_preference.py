@@ -61,6 +61,7 @@ def test_other_keys_stay():
         ({"rewards": [0.5, 2]}, [0.5, 2.0]),
         ({"score_chosen": 8, "score_rejected": 3.5}, [8.0, 3.5]),
         ({"rewards": [None, None]}, [1.0, 0.0]),
+        ({"rewards": None}, [1.0, 0.0]),
         ({"rewards": [4.0, None]}, [4.0, None]),
         ({"rewards": [float("nan"), 1]}, [None, 1.0]),
     ],
