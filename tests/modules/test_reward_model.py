@@ -158,10 +158,10 @@ def test_loss_and_gradients_are_trls(centre):
     fill(ours.decoder, ((name, value.detach()) for name, value in given.items()), "theirs")
     loss, count = ours.losses(batch([made[:1], made[1:4], made[4:]], 2), "train")
     (loss / count).backward()
-    torch.testing.assert_close(loss / count, expected, atol=1e-9, rtol=0)
-    torch.testing.assert_close(ours.head.weight.grad, theirs.score.weight.grad, atol=1e-7, rtol=0)
+    torch.testing.assert_close(loss / count, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(ours.head.weight.grad, theirs.score.weight.grad, atol=1e-10, rtol=0)
     for name, parameter in ours.decoder.named_parameters():
-        torch.testing.assert_close(parameter.grad, given[f"model.{name}"].grad, atol=1e-7, rtol=0, msg=name)
+        torch.testing.assert_close(parameter.grad, given[f"model.{name}"].grad, atol=1e-10, rtol=0, msg=name)
 
 
 # a step
