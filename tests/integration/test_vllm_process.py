@@ -82,17 +82,19 @@ def test_it_gives_up_after_three_deaths_in_a_row(engine):
     engine.load_weights(fake_policy(5))
     with pytest.raises(UserError, match=r"(?s)ended 3 times in a row, with signal SIGKILL.*dying of seed 1"):
         generate(engine, 0, DIES)
-    assert generate(engine, 0) == [(1, 0, 5)]  # not this request's fault
     assert engine.counts() == {"restarts": 2}
 
 
-def test_an_error_is_told_and_ends_nothing(engine):
+def test_after_an_error_it_starts_anew(engine):
     engine.load_weights(fake_policy(5))
-    before = engine._place._process.pid  # type: ignore[union-attr]
+    process = engine._place._process  # type: ignore[union-attr]
     with pytest.raises(UserError, match="vLLM: RuntimeError: this prompt cannot be read"):
         generate(engine, 0, FAILS)
-    assert generate(engine, 0) == [(1, 0, 5)]
-    assert engine._place._process.pid == before  # type: ignore[union-attr]
+    assert process.poll() is not None
+    with pytest.raises(UserError, match="no complete weights"):
+        generate(engine, 0)
+    engine.load_weights(fake_policy(6))
+    assert generate(engine, 0) == [(1, 0, 6)]
 
 
 def test_an_error_at_the_start_is_told(engine):
@@ -156,12 +158,14 @@ def test_nan_comes_through_and_other_weights_do_not(engine):
         generate(engine, STALE)
 
 
-def test_what_leaves_no_room_is_refused(fake):
+def test_prompts_that_cannot_be(fake):
     engine = VllmEngine(weights_folder=str(fake), dtype="float32", max_model_len=30)
     engine.load_weights(fake_policy(5))
-    for length, message in ((7, "need up to 31 tokens, vLLM has room for 30"), (0, "a prompt has no tokens")):
+    refused = {(1,) * 7: "need up to 31 tokens, vLLM has room for 30", (): "a prompt has no tokens"}
+    refused |= {(1, 258): "has the token 258, the model those below 258", (1, -1): "has the token -1"}
+    for prompt, message in refused.items():
         with pytest.raises(UserError, match=message):
-            engine.generate([RolloutRequest((1,) * length, 0)], SAMPLING)
+            engine.generate([RolloutRequest((1,), 0), RolloutRequest(prompt, 1)], SAMPLING)
     assert engine.generate([RolloutRequest((1,) * 6, 0)], SAMPLING)
     engine.close()
 
@@ -184,7 +188,10 @@ def test_a_python_without_the_plugin(monkeypatch, tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho python: No module named lnlit_vllm\nexit 1\n")
     python.chmod(0o700)
-    for name, message in ((str(python), "exit code 1. It needs vllm"), ("nowhere", "nowhere cannot be run: .*needs")):
+    for name, message in (
+        (str(python), "exit code 1. Using vLLM needs"),
+        ("nowhere", "nowhere cannot be run: .*needs"),
+    ):
         monkeypatch.setenv("LNLIT_VLLM_PYTHON", name)
         with pytest.raises(UserError, match=message):
             VllmEngine().load_weights(fake_policy(5))

@@ -164,7 +164,6 @@ def test_a_death_while_generating_changes_nothing(in_vllm, monkeypatch):
         assert engine.generate(REQUESTS, SAMPLING) == expected
         assert engine.counts() == {"restarts": 1}
         assert len(asked[0]) == len(REQUESTS) > len(asked[-1]) >= 4  # only what was not answered, and some was not
-        assert difference(engine, decoder) <= 1e-5
     finally:
         engine.close()
 

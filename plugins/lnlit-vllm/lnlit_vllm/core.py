@@ -70,21 +70,16 @@ class Core:
         yield from ()
 
     def generate(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Answers as they become ready; `index` says to which request."""
+        """Answers as they become ready; `index` says to which request. After an error this object is of no more use."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         engine = self._llm.llm_engine
-        running = []
-        try:
-            for index, request in enumerate(requests):
-                params = SamplingParams(**sampling_params(request, sampling), output_kind=RequestOutputKind.FINAL_ONLY)
-                running.append(engine.add_request(str(index), {"prompt_token_ids": request["prompt_ids"]}, params))
-            while engine.has_unfinished_requests():
-                yield from (_answer(output) for output in engine.step() if output.finished)
-        finally:
-            if engine.has_unfinished_requests():
-                engine.abort_request(running, internal=True)
+        for index, request in enumerate(requests):
+            params = SamplingParams(**sampling_params(request, sampling), output_kind=RequestOutputKind.FINAL_ONLY)
+            engine.add_request(str(index), {"prompt_token_ids": request["prompt_ids"]}, params)
+        while engine.has_unfinished_requests():
+            yield from (_answer(output) for output in engine.step() if output.finished)
 
     def sleep(self) -> Iterator[None]:
         if self._sleeps and not self._asleep:

