@@ -23,6 +23,7 @@ _HOMES = {
     "lightning.pytorch.core.module.LightningModule": ("lnlit.modules",),
     "lightning.pytorch.core.datamodule.LightningDataModule": ("lnlit.data", "lnlit.modules"),
     "lightning.pytorch.callbacks.callback.Callback": ("lnlit.callbacks",),
+    "lnlit.rollout.order.PromptOrder": ("lnlit.rollout",),
 }
 #: What a configuration may name. torch is not open as a whole: it holds functions that load pickles and compile code.
 _ALLOWED = ("lnlit", "lightning", "torch.optim", "torch.nn", "torch.profiler")

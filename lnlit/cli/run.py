@@ -1,6 +1,6 @@
 """`lnlit run FOLDER`: a folder of numbered YAML files, one stage each, in order; finished ones are skipped.
 
-A file with a `stage:` key is a stage of `lnlit search`; any other is a configuration of `lnlit fit`. Each stage is a
+A file with a `stage:` key is a stage of `lnlit search` or `lnlit rollout`; any other is a configuration of `lnlit fit`. Each stage is a
 process of its own, so that Lightning can start it once per GPU and its memory is free for the next.
 
 The record of stages says which were finished, and of which the output was not there when they were started. When one of
@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from lnlit.cli.arguments import CommandParser
+from lnlit.cli.rollout import STAGES as ROLLOUT
 from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
 
@@ -146,7 +147,7 @@ def _run(file: Path, recipe: dict[str, Any]) -> tuple[int, int]:
     group of its own, or Ctrl-C in a terminal would reach it twice.
     """
     stage = recipe.get("stage")
-    command = ["search", str(stage)] if stage else ["fit"]
+    command = ["rollout" if stage in ROLLOUT else "search", str(stage)] if stage else ["fit"]
     print(f"{file}: lnlit {' '.join(command)}", file=sys.stderr, flush=True)
     options = ["--config", str(file), *([] if stage else ["--ckpt_path", "last"])]
     process: subprocess.Popen[bytes] | None = None

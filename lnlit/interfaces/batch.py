@@ -56,9 +56,11 @@ class PreferenceBatch:
 
     `tokens.labels` are the completions' tokens; N of them have a label. `sample_N` says whose each is: completion k of
     prompt p is sample p * K + k. `reference_N` are the reference's log-probs, None where it computes them itself.
+    `metrics` describe the rollout that begins with this batch.
     """
 
     tokens: TokenBatch
     sample_N: Tensor
     rewards_PK: Tensor
     reference_N: Tensor | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)

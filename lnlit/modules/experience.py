@@ -1,61 +1,48 @@
 """Where a policy's batches come from: prompts, completions, rewards, log-probs, advantages.
 
 Everything that happens between two sets of weights happens here, once per rollout, so that a training step is a loss
-and nothing else. Shape suffixes: N tokens of completions, P prompts, G samples of each.
+and nothing else. Shape suffixes: P prompts, G samples of each.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
-import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lnlit.checkpoint.folder import hf_config
-from lnlit.data.chat import ChatEncoder, Document, row_messages
-from lnlit.data.packing import BestFit, collate
+from lnlit.data.chat import ChatEncoder, row_messages
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
-from lnlit.interfaces import (
-    PolicyBatch,
-    PolicyWeights,
-    Reward,
-    RewardRequest,
-    RolloutEngine,
-    RolloutRequest,
-    RolloutSampling,
-    Source,
-    TokenBatch,
-)
-from lnlit.models.weights import canonical_weights
-from lnlit.modules.policy import PolicyModel
-from lnlit.objectives.policy import sums
-from lnlit.rewards.pool import RewardPool
+from lnlit.interfaces import RolloutEngine, Source
+from lnlit.modules.ranks import everyones
+from lnlit.modules.rollouts import Phases, Rollouts, Weighted
+from lnlit.modules.sampled import Packed, SampledModel, pack
+from lnlit.objectives.advantage import without_spread
 from lnlit.rollout.order import PromptOrder, Uniform
-from lnlit.rollout.sample import Prompt, Sample, balanced, describe, request_seed, rewards_table
+from lnlit.rollout.sample import Prompt, Sample, balanced, describe, penalised_table, request_seed, rewards_table
 from lnlit.thinking import Thinking, on_or_off
+
+__all__ = ["Experience", "HeldOut", "Weighted"]
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """A reward and its share of the sum. `name` is what it is logged as, by default its class."""
+class HeldOut:
+    """Prompts that nothing is learned from, answered whenever the trainer validates, each time with the same seeds."""
 
-    reward: Reward
-    weight: float = 1.0
-    name: str | None = None
+    prompts: Source
+    samples_per_prompt: int = 1
 
 
 class Experience(L.LightningDataModule):
     """Samples `samples_per_prompt` completions of each of `prompts_per_rollout` prompts with the newest weights, and
     spreads them over `updates_per_rollout` optimizer steps of `trainer.accumulate_grad_batches` micro-batches each.
+
+    All sizes are of the whole run: several ranks share the prompts, and what a step learns is the same on any number.
 
     Args:
         tokenizer: model folder whose tokenizer and chat template to use.
@@ -66,11 +53,16 @@ class Experience(L.LightningDataModule):
         samples_per_prompt: at least 2, as a sample is judged by its siblings.
         max_new_tokens: length limit of a completion.
         updates_per_rollout: optimizer steps on one rollout's samples; each sample is used once.
+        order: in which prompts come.
+        resample: how often at most to draw new prompts for those whose samples are all equally good, from which nothing
+            can be learned.
         truncated: "keep" learns from completions that hit the limit; "mask" does not, but counts their rewards.
         thinking: toggle for rows that have none.
+        held_out: prompts for the trainer's validation.
         reward_workers: processes that judge.
         proof: how many samples of each rollout the trainer scores again, to prove that the engine has its weights.
         max_logprob_difference: the run stops where a token's log-prob differs by more between engine and trainer.
+        sleep: whether the engine gives its memory back while the policy trains.
         seed: of the prompts' order and of every sample.
     """
 
@@ -84,11 +76,15 @@ class Experience(L.LightningDataModule):
         samples_per_prompt: int,
         max_new_tokens: int,
         updates_per_rollout: int = 1,
+        order: PromptOrder | None = None,
+        resample: int = 0,
         truncated: Literal["keep", "mask"] = "keep",
         thinking: Thinking | bool | None = None,
+        held_out: HeldOut | None = None,
         reward_workers: int = 2,
         proof: int = 4,
         max_logprob_difference: float = 1.0,
+        sleep: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -106,45 +102,71 @@ class Experience(L.LightningDataModule):
                 "updates"
             )
         self.tokenizer_name, self.source, self.engine = tokenizer, prompts, engine
-        self.weights = {r.name or type(r.reward).__name__: r.weight for r in rewards}
-        if len(self.weights) < len(rewards):
-            raise UserError(f"data.rewards: two are called the same of {', '.join(self.weights)}; give them names")
-        self.pool = RewardPool(dict(zip(self.weights, (r.reward for r in rewards), strict=True)), reward_workers)
         self.prompts_per_rollout, self.samples_per_prompt = prompts_per_rollout, samples_per_prompt
         self.max_new_tokens, self.updates_per_rollout = max_new_tokens, updates_per_rollout
-        self.truncated, self.seed = truncated, seed
+        self.resample, self.truncated, self.seed = resample, truncated, seed
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
-        self.proof, self.max_logprob_difference = proof, max_logprob_difference
+        self.held_out, self.sleep = held_out, sleep
+        self.phases = Phases()
+        self._sampler = partial(
+            Rollouts, engine, rewards, reward_workers, proof=proof, max_difference=max_logprob_difference
+        )
+        self._order = order or Uniform()
+        #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
+        self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
         self.rollouts = 0
-        self.pending: deque[PolicyBatch] = deque()
-        self._seconds: dict[str, float] = {}
+        #: What was sampled and not yet learned from, an optimizer step's samples each.
+        self.pending: deque[list[Sample]] = deque()
+        self._metrics: dict[str, float] = {}
 
     @cached_property
     def encoder(self) -> ChatEncoder:
         return ChatEncoder(load_tokenizer(self.tokenizer_name), self.thinking)
 
     @cached_property
+    def sampler(self) -> Rollouts:
+        return self._sampler(encoder=self.encoder, phases=self.phases)
+
+    @cached_property
     def prompts(self) -> list[Prompt]:
-        found = []
-        for row in self.source.rows():
-            messages = row_messages(row, self.thinking)
-            while messages and messages[-1]["role"] == "assistant":
-                messages.pop()
-            if messages:
-                found.append(Prompt(messages, tuple(self.encoder.encode_prompt(messages)), row))
-        return found
+        return self._read(self.source, "prompts")
+
+    @cached_property
+    def held_out_prompts(self) -> list[Prompt]:
+        return [] if self.held_out is None else self._read(self.held_out.prompts, "held_out.prompts")
 
     @cached_property
     def order(self) -> PromptOrder:
-        order = Uniform()
-        order.start([prompt.row for prompt in self.prompts], self.seed, 0)
-        return order
+        """Started: it knows the prompts, and how many rollouts there will be."""
+        assert self.trainer is not None
+        rollouts = -(-max(self.trainer.max_steps, 0) // self.updates_per_rollout)
+        self._order.start([prompt.row for prompt in self.prompts], self.seed, rollouts)
+        return self._order
+
+    def _read(self, source: Source, where: str) -> list[Prompt]:
+        """The prompts that leave the context room for a completion."""
+        room, found, rows = self.policy.decoder.spec.context_length - self.max_new_tokens, [], 0
+        for row in source.rows():
+            rows += 1
+            messages = row_messages(row, self.thinking)
+            while messages and messages[-1]["role"] == "assistant":
+                messages.pop()
+            prompt = Prompt(messages, tuple(self.encoder.encode_prompt(messages)) if messages else (), row)
+            if 0 < len(prompt.token_ids) <= room:
+                found.append(prompt)
+        if not found:
+            raise UserError(f"data.{where}: none of {rows} rows has a prompt of at most {room} tokens")
+        if len(found) < rows:
+            left_out = rows - len(found)
+            rank_zero_info(f"data.{where}: {left_out} of {rows} rows left out: no prompt, or one of over {room} tokens")
+            self._metrics[f"{where}/left_out"] = float(left_out)
+        return found
 
     @property
-    def policy(self) -> PolicyModel:
+    def policy(self) -> SampledModel:
         module = self.trainer.lightning_module  # type: ignore[union-attr]
-        if not isinstance(module, PolicyModel):
-            raise UserError(f"data: Experience feeds GRPO and RLOO, not {type(module).__name__}")
+        if not isinstance(module, SampledModel):
+            raise UserError(f"data: Experience feeds GRPO, RLOO and RPO, not {type(module).__name__}")
         return module
 
     # Lightning
@@ -154,170 +176,169 @@ class Experience(L.LightningDataModule):
         assert trainer is not None
         if trainer.max_steps < 0:
             raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
-        if trainer.world_size > 1:  # every rank would sample and learn the same
-            raise UserError(f"trainer: Experience runs on one process so far, not on {trainer.world_size}")
-        fewest = self.prompts_per_rollout // self.updates_per_rollout * self.samples_per_prompt
-        if fewest < trainer.accumulate_grad_batches:
+        if self.engine.needs_correction and getattr(self.policy, "correction", True) is None:
             raise UserError(
-                f"trainer.accumulate_grad_batches: {trainer.accumulate_grad_batches} micro-batches cannot be made of "
-                f"an update's {fewest} samples; lower it, or raise data.prompts_per_rollout"
+                f"model.correction: {type(self.engine).__name__} computes in another precision than the trainer, so "
+                "its samples need a correction; leave it at its default"
+            )
+        parts = trainer.accumulate_grad_batches * trainer.world_size
+        units = self.prompts_per_rollout // self.updates_per_rollout
+        units *= 1 if self.policy.compares_samples else self.samples_per_prompt
+        if units < parts or self.prompts_per_rollout < trainer.world_size:
+            what = "prompts (their samples stay together)" if self.policy.compares_samples else "samples"
+            raise UserError(
+                f"trainer.accumulate_grad_batches: {parts} micro-batches, {trainer.accumulate_grad_batches} on each "
+                f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
+                "data.prompts_per_rollout"
             )
         return ExperienceLoader(self, trainer.max_steps * trainer.accumulate_grad_batches)
 
+    def val_dataloader(self) -> HeldOutLoader | list[Any]:
+        return [] if self.held_out is None else HeldOutLoader(self)
+
     def teardown(self, stage: str) -> None:
-        self.engine.close()
-        self.pool.close()
+        if "sampler" in vars(self):
+            self.sampler.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the prompts are, and what was sampled but not yet learned from."""
-        pending = [_to_state(batch) for batch in self.pending]
+        """Where the prompts are, and what was sampled but not yet learned from. The same on every rank."""
+        pending = [[sample.state_dict() for sample in update] for update in self.pending]
         return {"rollouts": self.rollouts, "order": self.order.state_dict(), "pending": pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rollouts = state_dict["rollouts"]
         self.order.load_state_dict(state_dict["order"])
-        self.pending = deque(_from_state(batch) for batch in state_dict["pending"])
+        self.pending = deque([Sample.from_state(state) for state in update] for update in state_dict["pending"])
 
     # one rollout
 
-    def collect(self) -> list[PolicyBatch]:
-        """The micro-batches of one rollout, in the order in which they are learned from."""
-        self._seconds = {}
-        samples = self._generate([self.prompts[index] for index in self.order.take(self.prompts_per_rollout)])
-        with self._phase("reward"):
-            self._judge(samples)
-        with self._phase("score"):
-            metrics = self._prove(samples)
-            parts = list(self._parts(samples))
-            batches = [self._batch([samples[index] for index in part]) for part in parts]
-            self._score(batches)
-        metrics |= describe(samples, self.samples_per_prompt)  # of the rewards as given
-        self._learn(samples, parts, batches)
-        metrics |= {f"time/{name}": seconds for name, seconds in self._seconds.items()}
-        metrics |= {f"rewards/{kind}": float(count) for kind, count in self.pool.outcomes.items()}
-        batches[0].metrics = metrics
-        self.rollouts += 1
-        return batches
-
-    def _generate(self, prompts: Sequence[Prompt]) -> list[Sample]:
-        policy = self.policy
-        with self._phase("sync"):
-            self.engine.wake()
-            spec = policy.decoder.spec
-            weights = PolicyWeights(spec, hf_config(spec), canonical_weights(policy.decoder), policy.global_step)
-            self.engine.load_weights(weights)
-        sampling = RolloutSampling(self.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
-        owners = [prompt for prompt in prompts for _ in range(self.samples_per_prompt)]
-        requests = [
-            RolloutRequest(
-                prompt.token_ids, request_seed(self.seed, self.rollouts, *divmod(at, self.samples_per_prompt))
-            )
-            for at, prompt in enumerate(owners)
+    def collect(self) -> None:
+        """Fills `pending` with the samples of one rollout, scored, in the order in which they are learned from."""
+        self.phases.seconds.clear()
+        groups, drawn, metrics = self._draw()
+        if self.sleep:
+            self.sampler.sleep()
+        updates = [
+            [sample for group in groups[slice(*ends)] for sample in group]
+            for ends in _ranges(len(groups), self.updates_per_rollout)
         ]
-        with self._phase("generate"):
-            rollouts = self.engine.generate(requests, sampling)
-            self.engine.sleep()
-        texts = self.encoder.tokenizer.batch_decode([list(r.token_ids) for r in rollouts], skip_special_tokens=True)
-        return [Sample(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
+        for sample in (sample for update in updates for sample in update):
+            sample.learned = sample.is_finite and not (self.truncated == "mask" and sample.truncated)
+        with self.phases("score"):
+            for number, update in enumerate(updates):
+                self._score(update, self.policy.wants_own_log_probs(number))
+        self._compare([sample for update in updates for sample in update])
+        self.pending.extend(updates)
+        self.rollouts += 1
+        for listener in self.listeners:
+            listener("train", drawn)
+        metrics |= describe(drawn, self.samples_per_prompt) | self.sampler.counts()
+        metrics |= {f"time/{name}": seconds for name, seconds in self.phases.seconds.items()}
+        self._metrics |= metrics
 
-    def _judge(self, samples: Sequence[Sample]) -> None:
-        requests = [RewardRequest(s.prompt.messages, s.text, s.truncated, s.prompt.row) for s in samples]
-        for sample, rewards in zip(samples, self.pool.score(requests), strict=True):
-            sample.rewards = rewards
-            shares = [
-                math.nan if result.value is None else self.weights[name] * result.value
-                for name, result in rewards.items()
+    def _draw(self) -> tuple[list[list[Sample]], list[Sample], dict[str, float]]:
+        """(the samples to learn from by prompt, all that were drawn, what to log)."""
+        size, groups, drawn = self.samples_per_prompt, [], []
+        metrics: dict[str, float] = {}
+        for _ in range(1 + self.resample):
+            missing = self.prompts_per_rollout - len(groups)
+            first = len(drawn) // size
+            prompts = [self.prompts[index] for index in self.order.take(missing, self.rollouts)]
+            seeds = [
+                [request_seed(self.seed, self.rollouts, first + at, sample) for sample in range(size)]
+                for at in range(len(prompts))
             ]
-            sample.reward = sum(shares)
-
-    def _prove(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """The trainer's log-probs of a few samples beside the engine's. Raises `UserError` where they disagree."""
-        step = max(len(samples) // self.proof, 1)
-        batch = self._batch(samples[::step][: self.proof])
-        assert batch.engine_N is not None
-        difference_N = (self.policy.current_log_probs(batch.tokens) - batch.engine_N).abs()
-        largest = difference_N.max().item() if len(difference_N) else 0.0
-        if not largest <= self.max_logprob_difference:
-            raise UserError(
-                f"after sync {self.rollouts}: engine and trainer disagree by {largest:.3g} nats about a token; "
-                f"data.max_logprob_difference allows {self.max_logprob_difference}. Either the engine has other "
-                "weights than the trainer, or it computes in too low a precision."
+            samples, agreement = self.sampler.sample(
+                self.policy, list(zip(prompts, seeds, strict=True)), self.max_new_tokens
             )
-        return {
-            "sampling/logp_difference/max": largest,
-            "sampling/logp_difference/mean": difference_N.mean().item(),
-        }
+            metrics |= agreement
+            drawn += samples
+            flat = without_spread(rewards_table(samples, size)).tolist()
+            new = [samples[at * size : (at + 1) * size] for at in range(len(prompts))]
+            spare = [group for group, is_flat in zip(new, flat, strict=True) if is_flat]
+            groups += [group for group, is_flat in zip(new, flat, strict=True) if not is_flat]
+            if not spare:
+                break
+        if self.resample:
+            metrics["resampled"] = float(len(drawn) // size - self.prompts_per_rollout)
+        metrics["sampling/nan_logprobs"] = float(sum(not sample.is_finite for sample in drawn))
+        return self._in_order(groups, spare, drawn), drawn, metrics
+
+    def _in_order(
+        self, groups: list[list[Sample]], spare: list[list[Sample]], drawn: list[Sample]
+    ) -> list[list[Sample]]:
+        """As many prompts as a rollout has, as they were drawn; the last flat ones fill what stayed empty."""
+        place = {id(sample): number for number, sample in enumerate(drawn)}
+        chosen = groups + spare[: self.prompts_per_rollout - len(groups)]
+        return sorted(chosen, key=lambda group: place[id(group[0])])
+
+    def _score(self, samples: list[Sample], own: bool) -> None:
+        """Log-probs that must be known before the weights change, each rank for its own micro-batches. Collective."""
+        policy, found = self.policy, {}
+        for part in self._parts(samples):
+            packed = self._packed([samples[index] for index in part])
+            values = {"reference": policy.reference_log_probs(packed.tokens)}
+            if own:
+                values["own"] = policy.current_log_probs(packed.tokens)
+            split = {name: packed.split(values_N) for name, values_N in values.items() if values_N is not None}
+            found |= {index: {name: parts[at] for name, parts in split.items()} for at, index in enumerate(part)}
+        for theirs in everyones(found):
+            for index, values in theirs.items():
+                for name, value in values.items():
+                    setattr(samples[index], name, value)
+
+    def _compare(self, samples: Sequence[Sample]) -> None:
+        """Advantages over the whole rollout, of rewards less the divergence where that is part of the reward."""
+        table_PG = penalised_table(samples, self.samples_per_prompt, self.policy.penalty)
+        for sample, advantage in zip(samples, self.policy.advantages(table_PG).flatten().tolist(), strict=True):
+            sample.advantage = advantage
 
     # batches
 
-    def _parts(self, samples: Sequence[Sample]) -> Iterator[list[int]]:
-        """The samples of each micro-batch: whole prompts to each update, then about as many tokens to each part."""
-        groups = len(samples) // self.samples_per_prompt
-        for update in range(self.updates_per_rollout):
-            first, end = (
-                groups * (update + more) // self.updates_per_rollout * self.samples_per_prompt for more in (0, 1)
-            )
-            sizes = [sample.tokens for sample in samples[first:end]]
-            for part in balanced(sizes, self.trainer.accumulate_grad_batches):  # type: ignore[union-attr]
-                yield [first + index for index in part]
+    def batches(self, samples: list[Sample]) -> Iterator[Any]:
+        """This rank's micro-batches of one optimizer step."""
+        metrics, self._metrics = self._metrics, {}
+        for part in self._parts(samples):
+            chosen = [samples[index] for index in part]
+            batch = self.policy.make_batch(self._packed(chosen), chosen, self.samples_per_prompt, self.max_new_tokens)
+            batch.metrics, metrics = metrics, {}
+            yield batch
 
-    def _batch(self, samples: Sequence[Sample]) -> PolicyBatch:
-        """Packed rows of the samples, without advantages yet. A masked sample's tokens have no labels."""
-        documents, learned = [], []
-        for sample in samples:
-            answer, masked = sample.rollout.token_ids, self.truncated == "mask" and sample.truncated
-            mask = [False] * len(sample.rollout.prompt_ids) + [not masked] * len(answer)
-            documents.append(Document([*sample.rollout.prompt_ids, *answer], mask))
-            learned.append(0 if masked else len(answer))
-        lengths = [len(document) for document in documents]
-        capacity = max(lengths, default=1)
-        packs = BestFit(capacity).rows(np.array(lengths))
-        order = [number for pack in packs for number, _, _ in pack]
-        rows = [[documents[number] for number, _, _ in pack] for pack in packs]
-        tokens = collate(rows, capacity, pad_id(self.encoder.tokenizer))
-        sample_N = torch.repeat_interleave(torch.tensor(order), torch.tensor([learned[number] for number in order]))
-        engine = [p for number in order if learned[number] for p in samples[number].rollout.logprobs]
-        batch = PolicyBatch(
-            tokens,
-            sample_N,
-            len(samples),
-            advantages_N=torch.zeros(len(sample_N), dtype=torch.float64),
-            engine_N=torch.tensor(engine, dtype=torch.float32),
-            max_new_tokens=self.max_new_tokens,
-        )
-        return self.trainer.strategy.batch_to_device(batch)  # type: ignore[union-attr]
+    def _parts(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """The samples of each micro-batch of this rank: about as many tokens to each, over all ranks."""
+        trainer = self.trainer
+        assert trainer is not None
+        together = self.samples_per_prompt if self.policy.compares_samples else 1
+        sizes = [sum(s.tokens for s in samples[at : at + together]) for at in range(0, len(samples), together)]
+        parts = balanced(sizes, trainer.accumulate_grad_batches * trainer.world_size)
+        mine = parts[trainer.global_rank :: trainer.world_size]
+        return [[at * together + more for at in part for more in range(together)] for part in mine]
 
-    def _score(self, batches: Sequence[PolicyBatch]) -> None:
-        """Log-probs that must be known before the weights change: the policy's own for all but the first update."""
-        policy = self.policy
-        first = len(batches) // self.updates_per_rollout
-        for index, batch in enumerate(batches):
-            batch.reference_N = policy.reference_log_probs(batch.tokens)
-            if index >= first or policy.kl.in_reward:
-                batch.old_N = policy.current_log_probs(batch.tokens)
+    def _packed(self, samples: Sequence[Sample]) -> Packed:
+        packed = pack(samples, [sample.learned for sample in samples], pad_id(self.encoder.tokenizer))
+        device = self.trainer.strategy.root_device  # type: ignore[union-attr]
+        return Packed(self.trainer.strategy.batch_to_device(packed.tokens), packed.sample_N.to(device), packed.order)  # type: ignore[union-attr]
 
-    def _learn(self, samples: Sequence[Sample], parts: Sequence[list[int]], batches: Sequence[PolicyBatch]) -> None:
-        """Advantages, of rewards less the divergence from the reference where that is part of the reward."""
-        policy = self.policy
-        if policy.kl.in_reward:
-            for part, batch in zip(parts, batches, strict=True):
-                assert batch.old_N is not None and batch.reference_N is not None
-                divergence_S = sums(batch.old_N - batch.reference_N, batch.sample_N, batch.samples)
-                for index, divergence in zip(part, divergence_S.tolist(), strict=True):
-                    samples[index].reward -= policy.kl.weight * divergence
-        advantages = policy.advantages(rewards_table(samples, self.samples_per_prompt)).flatten()
-        for part, batch in zip(parts, batches, strict=True):
-            batch.advantages_N = advantages[part].to(batch.sample_N.device)[batch.sample_N]
-        for sample, advantage in zip(samples, advantages.tolist(), strict=True):
-            sample.advantage = advantage
+    # validation
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+    def evaluate(self) -> Mapping[str, float]:
+        """The held-out prompts, answered by the newest weights and judged. Collective."""
+        assert self.held_out is not None
+        size = self.held_out.samples_per_prompt
+        asked = [
+            (prompt, [request_seed(self.seed, -1, number, sample) for sample in range(size)])
+            for number, prompt in enumerate(self.held_out_prompts)
+        ]
+        samples, agreement = self.sampler.sample(self.policy, asked, self.max_new_tokens)
+        if self.sleep:
+            self.sampler.sleep()
+        for listener in self.listeners:
+            listener("val", samples)
+        return describe(samples, size) | agreement
+
+
+def _ranges(count: int, parts: int) -> list[tuple[int, int]]:
+    return [(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
 class ExperienceLoader:
@@ -333,11 +354,12 @@ class ExperienceLoader:
     def __len__(self) -> int:
         return self.micro_batches
 
-    def __iter__(self) -> Iterator[PolicyBatch]:
+    def __iter__(self) -> Iterator[Any]:
         while True:
             if not self.data.pending:
-                self.data.pending.extend(self.data.collect())
-            yield self.data.pending.popleft()
+                self.data.collect()
+            # Checkpoints are written between optimizer steps: from the first micro-batch on, these are used.
+            yield from self.data.batches(self.data.pending.popleft())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the data module keeps the state, as Lightning drops a loader's at the end of an epoch."""
@@ -347,11 +369,14 @@ class ExperienceLoader:
         """See `state_dict`."""
 
 
-def _to_state(batch: PolicyBatch) -> dict[str, Any]:
-    state = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    return state | {"tokens": {f.name: getattr(batch.tokens, f.name) for f in fields(batch.tokens)}}
+class HeldOutLoader:
+    """One batch: what an evaluation found."""
 
+    def __init__(self, data: Experience) -> None:
+        self.data = data
 
-def _from_state(state: dict[str, Any]) -> PolicyBatch:
-    tokens = TokenBatch(**state["tokens"])
-    return PolicyBatch(**{**state, "tokens": tokens})  # type: ignore[arg-type]
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Mapping[str, float]]:
+        yield self.data.evaluate()

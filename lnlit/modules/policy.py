@@ -1,33 +1,32 @@
-"""What GRPO and RLOO share: a policy that learns from its own samples. Where these come from it does not know.
+"""What GRPO and RLOO share: how samples with advantages become a loss.
 
-Shape suffixes: N tokens of completions, P prompts, G samples of each.
+Shape suffixes: N tokens of completions.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyBatch, TokenBatch
+from lnlit.interfaces import PolicyBatch
 from lnlit.models.lora import LoRA
-from lnlit.modules.lit_model import LitModel, Runtime
+from lnlit.modules.lit_model import Runtime
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW
-from lnlit.modules.reference import Reference, token_log_probs
+from lnlit.modules.sampled import Packed, SampledModel
 from lnlit.objectives import policy
 from lnlit.objectives.kl import KL, k3
-from lnlit.objectives.log_probs import TokenLogProbs
 from lnlit.objectives.policy import Clip, Correction, RatioOf, clipped_loss, log_ratios
-from lnlit.specs import ModelSpec
+from lnlit.rollout.sample import Sample
 
 ReductionName = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 
 
-class PolicyModel(LitModel, ABC):
+class PolicyModel(SampledModel):
     """A method says what an advantage is; the loss is `reduction(correction * clipped(ratio, advantage) + kl)`."""
 
     def __init__(
@@ -44,62 +43,50 @@ class PolicyModel(LitModel, ABC):
         runtime: Runtime,
         lora: LoRA | None,
     ) -> None:
-        super().__init__(model, optimizer, runtime, lora)
+        super().__init__(model, optimizer, bool(kl.weight), reference, temperature, runtime, lora)
         if correction is not None and ratio != "token":
             raise UserError(
                 f"correction weighs tokens, but ratio: {ratio} is one number for a whole sample. Use ratio: token, or "
                 "correction: null."
             )
-        if not 0 < temperature < float("inf"):
-            raise UserError(f"temperature: expected a number above 0, got {temperature}")
         self.ratio: RatioOf = ratio
         self.reduction: ReductionName = reduction
-        self.clip, self.kl = clip, kl
-        self.correction, self.temperature = correction, temperature
-        self.reference = Reference(reference, self) if kl.weight else None
+        self.clip, self.kl, self.correction = clip, kl, correction
         self._token_sums = Sums()
 
-    @abstractmethod
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """How much better each sample is than its siblings, [P, G]. A reward of NaN could not be given."""
+    # samples
 
-    # building
+    def wants_own_log_probs(self, update: int) -> bool:
+        """The first update is on policy: its own log-probs are those that it computes anyway."""
+        return update > 0 or self.kl.in_reward
 
-    def _check(self, spec: ModelSpec) -> None:
-        super()._check(spec)
-        if self.reference is not None:
-            self.reference.check(spec)
+    def penalty(self, sample: Sample) -> float:
+        """The divergence from the reference, where it is part of the reward."""
+        if not self.kl.in_reward:
+            return 0.0
+        assert sample.own is not None and sample.reference is not None
+        return self.kl.weight * (sample.own - sample.reference).double().sum().item()
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        if self.reference is not None:
-            self.reference.load()
-
-    # log-probs
-
-    def token_log_probs(self, batch: TokenBatch) -> TokenLogProbs:
-        """The policy's, at each position with a label, row by row."""
-        return token_log_probs(self.decoder, batch, self.temperature)
-
-    @torch.no_grad()
-    def current_log_probs(self, batch: TokenBatch) -> Tensor:
-        """The same outside a training step, [N]: in its precision, without gradient and without dropout."""
-        was_training = self.decoder.training
-        self.decoder.eval()
-        try:
-            with self.trainer.precision_plugin.forward_context():
-                return self.token_log_probs(batch).log_probs_N
-        finally:
-            self.decoder.train(was_training)
-
-    def reference_log_probs(self, batch: TokenBatch) -> Tensor | None:
-        """The reference's likewise; None where nothing is compared with it."""
-        return None if self.reference is None else self.reference.log_probs(batch, self.temperature)
+    def make_batch(
+        self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
+    ) -> PolicyBatch:
+        advantages_S = torch.tensor([sample.advantage for sample in samples], dtype=torch.float64)
+        own_S, reference_S = ([getattr(sample, name) for sample in samples] for name in ("own", "reference"))
+        return PolicyBatch(
+            packed.tokens,
+            packed.sample_N,
+            len(samples),
+            advantages_S.to(packed.sample_N.device)[packed.sample_N],
+            None if own_S[0] is None else packed.join(own_S),
+            packed.join([sample.engine for sample in samples]),
+            None if reference_S[0] is None else packed.join(reference_S),
+            max_new_tokens,
+        )
 
     # the step
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
-        self.log_dict({f"train/{name}": value for name, value in batch.metrics.items()})
+        self._log_rollout("train", batch.metrics)
         log_probs_N, entropy_N = self.token_log_probs(batch.tokens)
         loss, count = self.loss(log_probs_N, batch)
         self._token_sums.add(len(log_probs_N), entropy=entropy_N.sum(), **self._observed(log_probs_N.detach(), batch))

@@ -19,6 +19,11 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def everyones(mine: V) -> list[V]:
+    """Each rank's, in their order."""
+    return _gathered(mine) if is_distributed() else [mine]
+
+
 def rows_of_all_ranks(batch: TokenBatch, device: torch.device) -> TokenBatch:
     """Every rank's rows in one batch, first rank first: as if one rank had them all."""
     if is_distributed():

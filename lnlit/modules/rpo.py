@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.interfaces import PreferenceBatch, TokenBatch
+from lnlit.interfaces import PreferenceBatch
 from lnlit.models.lora import LoRA
-from lnlit.modules.lit_model import LitModel, Runtime
+from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.reference import Reference, token_log_probs
+from lnlit.modules.sampled import Packed, SampledModel
+from lnlit.objectives.advantage import centred
 from lnlit.objectives.policy import sums
 from lnlit.objectives.preference import LOSSES
-from lnlit.specs import ModelSpec
+from lnlit.rollout.sample import Sample
+
+#: Path of a reference that is no path: the policy that drew the samples.
+_ROLLOUT = "rollout"
 
 
-class RPO(LitModel):
+class RPO(SampledModel):
     """Moves log(policy / reference) of several completions of a prompt towards their rewards' differences.
 
     The optimum is beta * log(policy / reference) = eta * reward, up to a constant of the prompt. The loss is divided by
-    beta, so that the paper's tiny one trains; only the ratio eta / beta says how far.
+    beta, so that the paper's tiny one trains; only the ratio eta / beta says how far. The completions
+    are given (`PreferenceData`) or the policy's own (`Experience`).
 
     Args:
         model: folder, .gguf file or `pypi:<distribution>` to start from.
@@ -30,11 +37,14 @@ class RPO(LitModel):
         eta: scale of the given rewards.
         loss: "backward" KL(rewards || policy), "forward" KL(policy || rewards), "squared" difference, or "dpo", which
             looks at the best completion only.
-        reference: the model to compare with; null is the one to start from. Batches that bring its log-probs along need
-            none.
+        reference: the model to compare with; null is the one to start from, and "rollout" the policy as it was when it
+            drew the samples, so that each rollout of `Experience` is an iteration of the paper.
+        temperature: at which samples are drawn, and all probabilities computed.
         runtime: kernels, compilation, memory.
         lora: train low-rank adapters only; None trains every weight.
     """
+
+    compares_samples = True
 
     def __init__(
         self,
@@ -44,46 +54,63 @@ class RPO(LitModel):
         eta: float = 1.0,
         loss: Literal["backward", "forward", "squared", "dpo"] = "backward",
         reference: str | None = None,
+        temperature: float = 1.0,
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
     ) -> None:
-        super().__init__(model, optimizer, runtime, lora)
+        self.by_rollout = reference == _ROLLOUT
+        super().__init__(model, optimizer, not self.by_rollout, reference, temperature, runtime, lora)
         for name, value in {"beta": beta, "eta": eta}.items():
             if not 0 < value < float("inf"):
                 raise UserError(f"{name}: expected a number above 0, got {value}")
         self.beta, self.eta, self.loss = beta, eta, loss
-        self.reference = Reference(reference, self)
 
-    def _check(self, spec: ModelSpec) -> None:
-        super()._check(spec)
-        self.reference.check(spec)
+    # samples
 
-    def configure_model(self) -> None:
-        super().configure_model()
-        self.reference.load()
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """What the gradient begins with, up to a factor: at the reference all completions are equally likely."""
+        return centred(rewards_PG)
 
-    def token_log_probs(self, batch: TokenBatch) -> Tensor:
-        """The policy's, at each position with a label, row by row."""
-        return token_log_probs(self.decoder, batch).log_probs_N
+    def wants_own_log_probs(self, update: int) -> bool:
+        return self.by_rollout
+
+    def make_batch(
+        self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
+    ) -> PreferenceBatch:
+        reference_S = [sample.own if self.by_rollout else sample.reference for sample in samples]
+        # Half a comparison is none: a completion without tokens to learn from leaves its prompt out, like one unjudged.
+        rewards = [sample.reward if sample.learned else float("nan") for sample in samples]
+        rewards_PK = torch.tensor(rewards, dtype=torch.float64, device=packed.sample_N.device).view(
+            -1, samples_per_prompt
+        )
+        return PreferenceBatch(packed.tokens, packed.sample_N, rewards_PK, packed.join(reference_S))  # type: ignore[arg-type]
+
+    # the step
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        self._log_rollout("train", batch.metrics)
         loss, count, parts = self.losses(batch)
         return self.step_loss(loss, count, **parts)
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if not isinstance(batch, PreferenceBatch):
+            return super().validation_step(batch, batch_idx)
         loss, count, parts = self.losses(batch)
         self.val_loss(loss, count, **parts)
 
     def losses(self, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, Tensor]]:
-        """(loss, prompts, what shows whether it works), sums over prompts."""
-        log_probs_N = self.token_log_probs(batch.tokens)
-        reference_N = self.reference.log_probs(batch.tokens) if batch.reference_N is None else batch.reference_N
+        """(loss, prompts, what shows whether it works), sums over the prompts whose completions all have a reward."""
+        log_probs_N = self.token_log_probs(batch.tokens).log_probs_N
+        reference_N = self.reference_log_probs(batch.tokens) if batch.reference_N is None else batch.reference_N
+        if reference_N is None:
+            raise UserError(f"model.reference: {_ROLLOUT!r} needs samples of the policy's own, so data of `Experience`")
         ratios_S = sums(log_probs_N - reference_N, batch.sample_N, batch.rewards_PK.numel())
-        scores_PK = ratios_S.view_as(batch.rewards_PK)
-        loss_P = LOSSES[self.loss](scores_PK, batch.rewards_PK, self.beta, self.eta)
+        known_P = ~batch.rewards_PK.isnan().any(1)
+        scores_PK, rewards_PK = ratios_S.view_as(batch.rewards_PK)[known_P], batch.rewards_PK[known_P]
+        loss_P = LOSSES[self.loss](scores_PK, rewards_PK, self.beta, self.eta)
         spread_P = scores_PK.amax(1) - scores_PK.amin(1)
         parts = {
-            "rewards/accuracies": (scores_PK.argmax(1) == batch.rewards_PK.argmax(1)).float().sum(),
+            "rewards/accuracies": (scores_PK.argmax(1) == rewards_PK.argmax(1)).float().sum(),
             "rewards/margins": self.beta * spread_P.sum(),
             "log_ratio": scores_PK.mean(1).sum(),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lnlit.interfaces import RewardResult, Rollout
 from lnlit.objectives.advantage import without_spread
+from lnlit.thinking import mode
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Prompt:
 
 @dataclass
 class Sample:
-    """`text` is the completion without control tokens. `reward` is NaN where none could be given."""
+    """`text` is the completion without control tokens. `reward` is NaN where none could be given. `own` and `reference`
+    are log-probs of the tokens that are learned from, under the weights that drew them and under the reference's; None
+    where nobody asked. `learned` says whether there are any.
+    """
 
     prompt: Prompt
     rollout: Rollout
@@ -36,14 +40,46 @@ class Sample:
     rewards: Mapping[str, RewardResult] = field(default_factory=dict)
     reward: float = math.nan
     advantage: float = 0.0
+    learned: bool = True
+    own: Tensor | None = None
+    reference: Tensor | None = None
 
     @property
     def truncated(self) -> bool:
         return self.rollout.finish_reason == "length"
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the engine knew how likely each token was."""
+        return all(map(math.isfinite, self.rollout.logprobs))
+
+    @property
+    def engine(self) -> Tensor:
+        """The engine's log-probs of the tokens that are learned from."""
+        return torch.tensor(self.rollout.logprobs if self.learned else (), dtype=torch.float32)
+
+    @property
     def tokens(self) -> int:
         return len(self.rollout.prompt_ids) + len(self.rollout.token_ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and tensors, for a checkpoint."""
+        prompt, rollout = self.prompt, self.rollout
+        state = {name: getattr(self, name) for name in _PLAIN}
+        state["prompt"] = {"messages": list(prompt.messages), "token_ids": prompt.token_ids, "row": dict(prompt.row)}
+        state["rollout"] = {name: getattr(rollout, name) for name in Rollout.__dataclass_fields__}
+        state["rewards"] = {name: (result.value, result.error) for name, result in self.rewards.items()}
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Sample:
+        """What `state_dict` gave."""
+        rewards = {name: RewardResult(*result) for name, result in state["rewards"].items()}
+        plain = {name: state[name] for name in _PLAIN}
+        return cls(Prompt(**state["prompt"]), Rollout(**state["rollout"]), rewards=rewards, **plain)
+
+
+_PLAIN = ("text", "reward", "advantage", "learned", "own", "reference")
 
 
 def request_seed(run: int, rollout: int, prompt: int, sample: int) -> int:
@@ -74,6 +110,12 @@ def rewards_table(samples: Sequence[Sample], samples_per_prompt: int) -> Tensor:
     return torch.tensor([sample.reward for sample in samples], dtype=torch.float64).view(-1, samples_per_prompt)
 
 
+def penalised_table(samples: Sequence[Sample], samples_per_prompt: int, penalty: Callable[[Sample], float]) -> Tensor:
+    """[P, G]: rewards less what each sample is charged."""
+    charged = torch.tensor([penalty(sample) for sample in samples], dtype=torch.float64)
+    return rewards_table(samples, samples_per_prompt) - charged.view(-1, samples_per_prompt)
+
+
 def describe(samples: Sequence[Sample], samples_per_prompt: int) -> dict[str, float]:
     """A rollout in numbers, by the names that TRL gives them."""
     table_PG = rewards_table(samples, samples_per_prompt)
@@ -95,7 +137,32 @@ def describe(samples: Sequence[Sample], samples_per_prompt: int) -> dict[str, fl
         values = [value for sample in samples if (value := sample.rewards[name].value) is not None]
         numbers[f"rewards/{name}/mean"] = _mean(values)
         numbers[f"rewards/{name}/std"] = torch.tensor(values).double().std().item() if len(values) > 1 else 0.0
+    return numbers | _by_kind(samples)
+
+
+def _by_kind(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean rewards of each kind of prompt: by thinking mode, task and pass rate, where they differ."""
+    kinds: dict[str, dict[str, list[Sample]]] = {}
+    for sample in samples:
+        for kind, value in _kinds(sample.prompt).items():
+            kinds.setdefault(kind, {}).setdefault(value, []).append(sample)
+    numbers = {}
+    for kind, values in kinds.items():
+        for value, members in values.items() if len(values) > 1 else ():
+            label = f"{kind}_{value}"
+            numbers[f"reward/{label}"] = _mean([s.reward for s in members if not math.isnan(s.reward)])
+            for name in members[0].rewards:
+                known = [given for s in members if (given := s.rewards[name].value) is not None]
+                numbers[f"rewards/{name}/mean/{label}"] = _mean(known)
     return numbers
+
+
+def _kinds(prompt: Prompt) -> dict[str, str]:
+    found = {"thinking": mode(prompt.messages), "task": prompt.row.get("task")}
+    if isinstance(rate := prompt.row.get("pass_rate"), (int, float)):
+        quarter = min(int(4 * rate), 3) / 4
+        found["pass_rate"] = f"{quarter:.2f}-{quarter + 0.25:.2f}"
+    return {kind: str(value) for kind, value in found.items() if value is not None}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lnlit.cli import rollout, search
 from lnlit.cli.main import main
 from lnlit.cli.run import numbered
-from lnlit.cli.search import parsed
 
 ROOT = Path(__file__).parents[2]
 ALL = sorted(path for path in (ROOT / "yaml").rglob("*.yaml") if path.parent.name != "trainer")
@@ -36,8 +36,9 @@ def test_a_recipe_parses_and_states_its_run_folder(recipe, lnlit):
 
 
 @pytest.mark.parametrize("recipe", STAGES, ids=name)
-def test_a_recipe_of_a_search_stage_parses_and_writes_below_runs(recipe):
-    _, _, config = parsed(STAGES[recipe], ["--config", str(recipe)])
+def test_a_recipe_of_a_stage_parses_and_writes_below_runs(recipe):
+    command = rollout if STAGES[recipe] in rollout.STAGES else search
+    _, _, config = command.parsed(STAGES[recipe], ["--config", str(recipe)])
     assert config.out.startswith("runs/")
 
 

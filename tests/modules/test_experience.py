@@ -51,9 +51,9 @@ class Recorded(Experience):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.seen = []
+        self.listeners.append(self.remember)
 
-    def _judge(self, samples) -> None:
-        super()._judge(samples)
+    def remember(self, stage, samples) -> None:
         step = self.trainer.global_step
         self.seen.append([(step, s.rollout.weight_version, s.rollout.token_ids, s.reward) for s in samples])
 
@@ -160,7 +160,7 @@ class Forgetful(NativeEngine):
 
 def test_an_engine_with_old_weights_stops_the_run(model, prompts, tmp_path):
     experience = data(model, prompts, engine=Forgetful(8, "float32", "cpu"), max_logprob_difference=1e-3)
-    with pytest.raises(UserError, match="after sync 1: engine and trainer disagree"):
+    with pytest.raises(UserError, match="after the sync at step 1: engine and trainer disagree"):
         trainer(tmp_path, 3).fit(policy(model, rate=1e-2), experience)
 
 
@@ -208,18 +208,24 @@ def test_an_endless_run_is_refused(model, prompts, tmp_path):
 
 
 def test_more_micro_batches_than_samples_are_refused(model, prompts, tmp_path):
-    with pytest.raises(UserError, match="13 micro-batches cannot be made of an update's 12 samples"):
+    with pytest.raises(
+        UserError, match="13 micro-batches, 13 on each of 1 ranks, cannot be made of an update's 12 samples"
+    ):
         trainer(tmp_path, 1, accumulate_grad_batches=13).fit(policy(model), data(model, prompts))
 
 
 def test_a_reward_is_logged_as_given(model, prompts, tmp_path):
     """What the divergence takes from it is the policy's affair."""
     experience = data(model, prompts, updates_per_rollout=2)
-    batches = []
-    collect = experience.collect
-    experience.collect = lambda: batches.append(collect()) or batches[-1]
-    module = policy(model, RLOO, rate=1e-2, kl=KL(5.0, "k1", "reward"))
-    trainer(tmp_path, 4).fit(module, experience)
-    for rollout, samples in zip(batches, experience.seen, strict=True):
+    logged = []
+
+    class Noting(RLOO):
+        def training_step(self, batch, batch_idx):
+            logged.extend([batch.metrics["reward"]] if batch.metrics else [])
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, 4).fit(policy(model, Noting, rate=1e-2, kl=KL(5.0, "k1", "reward")), experience)
+    assert len(logged) == len(experience.seen) == 2
+    for reward, samples in zip(logged, experience.seen, strict=True):
         given = [reward for *_, reward in samples]
-        assert rollout[0].metrics["reward"] == pytest.approx(sum(given) / len(given))
+        assert reward == pytest.approx(sum(given) / len(given))

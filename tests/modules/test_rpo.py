@@ -48,7 +48,7 @@ def fit(model, steps: int, rewards: list[float], rate: float = 1e-3, **settings)
     asked = batch(rewards)
     trainer.fit(module, DataLoader([asked] * steps, batch_size=None))
     with torch.no_grad():
-        log_probs = module.token_log_probs(asked.tokens)
+        log_probs = module.token_log_probs(asked.tokens).log_probs_N
     scores = log_probs - module.reference.log_probs(asked.tokens)
     return module, [scores[asked.sample_N == sample].sum().item() for sample in range(len(rewards))]
 

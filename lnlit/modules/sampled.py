@@ -1,0 +1,149 @@
+"""What methods that learn from their own samples share, and all that `Experience` knows of them.
+
+Shape suffixes: N tokens of completions, P prompts, G samples of each, S samples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lnlit.data.chat import Document
+from lnlit.data.packing import BestFit, collate
+from lnlit.errors import UserError
+from lnlit.interfaces import TokenBatch
+from lnlit.models.lora import LoRA
+from lnlit.modules.lit_model import LitModel, Runtime
+from lnlit.modules.optim import AdamW
+from lnlit.modules.reference import Reference, token_log_probs
+from lnlit.objectives.log_probs import TokenLogProbs
+from lnlit.rollout.sample import Sample
+from lnlit.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Samples as a packed batch. N of its positions have a label; `sample_N` says whose each is, and `order` lists the
+    samples as their tokens follow each other.
+    """
+
+    tokens: TokenBatch
+    sample_N: Tensor
+    order: Sequence[int]
+
+    def join(self, values_S: Sequence[Tensor]) -> Tensor:
+        """One tensor per sample -> [N]."""
+        return torch.cat([values_S[number] for number in self.order]).to(self.sample_N.device)
+
+    def split(self, values_N: Tensor) -> list[Tensor]:
+        """[N] -> one tensor per sample, on the CPU."""
+        counts = torch.bincount(self.sample_N, minlength=len(self.order)).tolist()
+        parts = values_N.cpu().split([counts[number] for number in self.order])
+        return [part for _, part in sorted(zip(self.order, parts, strict=True), key=lambda pair: pair[0])]
+
+
+def pack(samples: Sequence[Sample], learned_S: Sequence[bool], padding_id: int) -> Packed:
+    """Rows of whole samples, as full as they get. The tokens of one that is not learned from have no labels."""
+    documents = [
+        Document(
+            [*sample.rollout.prompt_ids, *sample.rollout.token_ids],
+            [False] * len(sample.rollout.prompt_ids) + [learned] * len(sample.rollout.token_ids),
+        )
+        for sample, learned in zip(samples, learned_S, strict=True)
+    ]
+    lengths = [len(document) for document in documents]
+    capacity = max(lengths, default=1)
+    packs = BestFit(capacity).rows(np.array(lengths))
+    order = [number for row in packs for number, _, _ in row]
+    tokens = collate([[documents[number] for number, _, _ in row] for row in packs], capacity, padding_id)
+    counts = [len(samples[number].rollout.token_ids) if learned_S[number] else 0 for number in order]
+    return Packed(tokens, torch.repeat_interleave(torch.tensor(order), torch.tensor(counts)), order)
+
+
+class SampledModel(LitModel, ABC):
+    """A policy that learns from completions of its own. Where these come from it does not know."""
+
+    #: Whether the samples of a prompt must be in one micro-batch.
+    compares_samples = False
+
+    def __init__(
+        self,
+        model: str,
+        optimizer: AdamW,
+        has_reference: bool,
+        reference: str | None,
+        temperature: float,
+        runtime: Runtime,
+        lora: LoRA | None,
+    ) -> None:
+        super().__init__(model, optimizer, runtime, lora)
+        if not 0 < temperature < float("inf"):
+            raise UserError(f"temperature: expected a number above 0, got {temperature}")
+        self.temperature = temperature
+        self.reference = Reference(reference, self) if has_reference else None
+
+    @abstractmethod
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """How much better each sample is than its siblings, [P, G]. A reward of NaN could not be given."""
+
+    @abstractmethod
+    def wants_own_log_probs(self, update: int) -> bool:
+        """Whether samples for this update of a rollout need the log-probs under the weights they were drawn with."""
+
+    @abstractmethod
+    def make_batch(
+        self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
+    ) -> Any:
+        """What `training_step` takes, of scored samples; the samples of a prompt follow each other."""
+
+    def penalty(self, sample: Sample) -> float:
+        """What is taken from a sample's reward before it is compared with its siblings'."""
+        return 0.0
+
+    # building
+
+    def _check(self, spec: ModelSpec) -> None:
+        super()._check(spec)
+        if self.reference is not None:
+            self.reference.check(spec)
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.reference is not None:
+            self.reference.load()
+
+    # log-probs
+
+    def token_log_probs(self, batch: TokenBatch) -> TokenLogProbs:
+        """The policy's, at each position with a label, row by row."""
+        return token_log_probs(self.decoder, batch, self.temperature)
+
+    @torch.no_grad()
+    def current_log_probs(self, batch: TokenBatch) -> Tensor:
+        """The same outside a training step, [N]: in its precision, without gradient and without dropout."""
+        was_training = self.decoder.training
+        self.decoder.eval()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                return self.token_log_probs(batch).log_probs_N
+        finally:
+            self.decoder.train(was_training)
+
+    def reference_log_probs(self, batch: TokenBatch) -> Tensor | None:
+        """The reference's likewise; None where nothing is compared with it."""
+        return None if self.reference is None else self.reference.log_probs(batch, self.temperature)
+
+    # validation
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Held-out prompts come answered and judged: what is left is to log it."""
+        self._log_rollout("val", batch)
+
+    def _log_rollout(self, stage: str, metrics: Mapping[str, float]) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, batch_size=1)
