@@ -1,7 +1,7 @@
 """`lnlit run FOLDER`: a folder of numbered YAML files, one stage each, in order; finished ones are skipped.
 
-A file with a `stage:` key is a stage of `lnlit search` or `lnlit rollout`; any other is a configuration of `lnlit fit`. Each stage is a
-process of its own, so that Lightning can start it once per GPU and its memory is free for the next.
+A file with a `stage:` key is a stage of `lnlit search` or `lnlit rollout`; any other is a configuration of `lnlit fit`.
+Each stage is a process of its own, so that Lightning can start it once per GPU and its memory is free for the next.
 
 The record of stages says which were finished, and of which the output was not there when they were started. When one of
 these is found without its end noted, but with its output whole, `lnlit run` itself was killed in between: the stage

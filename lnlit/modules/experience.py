@@ -198,7 +198,7 @@ class Experience(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         if "sampler" in vars(self):
-            self.sampler.close()
+            vars(self).pop("sampler").close()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the prompts are, and what was sampled but not yet learned from. The same on every rank."""

@@ -15,17 +15,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from test_vllm import CHILDREN, LLAMA, PLUGIN, PYTHON, SETTINGS, child
 
 from lnlit.checkpoint.folder import hf_config
+from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyWeights, RolloutRequest, RolloutSampling
+from lnlit.interfaces import PolicyWeights, Reward, RewardRequest, RolloutRequest, RolloutSampling
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights
+from lnlit.modules.experience import Experience, Weighted
+from lnlit.modules.grpo import GRPO
+from lnlit.modules.optim import AdamW
 from lnlit.testing.rollout_contract import check_rollout_engine
-from lnlit.testing.tiny import tiny_decoder
+from lnlit.testing.tiny import tiny_decoder, tiny_folder
 
 sys.path.insert(0, str(PLUGIN))  # it is installed in vLLM's environment
 
@@ -166,6 +171,42 @@ def test_a_death_while_generating_changes_nothing(in_vllm, monkeypatch):
         assert len(asked[0]) == len(REQUESTS) > len(asked[-1]) >= 4  # only what was not answered, and some was not
     finally:
         engine.close()
+
+
+class Letters(Reward):
+    """The share of lower-case letters."""
+
+    def score(self, request: RewardRequest) -> float:
+        return sum(letter.islower() for letter in request.completion) / max(len(request.completion), 1)
+
+
+@needs_vllm
+def test_a_policy_learns_from_it(in_vllm, tmp_path):
+    """The data module proves engine and trainer equal at every rollout; the policy moves far at each step."""
+    model = tiny_folder(tmp_path / "model", TIED)
+    rows = [{"messages": [{"role": "user", "content": f"say {n}"}]} for n in range(4)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts, rewards = JsonlSource(str(tmp_path / "prompts.jsonl")), [Weighted(Letters())]
+    versions = []
+
+    class Noting(VllmEngine):
+        def load_weights(self, weights: PolicyWeights) -> None:
+            versions.append(weights.version)
+            super().load_weights(weights)
+
+    engine = Noting(dtype="float32")
+    data = Experience(str(model), prompts, rewards, engine, 2, 4, 12, reward_workers=1, max_logprob_difference=1e-5)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(GRPO(str(model), AdamW(1e-2, schedule="constant", warmup_ratio=0.0)), data)
+    assert versions == [0, 1, 2]
+    assert engine._place is None  # closed
 
 
 @needs_vllm
