@@ -233,6 +233,25 @@ def is_running(pid: int) -> bool:
     return False
 
 
+def test_each_rank_has_a_vllm_of_its_own(fake, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.setenv(name, "1")
+    engine = VllmEngine(weights_folder=str(fake), dtype="float32")
+    engine.load_weights(fake_policy(5))
+    environment = Path(f"/proc/{engine._place._process.pid}/environ").read_text()  # type: ignore[union-attr]
+    assert "LNLIT_VLLM_PYTHON=" in environment
+    assert not any(name in environment for name in ("RANK=", "WORLD_SIZE=", "MASTER_", "TORCHELASTIC_"))
+    engine.close()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for settings in ({"where": "http://127.0.0.1:9"}, {"where": "in_process"}, {"tensor_parallel_size": 2}):
+        with pytest.raises(UserError, match="each of the trainer's 2 ranks has an engine of its own"):
+            VllmEngine(**settings).load_weights(fake_policy(5))
+    engine.load_weights(fake_policy(6))
+    assert generate(engine, 0) == [(1, 0, 6)]
+    engine.close()
+
+
 def test_files_of_the_living_stay(tmp_path):
     one, other = WeightFiles(str(tmp_path)), WeightFiles(str(tmp_path))
     file = one.write(tensors(1))

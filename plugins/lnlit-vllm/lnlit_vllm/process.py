@@ -23,6 +23,7 @@ HOW_TO_INSTALL = (
     f"Python {PYTHON} names."
 )
 _T = TypeVar("_T")
+_OF_RANKS = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "NODE_RANK", "TORCHELASTIC_")
 _DEATHS = 3
 _CLOSING_S = 5.0
 _LOG_BYTES, _LOG_LINES = 16_384, 15
@@ -113,6 +114,7 @@ class Process:
                     stderr=self._log,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
+                    env=_environment(self._settings["tensor_parallel_size"]),
                 )
             except OSError as error:
                 ours.close()
@@ -154,6 +156,20 @@ class Process:
                 "\n  ".join([f"vLLM ended {_DEATHS} times in a row, with {how}.{hint} The end of its log:", *tail])
             )
         self.restarts += 1
+
+
+def _environment(tensor_parallel_size: int) -> dict[str, str]:
+    """Ours, less what says which rank of a trainer we are: torch would look for the trainer's ranks instead of its own.
+    A vLLM on one GPU gets the trainer's, so that each rank's has its own.
+    """
+    import torch
+
+    found = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
+    if tensor_parallel_size == 1 and torch.cuda.is_initialized():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        found["CUDA_VISIBLE_DEVICES"] = devices[torch.cuda.current_device()]
+    return found
 
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket, stream: IO[str], owner: int) -> None:

@@ -43,7 +43,8 @@ class VllmEngine(RolloutEngine):
             or ours. "in_process": the trainer's; on a CPU vLLM then replaces `torch.set_num_threads` by a function that
             does nothing, for the trainer too, and OMP_NUM_THREADS alone counts. Or the URL of a `vllm serve` on this
             machine: its command line decides about all that follows but `dtype`, `quantization`, `max_num_seqs` (here:
-            requests at a time) and `weights_folder`.
+            requests at a time) and `weights_folder`. Where the trainer has several ranks each has an engine of its own,
+            on its own GPU, and only "process" will do.
         dtype: what vLLM computes in, and the weights are sent in.
         quantization: "fp8_per_tensor" computes products in FP8, with a scale per token and per weight matrix, on a GPU.
             Its log-probs are those of another model than the trainer's: they need a correction.
@@ -182,6 +183,14 @@ class VllmEngine(RolloutEngine):
 
 
 def _start(where: str, settings: dict[str, Any]) -> Place:
+    import torch
+
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if ranks > 1 and (where != "process" or settings["tensor_parallel_size"] > 1):
+        raise UserError(
+            f"VllmEngine: each of the trainer's {ranks} ranks has an engine of its own, so where must be 'process' and "
+            f"tensor_parallel_size 1; got {where!r} and {settings['tensor_parallel_size']}."
+        )
     if where == "process":
         return Process(settings)
     if where == "in_process":
