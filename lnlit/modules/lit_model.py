@@ -6,13 +6,14 @@ count of the whole optimizer step over all ranks, so accumulation, packing and w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from lnlit.checkpoint.fingerprint import origin
 from lnlit.checkpoint.formats import read_spec
@@ -109,8 +110,12 @@ class LitModel(L.LightningModule):
 
     # the optimizer
 
+    def trained(self) -> Iterator[nn.Parameter]:
+        """What one optimizer, one scale and one gradient norm are of."""
+        return self.decoder.parameters()
+
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer.build(self.decoder.parameters())
+        optimizer = self.optimizer.build(self.trained())
         if self.total_steps is None:
             self.total_steps = planned_steps(self.trainer, self.optimizer)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
@@ -134,7 +139,7 @@ class LitModel(L.LightningModule):
         count = self.log_means("train", self._step_sums)[1]
         # Lightning divided each loss by the accumulation count, and data-parallel reduction averaged over ranks.
         factor = self.trainer.accumulate_grad_batches * self.data_parallel_size() / max(count, 1.0)
-        gradients = [p.grad for p in self.decoder.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.trained() if p.grad is not None]
         with torch.no_grad():
             for gradient in gradients:
                 gradient.mul_(factor)
@@ -151,7 +156,7 @@ class LitModel(L.LightningModule):
             raise UserError(
                 f"trainer.gradient_clip_algorithm: only 'norm' is supported, got {gradient_clip_algorithm!r}"
             )
-        parameters = [p for p in self.decoder.parameters() if p.grad is not None]
+        parameters = [p for p in self.trained() if p.grad is not None]
         norm = gradient_norm(parameters)
         value = float(norm)
         self.log("train/grad_norm", value)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lnlit.checkpoint.formats import resolve
 from lnlit.errors import UserError
@@ -79,33 +79,12 @@ class RewardModel(LitModel):
         """What `ExportModel` puts beside the decoder's weights."""
         save_head(self.head, folder)
 
-    # the head is trained as if it were part of the decoder: one optimizer, one scale, one norm
-
-    @contextmanager
-    def _head_in_decoder(self) -> Iterator[None]:
-        self.decoder.add_module("reward_head", self.head)
-        try:
-            yield
-        finally:
-            del self.decoder.reward_head
-
-    def configure_optimizers(self) -> Any:
-        with self._head_in_decoder():
-            return super().configure_optimizers()
+    def trained(self) -> Iterator[nn.Parameter]:
+        return chain(self.decoder.parameters(), self.head.parameters())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        with self._head_in_decoder():
-            super().on_before_optimizer_step(optimizer)
+        super().on_before_optimizer_step(optimizer)
         self.log_means("train", self._pair_sums["train"])
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        with self._head_in_decoder():
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # steps
 

@@ -22,7 +22,7 @@ from lnlit.modules.rpo import RPO
 
 class Gradients(L.Callback):
     def on_gradient_norm(self, trainer: L.Trainer, pl_module: Any, norm: float) -> bool:
-        self.found = {name: p.grad.clone() for name, p in pl_module.decoder.named_parameters() if p.grad is not None}
+        self.found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
         return False
 
 

@@ -171,7 +171,6 @@ class Gradients(L.Callback):
     def on_gradient_norm(self, trainer, pl_module, norm) -> bool:
         parts = {"decoder": pl_module.decoder, "head": pl_module.head}
         named = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-        named.pop("decoder.reward_head.weight")  # the head, which is the decoder's while it is clipped
         self.found = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         self.norm, self.metrics = norm, dict(trainer.callback_metrics)
         return False
