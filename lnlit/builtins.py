@@ -29,6 +29,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "instructions": "lnlit.data.instructions:InstructionSource",
         "split": "lnlit.data.split:SplitSource",
         "difficulty": "lnlit.data.difficulty:DifficultySource",
+        "preference": "lnlit.data.preference_rows:PreferenceRows",
     },
     "checkpoint": {
         "lnlit": "lnlit.checkpoint.folder:LnlitFolder",

@@ -87,6 +87,10 @@ def write_rows(folder: Path, name: str) -> dict[str, Any]:
         rows = "".join(json.dumps(row | {"pass_rate": number / 8}) + "\n" for number, row in enumerate(ROWS))
         (folder / "annotated.jsonl").write_text(rows)
         return {"source": registry.build("source", "jsonl", paths=str(folder / "annotated.jsonl"))}
+    if name == "preference":
+        pairs = [{"prompt": row["input"], "chosen": row["output"], "rejected": "?", "n": 1} for row in ROWS]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        return {"source": registry.build("source", "jsonl", paths=str(folder / "pairs.jsonl"))}
     pytest.importorskip("reasoning_gym")
     return {"split": "train", "size": 7, "seed": 3}
 

@@ -132,6 +132,9 @@ class Rollouts:
     def counts(self) -> dict[str, int]:
         """What went wrong so far and was put right or left out, over all ranks."""
         mine = {f"rewards/{kind}": count for kind, count in self.pool.outcomes.items()}
+        for name, reward in self.pool.rewards.items():  # a judge knows more than that it gave none
+            reasons = getattr(reward, "outcomes", {})
+            mine |= {f"rewards/{name}/{reason}": count for reason, count in reasons.items()}
         mine |= {f"engine/{kind}": count for kind, count in self.engine.counts().items()}
         total: dict[str, int] = {}
         for counts in everyones(mine):
