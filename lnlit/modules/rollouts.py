@@ -112,9 +112,11 @@ class Rollouts:
         """
         rank, ranks = policy.trainer.global_rank, policy.trainer.world_size
         self.sync(policy)
-        mine = self._generate(prompts[rank::ranks], RolloutSampling(max_new_tokens, policy.temperature, self._ends))
-        with self.phases("reward"):
-            self._judge(mine)
+        mine: list[Sample] = []
+        if share := prompts[rank::ranks]:  # few prompts, as where some are replaced, leave a rank none
+            mine = self._generate(share, RolloutSampling(max_new_tokens, policy.temperature, self._ends))
+            with self.phases("reward"):
+                self._judge(mine)
         agreement = {}
         if not self._proven and len(prompts) >= ranks:
             with self.phases("score"):

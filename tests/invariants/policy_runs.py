@@ -1,0 +1,116 @@
+"""Short runs of policies on samples of their own, the same on any number of ranks; also as a script for two of them:
+
+python -m torch.distributed.run ... policy_runs.py MODEL PROMPTS OUT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from lnlit.data.sources import JsonlSource
+from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
+from lnlit.modules.experience import Experience, Weighted
+from lnlit.modules.grpo import GRPO
+from lnlit.modules.optim import AdamW
+from lnlit.modules.rloo import RLOO
+from lnlit.modules.rpo import RPO
+from lnlit.objectives.kl import KL
+from lnlit.rollout.native import NativeEngine
+
+IN_LOSS, IN_REWARD = KL(0.1, "k2", "loss"), KL(0.1, "k1", "reward")
+#: name -> (method, its settings, those of the data)
+CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "token_mean": (GRPO, {}, {}),
+    "sequence_mean": (GRPO, {"reduction": "sequence_mean", "scale": "none"}, {}),
+    "constant_length": (GRPO, {"reduction": "constant_length"}, {}),
+    "batch_std": (GRPO, {"scale": "batch"}, {}),
+    "masked": (GRPO, {"reduction": "sequence_mean", "scale": "batch"}, {"truncated": "mask"}),
+    "masked_constant_length": (GRPO, {"reduction": "constant_length"}, {"truncated": "mask"}),
+    "kl_in_loss": (GRPO, {"kl": IN_LOSS, "scale": "batch"}, {}),
+    "masked_kl_in_reward": (GRPO, {"kl": IN_REWARD}, {"truncated": "mask"}),
+    "kl_in_reward": (GRPO, {"kl": IN_REWARD}, {"updates_per_rollout": 2}),
+    "two_updates": (GRPO, {"kl": KL(0.1)}, {"updates_per_rollout": 2, "truncated": "mask"}),
+    "whole_samples": (GRPO, {"ratio": "sequence_mean", "correction": None}, {"updates_per_rollout": 2}),
+    "resampled": (GRPO, {}, {"resample": 2}),
+    "rloo": (RLOO, {}, {}),
+    "rloo_two_updates": (RLOO, {}, {"updates_per_rollout": 2}),
+    "rpo": (RPO, {"beta": 0.1}, {}),
+    "rpo_masked": (RPO, {"beta": 0.1, "loss": "squared"}, {"truncated": "mask", "max_new_tokens": 12}),
+    "rpo_by_rollout": (RPO, {"beta": 0.1, "reference": "rollout"}, {"updates_per_rollout": 2}),
+}
+
+
+class ShortAnswers(NativeEngine):
+    """Many tokens end a completion, so that a model with random weights gives some of every length."""
+
+    def generate(self, requests, sampling):
+        return super().generate(requests, replace(sampling, end_ids=tuple(range(50))))
+
+
+class Letters(BatchReward):
+    """The number of lower-case letters; for every third prompt an answer without any cannot be judged."""
+
+    def score_batch(self, requests):
+        return [RewardResult(self.count(request)) for request in requests]
+
+    def count(self, request: RewardRequest) -> float | None:
+        letters = float(sum(letter.islower() for letter in request.completion))
+        return letters if letters or int(request.row["answer"]) % 3 else None
+
+
+def write_prompts(file: Path, count: int = 20) -> str:
+    """Prompts of different lengths."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}" + "!" * (n * 7 % 11)}], "answer": str(n)}
+        for n in range(count)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def run(model: str, prompts: str, case: str, accumulate: int = 1, ranks: int = 1) -> dict[str, Any]:
+    """Samples, rewards, metrics and final weights of two optimizer steps in double precision."""
+    method, settings, sizes = CASES[case]
+    sizes = {"prompts_per_rollout": 8, "samples_per_prompt": 3, "max_new_tokens": 6} | sizes
+    engine = ShortAnswers(64, "float32", "cpu")
+    data = Experience(model, JsonlSource(prompts), [Weighted(Letters())], engine, seed=3, **sizes)
+    seen: list[Any] = []
+    data.listeners.append(
+        lambda stage, samples: seen.extend(
+            (s.prompt.row["answer"], s.rollout.token_ids, repr(s.reward)) for s in samples
+        )
+    )
+    module = method(model, AdamW(1e-3, schedule="constant", warmup_ratio=0.0), **settings)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="auto" if ranks == 1 else DDPStrategy(process_group_backend="gloo"),
+        precision="64-true",
+        max_steps=2,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, data)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/time/" not in name}
+    weights = {name: parameter.detach().clone() for name, parameter in module.decoder.named_parameters()}
+    return {"seen": seen, "metrics": metrics, "weights": weights}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = {f"{case} {steps}": run(*sys.argv[1:3], case, steps, ranks=2) for case in CASES for steps in (1, 2)}
+    torch.save(found, Path(sys.argv[3]).with_suffix(f".{os.environ['RANK']}"))

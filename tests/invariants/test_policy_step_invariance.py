@@ -1,0 +1,102 @@
+"""What a policy samples and learns is the same however the run is cut: micro-batches, ranks, packing, padding."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from policy_runs import CASES, run, write_prompts
+
+from lnlit.data.chat import Document
+from lnlit.data.packing import collate
+from lnlit.modules import experience
+from lnlit.modules.sampled import Packed
+from lnlit.rollout.sample import Sample
+from lnlit.testing.tiny import tiny_decoder, tiny_folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[str, str]:
+    """(model, prompts)"""
+    folder = tmp_path_factory.mktemp("policy")
+    return str(tiny_folder(folder / "model")), write_prompts(folder / "prompts.jsonl")
+
+
+@cache
+def reference(files: tuple[str, str], case: str) -> dict[str, Any]:
+    """The whole step in one packed micro-batch on one rank."""
+    return run(*files, case)
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["seen"] == expected["seen"]
+    for name, weight in expected["weights"].items():
+        error = (found["weights"][name] - weight).norm() / weight.norm()
+        assert error <= 1e-6, f"{name}: {error}"
+    for name, value in expected["metrics"].items():
+        assert found["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_cases_say_something(files, case):
+    """Samples of several lengths, cut and uncut ones, rewards that are missing, and weights that move."""
+    found, start = reference(files, case), dict(tiny_decoder().named_parameters())
+    assert len({len(tokens) for _, tokens, _ in found["seen"]}) > 3
+    assert {reward == "nan" for *_, reward in found["seen"]} == {False, True}
+    assert 0 < found["metrics"]["train/completions/clipped_ratio"] < 1
+    assert any((found["weights"][name] - start[name]).norm() > 1e-3 * start[name].norm() for name in start)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulation_changes_nothing(files, case, accumulate):
+    assert_same(run(*files, case, accumulate), reference(files, case))
+
+
+def one_per_row(padding_side: str):
+    """Instead of `pack`: each sample has a row to itself, longer than any needs."""
+
+    def pack(samples: Sequence[Sample], learned_S: Sequence[bool], padding_id: int) -> Packed:
+        rows, owners = [], []
+        for number, (sample, learned) in enumerate(zip(samples, learned_S, strict=True)):
+            prompt, answer = sample.rollout.prompt_ids, sample.rollout.token_ids
+            rows.append([Document([*prompt, *answer], [False] * len(prompt) + [learned] * len(answer))])
+            owners += [number] * (len(answer) if learned else 0)
+        tokens = collate(rows, max(len(row[0]) for row in rows) + 5, padding_id, padding_side)
+        return Packed(tokens, torch.tensor(owners, dtype=torch.int64), range(len(samples)))
+
+    return pack
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_packing_and_padding_change_nothing(files, case, padding_side, monkeypatch):
+    monkeypatch.setattr(experience, "pack", one_per_row(padding_side))
+    assert_same(run(*files, case, 2), reference(files, case))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(files, tmp_path_factory) -> list[dict[str, Any]]:
+    """What each rank found; its name is the case and the number of micro-batches."""
+    out = tmp_path_factory.mktemp("ranks") / "found.pt"
+    script = Path(__file__).with_name("policy_runs.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        [*command, *files, str(out)], cwd=out.parent, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out.with_suffix(f".{rank}"), weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_gloo_ranks_equal_one(files, two_ranks, case, accumulate):
+    """On both, for each hands on to the next rollout what it made of the last one."""
+    for rank in two_ranks:
+        assert_same(rank[f"{case} {accumulate}"], reference(files, case))
