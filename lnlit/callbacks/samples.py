@@ -20,7 +20,7 @@ from lnlit.models.weights import inference_copy
 class SampleGenerations(L.Callback):
     """Generates greedy answers to a few prompts, with the toggle on and off, at the start, every n steps and the end.
 
-    Does nothing in a run without TensorBoard, or on data that are not chats.
+    Does nothing in a run without TensorBoard, on data that are not chats, or where the model learns to judge.
 
     Args:
         prompts: user messages; None takes the first two distinct ones of the training data.
@@ -47,7 +47,8 @@ class SampleGenerations(L.Callback):
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         data = trainer.datamodule  # type: ignore[attr-defined]
         chat = isinstance(getattr(data, "encoder", None), ChatEncoder) and hasattr(pl_module, "decoder")
-        if not boards or not chat:
+        judges = hasattr(pl_module, "export_files")  # a reward model: it has a head beside its decoder
+        if not boards or not chat or judges:
             return
         if trainer.global_step == self._sampled_step or stopped_by(trainer) is not None:
             return

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from lnlit.interfaces import TokenBatch
+from lnlit.interfaces import PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.models.decoder import Decoder
 
 _GIB = 2**30
@@ -31,6 +31,7 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        batch = batch.tokens if isinstance(batch, PolicyBatch | PreferenceBatch) else batch
         if not isinstance(batch, TokenBatch):
             return
         if batch.tokens.is_cuda:
