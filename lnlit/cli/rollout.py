@@ -12,6 +12,7 @@ from lnlit.cli.stage_command import StageCommand
 STAGES: dict[str, tuple[str, str]] = {
     "annotate": ("lnlit.stages.annotate:annotate", "how often a model solves each prompt"),
     "curriculum": ("lnlit.stages.curriculum:curriculum", "a picture of which prompts a curriculum will take when"),
+    "page": ("lnlit.stages.rollout_page:page", "a page of what a run has sampled so far"),
 }
 
 _COMMAND = StageCommand("rollout", "Find out how hard prompts are, and plan a run by it.", STAGES)

@@ -1,0 +1,176 @@
+"""What a policy says while it learns, kept to look at: samples as Parquet files and text, and a page of pictures."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lnlit.errors import UserError
+from lnlit.rollout.history import FOLDER, PAGE, Entry, History, Stage, finite
+from lnlit.rollout.page import by_prompt, widest, write_page
+from lnlit.rollout.page_html import in_words
+from lnlit.rollout.sample import Sample, describe
+
+_TRAIN: Stage = "train"
+
+
+class RolloutLog(L.Callback):
+    """Keeps what was sampled in `<default_root_dir>/rollouts`, a Parquet file for each rollout and each validation, and
+    makes a page of it, `<default_root_dir>/rollouts.html`, after each validation and at the end.
+
+    TensorBoard gets text: best and worst answers to the prompts whose samples differ most, and validation's answers to
+    its first prompts. A resumed run goes on where its checkpoint was; one from the start takes an earlier one's place.
+    `lnlit rollout page` makes the page anew.
+
+    Args:
+        every_n_rollouts: rollouts from one that is kept to the next; numbers are kept of all.
+        keep: how many rollouts' samples to keep: the first and the newest ones. Validations all stay.
+        prompts: how many to show in TensorBoard.
+    """
+
+    def __init__(self, every_n_rollouts: int = 1, keep: int = 100, prompts: int = 3) -> None:
+        if every_n_rollouts < 1 or keep < 2 or prompts < 0:
+            raise UserError(
+                "RolloutLog: needs every_n_rollouts >= 1, keep >= 2 and prompts >= 0, got "
+                f"{every_n_rollouts}, {keep} and {prompts}"
+            )
+        self.every_n_rollouts, self.keep, self.prompts = every_n_rollouts, keep, prompts
+        self._trainer: L.Trainer | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(self._data, "listeners"):
+            raise UserError(
+                f"RolloutLog: there are no rollouts to keep, the data are {type(self._data).__name__}. It is for "
+                "Experience; take it out of trainer.callbacks."
+            )
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        self._trainer, self._history = trainer, History(Path(trainer.default_root_dir) / FOLDER)
+        self._held: list[tuple[Entry, Sequence[Sample]]] = []
+        self._has_begun = False
+        self._start = -1
+        self._open: Entry | None = None  # the newest rollout, on which the run still trains
+        self._trained_s = 0.0
+        self._phases: dict[str, float] = {}  # as they were when the last samples came
+        self._data.listeners.append(self.record)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is not None:  # type: ignore[attr-defined]
+            self._start = trainer.global_step
+
+    def record(self, stage: Stage, samples: Sequence[Sample]) -> None:
+        """A rollout was drawn, or held-out prompts were answered."""
+        assert self._trainer is not None
+        before, self._phases = {} if stage == _TRAIN else self._phases, dict(self._data.phases.seconds)
+        seconds = {name: value - before.get(name, 0.0) for name, value in self._phases.items()}
+        drawn_for = self._data if stage == _TRAIN else self._data.held_out
+        numbers = finite(describe(samples, drawn_for.samples_per_prompt))
+        entry = Entry(stage, self._trainer.global_step, self._data.rollouts, len(samples), numbers, finite(seconds))
+        if self._trainer.sanity_checking:  # the run may still be refused, so that an earlier one's files must stay
+            self._held.append((entry, samples))
+            return
+        if not self._has_begun:
+            self._begin()
+        self._keep(entry, samples)
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        self._history.cut(self._start)
+        self._open = next(iter(self._history.entries(_TRAIN)[-1:]), None)
+        for entry, samples in self._held:
+            self._keep(entry, samples)
+        self._held.clear()
+
+    def _keep(self, entry: Entry, samples: Sequence[Sample]) -> None:
+        if entry.stage == _TRAIN:
+            self._note_training()
+            self._open = entry
+        if entry.stage == "val" or (entry.rollout - 1) % self.every_n_rollouts == 0:
+            self._history.add_samples(entry.stage, entry.step, samples, self.keep)
+            self._show(entry.stage, entry.step, samples)
+        self._history.add(entry)
+
+    def _show(self, stage: Stage, step: int, samples: Sequence[Sample]) -> None:
+        assert self._trainer is not None
+        boards = [logger for logger in self._trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        pairs = widest(samples) if stage == _TRAIN else _in_order(samples)
+        for number, (best, worst) in enumerate(pairs[: self.prompts] if boards else ()):
+            for board in boards:
+                board.experiment.add_text(f"rollouts/{stage}/{number}", markdown(best, worst), step)
+
+    # how long training took
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._batch_start = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self._trainer is not None:
+            self._trained_s += time.perf_counter() - self._batch_start
+
+    def _note_training(self) -> None:
+        """Add what the training on the newest rollout took so far to its entry."""
+        if self._open is not None and self._trained_s:
+            seconds = {**self._open.seconds, "train": self._open.seconds.get("train", 0.0) + self._trained_s}
+            self._open = replace(self._open, seconds=seconds)
+            self._history.add(self._open)
+        self._trained_s = 0.0
+
+    # the page
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write_page()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._write_page():
+            rank_zero_info(f"wrote {Path(trainer.default_root_dir) / PAGE}")
+        self._leave()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        with suppress(UserError):  # what ended the run is what has to be told
+            self._write_page()
+        self._leave()
+
+    def _write_page(self) -> bool:
+        if self._trainer is None or not self._has_begun:
+            return False
+        self._note_training()
+        write_page(Path(self._trainer.default_root_dir) / PAGE, self._history)
+        return True
+
+    def _leave(self) -> None:
+        if self._trainer is not None:
+            self._data.listeners.remove(self.record)
+            self._trainer = None
+
+
+def markdown(best: Sample, worst: Sample) -> str:
+    """A prompt and its best and worst sample, as TensorBoard shows text."""
+    parts = [f"*{message.get('role')}*\n\n{_fenced(str(message.get('content')))}" for message in best.prompt.messages]
+    shown = {"best": best, "worst": worst} if best is not worst else {"answer": best}
+    for name, sample in shown.items():
+        reward, rest = in_words(sample)
+        parts.append(f"**{name}: {reward}** ({rest})\n\n{_fenced(sample.text)}")
+    return "\n\n".join(parts)
+
+
+def _fenced(text: str) -> str:
+    """A code block that its text cannot end."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _in_order(samples: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
+    """(best, worst) of each prompt; the first sample twice where none has a reward."""
+    pairs = ((group[0], widest(group)) for group in by_prompt(samples).values())
+    return [found[0] if found else (first, first) for first, found in pairs]

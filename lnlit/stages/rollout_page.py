@@ -1,0 +1,24 @@
+"""`lnlit rollout page`: the page of a run's rollouts, made anew from what `RolloutLog` kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lnlit.errors import UserError
+from lnlit.rollout.history import FOLDER, PAGE, History
+from lnlit.rollout.page import write_page
+
+
+def page(run: str, out: str | None = None) -> Path:
+    """Write the page of a run's rollouts, which is complete in itself, also while the run goes on.
+
+    Args:
+        run: The run's folder: its trainer.default_root_dir.
+        out: The HTML file to write; by default `rollouts.html` in that folder, where the run writes it too.
+    """
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; expected a run's trainer.default_root_dir.")
+    file = folder / PAGE if out is None else Path(out).expanduser()
+    write_page(file, History(folder / FOLDER))
+    return file
