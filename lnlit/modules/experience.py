@@ -191,6 +191,10 @@ class Experience(L.LightningDataModule):
                 f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
                 "data.prompts_per_rollout"
             )
+        # Lightning counts micro-batches; a step of the run so far may have had another number of them. What it calls
+        # completed may be one less than ready, and that has to stay.
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        progress.increment_by(trainer.global_step * trainer.accumulate_grad_batches - progress.ready)
         return ExperienceLoader(self, trainer.max_steps * trainer.accumulate_grad_batches)
 
     def val_dataloader(self) -> HeldOutLoader | list[Any]:

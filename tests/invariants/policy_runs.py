@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from lnlit.callbacks.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints
 from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.modules.experience import Experience, Weighted
@@ -77,8 +78,18 @@ def write_prompts(file: Path, count: int = 20) -> str:
     return str(file)
 
 
-def run(model: str, prompts: str, case: str, accumulate: int = 1, ranks: int = 1) -> dict[str, Any]:
-    """Samples, rewards, metrics and final weights of two optimizer steps in double precision."""
+def run(
+    model: str,
+    prompts: str,
+    case: str,
+    accumulate: int = 1,
+    ranks: int = 1,
+    steps: int = 2,
+    root: Path | None = None,
+) -> dict[str, Any]:
+    """Samples, rewards, metrics and final weights of a few optimizer steps in double precision. With a `root` it saves
+    a checkpoint there at the end, and goes on from one that it finds.
+    """
     method, settings, sizes = CASES[case]
     sizes = {"prompts_per_rollout": 8, "samples_per_prompt": 3, "max_new_tokens": 6} | sizes
     engine = ShortAnswers(64, "float32", "cpu")
@@ -95,16 +106,19 @@ def run(model: str, prompts: str, case: str, accumulate: int = 1, ranks: int = 1
         devices=ranks,
         strategy="auto" if ranks == 1 else DDPStrategy(process_group_backend="gloo"),
         precision="64-true",
-        max_steps=2,
+        max_steps=steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=1.0,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=root is not None,
+        default_root_dir=root,
+        callbacks=[] if root is None else [Checkpoint(0)],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, data)
+    found = [] if root is None else list_checkpoints(checkpoint_folder(root))
+    trainer.fit(module, data, ckpt_path=found[-1] if found else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/time/" not in name}
     weights = {name: parameter.detach().clone() for name, parameter in module.decoder.named_parameters()}
     return {"seen": seen, "metrics": metrics, "weights": weights}
