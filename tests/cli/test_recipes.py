@@ -1,15 +1,22 @@
 """Every YAML we ship parses and names a model that builds; the quickstart really runs, with a tiny model."""
 
+import gzip
 import json
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from lnlit import registry
+from lnlit.checkpoint.formats import read_spec
 from lnlit.cli import rollout, search
 from lnlit.cli.main import main
 from lnlit.cli.run import numbered
+from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 ROOT = Path(__file__).parents[2]
 ALL = sorted(path for path in (ROOT / "yaml").rglob("*.yaml") if path.parent.name != "trainer")
@@ -20,6 +27,107 @@ OVERLAYS = sorted((ROOT / "yaml" / "trainer").glob("*.yaml"))
 #: What trainer overlays are for: models under a `runtime`. Cluster recipes bring a strategy of their own, and block
 #: distillation has no runtime.
 SINGLE = [path for path in RECIPES if path not in CLUSTER and path.name != "1b_block_distill.yaml"]
+VLLM = ROOT / "plugins" / "lnlit-vllm"
+JUDGE = "meta-llama/Llama-3.3-70B-Instruct"
+#: What the paper (arXiv 2505.00949, sections 4 to 6) states for each stage after the search, `init_args` left out of
+#: the keys. Sizes of 16k, 24k and 32k are powers of two; steps of LN-Super's epoch follow from table 2.
+STATED: dict[str, dict[str, Any]] = {
+    "ln-nano/5_sft": {
+        "model.optimizer.learning_rate": 1e-4,
+        "data.sequence_length": 32768,
+        "data.packing": True,
+        "data.train.0.epochs": 4,
+        "trainer.accumulate_grad_batches": 32,
+    },
+    "ln-nano/5b_sft": {
+        "data.sequence_length": 32768,
+        "data.packing": True,
+        "trainer.accumulate_grad_batches": 32,
+    },
+    "ln-nano/8_rpo": {
+        "model.beta": 3e-2,
+        "model.optimizer.learning_rate": 7e-7,
+        "trainer.accumulate_grad_batches": 64,
+        "trainer.max_steps": 400,
+    },
+    "ln-super/5_sft": {
+        "model.optimizer.learning_rate": 5e-6,
+        "model.optimizer.schedule": "constant",
+        "data.sequence_length": 16384,
+        "trainer.accumulate_grad_batches": 4,
+        "trainer.max_steps": 33_011_757 // 256,
+    },
+    "ln-super/7_rloo": {
+        "data.prompts.least": 1,
+        "data.prompts.most": 10,
+        "data.prompts_per_rollout": 128,
+        "trainer.max_steps": 119,
+    },
+    "ln-super/8_rpo": {
+        "model.beta": 1e-5,
+        "model.eta": 3.0,
+        "model.optimizer.learning_rate": 4e-7,
+        "data.prompts_per_rollout": 64,
+        "trainer.max_steps": 500,
+    },
+    "ln-ultra/5_sft": {
+        "model.optimizer.learning_rate": 1e-5,
+        "model.optimizer.final_learning_rate": 1e-6,
+        "model.optimizer.schedule": "cosine",
+        "model.optimizer.warmup_ratio": 0.1,
+        "data.sequence_length": 24576,
+        "data.packing": True,
+        "trainer.accumulate_grad_batches": 1,
+    },
+    "ln-ultra/5b_annotate": {"samples": 8, "reward.model": JUDGE},
+    "ln-ultra/6_grpo": {
+        "model.temperature": 1.0,
+        "data.prompts.below": 0.75,
+        "data.order.levels": 8,
+        "data.rewards.0.reward.model": JUDGE,
+        "data.engine.quantization": "fp8_per_tensor",
+        "data.prompts_per_rollout": 72,
+        "data.samples_per_prompt": 16,
+        "data.updates_per_rollout": 2,
+        "trainer.devices": 8,
+    },
+    "ln-ultra/8_grpo": {
+        "model.kl.weight": 1e-3,
+        "model.optimizer.learning_rate": 3e-7,
+        "data.samples_per_prompt": 8,
+        "trainer.max_steps": 30,
+    },
+}
+STATED["ln-nano/5c_sft"] = STATED["ln-nano/5b_sft"]
+STATED["ln-nano/8b_rpo"] = STATED["ln-nano/8_rpo"]
+STATED["ln-super/8b_rpo"] = STATED["ln-super/8_rpo"]
+STATED["ln-ultra/7_rloo"] = STATED["ln-super/7_rloo"]
+#: Rows that one optimizer step learns from.
+BATCHES = {"ln-nano/5": 256, "ln-nano/8": 512, "ln-super/5": 256, "ln-ultra/5_": 256}
+#: What the comment of a line says whose value the paper does not have: it is silent, or lnlit cannot do as it says.
+MARKS = ("not stated", "the paper:")
+#: Settings that are words and change what is learned.
+CHOICES = {
+    "schedule", "packing", "loss", "scale", "ratio", "reduction", "estimator", "place", "outside", "truncated",
+    "thinking", "quantization",
+}  # fmt: skip
+AFTER_SEARCH = [path for path in ALL if path.parent.name.startswith("ln-") and path.name >= "5"]
+
+
+@pytest.fixture(autouse=True)
+def vllm_plugin(tmp_path_factory, monkeypatch) -> Iterator[None]:
+    """The names that `pip install plugins/lnlit-vllm` gives. Its environment is vLLM's; to name a class needs none."""
+    points = tomllib.loads((VLLM / "pyproject.toml").read_text())["project"]["entry-points"]["lnlit.rollout"]
+    info = tmp_path_factory.mktemp("site") / "lnlit_vllm-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lnlit-vllm\nVersion: 0.1.0\n")
+    offers = "".join(f"{name} = {target}\n" for name, target in points.items())
+    (info / "entry_points.txt").write_text(f"[lnlit.rollout]\n{offers}")
+    for folder in (VLLM, info.parent):
+        monkeypatch.syspath_prepend(str(folder))
+    registry._plugins.cache_clear()
+    yield
+    registry._plugins.cache_clear()
 
 
 def name(path: Path) -> str:
@@ -42,7 +150,7 @@ def test_a_recipe_of_a_stage_parses_and_writes_below_runs(recipe):
     assert config.out.startswith("runs/")
 
 
-@pytest.mark.parametrize("folder", ["mini", "ln-super", "ln-ultra"])
+@pytest.mark.parametrize("folder", ["mini", "ln-nano", "ln-super", "ln-ultra"])
 def test_every_stage_of_a_pipeline_reads_what_one_before_it_wrote(folder):
     written: set[str] = set()
     for recipe in numbered(ROOT / "yaml" / folder):
@@ -59,7 +167,65 @@ def test_a_recipe_for_a_cluster_keeps_its_text_out_of_memory(recipe):
     if config["model"]["class_path"] == "BlockDistill":  # its groups of layers see the same rows: no stream
         assert settings["cache"] and "streaming" not in settings
     else:
-        assert settings["streaming"] is True and config["trainer"]["max_steps"] > 0
+        assert config["trainer"]["max_steps"] > 0
+        assert config["data"]["class_path"] == "Experience" or settings["streaming"] is True
+
+
+def stage_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def leaves(node: yaml.Node, key: str = "") -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """(dotted key without `init_args`, value) of everything in a recipe."""
+    if isinstance(node, yaml.ScalarNode):
+        yield key, node
+    items = node.value if isinstance(node, yaml.MappingNode) else ()
+    for name, value in items:
+        yield from leaves(value, key if name.value == "init_args" else f"{key}.{name.value}".lstrip("."))
+    for index, value in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
+        yield from leaves(value, f"{key}.{index}")
+
+
+def test_the_papers_numbers_are_of_recipes_that_there_are():
+    assert set(STATED) == {stage_of(path) for path in AFTER_SEARCH}
+
+
+@pytest.mark.parametrize("recipe", AFTER_SEARCH, ids=name)
+def test_a_number_is_the_papers_or_says_that_it_is_not(recipe):
+    text = recipe.read_text()
+    lines, stated, found = text.splitlines(), STATED[stage_of(recipe)], set()
+    for key, node in leaves(yaml.compose(text, yaml.SafeLoader)):
+        line = lines[node.start_mark.line]
+        marked = any(mark in line.partition("#")[2] for mark in MARKS)
+        value = yaml.safe_load(node.value)
+        if key in stated:
+            found.add(key)
+            assert value == stated[key] and not marked, f"line {node.start_mark.line + 1}: {line}"
+        elif node.tag.endswith((":int", ":float")) or key.rpartition(".")[2] in CHOICES:
+            assert marked, f"line {node.start_mark.line + 1}: {line}"
+    assert found == set(stated)
+
+
+@pytest.mark.parametrize("recipe", AFTER_SEARCH, ids=name)
+def test_a_batch_is_as_large_as_the_papers(recipe):
+    config = yaml.safe_load(recipe.read_text())
+    trainer, data = config.get("trainer", {}), config.get("data", {}).get("init_args", {})
+    ranks = trainer.get("num_nodes", 1) * trainer.get("devices", 1)
+    if trainer:
+        assert trainer["strategy"]["init_args"]["data_parallel_size"] == ranks
+    for stage, rows in BATCHES.items():
+        if stage_of(recipe).startswith(stage) and trainer:
+            assert ranks * data["micro_batch_size"] * trainer["accumulate_grad_batches"] == rows
+    if "prompts_per_rollout" in data:  # what `Experience` asks of the ranks
+        assert data["prompts_per_rollout"] >= ranks
+        compares = config["model"]["class_path"] == "RPO"
+        units = data["prompts_per_rollout"] // data["updates_per_rollout"]
+        units *= 1 if compares else data["samples_per_prompt"]
+        assert units >= ranks * trainer["accumulate_grad_batches"]
+    if stage_of(recipe) == "ln-ultra/6_grpo":
+        assert units == 576
+    if stage_of(recipe) == "ln-ultra/8_grpo":
+        assert units == 288
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
@@ -118,3 +284,50 @@ def test_gsm8k_takes_two_steps_on_rows_of_its_schema(tiny_model, tmp_path, monke
     asked = results["after"]["on"]["accuracy"][1]
     assert 0 < asked < 30  # the held-out side only
     assert (tmp_path / "runs/gsm8k/checkpoints/step-2.ckpt").is_file()
+
+
+#: What makes the mini pipeline's reinforcement learning small.
+TINY = {
+    "5_sft": {"size: 1600": "size: 12", "max_steps: 80": "max_steps: 1"},
+    "5b_annotate": {"size: 240": "size: 6", "samples: 8": "samples: 2", "max_new_tokens: 96": "max_new_tokens: 6"},
+    "5c_curriculum": {"rollouts: 20": "rollouts: 2"},
+    "6_grpo": {"max_steps: 40": "max_steps: 4", "val_check_interval: 40": "val_check_interval: 4"},
+    "7_rloo": {
+        "size: 1000": "size: 30",
+        "max_steps: 20": "max_steps: 1",
+        "val_check_interval: 40": "val_check_interval: 4",
+    },
+    "7b_reward_model": {"max_steps: 30": "max_steps: 1", "val_check_interval: 60": "val_check_interval: 1"},
+    "8_rpo": {
+        "size: 1000": "size: 30",
+        "max_steps: 20": "max_steps: 1",
+        "val_check_interval: 40": "val_check_interval: 4",
+    },
+}
+
+
+def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_path, monkeypatch, capfd):
+    """Each of its stages, on what the one before wrote, with a random child that reads bytes."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    spec = tiny_spec().replace(context_length=1024)
+    for folder in ("runs/smollm2", "runs/mini/healed"):
+        tiny_folder(tmp_path / folder, spec)
+    (tmp_path / "data" / "hh_rlhf").mkdir(parents=True)
+    with gzip.open(tmp_path / "data/hh_rlhf/helpful-base.jsonl.gz", "wt") as file:
+        for n in range(60):
+            start = f"\n\nHuman: {n} pies?\n\nAssistant: "
+            file.write(json.dumps({"chosen": f"{start}Yes, {n}.", "rejected": f"{start}No."}) + "\n")
+    for recipe in (path for path in numbered(ROOT / "yaml" / "mini") if path.name >= "5"):
+        text = recipe.read_text()
+        for old, new in {**TINY[recipe.stem], "compile: auto": "compile: false"}.items():
+            assert old in text or "compile" in old, old
+            text = text.replace(old, new)
+        (tmp_path / recipe.name).write_text(text)
+        stage = yaml.safe_load(text).get("stage")
+        command = ["rollout", stage] if stage else ["fit", "--trainer.accelerator", "cpu"]
+        assert main([*command, "--config", recipe.name]) == 0, capfd.readouterr().err
+    assert read_spec("runs/mini/aligned") == spec
+    rows = [json.loads(line) for line in (tmp_path / "runs/mini/prompts.jsonl").read_text().splitlines()]
+    assert [row["samples"] for row in rows] == [2] * 6
+    assert (tmp_path / "runs/mini/curriculum.png").stat().st_size > 1000
