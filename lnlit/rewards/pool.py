@@ -7,11 +7,17 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as OutOfTime
+from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
 from typing import Any
 
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
+
+_NOT_STARTED = (
+    "rewards: the processes that judge did not start. They import the script that started the run, so what it does must "
+    'stand below `if __name__ == "__main__":`'
+)
 
 
 class RewardPool:
@@ -31,13 +37,17 @@ class RewardPool:
 
     def score(self, requests: Sequence[RewardRequest]) -> list[dict[str, RewardResult]]:
         """For each request what each reward says, by name."""
-        futures = {
-            name: [
-                self._processes.schedule(_score, (reward, request), timeout=reward.time_limit_s) for request in requests
-            ]
-            for name, reward in self.rewards.items()
-            if not isinstance(reward, BatchReward)
-        }
+        try:
+            futures = {
+                name: [
+                    self._processes.schedule(_score, (reward, request), timeout=reward.time_limit_s)
+                    for request in requests
+                ]
+                for name, reward in self.rewards.items()
+                if not isinstance(reward, BatchReward)
+            }
+        except RuntimeError as error:
+            raise UserError(_NOT_STARTED) from error
         found = {  # while the processes work
             name: self._batch(name, reward, requests)
             for name, reward in self.rewards.items()
@@ -81,6 +91,8 @@ class RewardPool:
             return self._without(name, "crashed", f"its process ended with exit code {expired.exitcode}")
         except UserError:  # the run is set up wrongly, and would be for every sample
             raise
+        except BrokenProcessPool as error:
+            raise UserError(_NOT_STARTED) from error
         except Exception as problem:
             return self._without(name, "raised", f"{type(problem).__name__}: {problem}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -93,6 +95,20 @@ def test_a_batch_reward_sees_all_completions_at_once(completions, values, outcom
     pool = RewardPool({"model": Model()}, workers=1)
     assert [row["model"].value for row in pool.score(requests(*completions))] == values
     assert pool.outcomes == outcomes
+
+
+def test_a_script_that_starts_at_its_import_is_told_so(tmp_path):
+    """Worker processes import the script, which would make workers of its own."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from lnlit.interfaces import RewardRequest\n"
+        "from lnlit.rewards.format import FormatReward\n"
+        "from lnlit.rewards.pool import RewardPool\n"
+        "RewardPool({'format': FormatReward('on')}, 1).score([RewardRequest([], 'x', False)] * 3)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode
+    assert "must stand below `if __name__" in done.stderr
 
 
 def test_close_ends_the_processes(pool):
