@@ -1,12 +1,14 @@
 """Does a policy learn what it is paid for, and nothing where pay is shuffled?
 
+    python tests/benchmarks/bench_learning.py warm                  # the supervised start of the sums
+    python tests/benchmarks/bench_learning.py annotate              # pass rates, for `curriculum` and `uniform`
     python tests/benchmarks/bench_learning.py run grpo --seed 0     # goes on where it was stopped
     python tests/benchmarks/bench_learning.py table                 # what all finished runs say together
 
-Every run starts from the same supervised warm start of SmolLM2-135M and is judged on questions that no training
-question shares its text with, before the first step and after the last, with the same seeds. The control `shuffled` is
-the same run with the rewards of each rollout dealt out at random. "best constant" and "echo" are what two policies
-without arithmetic would get: always the commonest answer, and the question's last number.
+Every run starts from SmolLM2-135M or its warm start and is judged on questions that no training question shares its
+text with, before the first step and after the last, with the same seeds. The control `shuffled` is `grpo` with the
+rewards of each rollout dealt out at random. "best constant" and "echo" are what two policies without arithmetic would
+get: always the commonest answer, and the question's last number. `rpo` needs what bench_reward_model.py leaves.
 """
 
 from __future__ import annotations
@@ -16,30 +18,159 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lnlit.callbacks.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints
+from lnlit.callbacks.export import ExportModel
+from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.load import load_weights
+from lnlit.data.datamodule import ChatData
+from lnlit.data.difficulty import DifficultySource
+from lnlit.data.instructions import InstructionSource
 from lnlit.data.reasoning_gym import ReasoningGymSource
-from lnlit.files import write_json
+from lnlit.data.sources import JsonlSource
+from lnlit.data.tokenizer import pad_id
+from lnlit.files import read_json, write_json
+from lnlit.models.build import build_decoder
 from lnlit.modules.experience import Experience, HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
+from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.optim import AdamW
+from lnlit.modules.reference import token_log_probs
+from lnlit.modules.rloo import RLOO
+from lnlit.modules.rpo import RPO
+from lnlit.modules.sampled import SampledModel, pack
+from lnlit.modules.sft import SFT
+from lnlit.objectives.kl import KL
 from lnlit.rewards.format import FormatReward
+from lnlit.rewards.instructions import InstructionsReward
 from lnlit.rewards.math_answer import MathAnswerReward
+from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.rollout.native import NativeEngine
+from lnlit.rollout.order import PromptOrder, Uniform
 from lnlit.rollout.sample import Sample
+from lnlit.stages.annotate import annotate
 
 RUNS = Path("runs/learning")
-#: 4 terms is beyond what the warm start can do: it solves one in six.
-TASKS: dict[str, dict[str, Any]] = {
-    "grpo": {"basic_arithmetic": {}},
-    "shuffled": {"basic_arithmetic": {}},
-    "harder": {"basic_arithmetic": {"min_terms": 4, "max_terms": 4}},
+WARM = RUNS / "warm"
+ANNOTATED = RUNS / "annotated.jsonl"
+SMOLLM2 = "runs/smollm2"
+#: What the curriculum chooses from: from what the warm start nearly always solves to what it never does.
+MIXED: dict[str, dict[str, Any]] = {
+    "basic_arithmetic": {"min_terms": 2, "max_terms": 4},
+    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+    "products": {"min_digits": 1, "max_digits": 2},
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A policy and its data, given the options; `parts` are the rewards to report."""
+
+    policy: Callable[[argparse.Namespace], SampledModel]
+    data: Callable[[argparse.Namespace], Experience]
+    parts: tuple[str, ...] = ("answer", "format")
+    steps: int = 60
+
+
+def grpo(options: argparse.Namespace) -> GRPO:
+    return GRPO(str(WARM), AdamW(options.rate or 2e-5, schedule="constant", warmup_ratio=0.0))
+
+
+def sums(options: argparse.Namespace, kind: type[Experience] | None = None, **settings: Any) -> Experience:
+    """Thinking on and off in equal parts; 8 prompts x 8 samples a step."""
+    tasks = settings.pop("tasks", {"basic_arithmetic": {}})
+    given = {
+        "prompts": ReasoningGymSource("train", 1600, tasks, "both", seed=options.seed),
+        "held_out": HeldOut(ReasoningGymSource("heldout", 240, tasks, "both", seed=7), 2),
+    }
+    return (kind or Experience)(
+        tokenizer=str(WARM),
+        rewards=[Weighted(MathAnswerReward(), 1.0, "answer"), Weighted(FormatReward(), 0.2, "format")],
+        engine=NativeEngine(64),
+        prompts_per_rollout=8,
+        samples_per_prompt=8,
+        max_new_tokens=96,
+        seed=options.seed,
+        **(given | settings),
+    )
+
+
+def annotated(options: argparse.Namespace, order: PromptOrder) -> Experience:
+    """The same prompts, in another order."""
+    held_out = HeldOut(ReasoningGymSource("heldout", 240, MIXED, "on", seed=7), 2)
+    prompts = DifficultySource(JsonlSource(str(ANNOTATED)), below=0.75)
+    return sums(options, prompts=prompts, held_out=held_out, order=order)
+
+
+def instructions(options: argparse.Namespace) -> Experience:
+    """1 to 10 instructions a prompt, and the share of them that is obeyed."""
+    return Experience(
+        tokenizer=SMOLLM2,
+        prompts=InstructionSource("train", 2000, seed=options.seed),
+        rewards=[Weighted(InstructionsReward(), 1.0, "share"), Weighted(InstructionsReward("all"), 0.0, "all")],
+        engine=NativeEngine(64),
+        prompts_per_rollout=8,
+        samples_per_prompt=8,
+        max_new_tokens=96,
+        held_out=HeldOut(InstructionSource("heldout", 200, seed=7), 2),
+        seed=options.seed,
+    )
+
+
+def preferences(options: argparse.Namespace) -> Experience:
+    """Questions of people, and a reward model that learned from other pairs than these."""
+    questions = Path("runs/reward_model")
+    held_out = RUNS / "questions.jsonl"
+    with (questions / "heldout.jsonl").open(encoding="utf-8") as file:
+        held_out.write_text("".join(islice(file, 120)), encoding="utf-8")
+    return Experience(
+        tokenizer=SMOLLM2,
+        prompts=JsonlSource(str(questions / "train.jsonl")),
+        rewards=[Weighted(ModelReward(str(questions / "model")), 1.0, "reward_model")],
+        engine=NativeEngine(64),
+        prompts_per_rollout=16,
+        samples_per_prompt=4,
+        updates_per_rollout=2,
+        max_new_tokens=64,
+        held_out=HeldOut(JsonlSource(str(held_out)), 1),
+        seed=options.seed,
+    )
+
+
+STUDIES = {
+    "grpo": Study(grpo, sums),
+    "shuffled": Study(grpo, lambda options: sums(options, ShuffledRewards)),
+    "harder": Study(
+        grpo, lambda options: sums(options, tasks={"basic_arithmetic": {"min_terms": 4, "max_terms": 4}}), steps=80
+    ),
+    "curriculum": Study(grpo, lambda options: annotated(options, GaussianCurriculum()), ("answer",)),
+    "uniform": Study(grpo, lambda options: annotated(options, Uniform()), ("answer",)),
+    "rloo": Study(
+        lambda options: RLOO(SMOLLM2, AdamW(options.rate or 1e-5, schedule="constant", warmup_ratio=0.0), kl=KL(0.0)),
+        instructions,
+        ("share", "all"),
+    ),
+    "rpo": Study(
+        lambda options: RPO(
+            SMOLLM2,
+            AdamW(options.rate or 1e-5, schedule="constant", warmup_ratio=0.0),
+            beta=1e-5,
+            eta=3.0,
+            reference="rollout",
+        ),
+        preferences,
+        ("reward_model",),
+    ),
 }
 
 
@@ -70,15 +201,16 @@ class Judged(L.Callback):
         step = self.trainer.global_step
         found = [
             {
-                "question": sample.prompt.row.get("question", ""),
+                "question": sample.prompt.messages[-1]["content"],
                 "gold": sample.prompt.row.get("answer"),
                 "thinking": sample.prompt.row.get("thinking"),
                 "tokens": len(sample.rollout.token_ids),
-                **{name: result.value for name, result in sample.rewards.items()},
+                "parts": {name: result.value for name, result in sample.rewards.items()},
             }
             for sample in samples
         ]
         if stage == "val":
+            self.last = list(samples)
             write_json(self.folder / f"val-{step:04}.json", found)
         else:
             with (self.folder / "train.jsonl").open("a") as file:
@@ -86,101 +218,137 @@ class Judged(L.Callback):
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {name: fmean(float(row[name] or 0) for row in rows) for name in ("answer", "format", "tokens")}
+    parts = {name: fmean(row["parts"][name] or 0.0 for row in rows) for name in rows[0]["parts"]}
+    return parts | {"tokens": fmean(row["tokens"] for row in rows)}
 
 
 def run(options: argparse.Namespace) -> None:
     folder = RUNS / f"{options.name}-{options.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(options.seed)
-    kind = ShuffledRewards if options.name == "shuffled" else Experience
-    data = kind(
-        tokenizer=options.tokenizer,
-        prompts=ReasoningGymSource("train", 1600, TASKS[options.name], "both", seed=options.seed),
-        rewards=[Weighted(MathAnswerReward(), 1.0, "answer"), Weighted(FormatReward(), 0.2, "format")],
-        engine=NativeEngine(64),
-        prompts_per_rollout=options.prompts,
-        samples_per_prompt=8,
-        max_new_tokens=96,
-        held_out=HeldOut(ReasoningGymSource("heldout", 240, TASKS[options.name], "both", seed=7), 2),
-        seed=options.seed,
-    )
+    study = STUDIES[options.name]
+    policy, data, judged = study.policy(options), study.data(options), Judged(folder)
+    steps = options.steps or study.steps
     trainer = L.Trainer(
         accelerator="cpu",
         precision="bf16-mixed",
-        max_steps=options.steps,
+        max_steps=steps,
         accumulate_grad_batches=4,
         gradient_clip_val=1.0,
         default_root_dir=folder,
-        callbacks=[Checkpoint(every_n_steps=10), Judged(folder)],
+        logger=TensorBoardLogger(folder, "", "logs"),
+        callbacks=[Checkpoint(every_n_steps=10), judged],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         check_val_every_n_epoch=None,
-        val_check_interval=options.steps * 4,
+        val_check_interval=steps * 4,
         num_sanity_val_steps=0,
         inference_mode=False,
     )
-    rate = AdamW(options.rate, schedule="constant", warmup_ratio=0.0)
-    policy = GRPO(options.model, rate)
     found = list_checkpoints(checkpoint_folder(folder))
     if not found:
         trainer.validate(policy, data, verbose=False)
     trainer.fit(policy, data, ckpt_path=found[-1] if found else None, weights_only=False)
+    nats = divergence(policy.model, judged.last, data)
+    write_json(folder / "divergence.json", {"nats": nats})
 
 
-def table() -> None:
-    """Per run: pass rate before and after, and the difference with its 95 % interval over questions."""
-    for folder in sorted(RUNS.iterdir()):
+@torch.no_grad()
+def divergence(start: str, samples: Sequence[Sample], data: Experience) -> list[float]:
+    """log(policy / start) of each held-out completion: their mean is KL(policy || start), in nats a completion."""
+    decoder = build_decoder(read_spec(start), "cpu", torch.bfloat16).eval()
+    load_weights(decoder, start)
+    found = []
+    for at in range(0, len(samples), 16):
+        part = samples[at : at + 16]
+        packed = pack(part, [True] * len(part), pad_id(data.encoder.tokenizer))
+        before = packed.split(token_log_probs(decoder, packed.tokens).log_probs_N.float())
+        found += [(sample.engine - log_probs).sum().item() for sample, log_probs in zip(part, before, strict=True)]
+    return found
+
+
+def warm(options: argparse.Namespace) -> None:
+    """The start of the sums: 30 steps of supervised fine-tuning, after which a third of them is right."""
+    data = ChatData(
+        SMOLLM2,
+        ReasoningGymSource("train", 3000, {"basic_arithmetic": {"min_terms": 2, "max_terms": 4}}),
+        sequence_length=512,
+        micro_batch_size=4,
+    )
+    L.seed_everything(0)
+    L.Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        max_steps=30,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[ExportModel(str(WARM), overwrite=True)],
+    ).fit(SFT(SMOLLM2, AdamW(3e-4, schedule="constant", warmup_ratio=0.2)), data)
+
+
+def annotate_prompts(options: argparse.Namespace) -> None:
+    """How often the warm start solves each of the curriculum's prompts."""
+    prompts = ReasoningGymSource("train", 600, MIXED, "on", seed=5)
+    annotate(str(WARM), prompts, MathAnswerReward(), str(ANNOTATED), samples=8, max_new_tokens=96)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Per run: rewards before and after, and the difference with its 95 % interval over questions."""
+    for folder in sorted(RUNS.glob("*-[0-9]")):
         found = sorted(folder.glob("val-*.json"))
         if len(found) < 2:
             continue
         first, last = (json.loads(file.read_text()) for file in (found[0], found[-1]))
         print(f"{folder.name}: {len(first)} held-out samples, step {found[-1].stem[4:]}")
-        for name in ("answer", "format"):
-            for mode in ("on", "off"):
+        for name in STUDIES[folder.name.rpartition("-")[0]].parts:
+            for mode in sorted({row["thinking"] for row in first}, key=str):
                 before, after = (by_question(rows, name, mode) for rows in (first, last))
                 gain = [after[question] - before[question] for question in before]
-                low, high = bootstrap(gain)
                 print(
-                    f"  {name} {mode:3}: {fmean(before.values()):.3f} -> {fmean(after.values()):.3f}, "
-                    f"gain {fmean(gain):+.3f} ({low:+.3f} to {high:+.3f})"
+                    f"  {name} {mode or ''}: {fmean(before.values()):.3f} -> {fmean(after.values()):.3f}, "
+                    f"gain {interval(gain)}"
                 )
-        questions = {row["question"]: row["gold"] for row in first}
-        commonest = Counter(questions.values()).most_common(1)[0][1] / len(questions)
-        echoed = fmean(re.findall(r"-?\d+", question)[-1] == gold for question, gold in questions.items())
-        print(f"  best constant {commonest:.3f}, echo of the last number {echoed:.3f}")
+        if (folder / "divergence.json").is_file():
+            print(f"  KL from the start, nats a completion: {interval(read_json(folder / 'divergence.json')['nats'])}")
+        golds = {row["question"]: row["gold"] for row in first if row["gold"] is not None}
+        if golds:
+            commonest = Counter(golds.values()).most_common(1)[0][1] / len(golds)
+            echoed = fmean(re.findall(r"-?\d+", question)[-1:] == [gold] for question, gold in golds.items())
+            print(f"  best constant {commonest:.3f}, echo of the last number {echoed:.3f}")
 
 
 def by_question(rows: Sequence[dict[str, Any]], name: str, mode: str) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for row in rows:
         if row["thinking"] == mode:
-            found.setdefault(row["question"], []).append(float(row[name] or 0))
+            found.setdefault(row["question"], []).append(row["parts"][name] or 0.0)
     return {question: fmean(values) for question, values in found.items()}
 
 
-def bootstrap(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean, by drawing the questions anew."""
-    random_ = random.Random(0)
-    means_ = sorted(fmean(random_.choices(values, k=len(values))) for _ in range(draws))
-    return means_[int(0.025 * draws)], means_[int(0.975 * draws)]
+def interval(values: Sequence[float], draws: int = 2000) -> str:
+    """Mean and its 95 % interval, by drawing the questions anew."""
+    chance = random.Random(0)
+    drawn = sorted(fmean(chance.choices(values, k=len(values))) for _ in range(draws))
+    return f"{fmean(values):+.3f} ({drawn[int(0.025 * draws)]:+.3f} to {drawn[int(0.975 * draws)]:+.3f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("run")
-    one.add_argument("name", choices=TASKS)
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--steps", type=int, default=60)
-    one.add_argument("--prompts", type=int, default=8)
-    one.add_argument("--rate", type=float, default=2e-5)
-    one.add_argument("--model", default="runs/learn/warm.ckpt", help="the supervised warm start")
-    one.add_argument("--tokenizer", default="runs/smollm2")
-    commands.add_parser("table")
+    commands = parser.add_subparsers(required=True)
+    for name, command in (("warm", warm), ("annotate", annotate_prompts), ("run", run), ("table", table)):
+        one = commands.add_parser(name, help=command.__doc__)
+        one.set_defaults(command=command)
+        if command is run:
+            one.add_argument("name", choices=STUDIES)
+            one.add_argument("--seed", type=int, default=0)
+            one.add_argument("--steps", type=int)
+            one.add_argument("--rate", type=float)
     options = parser.parse_args()
-    table() if options.command == "table" else run(options)
+    options.command(options)
 
 
 if __name__ == "__main__":
