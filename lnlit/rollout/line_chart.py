@@ -12,10 +12,10 @@ from statistics import fmean
 #: How many colours a page has to give.
 COLOURS = 6
 #: Pixels of the drawing, which the page scales, and of its margins.
-_WIDTH, _HEIGHT = 880, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 38
+_WIDTH, _HEIGHT = 600, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 38
 #: Beyond this many, neighbours are drawn as their mean.
-_MOST_POINTS, _MOST_BARS = 300, 90
+_MOST_POINTS, _MOST_BARS = 160, 80
 
 Points = Sequence[tuple[float, float]]
 
@@ -52,7 +52,7 @@ def line_chart(lines: Sequence[Line], limits: tuple[float, float] | None = None,
                 f"<title>{said}</title></circle>"
             )
     keys = [(number, line.name, number_text(line.points[-1][1], percent)) for number, line in drawn]
-    return f"{_svg(parts)}{_legend(keys)}"
+    return _figure(parts, keys)
 
 
 def stacked_bars(parts: Mapping[str, Points], unit: str) -> str:
@@ -83,7 +83,7 @@ def stacked_bars(parts: Mapping[str, Points], unit: str) -> str:
         (number, name, f"{number_text(fmean(y for _, y in parts[name]))} {unit} on average")
         for number, name in enumerate(thin)
     ]
-    return f"{_svg(drawn)}{_legend(keys)}"
+    return _figure(drawn, keys)
 
 
 def thinned(points: Points, most: int) -> Points:
@@ -149,7 +149,7 @@ def _axes(frame: _Frame, percent: bool) -> str:
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" />')
         label = f"{value:.0%}" if percent else f"{value:,.6g}"
         parts.append(f'<text class="end" x="{_LEFT - 8}" y="{y + 4:.1f}">{label}</text>')
-    for value in ticks(frame.left, frame.right, 8):
+    for value in ticks(frame.left, frame.right, 6):
         if value == int(value):
             parts.append(f'<text class="middle" x="{frame.x(value):.1f}" y="{_HEIGHT - 20}">{value:,.0f}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
@@ -157,14 +157,12 @@ def _axes(frame: _Frame, percent: bool) -> str:
     return "".join(parts)
 
 
-def _svg(parts: Sequence[str]) -> str:
+def _figure(parts: Sequence[str], keys: Sequence[tuple[int, str, str]]) -> str:
+    """The drawing, and for each (colour, name, number) a line of its legend."""
     inside = "\n".join(parts)
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" xmlns="http://www.w3.org/2000/svg" role="img">\n{inside}\n</svg>\n'
-
-
-def _legend(keys: Sequence[tuple[int, str, str]]) -> str:
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" xmlns="http://www.w3.org/2000/svg" role="img"'
     items = "".join(
         f'<li><span class="key c{number % COLOURS}"></span>{escape(name)} <span class="note">{escape(last)}</span></li>'
         for number, name, last in keys
     )
-    return f'<ul class="legend">{items}</ul>\n'
+    return f'<svg {box}>\n{inside}\n</svg>\n<ul class="legend">{items}</ul>\n'

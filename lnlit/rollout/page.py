@@ -11,12 +11,12 @@ from lnlit.errors import UserError
 from lnlit.files import replaced_file
 from lnlit.rollout.history import Entry, History
 from lnlit.rollout.line_chart import COLOURS, Line, Points, line_chart, number_text, stacked_bars
-from lnlit.rollout.page_html import answers, document, folded, note, section, table, tiles, titled
+from lnlit.rollout.page_html import answers, charts, document, folded, note, section, table, tiles
 from lnlit.rollout.sample import Sample
 from lnlit.rollout.table import prompt_key
 
 #: Prompts that are shown with their answers.
-_PROMPTS = 6
+_PROMPTS = 4
 #: In the order of a rollout.
 _VALIDATION = "validation"
 _PHASES = ("sync", "generate", "reward", "score", "train", _VALIDATION)
@@ -39,14 +39,15 @@ def page(history: History) -> str:
             "them, into the folder `rollouts` of its trainer.default_root_dir."
         )
     last = max(entry.step for entry in (*train, *val))
-    lead = f"{_count(len(train), 'rollout')} and {_count(len(val), 'validation')} up to optimizer step {last:,}"
+    drawn = _count(sum(entry.samples for entry in train), "sample")
+    lead = f"{_count(len(train), 'rollout')} of {drawn} in all and {_count(len(val), 'validation')}, to step {last:,}"
     body = [
         tiles(_tiles(train, val)),
         _side_by_side(history),
         _rewards(train, val),
         _lengths(train, val),
         *(section(title, *_by_kind(kind, train, val)) for kind, title in _KINDS.items()),
-        section("Where the time goes", stacked_bars(_seconds(train, val), "s"), _about_time(train)),
+        _times(train, val),
         _latest(history),
         folded("All numbers", _numbers(train, val)),
     ]
@@ -72,8 +73,6 @@ def _tiles(train: Sequence[Entry], val: Sequence[Entry]) -> Iterable[tuple[str, 
         before, after = (_mean(entries, name) for entries in (early, late))
         if before is not None and after is not None:
             yield _change(before, after, percent), f"{said}, {which}"
-    if train:
-        yield f"{sum(entry.samples for entry in train):,}", "samples drawn in training"
 
 
 def _rewards(train: Sequence[Entry], val: Sequence[Entry]) -> str:
@@ -92,9 +91,11 @@ def _rewards(train: Sequence[Entry], val: Sequence[Entry]) -> str:
     about = "Dashed: the parts of the training reward, before they are weighted." if parts else ""
     return section(
         "Reward",
-        line_chart(lines),
+        charts(
+            ("Mean", line_chart(lines)),
+            ("Share from which nothing can be learned", line_chart(shares, (0.0, 1.0), percent=True)),
+        ),
         note(about) if about else "",
-        titled("Samples from which nothing can be learned", line_chart(shares, (0.0, 1.0), percent=True)),
     )
 
 
@@ -108,20 +109,28 @@ def _lengths(train: Sequence[Entry], val: Sequence[Entry]) -> str:
     shares = [Line("training", _points(train, cut)), Line("held out", _points(val, cut), dots=True)]
     return section(
         "Length of completions, tokens",
-        line_chart(lengths),
-        titled("Share that was cut off", line_chart(shares, (0.0, 1.0), percent=True)),
+        charts(("Mean", line_chart(lengths)), ("Share that was cut off", line_chart(shares, (0.0, 1.0), percent=True))),
     )
 
 
 def _by_kind(kind: str, train: Sequence[Entry], val: Sequence[Entry]) -> Iterable[str]:
     prefix = f"reward/{kind}_"
+    drawn, left_out = [], 0
     for entries, title, dots in ((train, "Training", False), (val, "Held out", True)):
         names = sorted(_named(entries, lambda name: name.startswith(prefix)))
         label = "pass rate " if kind == "pass_rate" else ""
         lines = [Line(label + name.removeprefix(prefix), _points(entries, name), dots) for name in names[:COLOURS]]
-        yield titled(title, line_chart(lines))
-        if len(names) > COLOURS:
-            yield note(f"{len(names) - COLOURS} more are in the table at the end.")
+        drawn.append((title, line_chart(lines)))
+        left_out = max(left_out, len(names) - COLOURS)
+    yield charts(*drawn)
+    if left_out > 0:
+        yield note(f"{left_out} more are in the table at the end.")
+
+
+def _times(train: Sequence[Entry], val: Sequence[Entry]) -> str:
+    about = "Training and validation are those between one rollout and the next."
+    drawn = charts(("Seconds of each rollout", stacked_bars(_seconds(train, val), "s")))
+    return section("Where the time goes", drawn, note(about)) if drawn else ""
 
 
 def _seconds(train: Sequence[Entry], val: Sequence[Entry]) -> dict[str, Points]:
@@ -134,10 +143,6 @@ def _seconds(train: Sequence[Entry], val: Sequence[Entry]) -> dict[str, Points]:
     there = {name for phases in spent.values() for name in phases}
     names = [*(name for name in _PHASES if name in there), *sorted(there - set(_PHASES))]
     return {name: [(float(entry.step), spent[entry.rollout].get(name, 0.0)) for entry in train] for name in names}
-
-
-def _about_time(train: Sequence[Entry]) -> str:
-    return note("Of each rollout; training and validation are those until the next one.") if train else ""
 
 
 def _numbers(train: Sequence[Entry], val: Sequence[Entry]) -> str:
@@ -239,7 +244,7 @@ def _latest(history: History) -> str:
     found = widest(history.samples("train", steps[-1]))[:_PROMPTS]
     return section(
         f"Best and worst of the latest rollout, step {steps[-1]:,}",
-        note("The prompts whose samples differ most in reward: from these the run learns most."),
+        note("The prompts whose samples differ most in reward."),
         *(
             answers(best, [("best", best), ("worst", worst)] if best.reward > worst.reward else [("any", best)])
             for best, worst in found

@@ -22,15 +22,18 @@ _STYLE = """
 body { margin: 0 auto; max-width: 76rem; padding: 2.5rem 1.25rem 4rem; background: var(--page); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.1rem; margin: 0 0 .6rem; } h3 { font-size: .95rem; margin: 1.2rem 0 .4rem; }
+h2 { font-size: 1.1rem; margin: 0 0 .6rem; } h3 { font-size: .95rem; margin: 0 0 .4rem; }
 p { margin: 0 0 .6rem; }
 .lead, .note { color: var(--muted); } .note { font-size: .9rem; }
 section, .tile { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; }
 section { padding: 1.3rem 1.5rem; margin-top: 1.25rem; }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: 1.25rem; }
-.tile { flex: 1 1 10rem; padding: .9rem 1.1rem; }
-.tile b { display: block; font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; white-space: nowrap; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .8rem;
+  margin-top: 1.25rem; }
+.tile { padding: .9rem 1.1rem; }
+.tile b { display: block; font-size: 1.3rem; font-weight: 650; letter-spacing: -.01em; white-space: nowrap; }
 .tile span { color: var(--muted); font-size: .85rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem 2rem; }
+.charts > figure { margin: 0; max-width: 44rem; }
 svg { display: block; width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--muted); }
 .end { text-anchor: end; } .middle { text-anchor: middle; } .grid { stroke: var(--line); }
 polyline { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
@@ -43,12 +46,14 @@ circle.dot, rect { fill: var(--c); } circle.hit { fill: transparent; } circle.hi
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .45em; border-radius: .2em;
   background: var(--c); }
 .asked { border-top: 1px solid var(--line); margin-top: 1.2rem; padding-top: 1rem; break-inside: avoid; }
+.turns { display: grid; grid-template-columns: 4.5rem 1fr; gap: .1rem .8rem; align-items: baseline;
+  margin-bottom: .8rem; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem; }
 .side { min-width: 0; border: 1px solid var(--line); border-top: 3px solid var(--c, var(--line)); border-radius: .5rem;
   padding: .7rem .9rem; }
 .role { color: var(--muted); font-size: .8rem; margin: 0; }
 .reward { font-weight: 650; font-variant-numeric: tabular-nums; }
-pre { margin: 0 0 .5rem; max-height: 22rem; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
+pre { margin: 0; max-height: 22rem; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .85rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 .side pre { margin: .5rem 0 0; }
 .wide { overflow-x: auto; }
@@ -101,9 +106,10 @@ def note(text: str) -> str:
     return f'<p class="note">{safe(text)}</p>'
 
 
-def titled(title: str, inside: str) -> str:
-    """A part of a section; empty without anything in it."""
-    return f"<h3>{safe(title)}</h3>\n{inside}" if inside else ""
+def charts(*drawn: tuple[str, str]) -> str:
+    """(title, chart)s side by side where there is room; empty without any."""
+    figures = [f"<figure>\n<h3>{safe(title)}</h3>\n{chart}</figure>" for title, chart in drawn if chart]
+    return f'<div class="charts">\n{chr(10).join(figures)}\n</div>' if figures else ""
 
 
 def tiles(numbers: Iterable[tuple[str, str]]) -> str:
@@ -122,15 +128,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def answers(asked: Sample, shown: Sequence[tuple[str, Sample]]) -> str:
     """A prompt, and completions of it side by side, each under what it is called."""
-    prompt = "\n".join(
-        f'<p class="role">{safe(str(message.get("role", "")))}</p>{_pre(_content(message))}'
-        for message in asked.prompt.messages
-    )
+    turns = [(str(message.get("role", "")), _content(message)) for message in asked.prompt.messages]
     expected = asked.prompt.row.get("answer")
     if isinstance(expected, str | int | float):
-        prompt += f'\n<p class="role">answer in the data</p>{_pre(str(expected))}'
+        turns.append(("expected", str(expected)))
+    prompt = "\n".join(f'<p class="role">{safe(role)}</p>{_pre(text)}' for role, text in turns)
     sides = "\n".join(_side(number, name, sample) for number, (name, sample) in enumerate(shown))
-    return f'<div class="asked">\n{prompt}\n<div class="sides">\n{sides}\n</div>\n</div>'
+    return f'<div class="asked">\n<div class="turns">\n{prompt}\n</div>\n<div class="sides">\n{sides}\n</div>\n</div>'
 
 
 def in_words(sample: Sample) -> tuple[str, str]:
@@ -140,7 +144,7 @@ def in_words(sample: Sample) -> tuple[str, str]:
         for part, result in sample.rewards.items()
     ]
     count = len(sample.rollout.token_ids)
-    parts += [f"{count:,} tokens{', cut off' if sample.truncated else ''}"]
+    parts += [f"{count:,} token{'' if count == 1 else 's'}{', cut off' if sample.truncated else ''}"]
     if sample.advantage:
         parts += [f"advantage {sample.advantage:+.3g}"]
     return "no reward" if math.isnan(sample.reward) else f"reward {number_text(sample.reward)}", " · ".join(parts)

@@ -136,7 +136,7 @@ def test_a_run_has_numbers_and_a_page(whole):
     text = (root / "rollouts.html").read_text(encoding="utf-8")
     assert text == page(history)
     ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
-    assert "3 rollouts and 4 validations up to optimizer step 6" in text
+    assert "3 rollouts of 36 samples in all and 4 validations, to step 6" in text
 
 
 def test_tensorboard_has_text_and_the_curves_that_are_not_drawn_here(whole):
@@ -193,6 +193,18 @@ def test_a_run_without_rollouts_is_refused():
     trainer = SimpleNamespace(datamodule=SimpleNamespace())
     with pytest.raises(UserError, match="no rollouts to keep, the data are SimpleNamespace"):
         RolloutLog().on_fit_start(trainer, None)
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    data, log = SimpleNamespace(listeners=[]), RolloutLog()
+    trainer = SimpleNamespace(datamodule=data, fast_dev_run=0, is_global_zero=False, default_root_dir=tmp_path)
+    log.on_fit_start(trainer, None)
+    log.on_train_batch_start(trainer, None, None, 0)
+    log.on_train_batch_end(trainer, None, None, None, 0)
+    trainer.sanity_checking = False
+    log.on_validation_end(trainer, None)
+    log.on_fit_end(trainer, None)
+    assert data.listeners == [] and not list(tmp_path.iterdir())
 
 
 # other callbacks in such runs

@@ -12,6 +12,7 @@ import pytest
 from rollout_samples import add, prompt, sample
 
 from lnlit.callbacks.rollouts import markdown
+from lnlit.cli.main import main
 from lnlit.errors import UserError
 from lnlit.rollout.history import Entry, History
 from lnlit.rollout.line_chart import Line, line_chart, stacked_bars, thinned, ticks
@@ -130,14 +131,20 @@ def test_the_page_has_its_parts(tmp_path):
     assert first == second == ["answer at 0", "answer at 4", "answer at 8"]
     assert "Mean reward of all: 0 at step 0, 0.5 at step 4, 1 at step 8" in text
     assert "pass rate 0.00-0.25" in text and "pass rate 0.75-1.00" in text
-    for said in ("generate, step 10: 12 s of 13.1", "brief", "advantage +0.5", "6 rollouts and 3 validations up to"):
+    for said in (
+        "generate, step 10: 12 s of 13.1",
+        "brief",
+        "advantage +0.5",
+        "6 rollouts of 24 samples in all and 3 validations, to step 10",
+    ):
         assert said in text, said
 
 
 def test_the_same_folder_gives_the_same_page(tmp_path):
     built = page(filled(tmp_path / "rollouts"))
     assert page_stage(str(tmp_path)).read_text(encoding="utf-8") == built
-    out = page_stage(str(tmp_path), str(tmp_path / "elsewhere" / "page.html"))
+    out = tmp_path / "elsewhere" / "page.html"
+    assert main(["rollout", "page", "--run", str(tmp_path), "--out", str(out)]) == 0
     assert out.read_text(encoding="utf-8") == built
 
 
