@@ -20,6 +20,8 @@ from lnlit.stages.score import score
 from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+#: Their real runs take hours. Once one is made and stored, its name goes from here.
+NOT_MEASURED = {"04_grpo", "05_curriculum"}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def tiny_settings(name: str, runs: Path) -> str:
+    policy = {"model": str(runs / "model"), "new_tokens": 40, "seed": 0, "tasks": {"basic_arithmetic": {}}}
     settings = {
         "01_search_the_frontier": {"runs": str(runs), "shares": (0.97, 0.9), "speedup": 1.02},
         "02_ffn_fusion": {
@@ -48,6 +51,25 @@ def tiny_settings(name: str, runs: Path) -> str:
             "length": 32,
             "first": 1,
             "last": 3,
+        },
+        "04_grpo": {
+            "variants": ("group", "none", "shuffled"),
+            "steps": 2,
+            "prompts": 2,
+            "samples": 2,
+            "held_out": 3,
+            **policy,
+        },
+        "05_curriculum": {
+            "out": str(runs / "curriculum"),
+            "questions": 4,
+            "answers": 2,
+            "rollouts": 2,
+            "prompts": 2,
+            "samples": 2,
+            "held_out": 3,
+            "evaluations": 2,
+            **policy,
         },
     }
     return "\n".join(f"{key} = {value!r}" for key, value in settings[name].items())
@@ -69,5 +91,9 @@ def test_a_notebook_is_short_and_shows_the_outputs_of_a_real_run(path: Path):
     notebook = nbformat.read(path, as_version=4)
     assert len(notebook.cells) <= 12
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if path.stem in NOT_MEASURED:
+        assert not any(cell.execution_count or cell.outputs for cell in code)
+        assert any("No outputs are stored yet" in cell.source for cell in notebook.cells)
+        return
     assert all(cell.execution_count is not None for cell in code)
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
