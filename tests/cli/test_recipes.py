@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from lnlit import registry
 from lnlit.checkpoint.formats import read_spec
-from lnlit.cli import rollout, search
+from lnlit.cli import names, rollout, search
 from lnlit.cli.main import main
 from lnlit.cli.run import numbered
 from lnlit.testing.tiny import tiny_folder, tiny_spec
@@ -141,6 +143,24 @@ def test_a_recipe_parses_and_states_its_run_folder(recipe, lnlit):
     resolved = yaml.safe_load(out)
     assert resolved["trainer"]["default_root_dir"].startswith("runs/")
     assert resolved["model"]["class_path"].startswith("lnlit.")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name)
+def test_the_method_and_the_data_of_a_recipe_take_their_settings(recipe, tmp_path, monkeypatch):
+    """Constructors refuse what the parser lets through, such as a divergence with a wrong gradient."""
+    monkeypatch.chdir(tmp_path)
+    names.install()
+    config = yaml.safe_load(recipe.read_text())
+    for pattern in re.findall(r"(?<=paths: )\S+", yaml.safe_dump(config)):
+        file = tmp_path / pattern.replace("*", "some")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    built: Any = parser.instantiate_classes(parser.parse_object({part: config[part] for part in ("model", "data")}))
+    assert type(built.model).__name__ == config["model"]["class_path"]
+    assert type(built.data).__name__ == config["data"]["class_path"]
 
 
 @pytest.mark.parametrize("recipe", STAGES, ids=name)
