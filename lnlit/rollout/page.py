@@ -197,7 +197,7 @@ def _side_by_side(history: History) -> str:
     said = ", ".join(f"{number_text(mean)} at step {step:,}" for step, mean in means)
     return section(
         "The same questions, as the run goes on",
-        note(f"The first of the held-out prompts, of which nothing is learned. Mean reward of all: {said}."),
+        note(f"The first of the held-out prompts. Mean reward of all: {said}."),
         *(
             answers(first[key][0], [(f"step {step:,}", rollout[key][0]) for step, rollout in rollouts.items()])
             for key in everywhere[:_PROMPTS]

@@ -195,6 +195,19 @@ def test_a_run_without_rollouts_is_refused():
         RolloutLog().on_fit_start(trainer, None)
 
 
+def test_a_run_that_fails_has_its_page_and_tells_why(model, prompts, tmp_path):
+    class Failing(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 3:
+                raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(model, prompts, tmp_path, 6, callbacks=[Failing()])
+    history = History(tmp_path / "rollouts")
+    assert history.steps("train") == [0, 2] and history.entries("train")[-1].seconds["train"] > 0
+    assert (tmp_path / "rollouts.html").read_text(encoding="utf-8") == page(history)
+
+
 def test_other_ranks_write_nothing(tmp_path):
     data, log = SimpleNamespace(listeners=[]), RolloutLog()
     trainer = SimpleNamespace(datamodule=data, fast_dev_run=0, is_global_zero=False, default_root_dir=tmp_path)
