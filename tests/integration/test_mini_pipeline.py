@@ -14,6 +14,8 @@ from lnlit.specs import BlockSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
 
 RECIPES = Path(__file__).parents[2] / "yaml" / "mini"
+#: Up to the healed child; tests/cli/test_recipes.py runs what comes after.
+SEARCH = [recipe for recipe in RECIPES.glob("*.yaml") if recipe.name < "5"]
 #: What makes the recipes small. Times of a model this small are noise, so the budgets are parameters.
 SMALLER = {
     "length: 512": "length: 32",
@@ -46,7 +48,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
             file.write("\n".join(rows) + "\n")
     (tmp_path / "mini").mkdir()
     used = set()
-    for recipe in RECIPES.glob("*.yaml"):
+    for recipe in SEARCH:
         text = recipe.read_text()
         for old, new in SMALLER.items():
             used |= {old} if old in text else set()
@@ -70,4 +72,4 @@ def test_the_mini_pipeline_ends_in_a_healed_child_and_a_report(workplace, capfd)
     assert "</html>" in (runs / "report" / "report.html").read_text()
     capfd.readouterr()
     assert main(["run", "mini"]) == 0
-    assert capfd.readouterr().err.count(": finished") == len(list(RECIPES.glob("*.yaml")))
+    assert capfd.readouterr().err.count(": finished") == len(SEARCH)
