@@ -6,6 +6,7 @@ and nothing else. Shape suffixes: P prompts, G samples of each.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,7 +228,8 @@ class Experience(L.LightningDataModule):
             for ends in _ranges(len(groups), self.updates_per_rollout)
         ]
         for sample in (sample for update in updates for sample in update):
-            sample.learned = sample.is_finite and not (self.truncated == "mask" and sample.truncated)
+            known = sample.is_finite and not math.isnan(sample.reward)
+            sample.learned = known and not (self.truncated == "mask" and sample.truncated)
         with self.phases("score"):
             for number, update in enumerate(updates):
                 self._score(update, self.policy.wants_own_log_probs(number))

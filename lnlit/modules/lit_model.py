@@ -139,10 +139,12 @@ class LitModel(L.LightningModule):
         count = self.log_means("train", self._step_sums)[1]
         # Lightning divided each loss by the accumulation count, and data-parallel reduction averaged over ranks.
         factor = self.trainer.accumulate_grad_batches * self.data_parallel_size() / max(count, 1.0)
-        gradients = [p.grad for p in self.trained() if p.grad is not None]
         with torch.no_grad():
-            for gradient in gradients:
-                gradient.mul_(factor)
+            for parameter in self.trained():
+                if not count:  # nothing to learn from; AdamW would go on with its moments and its decay
+                    parameter.grad = None
+                elif parameter.grad is not None:
+                    parameter.grad.mul_(factor)
         self.log("train/loss_tokens", count)
 
     def configure_gradient_clipping(
