@@ -174,7 +174,16 @@ class Rollouts:
         packed = pack(chosen, [True] * len(chosen), pad_id(self.encoder.tokenizer))
         trainer_N = policy.current_log_probs(policy.trainer.strategy.batch_to_device(packed.tokens)).cpu()
         difference_N = (trainer_N - packed.join([sample.engine for sample in chosen])).abs()
-        everyone = everyones((difference_N.max().item(), difference_N.double().sum().item(), len(difference_N)))
+        if not finite:  # other ranks may have some
+            difference_N = difference_N[:0]
+        largest = difference_N.max().item() if len(difference_N) else 0.0
+        everyone = everyones((largest, difference_N.double().sum().item(), len(difference_N)))
+        tokens = sum(count for *_, count in everyone)
+        if not tokens:
+            raise UserError(
+                f"after the sync at step {policy.global_step}: the engine gave no log-probs that are finite, for none "
+                "of its samples, so there is nothing to learn from. Its weights or its precision are broken."
+            )
         largest = max((largest for largest, _, _ in everyone), key=lambda value: (math.isnan(value), value))
         if not largest <= self.max_difference:
             raise UserError(
@@ -182,8 +191,7 @@ class Rollouts:
                 f"a token; data.max_logprob_difference allows {self.max_difference}. Either the engine has other "
                 "weights than the trainer, or it computes in too low a precision."
             )
-        tokens = sum(count for *_, count in everyone)
         return {
             "sampling/logp_difference/max": largest,
-            "sampling/logp_difference/mean": sum(total for _, total, _ in everyone) / max(tokens, 1),
+            "sampling/logp_difference/mean": sum(total for _, total, _ in everyone) / tokens,
         }
