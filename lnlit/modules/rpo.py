@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lnlit.data.preference import PreferenceData
 from lnlit.errors import UserError
 from lnlit.interfaces import PreferenceBatch
 from lnlit.models.lora import LoRA
@@ -18,6 +19,7 @@ from lnlit.objectives.advantage import centred
 from lnlit.objectives.policy import sums
 from lnlit.objectives.preference import LOSSES
 from lnlit.rollout.sample import Sample
+from lnlit.specs import ModelSpec
 
 #: Path of a reference that is no path: the policy that drew the samples.
 _ROLLOUT = "rollout"
@@ -65,6 +67,11 @@ class RPO(SampledModel):
                 raise UserError(f"{name}: expected a number above 0, got {value}")
         self.beta, self.eta, self.loss = beta, eta, loss
 
+    def _check(self, spec: ModelSpec) -> None:
+        super()._check(spec)
+        if self.by_rollout and isinstance(getattr(self.trainer, "datamodule", None), PreferenceData):
+            raise _without_rollouts()
+
     # samples
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
@@ -103,7 +110,7 @@ class RPO(SampledModel):
         log_probs_N = self.token_log_probs(batch.tokens).log_probs_N
         reference_N = self.reference_log_probs(batch.tokens) if batch.reference_N is None else batch.reference_N
         if reference_N is None:
-            raise UserError(f"model.reference: {_ROLLOUT!r} needs samples of the policy's own, so data of `Experience`")
+            raise _without_rollouts()
         ratios_S = sums(log_probs_N - reference_N, batch.sample_N, batch.rewards_PK.numel())
         known_P = ~batch.rewards_PK.isnan().any(1)
         scores_PK, rewards_PK = ratios_S.view_as(batch.rewards_PK)[known_P], batch.rewards_PK[known_P]
@@ -115,3 +122,7 @@ class RPO(SampledModel):
             "log_ratio": scores_PK.mean(1).sum(),
         }
         return loss_P.sum(), len(loss_P), parts
+
+
+def _without_rollouts() -> UserError:
+    return UserError(f"model.reference: {_ROLLOUT!r} needs samples of the policy's own, so data of `Experience`")
