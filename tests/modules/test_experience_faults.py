@@ -1,0 +1,342 @@
+"""What goes wrong while a policy learns costs a sample, or stops the run with one line; never a wrong weight."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from experience_run import Letters, Run, finite, same, write
+from fake_judge import FakeJudge
+from sorry_reward import Sorry
+
+from lnlit.data.preference import PreferenceData
+from lnlit.data.sources import JsonlSource
+from lnlit.errors import UserError
+from lnlit.interfaces import BatchReward, RewardResult
+from lnlit.modules.experience import HeldOut
+from lnlit.modules.grpo import GRPO
+from lnlit.modules.optim import AdamW
+from lnlit.modules.rloo import RLOO
+from lnlit.modules.rpo import RPO
+from lnlit.objectives.kl import KL
+from lnlit.rewards.llm_judge import LLMJudgeReward
+from lnlit.rollout.native import NativeEngine
+from lnlit.testing.tiny import tiny_folder
+
+
+class Short(BatchReward):
+    def score_batch(self, requests):
+        return [RewardResult(1.0)] * (len(requests) - 1)
+
+
+class Raises(BatchReward):
+    def score_batch(self, requests):
+        raise ConnectionError("nobody there")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("policy") / "model")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> str:
+    return write(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", [f"say {n}" for n in range(10)])
+
+
+@pytest.fixture
+def untouched(model) -> dict[str, torch.Tensor]:
+    from lnlit.testing.tiny import tiny_decoder
+
+    return dict(tiny_decoder().named_parameters())
+
+
+# rewards
+
+
+def test_whatever_a_reward_does_the_run_goes_on_and_counts_it(model, prompts, tmp_path, untouched):
+    run = Run(model, prompts, tmp_path, reward=Sorry(), prompts_per_rollout=5, samples_per_prompt=2).fit()
+    rows = [int(answer) % 5 for samples in run.drawn() for answer, *_ in samples]
+    kinds = {"raised": 0, "timed_out": 1, "none": 2, "not_finite": 3}
+    for kind, number in kinds.items():
+        assert run.metrics.of(f"train/rewards/letters/{kind}")[-1] == rows.count(number) > 0
+    unscorable = [sum(reward == "nan" for *_, reward in samples) / 10 for samples in run.drawn()]
+    assert run.metrics.of("train/rewards/unscorable") == pytest.approx(unscorable)
+    assert finite(run.weights) and not same(run.weights, untouched)
+
+
+@pytest.mark.parametrize(("reward", "kind"), [(Short(), "wrong_length"), (Raises(), "raised")])
+@pytest.mark.parametrize(
+    ("method", "settings"), [(GRPO, {"kl": KL(0.1)}), (GRPO, {"scale": "batch"}), (RLOO, {}), (RPO, {"beta": 0.1})]
+)
+def test_where_nothing_can_be_judged_nothing_is_learned(
+    model, prompts, tmp_path, untouched, reward, kind, method, settings
+):
+    run = Run(model, prompts, tmp_path, reward=reward, method=method, learner=settings).fit()
+    assert same(run.weights, untouched)
+    assert run.metrics.of(f"train/rewards/letters/{kind}") == [12, 24]
+    assert run.metrics.of("train/rewards/unscorable") == [1.0, 1.0]
+    assert run.metrics.of("train/loss_tokens") == [0, 0]
+
+
+def test_a_step_without_anything_to_learn_leaves_moments_alone(model, prompts, tmp_path):
+    """AdamW would go on in the direction of earlier steps."""
+    one = Run(model, prompts, tmp_path, steps=1, reward=Letters()).fit()
+    more = Run(model, prompts, tmp_path, steps=3, reward=Letters(lambda number, row: number >= 12)).fit()
+    assert same(one.weights, more.weights)
+
+
+@pytest.mark.parametrize("method", [GRPO, RLOO])
+def test_samples_without_a_reward_count_for_nothing(model, prompts, tmp_path, method):
+    """Neither in the advantages of the others nor in what a mean is divided by."""
+    run = Run(model, prompts, tmp_path, steps=1, method=method, reward=Letters(lambda number, row: number in (1, 5)))
+    run.fit()
+    (samples,) = run.samples["train"]
+    assert [s.advantage for s in samples if math.isnan(s.reward)] == [0.0, 0.0]
+    for prompt in (samples[0:3], samples[3:6]):
+        known = torch.tensor([[s.reward for s in prompt if not math.isnan(s.reward)]])
+        expected = run.module.advantages(known).flatten().tolist()
+        assert [s.advantage for s in prompt if not math.isnan(s.reward)] == pytest.approx(expected)
+    if method is GRPO:
+        learned = sum(len(s.rollout.token_ids) for s in samples if not math.isnan(s.reward))
+        assert run.metrics.of("train/loss_tokens") == [learned]
+
+
+def test_a_prompt_that_cannot_be_judged_teaches_nothing(model, prompts, tmp_path):
+    run = Run(model, prompts, tmp_path, steps=1, reward=Letters(lambda number, row: number < 3)).fit()
+    (samples,) = run.samples["train"]
+    assert all(math.isnan(s.reward) and s.advantage == 0 for s in samples[:3])
+    assert run.metrics.of("train/frac_reward_zero_std")[0] >= 0.25
+    assert finite(run.weights)
+    assert run.metrics.of("train/loss_tokens") == [sum(len(s.rollout.token_ids) for s in samples[3:])]
+
+
+def test_rpo_leaves_a_prompt_out_of_which_one_reward_is_missing(model, prompts, tmp_path):
+    run = Run(
+        model, prompts, tmp_path, 1, RPO, Letters(lambda number, row: number in (1, 4)), learner={"beta": 0.1}
+    ).fit()
+    assert run.metrics.of("train/loss_tokens") == [2]
+    assert finite(run.weights)
+    run = Run(model, prompts, tmp_path, 1, RPO, learner={"beta": 0.1}).fit()
+    assert run.metrics.of("train/loss_tokens") == [4]
+
+
+def test_a_judges_own_reasons_are_logged(model, prompts, tmp_path):
+    judge = FakeJudge()
+    judge.behave = lambda number, body: (400, b"no") if number % 2 else None
+    try:
+        run = Run(model, prompts, tmp_path, 1, reward=LLMJudgeReward(judge.url, "judge", retries=0)).fit()
+    finally:
+        judge.close()
+    refused = run.metrics.of("train/rewards/letters/refused")
+    assert refused == run.metrics.of("train/rewards/letters/none") and 0 < refused[0] < 12
+
+
+# the engine
+
+
+class Unsure(NativeEngine):
+    """Does not know the probabilities of some completions."""
+
+    def __init__(self, *args, every: int) -> None:
+        super().__init__(*args)
+        self.every = every
+
+    def generate(self, requests, sampling):
+        found = super().generate(requests, sampling)
+        return [
+            replace(rollout, logprobs=(math.nan,) * len(rollout.token_ids)) if number % self.every == 0 else rollout
+            for number, rollout in enumerate(found)
+        ]
+
+
+@pytest.mark.parametrize("accumulate", [1, 12])
+def test_a_completion_of_unknown_probability_is_not_learned_from(model, prompts, tmp_path, accumulate):
+    """Also where it is all that a micro-batch has."""
+    engine = Unsure(64, "float32", "cpu", every=6)
+    run = Run(model, prompts, tmp_path, engine=engine, trainer={"accumulate_grad_batches": accumulate}).fit()
+    assert run.metrics.of("train/sampling/nan_logprobs") == [2.0, 2.0]
+    for samples, tokens in zip(run.samples["train"], run.metrics.of("train/loss_tokens"), strict=True):
+        assert [s.learned for s in samples] == [number % 6 != 0 for number in range(12)]
+        assert tokens == sum(len(s.rollout.token_ids) for s in samples if s.learned)
+    assert finite(run.weights)
+
+
+def test_an_engine_that_knows_no_probability_stops_the_run(model, prompts, tmp_path):
+    with pytest.raises(UserError, match=r"after the sync at step 0: the engine gave no log-probs .*finite") as stop:
+        Run(model, prompts, tmp_path, engine=Unsure(64, "float32", "cpu", every=1)).fit()
+    assert "\n" not in str(stop.value)
+
+
+class GivesUp(NativeEngine):
+    """Cannot go on in its third rollout."""
+
+    def generate(self, requests, sampling):
+        if self._version == 2:
+            raise UserError("the engine is broken; buy another one")
+        return super().generate(requests, sampling)
+
+
+def test_an_engine_that_gives_up_stops_the_run_and_leaves_the_checkpoint(model, prompts, tmp_path):
+    whole = Run(model, prompts, tmp_path / "whole", 4).fit()
+    broken = Run(model, prompts, tmp_path, 4, engine=GivesUp(64, "float32", "cpu"), save=True)
+    with pytest.raises(UserError, match="buy another one"):
+        broken.fit()
+    checkpoints = tmp_path / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-2.ckpt"]
+    resumed = Run(model, prompts, tmp_path, 4, save=True, ckpt_path=checkpoints / "step-2.ckpt").fit()
+    assert broken.drawn() + resumed.drawn() == whole.drawn()
+    assert same(resumed.weights, whole.weights)
+
+
+class Quantised(NativeEngine):
+    needs_correction = True
+
+
+def test_an_imprecise_engine_needs_a_correction(model, prompts, tmp_path):
+    engine = Quantised(64, "float32", "cpu")
+    with pytest.raises(UserError, match=r"model\.correction: Quantised computes in another precision"):
+        Run(model, prompts, tmp_path, engine=engine, learner={"correction": None}).fit()
+    Run(model, prompts, tmp_path, 1, engine=Quantised(64, "float32", "cpu")).fit()
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_an_engine_that_sleeps_changes_nothing(model, prompts, tmp_path, updates):
+    held_out = HeldOut(JsonlSource(prompts))
+    runs = [
+        Run(
+            model,
+            prompts,
+            tmp_path,
+            4,
+            sleep=sleep,
+            updates_per_rollout=updates,
+            held_out=held_out,
+            trainer={"val_check_interval": 1},
+        ).fit()
+        for sleep in (False, True)
+    ]
+    assert runs[0].drawn() == runs[1].drawn() and runs[0].drawn("val") == runs[1].drawn("val")
+    assert same(runs[0].weights, runs[1].weights)
+    assert runs[1].data.engine._decoder is None
+
+
+# prompts
+
+
+def test_long_prompts_are_left_out_and_counted(model, tmp_path, caplog):
+    file = write(tmp_path / "prompts.jsonl", ["short " * 2, "long " * 80, "short", "long " * 90])
+    with caplog.at_level(logging.INFO):
+        run = Run(model, file, tmp_path, prompts_per_rollout=4).fit()
+    assert "data.prompts: 2 of 4 rows left out: no prompt, or one of over 250 tokens" in caplog.text
+    assert run.metrics.of("train/prompts/left_out")[0] == 2
+    assert {answer for samples in run.drawn() for answer, *_ in samples} == {"0", "2"}
+
+
+def test_prompts_that_are_all_too_long_are_refused(model, tmp_path):
+    file = write(tmp_path / "prompts.jsonl", ["long " * 80] * 3)
+    with pytest.raises(UserError, match=r"data\.prompts: none of 3 rows has a prompt of at most 250 tokens"):
+        Run(model, file, tmp_path).fit()
+
+
+class SomeFlat(Letters):
+    """All answers to two thirds of the prompts are equally good."""
+
+    def score_batch(self, requests):
+        found = super().score_batch(requests)
+        flat = [int(request.row["answer"]) % 3 > 0 for request in requests]
+        return [RewardResult(1.0) if same else result for same, result in zip(flat, found, strict=True)]
+
+
+def test_prompts_that_teach_nothing_are_drawn_anew(model, prompts, tmp_path):
+    learned: list[int] = []
+
+    class Counting(GRPO):
+        def training_step(self, batch, batch_idx):
+            learned.append(batch.samples)
+            return super().training_step(batch, batch_idx)
+
+    def begin(root, steps, **settings):
+        return Run(model, prompts, root, steps, Counting, SomeFlat(), resample=2, updates_per_rollout=2, **settings)
+
+    whole = begin(tmp_path / "whole", 6, save=True).fit()
+    assert learned == [6] * 6
+    resampled = whole.metrics.of("train/resampled")[::2]
+    assert [len(samples) // 3 - 4 for samples in whole.drawn()] == resampled and max(resampled) > 0
+    flat = [[s.advantage for s in samples if s.advantage == 0] for samples in whole.samples["train"]]
+    assert any(flat)
+    assert begin(tmp_path / "again", 6).fit().drawn() == whole.drawn()
+    for stop in (2, 3):
+        root = tmp_path / f"stopped-{stop}"
+        first = begin(root, stop, save=True).fit()
+        rest = begin(root, 6, save=True, ckpt_path=root / "checkpoints" / f"step-{stop}.ckpt").fit()
+        assert first.drawn() + rest.drawn() == whole.drawn()
+        assert same(rest.weights, whole.weights)
+
+
+# held-out prompts
+
+
+def test_held_out_prompts_are_answered_alike_each_time_and_disturb_nothing(model, prompts, tmp_path):
+    held_out = HeldOut(JsonlSource(write(tmp_path / "held.jsonl", [f"tell {n}" for n in range(3)])), 2)
+    without = Run(model, prompts, tmp_path, 4, updates_per_rollout=2, trainer={"limit_val_batches": 0}).fit()
+    run = Run(
+        model, prompts, tmp_path, 4, updates_per_rollout=2, held_out=held_out, trainer={"val_check_interval": 1}
+    ).fit()
+    assert same(run.weights, without.weights)
+    assert run.drawn() == without.drawn()
+    assert len(run.drawn("val")) == 5  # one is Lightning's check before the first step
+    versions = [{s.rollout.weight_version for s in samples} for samples in run.samples["val"]]
+    assert versions == [{0}, {1}, {2}, {3}, {4}]
+    assert len({tuple(s.rollout.seed for s in samples) for samples in run.samples["val"]}) == 1
+    means = [sum(s.reward for s in samples) / 6 for samples in run.samples["val"][1:]]
+    assert run.metrics.of("val/reward") == pytest.approx(means)
+    assert run.metrics.of("val/rewards/letters/mean") == pytest.approx(means)
+    assert {*run.metrics.of("val/completions/max_length")} <= set(range(7))
+
+
+def test_metrics_of_a_rollout_are_logged_with_its_first_step(model, prompts, tmp_path):
+    """Whatever the number of micro-batches: the first of them carries the metrics, the last is what is logged."""
+    run = Run(model, prompts, tmp_path, 4, updates_per_rollout=2, trainer={"accumulate_grad_batches": 2}).fit()
+    means = [sum(s.reward for s in samples) / 12 for samples in run.samples["train"]]
+    assert run.metrics.of("train/reward")[::2] == pytest.approx(means)
+
+
+# RPO
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_rpo_by_rollout_begins_each_rollout_at_its_reference(model, prompts, tmp_path, accumulate):
+    settings = {"beta": 0.1, "reference": "rollout"}
+    run = Run(
+        model,
+        prompts,
+        tmp_path,
+        6,
+        RPO,
+        updates_per_rollout=2,
+        learner=settings,
+        trainer={"accumulate_grad_batches": accumulate},
+    ).fit()
+    ratios = run.metrics.of("train/log_ratio")
+    assert ratios[::2] == pytest.approx([0.0] * 3, abs=1e-5)
+    assert all(abs(ratio) > 1e-3 for ratio in ratios[1::2])
+
+
+def test_rpo_by_rollout_is_refused_without_rollouts(model, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        "".join(json.dumps({"prompt": f"{n}?", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(4))
+    )
+    module = RPO(str(model), AdamW(1e-3), beta=0.1, reference="rollout")
+    data = PreferenceData(str(model), JsonlSource(str(file)), 64, 2)
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match=r"model\.reference: 'rollout' needs samples of the policy's own"):
+        trainer.fit(module, data)
+    assert not hasattr(module, "decoder")
