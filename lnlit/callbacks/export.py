@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import cast
@@ -52,7 +53,8 @@ class ExportModel(L.Callback):
             for _ in weights:  # takes part in gathering shards
                 pass
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: value for name, value in logged.items() if math.isfinite(value)}  # JSON has no NaN
         provenance = {
             **descent(str(module.model)),
             "method": type(module).__name__,

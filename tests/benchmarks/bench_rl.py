@@ -132,26 +132,7 @@ def trl(model: str, steps: int, bf16_weights: bool = False) -> list[dict[str, fl
         trainer = GRPOTrainer(
             AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if bf16_weights else torch.float32),
             [reward],
-            GRPOConfig(
-                scratch,
-                use_cpu=True,
-                bf16=True,
-                max_steps=steps,
-                per_device_train_batch_size=PROMPTS * SAMPLES // MICRO_BATCHES,
-                gradient_accumulation_steps=MICRO_BATCHES,
-                num_generations=SAMPLES,
-                max_completion_length=NEW_TOKENS,
-                generation_kwargs={"min_new_tokens": NEW_TOKENS},
-                temperature=1.0,
-                learning_rate=1e-6,
-                lr_scheduler_type="constant",
-                gradient_checkpointing=False,
-                max_grad_norm=1.0,
-                report_to=[],
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-            ),
+            GRPOConfig(scratch, max_steps=steps, **_TRL_SETTINGS),
             train_dataset=Dataset.from_list(prompts),
             callbacks=[Clock()],
         )
@@ -160,6 +141,25 @@ def trl(model: str, steps: int, bf16_weights: bool = False) -> list[dict[str, fl
         trainer.train()
     return found
 
+
+_TRL_SETTINGS: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": True,
+    "per_device_train_batch_size": PROMPTS * SAMPLES // MICRO_BATCHES,
+    "gradient_accumulation_steps": MICRO_BATCHES,
+    "num_generations": SAMPLES,
+    "max_completion_length": NEW_TOKENS,
+    "generation_kwargs": {"min_new_tokens": NEW_TOKENS},
+    "temperature": 1.0,
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant",
+    "gradient_checkpointing": False,
+    "max_grad_norm": 1.0,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+}
 
 SUBJECTS: dict[str, Callable[[str, int], list[dict[str, float]]]] = {
     "lnlit": lnlit,
