@@ -15,8 +15,8 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 
 _NOT_STARTED = (
-    "rewards: the processes that judge did not start. They import the script that started the run, so what it does must "
-    'stand below `if __name__ == "__main__":`'
+    "rewards: the processes that judge did not start. They import the script that started the run, so what it does "
+    'must stand below `if __name__ == "__main__":`'
 )
 
 
