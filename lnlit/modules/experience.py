@@ -172,11 +172,18 @@ class Experience(L.LightningDataModule):
 
     # Lightning
 
-    def train_dataloader(self) -> ExperienceLoader:
+    def setup(self, stage: str) -> None:
+        """Before anything is sampled, be it for validation."""
+        if stage == "fit":
+            self._check_run()
+
+    def _check_run(self) -> None:
         trainer = self.trainer
         assert trainer is not None
         if trainer.max_steps < 0:
             raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
+        if self.policy.data_parallel_size() < trainer.world_size:
+            raise UserError("trainer.strategy: each rank samples for itself, so none with tensor parallelism")
         if self.engine.needs_correction and getattr(self.policy, "correction", True) is None:
             raise UserError(
                 f"model.correction: {type(self.engine).__name__} computes in another precision than the trainer, so "
@@ -192,6 +199,10 @@ class Experience(L.LightningDataModule):
                 f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
                 "data.prompts_per_rollout"
             )
+
+    def train_dataloader(self) -> ExperienceLoader:
+        trainer = self.trainer
+        assert trainer is not None
         # Lightning counts micro-batches; a step of the run so far may have had another number of them. What it calls
         # completed may be one less than ready, and that has to stay.
         progress = trainer.fit_loop.epoch_loop.batch_progress.current

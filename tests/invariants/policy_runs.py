@@ -1,6 +1,6 @@
 """Short runs of policies on samples of their own, the same on any number of ranks; also as a script for two of them:
 
-python -m torch.distributed.run ... policy_runs.py MODEL PROMPTS OUT
+python -m torch.distributed.run ... policy_runs.py MODEL PROMPTS BEGUN OUT
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from lnlit.callbacks.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints
 from lnlit.data.sources import JsonlSource
+from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
@@ -86,6 +87,7 @@ def run(
     ranks: int = 1,
     steps: int = 2,
     root: Path | None = None,
+    strategy: Any = None,
 ) -> dict[str, Any]:
     """Samples, rewards, metrics and final weights of a few optimizer steps in double precision. With a `root` it saves
     a checkpoint there at the end, and goes on from one that it finds.
@@ -104,8 +106,8 @@ def run(
     trainer = L.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy="auto" if ranks == 1 else DDPStrategy(process_group_backend="gloo"),
-        precision="64-true",
+        strategy="auto" if ranks == 1 else strategy or DDPStrategy(process_group_backend="gloo"),
+        precision="64-true" if strategy is None else None,
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=1.0,
@@ -126,5 +128,12 @@ def run(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = {f"{case} {steps}": run(*sys.argv[1:3], case, steps, ranks=2) for case in CASES for steps in (1, 2)}
-    torch.save(found, Path(sys.argv[3]).with_suffix(f".{os.environ['RANK']}"))
+    files, begun, out = sys.argv[1:3], Path(sys.argv[3]), Path(sys.argv[4])
+    found = {f"{case} {steps}": run(*files, case, steps, ranks=2) for case in CASES for steps in (1, 2)}
+    found["resumed"] = run(*files, "two_updates", 2, ranks=2, steps=3, root=begun)
+    try:
+        split = ModelParallelStrategy(1, 2, process_group_backend="gloo")
+        run(*files, "token_mean", ranks=2, strategy=split)
+    except UserError as error:
+        found["split"] = str(error)
+    torch.save(found, out.with_suffix(f".{os.environ['RANK']}"))

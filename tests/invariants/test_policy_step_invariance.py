@@ -85,10 +85,16 @@ def test_packing_and_padding_change_nothing(files, case, padding_side, monkeypat
 def two_ranks(files, tmp_path_factory) -> list[dict[str, Any]]:
     """What each rank found; its name is the case and the number of micro-batches."""
     out = tmp_path_factory.mktemp("ranks") / "found.pt"
+    run(*files, "two_updates", steps=1, root=out.parent)
     script = Path(__file__).with_name("policy_runs.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
-        [*command, *files, str(out)], cwd=out.parent, capture_output=True, text=True, timeout=280, check=False
+        [*command, *files, str(out.parent), str(out)],
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(out.with_suffix(f".{rank}"), weights_only=True) for rank in (0, 1)]
@@ -100,3 +106,17 @@ def test_two_gloo_ranks_equal_one(files, two_ranks, case, accumulate):
     """On both, for each hands on to the next rollout what it made of the last one."""
     for rank in two_ranks:
         assert_same(rank[f"{case} {accumulate}"], reference(files, case))
+
+
+def test_two_ranks_go_on_where_one_stopped(files, two_ranks):
+    """Amid a rollout: what is left of it was drawn by the one, the next by both."""
+    expected = run(*files, "two_updates", steps=3)
+    drawn = len(expected["seen"]) // 2
+    expected["metrics"].pop("train/rewards/Letters/none")  # counted since the process began
+    for rank in two_ranks:
+        assert_same(rank["resumed"], {**expected, "seen": expected["seen"][drawn:]})
+
+
+def test_tensor_parallel_ranks_are_refused(two_ranks):
+    for rank in two_ranks:
+        assert rank["split"].startswith("trainer.strategy: each rank samples for itself")

@@ -19,6 +19,7 @@ from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardResult
+from lnlit.modules import rollouts
 from lnlit.modules.experience import HeldOut
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
@@ -26,6 +27,7 @@ from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
 from lnlit.rewards.llm_judge import LLMJudgeReward
+from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.rollout.native import NativeEngine
 from lnlit.testing.tiny import tiny_folder
 
@@ -174,6 +176,16 @@ def test_an_engine_that_knows_no_probability_stops_the_run(model, prompts, tmp_p
     assert "\n" not in str(stop.value)
 
 
+def test_a_rank_that_knows_no_probability_goes_on_with_the_others(model, prompts, tmp_path, untouched, monkeypatch):
+    """What is told of the other rank: its largest difference, their sum, their number."""
+    other = (0.1, 1.0, 10)
+    monkeypatch.setattr(rollouts, "everyones", lambda mine: [mine, other] if isinstance(mine, tuple) else [mine])
+    run = Run(model, prompts, tmp_path, engine=Unsure(64, "float32", "cpu", every=1)).fit()
+    assert run.metrics.of("train/sampling/logp_difference/max") == pytest.approx([0.1, 0.1])
+    assert run.metrics.of("train/sampling/logp_difference/mean") == pytest.approx([0.1, 0.1])
+    assert same(run.weights, untouched)
+
+
 class GivesUp(NativeEngine):
     """Cannot go on in its third rollout."""
 
@@ -278,6 +290,47 @@ def test_prompts_that_teach_nothing_are_drawn_anew(model, prompts, tmp_path):
         rest = begin(root, 6, save=True, ckpt_path=root / "checkpoints" / f"step-{stop}.ckpt").fit()
         assert first.drawn() + rest.drawn() == whole.drawn()
         assert same(rest.weights, whole.weights)
+
+
+class StopAt(L.Callback):
+    """As Ctrl-C does: the run is told to stop, and how long it was to be does not change."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args, **kwargs):
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
+
+
+def test_a_curriculum_goes_on_where_it_was(model, tmp_path):
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}"}], "answer": str(n), "pass_rate": n / 30}
+        for n in range(30)
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def begin(root, steps, **settings):
+        order = GaussianCurriculum(levels=6)
+        run = Run(model, str(file), root, 6, reward=SomeFlat(), order=order, resample=1, save=True, **settings)
+        run.trainer.callbacks.append(StopAt(steps))
+        return run.fit()
+
+    whole = begin(tmp_path / "whole", 6)
+    rates = [sum(int(answer) for answer, *_ in samples) / len(samples) for samples in whole.drawn()]
+    assert sum(rates[:3]) > sum(rates[3:])
+    first = begin(tmp_path / "parts", 3)
+    rest = begin(tmp_path / "parts", 6, ckpt_path=tmp_path / "parts" / "checkpoints" / "step-3.ckpt")
+    assert first.drawn() + rest.drawn() == whole.drawn()
+    assert same(rest.weights, whole.weights)
+
+
+def test_a_run_that_cannot_be_is_refused_before_anything_is_sampled(model, prompts, tmp_path):
+    held_out = HeldOut(JsonlSource(prompts))
+    run = Run(model, prompts, tmp_path, held_out=held_out, trainer={"accumulate_grad_batches": 13})
+    with pytest.raises(UserError, match="13 micro-batches"):
+        run.fit()
+    assert run.drawn("val") == []
 
 
 # held-out prompts
