@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lnlit.callbacks.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
+from lnlit.interfaces import BatchReward, PreferenceBatch, RewardRequest, RewardResult
 from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
@@ -69,10 +69,21 @@ class Letters(BatchReward):
         return letters if letters or int(request.row["answer"]) % 3 else None
 
 
+class Rows(L.Callback):
+    """Whether a row held several samples, and they stood in another order than they were drawn."""
+
+    together = mixed = False
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        samples = batch.rewards_PK.numel() if isinstance(batch, PreferenceBatch) else batch.samples
+        self.together |= len(batch.tokens.tokens) < samples
+        self.mixed |= batch.sample_N.tolist() != sorted(batch.sample_N.tolist())
+
+
 def write_prompts(file: Path, count: int = 20) -> str:
     """Prompts of different lengths."""
     rows = [
-        {"messages": [{"role": "user", "content": f"say {n}" + "!" * (n * 7 % 11)}], "answer": str(n)}
+        {"messages": [{"role": "user", "content": f"say {n}" + "!" * (n * n * 17 % 151)}], "answer": str(n)}
         for n in range(count)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -103,6 +114,7 @@ def run(
         )
     )
     module = method(model, AdamW(1e-3, schedule="constant", warmup_ratio=0.0), **settings)
+    rows = Rows()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -114,7 +126,7 @@ def run(
         logger=False,
         enable_checkpointing=root is not None,
         default_root_dir=root,
-        callbacks=[] if root is None else [Checkpoint(0)],
+        callbacks=[rows] if root is None else [rows, Checkpoint(0)],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -123,7 +135,7 @@ def run(
     trainer.fit(module, data, ckpt_path=found[-1] if found else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/time/" not in name}
     weights = {name: parameter.detach().clone() for name, parameter in module.decoder.named_parameters()}
-    return {"seen": seen, "metrics": metrics, "weights": weights}
+    return {"seen": seen, "metrics": metrics, "weights": weights, "packed": rows.together and rows.mixed}
 
 
 if __name__ == "__main__":

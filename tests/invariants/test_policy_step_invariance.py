@@ -45,11 +45,13 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_cases_say_something(files, case):
-    """Samples of several lengths, cut and uncut ones, rewards that are missing, and weights that move."""
+    """Samples of several lengths, cut and uncut ones, rewards that are missing, rows of many samples, weights that
+    move."""
     found, start = reference(files, case), dict(tiny_decoder().named_parameters())
     assert len({len(tokens) for _, tokens, _ in found["seen"]}) > 3
     assert {reward == "nan" for *_, reward in found["seen"]} == {False, True}
     assert 0 < found["metrics"]["train/completions/clipped_ratio"] < 1
+    assert found["packed"]
     assert any((found["weights"][name] - start[name]).norm() > 1e-3 * start[name].norm() for name in start)
 
 
@@ -78,7 +80,9 @@ def one_per_row(padding_side: str):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_packing_and_padding_change_nothing(files, case, padding_side, monkeypatch):
     monkeypatch.setattr(experience, "pack", one_per_row(padding_side))
-    assert_same(run(*files, case, 2), reference(files, case))
+    found = run(*files, case, 2)
+    assert not found["packed"]
+    assert_same(found, reference(files, case))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def finite(weights: dict[str, torch.Tensor]) -> bool:
     return all(bool(weight.isfinite().all()) for weight in weights.values())
+
+
+class Unsure(NativeEngine):
+    """Does not know the probabilities of some completions."""
+
+    def __init__(self, *args, every: int) -> None:
+        super().__init__(*args)
+        self.every = every
+
+    def generate(self, requests, sampling):
+        found = super().generate(requests, sampling)
+        return [
+            replace(rollout, logprobs=(math.nan,) * len(rollout.token_ids)) if number % self.every == 0 else rollout
+            for number, rollout in enumerate(found)
+        ]

@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
-from experience_run import Letters, Run, finite, same, write
+from experience_run import Letters, Run, Unsure, finite, same, write
 from fake_judge import FakeJudge
 from sorry_reward import Sorry
 
-from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardResult
 from lnlit.modules import rollouts
 from lnlit.modules.experience import HeldOut
 from lnlit.modules.grpo import GRPO
-from lnlit.modules.optim import AdamW
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
 from lnlit.rewards.llm_judge import LLMJudgeReward
 from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.rollout.native import NativeEngine
-from lnlit.testing.tiny import tiny_folder
 
 
 class Short(BatchReward):
@@ -43,8 +39,8 @@ class Raises(BatchReward):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("policy") / "model")
+def model(tiny_parent) -> Path:
+    return tiny_parent
 
 
 @pytest.fixture(scope="module")
@@ -119,16 +115,6 @@ def test_a_prompt_that_cannot_be_judged_teaches_nothing(model, prompts, tmp_path
     assert run.metrics.of("train/loss_tokens") == [sum(len(s.rollout.token_ids) for s in samples[3:])]
 
 
-def test_rpo_leaves_a_prompt_out_of_which_one_reward_is_missing(model, prompts, tmp_path):
-    run = Run(
-        model, prompts, tmp_path, 1, RPO, Letters(lambda number, row: number in (1, 4)), learner={"beta": 0.1}
-    ).fit()
-    assert run.metrics.of("train/loss_tokens") == [2]
-    assert finite(run.weights)
-    run = Run(model, prompts, tmp_path, 1, RPO, learner={"beta": 0.1}).fit()
-    assert run.metrics.of("train/loss_tokens") == [4]
-
-
 def test_a_judges_own_reasons_are_logged(model, prompts, tmp_path):
     judge = FakeJudge()
     judge.behave = lambda number, body: (400, b"no") if number % 2 else None
@@ -141,21 +127,6 @@ def test_a_judges_own_reasons_are_logged(model, prompts, tmp_path):
 
 
 # the engine
-
-
-class Unsure(NativeEngine):
-    """Does not know the probabilities of some completions."""
-
-    def __init__(self, *args, every: int) -> None:
-        super().__init__(*args)
-        self.every = every
-
-    def generate(self, requests, sampling):
-        found = super().generate(requests, sampling)
-        return [
-            replace(rollout, logprobs=(math.nan,) * len(rollout.token_ids)) if number % self.every == 0 else rollout
-            for number, rollout in enumerate(found)
-        ]
 
 
 @pytest.mark.parametrize("accumulate", [1, 12])
@@ -359,37 +330,3 @@ def test_metrics_of_a_rollout_are_logged_with_its_first_step(model, prompts, tmp
     run = Run(model, prompts, tmp_path, 4, updates_per_rollout=2, trainer={"accumulate_grad_batches": 2}).fit()
     means = [sum(s.reward for s in samples) / 12 for samples in run.samples["train"]]
     assert run.metrics.of("train/reward")[::2] == pytest.approx(means)
-
-
-# RPO
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_rpo_by_rollout_begins_each_rollout_at_its_reference(model, prompts, tmp_path, accumulate):
-    settings = {"beta": 0.1, "reference": "rollout"}
-    run = Run(
-        model,
-        prompts,
-        tmp_path,
-        6,
-        RPO,
-        updates_per_rollout=2,
-        learner=settings,
-        trainer={"accumulate_grad_batches": accumulate},
-    ).fit()
-    ratios = run.metrics.of("train/log_ratio")
-    assert ratios[::2] == pytest.approx([0.0] * 3, abs=1e-5)
-    assert all(abs(ratio) > 1e-3 for ratio in ratios[1::2])
-
-
-def test_rpo_by_rollout_is_refused_without_rollouts(model, tmp_path):
-    file = tmp_path / "pairs.jsonl"
-    file.write_text(
-        "".join(json.dumps({"prompt": f"{n}?", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(4))
-    )
-    module = RPO(str(model), AdamW(1e-3), beta=0.1, reference="rollout")
-    data = PreferenceData(str(model), JsonlSource(str(file)), 64, 2)
-    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
-    with pytest.raises(UserError, match=r"model\.reference: 'rollout' needs samples of the policy's own"):
-        trainer.fit(module, data)
-    assert not hasattr(module, "decoder")
