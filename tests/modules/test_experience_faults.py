@@ -254,6 +254,8 @@ def test_prompts_that_teach_nothing_are_drawn_anew(model, prompts, tmp_path):
     assert [len(samples) // 3 - 4 for samples in whole.drawn()] == resampled and max(resampled) > 0
     flat = [[s.advantage for s in samples if s.advantage == 0] for samples in whole.samples["train"]]
     assert any(flat)
+    seeds = [s.rollout.seed for samples in whole.samples["train"] for s in samples]
+    assert len(set(seeds)) == len(seeds)
     assert begin(tmp_path / "again", 6).fit().drawn() == whole.drawn()
     for stop in (2, 3):
         root = tmp_path / f"stopped-{stop}"
