@@ -38,7 +38,8 @@ class Stability(L.Callback):
         full = len(self.recent) == self.recent.maxlen
         exploded = full and norm > self.explosion_factor * median(self.recent)
         if math.isfinite(norm) and not exploded:
-            self.recent.append(norm)
+            if norm:  # nothing was learned, as where all of a policy's samples are equally good
+                self.recent.append(norm)
             self.in_a_row = 0
             return False
         self.skipped += 1

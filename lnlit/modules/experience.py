@@ -63,7 +63,8 @@ class Experience(L.LightningDataModule):
         reward_workers: processes that judge.
         proof: how many samples of each rollout the trainer scores again, to prove that the engine has its weights.
         max_logprob_difference: the run stops where a token's log-prob differs by more between engine and trainer.
-        sleep: whether the engine gives its memory back while the policy trains.
+        take_turns: with the accelerator's memory: the engine sleeps while the policy trains, and weights, gradients and
+            optimizer state of the policy wait in host memory while the engine generates.
         seed: of the prompts' order and of every sample.
     """
 
@@ -85,7 +86,7 @@ class Experience(L.LightningDataModule):
         reward_workers: int = 2,
         proof: int = 4,
         max_logprob_difference: float = 1.0,
-        sleep: bool = False,
+        take_turns: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -107,11 +108,10 @@ class Experience(L.LightningDataModule):
         self.max_new_tokens, self.updates_per_rollout = max_new_tokens, updates_per_rollout
         self.resample, self.truncated, self.seed = resample, truncated, seed
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
-        self.held_out, self.sleep = held_out, sleep
+        self.held_out = held_out
         self.phases = Phases()
-        self._sampler = partial(
-            Rollouts, engine, rewards, reward_workers, proof=proof, max_difference=max_logprob_difference
-        )
+        sampling = {"proof": proof, "max_difference": max_logprob_difference, "take_turns": take_turns}
+        self._sampler = partial(Rollouts, engine, rewards, reward_workers, **sampling)
         self._order = order or Uniform()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
         self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
@@ -232,8 +232,7 @@ class Experience(L.LightningDataModule):
         """Fills `pending` with the samples of one rollout, scored, in the order in which they are learned from."""
         self.phases.seconds.clear()
         groups, drawn, metrics = self._draw()
-        if self.sleep:
-            self.sampler.sleep()
+        self.sampler.rest()
         updates = [
             [sample for group in groups[slice(*ends)] for sample in group]
             for ends in _ranges(len(groups), self.updates_per_rollout)
@@ -347,8 +346,7 @@ class Experience(L.LightningDataModule):
             for number, prompt in enumerate(self.held_out_prompts)
         ]
         samples, agreement = self.sampler.sample(self.policy, asked, self.max_new_tokens)
-        if self.sleep:
-            self.sampler.sleep()
+        self.sampler.rest()
         for listener in self.listeners:
             listener("val", samples)
         return describe(samples, size) | agreement

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from lnlit.checkpoint.folder import hf_config
@@ -14,6 +14,7 @@ from lnlit.data.tokenizer import pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyWeights, Reward, RewardRequest, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.models.weights import canonical_weights
+from lnlit.modules.offload import offloaded
 from lnlit.modules.ranks import everyones
 from lnlit.modules.sampled import SampledModel, pack
 from lnlit.rewards.pool import RewardPool
@@ -62,6 +63,7 @@ class Rollouts:
         phases: where the time goes.
         proof: how many of a rank's samples the trainer scores again after each sync.
         max_difference: the run stops where a token's log-prob differs by more nats between engine and trainer.
+        take_turns: engine and policy do, with the accelerator's memory.
     """
 
     def __init__(
@@ -73,13 +75,14 @@ class Rollouts:
         phases: Phases,
         proof: int,
         max_difference: float,
+        take_turns: bool,
     ) -> None:
         self.engine, self.encoder, self.phases = engine, encoder, phases
         self.weights = {r.name or type(r.reward).__name__: r.weight for r in rewards}
         if len(self.weights) < len(rewards):
             raise UserError(f"data.rewards: two are called the same of {', '.join(self.weights)}; give them names")
         self.pool = RewardPool(dict(zip(self.weights, (r.reward for r in rewards), strict=True)), workers)
-        self.proof, self.max_difference = proof, max_difference
+        self.proof, self.max_difference, self.take_turns = proof, max_difference, take_turns
         self._version: int | None = None
         self._proven = False
 
@@ -95,10 +98,11 @@ class Rollouts:
             self.engine.load_weights(weights)
         self._version = policy.global_step
 
-    def sleep(self) -> None:
-        """Let the engine give its memory back until the next sync."""
-        self.engine.sleep()
-        self._version = None
+    def rest(self) -> None:
+        """Nothing is generated until the next sync."""
+        if self.take_turns:
+            self.engine.sleep()
+            self._version = None
 
     def close(self) -> None:
         self.engine.close()
@@ -114,7 +118,7 @@ class Rollouts:
         self.sync(policy)
         mine: list[Sample] = []
         if share := prompts[rank::ranks]:  # few prompts, as where some are replaced, leave a rank none
-            mine = self._generate(share, RolloutSampling(max_new_tokens, policy.temperature, self._ends))
+            mine = self._generate(policy, share, RolloutSampling(max_new_tokens, policy.temperature, self._ends))
             with self.phases("reward"):
                 self._judge(mine)
         agreement = {}
@@ -148,10 +152,12 @@ class Rollouts:
     def _ends(self) -> tuple[int, ...]:
         return tuple(self.encoder.end_ids())
 
-    def _generate(self, prompts: Sequence[tuple[Prompt, Sequence[int]]], sampling: RolloutSampling) -> list[Sample]:
+    def _generate(
+        self, policy: SampledModel, prompts: Sequence[tuple[Prompt, Sequence[int]]], sampling: RolloutSampling
+    ) -> list[Sample]:
         owners = [prompt for prompt, seeds in prompts for _ in seeds]
         requests = [RolloutRequest(prompt.token_ids, seed) for prompt, seeds in prompts for seed in seeds]
-        with self.phases("generate"):
+        with self.phases("generate"), offloaded(policy) if self.take_turns else nullcontext():
             rollouts = self.engine.generate(requests, sampling)
         texts = self.encoder.tokenizer.batch_decode([list(r.token_ids) for r in rollouts], skip_special_tokens=True)
         return [Sample(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
@@ -163,6 +169,7 @@ class Rollouts:
             sample.reward = sum(
                 math.nan if result.value is None else self.weights[name] * result.value
                 for name, result in rewards.items()
+                if self.weights[name]  # what is only watched decides nothing, not even by its absence
             )
 
     def _prove(self, policy: SampledModel, samples: Sequence[Sample]) -> dict[str, float]:

@@ -40,7 +40,8 @@ def squared(scores_PK: Tensor, rewards_PK: Tensor, beta: float, eta: float) -> T
     """
     distance_PK = beta * scores_PK - eta * rewards_PK
     # the mean over pairs of squared differences is twice the sample variance
-    return 2 * distance_PK.var(-1, correction=1) / beta
+    spread_PK = distance_PK - distance_PK.mean(-1, keepdim=True)
+    return 2 * spread_PK.square().sum(-1) / (distance_PK.shape[-1] - 1) / beta
 
 
 def dpo(scores_PK: Tensor, rewards_PK: Tensor, beta: float, eta: float) -> Tensor:

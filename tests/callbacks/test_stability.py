@@ -64,6 +64,12 @@ def test_a_bad_step_changes_no_weight_and_the_next_one_does(model, tmp_path, fac
     assert not torch.equal(weights[3], weights[4]) and torch.isfinite(weights[-1]).all()
 
 
+def test_steps_that_had_nothing_to_learn_do_not_make_the_next_one_an_explosion(model, tmp_path):
+    stability = Stability(explosion_factor=50, window=3)
+    fit(model, tmp_path, Poison({1: 0.0, 2: 0.0, 3: 0.0}), stability)
+    assert stability.skipped == 0
+
+
 def test_too_many_bad_steps_stop_with_advice(model, tmp_path):
     poison = Poison({step: float("nan") for step in range(1, 9)})
     with pytest.raises(UserError, match=r"2 gradient norms in a row.*reset_optimizer: true"):

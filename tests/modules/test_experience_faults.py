@@ -190,7 +190,7 @@ def test_an_imprecise_engine_needs_a_correction(model, prompts, tmp_path):
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_an_engine_that_sleeps_changes_nothing(model, prompts, tmp_path, updates):
+def test_taking_turns_with_the_memory_changes_nothing(model, prompts, tmp_path, updates):
     held_out = HeldOut(JsonlSource(prompts))
     runs = [
         Run(
@@ -198,12 +198,12 @@ def test_an_engine_that_sleeps_changes_nothing(model, prompts, tmp_path, updates
             prompts,
             tmp_path,
             4,
-            sleep=sleep,
+            take_turns=take_turns,
             updates_per_rollout=updates,
             held_out=held_out,
             trainer={"val_check_interval": 1},
         ).fit()
-        for sleep in (False, True)
+        for take_turns in (False, True)
     ]
     assert runs[0].drawn() == runs[1].drawn() and runs[0].drawn("val") == runs[1].drawn("val")
     assert same(runs[0].weights, runs[1].weights)
