@@ -80,7 +80,7 @@ IN_FILE = {
     ),
     "unknown registry name": (
         ("class_path: jsonl", "class_path: jsnl"),
-        "run.yaml:19: data.init_args.train.class_path: unknown source 'jsnl'. Did you mean 'jsonl'? Allowed: huggingf",
+        "run.yaml:19: data.init_args.train.class_path: unknown source 'jsnl'. Did you mean 'jsonl'? Allowed: difficul",
     ),
     "code from outside": (
         ("class_path: SFT", "class_path: os.system"),

@@ -10,7 +10,7 @@ import pytest
 import test_advantage
 import test_kl
 import test_policy
-import test_preference
+import test_preference_losses
 
 from lnlit.objectives import advantage, kl, policy, preference
 
@@ -79,13 +79,13 @@ BROKEN = {
         preference,
         "(policy_PK.exp() * (policy_PK - target_PK))",
         "(target_PK.exp() * (target_PK - policy_PK))",
-        lambda: test_preference.test_values_of_a_pair_are_the_published_ones(),
+        lambda: test_preference_losses.test_values_of_a_pair_are_the_published_ones(),
     ),
     "gradient lost in beta": (
         preference,
         "policy_PK - target_PK)).sum(-1) / beta",
         "policy_PK - target_PK)).sum(-1)",
-        lambda: test_preference.test_gradients_of_a_pair_are_the_published_ones(),
+        lambda: test_preference_losses.test_gradients_of_a_pair_are_the_published_ones(),
     ),
 }
 
@@ -99,14 +99,14 @@ def test_a_mistake_is_found(name, monkeypatch):
     copy = ModuleType(module.__name__)
     monkeypatch.setitem(sys.modules, module.__name__, copy)  # dataclasses look their module up
     exec(compile(source.replace(right, wrong), "broken copy", "exec"), copy.__dict__)
-    for own in (test_advantage, test_kl, test_policy, test_preference):
+    for own in (test_advantage, test_kl, test_policy, test_preference_losses):
         for key, value in list(vars(own).items()):
             if value is module:
                 monkeypatch.setattr(own, key, copy)
             elif getattr(value, "__module__", None) == module.__name__ and hasattr(copy, key):
                 monkeypatch.setattr(own, key, getattr(copy, key))
     for table in ("ESTIMATORS", "LOSSES"):
-        for own in (test_kl, test_preference):
+        for own in (test_kl, test_preference_losses):
             if hasattr(own, table) and hasattr(copy, table):
                 monkeypatch.setattr(own, table, getattr(copy, table))
     with pytest.raises(AssertionError):
