@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.plan import Corpus
@@ -42,14 +43,28 @@ class Tally:
 _WHEN_ANY = ("dropped", "unlearnable")
 
 
-class DocumentReader:
-    """Reads sources as documents of at most `sequence_length` tokens; `tally` counts what it read."""
+class RowEncoder(Protocol):
+    """Turns rows into documents; `UserError` for a row that is none."""
 
-    def __init__(self, encoder: ChatEncoder, sequence_length: int, too_long: TooLong) -> None:
+    def encode(self, row: Mapping[str, Any]) -> Document: ...
+    def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]: ...
+
+
+class RowReader(ABC):
+    """Reads sources row by row; `tally` counts what became of the rows."""
+
+    tally: Any
+
+    def __init__(self, encoder: RowEncoder) -> None:
         self.encoder = encoder
-        self.sequence_length = sequence_length
-        self.too_long = too_long
-        self.tally = Tally()
+
+    @abstractmethod
+    def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
+        """The document as it is used, counted; None where it is left out."""
+
+    @abstractmethod
+    def _corpus(self, documents: list[Document]) -> Corpus:
+        """Documents, at least one, as flat arrays."""
 
     def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
         """One document per row from row `start` on; None for a row that is left out. A bad row is a `UserError`."""
@@ -65,12 +80,13 @@ class DocumentReader:
 
         # No bar where stderr is no terminal: the summary line that follows says it all.
         documents = tqdm(self.read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
-        corpus = Corpus.of([document for document in documents if document is not None])
-        if not len(corpus):
+        found = [document for document in documents if document is not None]
+        if not found:
             raise UserError(
-                f"{name}: no usable row in {source}. Check the path, the split, too_long and sequence_length."
+                f"{name}: no usable row in {source} ({self.tally}). Check the path, the split, too_long and "
+                "sequence_length."
             )
-        return corpus
+        return self._corpus(found)
 
     def _encode(self, source: Source, rows: list[dict[str, Any]], start: int) -> list[Document]:
         try:
@@ -82,6 +98,19 @@ class DocumentReader:
                 except UserError as error:
                     raise UserError(f"{where(source, start + number)}: {error}") from error
             raise
+
+
+class DocumentReader(RowReader):
+    """Documents of at most `sequence_length` tokens."""
+
+    tally: Tally
+
+    def __init__(self, encoder: ChatEncoder, sequence_length: int, too_long: TooLong) -> None:
+        super().__init__(encoder)
+        self.sequence_length, self.too_long, self.tally = sequence_length, too_long, Tally()
+
+    def _corpus(self, documents: list[Document]) -> Corpus:
+        return Corpus.of(documents)
 
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
         if len(document) > self.sequence_length:

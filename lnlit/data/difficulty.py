@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lnlit.data.sources import where
+from lnlit.data.sources import SomeRows, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
 
 
-class DifficultySource(Source):
+class DifficultySource(SomeRows):
     """The rows of another source whose `pass_rate`, which `lnlit rollout annotate` adds, is within bounds.
 
     Rows that could not be judged (`pass_rate` null) are left out. Says once how many rows are kept.
@@ -38,15 +37,7 @@ class DifficultySource(Source):
         bounds = [f"{name} {bound:g}" for name in ("above", "below") if (bound := getattr(self, name)) is not None]
         return f"{self.source} (pass rate {' and '.join(bounds) or 'known'})"
 
-    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        return (row for _, row in islice(self._kept(), start, None))
-
-    def where(self, index: int) -> str:
-        """The place of a row in the source behind."""
-        kept = next(islice(self._kept(), index, None), None)
-        return f"row {index + 1} of {self}" if kept is None else where(self.source, kept[0])
-
-    def _kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows within bounds, each with its index in the source behind."""
         counts: dict[str, int] = dict.fromkeys(("kept", "too easy", "too hard", "not judged"), 0)
         for index, row in enumerate(self.source.rows()):

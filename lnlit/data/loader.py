@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ from lnlit.data.packing import Row
 from lnlit.data.plan import Plan, State
 from lnlit.errors import UserError
 from lnlit.interfaces import PreferenceBatch, TokenBatch
+
+Batch: TypeAlias = TokenBatch | PreferenceBatch
 
 
 class EvalLoader:
@@ -26,7 +28,7 @@ class EvalLoader:
     short, the missing rows are empty, so that all ranks do equally many steps and no data is dropped.
     """
 
-    def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], TokenBatch], micro_batch_size: int) -> None:
+    def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], Batch], micro_batch_size: int) -> None:
         self.plan = plan
         self.collate = collate
         self.micro_batch_size = micro_batch_size
@@ -42,10 +44,10 @@ class EvalLoader:
             raise TypeError("a stream has no length")
         return -(-self.plan.num_rows // (self.micro_batch_size * self.world_size))
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         return (batch for batch, _ in self._batches(self.plan.start()))
 
-    def _batches(self, state: State) -> Iterator[tuple[TokenBatch, State]]:
+    def _batches(self, state: State) -> Iterator[tuple[Batch, State]]:
         rows = self.plan.rows(state)
         size = self.micro_batch_size
         while group := list(islice(rows, size * self.world_size)):
@@ -60,19 +62,19 @@ class TrainLoader(EvalLoader):
     ahead from an unsized loader, and a checkpoint must neither skip nor repeat it.
     """
 
-    def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], TokenBatch], micro_batch_size: int) -> None:
+    def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], Batch], micro_batch_size: int) -> None:
         super().__init__(plan, collate, micro_batch_size)
         self._state = plan.start()
-        self._pending: deque[tuple[TokenBatch, State]] = deque()
+        self._pending: deque[tuple[Batch, State]] = deque()
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         self._pending.clear()
         for batch, state in self._batches(self._state):
             self._pending.append((batch, state))
             yield batch
             self.mark_consumed(batch)
 
-    def mark_consumed(self, batch: TokenBatch) -> None:
+    def mark_consumed(self, batch: Batch) -> None:
         """Notes that training has this batch, which may be a copy as long as it holds the same `tokens` tensor."""
         tokens = _tokens(batch)
         if any(_tokens(pending) is tokens for pending, _ in self._pending):
@@ -94,5 +96,5 @@ class TrainLoader(EvalLoader):
         self._state = dict(state["position"])
 
 
-def _tokens(batch: TokenBatch | PreferenceBatch) -> Tensor:
+def _tokens(batch: Batch) -> Tensor:
     return batch.tokens.tokens if isinstance(batch, PreferenceBatch) else batch.tokens

@@ -13,14 +13,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.data.blend import BlendEntry, in_stages
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.corpus import check_context
-from lnlit.data.loader import EvalLoader, TrainLoader
+from lnlit.data.loader import Batch, EvalLoader, TrainLoader
 from lnlit.data.packing import Layout, Row, collate
 from lnlit.data.plan import Corpus, MapPlan, Plan
 from lnlit.data.stream import StreamPlan
 from lnlit.data.text import TextEncoder
 from lnlit.data.tokenizer import pad_id
 from lnlit.errors import UserError
-from lnlit.interfaces import Source, TokenBatch
+from lnlit.interfaces import Source
 
 
 class Reader(Protocol):
@@ -86,7 +86,7 @@ class PlannedData(L.LightningDataModule, ABC):
     def _fill(self, plan: MapPlan) -> str:
         """How full the rows are, in words."""
 
-    def _collate(self, rows: Sequence[Row]) -> TokenBatch:
+    def _collate(self, rows: Sequence[Row]) -> Batch:
         return collate(rows, self.sequence_length, pad_id(self.encoder.tokenizer))
 
     @cached_property

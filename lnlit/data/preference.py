@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from lnlit.data.blend import BlendEntry
 from lnlit.data.chat import ChatEncoder, Document
-from lnlit.data.corpus import DocumentReader
+from lnlit.data.corpus import RowReader
 from lnlit.data.packing import BestFit, Row, collate
 from lnlit.data.plan import Corpus, MapPlan
 from lnlit.data.planned import PlannedData
@@ -133,26 +133,20 @@ class PreferenceTally:
 _WHY_DROPPED = ("too_long", "no_reward", "unpaired")
 
 
-class GroupReader(DocumentReader):
+class GroupReader(RowReader):
     """Reads rows of `PreferenceRows` as groups of `completions`, each of at most `sequence_length` tokens."""
+
+    tally: PreferenceTally
 
     def __init__(
         self, encoder: ChatEncoder, sequence_length: int, completions: int, too_long: Literal["drop", "error"]
     ) -> None:
-        super().__init__(GroupEncoder(encoder), sequence_length, too_long)  # type: ignore[arg-type]
-        self.completions = completions
-        self.tally = PreferenceTally(completions)  # type: ignore[assignment]
+        super().__init__(GroupEncoder(encoder))
+        self.sequence_length, self.completions, self.too_long = sequence_length, completions, too_long
+        self.tally = PreferenceTally(completions)
 
-    def corpus(self, source: Source, name: str) -> Corpus:
-        from tqdm import tqdm
-
-        rows = tqdm(self.read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
-        groups = [group for group in rows if isinstance(group, Group)]
-        if not groups:
-            raise UserError(
-                f"{name}: no usable row in {source} ({self.tally}). Check the path, completions and sequence_length."
-            )
-        return Groups(groups)
+    def _corpus(self, documents: list[Document]) -> Corpus:
+        return Groups(cast(list[Group], documents))
 
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
         assert isinstance(document, Group)
@@ -176,11 +170,11 @@ class GroupReader(DocumentReader):
 
     def _drop(self, given: int, fitting: int) -> None:
         if given < self.completions:
-            self.tally.unpaired += 1  # type: ignore[attr-defined]
+            self.tally.unpaired += 1
         elif fitting < self.completions:
-            self.tally.too_long += 1  # type: ignore[attr-defined]
+            self.tally.too_long += 1
         else:
-            self.tally.no_reward += 1  # type: ignore[attr-defined]
+            self.tally.no_reward += 1
 
 
 def _evenly(ranked: Sequence[int], count: int) -> list[int]:
@@ -190,11 +184,11 @@ def _evenly(ranked: Sequence[int], count: int) -> list[int]:
 
 def collate_groups(rows: Sequence[Row], completions: int, length: int, pad_id: int) -> PreferenceBatch:
     """Rows of groups as one batch, each row padded to `length` tokens. An empty row is all padding."""
-    groups = [group for row in rows for group in row]
-    assert all(isinstance(group, Group) for group in groups)
-    parts = [[part for group in row for part in group.completions()] for row in rows]  # type: ignore[attr-defined]
+    grouped = cast(Sequence[Sequence[Group]], rows)
+    groups = [group for row in grouped for group in row]
+    parts = [[part for group in row for part in group.completions()] for row in grouped]
     learned = [sum(part.loss_mask[1:]) for row in parts for part in row]
-    rewards = [group.rewards for group in groups]  # type: ignore[attr-defined]
+    rewards = [group.rewards for group in groups]
     return PreferenceBatch(
         collate(parts, length, pad_id),
         sample_N=torch.repeat_interleave(torch.arange(len(learned)), torch.tensor(learned, dtype=torch.int64)),
@@ -264,7 +258,7 @@ class PreferenceData(PlannedData):
     def _reader(self) -> GroupReader:
         return GroupReader(self.encoder, self.sequence_length, self.completions, self.too_long)
 
-    def _collate(self, rows: Sequence[Row]) -> PreferenceBatch:  # type: ignore[override]
+    def _collate(self, rows: Sequence[Row]) -> PreferenceBatch:
         length = self.completions * self.sequence_length
         return collate_groups(rows, self.completions, length, pad_id(self.encoder.tokenizer))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,24 @@ def where(source: Source, index: int) -> str:
     """A row's place for an error message: file and line where the source knows them."""
     locate = getattr(source, "where", None)
     return locate(index) if locate else f"row {index + 1} of {source}"
+
+
+class SomeRows(Source):
+    """What sources share that keep some rows of another one, `source`."""
+
+    source: Source
+
+    @abstractmethod
+    def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows that stay, each with its index in the source behind."""
+
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        return (row for _, row in islice(self.kept(), start, None))
+
+    def where(self, index: int) -> str:
+        """The place of a row in the source behind."""
+        kept = next(islice(self.kept(), index, None), None)
+        return f"row {index + 1} of {self}" if kept is None else where(self.source, kept[0])
 
 
 class FileSource(Source):

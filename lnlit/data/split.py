@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any, Literal, get_args
 
 from lnlit.data.chat import row_messages
-from lnlit.data.sources import where
+from lnlit.data.sources import SomeRows, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
 
@@ -30,7 +29,7 @@ def check_split(name: str, split: Split, heldout_percent: int) -> None:
         raise UserError(f"{name}: heldout_percent must be between 1 and 99, got {heldout_percent}")
 
 
-class SplitSource(Source):
+class SplitSource(SomeRows):
     """The rows of another source that fall on one side, by a hash of what the user says in them.
 
     System prompt and answer do not count, so a question's rows with thinking on and off stay together, and a question
@@ -51,15 +50,7 @@ class SplitSource(Source):
     def __str__(self) -> str:
         return f"{self.source} ({self.split}, {self.heldout_percent} % held out)"
 
-    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        return (row for _, row in islice(self._kept(), start, None))
-
-    def where(self, index: int) -> str:
-        """The place of a row in the source behind."""
-        kept = next(islice(self._kept(), index, None), None)
-        return f"row {index + 1} of {self}" if kept is None else where(self.source, kept[0])
-
-    def _kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """This side's rows, each with its index in the source behind."""
         index, kept = -1, False
         for index, row in enumerate(self.source.rows()):
