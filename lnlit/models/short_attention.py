@@ -64,9 +64,9 @@ class _ShortAttention(torch.autograd.Function):
             masked = grad_THd[index] * is_token[..., None, None]  # padding repeats a token; it must not count
             grad = _by_kv_head(masked, k_TKd.shape[1])
             weights = _weights(q, k)
-            grad_weights = _wide(grad @ v.transpose(-1, -2))
-            inner = (grad_weights * weights).sum(-1, keepdim=True)
-            grad_scores = ((grad_weights - inner) * weights * q.shape[-1] ** -0.5).to(q.dtype)
+            grad_weights = grad @ v.transpose(-1, -2)
+            # torch's own derivative of softmax: one pass, in fp32 inside
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype) * q.shape[-1] ** -0.5
             _scatter(grad_q, grad_scores @ k, index, is_token)
             _scatter(grad_k, grad_scores.transpose(-1, -2) @ q, index, is_token)
             _scatter(grad_v, weights.transpose(-1, -2) @ grad, index, is_token)
@@ -93,14 +93,14 @@ def _scatter(out_THd: Tensor, x_NKMd: Tensor, index_NL: Tensor, is_token_NL: Ten
 
 
 def _weights(q_NKMd: Tensor, k_NKLd: Tensor) -> Tensor:
-    """Softmax of the causal scores, [N, K, M, L]. Padding comes last, so that no token can look at it."""
+    """Softmax of the causal scores, [N, K, M, L]. Padding comes last, so that no token can look at it.
+
+    Two passes over the scores, which is what time goes by here: mask and scale go into the product, and softmax reads
+    and writes its own precision but sums in fp32.
+    """
     length = k_NKLd.shape[2]
-    scores = _wide(q_NKMd @ k_NKLd.transpose(-1, -2)) * q_NKMd.shape[-1] ** -0.5
-    future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)
-    by_query = scores.view(*scores.shape[:2], -1, length, length).masked_fill_(future, float("-inf"))
-    return by_query.softmax(-1).view(scores.shape).to(q_NKMd.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least fp32, for exponentials and sums."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    future = q_NKMd.new_full((length, length), float("-inf")).triu_(1).repeat(q_NKMd.shape[2] // length, 1)
+    scores = torch.baddbmm(
+        future, q_NKMd.flatten(0, 1), k_NKLd.flatten(0, 1).transpose(-1, -2), alpha=q_NKMd.shape[-1] ** -0.5
+    )
+    return scores.softmax(-1).view(*q_NKMd.shape[:3], length)
