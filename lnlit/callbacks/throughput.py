@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -43,21 +44,21 @@ class Throughput(L.Callback):
         metrics["perf/loss_tokens_share"] = float((batch.labels >= 0).float().mean())
         peak = _peak_flops(pl_module.device)
         if peak is not None and hasattr(pl_module, "decoder"):  # blockwise distillation trains no whole model
-            metrics["perf/mfu"] = per_s * flops_per_token(pl_module.decoder, batch.lengths) / peak  # type: ignore[arg-type]
+            metrics["perf/mfu"] = per_s * flops_per_token(pl_module.decoder, batch.lengths, tokens) / peak  # type: ignore[arg-type]
         pl_module.log_dict(metrics)
         pl_module.log("tok/s", metrics["perf/tokens_per_s"], prog_bar=True, logger=False)
 
 
-def flops_per_token(decoder: Decoder, lengths: list[int]) -> float:
+def flops_per_token(decoder: Decoder, lengths: Sequence[int], tokens: int) -> float:
     """Training FLOPs per token, forward and backward: 6 per matrix weight plus causal attention within documents.
 
     Attention counts 12 x heads x head_dim x (attended length), and a document of n tokens attends (n + 1) / 2 on
-    average (PaLM, Chowdhery et al. 2022, appendix B).
+    average (PaLM, Chowdhery et al. 2022, appendix B). Documents of `lengths` may share some of the `tokens`.
     """
     weights = sum(p.numel() for p in decoder.parameters() if p.dim() == 2)
     if decoder.lm_head is not None:  # a tied embedding is used once as the head; an untied one is a lookup
         weights -= decoder.embed_tokens.weight.numel()
-    attended = sum(n * (n + 1) / 2 for n in lengths) / max(sum(lengths), 1)
+    attended = sum(n * (n + 1) / 2 for n in lengths) / tokens
     width = sum(p.args["num_heads"] * p.args["head_dim"] for _, _, p in decoder.spec.parts() if "num_heads" in p.args)
     return 6.0 * weights + 12.0 * width * attended
 

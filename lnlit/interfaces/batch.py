@@ -20,12 +20,16 @@ class TokenBatch:
     `labels[b, t]` is the token to predict *at* position t (already shifted; `IGNORE`: no loss), so the last token of
     one document never predicts the first of the next. `positions` restart at 0 in each document. `lengths` lists the
     documents row by row; padding is a document of its own without labels, so `sum(lengths) == B * T`.
+
+    Documents may begin with the same tokens and share them: then `places` (int64 [sum(lengths)]) says where among the
+    B * T each document's tokens are, document by document, and `positions` count on from what is shared.
     """
 
     tokens: Tensor
     labels: Tensor
     positions: Tensor
     lengths: list[int]
+    places: Tensor | None = None
 
 
 @dataclass

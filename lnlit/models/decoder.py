@@ -6,17 +6,16 @@ Shape suffixes: B batch rows, T tokens, D hidden, V vocabulary, H query heads, K
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lnlit.interfaces import AttentionKernel, Segments
-from lnlit.interfaces.layer import Attend
 from lnlit.models.block import make_block
 from lnlit.models.kernels import make_segments, select_kernel
 from lnlit.models.norm import RMSNorm
+from lnlit.models.packed_attention import AttentionContext, PackedAttention, SharedAttention
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import ModelSpec
 
@@ -25,26 +24,6 @@ from lnlit.specs import ModelSpec
 ReadOut = Callable[[Tensor, Tensor], Any]
 #: (block index, its output_BTD), called after each block.
 OnBlock = Callable[[int, Tensor], None]
-
-
-class AttentionContext(Protocol):
-    """Hands each layer its attention."""
-
-    def layer(self, index: int) -> Attend: ...
-
-
-class PackedAttention:
-    """Attention within the documents of a packed batch, by one kernel. All layers share it, so a compiled block is
-    compiled once."""
-
-    def __init__(self, kernel: AttentionKernel, segments: Segments) -> None:
-        self.kernel, self.segments = kernel, segments
-
-    def layer(self, index: int) -> Attend:
-        return self
-
-    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
-        return self.kernel.attend(q_BTHd, k_BTKd, v_BTKd, self.segments)
 
 
 class Decoder(nn.Module):
@@ -78,6 +57,7 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         lengths: Sequence[int] | None = None,
+        places: Tensor | None = None,
         *,
         attention: AttentionContext | None = None,
         read_out: ReadOut | None = None,
@@ -85,12 +65,13 @@ class Decoder(nn.Module):
     ) -> Any:
         """Logits [B, T, V], or whatever `read_out` returns.
 
-        `lengths` are the documents of a packed batch, row by row (see `TokenBatch`); None: each row is one document.
+        `lengths` are the documents of a packed batch, row by row, and `places` where their tokens are if they share
+        some (see `TokenBatch`); None: each row is one document.
         `positions_BT` default to 0..T-1. `attention` replaces packed attention, as cached generation does.
         `on_block` sees every block's output; what it computes is differentiable, and belongs into `read_out`'s result.
         """
         x_BTD = self.embed(tokens_BT)
-        attention, rope = self.surroundings(tokens_BT, x_BTD.dtype, positions_BT, lengths, attention)
+        attention, rope = self.surroundings(tokens_BT, x_BTD.dtype, positions_BT, lengths, places, attention)
         for index, block in enumerate(self.layers):
             attend = attention.layer(index)
             if self.activation_checkpointing and self.training:
@@ -117,6 +98,7 @@ class Decoder(nn.Module):
         dtype: torch.dtype,
         positions_BT: Tensor | None = None,
         lengths: Sequence[int] | None = None,
+        places: Tensor | None = None,
         attention: AttentionContext | None = None,
     ) -> tuple[AttentionContext, Mapping[int, tuple[Tensor, Tensor]]]:
         """What blocks need beside the residual stream (of `dtype`): attention and rope. Arguments as in `forward`.
@@ -128,7 +110,12 @@ class Decoder(nn.Module):
             positions_BT = torch.arange(tokens, device=tokens_BT.device).expand(rows, tokens)
         if attention is None:
             segments = make_segments(lengths or [tokens] * rows, tokens_BT.device)
-            attention = PackedAttention(self._kernel(tokens_BT.device.type), segments)
+            kernel = self._kernel(tokens_BT.device.type)
+            attention = (
+                PackedAttention(kernel, segments)
+                if places is None
+                else SharedAttention(kernel, segments, places, tokens_BT.numel())
+            )
         return attention, self._rope(positions_BT, dtype)
 
     def packed_weights(self) -> dict[str, tuple[str, ...]]:

@@ -25,7 +25,7 @@ from lnlit.modules.rollouts import Phases, Rollouts, Weighted
 from lnlit.modules.sampled import Packed, SampledModel, pack
 from lnlit.objectives.advantage import without_spread
 from lnlit.rollout.order import PromptOrder, Uniform
-from lnlit.rollout.sample import Prompt, Sample, balanced, describe, penalised_table, request_seed, rewards_table
+from lnlit.rollout.sample import Prompt, Sample, describe, micro_batches, penalised_table, request_seed, rewards_table
 from lnlit.thinking import Thinking, on_or_off
 
 __all__ = ["Experience", "HeldOut", "Weighted"]
@@ -321,19 +321,17 @@ class Experience(L.LightningDataModule):
             yield batch
 
     def _parts(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """The samples of each micro-batch of this rank: about as many tokens to each, over all ranks."""
-        trainer = self.trainer
-        assert trainer is not None
-        together = self.samples_per_prompt if self.policy.compares_samples else 1
-        sizes = [sum(s.tokens for s in samples[at : at + together]) for at in range(0, len(samples), together)]
-        parts = balanced(sizes, trainer.accumulate_grad_batches * trainer.world_size)
-        mine = parts[trainer.global_rank :: trainer.world_size]
-        return [[at * together + more for at in part for more in range(together)] for part in mine]
+        """The samples of each micro-batch of this rank."""
+        trainer, size = self.policy.trainer, self.samples_per_prompt
+        parts = trainer.accumulate_grad_batches * trainer.world_size
+        found = micro_batches(samples, size, parts, self.policy.compares_samples)
+        return found[trainer.global_rank :: trainer.world_size]
 
     def _packed(self, samples: Sequence[Sample]) -> Packed:
         packed = pack(samples, [sample.learned for sample in samples], pad_id(self.encoder.tokenizer))
-        device = self.trainer.strategy.root_device  # type: ignore[union-attr]
-        return Packed(self.trainer.strategy.batch_to_device(packed.tokens), packed.sample_N.to(device), packed.order)  # type: ignore[union-attr]
+        strategy = self.policy.trainer.strategy
+        tokens, sample_N = strategy.batch_to_device(packed.tokens), packed.sample_N.to(strategy.root_device)
+        return Packed(tokens, sample_N, packed.samples)
 
     # validation
 

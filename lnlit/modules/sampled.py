@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lnlit.data.chat import Document
-from lnlit.data.packing import BestFit, collate
+from lnlit.data.packing import round_up
 from lnlit.errors import UserError
-from lnlit.interfaces import TokenBatch
+from lnlit.interfaces import IGNORE, TokenBatch
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.optim import AdamW
@@ -26,44 +24,60 @@ from lnlit.objectives.log_probs import TokenLogProbs
 from lnlit.rollout.sample import Sample
 from lnlit.specs import ModelSpec
 
+#: Batches have a multiple of so many tokens, as FP8 matrix products want it.
+_MULTIPLE = 16
+
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples as a packed batch. N of its positions have a label; `sample_N` says whose each is, and `order` lists the
-    samples as their tokens follow each other.
-    """
+    """Samples as a packed batch. N of its positions have a label, sample by sample; `sample_N` says whose each is."""
 
     tokens: TokenBatch
     sample_N: Tensor
-    order: Sequence[int]
+    samples: int
 
     def join(self, values_S: Sequence[Tensor]) -> Tensor:
         """One tensor per sample -> [N]."""
-        return torch.cat([values_S[number] for number in self.order]).to(self.sample_N.device)
+        return torch.cat(list(values_S)).to(self.sample_N.device)
 
     def split(self, values_N: Tensor) -> list[Tensor]:
         """[N] -> one tensor per sample, on the CPU."""
-        counts = torch.bincount(self.sample_N, minlength=len(self.order)).tolist()
-        parts = values_N.cpu().split([counts[number] for number in self.order])
-        return [part for _, part in sorted(zip(self.order, parts, strict=True), key=lambda pair: pair[0])]
+        return list(values_N.cpu().split(torch.bincount(self.sample_N.cpu(), minlength=self.samples).tolist()))
 
 
 def pack(samples: Sequence[Sample], learned_S: Sequence[bool], padding_id: int) -> Packed:
-    """Rows of whole samples, as full as they get. The tokens of one that is not learned from have no labels."""
-    documents = [
-        Document(
-            [*sample.rollout.prompt_ids, *sample.rollout.token_ids],
-            [False] * len(sample.rollout.prompt_ids) + [learned] * len(sample.rollout.token_ids),
-        )
-        for sample, learned in zip(samples, learned_S, strict=True)
-    ]
-    lengths = [len(document) for document in documents]
-    capacity = max(lengths, default=1)
-    packs = BestFit(capacity).rows(np.array(lengths))
-    order = [number for row in packs for number, _, _ in row]
-    tokens = collate([[documents[number] for number, _, _ in row] for row in packs], capacity, padding_id)
-    counts = [len(samples[number].rollout.token_ids) if learned_S[number] else 0 for number in order]
-    return Packed(tokens, torch.repeat_interleave(torch.tensor(order), torch.tensor(counts)), order)
+    """All tokens that predict what is learned, in one row. Samples of a prompt that follow each other share it: what
+    each has of its own begins with the prompt's last token, which predicts the completion's first.
+    """
+    tokens, labels, positions, counts = [], [], [], []
+    documents: list[list[int]] = []
+    written, prompt = None, range(0)
+    for sample, learned in zip(samples, learned_S, strict=True):
+        answer = sample.rollout.token_ids if learned else ()
+        counts.append(len(answer))
+        if not answer:
+            continue
+        prompt_ids = sample.rollout.prompt_ids
+        if prompt_ids != written:
+            written = prompt_ids
+            prompt = range(len(tokens), len(tokens) + len(prompt_ids) - 1)
+            tokens += prompt_ids[:-1]
+            labels += [IGNORE] * len(prompt)
+            positions += range(len(prompt))
+        documents.append([*prompt, *range(len(tokens), len(tokens) + len(answer))])
+        tokens += [prompt_ids[-1], *answer[:-1]]
+        labels += answer
+        positions += range(len(prompt), len(prompt) + len(answer))
+    if padding := round_up(max(len(tokens), 1), _MULTIPLE) - len(tokens):
+        documents.append([*range(len(tokens), len(tokens) + padding)])
+        tokens += [padding_id] * padding
+        labels += [IGNORE] * padding
+        positions += range(padding)
+    places = [place for document in documents for place in document]
+    tokens_1T, labels_1T, positions_1T = (torch.tensor([row]) for row in (tokens, labels, positions))
+    places_E = torch.tensor(places) if len(places) > len(tokens) else None
+    batch = TokenBatch(tokens_1T, labels_1T, positions_1T, [len(document) for document in documents], places_E)
+    return Packed(batch, torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)), len(samples))
 
 
 class SampledModel(LitModel, ABC):

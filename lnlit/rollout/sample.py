@@ -91,6 +91,22 @@ def request_seed(run: int, rollout: int, prompt: int, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
+def micro_batches(
+    samples: Sequence[Sample], samples_per_prompt: int, parts: int, whole_prompts: bool
+) -> list[list[int]]:
+    """Indices of samples in `parts` lists that cost about the same.
+
+    The samples of a prompt share its tokens and so stay together, but are dealt out to several parts where there are
+    fewer prompts than parts and nothing asks for `whole_prompts`.
+    """
+    together = samples_per_prompt
+    while not whole_prompts and len(samples) < together * parts and together > 1:
+        together = next(size for size in range(together - 1, 0, -1) if samples_per_prompt % size == 0)
+    units = [samples[at : at + together] for at in range(0, len(samples), together)]
+    costs = [len(unit[0].rollout.prompt_ids) + sum(len(s.rollout.token_ids) for s in unit) for unit in units]
+    return [[at * together + more for at in part for more in range(together)] for part in balanced(costs, parts)]
+
+
 def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
     """Indices of `sizes` in `parts` lists of about the same sum: longest first, each to the part with the least.
 

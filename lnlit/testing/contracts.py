@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from lnlit import registry
 from lnlit.interfaces import AttentionKernel, CheckpointFormat, LayerContext, Source
 from lnlit.models.build import build_decoder, check_spec
-from lnlit.models.decoder import PackedAttention
 from lnlit.models.kernels import SDPAKernel, make_segments
+from lnlit.models.packed_attention import PackedAttention
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
 

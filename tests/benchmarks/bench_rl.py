@@ -36,13 +36,14 @@ def rows() -> list[dict[str, Any]]:
     return list(ReasoningGymSource("train", 400, ["basic_arithmetic"], "on").rows())
 
 
-def lnlit(model: str, steps: int) -> list[dict[str, float]]:
+def lnlit(model: str, steps: int, compiled: bool = False) -> list[dict[str, float]]:
     """GRPO and Experience under a bare Trainer."""
     import lightning as L
 
     from lnlit.data.reasoning_gym import ReasoningGymSource
     from lnlit.modules.experience import Experience, Weighted
     from lnlit.modules.grpo import GRPO
+    from lnlit.modules.lit_model import Runtime
     from lnlit.modules.optim import AdamW
     from lnlit.modules.rollouts import Rollouts
     from lnlit.rewards.format import FormatReward
@@ -86,7 +87,7 @@ def lnlit(model: str, steps: int) -> list[dict[str, float]]:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-    ).fit(GRPO(model, AdamW(1e-6, schedule="constant", warmup_ratio=0.0)), data)
+    ).fit(GRPO(model, AdamW(1e-6, schedule="constant", warmup_ratio=0.0), runtime=Runtime(compile=compiled)), data)
     return found
 
 
@@ -163,6 +164,7 @@ _TRL_SETTINGS: dict[str, Any] = {
 
 SUBJECTS: dict[str, Callable[[str, int], list[dict[str, float]]]] = {
     "lnlit": lnlit,
+    "lnlit-compiled": lambda model, steps: lnlit(model, steps, compiled=True),
     "trl": trl,
     "trl-bf16": lambda model, steps: trl(model, steps, bf16_weights=True),
 }

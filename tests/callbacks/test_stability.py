@@ -97,7 +97,7 @@ def test_impossible_settings_are_refused():
 def test_flops_follow_the_usual_count():
     decoder = tiny_decoder()
     matrices = parameter_count(decoder) - sum(p.numel() for p in decoder.parameters() if p.dim() == 1)
-    one_long, two_short = flops_per_token(decoder, [100]), flops_per_token(decoder, [50, 50])
+    one_long, two_short = flops_per_token(decoder, [100], 100), flops_per_token(decoder, [50, 50], 100)
     assert one_long - two_short == pytest.approx(12 * 2 * 4 * 8 * (101 / 2 - 51 / 2))
     assert one_long == pytest.approx(6 * matrices + 12 * 2 * 32 * 101 / 2)
 

@@ -70,14 +70,14 @@ class Letters(BatchReward):
 
 
 class Rows(L.Callback):
-    """Whether a row held several samples, and they stood in another order than they were drawn."""
+    """Whether a row held several samples, and some of them shared their prompt."""
 
-    together = mixed = False
+    together = shared = False
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         samples = batch.rewards_PK.numel() if isinstance(batch, PreferenceBatch) else batch.samples
         self.together |= len(batch.tokens.tokens) < samples
-        self.mixed |= batch.sample_N.tolist() != sorted(batch.sample_N.tolist())
+        self.shared |= batch.tokens.places is not None
 
 
 def write_prompts(file: Path, count: int = 20) -> str:
@@ -137,7 +137,7 @@ def run(
     trainer.fit(module, data, ckpt_path=found[-1] if found else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/time/" not in name}
     weights = {name: parameter.detach().clone() for name, parameter in module.decoder.named_parameters()}
-    return {"seen": seen, "metrics": metrics, "weights": weights, "packed": rows.together and rows.mixed}
+    return {"seen": seen, "metrics": metrics, "weights": weights, "packed": rows.together and rows.shared}
 
 
 if __name__ == "__main__":

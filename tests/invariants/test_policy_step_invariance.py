@@ -71,7 +71,7 @@ def one_per_row(padding_side: str):
             rows.append([Document([*prompt, *answer], [False] * len(prompt) + [learned] * len(answer))])
             owners += [number] * (len(answer) if learned else 0)
         tokens = collate(rows, max(len(row[0]) for row in rows) + 5, padding_id, padding_side)
-        return Packed(tokens, torch.tensor(owners, dtype=torch.int64), range(len(samples)))
+        return Packed(tokens, torch.tensor(owners, dtype=torch.int64), len(samples))
 
     return pack
 

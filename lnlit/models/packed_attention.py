@@ -1,0 +1,72 @@
+"""Attention over a packed batch of documents, which may share tokens.
+
+Shape suffixes: B batch rows, T tokens, H query heads, K key/value heads, d head size, E tokens of all documents, those
+that several share counted in each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lnlit.interfaces import AttentionKernel, Segments
+from lnlit.interfaces.layer import Attend
+
+
+class AttentionContext(Protocol):
+    """Hands each layer its attention."""
+
+    def layer(self, index: int) -> Attend: ...
+
+
+class PackedAttention:
+    """Attention within the documents of a packed batch, by one kernel. All layers share it, so a compiled block is
+    compiled once."""
+
+    def __init__(self, kernel: AttentionKernel, segments: Segments) -> None:
+        self.kernel, self.segments = kernel, segments
+
+    def layer(self, index: int) -> Attend:
+        return self
+
+    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+        return self.kernel.attend(q_BTHd, k_BTKd, v_BTKd, self.segments)
+
+
+class SharedAttention(PackedAttention):
+    """The same where documents share tokens (`TokenBatch.places`): all but attention sees such a token once.
+
+    Attention reads each document whole, so that any kernel will do; what it does twice is little beside the linears.
+    """
+
+    def __init__(self, kernel: AttentionKernel, segments: Segments, places_E: Tensor, tokens: int) -> None:
+        super().__init__(kernel, segments)
+        self.places_E = places_E
+        entries_E = torch.arange(len(places_E), device=places_E.device)
+        self.first_T = entries_E.new_full((tokens,), len(places_E)).scatter_reduce_(0, places_E, entries_E, "amin")
+
+    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+        q, k, v = (_Read.apply(x.flatten(0, 1), self.places_E)[None] for x in (q_BTHd, k_BTKd, v_BTKd))  # type: ignore
+        out_EHd = super().__call__(q, k, v)[0]
+        return out_EHd.index_select(0, self.first_T).view_as(q_BTHd)
+
+
+class _Read(torch.autograd.Function):
+    """Rows of a tensor, some of them often: their gradients are summed in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THd: Tensor, places_E: Tensor) -> Tensor:
+        ctx.save_for_backward(places_E)
+        ctx.shape = x_THd.shape
+        return x_THd.index_select(0, places_E)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_EHd: Tensor) -> Any:  # type: ignore[override]
+        (places_E,) = ctx.saved_tensors
+        wide = torch.promote_types(grad_EHd.dtype, torch.float32)
+        sums_THd = grad_EHd.new_zeros(ctx.shape, dtype=wide).index_add_(0, places_E, grad_EHd.to(wide))
+        return sums_THd.to(grad_EHd.dtype), None
