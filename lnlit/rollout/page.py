@@ -9,9 +9,10 @@ from statistics import fmean
 
 from lnlit.errors import UserError
 from lnlit.files import replaced_file
+from lnlit.html import document, folded, note, section, table, tiles
 from lnlit.rollout.history import Entry, History
 from lnlit.rollout.line_chart import COLOURS, Line, Points, line_chart, number_text, stacked_bars
-from lnlit.rollout.page_html import answers, charts, document, folded, note, section, table, tiles
+from lnlit.rollout.page_html import STYLE, answers, charts
 from lnlit.rollout.sample import Sample
 from lnlit.rollout.table import prompt_key
 
@@ -51,7 +52,7 @@ def page(history: History) -> str:
         _latest(history),
         folded("All numbers", _numbers(train, val)),
     ]
-    return document("Rollouts", lead, filter(None, body))
+    return document("Rollouts", "Rollouts", lead, filter(None, body), STYLE)
 
 
 # numbers

@@ -1,37 +1,21 @@
-"""Pieces of the page of rollouts: no scripts, no network, light and dark. Valid XML too, whatever a model wrote."""
+"""Pieces of the page of rollouts."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lnlit.html import safe
 from lnlit.rollout.line_chart import number_text
 from lnlit.rollout.sample import Sample
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1f2733; --muted: #5b6575; --line: #e3e7ee;
-  --c0: #0b5fa5; --c1: #d55e00; --c2: #009e73; --c3: #b8860b; --c4: #b0569a; --c5: #4f6d7a; }
-@media screen and (prefers-color-scheme: dark) { :root { --page: #0c0f14; --card: #12161d; --ink: #e6eaf0;
-  --muted: #98a2b3; --line: #2b323d; --c0: #6cb4ee; --c1: #ff9655; --c2: #3fd0a4; --c3: #e8bd4a; --c4: #e59bcf;
-  --c5: #9fb4bf; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 2.5rem 1.25rem 4rem; background: var(--page); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.1rem; margin: 0 0 .6rem; } h3 { font-size: .95rem; margin: 0 0 .4rem; }
-p { margin: 0 0 .6rem; }
-.lead, .note { color: var(--muted); } .note { font-size: .9rem; }
-section, .tile { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; }
-section { padding: 1.3rem 1.5rem; margin-top: 1.25rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .8rem;
-  margin-top: 1.25rem; }
-.tile { padding: .9rem 1.1rem; }
-.tile b { display: block; font-size: 1.3rem; font-weight: 650; letter-spacing: -.01em; white-space: nowrap; }
-.tile span { color: var(--muted); font-size: .85rem; }
+#: What these pieces look like.
+STYLE = """
+:root { --c0: #0b5fa5; --c1: #d55e00; --c2: #009e73; --c3: #b8860b; --c4: #b0569a; --c5: #4f6d7a; }
+@media screen and (prefers-color-scheme: dark) { :root { --c0: #6cb4ee; --c1: #ff9655; --c2: #3fd0a4; --c3: #e8bd4a;
+  --c4: #e59bcf; --c5: #9fb4bf; } }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem 2rem; }
 .charts > figure { margin: 0; max-width: 44rem; }
 svg { display: block; width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--muted); }
@@ -56,74 +40,16 @@ circle.dot, rect { fill: var(--c); } circle.hit { fill: transparent; } circle.hi
 pre { margin: 0; max-height: 22rem; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .85rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 .side pre { margin: .5rem 0 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--muted); font-weight: 550; } td:first-child, th:first-child { text-align: left; }
-summary { cursor: pointer; font-weight: 650; font-size: 1.1rem; } details[open] summary { margin-bottom: .8rem; }
-@media print { body { background: none; padding: 0; } pre { max-height: none; } }
+@media print { pre { max-height: none; } }
 """
-#: Keeps a browser from loading or running anything at all.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-#: What XML does not allow, and what a browser would not show.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 #: Characters that are shown of a long text's start and end.
 _HEAD, _TAIL = 4000, 2000
-
-
-def document(title: str, lead: str, body: Iterable[str]) -> str:
-    """The whole page."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en" xmlns="http://www.w3.org/1999/xhtml">\n<head>\n<meta charset="utf-8" />\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}" />\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1" />\n'
-        f"<title>{safe(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{safe(title)}</h1>\n"
-        f'<p class="lead">{safe(lead)}</p>\n</header>\n{chr(10).join(body)}\n</body>\n</html>\n'
-    )
-
-
-def safe(text: str) -> str:
-    """Any text as text of the page: markup is shown, and so are control characters."""
-    return escape(_CONTROL.sub(_visible, text))
-
-
-def _visible(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
-
-
-def section(title: str, *parts: str) -> str:
-    """A titled card; empty without anything in it."""
-    inside = "\n".join(filter(None, parts))
-    return f"<section>\n<h2>{safe(title)}</h2>\n{inside}\n</section>" if inside else ""
-
-
-def folded(title: str, inside: str) -> str:
-    return f"<section>\n<details>\n<summary>{safe(title)}</summary>\n{inside}\n</details>\n</section>"
-
-
-def note(text: str) -> str:
-    return f'<p class="note">{safe(text)}</p>'
 
 
 def charts(*drawn: tuple[str, str]) -> str:
     """(title, chart)s side by side where there is room; empty without any."""
     figures = [f"<figure>\n<h3>{safe(title)}</h3>\n{chart}</figure>" for title, chart in drawn if chart]
     return f'<div class="charts">\n{chr(10).join(figures)}\n</div>' if figures else ""
-
-
-def tiles(numbers: Iterable[tuple[str, str]]) -> str:
-    """Big numbers, each with what it is."""
-    cells = "".join(f'<div class="tile"><b>{safe(big)}</b><span>{safe(small)}</span></div>' for big, small in numbers)
-    return f'<div class="tiles">{cells}</div>'
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return f"<tr>{''.join(f'<{tag}>{safe(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    body = "".join(line("td", row) for row in rows)
-    return f'<div class="wide"><table><thead>{line("th", head)}</thead><tbody>{body}</tbody></table></div>'
 
 
 def answers(asked: Sample, shown: Sequence[tuple[str, Sample]]) -> str:

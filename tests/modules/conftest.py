@@ -1,4 +1,4 @@
-"""Runs of `BlockDistill` that several tests look at."""
+"""What several tests of modules start from, and runs of `BlockDistill` that they look at."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 from distillery import Distillery
+from experience_run import write
 
 from lnlit.search.library import Library
+
+
+@pytest.fixture(scope="session")
+def model(tiny_parent) -> Path:
+    return tiny_parent
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory) -> str:
+    return write(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", [f"say {n}" for n in range(10)])
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import lightning as L
 import pytest
 import torch
@@ -21,7 +18,6 @@ from lnlit.modules.optim import AdamW
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
 from lnlit.rollout.native import NativeEngine
-from lnlit.testing.tiny import tiny_folder
 
 
 class Letters(Reward):
@@ -30,19 +26,6 @@ class Letters(Reward):
     def score(self, request: RewardRequest) -> float:
         text = request.completion
         return sum(letter.islower() for letter in text) / max(len(text), 1)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("policy") / "model")
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"say {n}"}], "answer": str(n)} for n in range(10)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file)
 
 
 class Recorded(Experience):

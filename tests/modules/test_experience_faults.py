@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from pathlib import Path
 
 import lightning as L
 import pytest
@@ -36,16 +35,6 @@ class Short(BatchReward):
 class Raises(BatchReward):
     def score_batch(self, requests):
         raise ConnectionError("nobody there")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_parent) -> Path:
-    return tiny_parent
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory) -> str:
-    return write(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", [f"say {n}" for n in range(10)])
 
 
 @pytest.fixture

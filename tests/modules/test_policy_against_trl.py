@@ -12,37 +12,18 @@ from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import rms_norm
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+import toy_llama
+from transformers import LlamaForCausalLM
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from lnlit.interfaces import IGNORE, PolicyBatch, TokenBatch
-from lnlit.models.build import build_decoder
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
 from lnlit.objectives.policy import Clip, Correction
-from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
-CONFIG = LlamaConfig(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=56,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    initializer_range=0.2,
-    tie_word_embeddings=True,
-)
-#: The same architecture as `CONFIG`.
-BLOCK = BlockSpec(
-    PartSpec("gqa", {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}), PartSpec("swiglu", {"intermediate_size": 56})
-)
-SPEC = ModelSpec(97, 32, (BLOCK,) * 3, context_length=128, norm_eps=1e-6, tie_embeddings=True)
 PROMPTS, COMPLETIONS, MAX_NEW = [4, 2, 7, 5], [3, 6, 1, 5], 8
 TOLERANCE = 1e-7
 
@@ -53,7 +34,7 @@ class Case:
     def __init__(self, off_policy: bool, temperature: float, completions: list[int] = COMPLETIONS) -> None:
         torch.manual_seed(0)
         self.temperature, self.completions = temperature, completions
-        self.theirs = their_model()
+        self.theirs = toy_llama.theirs(LlamaForCausalLM)
         self.prompts = [torch.randint(0, 97, (length,)) for length in PROMPTS]
         self.answers = [torch.randint(0, 97, (length,)) for length in completions]
         self.advantages = torch.tensor([1.3, -0.7, 0.4, -1.0], dtype=torch.float64)
@@ -146,7 +127,7 @@ class Case:
         stand_in = SimpleNamespace(**fields | settings)
         method = trainer._get_per_token_logps_and_entropies
         stand_in._get_per_token_logps_and_entropies = MethodType(method, stand_in)
-        model = their_model()
+        model = toy_llama.theirs(LlamaForCausalLM)
         model.load_state_dict(self.theirs.state_dict())
         if fused_head:
             add_fused_lm_head(model, temperature=self.temperature, outputs=("log_probs", "entropy"))
@@ -157,7 +138,7 @@ class Case:
     # our side
 
     def by_us(self, module: GRPO | RLOO) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        decoder = build_decoder(SPEC, "cpu", torch.float64)
+        decoder = toy_llama.ours()
         names = dict(self.theirs.named_parameters())
         with torch.no_grad():
             for name, parameter in decoder.named_parameters():
@@ -190,15 +171,6 @@ class Case:
             reference,
             MAX_NEW,
         )
-
-
-def their_model() -> LlamaForCausalLM:
-    """Double precision throughout: transformers' own norm goes through fp32."""
-    model = LlamaForCausalLM(CONFIG).double()
-    for module in model.modules():
-        if isinstance(module, LlamaRMSNorm):
-            module.forward = partial(rms_norm, normalized_shape=(32,), weight=module.weight, eps=1e-6)
-    return model
 
 
 class _Lists(dict):

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+import toy_llama
 from safetensors.torch import save_file
-from torch.nn.functional import logsigmoid, rms_norm
+from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForSequenceClassification
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import LlamaForSequenceClassification
 
 from lnlit.callbacks.export import ExportModel
 from lnlit.data.chat import Document
@@ -24,7 +24,6 @@ from lnlit.data.preference import Group, PreferenceData, collate_groups
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import PreferenceBatch, RewardRequest
-from lnlit.models.build import build_decoder
 from lnlit.models.lora import LoRA
 from lnlit.models.reward_head import FILE, RewardHead
 from lnlit.models.weights import fill
@@ -34,7 +33,6 @@ from lnlit.modules.reward_model import RewardModel
 from lnlit.objectives.reward import bradley_terry, regression
 from lnlit.registry import build
 from lnlit.rewards.pool import RewardPool
-from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 CONSTANT = partial(AdamW, schedule="constant", warmup_ratio=0.0)
@@ -97,25 +95,6 @@ def test_regression_is_the_mean_squared_distance():
     assert regression(scores, rewards).tolist() == [2.5]
 
 
-CONFIG = LlamaConfig(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=56,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-    initializer_range=0.2,
-    tie_word_embeddings=True,
-    num_labels=1,
-    pad_token_id=0,
-)
-BLOCK = BlockSpec(
-    PartSpec("gqa", {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}), PartSpec("swiglu", {"intermediate_size": 56})
-)
-SPEC = ModelSpec(97, 32, (BLOCK,) * 3, context_length=128, norm_eps=1e-6, tie_embeddings=True)
-
-
 def trl_loss(theirs, made: list[Group], centre: float | None) -> torch.Tensor:
     """TRL's own loss, on padded rows, chosen ones first."""
     from trl import RewardTrainer
@@ -144,15 +123,12 @@ class _Lists(dict):
 @pytest.mark.parametrize("centre", [0.0, 0.3])
 def test_loss_and_gradients_are_trls(centre):
     torch.manual_seed(0)
-    theirs = LlamaForSequenceClassification(CONFIG).double()
-    for module in theirs.modules():
-        if isinstance(module, LlamaRMSNorm):  # transformers' own goes through fp32
-            module.forward = partial(rms_norm, normalized_shape=(32,), weight=module.weight, eps=1e-6)
+    theirs = toy_llama.theirs(LlamaForSequenceClassification, num_labels=1, pad_token_id=0)
     made = groups(2, vocabulary=97)
     expected = trl_loss(theirs, made, centre or None)
     expected.backward()
     ours = RewardModel("unused", AdamW(1e-3), centre=centre)
-    ours.decoder, ours.head = build_decoder(SPEC, "cpu", torch.float64), RewardHead(32).double()
+    ours.decoder, ours.head = toy_llama.ours(), RewardHead(32).double()
     given = dict(theirs.named_parameters())
     ours.head.weight.data.copy_(given.pop("score.weight"))
     fill(ours.decoder, ((name, value.detach()) for name, value in given.items()), "theirs")

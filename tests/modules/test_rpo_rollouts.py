@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import lightning as L
 import pytest
-from experience_run import Letters, Run, Unsure, finite, write
+from experience_run import Letters, Run, Unsure, finite
 
 from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.modules.optim import AdamW
 from lnlit.modules.rpo import RPO
-
-
-@pytest.fixture(scope="module")
-def model(tiny_parent) -> Path:
-    return tiny_parent
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory) -> str:
-    return write(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", [f"say {n}" for n in range(10)])
 
 
 def test_rpo_leaves_a_prompt_out_of_which_one_reward_is_missing(model, prompts, tmp_path):
