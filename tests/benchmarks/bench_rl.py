@@ -5,22 +5,22 @@
 Same prompts, 4 x 8 samples of exactly 64 new tokens, temperature 1, one update per rollout, four micro-batches, bf16
 autocast over fp32 weights, AdamW, gradients clipped, no activation checkpointing, no reference, one cheap reward. TRL
 generates with transformers, as its vLLM support asks for another release than there is; "trl-bf16" keeps its weights in
-bf16 too, which is less work than ours. One process after the other, the same number of threads; medians over the steps
-after warm-up, appended to RESULTS.md.
+bf16 too, which is less work than ours. Each has a process, and they take turns step by step, so that a machine's moods
+meet them all; the others sleep meanwhile. Medians over the steps after warm-up, appended to RESULTS.md. Needs 16 GiB.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,41 +30,50 @@ PHASES = ("sync", "generate", "reward", "score", "train")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
+class Turns:
+    """A subject's side of taking turns: its clock runs from one permission to the end of the step."""
+
+    def __init__(self, parent: Connection) -> None:
+        self.parent = parent
+
+    def start(self) -> None:
+        self.parent.recv()
+        self.started = time.perf_counter()
+
+    def end(self, parts: Mapping[str, float]) -> None:
+        """A step is over; the next one may begin once this returns."""
+        whole = time.perf_counter() - self.started
+        self.parent.send({**parts, "train": whole - sum(parts.values()), "step": whole})
+        self.start()
+
+
 def rows() -> list[dict[str, Any]]:
     from lnlit.data.reasoning_gym import ReasoningGymSource
 
     return list(ReasoningGymSource("train", 400, ["basic_arithmetic"], "on").rows())
 
 
-def lnlit(model: str, steps: int, compiled: bool = False) -> list[dict[str, float]]:
+def lnlit(model: str, steps: int, turns: Turns) -> None:
     """GRPO and Experience under a bare Trainer."""
     import lightning as L
 
     from lnlit.data.reasoning_gym import ReasoningGymSource
     from lnlit.modules.experience import Experience, Weighted
     from lnlit.modules.grpo import GRPO
-    from lnlit.modules.lit_model import Runtime
     from lnlit.modules.optim import AdamW
     from lnlit.modules.rollouts import Rollouts
     from lnlit.rewards.format import FormatReward
     from lnlit.rollout.native import NativeEngine
 
     Rollouts._ends = ()  # type: ignore[assignment]  # every completion has the full length
-    found: list[dict[str, float]] = []
 
     class Clock(L.Callback):
-        started = 0.0
-
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            self.started = time.perf_counter()
+            turns.start()
 
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.fit_loop._should_accumulate():
-                return
-            now = time.perf_counter()
-            parts = dict(trainer.datamodule.phases.seconds)  # type: ignore[attr-defined]
-            whole, self.started = now - self.started, now
-            found.append({**parts, "train": whole - sum(parts.values()), "step": whole})
+            if not trainer.fit_loop._should_accumulate():
+                turns.end(trainer.datamodule.phases.seconds)  # type: ignore[attr-defined]
 
     data = Experience(
         model,
@@ -87,11 +96,10 @@ def lnlit(model: str, steps: int, compiled: bool = False) -> list[dict[str, floa
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-    ).fit(GRPO(model, AdamW(1e-6, schedule="constant", warmup_ratio=0.0), runtime=Runtime(compile=compiled)), data)
-    return found
+    ).fit(GRPO(model, AdamW(1e-6, schedule="constant", warmup_ratio=0.0)), data)
 
 
-def trl(model: str, steps: int, bf16_weights: bool = False) -> list[dict[str, float]]:
+def trl(model: str, steps: int, turns: Turns, bf16_weights: bool = False) -> None:
     """TRL's trainer, with clocks around its own phases."""
     import torch
     from datasets import Dataset
@@ -100,7 +108,6 @@ def trl(model: str, steps: int, bf16_weights: bool = False) -> list[dict[str, fl
 
     from lnlit.thinking import obeys, toggle
 
-    found: list[dict[str, float]] = []
     parts: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,15 +121,11 @@ def trl(model: str, steps: int, bf16_weights: bool = False) -> list[dict[str, fl
         return run
 
     class Clock(TrainerCallback):
-        started = 0.0
-
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.started = time.perf_counter()
+            turns.start()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            now = time.perf_counter()
-            whole, self.started = now - self.started, now
-            found.append({**parts, "train": whole - sum(parts.values()), "step": whole})
+            turns.end(parts)
             parts.clear()
 
     def reward(completions: list[Any], **kwargs: Any) -> list[float | None]:
@@ -140,7 +143,6 @@ def trl(model: str, steps: int, bf16_weights: bool = False) -> list[dict[str, fl
         trainer._generate = timed("generate", trainer._generate)
         trainer._calculate_rewards = timed("reward", trainer._calculate_rewards)
         trainer.train()
-    return found
 
 
 _TRL_SETTINGS: dict[str, Any] = {
@@ -162,48 +164,64 @@ _TRL_SETTINGS: dict[str, Any] = {
     "disable_tqdm": True,
 }
 
-SUBJECTS: dict[str, Callable[[str, int], list[dict[str, float]]]] = {
-    "lnlit": lnlit,
-    "lnlit-compiled": lambda model, steps: lnlit(model, steps, compiled=True),
-    "trl": trl,
-    "trl-bf16": lambda model, steps: trl(model, steps, bf16_weights=True),
-}
+
+def trl_bf16(model: str, steps: int, turns: Turns) -> None:
+    trl(model, steps, turns, bf16_weights=True)
+
+
+SUBJECTS: dict[str, Callable[[str, int, Turns], None]] = {"lnlit": lnlit, "trl": trl, "trl-bf16": trl_bf16}
+
+
+def work(subject: str, model: str, steps: int, parent: Connection) -> None:
+    """What a subject's process does, until nobody gives it another turn."""
+    with suppress(EOFError):
+        SUBJECTS[subject](model, steps, Turns(parent))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="runs/quickstart/model")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--subject", choices=SUBJECTS)
-    parser.add_argument("--out")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     options = parser.parse_args()
-    if options.subject:
-        found = SUBJECTS[options.subject](options.model, options.steps)
-        Path(options.out).write_text(json.dumps(found), encoding="utf-8")
-        return
-    medians = {subject: _measured(subject, options) for subject in SUBJECTS}
-    ours = medians["lnlit"]
+    medians = {name: middle(steps[WARMUP:]) for name, steps in measure(options).items()}
+    ours = medians["lnlit"]["step"]
     lines = [
         f"\n## GRPO step of SmolLM2-135M, {date.today()}\n",
-        f"{PROMPTS} x {SAMPLES} samples of {NEW_TOKENS} tokens, {options.steps} steps, medians in seconds; "
+        f"{PROMPTS} x {SAMPLES} samples of {NEW_TOKENS} tokens, {options.steps} steps in turn, medians in seconds; "
         f"{platform.processor() or platform.machine()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads.\n",
         "| | " + " | ".join((*PHASES, "step", "ratio")) + " |",
         "|---|" + "---|" * (len(PHASES) + 2),
     ]
     for subject, parts in medians.items():
         numbers = [f"{parts[phase]:.2f}" if phase in parts else "" for phase in (*PHASES, "step")]
-        lines.append(f"| {subject} | " + " | ".join([*numbers, f"{parts['step'] / ours['step']:.2f}"]) + " |")
+        lines.append(f"| {subject} | " + " | ".join([*numbers, f"{parts['step'] / ours:.2f}"]) + " |")
     print("\n".join(lines))
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
 
 
-def _measured(subject: str, options: argparse.Namespace) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "steps.json"
-        command = [sys.executable, __file__, options.model, "--subject", subject, "--out", str(out)]
-        subprocess.run([*command, "--steps", str(options.steps + WARMUP)], check=True)
-        steps = json.loads(out.read_text(encoding="utf-8"))[WARMUP:]
+def measure(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Subject -> seconds of each step by phase."""
+    spawn = multiprocessing.get_context("spawn")
+    steps = options.steps + WARMUP
+    pipes: dict[str, Connection] = {}
+    for subject in options.subjects:
+        pipes[subject], theirs = spawn.Pipe()
+        spawn.Process(target=work, args=(subject, options.model, steps + 1, theirs)).start()
+        theirs.close()
+    found: dict[str, list[dict[str, float]]] = {subject: [] for subject in pipes}
+    for number in range(steps):
+        for subject, pipe in pipes.items():
+            pipe.send("go")
+            found[subject].append(pipe.recv())
+            print(number, subject, f"{found[subject][-1]['step']:.2f} s", flush=True)
+    for pipe in pipes.values():
+        pipe.close()
+    return found
+
+
+def middle(steps: list[dict[str, float]]) -> dict[str, float]:
     return {phase: median(step.get(phase, 0.0) for step in steps) for phase in {name for s in steps for name in s}}
 
 
