@@ -12,6 +12,7 @@ from lnlit.cli.stage_command import StageCommand
 STAGES: dict[str, tuple[str, str]] = {
     "annotate": ("lnlit.stages.annotate:annotate", "how often a model solves each prompt"),
     "curriculum": ("lnlit.stages.curriculum:curriculum", "a picture of which prompts a curriculum will take when"),
+    "reference": ("lnlit.stages.reference:reference", "log-probs of given completions, for RPO with reference: data"),
     "page": ("lnlit.stages.rollout_page:page", "a page of what a run has sampled so far"),
 }
 

@@ -28,19 +28,32 @@ from lnlit.errors import UserError
 from lnlit.interfaces import PreferenceBatch, Source
 from lnlit.thinking import Thinking, on_or_off
 
+#: The key under which a row may bring the reference's log-probs of its completions.
+REFERENCE = "reference"
+
 
 @dataclass(frozen=True)
 class Group(Document):
-    """All completions of one prompt, each with its prompt before it. `lengths` and `rewards` are one per completion."""
+    """All completions of one prompt, each with its prompt before it. `lengths`, `rewards` and `reference`, the
+    reference's log-probs (NaN where they are unknown), are one per completion.
+    """
 
     lengths: Sequence[int]
     rewards: Sequence[float]
+    reference: Sequence[float]
 
     @classmethod
-    def of(cls, documents: Sequence[Document], rewards: Sequence[float]) -> Group:
+    def of(cls, documents: Sequence[Document], rewards: Sequence[float], reference: Sequence[float] = ()) -> Group:
         tokens = [token for document in documents for token in document.tokens]
         mask = [learned for document in documents for learned in document.loss_mask]
-        return cls(tokens, mask, [len(document) for document in documents], rewards)
+        unknown = [float("nan")] * len(documents)
+        return cls(tokens, mask, [len(document) for document in documents], rewards, reference or unknown)
+
+    def only(self, numbers: Sequence[int]) -> Group:
+        """Some of the completions."""
+        parts = self.completions()
+        rewards, reference = ([values[number] for number in numbers] for values in (self.rewards, self.reference))
+        return Group.of([parts[number] for number in numbers], rewards, reference)
 
     def piece(self, start: int, stop: int) -> Document:
         assert (start, stop) == (0, len(self)), "a layout must keep a prompt's completions together"
@@ -58,16 +71,17 @@ class Groups(Corpus):
         super().__init__(flat.tokens, flat.lengths, flat.loss_mask)
         self.completion_lengths = np.array([group.lengths for group in groups], dtype=np.int64)
         self.rewards = np.array([group.rewards for group in groups], dtype=np.float64)
+        self.reference = np.array([group.reference for group in groups], dtype=np.float64)
 
     @cached_property
     def digest(self) -> str:
-        arrays = (self.tokens, self.completion_lengths, self.rewards)
+        arrays = (self.tokens, self.completion_lengths, self.rewards, self.reference)
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
     def __getitem__(self, index: int) -> Group:
         whole = super().__getitem__(index)
-        lengths, rewards = self.completion_lengths[index].tolist(), self.rewards[index].tolist()
-        return Group(whole.tokens, whole.loss_mask, lengths, rewards)
+        per_part = (self.completion_lengths, self.rewards, self.reference)
+        return Group(whole.tokens, whole.loss_mask, *(values[index].tolist() for values in per_part))
 
 
 class GroupEncoder:
@@ -90,8 +104,31 @@ class GroupEncoder:
         groups: list[Document] = []
         for row in rows:
             rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
-            groups.append(Group.of([last_reply(next(documents)) for _ in rewards], rewards))
+            parts = [last_reply(next(documents)) for _ in rewards]
+            groups.append(Group.of(parts, rewards, _reference(row, [sum(part.loss_mask) for part in parts])))
         return groups
+
+
+def _reference(row: Mapping[str, Any], tokens: Sequence[int]) -> list[float]:
+    """What `lnlit rollout reference` wrote into the row, if it did. Raises `UserError` unless it is about these
+    numbers of tokens."""
+    written = row.get(REFERENCE)
+    if written is None:
+        return []
+    try:
+        found, counts = written["log_probs"], written["tokens"]
+        if len(found) != len(tokens) or len(counts) != len(tokens):
+            raise ValueError(f"{len(tokens)} completions")
+        if counts != tokens:
+            raise UserError(
+                f"{REFERENCE}: about completions of {counts} tokens, and here they have {tokens}: another tokenizer, "
+                "chat template or thinking toggle. Write it anew with `lnlit rollout reference`."
+            )
+        return [float("nan") if value is None else float(value) for value in found]
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{REFERENCE}: expected log_probs and tokens, one of each per completion, got {written!r} ({error})"
+        ) from error
 
 
 def last_reply(document: Document) -> Document:
@@ -161,8 +198,7 @@ class GroupReader(RowReader):
             self._drop(len(document.lengths), len(fits))
             return None
         kept = sorted(_evenly(sorted(rewarded, key=lambda k: document.rewards[k]), self.completions))
-        parts = document.completions()
-        group = Group.of([parts[k] for k in kept], [document.rewards[k] for k in kept])
+        group = document.only(kept)
         self.tally.rows += 1
         self.tally.tokens += len(group)
         self.tally.loss_tokens += sum(group.loss_mask)
@@ -188,11 +224,12 @@ def collate_groups(rows: Sequence[Row], completions: int, length: int, pad_id: i
     groups = [group for row in grouped for group in row]
     parts = [[part for group in row for part in group.completions()] for row in grouped]
     learned = [sum(part.loss_mask[1:]) for row in parts for part in row]
-    rewards = [group.rewards for group in groups]
+    rewards, reference = [group.rewards for group in groups], [group.reference for group in groups]
     return PreferenceBatch(
         collate(parts, length, pad_id),
         sample_N=torch.repeat_interleave(torch.arange(len(learned)), torch.tensor(learned, dtype=torch.int64)),
         rewards_PK=torch.tensor(rewards, dtype=torch.float32).view(len(groups), completions),
+        reference_PK=torch.tensor(reference, dtype=torch.float64).view(len(groups), completions),
     )
 
 

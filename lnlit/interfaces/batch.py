@@ -59,12 +59,13 @@ class PreferenceBatch:
     """K completions of each of P prompts, and their rewards.
 
     `tokens.labels` are the completions' tokens; N of them have a label. `sample_N` says whose each is: completion k of
-    prompt p is sample p * K + k. `reference_N` are the reference's log-probs, None where it computes them itself.
+    prompt p is sample p * K + k. `reference_PK` are the reference's log-probs of whole completions, NaN where nobody
+    knows them, None where nobody was asked.
     `metrics` describe the rollout that begins with this batch.
     """
 
     tokens: TokenBatch
     sample_N: Tensor
     rewards_PK: Tensor
-    reference_N: Tensor | None = None
+    reference_PK: Tensor | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)

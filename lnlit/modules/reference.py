@@ -1,6 +1,6 @@
-"""Log-probs of completions' tokens, by the model that trains and by the one it is compared with.
+"""The model that a policy is compared with.
 
-Shape suffixes: B rows, T positions, N positions with a label (row by row), D hidden, V vocabulary.
+Shape suffixes: N positions with a label, row by row.
 """
 
 from __future__ import annotations
@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.formats import read_spec
-from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
 from lnlit.modules.lit_model import LitModel
 from lnlit.modules.teacher import check_teacher, load_teacher
-from lnlit.objectives.log_probs import TokenLogProbs, linear_log_probs
+from lnlit.rollout.log_probs import token_log_probs
 from lnlit.specs import ModelSpec
-
-
-def token_log_probs(decoder: Decoder, batch: TokenBatch, temperature: float = 1.0) -> TokenLogProbs:
-    """Of each label, [N]. The head runs only where there is one."""
-    has_label_BT = batch.labels != IGNORE
-    labels_N = batch.labels[has_label_BT]
-
-    def head(hidden_BTD: Tensor, weight_VD: Tensor) -> TokenLogProbs:
-        return linear_log_probs(hidden_BTD[has_label_BT], weight_VD, labels_N, temperature)
-
-    return decoder(batch.tokens, batch.positions, batch.lengths, batch.places, read_out=head)
 
 
 class Reference:

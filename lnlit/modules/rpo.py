@@ -21,8 +21,8 @@ from lnlit.objectives.preference import LOSSES
 from lnlit.rollout.sample import Sample
 from lnlit.specs import ModelSpec
 
-#: Path of a reference that is no path: the policy that drew the samples.
-_ROLLOUT = "rollout"
+#: References that are no paths: the policy that drew the samples, and what the rows say.
+_ROLLOUT, _DATA = "rollout", "data"
 
 
 class RPO(SampledModel):
@@ -39,8 +39,9 @@ class RPO(SampledModel):
         eta: scale of the given rewards.
         loss: "backward" KL(rewards || policy), "forward" KL(policy || rewards), "squared" difference, or "dpo", which
             looks at the best completion only.
-        reference: the model to compare with; null is the one to start from, and "rollout" the policy as it was when it
-            drew the samples, so that each rollout of `Experience` is an iteration of the paper.
+        reference: the model to compare with; null is the one to start from. "rollout" is the policy as it was when it
+            drew the samples, so that each rollout of `Experience` is an iteration of the paper. "data" takes log-probs
+            that `lnlit rollout reference` has written into the rows, so that no second model is in memory.
         temperature: at which samples are drawn, and all probabilities computed.
         runtime: kernels, compilation, memory.
         lora: train low-rank adapters only; None trains every weight.
@@ -60,8 +61,9 @@ class RPO(SampledModel):
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
     ) -> None:
-        self.by_rollout = reference == _ROLLOUT
-        super().__init__(model, optimizer, not self.by_rollout, reference, temperature, runtime, lora)
+        self.by_rollout, self.by_data = reference == _ROLLOUT, reference == _DATA
+        frozen = not (self.by_rollout or self.by_data)
+        super().__init__(model, optimizer, frozen, reference, temperature, runtime, lora)
         for name, value in {"beta": beta, "eta": eta}.items():
             if not 0 < value < float("inf"):
                 raise UserError(f"{name}: expected a number above 0, got {value}")
@@ -69,8 +71,10 @@ class RPO(SampledModel):
 
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)
-        if self.by_rollout and isinstance(getattr(self.trainer, "datamodule", None), PreferenceData):
-            raise _without_rollouts()
+        if self.by_rollout and self._is_offline:
+            raise UserError(f"model.reference: {_ROLLOUT!r} needs samples of the policy's own, so data of `Experience`")
+        if self.by_data and not self._is_offline:
+            raise UserError(f"model.reference: {_DATA!r} needs given completions, so data of `PreferenceData`")
 
     # samples
 
@@ -90,7 +94,8 @@ class RPO(SampledModel):
         rewards_PK = torch.tensor(rewards, dtype=torch.float64, device=packed.sample_N.device).view(
             -1, samples_per_prompt
         )
-        return PreferenceBatch(packed.tokens, packed.sample_N, rewards_PK, packed.join(reference_S))  # type: ignore[arg-type]
+        reference_PK = torch.stack([log_probs.double().sum() for log_probs in reference_S]).view_as(rewards_PK)  # type: ignore[union-attr]
+        return PreferenceBatch(packed.tokens, packed.sample_N, rewards_PK, reference_PK.to(rewards_PK))
 
     # the step
 
@@ -108,12 +113,9 @@ class RPO(SampledModel):
     def losses(self, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, Tensor]]:
         """(loss, prompts, what shows whether it works), sums over the prompts whose completions all have a reward."""
         log_probs_N = self.token_log_probs(batch.tokens).log_probs_N
-        reference_N = self.reference_log_probs(batch.tokens) if batch.reference_N is None else batch.reference_N
-        if reference_N is None:
-            raise _without_rollouts()
-        ratios_S = sums(log_probs_N - reference_N, batch.sample_N, batch.rewards_PK.numel())
-        known_P = ~batch.rewards_PK.isnan().any(1)
-        scores_PK, rewards_PK = ratios_S.view_as(batch.rewards_PK)[known_P], batch.rewards_PK[known_P]
+        ratios_PK = self._ratios(log_probs_N, batch)
+        known_P = ~(batch.rewards_PK + ratios_PK.detach()).isnan().any(1)
+        scores_PK, rewards_PK = ratios_PK[known_P], batch.rewards_PK[known_P]
         loss_P = LOSSES[self.loss](scores_PK, rewards_PK, self.beta, self.eta)
         spread_P = scores_PK.amax(1) - scores_PK.amin(1)
         parts = {
@@ -123,6 +125,22 @@ class RPO(SampledModel):
         }
         return loss_P.sum(), len(loss_P), parts
 
+    def _ratios(self, log_probs_N: Tensor, batch: PreferenceBatch) -> Tensor:
+        """log(policy / reference) of whole completions, [P, K]; NaN where what the reference says is unknown."""
+        shape = batch.rewards_PK.shape
+        reference_PK = batch.reference_PK
+        if self.reference is not None and (reference_PK is None or self._is_offline):
+            reference_N = self.reference.log_probs(batch.tokens, self.temperature)
+            reference_PK = sums(reference_N.double(), batch.sample_N, shape.numel()).view(shape)
+        if reference_PK is None or (self.by_data and len(reference_PK) and reference_PK.isnan().all()):
+            raise UserError(
+                f"model.reference: {_DATA!r}, but the data brings no log-probs of a reference. Write them into its "
+                "rows with `lnlit rollout reference`."
+            )
+        ratios_S = sums(log_probs_N.double(), batch.sample_N, shape.numel())
+        return (ratios_S.view(shape) - reference_PK).to(log_probs_N.dtype)
 
-def _without_rollouts() -> UserError:
-    return UserError(f"model.reference: {_ROLLOUT!r} needs samples of the policy's own, so data of `Experience`")
+    @property
+    def _is_offline(self) -> bool:
+        """Whether completions are given. What their rows say of a reference need not be about this one."""
+        return isinstance(getattr(self._trainer, "datamodule", None), PreferenceData)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_a_step_is_the_same_however_prompts_are_laid_out(model, completions, set
 
 def test_prompts_of_equal_rewards_do_not_count(model):
     made = groups(2)
-    equal = Group(made[0].tokens, made[0].loss_mask, made[0].lengths, [1.0, 1.0])
+    equal = replace(made[0], rewards=[1.0, 1.0])
     alone, together = (step(model, [batch([row], 2)]) for row in (made[1:], [equal, *made[1:]]))
     assert together[0]["train/loss"].item() == pytest.approx(alone[0]["train/loss"].item(), abs=1e-6)
     torch.testing.assert_close(together[1], alone[1], atol=1e-6, rtol=1e-5)
@@ -337,7 +338,7 @@ def test_a_folder_without_a_head_is_no_reward_model(tmp_path, trained):
 
 
 def test_regression_learns_the_rewards_themselves(model):
-    made = [Group(g.tokens, g.loss_mask, g.lengths, [5.0, 2.0, -3.0]) for g in groups(3, count=2)]
+    made = [replace(g, rewards=[5.0, 2.0, -3.0]) for g in groups(3, count=2)]
     module = RewardModel(str(model), CONSTANT(2e-3), loss="regression")
     asked = batch([made], 3)
     fit(module, [asked] * 150)

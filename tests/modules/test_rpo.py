@@ -13,6 +13,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, PreferenceBatch, TokenBatch
 from lnlit.modules.optim import AdamW
 from lnlit.modules.rpo import RPO
+from lnlit.objectives.policy import sums
 from lnlit.testing.tiny import tiny_folder
 
 PROMPT = [10, 20, 30]
@@ -81,7 +82,8 @@ def test_stored_log_probs_of_the_reference_serve_as_well(model):
     module, _ = fit(model, 3, [1.0, 0.0], beta=0.1)
     asked = batch([1.0, 0.0])
     by_copy = module.losses(asked)[0]
-    asked.reference_N = module.reference.log_probs(asked.tokens)
+    reference_N = module.reference.log_probs(asked.tokens).double()
+    asked.reference_PK = sums(reference_N, asked.sample_N, 2).view(1, 2)
     torch.testing.assert_close(module.losses(asked)[0], by_copy, atol=0, rtol=0)
 
 

@@ -1,0 +1,23 @@
+"""How likely a decoder finds given completions.
+
+Shape suffixes: B rows, T positions, N positions with a label (row by row), D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.models.decoder import Decoder
+from lnlit.objectives.log_probs import TokenLogProbs, linear_log_probs
+
+
+def token_log_probs(decoder: Decoder, batch: TokenBatch, temperature: float = 1.0) -> TokenLogProbs:
+    """Of each label, [N]. The head runs only where there is one."""
+    has_label_BT = batch.labels != IGNORE
+    labels_N = batch.labels[has_label_BT]
+
+    def head(hidden_BTD: Tensor, weight_VD: Tensor) -> TokenLogProbs:
+        return linear_log_probs(hidden_BTD[has_label_BT], weight_VD, labels_N, temperature)
+
+    return decoder(batch.tokens, batch.positions, batch.lengths, batch.places, read_out=head)

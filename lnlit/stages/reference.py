@@ -1,0 +1,137 @@
+"""`lnlit rollout reference`: how likely a reference finds given completions, once for all runs that compare with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lnlit.checkpoint.fingerprint import fingerprint
+from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.load import load_weights
+from lnlit.data.chat import ChatEncoder, Document
+from lnlit.data.packing import BestFit, collate
+from lnlit.data.preference import REFERENCE, Group, GroupEncoder
+from lnlit.data.preference_rows import PreferenceRows
+from lnlit.data.tokenizer import load_tokenizer
+from lnlit.errors import UserError
+from lnlit.interfaces import Source, TokenBatch
+from lnlit.models.build import build_decoder
+from lnlit.models.decoder import Decoder
+from lnlit.rollout.log_probs import token_log_probs
+from lnlit.rollout.work_file import WorkFile
+from lnlit.search.hardware import torch_device
+from lnlit.thinking import Thinking, on_or_off
+
+
+def reference(
+    model: str,
+    data: Source,
+    out: str,
+    temperature: float = 1.0,
+    thinking: Thinking | bool | None = None,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    batch_tokens: int = 4096,
+    rows_per_round: int = 256,
+) -> Path:
+    """Write preference rows with a model's log-probs of their completions, for `RPO` with `reference: data`.
+
+    Each row gets `reference`: `log_probs`, in nats and of the whole completion (null where it is longer than the
+    model's context), and `tokens`, how many that were, by which a run notices another tokenizer or template.
+    Interrupted, the same command goes on where it stopped.
+
+    Args:
+        model: Model folder with a tokenizer and a chat template.
+        data: Rows as `PreferenceRows` takes them.
+        out: The JSONL file to write.
+        temperature: Of the run that will use them.
+        thinking: Toggle for rows that have none, as in that run.
+        dtype: Of weights and computation.
+        batch_tokens: Tokens of a forward pass, or one completion.
+        rows_per_round: Rows between two savings.
+    """
+    numbers = {"temperature": temperature, "batch_tokens": batch_tokens, "rows_per_round": rows_per_round}
+    for name, value in numbers.items():
+        if not value > 0:
+            raise UserError(f"reference.{name}: expected a positive number, got {value}")
+    path, file = resolve(model), Path(out).expanduser()
+    encoder = GroupEncoder(ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking)))
+    rows = _read(data)
+    settings = {"model": fingerprint(model), "rows": _digest(rows), "dtype": dtype, **numbers}
+    settings["thinking"] = encoder.chat.thinking
+    with WorkFile(file, settings) as work:
+        if len(work) < len(rows):
+            decoder = _load(path, dtype)
+            with tqdm(total=len(rows), initial=len(work), desc="reference", unit="row", disable=None) as bar:
+                for first in range(len(work), len(rows), rows_per_round):
+                    part = rows[first : first + rows_per_round]
+                    groups = cast(list[Group], encoder.encode_many(part))
+                    found = _log_probs(decoder, groups, temperature, batch_tokens)
+                    work.append(
+                        {**row, REFERENCE: {"log_probs": nats, "tokens": _tokens(group)}}
+                        for row, group, nats in zip(part, groups, found, strict=True)
+                    )
+                    bar.update(len(part))
+        work.finish()
+    print(
+        f"reference: {sum(len(row['completions']) for row in rows)} completions of {len(rows)} prompts", file=sys.stderr
+    )
+    return file
+
+
+def _read(data: Source) -> list[dict[str, Any]]:
+    rows = list(PreferenceRows(data).rows())
+    if not rows:
+        raise UserError(f"data: {data} has no rows")
+    return [{**row, REFERENCE: None} for row in rows]  # what an older one said is no part of the work
+
+
+def _digest(rows: Sequence[dict[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _load(path: Path, dtype: str) -> Decoder:
+    decoder = build_decoder(read_spec(path), torch_device(), getattr(torch, dtype))
+    load_weights(decoder, path)
+    return decoder.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _log_probs(
+    decoder: Decoder, groups: Sequence[Group], temperature: float, batch_tokens: int
+) -> list[list[float | None]]:
+    """Of each completion; None for one that is longer than the context."""
+    found: list[list[float | None]] = [[None] * len(group.lengths) for group in groups]
+    fits: list[tuple[int, int, Document]] = [
+        (row, number, part)
+        for row, group in enumerate(groups)
+        for number, part in enumerate(group.completions())
+        if len(part) <= decoder.spec.context_length
+    ]
+    lengths = np.array([len(part) for *_, part in fits], dtype=np.int64)
+    if not len(lengths):
+        return found
+    for pack in BestFit(max(batch_tokens, int(lengths.max()))).rows(lengths):
+        chosen = [fits[index] for index, _, _ in pack]
+        batch = collate([[part for *_, part in chosen]], sum(len(part) for *_, part in chosen), pad_id=0)
+        tokens, labels, positions = (x.to(torch_device()) for x in (batch.tokens, batch.labels, batch.positions))
+        here = TokenBatch(tokens, labels, positions, batch.lengths)
+        log_probs_N = token_log_probs(decoder, here, temperature).log_probs_N.double().cpu()
+        counts = [sum(part.loss_mask) for *_, part in chosen]
+        for (row, number, _), values in zip(chosen, log_probs_N.split(counts), strict=True):
+            found[row][number] = values.sum().item()
+    return found
+
+
+def _tokens(group: Group) -> list[int]:
+    return [sum(part.loss_mask) for part in group.completions()]
