@@ -95,7 +95,7 @@ def sums(options: argparse.Namespace, kind: type[Experience] | None = None, **se
     }
     return (kind or Experience)(
         tokenizer=str(WARM),
-        rewards=[Weighted(MathAnswerReward(), 1.0, "answer"), Weighted(FormatReward(), 0.2, "format")],
+        rewards=[Weighted(MathAnswerReward(), 1.0, "answer"), Weighted(FormatReward(), 1.0, "format")],
         engine=NativeEngine(64),
         prompts_per_rollout=8,
         samples_per_prompt=8,
