@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,14 @@ def built_library(tiny_parent: Path, documents: str, tmp_path_factory: pytest.Te
     sample = TextSample(TextFileSource(documents), rows=4, length=64)
     out = tmp_path_factory.mktemp("library") / "library"
     return build_library(str(tiny_parent), sample, str(out), Candidates(widths=(0.67, 0.33), width_multiple=16))
+
+
+@pytest.fixture(scope="session")
+def remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """transformers copies a folder's own code to a cache; keep the user's out of it. All tests of a process have one:
+    what it has imported it never looks for elsewhere."""
+    import transformers.dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from types import SimpleNamespace
 
@@ -17,6 +18,13 @@ from lnlit.callbacks.memory import readings, render, reset_peaks
 
 MIB = 2**20
 NAMES = {"rss", "rss_peak", "shm"}
+
+
+def fresh(mib: int) -> np.ndarray:
+    """Memory that this process did not have before; an allocator might hand out what another test has left."""
+    array = np.frombuffer(mmap.mmap(-1, mib * MIB), np.uint8)
+    array.fill(1)
+    return array
 
 
 class Plain(L.LightningModule):
@@ -47,8 +55,8 @@ class Rollouts(L.LightningDataModule):
 
     def __iter__(self):
         while True:
-            self.phase("generate", lambda: np.ones(300 * MIB, np.uint8))
-            self.phase("score", lambda: setattr(self, "kept", np.ones(150 * MIB, np.uint8)))
+            self.phase("generate", lambda: fresh(300))
+            self.phase("score", lambda: setattr(self, "kept", fresh(150)))
             self.kept = None
             for _ in range(self.micro_batches):
                 yield torch.ones(2, 4)
@@ -80,7 +88,7 @@ def fit(root, data, recorder, steps: int = 2, **settings) -> L.Trainer:
 
 
 def peaks_begin_anew() -> bool:
-    held = np.ones(100 * MIB, np.uint8)
+    held = fresh(100)
     del held
     reset_peaks()
     found = readings()

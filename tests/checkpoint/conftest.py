@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import transformers
-import transformers.dynamic_module_utils
 from checkpoint_models import SMOLLM2
 
 from lnlit.checkpoint.convert import import_model
@@ -15,11 +14,8 @@ from lnlit.checkpoint.formats import resolve
 
 
 @pytest.fixture(scope="session", autouse=True)
-def remote_code_cache(tmp_path_factory):
-    """transformers copies a folder's own code to a cache; keep the user's out of it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
+def without_users_cache(remote_code_cache):
+    pass
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import transformers.dynamic_module_utils
 from torch import Tensor
 
 from lnlit.checkpoint.convert import import_model
@@ -172,14 +171,6 @@ def greedy(decoder: Decoder, prompt: list[int]) -> tuple[list[int], list[float]]
         tokens.append(int(best.indices))
         logprobs.append(float(best.values))
     return tokens[len(prompt) :], logprobs
-
-
-@pytest.fixture(scope="module")
-def remote_code_cache(tmp_path_factory):
-    """transformers copies a folder's own code to a cache; keep the user's out of it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
 
 
 def generate_in_transformers(folder: Path) -> list[list[int]]:

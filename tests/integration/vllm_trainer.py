@@ -6,6 +6,7 @@ python vllm_trainer.py WEIGHTS_FOLDER
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -18,6 +19,7 @@ from lnlit.testing.tiny import tiny_spec
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
     engine = VllmEngine(weights_folder=sys.argv[1], dtype="float32")
     engine.load_weights(PolicyWeights(tiny_spec(), {"tensors": ["a"]}, [("a", torch.ones(1))], 1))
     fork = os.fork()
