@@ -29,7 +29,7 @@ from lnlit.interfaces import PreferenceBatch, Source
 from lnlit.thinking import Thinking, on_or_off
 
 #: The key under which a row may bring the reference's log-probs of its completions.
-REFERENCE = "reference"
+REFERENCE = "reference_log_probs"
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,8 @@ class RPO(SampledModel):
             reference_PK = sums(reference_N.double(), batch.sample_N, shape.numel()).view(shape)
         if reference_PK is None or (self.by_data and len(reference_PK) and reference_PK.isnan().all()):
             raise UserError(
-                f"model.reference: {_DATA!r}, but the data brings no log-probs of a reference. Write them into its "
-                "rows with `lnlit rollout reference`."
+                f"model.reference: {_ROLLOUT if self.by_rollout else _DATA!r}, but the data brings no log-probs of a "
+                "reference. `lnlit rollout reference` writes them into rows of given completions."
             )
         ratios_S = sums(log_probs_N.double(), batch.sample_N, shape.numel())
         return (ratios_S.view(shape) - reference_PK).to(log_probs_N.dtype)

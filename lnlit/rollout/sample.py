@@ -58,10 +58,6 @@ class Sample:
         """The engine's log-probs of the tokens that are learned from."""
         return torch.tensor(self.rollout.logprobs if self.learned else (), dtype=torch.float32)
 
-    @property
-    def tokens(self) -> int:
-        return len(self.rollout.prompt_ids) + len(self.rollout.token_ids)
-
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors, for a checkpoint."""
         prompt, rollout = self.prompt, self.rollout

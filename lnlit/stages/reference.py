@@ -43,8 +43,8 @@ def reference(
 ) -> Path:
     """Write preference rows with a model's log-probs of their completions, for `RPO` with `reference: data`.
 
-    Each row gets `reference`: `log_probs`, in nats and of the whole completion (null where it is longer than the
-    model's context), and `tokens`, how many that were, by which a run notices another tokenizer or template.
+    Each row gets `reference_log_probs`: `log_probs`, in nats and of the whole completion (null where it is longer than
+    the model's context), and `tokens`, how many that were, by which a run notices another tokenizer or template.
     Interrupted, the same command goes on where it stopped.
 
     Args:
@@ -68,6 +68,7 @@ def reference(
     settings["thinking"] = encoder.chat.thinking
     with WorkFile(file, settings) as work:
         if len(work) < len(rows):
+            work.keep(len(work) // rows_per_round * rows_per_round)  # a round is batched as it was before
             decoder = _load(path, dtype)
             with tqdm(total=len(rows), initial=len(work), desc="reference", unit="row", disable=None) as bar:
                 for first in range(len(work), len(rows), rows_per_round):

@@ -68,8 +68,11 @@ def test_rows_keep_what_they_had_and_tell_of_every_completion(models, tmp_path):
     out = reference(models[1], source(tmp_path), str(tmp_path / "out.jsonl"))
     for row, given in zip(written(out), ROWS, strict=True):
         assert row["completions"] == given["completions"] and row["rewards"] == given["rewards"]
-        assert all(nats < 0 for nats in row["reference"]["log_probs"])
-        assert row["reference"]["tokens"][1] - row["reference"]["tokens"][2] == len(given["completions"][1]) - 2
+        assert all(nats < 0 for nats in row["reference_log_probs"]["log_probs"])
+        assert (
+            row["reference_log_probs"]["tokens"][1] - row["reference_log_probs"]["tokens"][2]
+            == len(given["completions"][1]) - 2
+        )
 
 
 def test_what_was_interrupted_ends_as_if_it_were_not(models, tmp_path, monkeypatch):
@@ -96,7 +99,7 @@ def test_what_was_interrupted_ends_as_if_it_were_not(models, tmp_path, monkeypat
 def test_a_completion_beyond_the_context_leaves_its_prompt_out(tmp_path):
     short = str(tiny_folder(tmp_path / "short", tiny_spec().replace(context_length=40)))
     out = reference(short, source(tmp_path), str(tmp_path / "out.jsonl"))
-    unknown = [row["reference"]["log_probs"].count(None) for row in written(out)]
+    unknown = [row["reference_log_probs"]["log_probs"].count(None) for row in written(out)]
     assert unknown[0] == 0 and unknown[-1] > 0
     policy = str(tiny_folder(tmp_path / "policy"))
     data = PreferenceData(policy, JsonlSource(str(out)), 64, 7, completions=2)
@@ -121,7 +124,7 @@ def test_a_completion_beyond_the_context_leaves_its_prompt_out(tmp_path):
 )
 def test_log_probs_of_other_completions_are_refused(models, tmp_path, change, told):
     rows = written(reference(models[1], source(tmp_path), str(tmp_path / "out.jsonl")))
-    rows[3]["reference"] |= change
+    rows[3]["reference_log_probs"] |= change
     data = PreferenceData(models[0], source(tmp_path, rows), 64, 2)
     with pytest.raises(UserError, match=told) as error:
         data.setup("fit")
