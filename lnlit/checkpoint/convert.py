@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, sa
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.lightning import LightningCheckpoint
 from lnlit.errors import UserError, did_you_mean
+from lnlit.models import reward_head
 from lnlit.models.build import check_spec
 from lnlit.models.layout import expected_shapes
 from lnlit.models.lineage import child_spec, child_weights
@@ -88,7 +91,18 @@ def _convert(
         provenance=provenance,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
+        add_files=partial(_keep_reward_head, path),
     )
+
+
+def _keep_reward_head(source: Path, folder: Path) -> None:
+    """A reward model's head is none of its decoder's weights; without it the folder would be no reward model."""
+    checkpoint = LightningCheckpoint()
+    if not checkpoint.recognises(source):
+        if (source / reward_head.FILE).is_file():
+            shutil.copyfile(source / reward_head.FILE, folder / reward_head.FILE)
+    elif (head := checkpoint.reward_head(source)) is not None:
+        reward_head.save_head(head, folder)
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

@@ -20,6 +20,7 @@ from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import build_decoder
 from lnlit.models.layout import check_shapes
 from lnlit.models.lora import LoRA, add_lora
+from lnlit.models.reward_head import RewardHead
 from lnlit.models.weights import canonical_weights
 from lnlit.specs import ModelSpec
 
@@ -39,6 +40,15 @@ class LightningCheckpoint(CheckpointFormat):
     def trained_from(self, path: Path) -> str | None:
         """The model that training started from; its tokenizer is the checkpoint's."""
         return _metadata(_open(path), path).get("model")
+
+    def reward_head(self, path: Path) -> RewardHead | None:
+        """What a reward model's checkpoint holds beside the decoder; None for any other."""
+        weight = _open(path).get("state_dict", {}).get("head.weight")
+        if weight is None:
+            return None
+        head = RewardHead(weight.shape[1])
+        head.load_state_dict({"weight": weight})
+        return head
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         checkpoint = _open(path)

@@ -1,6 +1,7 @@
 """Key/value cache for batched decoding with rows of different lengths.
 
-Shape suffixes: B batch rows, T new tokens, S cache capacity, H query heads, K key/value heads, d head size.
+Shape suffixes: B batch rows, T new tokens, S cache capacity, H query heads, K key/value heads, G query heads of each,
+d head size.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class KVCache:
                 store.append(empty)
 
     def at(self, positions_BT: Tensor) -> KVCache:
-        """Set where the next forward pass writes. All rows of a prefill start at 0."""
+        """Set where the next pass writes: a prefill's rows all start at 0, later passes have one token a row."""
         tokens = positions_BT.shape[1]
         self._positions_BT = positions_BT
         self._rows_B1 = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
         self._used = int(positions_BT.max()) + 1
         self._is_prefill = self._used == tokens
+        assert self._is_prefill or tokens == 1, "neither a prefill nor one token a row"
         slots_S = torch.arange(self._used, device=positions_BT.device)
         self._mask_B1TS = slots_S <= positions_BT[:, None, :, None]
         return self
@@ -56,11 +58,11 @@ class KVCache:
         assert keys_BKSd is not None and values_BKSd is not None, "a layer without kv_cache_shape attends"
         keys_BKSd[self._rows_B1, :, self._positions_BT] = k_BTKd.to(keys_BKSd.dtype)
         values_BKSd[self._rows_B1, :, self._positions_BT] = v_BTKd.to(values_BKSd.dtype)
-        q = q_BTHd.transpose(1, 2)
         if self._is_prefill:  # padding is on the right, so plain causal attention is exact and needs no mask
-            k, v, mask = k_BTKd.transpose(1, 2), v_BTKd.transpose(1, 2), None
-        else:
-            k, v, mask = keys_BKSd[:, :, : self._used], values_BKSd[:, :, : self._used], self._mask_B1TS
-        grouped = q.shape[1] != k.shape[1]
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self._is_prefill, enable_gqa=grouped)
-        return out.transpose(1, 2)
+            q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
+            grouped = q.shape[1] != k.shape[1]
+            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+        # One token a row: the query heads of a group are the queries of one head, and its keys are read once.
+        k, v = keys_BKSd[:, :, : self._used], values_BKSd[:, :, : self._used]
+        q_BKGd = q_BTHd[:, 0].unflatten(1, (k.shape[1], -1))
+        return scaled_dot_product_attention(q_BKGd, k, v, attn_mask=self._mask_B1TS).flatten(1, 2)[:, None]

@@ -216,6 +216,10 @@ class Experience(L.LightningDataModule):
         if "sampler" in vars(self):
             vars(self).pop("sampler").close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """The engine's and the rewards' processes end with the run; Lightning tears down no data after an error."""
+        self.teardown("fit")
+
     def state_dict(self) -> dict[str, Any]:
         """Where the prompts are, and what was sampled but not yet learned from. The same on every rank."""
         pending = [[sample.state_dict() for sample in update] for update in self.pending]

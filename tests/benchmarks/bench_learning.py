@@ -340,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for name, command in (("warm", warm), ("annotate", annotate_prompts), ("run", run), ("table", table)):
-        one = commands.add_parser(name, help=command.__doc__)
+        one = commands.add_parser(name, help=str(command.__doc__).replace("%", "%%"))
         one.set_defaults(command=command)
         if command is run:
             one.add_argument("name", choices=STUDIES)

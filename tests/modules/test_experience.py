@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import lightning as L
 import pytest
 import torch
@@ -141,10 +143,13 @@ class Forgetful(NativeEngine):
         pass
 
 
-def test_an_engine_with_old_weights_stops_the_run(model, prompts, tmp_path):
+def test_an_engine_with_old_weights_stops_the_run_and_its_processes(model, prompts, tmp_path):
+    before = set(multiprocessing.active_children())
     experience = data(model, prompts, engine=Forgetful(8, "float32", "cpu"), max_logprob_difference=1e-3)
     with pytest.raises(UserError, match="after the sync at step 1: engine and trainer disagree"):
         trainer(tmp_path, 3).fit(policy(model, rate=1e-2), experience)
+    assert set(multiprocessing.active_children()) == before
+    assert experience.engine._decoder is None
 
 
 def test_samples_can_be_watched(model, prompts, tmp_path):

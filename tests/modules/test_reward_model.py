@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaForSequenceClassification
 
 from lnlit.callbacks.export import ExportModel
+from lnlit.checkpoint.convert import export_model
 from lnlit.data.chat import Document
 from lnlit.data.preference import Group, PreferenceData, collate_groups
 from lnlit.data.sources import JsonlSource
@@ -297,6 +298,17 @@ def test_a_written_folder_gives_the_same_scores(trained):
     reward.close()
     reward.close()
     assert reward.score(asked[0]) == pytest.approx(found[0], abs=1e-5)
+
+
+def test_a_training_checkpoint_and_a_folder_export_with_the_head(trained, tmp_path):
+    folder, module, trainer = trained
+    trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    export_model(tmp_path / "last.ckpt", tmp_path / "from_training")
+    export_model(folder, tmp_path / "from_folder")
+    for exported in ("from_training", "from_folder"):
+        reward = build("reward", "reward_model", str(tmp_path / exported), precision="fp32")
+        asked = requests(2)
+        assert [result.value for result in reward.score_batch(asked)] == pytest.approx(by_hand(module, asked), abs=1e-5)
 
 
 def test_bf16_scores_are_close(trained):
