@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm_fake_core import DIES, DIES_ONCE, FAILS, NAN, STALE
+from vllm_fake_core import DIES, DIES_ONCE, DIES_UNNAMED, FAILS, NAN, SLOW, SLOW_ONCE, STALE
 
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyWeights, RolloutRequest, RolloutSampling
@@ -24,6 +24,7 @@ from lnlit.testing.tiny import tiny_spec
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/lnlit-vllm"))  # it is installed in vLLM's environment
 
+from lnlit_vllm import process  # pyright: ignore[reportMissingImports]
 from lnlit_vllm.rollout import VllmEngine  # pyright: ignore[reportMissingImports]
 from lnlit_vllm.weight_files import WeightFiles  # pyright: ignore[reportMissingImports]
 
@@ -85,6 +86,24 @@ def test_it_gives_up_after_three_deaths_in_a_row(engine):
     assert engine.counts() == {"restarts": 2}
 
 
+def test_a_signal_without_a_name_is_told_by_its_number(engine):
+    engine.load_weights(fake_policy(5))
+    with pytest.raises(UserError, match=f"with signal {signal.SIGRTMIN + 1}"):
+        generate(engine, DIES_UNNAMED)
+
+
+def test_silence_is_a_death(fake, monkeypatch):
+    monkeypatch.setattr(process, "_CLOSING_S", 0.1)
+    engine = VllmEngine(weights_folder=str(fake), dtype="float32", answer_time_limit_s=5)
+    engine.load_weights(fake_policy(5))
+    assert generate(engine, 0, SLOW_ONCE) == [(1, 0, 5), (2, 1, 5)]
+    assert engine.counts() == {"restarts": 1}
+    monkeypatch.setattr(process, "_DEATHS", 1)
+    with pytest.raises(UserError, match=r"(?s)after 5 s without an answer.*slow"):
+        generate(engine, SLOW)
+    engine.close()
+
+
 def test_after_an_error_it_starts_anew(engine):
     engine.load_weights(fake_policy(5))
     process = engine._place._process  # type: ignore[union-attr]
@@ -136,6 +155,17 @@ def test_full_memory_is_told_before_anything_is_written(engine, fake, monkeypatc
     assert generate(engine, 0) == [(1, 0, 7)]
 
 
+def test_a_death_after_full_memory_finds_no_file_to_miss(engine, monkeypatch):
+    engine.load_weights(fake_policy(5))
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+        with pytest.raises(UserError, match="0 are free"):
+            engine.load_weights(fake_policy(6, 2))
+    os.kill(engine._place._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    engine.load_weights(fake_policy(7, 3))
+    assert generate(engine, 0) == [(1, 0, 7)]
+
+
 def test_one_file_for_one_user_until_sleep(engine, fake):
     for version in (1, 2):
         engine.load_weights(fake_policy(5, version))
@@ -175,6 +205,7 @@ def test_prompts_that_cannot_be(fake):
     [
         ({"where": "elsewhere"}, "expected process, in_process or a server's http:// URL, got 'elsewhere'"),
         ({"max_num_seqs": 0}, "max_num_seqs: expected a positive number, got 0"),
+        ({"answer_time_limit_s": 0}, "answer_time_limit_s: expected a positive number, got 0"),
         ({"where": "http://127.0.0.1:9"}, "vLLM does not answer /server_info: .*VLLM_SERVER_DEV_MODE=1 vllm serve"),
         ({"weights_folder": "/nowhere"}, "weights_folder: /nowhere cannot be used"),
     ],

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 EXTENSION, LOGPROBS = "", ""
-DIES, DIES_ONCE, SLOW, NAN, STALE, FAILS = range(200, 206)
+DIES, DIES_ONCE, SLOW, NAN, STALE, FAILS, SLOW_ONCE, DIES_UNNAMED = range(200, 208)
 
 
 class Core:
@@ -44,7 +44,9 @@ class Core:
             if what == DIES or (what == DIES_ONCE and _first_time()):
                 print(f"dying of seed {seed}", flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
-            if what == SLOW:
+            if what == DIES_UNNAMED:
+                os.kill(os.getpid(), signal.SIGRTMIN + 1)
+            if what == SLOW or (what == SLOW_ONCE and _first_time()):
                 print("slow", flush=True)
                 time.sleep(60)
             if what == FAILS:

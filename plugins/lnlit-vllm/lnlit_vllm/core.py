@@ -18,6 +18,7 @@ LOGPROBS = "processed_logprobs"
 # The engine's loop runs in the process that calls it: nothing outlives that, and starting takes a sixth of the time.
 _SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 _CPU_CACHE_BYTES = 2**30
+_WEIGHTS, _CACHE = "weights", "kv_cache"  # vLLM's names of what sleeps
 
 
 class Core:
@@ -32,7 +33,8 @@ class Core:
         cpu = current_platform.is_cpu()
         if cpu and settings["quantization"]:
             raise ValueError(f"quantization {settings['quantization']!r} needs a GPU; on a CPU leave it null.")
-        self._sleeps, self._asleep = current_platform.is_sleep_mode_available(), False
+        self._sleeps = current_platform.is_sleep_mode_available()
+        self._asleep: set[str] = set()
         cache_bytes = settings["kv_cache_memory_bytes"] or (_CPU_CACHE_BYTES if cpu else None)
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(settings["config"]), encoding="utf-8")
@@ -61,9 +63,6 @@ class Core:
     def load(self, file: str, version: str) -> Iterator[None]:
         """Weights from a safetensors file with all of `tensor_names`. After an error this object is of no more use."""
         self._llm.collective_rpc("lnlit_load", args=(file,))
-        if self._asleep:
-            self._llm.wake_up(["kv_cache"])
-            self._asleep = False
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not forget the prefixes of the weights before these.")
         self._llm.update_weight_version(version)
@@ -74,6 +73,7 @@ class Core:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
+        self._wake(_CACHE)
         engine = self._llm.llm_engine
         for index, request in enumerate(requests):
             params = SamplingParams(**sampling_params(request, sampling), output_kind=RequestOutputKind.FINAL_ONLY)
@@ -82,16 +82,20 @@ class Core:
             yield from (_answer(output) for output in engine.step() if output.finished)
 
     def sleep(self) -> Iterator[None]:
-        if self._sleeps and not self._asleep:
+        if self._sleeps and _WEIGHTS not in self._asleep:
             self._llm.sleep(level=2)
-            self._asleep = True
+            self._asleep = {_WEIGHTS, _CACHE}
         yield from ()
 
     def wake(self) -> Iterator[None]:
-        """Room for weights; the cache's comes with the weights, so that the two copies of a load fit."""
-        if self._asleep:
-            self._llm.wake_up(["weights"])
+        """Room for weights; the cache's is taken by `generate`, for until then the trainer may need it."""
+        self._wake(_WEIGHTS)
         yield from ()
+
+    def _wake(self, what: str) -> None:
+        if what in self._asleep:
+            self._llm.wake_up([what])
+            self._asleep.remove(what)
 
     def close(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports]

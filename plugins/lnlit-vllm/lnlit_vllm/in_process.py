@@ -29,6 +29,9 @@ class InProcess:
         with _told():
             return list(self._core.tensor_names())
 
+    def forget(self) -> None:
+        """Nothing: a file is read once."""
+
     def load(self, file: str, version: str) -> None:
         with _told():
             list(self._core.load(file, version))

@@ -30,14 +30,15 @@ _LOG_BYTES, _LOG_LINES = 16_384, 15
 
 
 class _Died(Exception):
-    """The process ended before it answered."""
+    """The process ended before it answered, or was too long about it."""
 
 
 class Process:
     """`Core`'s methods, carried out elsewhere: `load` and `generate` survive the death of the process.
 
-    What was answered before a death is kept and the rest asked for again, with the last weights. Three deaths without
-    an answer between them are a `UserError` that shows the end of vLLM's log.
+    What was answered before a death is kept and the rest asked for again, with the last weights. Silence for
+    `answer_time_limit_s` is a death too. Three deaths without an answer between them are a `UserError` that shows the
+    end of vLLM's log.
     """
 
     reads_again = True
@@ -53,8 +54,11 @@ class Process:
     def tensor_names(self) -> list[str]:
         return self._survive(lambda: list(self._call("tensor_names")))
 
-    def load(self, file: str, version: str) -> None:
+    def forget(self) -> None:
         self._loaded = None
+
+    def load(self, file: str, version: str) -> None:
+        self.forget()
         self._survive(lambda: list(self._call("load", file, version)))
         self._loaded = file, version
 
@@ -71,7 +75,7 @@ class Process:
         return [found[index] for index in range(len(requests))]
 
     def sleep(self) -> None:
-        self._loaded = None
+        self.forget()
         self._survive(lambda: list(self._call("sleep")))
 
     def wake(self) -> None:
@@ -88,8 +92,8 @@ class Process:
                 if self._end is None:
                     self._start()
                 done = work()
-            except _Died:
-                self._died()
+            except _Died as error:
+                self._died(is_silent=isinstance(error.__cause__, TimeoutError))
             except UserError:
                 raise
             except BaseException:  # Ctrl-C too: an answer that nobody read would be taken for the next one's
@@ -119,6 +123,7 @@ class Process:
             except OSError as error:
                 ours.close()
                 raise UserError(f"{python} cannot be run: {error.strerror}. {HOW_TO_INSTALL}") from error
+        ours.settimeout(self._settings["answer_time_limit_s"])
         self._stream = ours.makefile("rw", encoding="utf-8")
         self._end = weakref.finalize(self, _end, self._process, ours, self._stream, os.getpid())
         try:
@@ -144,16 +149,19 @@ class Process:
             raise _Died from error
         raise _Died
 
-    def _died(self) -> None:
+    def _died(self, is_silent: bool) -> None:
         self._deaths += 1
         self.close()
         code, tail = self._process.returncode, _tail(self._log)
         if self._deaths >= _DEATHS:
             self._deaths = 0
-            how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+            how = f"with exit code {code}" if code >= 0 else f"with signal {_signal_name(-code)}"
+            if is_silent:  # it was us
+                how = f"after {self._settings['answer_time_limit_s']:g} s without an answer"
+                how += " (VllmEngine.answer_time_limit_s)"
             hint = f" {HOW_TO_INSTALL}" if tail and "No module named" in tail[-1] else ""
             raise UserError(
-                "\n  ".join([f"vLLM ended {_DEATHS} times in a row, with {how}.{hint} The end of its log:", *tail])
+                "\n  ".join([f"vLLM ended {_DEATHS} times in a row, {how}.{hint} The end of its log:", *tail])
             )
         self.restarts += 1
 
@@ -186,6 +194,13 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, stream: IO
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # its group is named after it, and holds vLLM's workers
     process.wait()
+
+
+def _signal_name(number: int) -> str:
+    """Real-time signals have none."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return str(number)
 
 
 def _told(error: str) -> str:

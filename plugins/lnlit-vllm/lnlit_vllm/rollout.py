@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 class Place(Protocol):
-    """Where vLLM runs. `reads_again`: it may read the file of the last `load` until the next one or `sleep`."""
+    """Where vLLM runs. `reads_again`: it may read the file of the last `load` until `forget`, `sleep` or the next."""
 
     reads_again: bool
     restarts: int
 
     def tensor_names(self) -> list[str]: ...
+    def forget(self) -> None: ...
     def load(self, file: str, version: str) -> None: ...
     def generate(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[dict[str, Any]]: ...
     def sleep(self) -> None: ...
@@ -50,11 +51,14 @@ class VllmEngine(RolloutEngine):
             Its log-probs are those of another model than the trainer's: they need a correction.
         max_model_len: longest prompt and completion together; null is the model's context length.
         max_num_seqs: completions generated at a time.
-        gpu_memory_utilization: share of a GPU's memory for weights and KV cache together.
+        gpu_memory_utilization: share of a GPU's memory for weights and KV cache together. vLLM starts beside the
+            trainer and keeps the cache from `generate` to `sleep`, so this must leave room for the trainer too.
         kv_cache_gib: the KV cache alone, instead; on a CPU 1 where it is null.
         tensor_parallel_size: GPUs to split the model over.
         weights_folder: where the weights' file lies while it is needed; memory rather than a disk, as large as the
             model.
+        answer_time_limit_s: a process that says nothing for so long while it is asked for something counts as dead. A
+            server's every answer is waited for so long. "in_process" knows no limit.
         vllm_args: anything else that vLLM's `LLM` takes.
     """
 
@@ -69,12 +73,14 @@ class VllmEngine(RolloutEngine):
         kv_cache_gib: float | None = None,
         tensor_parallel_size: int = 1,
         weights_folder: str = "/dev/shm",
+        answer_time_limit_s: float = 3600.0,
         vllm_args: dict[str, Any] | None = None,
     ) -> None:
         if where not in ("process", "in_process") and not where.startswith(("http://", "https://")):
             raise UserError(f"VllmEngine.where: expected process, in_process or a server's http:// URL, got {where!r}")
-        for name, value in {"max_num_seqs": max_num_seqs, "tensor_parallel_size": tensor_parallel_size}.items():
-            if value < 1:
+        counts = {"max_num_seqs": max_num_seqs, "tensor_parallel_size": tensor_parallel_size}
+        for name, value in {**counts, "answer_time_limit_s": answer_time_limit_s}.items():
+            if value <= 0:
                 raise UserError(f"VllmEngine.{name}: expected a positive number, got {value}")
         self.where, self.dtype, self.quantization, self.max_model_len = where, dtype, quantization, max_model_len
         self._settings = {
@@ -84,6 +90,7 @@ class VllmEngine(RolloutEngine):
             "gpu_memory_utilization": gpu_memory_utilization,
             "kv_cache_memory_bytes": kv_cache_gib and int(kv_cache_gib * 2**30),
             "tensor_parallel_size": tensor_parallel_size,
+            "answer_time_limit_s": answer_time_limit_s,
             "vllm_args": vllm_args or {},
         }
         self._files = WeightFiles(weights_folder)
@@ -101,6 +108,8 @@ class VllmEngine(RolloutEngine):
         self._version = None  # until all are in
         place = self._place_of(weights)
         tensors = _complete(weights.tensors, self.dtype, place.tensor_names())
+        place.forget()
+        self._files.clear()  # the next file may need its room
         file = self._files.write(tensors)
         del tensors
         try:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from lnlit.errors import UserError
 from lnlit_vllm.core import EXTENSION, LOGPROBS, sampling_params
 
-_PATIENCE_S = 3600.0
+_ABORTS, _ABORT_S = 5, 1.0
+_ID = "generate-tokens-"  # what vLLM puts before a completion's `request_id`
 HOW_TO_SERVE = (
     f"Start it with: VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --enable-scale-out --worker-extension-cls "
     f"{EXTENSION} --logprobs-mode {LOGPROBS} --generation-config vllm --skip-tokenizer-init, and the "
@@ -29,6 +34,7 @@ class Server:
 
     def __init__(self, url: str, settings: dict[str, Any]) -> None:
         self.url = url.rstrip("/")
+        self._limit_s: float = settings["answer_time_limit_s"]
         info = self._get("/server_info?config_format=json")["vllm_config"]
         model, quantization = info["model_config"], settings["quantization"]
         wanted = {
@@ -47,6 +53,9 @@ class Server:
         answer = self._post("/collective_rpc", {"method": "lnlit_tensor_names"})
         return [name for names in answer["results"] for name in names]
 
+    def forget(self) -> None:
+        """Nothing: a file is read once."""
+
     def load(self, file: str, version: str) -> None:
         """Stays paused when it fails, so that nobody is served a mixture."""
         self._post("/pause?mode=abort")
@@ -57,18 +66,39 @@ class Server:
         self._post("/resume")
 
     def generate(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[dict[str, Any]]:
-        def answer(request: dict[str, Any]) -> dict[str, Any]:
-            body = {"token_ids": request["prompt_ids"], "sampling_params": sampling_params(request, sampling)}
-            found = self._post("/inference/v1/generate", body)["choices"][0]
-            return {
-                "token_ids": found["token_ids"],
-                "logprobs": [token["logprob"] for token in found["logprobs"]["content"]],
-                "finish_reason": found["finish_reason"],
-                "versions": [span["version"] for span in found["weight_versions"] or ()],
-            }
+        """After an error, or Ctrl-C, vLLM is told to abort what it still works on."""
+        ours, threads = uuid.uuid4().hex, ThreadPoolExecutor(self._in_flight)
+        names = [f"{ours}-{index}" for index in range(len(requests))]
+        answers: list[Future[dict[str, Any]]] = []
+        try:
+            for name, request in zip(names, requests, strict=True):
+                answers.append(threads.submit(self._answer, name, request, sampling))
+            return [answer.result() for answer in answers]
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            self._abort(names, answers)
+            raise
+        finally:
+            threads.shutdown(wait=False)
 
-        with ThreadPoolExecutor(self._in_flight) as threads:
-            return list(threads.map(answer, requests))
+    def _answer(self, name: str, request: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
+        body = {"token_ids": request["prompt_ids"], "sampling_params": sampling_params(request, sampling)}
+        found = self._post("/inference/v1/generate", body | {"request_id": name})["choices"][0]
+        return {
+            "token_ids": found["token_ids"],
+            "logprobs": [token["logprob"] for token in found["logprobs"]["content"]],
+            "finish_reason": found["finish_reason"],
+            "versions": [span["version"] for span in found["weight_versions"] or ()],
+        }
+
+    def _abort(self, names: Sequence[str], answers: Sequence[Future[Any]]) -> None:
+        """More than once, for one that is on its way to vLLM is not known there yet."""
+        with contextlib.suppress(UserError):
+            for _ in range(_ABORTS):
+                body = {"request_ids": [_ID + name for name in names]}
+                self._post("/inference/v1/abort_requests", body, _ABORT_S)
+                if not wait([answer for answer in answers if not answer.done()], _ABORT_S).not_done:
+                    break
 
     def sleep(self) -> None:
         """Nothing: a server's memory is its own."""
@@ -80,24 +110,26 @@ class Server:
         """Nothing: the server serves others too."""
 
     def _get(self, path: str) -> Any:
-        return self._ask(urllib.request.Request(self.url + path))
+        return self._ask(urllib.request.Request(self.url + path), self._limit_s)
 
-    def _post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = json.dumps(body or {}).encode()
-        return self._ask(
-            urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method="POST")
-        )
+    def _post(self, path: str, body: dict[str, Any] | None = None, limit_s: float | None = None) -> Any:
+        data, headers = json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, headers, method="POST")
+        return self._ask(request, limit_s or self._limit_s)
 
-    def _ask(self, request: urllib.request.Request) -> Any:
+    def _ask(self, request: urllib.request.Request, limit_s: float) -> Any:
         if key := os.environ.get("VLLM_API_KEY"):
             request.add_header("Authorization", f"Bearer {key}")
         path = urllib.parse.urlsplit(request.full_url).path
         try:
-            with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:
+            with urllib.request.urlopen(request, timeout=limit_s) as answer:
                 return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
-            told = error.read().decode(errors="replace")[:500]
+            told = ""
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                told = error.read().decode(errors="replace")[:500]
             hint = f" {HOW_TO_SERVE}" if error.code in (403, 404) else ""
             raise UserError(f"{self.url}: vLLM answers {path} with {error.code}: {told}.{hint}") from error
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{self.url}: vLLM does not answer {path}: {error}. {HOW_TO_SERVE}") from error
+        except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+            told = str(error) or type(error).__name__
+            raise UserError(f"{self.url}: vLLM does not answer {path}: {told}. {HOW_TO_SERVE}") from error

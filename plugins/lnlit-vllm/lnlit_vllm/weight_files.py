@@ -32,12 +32,11 @@ class WeightFiles:
         self._remove: Callable[[], None] | None = None
 
     def write(self, tensors: Mapping[str, Tensor]) -> Path:
-        """The file of `tensors`, whole, in place of the one before. Raises `UserError` when there is no room for it,
-        before anything is written.
+        """The file of `tensors`, whole, in place of the one before, which `clear` takes away first where there is no
+        room for two. Raises `UserError` when there is none for it, before anything is written.
         """
         from safetensors.torch import save_file
 
-        self.clear()
         folder = self._private_folder()
         needed = sum(tensor.nbytes for tensor in tensors.values()) + _HEADER_BYTES
         free = shutil.disk_usage(folder).free
@@ -61,7 +60,7 @@ class WeightFiles:
         return file
 
     def clear(self) -> None:
-        """Remove the file; the next one may need its room."""
+        """Remove the file."""
         if self._folder is not None:
             for file in self._folder.iterdir():
                 file.unlink()

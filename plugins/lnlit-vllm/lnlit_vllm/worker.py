@@ -27,13 +27,14 @@ class Receiver:
 
     def lnlit_load(self, file: str) -> None:
         """Every weight from a safetensors file. An error half-way leaves a model that no later load mends, and that
-        takes none: vLLM keeps what it had read for the layers that were not complete.
+        takes none: vLLM keeps what it had read for the layers that were not complete. A file that cannot be opened
+        leaves the model as it was.
         """
         from safetensors import safe_open
 
         self._check_whole()
-        self._lnlit_incomplete = True
         with safe_open(file, framework="pt") as tensors:
+            self._lnlit_incomplete = True
             self.reload_weights(weights_iterator=((name, tensors.get_tensor(name)) for name in tensors.keys()))  # noqa: SIM118
         self._pack_heads()
         self._lnlit_incomplete = False
