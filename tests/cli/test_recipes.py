@@ -81,17 +81,19 @@ STATED: dict[str, dict[str, Any]] = {
         "data.packing": True,
         "trainer.accumulate_grad_batches": 1,
     },
-    "ln-ultra/5b_annotate": {"samples": 8, "reward.model": JUDGE},
+    "ln-ultra/5b_annotate": {"samples": 8},
     "ln-ultra/6_grpo": {
         "model.temperature": 1.0,
         "data.prompts.below": 0.75,
         "data.order.levels": 8,
         "data.rewards.0.reward.model": JUDGE,
         "data.engine.quantization": "fp8_per_tensor",
+        "data.take_turns": True,
         "data.prompts_per_rollout": 72,
         "data.samples_per_prompt": 16,
         "data.updates_per_rollout": 2,
         "trainer.devices": 8,
+        "trainer.precision": "bf16-mixed",
     },
     "ln-ultra/8_grpo": {
         "model.kl.weight": 1e-3,
@@ -108,10 +110,10 @@ STATED["ln-ultra/7_rloo"] = STATED["ln-super/7_rloo"]
 BATCHES = {"ln-nano/5": 256, "ln-nano/8": 512, "ln-super/5": 256, "ln-ultra/5_": 256}
 #: What the comment of a line says whose value the paper does not have: it is silent, or lnlit cannot do as it says.
 MARKS = ("not stated", "the paper:")
-#: Settings that are words and change what is learned.
+#: Settings that are no numbers and change what is learned, or how much memory that takes.
 CHOICES = {
     "schedule", "packing", "loss", "scale", "ratio", "reduction", "estimator", "place", "outside", "truncated",
-    "thinking", "quantization",
+    "thinking", "quantization", "precision", "take_turns", "activation_checkpointing", "compile",
 }  # fmt: skip
 AFTER_SEARCH = [path for path in ALL if path.parent.name.startswith("ln-") and path.name >= "5"]
 
@@ -246,6 +248,11 @@ def test_a_batch_is_as_large_as_the_papers(recipe):
         assert units == 576
     if stage_of(recipe) == "ln-ultra/8_grpo":
         assert units == 288
+
+
+@pytest.mark.parametrize("recipe", [path for path in ALL if "fp8_per_tensor" in path.read_text()], ids=name)
+def test_fp8_may_differ_from_the_trainer_by_more_than_the_default(recipe):
+    assert yaml.safe_load(recipe.read_text())["data"]["init_args"]["max_logprob_difference"] == 20
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
