@@ -1,4 +1,5 @@
-"""Reasoning on demand: the toggle in the system prompt, and what it asks of an answer (Llama-Nemotron section 3)."""
+"""Reasoning on demand: the toggle in the system prompt, what it asks of an answer (Llama-Nemotron section 3), and where
+a text has its answer."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from lnlit.errors import UserError
 Thinking = Literal["on", "off"]
 
 _TOGGLE = re.compile(r"detailed thinking (on|off)\b")
+_BOX_OR_BRACE = re.compile(r"(\\boxed\s*)?\{|\}|\\\\(?=[{}])|\\[{}]")
 _THOUGHT_THEN_ANSWER = re.compile(r"\s*<think>((?!</?think>).)*</think>\s*\S", re.DOTALL)
 
 
@@ -43,5 +45,21 @@ def obeys(text: str, thinking: str) -> bool:
 
 
 def answer_of(text: str) -> str:
-    """What follows the thinking, all of the text where there is none."""
-    return text.rpartition("</think>")[2]
+    """What follows the thinking, all of the text where there is none. Nothing follows thinking that was cut off."""
+    after = text.rpartition("</think>")[2]
+    return "" if after.lstrip().startswith("<think>") else after
+
+
+def last_boxed(text: str) -> tuple[int, str] | None:
+    """Where the last `\\boxed{...}` begins and what is in it; one that is empty or never closed does not count."""
+    open_braces: list[re.Match[str]] = []
+    last = None
+    for found in _BOX_OR_BRACE.finditer(text):
+        if found[0] == "{" or found[1]:
+            open_braces.append(found)
+        elif found[0] == "}" and open_braces:
+            opened = open_braces.pop()
+            if opened[1] and (last is None or opened.start() > last[0]):
+                inside = text[opened.end() : found.start()]
+                last = (opened.start(), inside) if inside.strip() else last
+    return last

@@ -6,13 +6,14 @@ import logging
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
-from lnlit.thinking import answer_of
+from lnlit.thinking import answer_of, last_boxed
 
 
 class MathAnswerReward(Reward):
     """1 where the answer after the thinking equals the row's, as math-verify compares expressions; else 0.
 
-    The last `\\boxed{}` counts, or else the last expression. Needs `pip install lnlit[rl]`.
+    The last `\\boxed{}` with something in it counts, or else the last expression. Where the row's answer is of several
+    values, these may stand in boxes of their own. Needs `pip install lnlit[rl]`.
 
     Args:
         key: of the expected answer in the prompt's row.
@@ -25,6 +26,7 @@ class MathAnswerReward(Reward):
     def score(self, request: RewardRequest) -> float:
         try:
             from math_verify import parse, verify
+            from sympy import Set, Tuple
         except ImportError as error:
             raise UserError("math-verify is not installed; run: pip install 'lnlit[rl]'") from error
         if self.key not in request.row:
@@ -34,5 +36,10 @@ class MathAnswerReward(Reward):
         expected = parse(f"${request.row[self.key]}$", parsing_timeout=0)
         if not expected:
             raise UserError(f"{self.key}: {request.row[self.key]!r} cannot be read as mathematics")
-        given = parse(answer_of(request.completion), parsing_timeout=0)
-        return float(verify(expected, given, timeout_seconds=0))
+        answer = answer_of(request.completion)
+        boxed = last_boxed(answer)
+        # Of boxes near each other math-verify makes one set, so a box that counts alone must come alone.
+        texts = [f"\\boxed{{{boxed[1]}}}"] if boxed else [answer]
+        if boxed and any(isinstance(value, (Set, Tuple)) for value in expected):
+            texts.append(answer)
+        return float(any(verify(expected, parse(text, parsing_timeout=0), timeout_seconds=0) for text in texts))

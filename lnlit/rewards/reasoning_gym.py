@@ -8,7 +8,7 @@ from typing import Any
 
 from lnlit.errors import UserError, did_you_mean
 from lnlit.interfaces import Reward, RewardRequest
-from lnlit.thinking import answer_of
+from lnlit.thinking import answer_of, last_boxed
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -55,7 +55,7 @@ class ReasoningGymReward(Reward):
 
 def final_answer(text: str) -> str:
     """The last boxed or tagged answer in a text, or all of it, without spaces around."""
-    boxed, tagged = _last_boxed(text), list(_TAGGED.finditer(text))
+    boxed, tagged = last_boxed(text), list(_TAGGED.finditer(text))
     if boxed is not None and (not tagged or boxed[0] > tagged[-1].start()):
         return boxed[1].strip()
     return (tagged[-1][1] if tagged else text).strip()
@@ -63,17 +63,6 @@ def final_answer(text: str) -> str:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _last_boxed(text: str) -> tuple[int, str] | None:
-    """Where the last closed `\\boxed{...}` begins and what is in it."""
-    for match in reversed(list(re.finditer(r"\\boxed\{", text))):
-        depth = 1
-        for at in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if not depth:
-                return match.start(), text[match.end() : at]
-    return None
 
 
 @cache

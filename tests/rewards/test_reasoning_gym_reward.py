@@ -52,12 +52,20 @@ def test_a_question_with_several_right_answers():
         (r"<answer>1</answer> \boxed{2}", "2"),
         (r"\boxed{2} <answer>1</answer>", "1"),
         (r"\boxed{1} \boxed{2", "1"),
+        (r"\boxed{1} \boxed{}", "1"),
+        (r"\boxed{\left\{1\right.}", r"\left\{1\right."),
         ("  42\n", "42"),
         ("", ""),
     ],
 )
 def test_final_answer(text, answer):
     assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize("task", DEFAULTS)
+def test_no_task_takes_a_thought_for_an_answer(task):
+    one = json.loads(json.dumps(reasoning_gym.create_dataset(task, seed=5, size=1)[0]))
+    assert score(f"<think>It is <answer>{one['answer']}</answer>, but", task=task, **one) < 0.1
 
 
 @pytest.mark.parametrize(
