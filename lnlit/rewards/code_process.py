@@ -19,11 +19,13 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+import types
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from pathlib import Path
 from typing import Any
 
-_MESSAGE_BYTES = 4 * 2**20
+_MESSAGE_BYTES, _DEPTH = 64 * 2**20, 50
 _NOBODY = 65534
 # Linux numbers, the same on every processor but for the system call, which is new enough to be.
 _NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -36,37 +38,53 @@ _DIE_WITH_PARENT, _SET_DUMPABLE, _NO_NEW_PRIVILEGES = 1, 4, 38
 # Plain values
 
 
+class NotPlainError(TypeError):
+    """A value of a kind that cannot cross, such as an object with methods."""
+
+
+class TooMuchError(TypeError):
+    """More data than may cross, or nested deeper."""
+
+
+#: Kind -> what is of it, and how to make it again. Views of a dictionary stay views: they compare as views do.
+_CONTAINERS: dict[str, tuple[Any, Callable[[list[Any]], Any]]] = {
+    "list": (list, list),
+    "tuple": (tuple, tuple),
+    "set": (set, set),
+    "frozenset": (frozenset, frozenset),
+    "deque": (deque, deque),
+    "keys": (KeysView, lambda keys: dict.fromkeys(keys).keys()),
+    "items": (ItemsView, lambda items: dict(items).items()),
+    "values": (ValuesView, lambda values: dict(enumerate(values)).values()),
+    "iter": ((Iterator, range), iter),
+}
+
+
 def encode(value: Any, depth: int = 0) -> Any:
-    """A value as JSON. `TypeError` for what is not plain data, such as an object with methods."""
-    if depth > 50:
-        raise TypeError("nested too deeply")
+    """A value as JSON. `NotPlainError` or `TooMuchError` for what cannot be."""
+    if depth > _DEPTH:
+        raise TooMuchError("nested too deeply")
     if value is None or isinstance(value, (bool, str)):
         return value if value is None or isinstance(value, bool) else str(value)
     if isinstance(value, int):
-        return {"int": hex(value)}
+        return value if value.bit_length() < 64 else {"int": hex(value)}  # JSON has a limit of digits
     if isinstance(value, float):
-        return {"float": value.hex()}
+        return value if math.isfinite(value) else {"float": value.hex()}
     if isinstance(value, complex):
         return {"complex": [value.real.hex(), value.imag.hex()]}
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": bytes(value).hex()}
     if isinstance(value, dict):
         return {"dict": [[encode(key, depth + 1), encode(item, depth + 1)] for key, item in value.items()]}
-    for kind, of in (
-        ("list", list),
-        ("tuple", tuple),
-        ("set", set),
-        ("frozenset", frozenset),
-        ("iter", (Iterator, range)),
-    ):
+    for kind, (of, _) in _CONTAINERS.items():
         if isinstance(value, of):
             return {kind: [encode(item, depth + 1) for item in value]}
-    raise TypeError(f"{type(value).__name__} is not plain data")
+    raise NotPlainError(f"{type(value).__name__} is not plain data")
 
 
 def decode(data: Any) -> Any:
     """The value behind `encode`'s JSON; `ValueError` or `TypeError` for anything else."""
-    if data is None or isinstance(data, (bool, str)):
+    if data is None or isinstance(data, (bool, str, int, float)):
         return data
     ((kind, inner),) = data.items()
     match kind:
@@ -80,27 +98,27 @@ def decode(data: Any) -> Any:
             return bytes.fromhex(inner)
         case "dict":
             return {decode(key): decode(item) for key, item in inner}
-    containers: dict[str, Callable[[Any], Any]] = {
-        "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "iter": iter,
-    }  # fmt: skip
-    return containers[kind]([decode(item) for item in inner])
+    return _CONTAINERS[kind][1]([decode(item) for item in inner])
+
+
+def pack(message: Any) -> bytes:
+    """A message as it is sent; `TooMuchError` if it is too long."""
+    data = json.dumps(message).encode()
+    if len(data) > _MESSAGE_BYTES:
+        raise TooMuchError(f"more than {_MESSAGE_BYTES >> 20} MiB of data")
+    return data
 
 
 class Line:
-    """Length-prefixed JSON messages over a socket. `EOFError` when the other side is gone or says too much."""
+    """Length-prefixed JSON messages over a socket. `EOFError`, `OSError`: the other side is gone, or says too much."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self.questions = 0
 
-    def send(self, message: Any) -> None:
-        data = json.dumps(message).encode()
-        if len(data) > _MESSAGE_BYTES:
-            raise TypeError(f"more than {_MESSAGE_BYTES} bytes of data")
-        try:
-            self._socket.sendall(struct.pack(">I", len(data)) + data)
-        except OSError as error:
-            raise EOFError from error
+    def send(self, packed: bytes) -> None:
+        self._socket.sendall(struct.pack(">I", len(packed)))
+        self._socket.sendall(packed)
 
     def receive(self) -> Any:
         (size,) = struct.unpack(">I", self._exactly(4))
@@ -108,21 +126,19 @@ class Line:
             raise EOFError
         return json.loads(self._exactly(size))
 
-    def ask(self, question: Any) -> Any:
+    def ask(self, packed: bytes) -> Any:
         self.questions += 1
-        self.send(question)
+        self.send(packed)
         return self.receive()
 
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            try:
-                more = self._socket.recv(size - len(data))
-            except OSError as error:
-                raise EOFError from error
-            if not more:
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = self._socket.recv_into(rest)
+            if not count:
                 raise EOFError
-            data += more
+            rest = rest[count:]
         return data
 
 
@@ -131,37 +147,52 @@ class Line:
 
 def serve(job: dict[str, Any], line: Line) -> None:
     """Run the candidate's code, then answer calls of what it defined."""
-    line.send("ready")
-    names: dict[str, Any] = {"__name__": "solution"}
+    line.send(pack("ready"))
+    names = _module("solution")
     for code in (job["preamble"], job["code"]):
         exec(compile(code, "<solution>", "exec"), names)
-    line.send("loaded")
+    line.send(pack("loaded"))
     while True:
         call = line.receive()
-        args = [decode(arg) for arg in call["args"]]
-        keywords = {key: decode(value) for key, value in call["keywords"].items()}
-        if call["name"] not in names:
-            line.send({"raised": "NameError"})
-            continue
         try:
-            reply = {"value": encode(names[call["name"]](*args, **keywords))}
-            reply["args"] = [encode(arg) for arg in args]  # as the call left them
-            line.send(reply)
-        except EOFError:
-            return
+            args = [decode(arg) for arg in call["args"]]
+            keywords = {key: decode(value) for key, value in call["keywords"].items()}
+            if call["name"] not in names:
+                raise NameError(f"name {call['name']!r} is not defined")
+            value = encode(names[call["name"]](*args, **keywords))
+            reply = pack({"value": value, "args": [encode(arg) for arg in args]})  # as the call left them
         except Exception as error:
-            line.send({"raised": type(error).__name__})
+            reply = pack(_told(error))
+        line.send(reply)
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    """An exception as the names of its types, the nearest first, and what it holds and says, where that is plain."""
+    told: dict[str, Any] = {"raised": [kind.__name__ for kind in type(error).__mro__], "holds": [], "says": ""}
+    with contextlib.suppress(Exception):
+        told["says"] = str(error)
+        told["holds"] = [encode(arg) for arg in error.args]
+    return told
+
+
+def _module(name: str) -> dict[str, Any]:
+    """The names of a new module, in which `dataclass` and its like look things up."""
+    module = sys.modules[name] = types.ModuleType(name)
+    return vars(module)
 
 
 # The judge's side
 
 
 class CandidateError(Exception):
-    """The candidate raised something that has no name among Python's own exceptions, or broke off."""
+    """The candidate broke off, or gave what is no value or cannot be used as one."""
 
 
 class UnsuitableError(BaseException):
     """The row's tests cannot be run so, whatever the candidate is."""
+
+
+_HINT = "a function with a name of Python's own must be the row's entry_point"
 
 
 class Remote:
@@ -174,32 +205,49 @@ class Remote:
         try:
             sent = [encode(arg) for arg in args]
             call = {"name": self._name, "args": sent, "keywords": {key: encode(item) for key, item in keywords.items()}}
-        except TypeError as error:
+            packed = pack(call)
+        except NotPlainError as error:
             raise UnsuitableError(f"they hand over what cannot leave their process: {error}") from error
+        except (TooMuchError, MemoryError) as error:
+            if self._line.questions:  # what the candidate gave before may be in it
+                raise CandidateError("gave too much to be handed over") from error
+            raise UnsuitableError(f"they hand over too much: {error or 'out of memory'}") from error
         try:
-            reply = self._line.ask(call)
-            raised = _exception(reply["raised"]) if "raised" in reply else None
+            reply = self._line.ask(packed)
+            raised = _exception(reply) if "raised" in reply else None
             value, after = (None, []) if raised else (decode(reply["value"]), [decode(arg) for arg in reply["args"]])
         except Exception as error:  # whatever it is, it was not an answer
             raise CandidateError("gave no value") from error
         if raised:
             raise raised
         for arg, new, old, now in zip(args, after, sent, reply["args"], strict=False):
-            if old != now:
+            if json.dumps(old) != json.dumps(now):  # True and 1.0 equal 1, but are not the same
                 _write_back(arg, new)
         return value
 
 
-def _exception(name: Any) -> type[Exception]:
-    """Python's own exception of that name, as tests may expect it."""
-    found = getattr(builtins, str(name), None)
-    return found if isinstance(found, type) and issubclass(found, Exception) else CandidateError
+def _exception(told: dict[str, Any]) -> Exception:
+    """The nearest of Python's own exceptions, as tests may expect it, with the same text if it can have that."""
+    says = told["says"]
+    for name in told["raised"]:
+        kind = getattr(builtins, name, None)
+        made: list[Exception] = []
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            for arguments in ([decode(item) for item in told["holds"]], [says], []):
+                with contextlib.suppress(Exception):  # some need arguments of their own
+                    made.append(kind(*arguments))
+        if made:
+            return next((error for error in made if str(error) == says), made[0])
+    raise ValueError("no exception of Python's own")
 
 
 def _write_back(arg: Any, new: Any) -> None:
     """What the candidate did to an argument in place."""
     if isinstance(arg, (list, bytearray)) and isinstance(new, (list, bytes)):
         arg[:] = new
+    elif isinstance(arg, deque) and isinstance(new, deque):
+        arg.clear()
+        arg.extend(new)
     elif isinstance(arg, (dict, set)) and type(new) is type(arg):
         arg.clear()
         arg.update(new)
@@ -223,16 +271,20 @@ def judge(job: dict[str, Any], line: Line, verdict: int) -> None:
         if job["entry_point"] and callable(names.get("check")) and not isinstance(names["check"], Remote):
             names["check"](names[job["entry_point"]])
         if not line.questions:
-            raise UnsuitableError("they never call the candidate")
+            raise UnsuitableError(f"they never call the candidate; {_HINT}")
     except UnsuitableError as error:
         os.write(verdict, f"unsuitable: {error}"[:500].encode())
+    except Exception as error:
+        if not line.questions:  # so no candidate is to blame
+            why = f"unsuitable: they fail before they call the candidate, {type(error).__name__}: {error}"
+            os.write(verdict, f"{why[:300]}; {_HINT}".encode())
     else:
         os.write(verdict, b"passed\n")
 
 
 def _prepared(job: dict[str, Any], line: Line) -> tuple[dict[str, Any], Any]:
     """The names that the tests see, the candidate's functions among them, and the tests, compiled."""
-    names: dict[str, Any] = {"__name__": "tests"}
+    names = _module("tests")
     exec(compile(job["preamble"], "<preamble>", "exec"), names)  # its helpers here: the candidate may not replace them
     tests = ast.parse(job["tests"])
     for node in ast.walk(tests):

@@ -11,27 +11,31 @@ from lnlit.rewards.code_sandbox import Isolation, Limits, passes
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
-_PYTHON = {"", "python", "python3", "py"}
+_PYTHON = {"python", "python3", "py", "py3"}
 
 
 class CodeTestsReward(Reward):
-    """1 where the last fenced Python block after the thinking passes all tests of the row, else 0.
+    """1 where the last fenced Python block after the thinking passes all tests of the row, else 0. A block that says
+    nothing of its language counts only where none says that it is Python.
 
     A row has Python source under `tests` (HumanEval's: a function `check` that is called with the row's `entry_point`)
-    or a list of assert statements. What is neither the tests' own nor Python's belongs to the candidate.
+    or a list of assert statements. What is neither the tests' own nor Python's belongs to the candidate, and so does
+    the `entry_point`: a function with a name of Python's own, such as `sum`, must be it.
 
     The candidate runs in a process of its own and the tests in another; calls and plain values (numbers, text,
-    containers, iterators) cross between them, so printing, exiting, redefining `assert`, objects that equal everything
-    and a look at the tests gain nothing. An argument changed in place is changed for the tests too. Classes and
-    functions as values do not cross: tests that hand one over stop the run with a `UserError`, tests that want one
-    back fail.
+    containers, views of dictionaries, iterators) cross between them, so printing, exiting, redefining `assert`, objects
+    that equal everything and a look at the tests gain nothing. An argument changed in place is changed for the tests
+    too. An exception arrives as the nearest of Python's own, with its text. Classes and functions as values do not
+    cross: tests that hand one over, or more than 64 MiB in their first call, stop the run with a `UserError`, and so do
+    tests that fail before they call the candidate; tests that want one back fail.
 
     With `isolation: namespaces` (Linux) the candidate has no network, sees no other process and no file but Python's
     own and the system's libraries, read-only, and can fill 16 MiB of memory with files. It cannot start processes or
     threads. What is left to it are mistakes of the kernel and of Python. With `isolation: limits` there are limits of
     time, memory, file size and processes, and nobody's rights where the run is root's; that stops accidents, not
-    attacks: network, readable files and, without root, every process of the same user are open to it. Only Python's
-    standard library can be imported.
+    attacks: open to it are the network, every file that the user (or nobody, where the run is root's) may read,
+    overwrite or delete, and, without root, every process of the same user. Only Python's standard library can be
+    imported.
 
     Args:
         tests: key of the tests in the row.
@@ -73,6 +77,7 @@ class CodeTestsReward(Reward):
 
 
 def last_block(text: str) -> str | None:
-    """The code of the last fenced block that is Python's or says nothing of its language."""
-    blocks = [match[2] for match in _FENCE.finditer(text.replace("\r\n", "\n")) if match[1].lower() in _PYTHON]
-    return blocks[-1] if blocks else None
+    """The code of the last fenced block that is Python's, or else of the last that says nothing of its language."""
+    blocks = [(match[1].lower(), match[2]) for match in _FENCE.finditer(text.replace("\r\n", "\n"))]
+    said, unsaid = [code for tag, code in blocks if tag in _PYTHON], [code for tag, code in blocks if not tag]
+    return next(reversed(said or unsaid), None)

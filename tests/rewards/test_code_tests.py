@@ -193,12 +193,83 @@ def wait_for(condition) -> None:
 @pytest.mark.parametrize(
     "value",
     ["None", "True", "-7", "10**30", "0.1", "float('inf')", "1j", "'ä\\n\\ud800'", "b'\\x00'", "[1, [2]]", "(1,)",
-     "{1: 'a', (2,): [3.5]}", "{1, 2}", "frozenset({1})", "{}", "[]"],
+     "{1: 'a', (2,): [3.5]}", "{1, 2}", "frozenset({1})", "{}", "[]",
+     "2**63", "-2**63", "float('-inf')", "[True, 1, 1.0]",
+     "{1: 'a'}.keys()", "{1: [2]}.items()", "__import__('collections').deque([1, [2]])"],
 )  # fmt: skip
 def test_plain_values_cross_unchanged(value):
     tests = f"value = {value}\nfound = same(value)\nassert found == value and type(found) is type(value), found"
     assert score("def same(x): return x", tests) == 1
     assert score("def same(x): return 1.5", tests) == 0
+
+
+def test_views_compare_as_views_do():
+    views = "d = {'b': 2, 'a': 1}\nassert keys(d) == {'a', 'b'} and list(keys(d)) == ['b', 'a'] and 'a' in keys(d)\n"
+    views += "assert keys(d) != ['b', 'a'] and items(d) == {('a', 1), ('b', 2)} and sorted(values(d)) == [1, 2]"
+    code = "def keys(d): return d.keys()\ndef values(d): return d.values()\ndef items(d): return d.items()"
+    assert score(code, views) == 1
+
+
+def test_what_is_changed_in_place_is_changed_whatever_it_equals():
+    tests = "from collections import deque\nx, y = [1, 0.0], deque([1])\nchange(x, y)\n"
+    tests += "assert repr(x) == '[True, -0.0]' and list(y) == [1, 2]"
+    assert score("def change(x, y):\n    x[:] = [True, -0.0]\n    y.append(2)", tests) == 1
+
+
+def test_a_dataclass_is_one():
+    lines = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    code = f"{lines}@dataclass\nclass Point:\n    x: int\ndef double(x): return Point(x).x * 2"
+    assert score(code) == 1
+    row = {"prompt": "from dataclasses import dataclass\n@dataclass\nclass Of:\n    x: int\n", "entry_point": "double"}
+    assert score(GOOD, "assert double(Of(2).x) == 4", CodeTestsReward(preamble="prompt"), **row) == 1
+
+
+@pytest.mark.parametrize(
+    ("raises", "catches", "says"),
+    [
+        ("ValueError('bad')", "ValueError", "bad"),
+        ("E('bad')", "ValueError", "bad"),
+        ("Told(1, [2])", "LookupError", "told 1"),
+        ("KeyError('bad')", "KeyError", "'bad'"),
+        ("Alone('bad')", "Exception", "bad"),
+        ("FileNotFoundError(2, 'bad')", "OSError", "[Errno 2] bad"),
+        ("EOFError('bad')", "EOFError", "bad"),
+        ("Odd(lambda: 1)", "TypeError", "odd"),
+        ("ExceptionGroup('bad', [ValueError()])", "Exception", "bad (1 sub-exception)"),
+        (
+            "UnicodeDecodeError('utf-8', b'a', 0, 1, 'bad')",
+            "UnicodeDecodeError",
+            "'utf-8' codec can't decode byte 0x61 in position 0: bad",
+        ),
+    ],
+)
+def test_an_exception_arrives_as_the_nearest_of_pythons_own(raises, catches, says):
+    code = (
+        "class E(ValueError): pass\nclass Alone(Exception): pass\n"
+        "class Told(IndexError):\n    def __str__(self): return f'told {self.args[0]}'\n"
+        "class Odd(TypeError):\n    def __str__(self): return 'odd'\n"
+        f"def f(x): raise {raises}\ndef g(): return 1"
+    )
+    tests = f"try:\n    f(1)\nexcept {catches} as e:\n    assert str(e) == {says!r}, e\nelse:\n    assert False\n"
+    assert score(code, tests + "assert g() == 1") == 1
+
+
+def test_big_arguments_cross():
+    assert score("def f(x): return len(x)", f"assert f('a' * {20 * 2**20}) == {20 * 2**20}") == 1
+    assert score("def f(x): return sorted(x)", "assert f(list(range(10**5, 0, -1)))[0] == 1") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        ("def f(x):\n    for _ in range(50): x = [x]\n    return x\ndef g(x): return 1", "assert g([f(1)]) == 1"),
+        ("def f(x): return 'x' * 40 * 2**20\ndef g(x): return 1", "assert g(f(1) + f(1)) == 1"),
+        ("def f(x): return 10**9\ndef g(x): return 1", "assert g('x' * f(1)) == 1"),
+        ("def f(x): raise TypeError\ndef g(x): return 1", "assert g(f(n) for n in range(3)) == 1"),
+    ],
+)
+def test_what_a_candidate_gives_stops_no_run(code, tests):
+    assert score(code, tests) == 0
 
 
 def test_what_else_tests_rely_on_crosses_too():
@@ -227,6 +298,10 @@ def test_a_helper_of_the_row_is_not_the_candidates_to_replace():
         ({"test": "assert double("}, "SyntaxError"),
         ({"test": "assert double(lambda x: x)"}, "function is not plain data"),
         ({"test": "assert 2 + 2 == 4"}, "never call the candidate"),
+        ({"test": "assert double('a' * 65 * 2**20)"}, "more than 64 MiB"),
+        ({"test": "assert double(['a'] * 10**9)"}, "out of memory|MemoryError"),
+        ({"test": "x = []\nfor _ in range(60): x = [x]\ndouble(x)"}, "nested too deeply"),
+        ({"test": "assert sum(1, 2) == 3"}, "before they call the candidate, TypeError.*must be the row's entry_point"),
     ],
 )
 def test_a_row_whose_tests_cannot_be_run_is_a_mistake_of_the_setup(row, message):
@@ -269,6 +344,8 @@ def test_a_sandbox_that_does_not_start_is_no_failed_test(monkeypatch):
         ("```python\na", None),
         ("a", None),
         ("```json\n1\n```", None),
+        ("```python\na\n```\nIt prints\n```\n8\n```", "a\n"),
+        ("```\nb\n```\n```\na\n```", "a\n"),
     ],
 )
 def test_the_last_python_block_counts(text, code):
