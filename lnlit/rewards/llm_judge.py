@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import random
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,7 @@ class LLMJudgeReward(BatchReward):
         # What is asked twice is asked once.
         new = {name: blocks for name, blocks in zip(names, asked, strict=True) if self._remembered(name) is None}
         if new:
-            # A notebook has a running event loop in this thread, so ours runs in another.
-            with ThreadPoolExecutor(1) as thread:
-                answers = thread.submit(asyncio.run, self._ask_all(new)).result()
+            answers = _in_another_thread(self._ask_all(new))
             for name, result in answers.items():
                 self._remember(name, result.value)
         found = [
@@ -199,9 +198,9 @@ class LLMJudgeReward(BatchReward):
         return {"Authorization": f"Bearer {key}"}
 
     def _name(self, blocks: Mapping[str, str]) -> str:
-        """Of all that is sent, its mark aside."""
+        """Of all that is sent, its mark aside, and of the scale, which a prompt need not name."""
         return hashlib.sha256(
-            json.dumps([self.url, self._body(blocks, ""), blocks], sort_keys=True).encode()
+            json.dumps([self.url, self.best, self._body(blocks, ""), blocks], sort_keys=True).encode()
         ).hexdigest()
 
     def _remembered(self, name: str) -> float | None:
@@ -225,6 +224,31 @@ class _Endpoint:
 
     free: asyncio.Semaphore
     down: bool = False
+
+
+def _in_another_thread(work: Coroutine[Any, Any, dict[str, RewardResult]]) -> dict[str, RewardResult]:
+    """What a coroutine gives. A notebook has a running event loop in this thread, so its loop is in another. An
+    interrupt, such as Ctrl-C, cancels the work and does not wait for its end."""
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
+
+    def run() -> dict[str, RewardResult]:
+        with runner:
+            return runner.run(work)
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+
+    thread = ThreadPoolExecutor(1)
+    try:
+        return thread.submit(run).result()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # it may have ended by itself
+            loop.call_soon_threadsafe(cancel)
+        raise
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _is_endpoint(url: str) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import pickle
+import signal
 import socket
 import threading
 import time
@@ -191,6 +193,28 @@ def test_what_was_asked_is_remembered(fake, tmp_path):
     assert values(reward(fake.url, cache=str(tmp_path / "cache"), max_tokens=9), "4") == [1] and len(fake.bodies) == 4
     assert other.score(request("4", answer="5")) == 0 and other.score(request("4", question="3 + 1?")) == 1
     assert len(fake.bodies) == 6
+
+
+def test_a_verdict_is_remembered_with_its_scale(fake, tmp_path):
+    fake.behave = lambda number, body: (200, completion(verdict(body, 1)))
+    options = {"prompt": "{answer}\nEnd with: VERDICT {nonce} <number>", "cache": str(tmp_path)}
+    assert values(reward(fake.url, best=1, **options), "a") == [1]
+    assert values(reward(fake.url, best=10, **options), "a") == [0.1]
+
+
+def test_an_interrupt_waits_for_no_verdict(fake):
+    fake.delay_s = 20
+    began = time.monotonic()
+    interrupt = threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT])
+    interrupt.start()
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        values(reward(fake.url, time_limit_s=30, total_limit_s=30), "4", "5")
+    assert time.monotonic() - began < 4
+    asking = [one for one in threading.enumerate() if one not in before and one.name.startswith("ThreadPoolExecutor")]
+    for thread in asking:
+        thread.join(3)
+    assert asking and not any(thread.is_alive() for thread in asking)
 
 
 def test_no_verdict_is_not_remembered(fake):
