@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 from collections import Counter
@@ -57,9 +58,14 @@ class RewardPool:
         return [{name: found[name][index] for name in self.rewards} for index in range(len(requests))]
 
     def close(self) -> None:
-        for reward in self.rewards.values():
-            if isinstance(reward, BatchReward):
-                reward.close()
+        """Close every reward and end the processes, also where closing one of them fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._stop)
+            for reward in self.rewards.values():
+                if isinstance(reward, BatchReward):
+                    stack.callback(reward.close)
+
+    def _stop(self) -> None:
         if "_processes" in vars(self):
             self._processes.stop()
             self._processes.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -115,6 +116,27 @@ def test_close_ends_the_processes(pool):
     pool.score(requests("1"))
     pool.close()
     pool.close()
+
+
+class DoesNotClose(Model):
+    def close(self) -> None:
+        raise RuntimeError("the service is gone")
+
+
+def test_close_ends_the_processes_even_if_a_reward_does_not_close():
+    pool = RewardPool({"model": DoesNotClose(), "length": Length(), "other": (other := Closed())}, workers=1)
+    pool.score(requests("1"))
+    before = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="the service is gone"):
+        pool.close()
+    assert before and other.closed and not multiprocessing.active_children()
+
+
+class Closed(Model):
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @pytest.mark.parametrize(("rewards", "workers"), [({}, 1), ({"length": Length()}, 0)])
