@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from statistics import fmean
+
+from lnlit.html import safe
 
 #: How many colours a page has to give.
 COLOURS = 6
@@ -46,7 +47,7 @@ def line_chart(lines: Sequence[Line], limits: tuple[float, float] | None = None,
         parts.append(f'<polyline {style} points="{path}" />')
         shown = "dot" if line.dots or len(points) == 1 else "hit"
         for x, y in points:
-            said = escape(f"{line.name}, step {x:g}: {number_text(y, percent)}")
+            said = safe(f"{line.name}, step {x:g}: {number_text(y, percent)}")
             parts.append(
                 f'<circle class="c{number % COLOURS} {shown}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3">'
                 f"<title>{said}</title></circle>"
@@ -73,7 +74,7 @@ def stacked_bars(parts: Mapping[str, Points], unit: str) -> str:
     for number, (name, points) in enumerate(thin.items()):
         for at, (x, y) in enumerate(points):
             top, bottom = frame.y(base[at] + y), frame.y(base[at])
-            said = escape(f"{name}, step {x:g}: {number_text(y)} {unit} of {number_text(totals[at])}")
+            said = safe(f"{name}, step {x:g}: {number_text(y)} {unit} of {number_text(totals[at])}")
             drawn.append(
                 f'<rect class="c{number % COLOURS}" x="{frame.x(x) - wide / 2:.1f}" y="{top:.1f}" width="{wide:.1f}" '
                 f'height="{max(bottom - top, 0.0):.1f}"><title>{said}</title></rect>'
@@ -162,7 +163,7 @@ def _figure(parts: Sequence[str], keys: Sequence[tuple[int, str, str]]) -> str:
     inside = "\n".join(parts)
     box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" xmlns="http://www.w3.org/2000/svg" role="img"'
     items = "".join(
-        f'<li><span class="key c{number % COLOURS}"></span>{escape(name)} <span class="note">{escape(last)}</span></li>'
+        f'<li><span class="key c{number % COLOURS}"></span>{safe(name)} <span class="note">{safe(last)}</span></li>'
         for number, name, last in keys
     )
     return f'<svg {box}>\n{inside}\n</svg>\n<ul class="legend">{items}</ul>\n'

@@ -51,6 +51,12 @@ def test_any_finite_points_make_a_chart(points):
     assert line_chart([Line("none", [])]) == stacked_bars({}, "s") == ""
 
 
+def test_any_name_makes_a_chart():
+    points = [(0.0, 0.0), (1.0, 2.0)]
+    chart = line_chart([Line(EVIL, points)]) + stacked_bars({EVIL: points}, EVIL)
+    assert_drawable(f"<html>{chart}</html>")
+
+
 def assert_drawable(text: str) -> None:
     """Valid XML of which every coordinate is a number inside of its drawing."""
     root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
