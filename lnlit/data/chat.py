@@ -101,7 +101,7 @@ class ChatEncoder:
     """Rows to `Document`s and prompts to token ids, by one tokenizer and its chat template.
 
     A control token's text inside a message (a user typing `<|im_end|>`) stays text. Training tokens of a prompt equal
-    those of `encode_prompt`, which is what generation sees.
+    those of `encode_prompt` and `prompt`, which is what generation sees.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None = None) -> None:
@@ -144,9 +144,21 @@ class ChatEncoder:
 
     def encode_prompt(self, messages: Sequence[Message], thinking: Thinking | None = None) -> list[int]:
         """Tokens to generate from: the conversation so far, with the toggle, up to the assistant's header."""
+        return self._prompt_ids(row_messages({"messages": list(messages)}, thinking or self.thinking))
+
+    def prompt(self, row: Mapping[str, Any]) -> tuple[list[Message], list[int]]:
+        """A row's conversation up to what the assistant has to answer, and its tokens. Both are empty where nothing was
+        said but by the assistant."""
+        messages = row_messages(row, self.thinking)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if all(message["role"] == "system" for message in messages):
+            return [], []
+        return messages, self._prompt_ids(messages)
+
+    def _prompt_ids(self, messages: list[Message]) -> list[int]:
         stand_ins: list[str] = []
-        conversation = row_messages({"messages": list(messages)}, self.thinking if thinking is None else thinking)
-        text = self._render(self._safe(conversation, stand_ins), prompt=True)
+        text = self._render(self._safe(messages, stand_ins), prompt=True)
         ids: list[int] = []
         for _, piece in self._pieces(_Rendered(text, [])):
             ids += self._literal_ids(piece, stand_ins) if piece.startswith(_OPEN) else self._ids(piece)

@@ -35,25 +35,33 @@ REFERENCE = "reference_log_probs"
 @dataclass(frozen=True)
 class Group(Document):
     """All completions of one prompt, each with its prompt before it. `lengths`, `rewards` and `reference`, the
-    reference's log-probs (NaN where they are unknown), are one per completion.
+    reference's log-probs (NaN where they are unknown), are one per completion; `temperature` is that of the log-probs,
+    NaN where there are none.
     """
 
     lengths: Sequence[int]
     rewards: Sequence[float]
     reference: Sequence[float]
+    temperature: float
 
     @classmethod
-    def of(cls, documents: Sequence[Document], rewards: Sequence[float], reference: Sequence[float] = ()) -> Group:
+    def of(
+        cls,
+        documents: Sequence[Document],
+        rewards: Sequence[float],
+        reference: Sequence[float] = (),
+        temperature: float = float("nan"),
+    ) -> Group:
         tokens = [token for document in documents for token in document.tokens]
         mask = [learned for document in documents for learned in document.loss_mask]
         unknown = [float("nan")] * len(documents)
-        return cls(tokens, mask, [len(document) for document in documents], rewards, reference or unknown)
+        return cls(tokens, mask, [len(document) for document in documents], rewards, reference or unknown, temperature)
 
     def only(self, numbers: Sequence[int]) -> Group:
         """Some of the completions."""
         parts = self.completions()
         rewards, reference = ([values[number] for number in numbers] for values in (self.rewards, self.reference))
-        return Group.of([parts[number] for number in numbers], rewards, reference)
+        return Group.of([parts[number] for number in numbers], rewards, reference, self.temperature)
 
     def piece(self, start: int, stop: int) -> Document:
         assert (start, stop) == (0, len(self)), "a layout must keep a prompt's completions together"
@@ -72,15 +80,16 @@ class Groups(Corpus):
         self.completion_lengths = np.array([group.lengths for group in groups], dtype=np.int64)
         self.rewards = np.array([group.rewards for group in groups], dtype=np.float64)
         self.reference = np.array([group.reference for group in groups], dtype=np.float64)
+        self.temperature = np.array([group.temperature for group in groups], dtype=np.float64)
 
     @cached_property
     def digest(self) -> str:
-        arrays = (self.tokens, self.completion_lengths, self.rewards, self.reference)
+        arrays = (self.tokens, self.completion_lengths, self.rewards, self.reference, self.temperature)
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
     def __getitem__(self, index: int) -> Group:
         whole = super().__getitem__(index)
-        per_part = (self.completion_lengths, self.rewards, self.reference)
+        per_part = (self.completion_lengths, self.rewards, self.reference, self.temperature)
         return Group(whole.tokens, whole.loss_mask, *(values[index].tolist() for values in per_part))
 
 
@@ -105,29 +114,36 @@ class GroupEncoder:
         for row in rows:
             rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
             parts = [last_reply(next(documents)) for _ in rewards]
-            groups.append(Group.of(parts, rewards, _reference(row, [sum(part.loss_mask) for part in parts])))
+            groups.append(Group.of(parts, rewards, *_reference(row, parts)))
         return groups
 
 
-def _reference(row: Mapping[str, Any], tokens: Sequence[int]) -> list[float]:
-    """What `lnlit rollout reference` wrote into the row, if it did. Raises `UserError` unless it is about these
-    numbers of tokens."""
+def digest(completion: Document) -> str:
+    """Of the tokens, the prompt's included, and which of them are learned."""
+    tokens, mask = np.asarray(completion.tokens, dtype=np.int64), np.asarray(completion.loss_mask, dtype=bool)
+    return hashlib.blake2b(tokens.tobytes() + mask.tobytes(), digest_size=8).hexdigest()
+
+
+def _reference(row: Mapping[str, Any], completions: Sequence[Document]) -> tuple[list[float], float]:
+    """(log-probs, temperature) as `lnlit rollout reference` wrote them into the row, if it did. Raises `UserError`
+    unless they are about these very tokens."""
     written = row.get(REFERENCE)
     if written is None:
-        return []
+        return [], float("nan")
     try:
-        found, counts = written["log_probs"], written["tokens"]
-        if len(found) != len(tokens) or len(counts) != len(tokens):
-            raise ValueError(f"{len(tokens)} completions")
-        if counts != tokens:
+        found, digests, temperature = written["log_probs"], written["digests"], written["temperature"]
+        if not len(found) == len(digests) == len(completions):
+            raise ValueError(f"{len(completions)} completions")
+        if digests != [digest(completion) for completion in completions]:
             raise UserError(
-                f"{REFERENCE}: about completions of {counts} tokens, and here they have {tokens}: another tokenizer, "
-                "chat template or thinking toggle. Write it anew with `lnlit rollout reference`."
+                f"{REFERENCE}: about other tokens than these. The row was changed, or the tokenizer, chat template or "
+                "thinking toggle is another one. Write it anew with `lnlit rollout reference`."
             )
-        return [float("nan") if value is None else float(value) for value in found]
+        return [float("nan") if value is None else float(value) for value in found], float(temperature)
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(
-            f"{REFERENCE}: expected log_probs and tokens, one of each per completion, got {written!r} ({error})"
+            f"{REFERENCE}: expected temperature, and log_probs and digests, one of each per completion, got "
+            f"{written!r} ({error})"
         ) from error
 
 
@@ -225,11 +241,13 @@ def collate_groups(rows: Sequence[Row], completions: int, length: int, pad_id: i
     parts = [[part for group in row for part in group.completions()] for row in grouped]
     learned = [sum(part.loss_mask[1:]) for row in parts for part in row]
     rewards, reference = [group.rewards for group in groups], [group.reference for group in groups]
+    temperature = [group.temperature for group in groups]
     return PreferenceBatch(
         collate(parts, length, pad_id),
         sample_N=torch.repeat_interleave(torch.arange(len(learned)), torch.tensor(learned, dtype=torch.int64)),
         rewards_PK=torch.tensor(rewards, dtype=torch.float32).view(len(groups), completions),
         reference_PK=torch.tensor(reference, dtype=torch.float64).view(len(groups), completions),
+        reference_temperature_P=torch.tensor(temperature, dtype=torch.float64),
     )
 
 

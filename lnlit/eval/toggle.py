@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lnlit.thinking import answer_of, obeys
+from lnlit.thinking import answer_of, last_boxed, obeys
 
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -42,8 +41,8 @@ class Share:
 def final_answer(text: str) -> str | None:
     r"""The last `\boxed{...}`, else the last number after any thinking; None when there is neither."""
     after = answer_of(text)
-    if boxed := _BOXED.findall(after):
-        return boxed[-1].strip()
+    if boxed := last_boxed(after):
+        return boxed[1].strip()
     numbers = _NUMBER.findall(after.replace(",", ""))
     return numbers[-1] if numbers else None
 

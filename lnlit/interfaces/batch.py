@@ -60,7 +60,7 @@ class PreferenceBatch:
 
     `tokens.labels` are the completions' tokens; N of them have a label. `sample_N` says whose each is: completion k of
     prompt p is sample p * K + k. `reference_PK` are the reference's log-probs of whole completions, NaN where nobody
-    knows them, None where nobody was asked.
+    knows them, None where nobody was asked; `reference_temperature_P` is theirs where rows brought them, otherwise NaN.
     `metrics` describe the rollout that begins with this batch.
     """
 
@@ -68,4 +68,5 @@ class PreferenceBatch:
     sample_N: Tensor
     rewards_PK: Tensor
     reference_PK: Tensor | None = None
+    reference_temperature_P: Tensor | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RolloutRequest:
     """One completion to generate. Its tokens depend on prompt, seed, sampling and weights alone: neither on what else
-    is in the batch nor on what was generated before.
+    is in the batch nor on what was generated before. In half precision, rounding may make a difference of a few tokens.
     """
 
     prompt_ids: tuple[int, ...]

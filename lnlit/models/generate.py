@@ -171,7 +171,8 @@ def _choose(weights_BV: Tensor, draws_B1: Tensor) -> Tensor:
     place_B1 = torch.searchsorted(inside_BK, target_B1 - before_B1, right=True)
     # Rounding may carry a draw past the block's last token that can be chosen.
     last_B1 = _BLOCK - 1 - (block_BK.flip(1) > 0).double().argmax(1, keepdim=True)
-    return block_B1 * _BLOCK + torch.minimum(place_B1, last_B1)
+    # The clamp is for logits of NaN: their log-probs say what is wrong, an index out of bounds would not.
+    return (block_B1 * _BLOCK + torch.minimum(place_B1, last_B1)).clamp_(max=weights_BV.shape[1] - 1)
 
 
 def _compute_dtype(decoder: Decoder) -> torch.dtype:

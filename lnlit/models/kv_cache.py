@@ -50,8 +50,9 @@ class KVCache:
 
     def keep_rows(self, rows: Tensor) -> None:
         """From now on row i is what row `rows[i]` was (int64): drops rows that have finished, repeats a prompt's."""
-        self._keys = [None if x is None else x[rows] for x in self._keys]
-        self._values = [None if x is None else x[rows] for x in self._values]
+        for store in (self._keys, self._values):
+            for layer, kept in enumerate(store):  # one at a time, so that never two caches are held
+                store[layer] = None if kept is None else kept[rows]
 
     def _attend(self, index: int, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
         keys_BKSd, values_BKSd = self._keys[index], self._values[index]

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lnlit.data.chat import ChatEncoder, row_messages
+from lnlit.data.chat import ChatEncoder
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import RolloutEngine, Source
+from lnlit.modules.experience_loader import ExperienceLoader, HeldOutLoader
 from lnlit.modules.ranks import everyones
 from lnlit.modules.rollouts import Phases, Rollouts, Weighted
 from lnlit.modules.sampled import Packed, SampledModel, pack
@@ -57,7 +58,8 @@ class Experience(L.LightningDataModule):
         order: in which prompts come.
         resample: how often at most to draw new prompts for those whose samples are all equally good, from which nothing
             can be learned.
-        truncated: "keep" learns from completions that hit the limit; "mask" does not, but counts their rewards.
+        truncated: "keep" learns from completions that hit the limit; "mask" does not, but counts their rewards (RPO,
+            for which half a comparison is none, leaves their prompts out).
         thinking: toggle for rows that have none.
         held_out: prompts for the trainer's validation.
         reward_workers: processes that judge.
@@ -118,6 +120,8 @@ class Experience(L.LightningDataModule):
         self.rollouts = 0
         #: What was sampled and not yet learned from, an optimizer step's samples each.
         self.pending: deque[list[Sample]] = deque()
+        #: The step under way and its samples: a checkpoint written amid an accumulation has lost its gradients.
+        self.begun: tuple[int, list[Sample]] | None = None
         self._metrics: dict[str, float] = {}
 
     @cached_property
@@ -149,12 +153,9 @@ class Experience(L.LightningDataModule):
         room, found, rows = self.policy.decoder.spec.context_length - self.max_new_tokens, [], 0
         for row in source.rows():
             rows += 1
-            messages = row_messages(row, self.thinking)
-            while messages and messages[-1]["role"] == "assistant":
-                messages.pop()
-            prompt = Prompt(messages, tuple(self.encoder.encode_prompt(messages)) if messages else (), row)
-            if 0 < len(prompt.token_ids) <= room:
-                found.append(prompt)
+            messages, token_ids = self.encoder.prompt(row)
+            if 0 < len(token_ids) <= room:
+                found.append(Prompt(messages, tuple(token_ids), row))
         if not found:
             raise UserError(f"data.{where}: none of {rows} rows has a prompt of at most {room} tokens")
         if len(found) < rows:
@@ -222,13 +223,26 @@ class Experience(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the prompts are, and what was sampled but not yet learned from. The same on every rank."""
-        pending = [[sample.state_dict() for sample in update] for update in self.pending]
-        return {"rollouts": self.rollouts, "order": self.order.state_dict(), "pending": pending}
+        begun = [self.begun[1]] if self.begun and self.begun[0] == self.policy.global_step else []
+        pending = [[sample.state_dict() for sample in update] for update in (*begun, *self.pending)]
+        state = {"rollouts": self.rollouts, "order": self.order.state_dict(), "pending": pending}
+        return {**state, "settings": self._settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in self._settings().items():
+            if (before := state_dict["settings"][name]) != value:
+                raise UserError(
+                    f"data: the checkpoint's samples were drawn with {name}: {before}, this run has {value}. Resume "
+                    "with the same settings, or start anew from its weights."
+                )
         self.rollouts = state_dict["rollouts"]
         self.order.load_state_dict(state_dict["order"])
         self.pending = deque([Sample.from_state(state) for state in update] for update in state_dict["pending"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What the samples in a checkpoint, and the place in the prompts, mean nothing without."""
+        own = {"samples_per_prompt": self.samples_per_prompt, "order": type(self._order).__name__}
+        return {**own, "reference": self.policy.reference is not None}
 
     # one rollout
 
@@ -236,7 +250,6 @@ class Experience(L.LightningDataModule):
         """Fills `pending` with the samples of one rollout, scored, in the order in which they are learned from."""
         self.phases.seconds.clear()
         groups, drawn, metrics = self._draw()
-        self.sampler.rest()
         updates = [
             [sample for group in groups[slice(*ends)] for sample in group]
             for ends in _ranges(len(groups), self.updates_per_rollout)
@@ -296,7 +309,7 @@ class Experience(L.LightningDataModule):
         """Log-probs that must be known before the weights change, each rank for its own micro-batches. Collective."""
         policy, found = self.policy, {}
         for part in self._parts(samples):
-            packed = self._packed([samples[index] for index in part])
+            packed = self._packed([samples[index] for index in part], [True] * len(part))  # all are compared
             values = {"reference": policy.reference_log_probs(packed.tokens)}
             if own:
                 values["own"] = policy.current_log_probs(packed.tokens)
@@ -320,7 +333,8 @@ class Experience(L.LightningDataModule):
         metrics, self._metrics = self._metrics, {}
         for part in self._parts(samples):
             chosen = [samples[index] for index in part]
-            batch = self.policy.make_batch(self._packed(chosen), chosen, self.samples_per_prompt, self.max_new_tokens)
+            packed = self._packed(chosen, [sample.learned for sample in chosen])
+            batch = self.policy.make_batch(packed, chosen, self.samples_per_prompt, self.max_new_tokens)
             batch.metrics, metrics = metrics, {}
             yield batch
 
@@ -331,8 +345,8 @@ class Experience(L.LightningDataModule):
         found = micro_batches(samples, size, parts, self.policy.compares_samples)
         return found[trainer.global_rank :: trainer.world_size]
 
-    def _packed(self, samples: Sequence[Sample]) -> Packed:
-        packed = pack(samples, [sample.learned for sample in samples], pad_id(self.encoder.tokenizer))
+    def _packed(self, samples: Sequence[Sample], learned_S: Sequence[bool]) -> Packed:
+        packed = pack(samples, learned_S, pad_id(self.encoder.tokenizer))
         strategy = self.policy.trainer.strategy
         tokens, sample_N = strategy.batch_to_device(packed.tokens), packed.sample_N.to(strategy.root_device)
         return Packed(tokens, sample_N, packed.samples)
@@ -348,7 +362,6 @@ class Experience(L.LightningDataModule):
             for number, prompt in enumerate(self.held_out_prompts)
         ]
         samples, agreement = self.sampler.sample(self.policy, asked, self.max_new_tokens)
-        self.sampler.rest()
         for listener in self.listeners:
             listener("val", samples)
         return describe(samples, size) | agreement
@@ -356,44 +369,3 @@ class Experience(L.LightningDataModule):
 
 def _ranges(count: int, parts: int) -> list[tuple[int, int]]:
     return [(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
-
-
-class ExperienceLoader:
-    """Micro-batches, a rollout at a time: a new one begins when the last one is used up.
-
-    It has a length, because Lightning reads one batch ahead of loaders without: the next rollout would come from the
-    weights before the last update.
-    """
-
-    def __init__(self, data: Experience, micro_batches: int) -> None:
-        self.data, self.micro_batches = data, micro_batches
-
-    def __len__(self) -> int:
-        return self.micro_batches
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            if not self.data.pending:
-                self.data.collect()
-            # Checkpoints are written between optimizer steps: from the first micro-batch on, these are used.
-            yield from self.data.batches(self.data.pending.popleft())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module keeps the state, as Lightning drops a loader's at the end of an epoch."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `state_dict`."""
-
-
-class HeldOutLoader:
-    """One batch: what an evaluation found."""
-
-    def __init__(self, data: Experience) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Mapping[str, float]]:
-        yield self.data.evaluate()

@@ -49,6 +49,11 @@ class PolicyModel(SampledModel):
                 f"correction weighs tokens, but ratio: {ratio} is one number for a whole sample. Use ratio: token, or "
                 "correction: null."
             )
+        if lora is not None and lora.dropout:
+            raise UserError(
+                "lora.dropout: samples are drawn without it, so every ratio of the policy to itself would be noise; "
+                "set it to 0"
+            )
         self.ratio: RatioOf = ratio
         self.reduction: ReductionName = reduction
         self.clip, self.kl, self.correction = clip, kl, correction

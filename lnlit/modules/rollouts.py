@@ -99,7 +99,7 @@ class Rollouts:
         self._version = policy.global_step
 
     def rest(self) -> None:
-        """Nothing is generated until the next sync."""
+        """Nothing is generated until the next sync. Where all memory is everybody's, the engine may stay awake."""
         if self.take_turns:
             self.engine.sleep()
             self._version = None
@@ -121,6 +121,8 @@ class Rollouts:
             mine = self._generate(policy, share, RolloutSampling(max_new_tokens, policy.temperature, self._ends))
             with self.phases("reward"):
                 self._judge(mine)
+        else:
+            self.rest()
         agreement = {}
         if not self._proven and len(prompts) >= ranks:
             with self.phases("score"):
@@ -159,6 +161,7 @@ class Rollouts:
         requests = [RolloutRequest(prompt.token_ids, seed) for prompt, seeds in prompts for seed in seeds]
         with self.phases("generate"), offloaded(policy) if self.take_turns else nullcontext():
             rollouts = self.engine.generate(requests, sampling)
+            self.rest()  # before the policy comes back
         texts = self.encoder.tokenizer.batch_decode([list(r.token_ids) for r in rollouts], skip_special_tokens=True)
         return [Sample(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
 

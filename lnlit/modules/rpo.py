@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -95,7 +96,7 @@ class RPO(SampledModel):
             -1, samples_per_prompt
         )
         reference_PK = torch.stack([log_probs.double().sum() for log_probs in reference_S]).view_as(rewards_PK)  # type: ignore[union-attr]
-        return PreferenceBatch(packed.tokens, packed.sample_N, rewards_PK, reference_PK.to(rewards_PK))
+        return PreferenceBatch(packed.tokens, packed.sample_N, rewards_PK, reference_PK=reference_PK.to(rewards_PK))
 
     # the step
 
@@ -117,9 +118,10 @@ class RPO(SampledModel):
         known_P = ~(batch.rewards_PK + ratios_PK.detach()).isnan().any(1)
         scores_PK, rewards_PK = ratios_PK[known_P], batch.rewards_PK[known_P]
         loss_P = LOSSES[self.loss](scores_PK, rewards_PK, self.beta, self.eta)
+        favourite_P = rewards_PK.gather(1, scores_PK.argmax(1, keepdim=True))[:, 0]
         spread_P = scores_PK.amax(1) - scores_PK.amin(1)
         parts = {
-            "rewards/accuracies": (scores_PK.argmax(1) == rewards_PK.argmax(1)).float().sum(),
+            "rewards/accuracies": (favourite_P == rewards_PK.amax(1)).float().sum(),
             "rewards/margins": self.beta * spread_P.sum(),
             "log_ratio": scores_PK.mean(1).sum(),
         }
@@ -132,13 +134,24 @@ class RPO(SampledModel):
         if self.reference is not None and (reference_PK is None or self._is_offline):
             reference_N = self.reference.log_probs(batch.tokens, self.temperature)
             reference_PK = sums(reference_N.double(), batch.sample_N, shape.numel()).view(shape)
-        if reference_PK is None or (self.by_data and len(reference_PK) and reference_PK.isnan().all()):
-            raise UserError(
-                f"model.reference: {_ROLLOUT if self.by_rollout else _DATA!r}, but the data brings no log-probs of a "
-                "reference. `lnlit rollout reference` writes them into rows of given completions."
-            )
+        if self.by_data:
+            self._check_temperature(batch.reference_temperature_P)
+        assert reference_PK is not None, "Experience asks whoever the reference is"
         ratios_S = sums(log_probs_N.double(), batch.sample_N, shape.numel())
         return (ratios_S.view(shape) - reference_PK).to(log_probs_N.dtype)
+
+    def _check_temperature(self, temperature_P: Tensor | None) -> None:
+        others = set() if temperature_P is None else set(temperature_P.tolist()) - {self.temperature}
+        if temperature_P is None or any(math.isnan(other) for other in others):
+            raise UserError(
+                f"model.reference: {_DATA!r}, but there are rows without log-probs of a reference. `lnlit rollout "
+                "reference` writes them."
+            )
+        if others:
+            raise UserError(
+                f"model.temperature: {self.temperature}, but the rows bring log-probs at {min(others)}. Use that, or "
+                "write them anew with `lnlit rollout reference`."
+            )
 
     @property
     def _is_offline(self) -> bool:

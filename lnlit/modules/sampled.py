@@ -37,12 +37,15 @@ class Packed:
     samples: int
 
     def join(self, values_S: Sequence[Tensor]) -> Tensor:
-        """One tensor per sample -> [N]."""
-        return torch.cat(list(values_S)).to(self.sample_N.device)
+        """One tensor per sample, of all its tokens -> [N], without samples that are not learned from."""
+        return torch.cat([v[:n] for v, n in zip(values_S, self._counts(), strict=True)]).to(self.sample_N.device)
 
     def split(self, values_N: Tensor) -> list[Tensor]:
         """[N] -> one tensor per sample, on the CPU."""
-        return list(values_N.cpu().split(torch.bincount(self.sample_N.cpu(), minlength=self.samples).tolist()))
+        return [part.clone() for part in values_N.cpu().split(self._counts())]  # a view would pickle all the others too
+
+    def _counts(self) -> list[int]:
+        return torch.bincount(self.sample_N.cpu(), minlength=self.samples).tolist()
 
 
 def pack(samples: Sequence[Sample], learned_S: Sequence[bool], padding_id: int) -> Packed:

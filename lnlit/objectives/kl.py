@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
+from lnlit.objectives.policy import LARGEST
 
 Estimator = Literal["k1", "k2", "k3"]
 Place = Literal["loss", "score", "reward"]
@@ -46,7 +47,7 @@ def k2(log_ratio_N: Tensor) -> Tensor:
 
 def k3(log_ratio_N: Tensor) -> Tensor:
     """Never negative, and without bias; of little variance while the policies are near each other."""
-    return torch.expm1(-log_ratio_N) + log_ratio_N
+    return torch.expm1((-log_ratio_N).clamp(max=LARGEST)) + log_ratio_N
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
@@ -88,5 +89,5 @@ class KL:
         only `log_probs_N` gets a gradient."""
         estimate_N = ESTIMATORS[self.estimator](log_probs_N - reference_N)
         if self.place == "score":
-            estimate_N = estimate_N * (log_probs_N - old_N).exp()
+            estimate_N = estimate_N * (log_probs_N - old_N).clamp(max=LARGEST).exp()
         return self.weight * estimate_N

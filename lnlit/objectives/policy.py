@@ -18,7 +18,7 @@ from lnlit.errors import UserError
 
 RatioOf = Literal["token", "sequence", "sequence_mean"]
 #: Log-ratios beyond this overflow or vanish in fp32; no clip or bound in use comes near.
-_LARGEST = 20.0
+LARGEST = 20.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Correction:
 
     def weights(self, old_N: Tensor, engine_N: Tensor) -> Tensor:
         """Without gradient. Tokens whose engine log-prob is not a number weigh 0."""
-        ratio_N = (old_N - engine_N).clamp(-_LARGEST, _LARGEST).exp().detach()
+        ratio_N = (old_N - engine_N).clamp(-LARGEST, LARGEST).exp().detach()
         if self.outside == "truncate":
             return torch.nan_to_num(ratio_N.clamp(self.low, self.high), nan=0.0)
         return torch.where((ratio_N >= self.low) & (ratio_N <= self.high), ratio_N, 0.0)
@@ -79,9 +79,10 @@ class PolicyLoss(NamedTuple):
 def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> PolicyLoss:
     """-min(ratio A, clip(ratio) A) for each token (PPO, arXiv 1707.06347, equation 7).
 
-    `log_ratio_N` is log(policy / policy that drew the token), the only input with a gradient.
+    `log_ratio_N` is log(policy / policy that drew the token), the only input with a gradient; it has none where it is
+    beyond `LARGEST`.
     """
-    ratio_N = log_ratio_N.exp()
+    ratio_N = log_ratio_N.clamp(max=LARGEST).exp()
     loss_N = -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip.low, 1 + clip.high) * advantages_N)
     if clip.dual is not None:
         loss_N = torch.where(advantages_N < 0, torch.minimum(loss_N, -clip.dual * advantages_N), loss_N)

@@ -7,7 +7,7 @@ within a group matter. With K = 2, p = sigmoid(beta (s_1 - s_2)) and q = sigmoid
     backward    KL(q || p)                                  d / d s_1 = beta (p - q)
     forward     KL(p || q)                                              beta p (1 - p) (z - a)
     squared     (z - a)^2                                               2 beta (z - a)
-    dpo         -log p of the better one (eta -> infinity)              beta (p - 1)
+    dpo         -log p of the better one (eta -> infinity)              beta (p - 1), or of a tie beta (p - 1/2)
 
 with z = beta (s_1 - s_2) and a = eta (r_1 - r_2). All gradients carry the factor beta. At the paper's 1e-5 they would
 be lost in AdamW's epsilon, so every loss here is divided by beta: that changes no optimum, only the scale.
@@ -17,6 +17,7 @@ Shape suffixes: P prompts, K completions of each.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -45,10 +46,11 @@ def squared(scores_PK: Tensor, rewards_PK: Tensor, beta: float, eta: float) -> T
 
 
 def dpo(scores_PK: Tensor, rewards_PK: Tensor, beta: float, eta: float) -> Tensor:
-    """-log softmax(beta s) of the completion with the highest reward, / beta, [P]: `backward` for eta -> infinity
-    (DPO, arXiv 2305.18290, equation 7). `eta` is not used."""
-    best_P1 = rewards_PK.argmax(-1, keepdim=True)
-    return -log_softmax(beta * scores_PK, -1).gather(-1, best_P1)[:, 0] / beta
+    """-log softmax(beta s) of the completion with the highest reward, / beta, [P]: `backward` for eta -> infinity, so
+    that equally good ones have equal parts (DPO, arXiv 2305.18290, equation 7). `eta` is not used."""
+    best_PK = (rewards_PK == rewards_PK.amax(-1, keepdim=True)).to(scores_PK.dtype)
+    target_PK = best_PK / best_PK.sum(-1, keepdim=True)
+    return -(target_PK * log_softmax(beta * scores_PK, -1) + torch.special.entr(target_PK)).sum(-1) / beta
 
 
 LOSSES = {"backward": backward, "forward": forward, "squared": squared, "dpo": dpo}

@@ -20,7 +20,7 @@ class PromptOrder(ABC):
 
     @abstractmethod
     def take(self, count: int, rollout: int | None = None) -> list[int]:
-        """The next `count` prompts, none of them twice while there are enough.
+        """The next `count` prompts, none of them twice unless there are too few or an epoch ends among them.
 
         `rollout` is what they are for, counted from 0; several calls may be for one. Where it is not given, each call
         for as many as the first begins the next rollout, and one for fewer adds to the last.

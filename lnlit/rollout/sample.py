@@ -29,9 +29,9 @@ class Prompt:
 
 @dataclass
 class Sample:
-    """`text` is the completion without control tokens. `reward` is NaN where none could be given. `own` and `reference`
-    are log-probs of the tokens that are learned from, under the weights that drew them and under the reference's; None
-    where nobody asked. `learned` says whether there are any.
+    """`text` has no control tokens. `reward` is NaN where none could be given; `learned` says whether
+    the tokens are learned from. `own` and `reference` are their log-probs under the weights that drew them and under
+    the reference's, None where nobody asked.
     """
 
     prompt: Prompt
@@ -55,8 +55,8 @@ class Sample:
 
     @property
     def engine(self) -> Tensor:
-        """The engine's log-probs of the tokens that are learned from."""
-        return torch.tensor(self.rollout.logprobs if self.learned else (), dtype=torch.float32)
+        """The engine's log-probs."""
+        return torch.tensor(self.rollout.logprobs, dtype=torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and tensors, for a checkpoint."""

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.folder import hf_config
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
-from lnlit.data.chat import ChatEncoder, row_messages
+from lnlit.data.chat import ChatEncoder
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
@@ -192,13 +192,10 @@ def _read(source: Source, encoder: ChatEncoder, room: int) -> list[Prompt]:
     found: list[Prompt] = []
     for index, row in enumerate(source.rows()):
         try:
-            json.dumps(row, allow_nan=False)
-            messages = row_messages(row, encoder.thinking)
-            while messages and messages[-1]["role"] == "assistant":
-                messages.pop()
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+            messages, tokens = encoder.prompt(row)
             if not messages:
                 raise UserError("there is nothing to answer: no turn but the assistant's")
-            tokens = tuple(encoder.encode_prompt(messages))
         except (UserError, TypeError, ValueError) as error:
             raise UserError(f"{where(source, index)}: {error}") from error
         if len(tokens) > room:
@@ -206,7 +203,7 @@ def _read(source: Source, encoder: ChatEncoder, room: int) -> list[Prompt]:
                 f"{where(source, index)}: a prompt of {len(tokens)} tokens; the model's context has room for "
                 f"{max(room, 0)} in front of max_new_tokens. Lower max_new_tokens, or leave the row out."
             )
-        found.append(Prompt(messages, tokens, row))
+        found.append(Prompt(messages, tuple(tokens), row))
     if not found:
         raise UserError(f"prompts: {source} has no rows")
     return found

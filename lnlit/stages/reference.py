@@ -18,8 +18,9 @@ from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import BestFit, collate
-from lnlit.data.preference import REFERENCE, Group, GroupEncoder
+from lnlit.data.preference import REFERENCE, Group, GroupEncoder, digest
 from lnlit.data.preference_rows import PreferenceRows
+from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
 from lnlit.interfaces import Source, TokenBatch
@@ -44,7 +45,8 @@ def reference(
     """Write preference rows with a model's log-probs of their completions, for `RPO` with `reference: data`.
 
     Each row gets `reference_log_probs`: `log_probs`, in nats and of the whole completion (null where it is longer than
-    the model's context), and `tokens`, how many that were, by which a run notices another tokenizer or template.
+    the model's context), their `temperature`, and `digests` of the tokens, by which a run notices another tokenizer,
+    template or toggle.
     Interrupted, the same command goes on where it stopped.
 
     Args:
@@ -76,7 +78,7 @@ def reference(
                     groups = cast(list[Group], encoder.encode_many(part))
                     found = _log_probs(decoder, groups, temperature, batch_tokens)
                     work.append(
-                        {**row, REFERENCE: {"log_probs": nats, "tokens": _tokens(group)}}
+                        {**row, REFERENCE: _written(group, nats, temperature)}
                         for row, group, nats in zip(part, groups, found, strict=True)
                     )
                     bar.update(len(part))
@@ -88,10 +90,16 @@ def reference(
 
 
 def _read(data: Source) -> list[dict[str, Any]]:
-    rows = list(PreferenceRows(data).rows())
+    rows = []
+    for index, row in enumerate(PreferenceRows(data).rows()):
+        rows.append({**row, REFERENCE: None})  # what an older one said is no part of the work
+        try:
+            json.dumps(rows[-1], ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where(data, index)}: {error}") from error
     if not rows:
         raise UserError(f"data: {data} has no rows")
-    return [{**row, REFERENCE: None} for row in rows]  # what an older one said is no part of the work
+    return rows
 
 
 def _digest(rows: Sequence[dict[str, Any]]) -> str:
@@ -129,10 +137,13 @@ def _log_probs(
         here = TokenBatch(tokens, labels, positions, batch.lengths)
         log_probs_N = token_log_probs(decoder, here, temperature).log_probs_N.double().cpu()
         counts = [sum(part.loss_mask) for *_, part in chosen]
+        if not log_probs_N.isfinite().all():
+            raise UserError("model: its log-probs are not all finite, so nothing can be compared with it")
         for (row, number, _), values in zip(chosen, log_probs_N.split(counts), strict=True):
             found[row][number] = values.sum().item()
     return found
 
 
-def _tokens(group: Group) -> list[int]:
-    return [sum(part.loss_mask) for part in group.completions()]
+def _written(group: Group, log_probs: Sequence[float | None], temperature: float) -> dict[str, Any]:
+    digests = [digest(completion) for completion in group.completions()]
+    return {"log_probs": log_probs, "temperature": temperature, "digests": digests}

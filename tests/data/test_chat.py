@@ -63,6 +63,17 @@ def test_training_prompt_equals_the_prompt_at_generation(encoder, reply):
     assert not any(document.loss_mask[: len(prompt)]) and document.loss_mask[len(prompt)]
 
 
+@pytest.mark.parametrize("said", [{"thinking": "off"}, {"system_prompt": "you are a pirate"}, {}])
+def test_a_rows_prompt_is_what_training_on_the_row_sees(tokenizer, said):
+    encoder = ChatEncoder(tokenizer, "on")
+    row = {"messages": chat("hello", "it is 3"), **said}
+    messages, tokens = encoder.prompt(row)
+    assert encoder.encode(row).tokens[: len(tokens)] == tokens
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert messages[0]["content"] == said.get("system_prompt", f"detailed thinking {said.get('thinking', 'on')}")
+    assert encoder.prompt({"messages": chat("hello", "it is 3")[1:], **said}) == ([], [])
+
+
 def test_tokens_equal_transformers_own_chat_tokens(encoder, tokenizer):
     messages = chat("what is 1 + 2?", "it is 3")
     expected = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]

@@ -45,6 +45,15 @@ def test_reported_log_probabilities_are_the_models():
     torch.testing.assert_close(torch.tensor(result.logprobs), expected, atol=1e-4, rtol=0)
 
 
+def test_logits_that_are_no_numbers_give_log_probs_that_are_none():
+    decoder = tiny_decoder(mixed_spec())
+    with torch.no_grad():
+        decoder.norm.weight.fill_(float("nan"))
+    (result,) = generate(decoder, PROMPTS[:1], Sampling(max_new_tokens=3, temperature=1.0), set())
+    assert all(0 <= token < VOCAB_SIZE for token in result.token_ids)
+    assert torch.tensor(result.logprobs).isnan().all()
+
+
 def test_sampling_follows_the_distribution():
     """4000 first tokens against the exact probabilities: chi-squared far inside the tail for a correct sampler."""
     decoder, n = tiny_decoder(mixed_spec()), 4000

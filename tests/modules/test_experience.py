@@ -14,12 +14,15 @@ from lnlit.callbacks.samples import SampleGenerations
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
+from lnlit.models.lora import LoRA
 from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
+from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.rollout.native import NativeEngine
+from lnlit.testing.tiny import tiny_folder
 
 
 class Letters(Reward):
@@ -131,6 +134,43 @@ def test_a_run_that_goes_on_equals_one_that_never_stopped(model, prompts, tmp_pa
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+class SaveAmid(L.Callback):
+    """Saves after the first of a step's two micro-batches, as a time limit may."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx == 2:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/amid.ckpt")
+
+
+def test_a_step_that_was_half_done_is_done_again(model, prompts, tmp_path):
+    whole = policy(model)
+    trainer(tmp_path, 3, accumulate_grad_batches=2, callbacks=[SaveAmid()]).fit(whole, data(model, prompts))
+    rest = policy(model)
+    trainer(tmp_path, 3, accumulate_grad_batches=2).fit(
+        rest, data(model, prompts), ckpt_path=tmp_path / "amid.ckpt", weights_only=False
+    )
+    for name, value in whole.decoder.named_parameters():
+        assert torch.equal(value, dict(rest.decoder.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"samples_per_prompt": 2}, "with samples_per_prompt: 3, this run has 2"),
+        ({"order": GaussianCurriculum()}, "with order: Uniform, this run has GaussianCurriculum"),
+    ],
+)
+def test_samples_of_other_settings_are_not_learned_from(model, prompts, tmp_path, change, says):
+    run(model, prompts, tmp_path, 1)
+    with pytest.raises(UserError, match=says):
+        run(model, prompts, tmp_path, 2, tmp_path / "checkpoints" / "step-1.ckpt", **change)
+
+
+def test_dropout_is_refused(model):
+    with pytest.raises(UserError, match=r"lora\.dropout"):
+        policy(model, lora=LoRA(dropout=0.1))
+
+
 class Forgetful(NativeEngine):
     """Takes the first weights and no later ones."""
 
@@ -175,6 +215,19 @@ def test_masked_completions_are_not_learned_from_but_judged(model, prompts, tmp_
     sampled = sum(len(tokens) for samples in experience.seen for _, _, tokens, _ in samples)
     assert learned == sampled - 8 * len(cut)
     assert batches[0].metrics["reward"] > 0
+
+
+def test_a_masked_completion_pays_for_its_divergence_like_its_siblings(model, prompts, tmp_path):
+    seen = []
+    experience = data(model, prompts, truncated="mask")
+    experience.listeners.append(lambda stage, samples: seen.append(samples))
+    other = str(tiny_folder(tmp_path / "other", seed=1))
+    trainer(tmp_path, 1).fit(policy(model, RLOO, kl=KL(10.0, "k1", "reward"), reference=other), experience)
+    (samples,) = seen
+    assert any(not s.learned and (s.own - s.reference).sum().abs() > 0.1 for s in samples)
+    paid = torch.tensor([s.reward - 10 * (s.own - s.reference).sum().item() for s in samples]).view(-1, 3)
+    expected = (paid - (paid.sum(1, keepdim=True) - paid) / 2).flatten().tolist()
+    assert [sample.advantage for sample in samples] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(

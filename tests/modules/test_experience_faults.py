@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import contextmanager
 
 import lightning as L
 import pytest
@@ -176,6 +177,29 @@ def test_an_imprecise_engine_needs_a_correction(model, prompts, tmp_path):
     with pytest.raises(UserError, match=r"model\.correction: Quantised computes in another precision"):
         Run(model, prompts, tmp_path, engine=engine, learner={"correction": None}).fit()
     Run(model, prompts, tmp_path, 1, engine=Quantised(64, "float32", "cpu")).fit()
+
+
+def test_the_engine_sleeps_before_the_policy_comes_back(model, prompts, tmp_path, monkeypatch):
+    events = []
+
+    class Noisy(NativeEngine):
+        def generate(self, requests, sampling):
+            events.append("generate")
+            return super().generate(requests, sampling)
+
+        def sleep(self):
+            events.append("sleep")
+            super().sleep()
+
+    @contextmanager
+    def offloaded(policy):
+        events.append("leaves")
+        yield
+        events.append("back")
+
+    monkeypatch.setattr(rollouts, "offloaded", offloaded)
+    Run(model, prompts, tmp_path, 2, engine=Noisy(8, "float32", "cpu"), take_turns=True).fit()
+    assert events == 2 * ["leaves", "generate", "sleep", "back"]
 
 
 @pytest.mark.parametrize("updates", [1, 2])

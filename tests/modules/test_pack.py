@@ -57,6 +57,16 @@ def test_log_probs_and_gradients_are_those_of_whole_sequences(spec, checkpointin
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-11)
 
 
+def test_what_is_split_by_sample_joins_to_what_it_was_and_holds_no_more():
+    packed = pack(SAMPLES, LEARNED, padding_id=0)
+    values_N = torch.arange(len(packed.sample_N), dtype=torch.float32)
+    parts = packed.split(values_N)
+    assert torch.equal(packed.join(parts), values_N)
+    assert all(part.untyped_storage().nbytes() == 4 * len(part) for part in parts)
+    whole = [torch.full((len(s.rollout.token_ids),), float(number)) for number, s in enumerate(SAMPLES)]
+    assert torch.equal(packed.join(whole), packed.sample_N.float())
+
+
 def test_a_prompt_is_stored_once_and_what_is_not_learned_from_never():
     packed = pack(SAMPLES, LEARNED, padding_id=0)
     needed = (29 + 12 + 1 + 40) + (0 + 5) + (8 + 8) + (199 + 3 + 30)

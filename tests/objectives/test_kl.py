@@ -94,6 +94,13 @@ def test_k3_is_exact_for_tiny_differences():
     assert ESTIMATORS["k3"](ratio).item() == pytest.approx(0.5e-18, abs=1e-24)
 
 
+@pytest.mark.parametrize("place", ["loss", "score"])
+def test_a_token_that_the_policy_has_forgotten_does_not_poison_the_step(place):
+    now, reference, old = torch.tensor([-120.0], requires_grad=True), torch.tensor([-0.1]), torch.tensor([-220.0])
+    found = KL(1.0, "k3", place).penalty(now, reference, old)
+    assert found.isfinite() and torch.autograd.grad(found.sum(), now)[0].isfinite()
+
+
 @pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])
 def test_a_weight_must_be_a_number(weight):
     with pytest.raises(UserError, match="weight: expected"):

@@ -72,6 +72,15 @@ def test_clipped_tokens_have_no_gradient_and_are_told():
     assert (gradient == 0).tolist() == (found.clipped_low_N | found.clipped_high_N).tolist()
 
 
+@pytest.mark.parametrize("log_ratio", [30.0, 100.0])
+def test_ratios_that_overflow_do_not_poison_the_step(log_ratio):
+    ratio = torch.tensor([0.0, log_ratio, log_ratio, log_ratio, -log_ratio]).requires_grad_()
+    found = clipped_loss(ratio, torch.tensor([1.0, 1.0, 0.0, -1.0, 1.0]), Clip()).loss_N
+    gradient = torch.autograd.grad(found.sum(), ratio)[0]
+    assert found.isfinite().all() and gradient.isfinite().all()
+    assert gradient[:3].tolist() == [-1, 0, 0]
+
+
 def test_on_policy_the_gradient_is_reinforce():
     log_probs, _, advantages, mask = padded()
     sample = owners(mask)

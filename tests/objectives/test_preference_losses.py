@@ -57,6 +57,16 @@ def test_dpo_is_the_limit_of_a_certain_reward(count):
     )
 
 
+@pytest.mark.parametrize("rewards", [[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+def test_dpo_takes_equally_good_completions_for_equals(rewards):
+    scores = torch.tensor([[0.3, -2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    rewards = torch.tensor([rewards], dtype=torch.float64)
+    values = [backward(scores, rewards, BETA, 1e6), dpo(scores, rewards, BETA, ETA)]
+    gradients = [torch.autograd.grad(value.sum(), scores)[0] for value in values]
+    torch.testing.assert_close(*values, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("count", [2, 5])
 def test_which_completion_comes_first_does_not_matter(name, count):

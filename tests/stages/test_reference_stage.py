@@ -69,10 +69,8 @@ def test_rows_keep_what_they_had_and_tell_of_every_completion(models, tmp_path):
     for row, given in zip(written(out), ROWS, strict=True):
         assert row["completions"] == given["completions"] and row["rewards"] == given["rewards"]
         assert all(nats < 0 for nats in row["reference_log_probs"]["log_probs"])
-        assert (
-            row["reference_log_probs"]["tokens"][1] - row["reference_log_probs"]["tokens"][2]
-            == len(given["completions"][1]) - 2
-        )
+        assert row["reference_log_probs"]["temperature"] == 1.0
+        assert len(set(row["reference_log_probs"]["digests"])) == len(set(given["completions"]))
 
 
 def test_what_was_interrupted_ends_as_if_it_were_not(models, tmp_path, monkeypatch):
@@ -117,7 +115,7 @@ def test_a_completion_beyond_the_context_leaves_its_prompt_out(tmp_path):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"tokens": [1, 1, 1]}, "another tokenizer, chat template or thinking toggle"),
+        ({"digests": ["0", "1", "2"]}, "about other tokens than these"),
         ({"log_probs": [1.0]}, "one of each per completion"),
         ({"log_probs": "many"}, "one of each per completion"),
     ],
@@ -131,8 +129,28 @@ def test_log_probs_of_other_completions_are_refused(models, tmp_path, change, to
     assert "rows.jsonl:4" in str(error.value)
 
 
+def test_log_probs_after_another_prompt_are_refused(models, tmp_path):
+    """The toggle changes what a completion follows, not its tokens."""
+    out = reference(models[1], source(tmp_path), str(tmp_path / "out.jsonl"))
+    with pytest.raises(UserError, match="about other tokens than these"):
+        PreferenceData(models[0], JsonlSource(str(out)), 64, 2, thinking="on").setup("fit")
+
+
+def test_log_probs_at_another_temperature_are_refused(models, tmp_path):
+    out = reference(models[1], source(tmp_path), str(tmp_path / "out.jsonl"), temperature=0.7)
+    with pytest.raises(UserError, match=r"model.temperature: 1.0, but the rows bring log-probs at 0\.7"):
+        weights(models[0], JsonlSource(str(out)), reference="data")
+    weights(models[0], JsonlSource(str(out)), reference="data", temperature=0.7)
+
+
+def test_a_row_that_json_cannot_hold_is_named(models, tmp_path):
+    rows = source(tmp_path, [*ROWS[:2], {**ROWS[2], "margin": float("nan")}])
+    with pytest.raises(UserError, match=r"rows.jsonl:3: Out of range float values"):
+        reference(models[1], rows, str(tmp_path / "out.jsonl"))
+
+
 def test_rows_without_log_probs_say_what_to_do(models, tmp_path):
-    with pytest.raises(UserError, match="the data brings no log-probs of a reference"):
+    with pytest.raises(UserError, match="there are rows without log-probs of a reference"):
         weights(models[0], source(tmp_path), reference="data")
 
 
