@@ -26,7 +26,7 @@ from lnlit.modules.optim import AdamW
 from lnlit.modules.sft import SFT
 from lnlit.testing.tiny import tiny_folder
 
-STEPS = 90
+STEPS, LONGEST_LIFE = 90, 14
 
 
 class Journal(L.Callback):
@@ -92,36 +92,36 @@ def start(folder: Path, run: str) -> int:
     return child
 
 
-def wait_for_training(journal: Path, child: int) -> None:
-    """Return once the child has taken a step of its own (or died, which the caller will see)."""
-    before = journal.stat().st_size if journal.exists() else 0
-    while not (journal.exists() and journal.stat().st_size > before):
+def wait_for_training(journal: Path, child: int, batches: int) -> None:
+    """Return once the child has trained on so many batches (or died, which the caller will see)."""
+    before = lines(journal)
+    while lines(journal) < before + batches:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return
-        time.sleep(0.01)
+        time.sleep(0.001)
+
+
+def lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     tiny_folder(folder / "model")
     write_rows(folder / "rows.jsonl")
-    child = start(folder, "whole")
-    wait_for_training(folder / "whole.journal", child)
     began = time.monotonic()
-    assert os.waitpid(child, 0)[1] == 0
-    training_s = time.monotonic() - began
+    assert os.waitpid(start(folder, "whole"), 0)[1] == 0
+    batch_s = (time.monotonic() - began) / lines(folder / "whole.journal")
     chance = random.Random(kills)
-    killed = 0
-    while killed < kills:
+    for _ in range(kills):
         child = start(folder, "killed")
-        wait_for_training(folder / "killed.journal", child)
-        time.sleep(training_s * chance.uniform(0.0, 0.15))
+        # The first checkpoint comes with the sixth batch. All lives together leave batches for a last one.
+        wait_for_training(folder / "killed.journal", child, chance.randint(1, LONGEST_LIFE))
+        time.sleep(batch_s * chance.uniform(0, 2))
         os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-        assert status in (0, signal.SIGKILL), "training failed by itself"
-        killed += status == signal.SIGKILL
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "training ended by itself"
     finished = os.waitpid(start(folder, "killed"), 0)[1] == 0
-    print(json.dumps({"killed": killed, "finished": finished, "training_s": training_s}))
+    print(json.dumps({"finished": finished}))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ def folder(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["finished"], done.stderr[-3000:]
-    assert result["killed"] == KILLS, result
     return folder
 
 

@@ -191,19 +191,17 @@ def vllm() -> Iterator[Any]:
     server.server_close()
 
 
+@pytest.mark.usefixtures("hears_interrupts")
 def test_ctrl_c_aborts_what_a_server_works_on(vllm):
     def stop() -> None:
         while len(vllm.asked) < 2:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    before, started = signal.signal(signal.SIGINT, signal.default_int_handler), time.monotonic()
-    try:
-        threading.Thread(target=stop, daemon=True).start()
-        with pytest.raises(KeyboardInterrupt):
-            Server(vllm.url, SETTINGS).generate([{"prompt_ids": [1], "seed": seed} for seed in range(5)], SAMPLING)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    started = time.monotonic()
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        Server(vllm.url, SETTINGS).generate([{"prompt_ids": [1], "seed": seed} for seed in range(5)], SAMPLING)
     assert time.monotonic() - started < 30
     assert len(vllm.asked) == 2 and vllm.known >= set(vllm.asked)  # what waited for its turn is not asked for
 

@@ -202,6 +202,7 @@ def test_a_verdict_is_remembered_with_its_scale(fake, tmp_path):
     assert values(reward(fake.url, best=10, **options), "a") == [0.1]
 
 
+@pytest.mark.usefixtures("hears_interrupts")
 def test_an_interrupt_waits_for_no_verdict(fake):
     fake.delay_s = 20
     began = time.monotonic()
