@@ -230,7 +230,7 @@ class Experience(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in self._settings().items():
-            if (before := state_dict["settings"][name]) != value:
+            if (before := state_dict.get("settings", {}).get(name)) != value:
                 raise UserError(
                     f"data: the checkpoint's samples were drawn with {name}: {before}, this run has {value}. Resume "
                     "with the same settings, or start anew from its weights."

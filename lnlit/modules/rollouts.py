@@ -105,8 +105,10 @@ class Rollouts:
             self._version = None
 
     def close(self) -> None:
-        self.engine.close()
-        self.pool.close()
+        try:
+            self.engine.close()
+        finally:
+            self.pool.close()
 
     def sample(
         self, policy: SampledModel, prompts: Sequence[tuple[Prompt, Sequence[int]]], max_new_tokens: int

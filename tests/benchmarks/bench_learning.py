@@ -297,28 +297,32 @@ def annotate_prompts(options: argparse.Namespace) -> None:
 
 
 def table(options: argparse.Namespace) -> None:
-    """Per run: rewards before and after, and the difference with its 95 % interval over questions."""
+    """Markdown, a line for each reward of each finished run: its means before and after, their difference with its 95 %
+    interval over questions, and what the two rules without arithmetic get."""
+    print("| run | step | reward | thinking | before | after | gain | KL, nats a completion | constant | echo |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for folder in sorted(RUNS.glob("*-[0-9]")):
         found = sorted(folder.glob("val-*.json"))
         if len(found) < 2:
             continue
         first, last = (json.loads(file.read_text()) for file in (found[0], found[-1]))
-        print(f"{folder.name}: {len(first)} held-out samples, step {found[-1].stem[4:]}")
+        divergence = folder / "divergence.json"
+        moved = f"{fmean(read_json(divergence)['nats']):.2f}" if divergence.is_file() else ""
         for name in STUDIES[folder.name.rpartition("-")[0]].parts:
+            rules = baselines(first) if name == "answer" else ("", "")
             for mode in sorted({row["thinking"] for row in first}, key=str):
                 before, after = (by_question(rows, name, mode) for rows in (first, last))
-                gain = [after[question] - before[question] for question in before]
-                print(
-                    f"  {name} {mode or ''}: {fmean(before.values()):.3f} -> {fmean(after.values()):.3f}, "
-                    f"gain {interval(gain)}"
-                )
-        if (folder / "divergence.json").is_file():
-            print(f"  KL from the start, nats a completion: {interval(read_json(folder / 'divergence.json')['nats'])}")
-        golds = {row["question"]: row["gold"] for row in first if row["gold"] is not None}
-        if golds:
-            commonest = Counter(golds.values()).most_common(1)[0][1] / len(golds)
-            echoed = fmean(re.findall(r"-?\d+", question)[-1:] == [gold] for question, gold in golds.items())
-            print(f"  best constant {commonest:.3f}, echo of the last number {echoed:.3f}")
+                gain = interval([after[question] - before[question] for question in before])
+                means = [f"{fmean(rows.values()):.3f}" for rows in (before, after)]
+                cells = [folder.name, str(int(found[-1].stem[4:])), name, mode or "", *means, gain, moved, *rules]
+                print(f"| {' | '.join(cells)} |")
+
+
+def baselines(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """What always the commonest answer gets, and the question's last number."""
+    golds = {row["question"]: row["gold"] for row in rows}
+    echoed = fmean(re.findall(r"-?\d+", question)[-1:] == [gold] for question, gold in golds.items())
+    return f"{Counter(golds.values()).most_common(1)[0][1] / len(golds):.3f}", f"{echoed:.3f}"
 
 
 def by_question(rows: Sequence[dict[str, Any]], name: str, mode: str) -> dict[str, float]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,7 +144,7 @@ def test_a_failed_load_leaves_nothing_to_generate_with(engine, given, message):
 def test_full_memory_is_told_before_anything_is_written(engine, fake, monkeypatch):
     engine.load_weights(fake_policy(5))
     needed = 11 * 4 + 2**20
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(needed, 1, needed - 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed - 1))
     with pytest.raises(UserError, match=f"{needed} bytes are needed, {needed - 1} are free"):
         engine.load_weights(fake_policy(6, 2))
     assert not [path for path in fake.rglob("*") if path.is_file()]
@@ -158,7 +159,7 @@ def test_full_memory_is_told_before_anything_is_written(engine, fake, monkeypatc
 def test_a_death_after_full_memory_finds_no_file_to_miss(engine, monkeypatch):
     engine.load_weights(fake_policy(5))
     with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+        full.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
         with pytest.raises(UserError, match="0 are free"):
             engine.load_weights(fake_policy(6, 2))
     os.kill(engine._place._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
