@@ -59,12 +59,25 @@ class TrainLoader(EvalLoader):
     """Goes on where it stands: the next epoch after a finished one, or mid-epoch after `load_state_dict`.
 
     A batch counts as consumed once `mark_consumed` is told so, or the next one is asked for: Lightning fetches a batch
-    ahead from an unsized loader, and a checkpoint must neither skip nor repeat it.
+    ahead from an unsized loader, and a checkpoint must neither skip nor repeat it. The batches of an optimizer step
+    count together, once `steps_done` has grown: a checkpoint written amid an accumulation lacks its gradients.
+
+    Args:
+        steps_done: tells how many optimizer steps were done; without it each batch counts by itself.
     """
 
-    def __init__(self, plan: Plan, collate: Callable[[Sequence[Row]], Batch], micro_batch_size: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        collate: Callable[[Sequence[Row]], Batch],
+        micro_batch_size: int,
+        steps_done: Callable[[], int] | None = None,
+    ) -> None:
         super().__init__(plan, collate, micro_batch_size)
         self._state = plan.start()
+        self._steps_done = steps_done
+        #: The step under way: those done before it, where it began, its batches so far.
+        self._begun: tuple[int, State, int] | None = None
         self._pending: deque[tuple[Batch, State]] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -78,13 +91,22 @@ class TrainLoader(EvalLoader):
         """Notes that training has this batch, which may be a copy as long as it holds the same `tokens` tensor."""
         tokens = _tokens(batch)
         if any(_tokens(pending) is tokens for pending, _ in self._pending):
+            if self._steps_done is not None:
+                begun = self._under_way()
+                self._begun = (*begun[:2], begun[2] + 1)
             while self._pending:
                 pending, self._state = self._pending.popleft()
                 if _tokens(pending) is tokens:
                     return
 
+    def _under_way(self) -> tuple[int, State, int]:
+        done = self._steps_done() if self._steps_done is not None else 0
+        return self._begun if self._begun and self._begun[0] == done else (done, dict(self._state), 0)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"position": dict(self._state), "fingerprint": self.plan.fingerprint}
+        """Where to go on, and how many batches before the newest that is."""
+        _, position, batches = self._under_way()
+        return {"position": dict(position), "again": batches, "fingerprint": self.plan.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises `UserError` when the state belongs to other data or other settings."""

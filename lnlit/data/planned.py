@@ -132,10 +132,14 @@ class PlannedData(L.LightningDataModule, ABC):
     def train_dataloader(self) -> TrainLoader:
         if self.streaming and self.trainer is not None and self.trainer.max_steps == -1:
             raise UserError("data.streaming: a stream's length is unknown, so say how long to train: trainer.max_steps")
-        self._train_loader = TrainLoader(self.train_plan, self._collate, self.micro_batch_size)
+        trainer = self.trainer
+        steps_done = None if trainer is None else lambda: trainer.global_step
+        self._train_loader = TrainLoader(self.train_plan, self._collate, self.micro_batch_size, steps_done)
         self._set_rank(self._train_loader)
         if self._resume_from is not None:
             self._train_loader.load_state_dict(self._resume_from)
+            if trainer is not None:
+                trainer.fit_loop.epoch_loop.batch_progress.current.increment_by(-self._resume_from.get("again", 0))
             self._resume_from = None
         return self._train_loader
 

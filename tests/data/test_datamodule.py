@@ -108,6 +108,32 @@ def test_every_checkpoint_of_a_run_in_epochs_resumes(tokenizer_folder, files, tm
         assert rest.seen == whole.seen[seen:], checkpoint
 
 
+class SaveEach(L.Callback):
+    """A checkpoint after every micro-batch, as a time limit may write one; its name tells how many made whole steps."""
+
+    steps = stepped = 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step > self.steps:
+            self.steps, self.stepped = trainer.global_step, len(module.seen)
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/{len(module.seen)}-{self.stepped}.ckpt")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_that_was_half_done_is_done_again(tokenizer_folder, files, tmp_path, variant):
+    """With all of its micro-batches; an epoch's last step may have fewer."""
+    settings = {"max_steps": 11, "accumulate_grad_batches": 3, "limit_val_batches": 0}
+    whole = Recorder()
+    trainer(tmp_path, callbacks=[SaveEach()], **settings).fit(whole, data(tokenizer_folder, files, **VARIANTS[variant]))
+    checkpoints = list(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) == len(whole.seen)
+    for checkpoint in checkpoints:
+        rest = Recorder()
+        trainer(tmp_path, **settings).fit(rest, data(tokenizer_folder, files, **VARIANTS[variant]), ckpt_path=checkpoint)
+        assert rest.seen == whole.seen[int(checkpoint.stem.split("-")[1]) :], checkpoint
+        assert torch.equal(rest.weight, whole.weight), checkpoint
+
+
 def test_a_stream_needs_to_know_when_to_stop(tokenizer_folder, files, tmp_path):
     with pytest.raises(UserError, match=r"trainer\.max_steps"):
         trainer(tmp_path, max_epochs=1).fit(Recorder(), data(tokenizer_folder, files, streaming=True))
