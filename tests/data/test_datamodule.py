@@ -129,7 +129,8 @@ def test_a_step_that_was_half_done_is_done_again(tokenizer_folder, files, tmp_pa
     assert len(checkpoints) == len(whole.seen)
     for checkpoint in checkpoints:
         rest = Recorder()
-        trainer(tmp_path, **settings).fit(rest, data(tokenizer_folder, files, **VARIANTS[variant]), ckpt_path=checkpoint)
+        resumed = data(tokenizer_folder, files, **VARIANTS[variant])
+        trainer(tmp_path, **settings).fit(rest, resumed, ckpt_path=checkpoint)
         assert rest.seen == whole.seen[int(checkpoint.stem.split("-")[1]) :], checkpoint
         assert torch.equal(rest.weight, whole.weight), checkpoint
 
