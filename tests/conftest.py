@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +66,16 @@ def hears_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests measured with `record_property`: the range of each figure over a test's cases."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for report in [report for reports in terminalreporter.stats.values() for report in reports]:
+        if getattr(report, "when", None) == "call":
+            for name, value in report.user_properties:
+                found[report.nodeid.partition("[")[0], name].append(value)
+    if found:
+        terminalreporter.section("measured")
+    for (test, name), values in sorted(found.items()):
+        terminalreporter.line(f"{test} {name}: {min(values):.2g} to {max(values):.2g}")

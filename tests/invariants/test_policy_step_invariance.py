@@ -20,6 +20,8 @@ from lnlit.modules.sampled import Packed
 from lnlit.rollout.sample import Sample
 from lnlit.testing.tiny import tiny_decoder, tiny_folder
 
+CHANGE = "relative change of a weight"
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> tuple[str, str]:
@@ -34,13 +36,18 @@ def reference(files: tuple[str, str], case: str) -> dict[str, Any]:
     return run(*files, case)
 
 
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> float:
+    """The largest relative difference of a weight."""
     assert found["seen"] == expected["seen"]
-    for name, weight in expected["weights"].items():
-        error = (found["weights"][name] - weight).norm() / weight.norm()
+    errors = {
+        name: ((found["weights"][name] - weight).norm() / weight.norm()).item()
+        for name, weight in expected["weights"].items()
+    }
+    for name, error in errors.items():
         assert error <= 1e-6, f"{name}: {error}"
     for name, value in expected["metrics"].items():
         assert found["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
+    return max(errors.values())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -57,8 +64,8 @@ def test_the_cases_say_something(files, case):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("accumulate", [2, 3])
-def test_accumulation_changes_nothing(files, case, accumulate):
-    assert_same(run(*files, case, accumulate), reference(files, case))
+def test_accumulation_changes_nothing(files, case, accumulate, record_property):
+    record_property(CHANGE, assert_same(run(*files, case, accumulate), reference(files, case)))
 
 
 def one_per_row(padding_side: str):
@@ -78,12 +85,12 @@ def one_per_row(padding_side: str):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_packing_and_padding_change_nothing(files, case, padding_side, monkeypatch):
+def test_packing_and_padding_change_nothing(files, case, padding_side, monkeypatch, record_property):
     expected = reference(files, case)
     monkeypatch.setattr(experience, "pack", one_per_row(padding_side))
     found = run(*files, case, 2)
     assert expected["packed"] and not found["packed"]
-    assert_same(found, expected)
+    record_property(CHANGE, assert_same(found, expected))
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +114,10 @@ def two_ranks(files, tmp_path_factory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_gloo_ranks_equal_one(files, two_ranks, case, accumulate):
+def test_two_gloo_ranks_equal_one(files, two_ranks, case, accumulate, record_property):
     """On both, for each hands on to the next rollout what it made of the last one."""
     for rank in two_ranks:
-        assert_same(rank[f"{case} {accumulate}"], reference(files, case))
+        record_property(CHANGE, assert_same(rank[f"{case} {accumulate}"], reference(files, case)))
 
 
 def test_two_ranks_go_on_where_one_stopped(files, two_ranks):

@@ -42,19 +42,21 @@ def alone(decoder, sample: Sample) -> torch.Tensor:
 
 @pytest.mark.parametrize("spec", [tiny_spec(), mixed_spec()], ids=["llama", "mixed"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_log_probs_and_gradients_are_those_of_whole_sequences(spec, checkpointing):
+def test_log_probs_and_gradients_are_those_of_whole_sequences(spec, checkpointing, record_property):
     decoder = tiny_decoder(spec).double().train()
     decoder.activation_checkpointing = checkpointing
     packed = pack(SAMPLES, LEARNED, padding_id=0)
     found_N = token_log_probs(decoder, packed.tokens).log_probs_N
     expected_N = torch.cat([alone(decoder, s) for s, learned in zip(SAMPLES, LEARNED, strict=True) if learned])
     torch.testing.assert_close(found_N, expected_N, rtol=0, atol=1e-12)
+    record_property("difference of log-probs", (found_N - expected_N).abs().max().item())
     weight_N = torch.linspace(-1, 2, len(found_N), dtype=torch.float64)
     parameters = [p for p in decoder.parameters() if p.requires_grad]
     ours = torch.autograd.grad((weight_N * found_N).sum(), parameters)
     theirs = torch.autograd.grad((weight_N * expected_N).sum(), parameters)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-11)
+        record_property("difference of gradients", (mine - other).abs().max().item())
 
 
 def test_what_is_split_by_sample_joins_to_what_it_was_and_holds_no_more():

@@ -182,12 +182,15 @@ def module(kind: type = GRPO, **settings) -> GRPO | RLOO:
     return kind("unused", AdamW(1e-3), **{"correction": None, **settings})
 
 
-def check(ours, theirs, factor: float = 1.0, tolerance: float = TOLERANCE) -> None:
+def check(ours, theirs, factor: float = 1.0, tolerance: float = TOLERANCE) -> float:
+    """The largest difference of loss and gradients."""
     torch.testing.assert_close(ours[0], theirs[0] * factor, atol=tolerance, rtol=0)
     assert ours[1].keys() <= theirs[1].keys()
     for name, gradient in ours[1].items():
         torch.testing.assert_close(gradient, theirs[1][name] * factor, atol=tolerance, rtol=0, msg=name)
     assert max(gradient.abs().max() for gradient in ours[1].values()) > 1e-3
+    gradients = (gradient - factor * theirs[1][name] for name, gradient in ours[1].items())
+    return max(difference.abs().max().item() for difference in (ours[0] - factor * theirs[0], *gradients))
 
 
 REDUCTIONS = {"grpo": "sequence_mean", "dapo": "token_mean", "bnpo": "token_mean", "dr_grpo": "constant_length"}
@@ -203,7 +206,7 @@ DIVERGENCES = {
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("loss_type", REDUCTIONS)
-def test_grpo(loss_type, off_policy, divergence, outside, temperature):
+def test_grpo(loss_type, off_policy, divergence, outside, temperature, record_property):
     case = Case(off_policy, temperature)
     kl, settings = DIVERGENCES[divergence]
     correction = None
@@ -219,7 +222,7 @@ def test_grpo(loss_type, off_policy, divergence, outside, temperature):
         }
     theirs = case.by_trl(GRPOTrainer, loss_type=loss_type, **settings)
     ours = case.by_us(module(reduction=REDUCTIONS[loss_type], kl=kl, correction=correction, temperature=temperature))
-    check(ours, theirs)
+    record_property("difference from TRL", check(ours, theirs))
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
@@ -245,10 +248,11 @@ def test_clip_higher():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("off_policy", [False, True])
-def test_rloo(off_policy, temperature):
+def test_rloo(off_policy, temperature, record_property):
     case = Case(off_policy, temperature)
     theirs = case.by_trl(RLOOTrainer)
-    check(case.by_us(module(RLOO, ratio="sequence", temperature=temperature)), theirs)
+    ours = case.by_us(module(RLOO, ratio="sequence", temperature=temperature))
+    record_property("difference from TRL", check(ours, theirs))
 
 
 def test_on_policy_rloo_is_the_same_for_either_ratio():
