@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
+import lightning as L
 from torch import Tensor
 
 from lnlit.data.packing import Row
@@ -116,6 +117,15 @@ class TrainLoader(EvalLoader):
                 "its position means nothing here. Resume with the same data settings, or start anew from its weights."
             )
         self._state = dict(state["position"])
+
+
+def count_batches(trainer: L.Trainer, more: int) -> None:
+    """Changes Lightning's count of the micro-batches that a resumed run has done. What it calls completed may be one
+    less than ready in a checkpoint, and that has to stay.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for count in (progress.current, progress.total):
+        count.increment_by(more)
 
 
 def _tokens(batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.data.blend import BlendEntry, in_stages
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.corpus import check_context
-from lnlit.data.loader import Batch, EvalLoader, TrainLoader
+from lnlit.data.loader import Batch, EvalLoader, TrainLoader, count_batches
 from lnlit.data.packing import Layout, Row, collate
 from lnlit.data.plan import Corpus, MapPlan, Plan
 from lnlit.data.stream import StreamPlan
@@ -139,7 +139,7 @@ class PlannedData(L.LightningDataModule, ABC):
         if self._resume_from is not None:
             self._train_loader.load_state_dict(self._resume_from)
             if trainer is not None:
-                trainer.fit_loop.epoch_loop.batch_progress.current.increment_by(-self._resume_from.get("again", 0))
+                count_batches(trainer, -self._resume_from.get("again", 0))
             self._resume_from = None
         return self._train_loader
 

@@ -16,7 +16,9 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.data.chat import ChatEncoder
+from lnlit.data.loader import count_batches
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import RolloutEngine, Source
@@ -38,6 +40,10 @@ class HeldOut:
 
     prompts: Source
     samples_per_prompt: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples_per_prompt < 1:
+            raise UserError(f"held_out.samples_per_prompt: expected 1 or more, got {self.samples_per_prompt}")
 
 
 class Experience(L.LightningDataModule):
@@ -177,6 +183,10 @@ class Experience(L.LightningDataModule):
         """Before anything is sampled, be it for validation."""
         if stage == "fit":
             self._check_run()
+            if self.policy.global_step == 0:  # what is left of another fit with this object is none of this one's
+                self.rollouts, self.begun = 0, None
+                self.pending.clear()
+                vars(self).pop("order", None)
 
     def _check_run(self) -> None:
         trainer = self.trainer
@@ -204,10 +214,9 @@ class Experience(L.LightningDataModule):
     def train_dataloader(self) -> ExperienceLoader:
         trainer = self.trainer
         assert trainer is not None
-        # Lightning counts micro-batches; a step of the run so far may have had another number of them. What it calls
-        # completed may be one less than ready, and that has to stay.
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        progress.increment_by(trainer.global_step * trainer.accumulate_grad_batches - progress.ready)
+        # Lightning counts micro-batches; a step of the run so far may have had another number of them.
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        count_batches(trainer, trainer.global_step * trainer.accumulate_grad_batches - done)
         return ExperienceLoader(self, trainer.max_steps * trainer.accumulate_grad_batches)
 
     def val_dataloader(self) -> HeldOutLoader | list[Any]:
@@ -241,8 +250,14 @@ class Experience(L.LightningDataModule):
 
     def _settings(self) -> dict[str, Any]:
         """What the samples in a checkpoint, and the place in the prompts, mean nothing without."""
-        own = {"samples_per_prompt": self.samples_per_prompt, "order": type(self._order).__name__}
-        return {**own, "reference": self.policy.reference is not None}
+        reference = self.policy.reference
+        return {
+            "samples_per_prompt": self.samples_per_prompt,
+            "order": type(self._order).__name__,
+            "seed": self.seed,
+            "temperature": self.policy.temperature,
+            "reference": None if reference is None else fingerprint(reference.path),
+        }
 
     # one rollout
 
@@ -254,6 +269,8 @@ class Experience(L.LightningDataModule):
             [sample for group in groups[slice(*ends)] for sample in group]
             for ends in _ranges(len(groups), self.updates_per_rollout)
         ]
+        for sample in drawn:
+            sample.learned = False
         for sample in (sample for update in updates for sample in update):
             known = sample.is_finite and not math.isnan(sample.reward)
             sample.learned = known and not (self.truncated == "mask" and sample.truncated)
@@ -362,6 +379,8 @@ class Experience(L.LightningDataModule):
             for number, prompt in enumerate(self.held_out_prompts)
         ]
         samples, agreement = self.sampler.sample(self.policy, asked, self.max_new_tokens)
+        for sample in samples:
+            sample.learned = False
         for listener in self.listeners:
             listener("val", samples)
         return describe(samples, size) | agreement

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lnlit.errors import UserError
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
@@ -45,6 +46,11 @@ class RLOO(PolicyModel):
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
     ) -> None:
+        if ratio == "sequence" and kl.in_loss:
+            raise UserError(
+                "kl.place: with ratio: sequence a sample's loss is one number, and its divergence would be divided by "
+                "its tokens' count. Use place: reward, or ratio: token."
+            )
         # With one ratio per sample all its tokens carry the same term, and their mean is that term.
         reduction = "sequence_sum" if ratio == "token" else "sequence_mean"
         super().__init__(

@@ -90,7 +90,8 @@ class RewardPool:
 
     def _result(self, name: str, future: Any) -> RewardResult:
         try:
-            return self._checked(name, RewardResult(future.result()))
+            value, problem = future.result()
+            return self._without(name, "raised", problem) if problem else self._checked(name, RewardResult(value))
         except OutOfTime:
             return self._without(name, "timed_out", f"took longer than {self.rewards[name].time_limit_s} s")
         except _pebble().ProcessExpired as expired:
@@ -114,9 +115,15 @@ class RewardPool:
         return RewardResult(None, error)
 
 
-def _score(reward: Reward, request: RewardRequest) -> float | None:
-    value = reward.score(request)
-    return None if value is None else float(value)
+def _score(reward: Reward, request: RewardRequest) -> tuple[float | None, str | None]:
+    """(reward, what went wrong): in words, since some exceptions cannot be sent, and `sys.exit` means the worker."""
+    try:
+        value = reward.score(request)
+        return None if value is None else float(value), None
+    except UserError:
+        raise
+    except BaseException as problem:
+        return None, f"{type(problem).__name__}: {problem}"
 
 
 def _pebble() -> Any:

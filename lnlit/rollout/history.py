@@ -78,7 +78,7 @@ class History:
         write_table(self._file(stage, step), stage, step, samples)
         if stage == "train":
             steps = self.steps(stage)
-            for old in steps[1 : len(steps) - (keep - 1)]:
+            for old in steps[1 : max(1, len(steps) - (keep - 1))]:
                 self._file(stage, old).unlink()
 
     def cut(self, last: int) -> None:

@@ -52,7 +52,12 @@ class Uniform(PromptOrder):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        return {"taken": self.taken}
+        return {"taken": self.taken, "prompts": self.prompts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["prompts"] != self.prompts:
+            raise UserError(
+                f"prompts: the run was begun with {state['prompts']} prompts, now there are {self.prompts}. Go on with "
+                "the same prompts, or begin a new run."
+            )
         self.taken = state["taken"]

@@ -59,20 +59,19 @@ class Sample:
         return torch.tensor(self.rollout.logprobs, dtype=torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data and tensors, for a checkpoint."""
-        prompt, rollout = self.prompt, self.rollout
+        """Plain data and tensors, for a checkpoint. Of the prompt its tokens: a row may hold what is not plain."""
         state = {name: getattr(self, name) for name in _PLAIN}
-        state["prompt"] = {"messages": list(prompt.messages), "token_ids": prompt.token_ids, "row": dict(prompt.row)}
-        state["rollout"] = {name: getattr(rollout, name) for name in Rollout.__dataclass_fields__}
+        state["rollout"] = {name: getattr(self.rollout, name) for name in Rollout.__dataclass_fields__}
         state["rewards"] = {name: (result.value, result.error) for name, result in self.rewards.items()}
         return state
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Sample:
         """What `state_dict` gave."""
+        rollout = Rollout(**state["rollout"])
         rewards = {name: RewardResult(*result) for name, result in state["rewards"].items()}
         plain = {name: state[name] for name in _PLAIN}
-        return cls(Prompt(**state["prompt"]), Rollout(**state["rollout"]), rewards=rewards, **plain)
+        return cls(Prompt((), tuple(rollout.prompt_ids), {}), rollout, rewards=rewards, **plain)
 
 
 _PLAIN = ("text", "reward", "advantage", "learned", "own", "reference")

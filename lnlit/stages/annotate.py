@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -85,8 +86,8 @@ def annotate(
     path, engine = resolve(model), engine or NativeEngine()
     encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
     found = _read(prompts, encoder, read_spec(path).context_length - max_new_tokens)
-    settings = {"model": fingerprint(model), "prompts": _digest(found), "engine": _path(engine)}
-    settings |= {"reward": {"class": _path(reward), **_plain(reward)}, "samples": samples, "pass_at": pass_at}
+    settings = {"model": fingerprint(model), "prompts": _digest(found), "samples": samples, "pass_at": pass_at}
+    settings |= {"engine": _settings(engine), "reward": _settings(reward)}
     settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     sampling = RolloutSampling(max_new_tokens, temperature, tuple(encoder.end_ids()))
     file, pool = Path(out).expanduser(), RewardPool({_REWARD: reward}, workers)
@@ -116,10 +117,13 @@ class _Annotator:
             spec, weights = read_spec(model), open_checkpoint(model).weights(model)
             self.engine.load_weights(PolicyWeights(spec, hf_config(spec), weights, version=0))
         for first in _rounds(len(work), len(prompts), prompts_per_round):
-            work.append(self.rows(first, prompts[first : first + prompts_per_round]))
+            part = prompts[first : first + prompts_per_round]
+            work.append(self.rows(first, part, is_rest=first > 0 and len(part) < prompts_per_round))
 
-    def rows(self, first: int, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """The annotated rows of `prompts`, of which the first has the number `first` among all."""
+    def rows(self, first: int, prompts: Sequence[Prompt], is_rest: bool = False) -> list[dict[str, Any]]:
+        """The annotated rows of `prompts`, of which the first has the number `first` among all. That none can be judged
+        is a fault of the reward, unless they are but the rest after whole rounds.
+        """
         owners = [prompt for prompt in prompts for _ in range(self.samples)]
         places = (divmod(at, self.samples) for at in range(len(owners)))
         seeds = [request_seed(self.seed, 0, first + prompt, sample) for prompt, sample in places]
@@ -133,7 +137,7 @@ class _Annotator:
             ]
         )
         results = [rewards[_REWARD] for rewards in judged]
-        if len(prompts) > 1 and all(result.value is None for result in results):
+        if len(prompts) > 1 and not is_rest and all(result.value is None for result in results):
             raise UserError(
                 f"reward: none of {len(results)} completions could be judged; the first: {results[0].error}. What was "
                 "annotated before is kept."
@@ -217,14 +221,21 @@ def _digest(prompts: Sequence[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def _path(part: object) -> str:
-    return f"{type(part).__module__}.{type(part).__qualname__}"
+def _settings(part: object) -> dict[str, Any]:
+    """Class and settings of a part, as far as they are plain. What else it holds may differ from process to process."""
+    public = {name: _plain(value) for name, value in vars(part).items() if not name.startswith("_")}
+    plain = {name: value for name, value in public.items() if value is not _NOT_PLAIN}
+    return {"class": f"{type(part).__module__}.{type(part).__qualname__}", **plain}
 
 
-def _plain(part: object) -> dict[str, Any]:
-    """Its settings that are plain values. What else it holds may differ from process to process."""
-    return {
-        name: value
-        for name, value in vars(part).items()
-        if not name.startswith("_") and (value is None or isinstance(value, str | int | float | bool))
-    }
+_NOT_PLAIN = object()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it, or `_NOT_PLAIN`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return _NOT_PLAIN

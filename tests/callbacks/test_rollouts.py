@@ -183,6 +183,14 @@ def test_fewer_rollouts_are_kept_where_fewer_are_wanted(model, prompts, tmp_path
     assert (tmp_path / "rollouts.html").exists()
 
 
+def test_the_first_rollout_and_the_newest_are_kept(whole, tmp_path):
+    samples = History(whole[0] / "rollouts").samples("train", 0)
+    history = History(tmp_path)
+    for step in range(10):
+        history.add_samples("train", step, samples, keep=5)
+        assert history.steps("train") == ([*range(step + 1)] if step < 5 else [0, *range(step - 3, step + 1)])
+
+
 @pytest.mark.parametrize("settings", [{"every_n_rollouts": 0}, {"keep": 1}, {"prompts": -1}])
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(UserError, match="RolloutLog: needs"):

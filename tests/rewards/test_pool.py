@@ -15,6 +15,13 @@ from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 from lnlit.rewards.pool import RewardPool
 
 
+class Unsendable(Exception):
+    """Cannot be made again from what is pickled of it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+
+
 class Told(Reward):
     """Does what the completion says."""
 
@@ -28,6 +35,10 @@ class Told(Reward):
                 time.sleep(600)
             case "crash":
                 os._exit(3)
+            case "exit":
+                sys.exit(0)
+            case "unsendable":
+                raise Unsendable(7, "no words")
             case "none":
                 return None
             case "text":
@@ -56,17 +67,18 @@ def pool():
 
 
 def test_every_fault_is_its_own_outcome(pool):
-    asked = ["1", "raise", "hang", "2.5", "crash", "none", "text", "nan", "-3"]
+    asked = ["1", "raise", "hang", "2.5", "crash", "none", "text", "nan", "-3", "exit", "unsendable"]
     found = pool.score(requests(*asked))
-    assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3]
+    assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3, None, None]
     assert [row["length"].value for row in found] == [len(text) for text in asked]
     assert pool.outcomes == {
         f"told/{kind}": count
-        for kind, count in {"raised": 2, "not_finite": 1, "timed_out": 1, "crashed": 1, "none": 1}.items()
+        for kind, count in {"raised": 4, "not_finite": 1, "timed_out": 1, "crashed": 1, "none": 1}.items()
     }
     assert found[1]["told"].error == "RuntimeError: no idea"
     assert "took longer than 2.0 s" in found[2]["told"].error
     assert "exit code 3" in found[4]["told"].error
+    assert [row["told"].error for row in found[-2:]] == ["SystemExit: 0", "Unsendable: no words"]
     assert pool.score(requests("7"))[0]["told"].value == 7  # and it works on
 
 

@@ -152,8 +152,9 @@ def test_what_a_crash_tore_off_is_made_again(model, tmp_path, lost):
         ({"thinking": "on"}, r"other settings \(prompts\)"),
         ({"reward": FormatReward("on")}, r"other settings \(reward\)"),
         ({"engine": NativeEngine(device="cpu")}, r"other settings \(engine\)"),
+        ({"engine": ScriptedEngine([[LETTERS["b"]]])}, r"other settings \(engine\)"),
     ],
-    ids=["samples", "threshold", "seed", "sampling", "toggle", "reward", "engine"],
+    ids=["samples", "threshold", "seed", "sampling", "toggle", "reward", "engine", "engine's"],
 )
 def test_another_run_does_not_go_on_with_it(model, tmp_path, change, says):
     partial = unfinished(model, tmp_path)
@@ -190,6 +191,16 @@ def test_a_reward_that_judges_nothing_stops_the_run(model, tmp_path):
 
     with pytest.raises(UserError, match="none of 4 completions could be judged; the first: RuntimeError: no judge"):
         annotate(model, write(tmp_path, 4), Mute(), str(tmp_path / "out.jsonl"), scripted(), **SHORT)
+
+
+def test_prompts_left_over_that_nobody_can_judge_end_the_run_all_the_same(model, tmp_path):
+    class Knows(BatchReward):
+        def score_batch(self, requests):
+            return [RewardResult(1.0 if int(request.row["answer"]) < 3 else None) for request in requests]
+
+    out, settings = tmp_path / "out.jsonl", {**SHORT, "prompts_per_round": 3}
+    annotate(model, write(tmp_path, 5), Knows(), str(out), scripted(), **settings)
+    assert [row["pass_rate"] for row in read(out)] == [1.0, 1.0, 1.0, None, None]
 
 
 def test_a_prompt_without_room_is_named(model, tmp_path):

@@ -1,0 +1,117 @@
+"""What goes on where another run stopped, and what must not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from experience_run import Run, same
+
+from lnlit.data.sources import JsonlSource
+from lnlit.errors import UserError
+from lnlit.interfaces import Source
+from lnlit.modules.experience import HeldOut
+from lnlit.modules.grpo import GRPO
+from lnlit.modules.rpo import RPO
+from lnlit.objectives.kl import KL
+from lnlit.testing.tiny import tiny_folder
+
+
+class Dated(Source):
+    """Rows as Parquet may hold them."""
+
+    def rows(self, start=0):
+        for n in range(start, 10):
+            messages = [{"role": "user", "content": f"say {n}"}]
+            yield {"messages": messages, "answer": str(n), "asked": datetime(2026, 1, 1 + n, tzinfo=UTC)}
+
+
+def test_rows_that_no_checkpoint_can_hold_do_not_hinder_going_on(model, prompts, tmp_path):
+    def begin(root, steps, **settings):
+        run = Run(model, prompts, root, steps, updates_per_rollout=2, save=True, **settings)
+        run.data.source = Dated()
+        return run.fit()
+
+    whole = begin(tmp_path / "whole", 4)
+    begin(tmp_path / "parts", 1)
+    rest = begin(tmp_path / "parts", 4, ckpt_path=tmp_path / "parts" / "checkpoints" / "step-1.ckpt")
+    assert same(rest.weights, whole.weights)
+
+
+def test_another_fit_with_the_same_data_begins_anew(model, prompts, tmp_path):
+    first = Run(model, prompts, tmp_path, 3, updates_per_rollout=2).fit()
+    assert first.data.pending
+    second, alone = (Run(model, prompts, tmp_path, 4, updates_per_rollout=2) for _ in range(2))
+    second.data = first.data
+    assert same(second.fit().weights, alone.fit().weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "with seed: 0, this run has 1"),
+        ({"learner": {"temperature": 2.0, "kl": KL(0.1)}}, "with temperature: 1.0, this run has 2.0"),
+        ({"learner": {"kl": KL(0.0)}}, "with reference: .*, this run has None"),
+        ({"learner": {"kl": KL(0.1), "reference": "other"}}, "with reference: "),
+    ],
+)
+def test_a_run_of_other_settings_does_not_go_on(model, prompts, tmp_path, change, says):
+    settings = {"learner": {"kl": KL(0.1)}, "updates_per_rollout": 2, "save": True}
+    Run(model, prompts, tmp_path, 1, **settings).fit()
+    if change.get("learner", {}).get("reference"):
+        change = {"learner": {**change["learner"], "reference": str(tiny_folder(tmp_path / "other", seed=3))}}
+    with pytest.raises(UserError, match=says):
+        Run(
+            model, prompts, tmp_path, 2, ckpt_path=tmp_path / "checkpoints" / "step-1.ckpt", **{**settings, **change}
+        ).fit()
+
+
+def test_a_run_of_other_prompts_does_not_go_on(model, prompts, tmp_path):
+    Run(model, prompts, tmp_path, 1, save=True).fit()
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(Path(prompts).read_text().splitlines(keepends=True)[:9]))
+    with pytest.raises(UserError, match="begun with 10 prompts, now there are 9"):
+        Run(model, str(fewer), tmp_path, 2, ckpt_path=tmp_path / "checkpoints" / "step-1.ckpt", save=True).fit()
+
+
+class SaveAfter(L.Callback):
+    def __init__(self, micro_batches: int) -> None:
+        self.left = micro_batches
+
+    def on_train_batch_end(self, trainer, *args):
+        self.left -= 1
+        if self.left == 0:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/amid.ckpt")
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_validation_comes_at_the_same_steps(model, prompts, tmp_path, stop):
+    times = {"val_check_interval": 4, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    settings = {"held_out": HeldOut(JsonlSource(prompts)), "trainer": {"accumulate_grad_batches": 2, **times}}
+    first = Run(model, prompts, tmp_path, 6, **settings)
+    first.trainer.callbacks.append(SaveAfter(stop))
+    first.fit()
+    rest = Run(model, prompts, tmp_path, 6, ckpt_path=tmp_path / "amid.ckpt", **settings).fit()
+    versions = [[samples[0].rollout.weight_version for samples in run.samples["val"]] for run in (first, rest)]
+    assert versions[0] == [2, 4, 6]
+    assert versions[1] == [version for version in versions[0] if 2 * version > stop]
+
+
+@pytest.mark.parametrize(
+    ("kind", "learner"), [(GRPO, {"kl": KL(0.1)}), (RPO, {"beta": 0.1}), (RPO, {"beta": 0.1, "reference": "rollout"})]
+)
+def test_half_precision_is_of_the_model_and_not_of_what_is_known_of_samples(model, prompts, tmp_path, kind, learner):
+    types = set()
+
+    class Looking(kind):
+        def training_step(self, batch, batch_idx):
+            types.update(v.dtype for v in vars(batch).values() if hasattr(v, "dtype") and v.is_floating_point())
+            assert {p.dtype for p in self.decoder.parameters()} == {torch.bfloat16}
+            return super().training_step(batch, batch_idx)
+
+    half = {"precision": "bf16-true"}
+    Run(model, prompts, tmp_path, 2, Looking, updates_per_rollout=2, learner=learner, trainer=half).fit()
+    assert types and torch.bfloat16 not in types
