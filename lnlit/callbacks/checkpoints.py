@@ -86,6 +86,7 @@ class _StraightToDisk(TorchCheckpointIO):
     """Lightning builds the whole file in memory first, for remote systems: a second copy of weights and moments."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("wb") as stream:  # given a path, torch hides the reason of a failed write
             torch.save(checkpoint, stream)
             stream.flush()

@@ -56,6 +56,8 @@ class SampleGenerations(L.Callback):
         if self.prompts is None:
             source = data.source if hasattr(data, "source") else data.stages[0][0].source
             self.prompts = _first_questions(source)
+        if not self.prompts:
+            return
         encoder, modes = data.encoder, ("on", "off")
         chats = [encoder.encode_prompt([{"role": "user", "content": p}], mode) for p in self.prompts for mode in modes]
         room = pl_module.decoder.spec.context_length - max(map(len, chats))  # type: ignore

@@ -123,7 +123,7 @@ def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
         raise _Problem(place, str(error)) from None
     except (ImportError, AttributeError) as error:
         if "not allowed" in str(error):
-            raise _Problem(place, f"{name!r} may not be named here. {names.POLICY}") from None
+            raise _Problem(place, f"{name!r} may not be named here. {names.POLICY} {names.WAY_OUT}") from None
         raise _Problem(place, f"cannot import {name!r}: {error}.{near}{_offer(bases)}") from None
     except ValueError as error:
         raise _Problem(place, _shortened(str(error))) from None

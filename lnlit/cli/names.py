@@ -28,6 +28,11 @@ _HOMES = {
 #: What a configuration may name. torch is not open as a whole: it holds functions that load pickles and compile code.
 _ALLOWED = ("lnlit", "lightning", "torch.optim", "torch.nn", "torch.profiler")
 POLICY = f"A configuration may name classes of {', '.join(_ALLOWED)} and installed lnlit plugins."
+#: How to have another class nevertheless.
+WAY_OUT = (
+    'To name one of yours, make it a plugin: [project.entry-points."lnlit.reward"] mine = "my_package:MyReward" in its '
+    "pyproject.toml, likewise for other kinds."
+)
 
 _native_resolve = typehints.resolve_class_path_by_name
 

@@ -36,6 +36,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
         "init_args": {"save_dir": "runs", "name": "", "version": _LOGS, "default_hp_metric": False},
     },
     "default_root_dir": "runs",
+    "log_every_n_steps": 1,  # a step of a language model takes longer than a line in a file
     "inference_mode": False,  # FSDP2's first forward pass cannot run in inference mode
     "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
 }

@@ -42,7 +42,8 @@ class Document:
 def row_messages(row: Mapping[str, Any], thinking: Thinking | None = None) -> list[Message]:
     """A row's conversation with its system prompt in front.
 
-    Reads `messages`, or the Llama-Nemotron schema (`input`: text or messages, `output`: text). The system prompt is the
+    Reads `messages`; or Hugging Face's `prompt` and `completion`, each text or messages, the second where there is one;
+    or the Llama-Nemotron schema (`input`: text or messages, `output`: text). The system prompt is the
     row's `system_prompt`; or else the toggle from the row's `thinking` or `reasoning`; or else from the argument. It
     precedes a system message that the conversation already has.
     """
@@ -60,13 +61,27 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
         if not isinstance(row["messages"], list) or not row["messages"]:
             raise UserError(f"messages: expected a list with at least one message, got {row['messages']!r}")
         return row["messages"]
+    if "prompt" in row:
+        return [*_turns(row["prompt"], "user"), *_turns(row.get("completion", []), "assistant")]
     if "input" not in row or "output" not in row:
         keys = ", ".join(map(str, row)) or "none"
-        raise UserError(f"expected the key messages, or input and output (the Llama-Nemotron schema); got keys: {keys}")
+        raise UserError(
+            "expected the key messages, or prompt with or without completion (Hugging Face's), or input and output "
+            f"(Llama-Nemotron's); got keys: {keys}"
+        )
     prompt = [{"role": "user", "content": row["input"]}] if isinstance(row["input"], str) else row["input"]
     if not isinstance(prompt, list) or not isinstance(row["output"], str):
         raise UserError("expected input as text or a list of messages, and output as text")
     return [*prompt, {"role": "assistant", "content": row["output"]}]
+
+
+def _turns(given: Any, role: str) -> list[Message]:
+    """Text as a turn of `role`; turns as they are."""
+    if isinstance(given, str):
+        return [{"role": role, "content": given}]
+    if not isinstance(given, list):
+        raise UserError(f"expected prompt and completion as text or lists of messages, got {given!r}")
+    return given
 
 
 def _system_prompt(row: Mapping[str, Any], thinking: Thinking | None) -> str | None:

@@ -19,9 +19,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.loader import count_batches
+from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
-from lnlit.interfaces import RolloutEngine, Source
+from lnlit.interfaces import Reward, RolloutEngine, Source
+from lnlit.modules.experience_checks import check_judged, check_run
 from lnlit.modules.experience_loader import ExperienceLoader, HeldOutLoader
 from lnlit.modules.ranks import everyones
 from lnlit.modules.rollouts import Phases, Rollouts, Weighted
@@ -106,6 +108,10 @@ class Experience(L.LightningDataModule):
             raise UserError(
                 f"data.samples_per_prompt: a sample is judged by its siblings, so 2 or more; got {samples_per_prompt}"
             )
+        if not isinstance(engine, RolloutEngine):
+            raise UserError(f"data.engine: expected a RolloutEngine, e.g. NativeEngine(); got {engine!r}")
+        if not rewards:
+            raise UserError("data.rewards: a policy learns from rewards, so at least one")
         if prompts_per_rollout < updates_per_rollout:
             raise UserError(
                 f"data.prompts_per_rollout: {prompts_per_rollout} prompts cannot be spread over {updates_per_rollout} "
@@ -119,7 +125,8 @@ class Experience(L.LightningDataModule):
         self.held_out = held_out
         self.phases = Phases()
         sampling = {"proof": proof, "max_difference": max_logprob_difference, "take_turns": take_turns}
-        self._sampler = partial(Rollouts, engine, rewards, reward_workers, **sampling)
+        weighted = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
+        self._sampler = partial(Rollouts, engine, weighted, reward_workers, **sampling)
         self._order = order or Uniform()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
         self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
@@ -154,20 +161,25 @@ class Experience(L.LightningDataModule):
         self._order.start([prompt.row for prompt in self.prompts], self.seed, rollouts)
         return self._order
 
-    def _read(self, source: Source, where: str) -> list[Prompt]:
+    def _read(self, source: Source, key: str) -> list[Prompt]:
         """The prompts that leave the context room for a completion."""
         room, found, rows = self.policy.decoder.spec.context_length - self.max_new_tokens, [], 0
+        if room < 1:
+            raise UserError(f"data.max_new_tokens: {self.max_new_tokens} leave no room for a prompt in the context")
         for row in source.rows():
             rows += 1
-            messages, token_ids = self.encoder.prompt(row)
+            try:
+                messages, token_ids = self.encoder.prompt(row)
+            except UserError as error:
+                raise UserError(f"data.{key}: {where(source, rows - 1)}: {error}") from error
             if 0 < len(token_ids) <= room:
                 found.append(Prompt(messages, tuple(token_ids), row))
         if not found:
-            raise UserError(f"data.{where}: none of {rows} rows has a prompt of at most {room} tokens")
+            raise UserError(f"data.{key}: none of {rows} rows has a prompt of at most {room} tokens before its answer")
         if len(found) < rows:
             left_out = rows - len(found)
-            rank_zero_info(f"data.{where}: {left_out} of {rows} rows left out: no prompt, or one of over {room} tokens")
-            self._metrics[f"{where}/left_out"] = float(left_out)
+            rank_zero_info(f"data.{key}: {left_out} of {rows} rows left out: no prompt, or one of over {room} tokens")
+            self._metrics[f"{key}/left_out"] = float(left_out)
         return found
 
     @property
@@ -182,34 +194,11 @@ class Experience(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Before anything is sampled, be it for validation."""
         if stage == "fit":
-            self._check_run()
+            check_run(self)
             if self.policy.global_step == 0:  # what is left of another fit with this object is none of this one's
                 self.rollouts, self.begun = 0, None
                 self.pending.clear()
                 vars(self).pop("order", None)
-
-    def _check_run(self) -> None:
-        trainer = self.trainer
-        assert trainer is not None
-        if trainer.max_steps < 0:
-            raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
-        if self.policy.data_parallel_size() < trainer.world_size:
-            raise UserError("trainer.strategy: each rank samples for itself, so none with tensor parallelism")
-        if self.engine.needs_correction and getattr(self.policy, "correction", True) is None:
-            raise UserError(
-                f"model.correction: {type(self.engine).__name__} computes in another precision than the trainer, so "
-                "its samples need a correction; leave it at its default"
-            )
-        parts = trainer.accumulate_grad_batches * trainer.world_size
-        units = self.prompts_per_rollout // self.updates_per_rollout
-        units *= 1 if self.policy.compares_samples else self.samples_per_prompt
-        if units < parts or self.prompts_per_rollout < trainer.world_size:
-            what = "prompts (their samples stay together)" if self.policy.compares_samples else "samples"
-            raise UserError(
-                f"trainer.accumulate_grad_batches: {parts} micro-batches, {trainer.accumulate_grad_batches} on each "
-                f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
-                "data.prompts_per_rollout"
-            )
 
     def train_dataloader(self) -> ExperienceLoader:
         trainer = self.trainer
@@ -265,6 +254,8 @@ class Experience(L.LightningDataModule):
         """Fills `pending` with the samples of one rollout, scored, in the order in which they are learned from."""
         self.phases.seconds.clear()
         groups, drawn, metrics = self._draw()
+        if not self.rollouts:
+            check_judged(drawn)
         updates = [
             [sample for group in groups[slice(*ends)] for sample in group]
             for ends in _ranges(len(groups), self.updates_per_rollout)

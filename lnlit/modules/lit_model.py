@@ -68,6 +68,8 @@ class LitModel(L.LightningModule):
 
     def __init__(self, model: str, optimizer: AdamW, runtime: Runtime, lora: LoRA | None) -> None:
         super().__init__()
+        if not isinstance(optimizer, AdamW):
+            raise UserError(f"optimizer: expected AdamW(learning_rate), got {optimizer!r}")
         self.model, self.optimizer, self.runtime, self.lora = model, optimizer, runtime, lora
         self.total_steps: int | None = None
         self._step_sums, self._val_sums = Sums(), Sums()
@@ -148,6 +150,7 @@ class LitModel(L.LightningModule):
                 elif parameter.grad is not None:
                     parameter.grad.mul_(factor)
         self.log("train/loss_tokens", count)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
     def configure_gradient_clipping(
         self,
@@ -171,9 +174,6 @@ class LitModel(L.LightningModule):
                 parameter.grad = None
         elif gradient_clip_val:
             clip_gradients(parameters, norm, float(gradient_clip_val))
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     # validation
 

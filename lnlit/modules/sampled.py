@@ -163,4 +163,5 @@ class SampledModel(LitModel, ABC):
         self._log_rollout("val", batch)
 
     def _log_rollout(self, stage: str, metrics: Mapping[str, float]) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        for name, value in metrics.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "reward", batch_size=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as OutOfTime
@@ -15,10 +17,14 @@ from typing import Any
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 
-_NOT_STARTED = (
-    "rewards: the processes that judge did not start. They import the script that started the run, so what it does "
-    'must stand below `if __name__ == "__main__":`'
-)
+
+def _not_started() -> UserError:
+    said = "rewards: the processes that judge did not start. They import "
+    if hasattr(sys.modules["__main__"], "__file__"):
+        end = 'the script that started the run, so what it does must stand below `if __name__ == "__main__":`'
+    else:
+        end = "rewards from where these are defined: put yours in a module, or make it a BatchReward, which needs none"
+    return UserError(said + end)
 
 
 class RewardPool:
@@ -48,7 +54,7 @@ class RewardPool:
                 if not isinstance(reward, BatchReward)
             }
         except RuntimeError as error:
-            raise UserError(_NOT_STARTED) from error
+            raise _not_started() from error
         found = {  # while the processes work
             name: self._batch(name, reward, requests)
             for name, reward in self.rewards.items()
@@ -99,7 +105,7 @@ class RewardPool:
         except UserError:  # the run is set up wrongly, and would be for every sample
             raise
         except BrokenProcessPool as error:
-            raise UserError(_NOT_STARTED) from error
+            raise _not_started() from error
         except Exception as problem:
             return self._without(name, "raised", f"{type(problem).__name__}: {problem}")
 
@@ -112,6 +118,8 @@ class RewardPool:
 
     def _without(self, name: str, kind: str, error: str) -> RewardResult:
         self.outcomes[f"{name}/{kind}"] += 1
+        if self.outcomes[f"{name}/{kind}"] == 1:
+            warnings.warn(f"rewards/{name}/{kind}, counted from now on; the first: {error}", stacklevel=2)
         return RewardResult(None, error)
 
 

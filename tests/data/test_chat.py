@@ -104,6 +104,14 @@ def test_llama_nemotron_schema_equals_messages(encoder):
     assert encoder.encode(nemotron) == encoder.encode(as_text) == encoder.encode(messages)
 
 
+def test_hugging_faces_prompt_and_completion_equal_messages(encoder):
+    as_text, as_turns = {"prompt": "hello", "completion": "fine"}, {"prompt": chat("hello"), "completion": []}
+    assert encoder.encode(as_text) == encoder.encode({"messages": chat("hello", "fine")})
+    assert (
+        encoder.prompt(as_turns) == encoder.prompt({"prompt": "hello"}) == encoder.prompt({"messages": chat("hello")})
+    )
+
+
 def test_toggle_precedes_the_rows_own_system_message():
     own = [{"role": "system", "content": "be brief"}, *chat("a", "b")]
     assert row_messages({"messages": own, "thinking": "off"})[0]["content"] == "detailed thinking off\n\nbe brief"
@@ -125,7 +133,9 @@ def test_end_ids_are_the_end_of_turn_and_end_of_sequence(encoder, tokenizer):
         ({"messages": []}, "at least one message"),
         ({"messages": [{"role": "user"}]}, "content of a user message must be text"),
         ({"messages": ["hello"]}, "must be a mapping with role and content"),
-        ({"prompt": "hello"}, "got keys: prompt"),
+        ({"text": "hello"}, "got keys: text"),
+        ({"prompt": "hello"}, "no assistant turn"),
+        ({"prompt": 3}, "prompt and completion as text or lists"),
         ({"input": "hello", "output": None}, "output as text"),
         ({"messages": chat("a", "b"), "thinking": "maybe"}, "expected on or off, got 'maybe'"),
     ],

@@ -9,12 +9,14 @@ import lightning as L
 import pytest
 import torch
 from experience_run import Run, same
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
 from lnlit.modules.experience import HeldOut
 from lnlit.modules.grpo import GRPO
+from lnlit.modules.optim import AdamW
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
 from lnlit.testing.tiny import tiny_folder
@@ -115,3 +117,24 @@ def test_half_precision_is_of_the_model_and_not_of_what_is_known_of_samples(mode
     half = {"precision": "bf16-true"}
     Run(model, prompts, tmp_path, 2, Looking, updates_per_rollout=2, learner=learner, trainer=half).fit()
     assert types and torch.bfloat16 not in types
+
+
+def test_a_run_cut_short_for_a_trial_validates_at_its_end(model, prompts, tmp_path):
+    settings = {"held_out": HeldOut(JsonlSource(prompts)), "trainer": {"val_check_interval": 20}}
+    run = Run(model, prompts, tmp_path, 2, **settings).fit()
+    assert [samples[0].rollout.weight_version for samples in run.samples["val"]] == [0, 2]
+
+
+def test_the_rate_is_logged_of_the_step_that_it_was_of(model, prompts, tmp_path):
+    run = Run(model, prompts, tmp_path, 3)
+    run.module.optimizer = AdamW(1e-3, warmup_ratio=0.0)
+    run.fit()
+    rates = [run.module.optimizer.factor(step, 3) * 1e-3 for step in range(3)]
+    assert run.metrics.of("train/learning_rate") == pytest.approx(rates)
+
+
+def test_lightnings_own_checkpoints_can_be_written(model, prompts, tmp_path):
+    run = Run(model, prompts, tmp_path, 1, save=True)
+    run.trainer.callbacks.append(ModelCheckpoint(tmp_path / "not" / "there", "one", every_n_train_steps=1))
+    run.fit()
+    assert (tmp_path / "not" / "there" / "one.ckpt").exists()

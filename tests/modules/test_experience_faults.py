@@ -59,18 +59,35 @@ def test_whatever_a_reward_does_the_run_goes_on_and_counts_it(model, prompts, tm
     assert finite(run.weights) and not same(run.weights, untouched)
 
 
+class Late(BatchReward):
+    """Another reward from the second rollout on."""
+
+    def __init__(self, later: BatchReward) -> None:
+        self.later, self.calls = later, 0
+
+    def score_batch(self, requests):
+        self.calls += 1
+        return (self.later if self.calls > 1 else Letters()).score_batch(requests)
+
+
 @pytest.mark.parametrize(("reward", "kind"), [(Short(), "wrong_length"), (Raises(), "raised")])
 @pytest.mark.parametrize(
     ("method", "settings"), [(GRPO, {"kl": KL(0.1)}), (GRPO, {"scale": "batch"}), (RLOO, {}), (RPO, {"beta": 0.1})]
 )
-def test_where_nothing_can_be_judged_nothing_is_learned(
-    model, prompts, tmp_path, untouched, reward, kind, method, settings
-):
-    run = Run(model, prompts, tmp_path, reward=reward, method=method, learner=settings).fit()
-    assert same(run.weights, untouched)
+def test_where_nothing_can_be_judged_nothing_is_learned(model, prompts, tmp_path, reward, kind, method, settings):
+    once = Run(model, prompts, tmp_path, 1, method=method, learner=settings).fit()
+    with pytest.warns(UserWarning, match=f"rewards/letters/{kind}, counted from now on; the first: "):
+        run = Run(model, prompts, tmp_path, 3, reward=Late(reward), method=method, learner=settings).fit()
+    assert same(run.weights, once.weights)
     assert run.metrics.of(f"train/rewards/letters/{kind}") == [12, 24]
-    assert run.metrics.of("train/rewards/unscorable") == [1.0, 1.0]
-    assert run.metrics.of("train/loss_tokens") == [0, 0]
+    assert run.metrics.of("train/rewards/unscorable") == [0.0, 1.0, 1.0]
+    assert run.metrics.of("train/loss_tokens")[1:] == [0, 0]
+
+
+def test_a_reward_that_never_worked_stops_the_run(model, prompts, tmp_path):
+    said = r"none of the first 12 completions could be judged; letters of the first one: ConnectionError: nobody there"
+    with pytest.raises(UserError, match=said):
+        Run(model, prompts, tmp_path, reward=Raises()).fit()
 
 
 def test_a_step_without_anything_to_learn_leaves_moments_alone(model, prompts, tmp_path):

@@ -1,0 +1,54 @@
+"""What Experience asks of a run, before and after the first rollout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lnlit.errors import UserError
+from lnlit.rollout.sample import Sample
+
+if TYPE_CHECKING:
+    from lnlit.modules.experience import Experience
+
+
+def check_run(data: Experience) -> None:
+    """Raises `UserError` where trainer, policy, engine and data do not fit together."""
+    trainer = data.trainer
+    assert trainer is not None
+    if trainer.max_steps < 0:
+        raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
+    length, interval = trainer.max_steps * trainer.accumulate_grad_batches, trainer.val_check_interval
+    if isinstance(interval, int) and interval > length and trainer.check_val_every_n_epoch is not None:
+        rank_zero_info(f"trainer.val_check_interval: {length}, as the run has no more micro-batches; not {interval}")
+        trainer.val_check_interval = length
+    if data.policy.data_parallel_size() < trainer.world_size:
+        raise UserError("trainer.strategy: each rank samples for itself, so none with tensor parallelism")
+    if data.engine.needs_correction and getattr(data.policy, "correction", True) is None:
+        raise UserError(
+            f"model.correction: {type(data.engine).__name__} computes in another precision than the trainer, so "
+            "its samples need a correction; leave it at its default"
+        )
+    parts = trainer.accumulate_grad_batches * trainer.world_size
+    units = data.prompts_per_rollout // data.updates_per_rollout
+    units *= 1 if data.policy.compares_samples else data.samples_per_prompt
+    if units < parts or data.prompts_per_rollout < trainer.world_size:
+        what = "prompts (their samples stay together)" if data.policy.compares_samples else "samples"
+        raise UserError(
+            f"trainer.accumulate_grad_batches: {parts} micro-batches, {trainer.accumulate_grad_batches} on each "
+            f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
+            "data.prompts_per_rollout"
+        )
+
+
+def check_judged(samples: Sequence[Sample]) -> None:
+    """Later a judge may be down for a while; of which nothing is known from the start never worked."""
+    if all(math.isnan(sample.reward) for sample in samples):
+        name, result = next((n, r) for n, r in samples[0].rewards.items() if r.value is None)
+        raise UserError(
+            f"data.rewards: none of the first {len(samples)} completions could be judged; {name} of the first one: "
+            f"{result.error}."
+        )
