@@ -21,7 +21,7 @@ from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 #: Their real runs take hours. Once one is made and stored, its name goes from here.
-NOT_MEASURED = {"04_grpo", "05_curriculum"}
+NOT_MEASURED = {"05_curriculum"}
 
 
 @pytest.fixture(scope="module")
