@@ -66,7 +66,8 @@ def find(kind: str, name: str) -> Entry:
     offers = [e for e in entries(kind) if e.name == bare and owner in ("", e.distribution)]
     if not offers:
         known = names(kind)
-        raise UserError(f"unknown {kind} {name!r}.{did_you_mean(bare, known)} Allowed: {', '.join(known)}.")
+        allowed = f"Allowed: {', '.join(known)}; plugins that are installed add more."
+        raise UserError(f"unknown {kind} {name!r}.{did_you_mean(bare, known)} {allowed}")
     if len(offers) > 1:
         owners = " and ".join(f"{e.distribution} ({e.target})" for e in offers)
         choice = f"{offers[-1].distribution}:{bare}"
