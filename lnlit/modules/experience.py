@@ -163,9 +163,12 @@ class Experience(L.LightningDataModule):
 
     def _read(self, source: Source, key: str) -> list[Prompt]:
         """The prompts that leave the context room for a completion."""
-        room, found, rows = self.policy.decoder.spec.context_length - self.max_new_tokens, [], 0
+        context, found, rows = self.policy.decoder.spec.context_length, [], 0
+        room = context - self.max_new_tokens
         if room < 1:
-            raise UserError(f"data.max_new_tokens: {self.max_new_tokens} leave no room for a prompt in the context")
+            raise UserError(
+                f"data.max_new_tokens: {self.max_new_tokens} leave no room for a prompt in a context of {context}"
+            )
         for row in source.rows():
             rows += 1
             try:
