@@ -20,8 +20,6 @@ from lnlit.stages.score import score
 from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-#: Their real runs take hours. Once one is made and stored, its name goes from here.
-NOT_MEASURED = {"05_curriculum"}
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +89,5 @@ def test_a_notebook_is_short_and_shows_the_outputs_of_a_real_run(path: Path):
     notebook = nbformat.read(path, as_version=4)
     assert len(notebook.cells) <= 12
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if path.stem in NOT_MEASURED:
-        assert not any(cell.execution_count or cell.outputs for cell in code)
-        assert any("No outputs are stored yet" in cell.source for cell in notebook.cells)
-        return
     assert all(cell.execution_count is not None for cell in code)
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
