@@ -64,7 +64,8 @@ data:
 def write(tiny_model: Path, tmp_path: Path):
     """`write((text, replacement), ...)` writes the configuration and returns its path."""
     prompts = tmp_path / "prompts.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"say {n}"}], "pass_rate": n / 8} for n in range(8)]
+    turns = [[{"role": "user", "content": f"say {n}"}] for n in range(8)]
+    rows = [{"messages": messages, "thinking": "off", "pass_rate": n / 8} for n, messages in enumerate(turns)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def write_one(*swaps: tuple[str, str]) -> Path:
@@ -146,7 +147,7 @@ MISTAKES = {
     ),
     "no rewards": (
         ("      - reward:\n          class_path: format\n        weight: 0.5\n", "      []\n"),
-        "rewards: needs at least one reward and one worker, got 0 and 1",
+        "data.rewards: a policy learns from rewards, so at least one",
     ),
     "no workers": (
         ("reward_workers: 1", "reward_workers: 0"),

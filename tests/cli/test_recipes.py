@@ -315,7 +315,7 @@ def test_gsm8k_takes_two_steps_on_rows_of_its_schema(tiny_model, tmp_path, monke
 
 #: What makes the mini pipeline's reinforcement learning small.
 TINY = {
-    "5_sft": {"size: 1600": "size: 12", "max_steps: 80": "max_steps: 1"},
+    "5_sft": {"size: 3000": "size: 12", "max_steps: 30": "max_steps: 1"},
     "5b_annotate": {"size: 240": "size: 6", "samples: 8": "samples: 2", "max_new_tokens: 96": "max_new_tokens: 6"},
     "5c_curriculum": {"rollouts: 20": "rollouts: 2"},
     "6_grpo": {"max_steps: 40": "max_steps: 4", "val_check_interval: 40": "val_check_interval: 4"},
