@@ -16,7 +16,6 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.loader import count_batches
 from lnlit.data.sources import where
@@ -248,7 +247,7 @@ class Experience(L.LightningDataModule):
             "order": type(self._order).__name__,
             "seed": self.seed,
             "temperature": self.policy.temperature,
-            "reference": None if reference is None else fingerprint(reference.path),
+            "reference": None if reference is None else reference.fingerprint,
         }
 
     # one rollout

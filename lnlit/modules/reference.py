@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.formats import read_spec
 from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
@@ -27,6 +28,8 @@ class Reference:
     def __init__(self, path: str | None, owner: LitModel) -> None:
         self.path, self.owner = path or owner.model, owner
         self.decoder: Decoder | None = None
+        #: Of the weights that were loaded: the folder may be written to while the run goes on.
+        self.fingerprint = ""
 
     def check(self, spec: ModelSpec) -> None:
         """Raises `UserError` unless it speaks the same tokens as the model of `spec`."""
@@ -36,6 +39,7 @@ class Reference:
     def load(self) -> None:
         if self.decoder is None:
             trainer = self.owner.trainer
+            self.fingerprint = fingerprint(self.path)
             self.decoder = load_teacher(
                 self.path,
                 read_spec(self.path),
