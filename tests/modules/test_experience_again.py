@@ -8,15 +8,16 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from experience_run import Run, same
+from experience_run import Letters, Run, same
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.interfaces import Source
+from lnlit.interfaces import RewardResult, Source
 from lnlit.modules.experience import HeldOut
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
 from lnlit.testing.tiny import tiny_folder
@@ -138,3 +139,24 @@ def test_lightnings_own_checkpoints_can_be_written(model, prompts, tmp_path):
     run.trainer.callbacks.append(ModelCheckpoint(tmp_path / "not" / "there", "one", every_n_train_steps=1))
     run.fit()
     assert (tmp_path / "not" / "there" / "one.ckpt").exists()
+
+
+def test_a_divergence_is_not_divided_by_the_length_of_a_sample(model):
+    with pytest.raises(UserError, match="its divergence would be divided by its tokens' count"):
+        RLOO(str(model), AdamW(1e-3), ratio="sequence", kl=KL(0.1))
+
+
+def test_only_what_is_learned_from_is_said_to_be(model, prompts, tmp_path):
+    held_out = HeldOut(JsonlSource(prompts))
+    run = Run(model, prompts, tmp_path, 3, reward=Flat(), resample=2, held_out=held_out).fit()
+    learned = [sum(sample.learned for sample in samples) for samples in run.samples["train"]]
+    assert learned == [12] * 3 and any(len(samples) > 12 for samples in run.samples["train"])
+    assert not any(sample.learned for samples in run.samples["val"] for sample in samples)
+
+
+class Flat(Letters):
+    """All answers to half of the prompts are equally good."""
+
+    def score_batch(self, requests):
+        found = super().score_batch(requests)
+        return [RewardResult(1.0) if int(r.row["answer"]) % 2 else f for r, f in zip(requests, found, strict=True)]
