@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from lnlit.data.rows import Conversation, Message, conversation
 from lnlit.data.tokenizer import check_tokenizer, special_texts
 from lnlit.errors import UserError
-from lnlit.thinking import Thinking, toggle
+from lnlit.thinking import Thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message = dict[str, Any]
 
 #: Brackets of a stand-in for a control token's text inside a message. Unicode noncharacters: no tokenizer has them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -37,71 +36,6 @@ class Document:
 
     def piece(self, start: int, stop: int) -> Document:
         return Document(self.tokens[start:stop], self.loss_mask[start:stop])
-
-
-def row_messages(row: Mapping[str, Any], thinking: Thinking | None = None) -> list[Message]:
-    """A row's conversation with its system prompt in front.
-
-    Reads `messages`; or Hugging Face's `prompt` and `completion`, each text or messages, the second where there is one;
-    or the Llama-Nemotron schema (`input`: text or messages, `output`: text). The system prompt is the
-    row's `system_prompt`; or else the toggle from the row's `thinking` or `reasoning`; or else from the argument. It
-    precedes a system message that the conversation already has.
-    """
-    messages = _conversation(row)
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise UserError(f"a message must be a mapping with role and content, got {message!r}")
-        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            raise UserError(f"the content of a {message['role']} message must be text, got {message.get('content')!r}")
-    return _with_system(messages, _system_prompt(row, thinking))
-
-
-def _conversation(row: Mapping[str, Any]) -> list[Message]:
-    if "messages" in row:
-        if not isinstance(row["messages"], list) or not row["messages"]:
-            raise UserError(f"messages: expected a list with at least one message, got {row['messages']!r}")
-        return row["messages"]
-    if "prompt" in row:
-        return [*_turns(row["prompt"], "user"), *_turns(row.get("completion", []), "assistant")]
-    if "input" not in row or "output" not in row:
-        keys = ", ".join(map(str, row)) or "none"
-        raise UserError(
-            "expected the key messages, or prompt with or without completion (Hugging Face's), or input and output "
-            f"(Llama-Nemotron's); got keys: {keys}"
-        )
-    prompt = [{"role": "user", "content": row["input"]}] if isinstance(row["input"], str) else row["input"]
-    if not isinstance(prompt, list) or not isinstance(row["output"], str):
-        raise UserError("expected input as text or a list of messages, and output as text")
-    return [*prompt, {"role": "assistant", "content": row["output"]}]
-
-
-def _turns(given: Any, role: str) -> list[Message]:
-    """Text as a turn of `role`; turns as they are."""
-    if isinstance(given, str):
-        return [{"role": role, "content": given}]
-    if not isinstance(given, list):
-        raise UserError(f"expected prompt and completion as text or lists of messages, got {given!r}")
-    return given
-
-
-def _system_prompt(row: Mapping[str, Any], thinking: Thinking | None) -> str | None:
-    if row.get("system_prompt"):
-        return str(row["system_prompt"])
-    for value in (row.get("thinking"), row.get("reasoning"), thinking):
-        if value is not None:
-            return toggle(value)
-    return None
-
-
-def _with_system(messages: list[Message], system: str | None) -> list[Message]:
-    if system is None:
-        return list(messages)
-    first = messages[0] if messages else None
-    if first is None or first["role"] != "system":
-        return [{"role": "system", "content": system}, *messages]
-    if first["content"].startswith(system):
-        return list(messages)
-    return [{**first, "content": f"{system}\n\n{first['content']}"}, *messages[1:]]
 
 
 @dataclass(frozen=True)
@@ -159,21 +93,19 @@ class ChatEncoder:
 
     def encode_prompt(self, messages: Sequence[Message], thinking: Thinking | None = None) -> list[int]:
         """Tokens to generate from: the conversation so far, with the toggle, up to the assistant's header."""
-        return self._prompt_ids(row_messages({"messages": list(messages)}, thinking or self.thinking))
+        return self._prompt_ids(conversation({"messages": list(messages)}, thinking or self.thinking))
 
     def prompt(self, row: Mapping[str, Any]) -> tuple[list[Message], list[int]]:
         """A row's conversation up to what the assistant has to answer, and its tokens. Both are empty where nothing was
         said but by the assistant."""
-        messages = row_messages(row, self.thinking)
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        if all(message["role"] == "system" for message in messages):
+        asked = conversation(row, self.thinking).without_answer()
+        if all(message["role"] == "system" for message in asked.messages):
             return [], []
-        return messages, self._prompt_ids(messages)
+        return asked.messages, self._prompt_ids(asked)
 
-    def _prompt_ids(self, messages: list[Message]) -> list[int]:
+    def _prompt_ids(self, asked: Conversation) -> list[int]:
         stand_ins: list[str] = []
-        text = self._render(self._safe(messages, stand_ins), prompt=True)
+        text = self._render(self._safe(asked.messages, stand_ins), asked, prompt=True)
         ids: list[int] = []
         for _, piece in self._pieces(_Rendered(text, [])):
             ids += self._literal_ids(piece, stand_ins) if piece.startswith(_OPEN) else self._ids(piece)
@@ -213,28 +145,32 @@ class ChatEncoder:
 
         return [{**clean(message), "role": message["role"]} for message in messages]
 
-    def _render(self, messages: list[Message], prompt: bool = False) -> str:
+    def _render(self, messages: list[Message], of: Conversation, prompt: bool = False) -> str:
+        """Some of the messages of a conversation, with its tools."""
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            text = self.tokenizer.apply_chat_template(
+                messages, of.tools, tokenize=False, add_generation_prompt=prompt, **of.template_arguments
+            )
         except Exception as error:  # a template may raise anything, e.g. jinja's TemplateError for two user turns
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(f"the chat template refuses the conversation ({roles}): {error}") from error
         return str(text)
 
     def _render_row(self, row: Mapping[str, Any], stand_ins: list[str]) -> _Rendered:
-        messages = self._safe(row_messages(row, self.thinking), stand_ins)
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        said = conversation(row, self.thinking)
+        messages = self._safe(said.messages, stand_ins)
+        turns = [index for index, learned in enumerate(said.learned) if learned]
         if not turns:
             raise UserError("no assistant turn, so there is nothing to learn; drop the row or add an answer")
         if self._marks_replies:
             return self._render_marked(messages)
-        text = self._render(messages)
-        return _Rendered(text, [self._reply_range(messages, turn, text) for turn in turns])
+        text = self._render(messages, said)
+        return _Rendered(text, [self._reply_range(messages, said, turn, text) for turn in turns])
 
-    def _reply_range(self, messages: list[Message], turn: int, text: str) -> tuple[int, int]:
+    def _reply_range(self, messages: list[Message], said: Conversation, turn: int, text: str) -> tuple[int, int]:
         """Where an assistant turn's text and end token stand, by rendering the conversation up to it and through it."""
-        before = self._render(messages[:turn], prompt=True)
-        through = text if turn + 1 == len(messages) else self._render(messages[: turn + 1])
+        before = self._render(messages[:turn], said, prompt=True)
+        through = text if turn + 1 == len(messages) else self._render(messages[: turn + 1], said)
         if not (text.startswith(through) and through.startswith(before)):
             raise UserError(
                 "the chat template changes earlier turns when a later one is added (e.g. it strips earlier thinking), "

@@ -1,7 +1,8 @@
 import pytest
 from chat_samples import CHATML, SHARED
 
-from lnlit.data.chat import ChatEncoder, row_messages
+from lnlit.data.chat import ChatEncoder
+from lnlit.data.rows import conversation
 from lnlit.data.sources import JsonlSource
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
@@ -114,11 +115,13 @@ def test_hugging_faces_prompt_and_completion_equal_messages(encoder):
 
 def test_toggle_precedes_the_rows_own_system_message():
     own = [{"role": "system", "content": "be brief"}, *chat("a", "b")]
-    assert row_messages({"messages": own, "thinking": "off"})[0]["content"] == "detailed thinking off\n\nbe brief"
+    assert (
+        conversation({"messages": own, "thinking": "off"}).messages[0]["content"] == "detailed thinking off\n\nbe brief"
+    )
     already = [{"role": "system", "content": "detailed thinking off"}, *chat("a", "b")]
-    assert row_messages({"messages": already, "thinking": "off"}) == already
-    assert row_messages({"messages": own}) == own
-    assert row_messages({"messages": chat("a", "b")}, "on")[0]["content"] == "detailed thinking on"
+    assert conversation({"messages": already, "thinking": "off"}).messages == already
+    assert conversation({"messages": own}).messages == own
+    assert conversation({"messages": chat("a", "b")}, "on").messages[0]["content"] == "detailed thinking on"
     assert toggle(False) == "detailed thinking off"
 
 
