@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,27 @@ def replaced_file(out: Path) -> Iterator[Path]:
         raise _told(error, out) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None] = ()) -> Path:
+    """`out`, once it is clear that a file (or a `folder`) can be written there: told before the work, not after it.
+
+    Raises `UserError` for a folder in a file's place or the other way round, for a place below a file, for one that may
+    not be written, and for one of the `inputs`, which would be lost.
+    """
+    if not folder and out.is_dir():
+        raise UserError(f"out: {out} is a folder; expected the name of a file to write, as in {out / 'NAME'}.")
+    if folder and out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} is a file; expected the name of a folder to write.")
+    for given in filter(None, inputs):
+        if out.exists() and Path(given).expanduser().exists() and out.samefile(Path(given).expanduser()):
+            raise UserError(f"out: {out} is read by this very command, and would be lost. Choose another place.")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError(f"out: {out} lies below {above}, which is a file. Choose another place.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"out: {out} cannot be written: {above} may not be changed. Check its permissions.")
+    return out
 
 
 def write_json(out: Path, data: Any) -> None:

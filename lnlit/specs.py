@@ -152,10 +152,14 @@ def fields_of(kind: type, data: Any, path: str) -> dict[str, Any]:
     for key in data:
         if key not in allowed:
             raise unknown_key(path, key, allowed)
-    for name, f in allowed.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in data:
-            raise UserError(f"{path}: the key {name!r} is missing; required are {', '.join(allowed)}")
+    required = [
+        name
+        for name, f in allowed.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    for name in required:
+        if name not in data:
+            raise UserError(f"{path}: the key {name!r} is missing; required are {', '.join(required)}")
     return dict(data)
 
 

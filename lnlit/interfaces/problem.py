@@ -17,10 +17,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from lnlit.errors import UserError, did_you_mean
+from lnlit.interfaces.patterns import fitting
 from lnlit.interfaces.plain_json import all_of, list_of, without_none
 from lnlit.specs import fields_of
 
@@ -52,7 +52,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Count:
-    """How many layers may take a choice whose name matches a pattern (`*`, `?`, `[...]`)."""
+    """How many layers may take a choice whose name matches a pattern (see `fitting`)."""
 
     names: str
     min: int = 0
@@ -112,8 +112,14 @@ class Problem:
 
     def allowed(self, layer: int) -> list[Choice]:
         """The choices of a layer that are not forbidden there."""
+        choices = self.layers[layer]
         patterns = [rule.names for rule in self.forbidden if rule.layer == layer]
-        return [c for c in self.layers[layer] if not any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+        gone = {name for pattern in patterns for name in fitting(pattern, (choice.name for choice in choices))}
+        return [choice for choice in choices if choice.name not in gone]
+
+    def counted(self, count: Count) -> set[str]:
+        """The names of the choices that a count is about."""
+        return fitting(count.names, (choice.name for layer in self.layers for choice in layer))
 
     def limits(self) -> dict[str, tuple[float, float]]:
         """(lowest, highest) total of each cost that has a budget; several budgets of one cost are all kept."""
@@ -150,7 +156,8 @@ class Problem:
             if costs[cost] < low - TOLERANCE * abs(low):
                 broken.append(f"{cost} is {costs[cost]:.6g}, below the minimum {low:.6g}")
         for count in self.counts:
-            found = sum(fnmatchcase(name, count.names) for name in names)
+            counted = self.counted(count)
+            found = sum(name in counted for name in names)
             if not count.min <= found <= (len(names) if count.max is None else count.max):
                 broken.append(f"{found} layers take {count.names!r}, allowed are {count.min} to {count.max}")
         return broken
@@ -283,7 +290,7 @@ def _check_diversity(problem: Problem) -> None:
 
 
 def _matches(pattern: Any, names: Sequence[str], where: str) -> None:
-    if not isinstance(pattern, str) or not any(fnmatchcase(name, pattern) for name in names):
+    if not isinstance(pattern, str) or not fitting(pattern, names):
         some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise UserError(f"{where}.names: {pattern!r} matches no choice. There are {some}.")
 

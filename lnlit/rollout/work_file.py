@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.files import replaced_file
+from lnlit.files import check_output, replaced_file
 
 
 class WorkFile:
@@ -23,7 +23,7 @@ class WorkFile:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        self.out = out
+        self.out = check_output(out)
         self.file = out.with_name(f"{out.name}.partial")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)

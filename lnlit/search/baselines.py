@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from lnlit.interfaces import Problem, Solution, Solver, SolverResult
 from lnlit.interfaces.problem import TOLERANCE
+
+T = TypeVar("T")
 
 #: Relative excess below which a limit counts as kept. Half of what the problem itself grants.
 _TOLERANCE = TOLERANCE / 2
@@ -29,7 +31,7 @@ class Greedy(Solver):
     """
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
-        start, table = time.perf_counter(), _Table(problem)
+        clock, table = _Clock(time_limit_s), _Table(problem)
         mean_L = [table.score_LJ[layer, : len(names)].mean() for layer, names in enumerate(table.names)]
         picks_L = np.zeros(len(mean_L), dtype=int)
         used_R = np.zeros_like(table.high_R)
@@ -38,7 +40,7 @@ class Greedy(Solver):
             excess_J = table.excess(used_R + table.usage_LJR[layer, :real], share=done / len(picks_L))
             picks_L[layer] = np.lexsort((table.score_LJ[layer, :real], excess_J))[0]
             used_R += table.usage_LJR[layer, picks_L[layer]]
-        return _result(table, [_repaired(table, picks_L)], start)
+        return _result(table, [_repaired(table, picks_L, clock)], clock)
 
 
 class RatioGreedy(Solver):
@@ -50,9 +52,9 @@ class RatioGreedy(Solver):
     """
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
-        start, table = time.perf_counter(), _Table(problem)
-        picks_L = _repaired(table, table.score_LJ.argmin(1))
-        return _result(table, [picks_L if picks_L is None else _filled(table, picks_L)], start)
+        clock, table = _Clock(time_limit_s), _Table(problem)
+        picks_L = _repaired(table, table.score_LJ.argmin(1), clock)
+        return _result(table, [picks_L if picks_L is None else _filled(table, picks_L, clock)], clock)
 
 
 class Uniform(Solver):
@@ -64,16 +66,16 @@ class Uniform(Solver):
     """
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
-        start, table = time.perf_counter(), _Table(problem)
+        clock, table = _Clock(time_limit_s), _Table(problem)
         best_L, layers = table.score_LJ.argmin(1), len(table.names)
         places = {name: table.places(name) for name in dict.fromkeys(name for names in table.names for name in names)}
         found = [place_L for place_L in places.values() if (place_L >= 0).all() and table.keeps(place_L)]
         if not found:
-            for place_L in places.values():
+            for place_L in clock.limited(places.values()):
                 mixtures = (_spread(best_L, place_L, number) for number in range(layers + 1))
                 found += [next((picks_L for picks_L in mixtures if table.keeps(picks_L)), None)]
         kept = [picks_L for picks_L in found if picks_L is not None]
-        return _result(table, [min(kept, key=table.score, default=None)], start)
+        return _result(table, [min(kept, key=table.score, default=None)], clock)
 
 
 class Random(Solver):
@@ -90,25 +92,49 @@ class Random(Solver):
         self.seed = seed
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
-        start, table = time.perf_counter(), _Table(problem)
+        clock, table = _Clock(time_limit_s), _Table(problem)
         draw = np.random.default_rng(self.seed)
-        return _result(table, [self._sample(table, draw) for _ in range(self.samples)], start)
+        found = [self._sample(table, draw, clock) for _ in clock.limited(range(self.samples))]
+        return _result(table, found, clock)
 
     def wanted(self, problem: Problem, solutions: Sequence[Solution]) -> tuple[Solution, ...]:
         return tuple(solutions)
 
-    def _sample(self, table: _Table, draw: np.random.Generator) -> np.ndarray | None:
+    def _sample(self, table: _Table, draw: np.random.Generator, clock: _Clock) -> np.ndarray | None:
         picks_L = np.array([draw.integers(len(names)) for names in table.names])
         while not table.keeps(picks_L):
             better = np.argwhere((table.relief(picks_L) > 0) & np.isfinite(table.score_LJ))
-            if not len(better):
+            if not len(better) or clock.is_up():
                 return None
             layer, choice = draw.choice(better)
             picks_L[layer] = choice
         while len(larger := np.argwhere(table.spends(picks_L) & np.isfinite(table.score_LJ))):
+            if clock.is_up():
+                break
             layer, choice = draw.choice(larger)
             picks_L[layer] = choice
         return picks_L
+
+
+class _Clock:
+    """The time that a solve has. `is_late`: it was asked when the time was up, so something was cut short."""
+
+    def __init__(self, time_limit_s: float) -> None:
+        self.start = time.perf_counter()
+        self.is_late = False
+        self._end = self.start + time_limit_s
+
+    def is_up(self) -> bool:
+        up = time.perf_counter() > self._end
+        self.is_late = self.is_late or up
+        return up
+
+    def limited(self, items: Iterable[T]) -> Iterator[T]:
+        """The items until the time is up."""
+        for item in items:
+            if self.is_up():
+                return
+            yield item
 
 
 class _Table:
@@ -117,6 +143,7 @@ class _Table:
     def __init__(self, problem: Problem) -> None:
         layers = [problem.allowed(layer) for layer in range(len(problem.layers))]
         limits, counts = problem.limits(), problem.counts
+        counted = [problem.counted(count) for count in counts]
         width = max(map(len, layers))
         sign = -1.0 if problem.objective == "maximize" else 1.0
         self.problem = problem
@@ -126,7 +153,7 @@ class _Table:
         for index, layer in enumerate(layers):
             self.score_LJ[index, : len(layer)] = [sign * choice.score for choice in layer]
             self.usage_LJR[index, : len(layer)] = [
-                [choice.costs[cost] for cost in limits] + [fnmatchcase(choice.name, c.names) for c in counts]
+                [choice.costs[cost] for cost in limits] + [choice.name in names for names in counted]
                 for choice in layer
             ]
         base_R = np.array([problem.base_costs.get(cost, 0.0) for cost in limits] + [0.0] * len(counts))
@@ -184,13 +211,13 @@ class _Table:
         return np.array([names.index(name) if name in names else -1 for names in self.names])
 
 
-def _repaired(table: _Table, picks_L: np.ndarray) -> np.ndarray | None:
+def _repaired(table: _Table, picks_L: np.ndarray, clock: _Clock) -> np.ndarray | None:
     """Single changes, least score per relief first, until all limits are kept. None when no change brings relief."""
     picks_L = picks_L.copy()
     while not table.keeps(picks_L):
         relief_LJ, loss_LJ = table.relief(picks_L), table.loss(picks_L)
         possible_LJ = (relief_LJ > 0) & np.isfinite(loss_LJ)
-        if not possible_LJ.any():
+        if not possible_LJ.any() or clock.is_up():
             return None
         safe_LJ = np.where(possible_LJ, relief_LJ, 1.0)
         price_LJ = np.where(loss_LJ > 0, loss_LJ / safe_LJ, -safe_LJ)  # what gains score too: most relief first
@@ -199,9 +226,9 @@ def _repaired(table: _Table, picks_L: np.ndarray) -> np.ndarray | None:
     return picks_L
 
 
-def _filled(table: _Table, picks_L: np.ndarray) -> np.ndarray:
+def _filled(table: _Table, picks_L: np.ndarray, clock: _Clock) -> np.ndarray:
     """Single changes that keep all limits, largest gain first, until none gains."""
-    while True:
+    while not clock.is_up():
         kept_LJ = table.excess(table.after(picks_L)) == 0
         loss_LJ = np.where(kept_LJ, table.loss(picks_L), math.inf)
         layer, choice = np.unravel_index(loss_LJ.argmin(), loss_LJ.shape)
@@ -210,6 +237,7 @@ def _filled(table: _Table, picks_L: np.ndarray) -> np.ndarray:
         if table.score(changed_L) >= table.score(picks_L) or not table.keeps(changed_L):
             return picks_L
         picks_L = changed_L
+    return picks_L
 
 
 def _spread(best_L: np.ndarray, place_L: np.ndarray, number: int) -> np.ndarray:
@@ -220,13 +248,15 @@ def _spread(best_L: np.ndarray, place_L: np.ndarray, number: int) -> np.ndarray:
     return picks_L
 
 
-def _result(table: _Table, found: Iterable[np.ndarray | None], start: float) -> SolverResult:
-    seconds = time.perf_counter() - start
+def _result(table: _Table, found: Iterable[np.ndarray | None], clock: _Clock) -> SolverResult:
+    seconds = time.perf_counter() - clock.start
     solutions = []
     for picks_L in found:
         if picks_L is not None:
             choice = tuple(names[pick] for names, pick in zip(table.names, picks_L, strict=True))
             solutions.append(Solution(choice, *table.problem.totals(choice), seconds=seconds))
+    if clock.is_late:
+        return SolverResult("time_limit", tuple(solutions), message="the time ended before the search did")
     if not solutions:
         return SolverResult("not_found", message="found no choice within all limits; an exact solver can tell why")
     return SolverResult("feasible", tuple(solutions))

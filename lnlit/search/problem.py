@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 
 from lnlit.errors import UserError, did_you_mean
 from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem, Scenario, Workload
+from lnlit.interfaces.patterns import fitting
 from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.library import SLOTS, Library, pair_name
 from lnlit.search.scores import Scores
@@ -126,7 +126,7 @@ def _absolute(target: Target, parent: Mapping[str, float], workload: Workload, g
         allowed = ", ".join(sorted({*whole, "throughput"}))
         raise UserError(f"targets: {target.cost!r} cannot be of_parent. Allowed: {allowed}.")
     low, high = (None if bound is None else bound * whole[target.cost] for bound in (target.min, target.max))
-    return Target(target.cost, low, high)
+    return replace(target, min=low, max=high, of_parent=False)
 
 
 def _budget(target: Target, table: _Costs, label: str, generated_only: bool) -> Budget:
@@ -158,7 +158,7 @@ def _check_parts(library: Library, parts: Parts) -> None:
     for slot in SLOTS:
         names = list(dict.fromkeys(name for layer in library.layers for name in getattr(layer, slot)))
         for pattern in getattr(parts, slot):
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not fitting(pattern, names):
                 raise UserError(
                     f"parts.{slot}: {pattern!r} fits no variant of the library.{did_you_mean(pattern, names)} There "
                     f"are: {', '.join(names)}."
@@ -167,17 +167,16 @@ def _check_parts(library: Library, parts: Parts) -> None:
 
 def _first_attention(choices: Sequence[Choice], library: Library) -> list[Forbidden]:
     """The rule that keeps attention in layer 0, where there is one to keep and it could go."""
-    removable = any(fnmatchcase(choice.name, _NOOP) for choice in choices)
+    removable = bool(fitting(_NOOP, (choice.name for choice in choices)))
     return [Forbidden(0, _NOOP)] if removable and library.parent_names(0)[0] != "noop" else []
 
 
 def _choices(library: Library, layer: int, parts: Parts) -> list[tuple[str, str]]:
     """The pairs of variants that a layer may take, the parent's own first."""
     variants, own = library.layers[layer], library.parent_names(layer)
-    attention = [n for n in variants.attention if n == own[0] or _any_match(n, parts.attention)]
-    ffn = [n for n in variants.ffn if n == own[1] or _any_match(n, parts.ffn)]
-    return list(itertools.product(attention, ffn))
-
-
-def _any_match(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    halves = []
+    for slot, name in zip(SLOTS, own, strict=True):
+        names = getattr(variants, slot)
+        wanted = {name, *(fit for pattern in getattr(parts, slot) for fit in fitting(pattern, names))}
+        halves.append([known for known in names if known in wanted])
+    return list(itertools.product(*halves))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from lnlit.errors import UserError
 from lnlit.interfaces.layer import Attend
+from lnlit.interfaces.patterns import fitting
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
 from lnlit.models.decoder import Decoder
@@ -71,11 +71,12 @@ def candidates(library: Library, granularity: Granularity, only: Sequence[str] =
         else:
             pairs = (pair_name(attention, ffn) for attention in variants.attention for ffn in variants.ffn)
             found += [Candidate(layer, "block", name) for name in pairs if name != pair_name(*own)]
+    names = dict.fromkeys(candidate.name for candidate in found)
     for pattern in only:
-        if not any(fnmatchcase(candidate.name, pattern) for candidate in found):
-            names = ", ".join(dict.fromkeys(candidate.name for candidate in found))
-            raise UserError(f"only: {pattern!r} fits no {granularity} of the library. There are: {names}.")
-    return [candidate for candidate in found if any(fnmatchcase(candidate.name, pattern) for pattern in only)]
+        if not fitting(pattern, names):
+            raise UserError(f"only: {pattern!r} fits no {granularity} of the library. There are: {', '.join(names)}.")
+    wanted = {name for pattern in only for name in fitting(pattern, names)}
+    return [candidate for candidate in found if candidate.name in wanted]
 
 
 class ParentWalk:

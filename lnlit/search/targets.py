@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lnlit.errors import UserError
 from lnlit.search.frontier import Side
+
+#: A child that costs so many times what its parent does is nobody's wish: the share was meant in percent.
+_PERCENT = 10.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,10 @@ class Target:
     max: float | None = None
     of_parent: bool = False
     room_mib: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.of_parent and self.max is not None:
+            check_shares("targets", self.cost, [self.max])
 
 
 @dataclass(frozen=True)
@@ -44,3 +54,23 @@ class Sweep:
     values: tuple[float, ...]
     side: Side = "max"
     of_parent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.of_parent and self.side == "max":
+            check_shares("frontier", self.cost, self.values)
+
+
+def check_shares(where: str, cost: str, shares: Iterable[float]) -> None:
+    """Upper bounds in shares of what the parent costs: says where one bounds nothing, as the parent itself keeps it.
+
+    Raises `UserError` for one that can only have been meant in percent.
+    """
+    for share in shares:
+        told = f"{where}: {cost} max {share:g} of_parent is {share:g} times what the parent costs"
+        if share >= _PERCENT:
+            raise UserError(
+                f"{told}. Shares are parts of 1: write {share / 100:g} for {share:g} %, or leave of_parent out for "
+                f"{share:g} in the cost's own unit."
+            )
+        if share > 1:
+            print(f"{told}, so the parent itself keeps it", file=sys.stderr)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
 from lnlit.interfaces.layer import Attend
+from lnlit.interfaces.patterns import fitting
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.decoder import Decoder
@@ -42,13 +42,15 @@ def places(library: Library, only: Sequence[str]) -> list[Place]:
     themselves, and pairs of any two halves are possible. Raises `UserError` for a pattern that matches nothing.
     """
     possible = [place for layer in range(len(library.layers)) for place in _trainable(library, layer)]
+    names = list(map(str, possible))
     for pattern in only:
-        if not any(fnmatchcase(str(place), pattern) for place in possible):
+        if not fitting(pattern, names):
             raise UserError(
                 f"only: {pattern!r} matches no candidate of {library.folder} that has weights. They are called like "
                 f"{', '.join(map(str, possible[:3])) or 'nothing'}."
             )
-    return [place for place in possible if any(fnmatchcase(str(place), pattern) for pattern in only)]
+    wanted = {name for pattern in only for name in fitting(pattern, names)}
+    return [place for place in possible if str(place) in wanted]
 
 
 def _trainable(library: Library, layer: int) -> Iterator[Place]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnlit.errors import UserError
-from lnlit.files import replaced_file
+from lnlit.files import check_output, replaced_file
 from lnlit.interfaces import Source
 from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.search.figures import Theme, check_matplotlib, new_figure, save_png
@@ -38,13 +38,13 @@ def curriculum(
         order: The curriculum; its default settings when not given.
         seed: As in the run.
     """
+    file = check_output(Path(out).expanduser())
     if prompts_per_rollout < 1:
         raise UserError(f"curriculum.prompts_per_rollout: expected a positive number, got {prompts_per_rollout}")
     check_matplotlib()
     order = order or GaussianCurriculum()
     order.start(list(prompts.rows()), seed, rollouts)
     wanted, taken = follow(order, prompts_per_rollout)
-    file = Path(out).expanduser()
     with replaced_file(file) as scratch:
         save_png(scratch, lambda theme: curriculum_map(theme, order.rates, wanted, taken))
     used, there = len(taken) * prompts_per_rollout, sum(map(len, order.pools))

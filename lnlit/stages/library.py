@@ -19,6 +19,7 @@ from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
+from lnlit.files import check_output
 from lnlit.models.build import build_decoder
 from lnlit.search.candidates import Candidates
 from lnlit.search.hardware import torch_device
@@ -46,9 +47,12 @@ def build_library(
         dtype: Of the forward passes. Candidates keep the parent's.
         batch_tokens: Tokens that go through a block together.
     """
+    check_output(Path(out).expanduser(), folder=True)
     source = resolve(model)
     checkpoint = open_checkpoint(source)
     spec = checkpoint.read_spec(source)
+    for line in candidates.check(spec):
+        print(f"library: {line}", file=sys.stderr)
     tokens_RT = data.tokens(str(source))
     if tokens_RT.shape[1] > spec.context_length:
         raise UserError(f"data.length {tokens_RT.shape[1]} is longer than the model's context of {spec.context_length}")

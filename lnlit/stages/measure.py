@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lnlit import registry
 from lnlit.checkpoint.folder import hf_config
 from lnlit.errors import UserError
-from lnlit.files import write_json
+from lnlit.files import check_output, write_json
 from lnlit.interfaces import Meter, Workload
 from lnlit.search.costs import Cost, CostTable, Timing, base_cost, dtype_bytes, part_cost
 from lnlit.search.hardware import Hardware, torch_device
@@ -55,12 +55,12 @@ def measure(
         layers: Depth of the timed models. The parent's own, 32 at most, when not given.
         timing: Whether to measure seconds; without them the table holds parameters and bytes only.
     """
+    file = check_output(Path(out).expanduser())
     opened = Library.open(library)
     attention = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.attention.values())
     ffn = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.ffn.values())
     plan = Plan.of(opened.spec, attention, ffn, layers)
     workloads = make_workloads(batch_size, prompt_tokens, new_tokens, opened.spec.context_length)
-    file = Path(out).expanduser()
     if not timing:
         return untimed(plan, workloads, dtype).write(file)
     return measure_plan(plan, workloads, file, dtype=dtype, engine=engine, rounds=rounds, samples=samples)

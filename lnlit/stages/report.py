@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lnlit import __version__
 from lnlit.errors import UserError
-from lnlit.files import read_json, replaced_folder
+from lnlit.files import check_output, read_json, replaced_folder
 from lnlit.search.costs import CostTable
 from lnlit.search.figures import check_matplotlib, save_png
 from lnlit.search.library import Library
@@ -40,6 +40,7 @@ def report(
     """
     check_matplotlib()
     file, target = Path(solution).expanduser(), Path(out).expanduser().resolve()
+    _check_target(check_output(target, folder=True))
     data = read_json(file, "a solution that `lnlit search solve` wrote")
     opened = None if library is None else Library.open(library)
     asked = read_problem(problem_path(file) if problem is None else Path(problem).expanduser())
@@ -47,7 +48,6 @@ def report(
     child = search.child(index)
     checked = [] if measured is None else read_measured(read_json(Path(measured)), measured)
     shown = pictures(search, child, opened, checked)
-    _check_target(target)
     with replaced_folder(target) as folder:
         for picture in shown:
             save_png(folder / f"{picture.name}.png", picture.draw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lnlit.errors import UserError
+from lnlit.files import check_output
 from lnlit.rollout.history import FOLDER, PAGE, History
 from lnlit.rollout.page import write_page
 
@@ -19,6 +20,6 @@ def page(run: str, out: str | None = None) -> Path:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; expected a run's trainer.default_root_dir.")
-    file = folder / PAGE if out is None else Path(out).expanduser()
+    file = check_output(folder / PAGE if out is None else Path(out).expanduser())
     write_page(file, History(folder / FOLDER))
     return file

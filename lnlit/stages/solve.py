@@ -9,7 +9,7 @@ from typing import Any
 
 from lnlit import registry
 from lnlit.errors import UserError
-from lnlit.files import read_json, write_json
+from lnlit.files import check_output, read_json, write_json
 from lnlit.interfaces import Count, Forbidden, Problem, Solver, SolverResult, Workload
 from lnlit.search.frontier import frontier as frontier_of
 from lnlit.search.frontier import with_budget
@@ -36,19 +36,17 @@ def solve(
     generated_only: bool = False,
     first_attention: bool = True,
     allow_other_hardware: bool = False,
-    solver: str = "highs",
+    solver: str | Solver = "highs",
     time_limit_s: float = 300.0,
     frontier: Sweep | None = None,
 ) -> Path:
     """Write the best child within the budgets, with proof, and the baselines' beside it.
 
-    Either from a problem file alone, of any library and without a model, or from a library with its scores and costs;
-    the problem is then written beside the solution.
+    Either from a problem file alone, of any library and without a model, or from a library with its scores and costs.
 
     Args:
-        out: The file to write, usually solution.json. The problem goes to problem.json beside it (X.problem.json for
-            any other X.json).
-        problem: A problem in its JSON form; see lnlit.interfaces.problem. Then nothing else describes it.
+        out: The file to write, usually solution.json. The problem goes to problem.json beside it, or X.problem.json.
+        problem: A problem in its JSON form (lnlit.interfaces.problem). Then nothing else describes it.
         library: Block library to choose from.
         scores: Its scores.
         costs: Its cost table.
@@ -65,19 +63,27 @@ def solve(
         generated_only: Whether throughput counts new tokens alone.
         first_attention: Keep attention in layer 0. vLLM's own model class cannot run a model without; lnlit-vllm can.
         allow_other_hardware: Whether the cost table may be from another machine.
-        solver: Registered solver: highs (exact, plugin lnlit-highs), greedy, ratio_greedy, uniform or random.
-        time_limit_s: For the whole solve, and again for each value of the frontier.
+        solver: highs (exact, plugin lnlit-highs), greedy, ratio_greedy, uniform or random; or with settings of its own,
+            {class_path: highs, init_args: {alternatives_tolerance: 0.01}}.
+        time_limit_s: For the solver, again for each baseline, and for all of them again at each value of the frontier.
         frontier: A budget to move over several values, each solved by the solver and every baseline.
     """
-    chosen = _solver(solver)
+    name, chosen = _solver(solver)
+    target = _checked_output(out, problem, scores, costs, corrected_by)
     wishes = {"targets": targets, "counts": counts, "forbidden": forbidden, "parts": parts}
-    wishes |= {"num_solutions": num_solutions, "max_overlap": max_overlap}
-    wishes |= {"generated_only": generated_only, "first_attention": first_attention}
+    wishes |= {"num_solutions": num_solutions, "max_overlap": max_overlap, "generated_only": generated_only}
+    wishes["first_attention"] = first_attention
     if problem is not None:
-        asked = _from_file(problem, [library, scores, costs, corrected_by, *workloads], wishes)
+        asked = _from_file(problem, [library, scores, costs, corrected_by, allow_other_hardware, *workloads], wishes)
     else:
         asked = _from_library(library, scores, costs, corrected_by, workloads, allow_other_hardware, wishes)
-    return _written(Path(out).expanduser(), asked, problem, {solver: chosen}, time_limit_s, frontier)
+    return _written(target, asked, problem, {name: chosen}, time_limit_s, frontier)
+
+
+def _checked_output(out: str, problem: str | None, *inputs: str | None) -> Path:
+    target = check_output(Path(out).expanduser(), inputs=[problem, *inputs])
+    check_output(problem_path(target), inputs=inputs)
+    return target
 
 
 def _written(
@@ -88,7 +94,7 @@ def _written(
     values = _values(asked, sweep) if sweep else ()  # refused before hours of solving
     result = _solved(asked, name, solver, time_limit_s)
     compared = {baseline: registry.build("solver", baseline) for baseline in BASELINES}
-    beside = {baseline: built.solve(asked).to_json() for baseline, built in compared.items()}
+    beside = {baseline: _compared(asked, baseline, built, time_limit_s) for baseline, built in compared.items()}
     rows = _frontier(asked, sweep, values, {**compared, **chosen}, time_limit_s) if sweep else []
     path = problem_path(out)
     if file is None or path.resolve() != Path(file).expanduser().resolve():
@@ -96,6 +102,13 @@ def _written(
     extra = {"solver": name, "problem": path.name, "baselines": beside, "frontier": rows}
     write_json(out, {**result.to_json(), **extra})
     return out
+
+
+def _compared(asked: Problem, name: str, solver: Solver, time_limit_s: float) -> dict[str, Any]:
+    result = solver.solve(asked, time_limit_s)
+    if result.status == "time_limit":
+        print(f"solve: {name}, beside it: {result.message}", file=sys.stderr, flush=True)
+    return result.to_json()
 
 
 def problem_path(solution: Path) -> Path:
@@ -112,13 +125,18 @@ def read_problem(file: Path) -> Problem:
         raise UserError(f"{file}: {error}") from error
 
 
-def _solver(name: str) -> Solver:
+def _solver(solver: str | Solver) -> tuple[str, Solver]:
+    """(registered name, solver)."""
+    if isinstance(solver, Solver):
+        names = (name for name in registry.names("solver") if registry.get("solver", name) is type(solver))
+        return next(names, type(solver).__name__), solver
+    name = solver
     if name == "highs" and name not in registry.names("solver"):
         raise UserError(
             "solver 'highs' is not installed. Run `pip install lnlit-highs` (in a checkout: `pip install -e "
             f"plugins/lnlit-highs`), or choose one of {', '.join(registry.names('solver'))}, which prove nothing."
         )
-    return registry.build("solver", name)
+    return name, registry.build("solver", name)
 
 
 def _from_file(file: str, others: Sequence[object], wishes: dict[str, Any]) -> Problem:

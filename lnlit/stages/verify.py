@@ -12,7 +12,7 @@ import numpy as np
 from lnlit import registry
 from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
-from lnlit.files import write_json
+from lnlit.files import check_output, write_json
 from lnlit.interfaces import Meter
 from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.hardware import Hardware, torch_device
@@ -46,6 +46,7 @@ def verify(
     """
     if not models or rounds < 1 or samples < 1:
         raise UserError(f"verify: needs a model, rounds and samples, got {list(models)}, {rounds} and {samples}.")
+    file = check_output(Path(out).expanduser(), inputs=[costs])
     table = CostTable.read(Path(costs).expanduser())
     table.check_hardware(allow_other_hardware)
     for workload in table.workloads:
@@ -53,7 +54,7 @@ def verify(
     specs = {name: read_spec(name) for name in models}
     predicted = {name: [table.predict(spec, w) for w in table.workloads] for name, spec in specs.items()}
     meter: Meter = registry.build("meter", engine or table.engine)
-    file, machine = Path(out).expanduser(), Hardware.here(torch_device())
+    machine = Hardware.here(torch_device())
     settings = {"costs": table.to_json(), "engine": engine, "samples": samples, "hardware": machine.to_json()}
     architectures = {name: spec.to_json() for name, spec in specs.items()}
     log = LatencyLog(file.with_name(f"{file.name}.partial"), {**settings, "models": architectures})

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import cvxpy as cp
@@ -168,7 +167,8 @@ def _rows(
         sides += [(usage_N, high - base + TOLERANCE * abs(high), True)] if math.isfinite(high) else []
         sides += [(-usage_N, base - low + TOLERANCE * abs(low), True)] if math.isfinite(low) else []
     for count in problem.counts:
-        usage_N = np.array([fnmatchcase(choice.name, count.names) for choice in choices], dtype=float)
+        counted = problem.counted(count)
+        usage_N = np.array([choice.name in counted for choice in choices], dtype=float)
         sides += [] if count.max is None else [(usage_N, float(count.max), False)]
         sides += [(-usage_N, -float(count.min), False)] if count.min else []
     kept, before = np.arange(len(choices)), -1
