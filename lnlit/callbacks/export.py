@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -47,35 +47,22 @@ class ExportModel(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if stopped_by(trainer) is not None:  # not finished; `lnlit export CKPT OUT` writes what there is
             return
-        module, decoder = pl_module, cast(Decoder, pl_module.decoder)
+        decoder = cast(Decoder, pl_module.decoder)
+        provenance = _provenance(trainer, pl_module)  # on every rank, and before they gather: see there
         weights = canonical_weights(decoder)
         if not trainer.is_global_zero:
             for _ in weights:  # takes part in gathering shards
                 pass
             return
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics = {name: value for name, value in logged.items() if math.isfinite(value)}  # JSON has no NaN
-        provenance = {
-            **descent(str(module.model)),
-            "method": type(module).__name__,
-            "steps": trainer.global_step,
-            "seed": os.environ.get("PL_GLOBAL_SEED"),
-            "config_sha256": _config_hash(trainer),
-            "data": getattr(getattr(trainer.datamodule, "train_plan", None), "fingerprint", None),  # type: ignore
-            "metrics": metrics,
-            "versions": {"lnlit": __version__, "lightning": L.__version__, "torch": torch.__version__},
-        }
-        source = resolve(str(module.model))
-        target = Path(self.out)
         try:
             save_folder(
-                target,
+                Path(self.out),
                 decoder.spec,
                 weights,
-                tokenizer_from=source,
+                tokenizer_from=resolve(str(pl_module.model)),
                 provenance=provenance,
                 overwrite=self.overwrite,
-                add_files=getattr(module, "export_files", None),
+                add_files=getattr(pl_module, "export_files", None),
             )
         except BaseException:
             for _ in weights:  # the other ranks are waiting to gather
@@ -84,12 +71,29 @@ class ExportModel(L.Callback):
         rank_zero_info(f"wrote {self.out}")
 
 
+def _provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    """What the folder says of the run. Every rank must come here: Lightning lets the ranks agree on the folder of the
+    logs, and reduces metrics that were logged with `sync_dist`, when they are asked for.
+    """
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {
+        **descent(str(module.model)),
+        "method": type(module).__name__,
+        "steps": trainer.global_step,
+        "seed": os.environ.get("PL_GLOBAL_SEED"),
+        "config_sha256": _config_hash(trainer),
+        "data": getattr(getattr(trainer.datamodule, "train_plan", None), "fingerprint", None),  # type: ignore
+        "metrics": {name: value for name, value in logged.items() if math.isfinite(value)},  # JSON has no NaN
+        "versions": {"lnlit": __version__, "lightning": L.__version__, "torch": torch.__version__},
+    }
+
+
 def _trains_a_decoder(module: L.LightningModule) -> bool:
     """Whether the method declares a `decoder`; it builds it only after the callbacks' `setup`."""
     return any("decoder" in getattr(cls, "__annotations__", ()) for cls in type(module).__mro__)
 
 
 def _config_hash(trainer: L.Trainer) -> str | None:
-    """Of the resolved configuration that the command line saves beside the logs."""
+    """Of the resolved configuration that the command line saves beside the logs. Collective, as `log_dir` is."""
     file = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,14 +95,12 @@ def base_parameters(decoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def merged(decoder: Decoder, name: str, weight: Tensor) -> Tensor:
-    """`weight` of parameter `name` with its adapter, if it has one, added. Gathers sharded adapters."""
+def merged(decoder: Decoder, name: str, whole: Callable[[str], Tensor]) -> Tensor:
+    """Parameter `name` with its adapter, if it has one, added; `whole(name)` is the value of any parameter."""
+    weight = whole(name)
     module_name, _, leaf = name.rpartition(".")
     module = decoder.get_submodule(module_name)
     if leaf != "weight" or not hasattr(module, "lora_a"):
         return weight
-    factors = []
-    for part in (module.lora_b, module.lora_a):
-        value = part.weight.detach()  # type: ignore[union-attr]
-        factors.append((value.full_tensor() if isinstance(value, DTensor) else value).to(weight))
-    return weight + (module.alpha / module.rank) * (factors[0] @ factors[1])  # type: ignore[operator]
+    b, a = (whole(f"{module_name}.{part}.weight").to(weight) for part in ("lora_b", "lora_a"))
+    return weight + (module.alpha / module.rank) * (b @ a)  # type: ignore[operator]

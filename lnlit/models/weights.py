@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -13,7 +14,7 @@ from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.layout import Slot, layout
-from lnlit.models.lora import base_parameters, merged
+from lnlit.models.lora import merged
 
 
 @torch.no_grad()
@@ -23,6 +24,7 @@ def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) ->
 
     Raises `UserError` unless every tensor of the decoder is there exactly once.
     """
+    _reshard(decoder)
     parameters = dict(decoder.named_parameters())
     waiting = layout(decoder)
     loaded = set()
@@ -71,16 +73,36 @@ def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     Sharded parameters are gathered one at a time, so every rank must run this to the end. On the CPU the tensors are
     views of the parameters.
     """
+    _reshard(decoder)
+
+    def whole(own_name: str) -> Tensor:
+        value = decoder.get_parameter(own_name).detach()
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    yield from named_weights(decoder, whole)
+
+
+def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """`canonical_weights` of a decoder whose parameters, adapters' too, have their values elsewhere: `whole(own name)`
+    is one parameter's. They are asked for one at a time, so that no more than one need be in memory.
+    """
     slots = layout(decoder)
     by_parameter: dict[str, list[tuple[str, Slot]]] = {}
     for name, slot in slots.items():
         by_parameter.setdefault(slot.parameter, []).append((name, slot))
-    for own_name, parameter in base_parameters(decoder):
-        full = parameter.detach()
-        full = full.full_tensor() if isinstance(full, DTensor) else full
-        full = merged(decoder, own_name, full).cpu()
-        for name, slot in by_parameter[own_name]:
+    for own_name, places in by_parameter.items():
+        full = merged(decoder, own_name, whole).cpu()
+        for name, slot in places:
             yield name, full.narrow(0, slot.start, slot.shape[0])
+
+
+def _reshard(decoder: Decoder) -> None:
+    """A forward pass without a backward pass leaves FSDP2's root gathered: its parameters are then copies in the
+    compute dtype, and the shards, which are the weights, lie behind them.
+    """
+    for module in decoder.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def inference_copy(decoder: Decoder, dtype: torch.dtype = torch.bfloat16) -> Decoder:
