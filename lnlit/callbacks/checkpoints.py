@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
+from lnlit.checkpoint.lightning import is_sharded
 from lnlit.errors import UserError
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -37,7 +38,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = _StraightToDisk()
+            trainer.strategy.checkpoint_io = _SingleFile()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.ckpt_path is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -82,7 +83,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved_step = trainer.global_step
 
 
-class _StraightToDisk(TorchCheckpointIO):
+class _SingleFile(TorchCheckpointIO):
     """Lightning builds the whole file in memory first, for remote systems: a second copy of weights and moments."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -91,6 +92,15 @@ class _StraightToDisk(TorchCheckpointIO):
             torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if is_sharded(Path(path)):
+            raise UserError(
+                f"ckpt_path: {path} is the folder of a sharded run, and this run's strategy reads single files. Go on "
+                "with trainer.strategy ModelParallelStrategy, on any number of devices (on one: data_parallel_size and "
+                f"tensor_parallel_size 1), or begin anew from its weights: lnlit export {path} DIR, and model: DIR."
+            )
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 def checkpoint_folder(root: str | Path) -> Path:

@@ -1,4 +1,5 @@
-"""Checkpoints that training writes: a Lightning .ckpt whose state dict holds the decoder under `decoder.`.
+"""Checkpoints that training writes: a Lightning .ckpt, file or folder, whose state dict holds the decoder under
+`decoder.`.
 
 `checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "lora": the adapters or None}.
 """
@@ -15,55 +16,73 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnlit.checkpoint.sharded import INDEX, REST, ShardedFolder
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import build_decoder
 from lnlit.models.layout import check_shapes
 from lnlit.models.lora import LoRA, add_lora
 from lnlit.models.reward_head import RewardHead
-from lnlit.models.weights import canonical_weights
+from lnlit.models.weights import named_weights
 from lnlit.specs import ModelSpec
 
 PREFIX = "decoder."
+_HEAD = "head.weight"
 
 
 class LightningCheckpoint(CheckpointFormat):
-    """A single-file .ckpt, its adapters merged in. Tensors stay on disk until they are used."""
+    """A single-file .ckpt or a sharded run's .ckpt folder, its adapters merged in. Tensors stay on disk until they are
+    used, and moments altogether.
+    """
 
     def recognises(self, path: Path) -> bool:
-        return path.suffix == ".ckpt" and (path.is_file() or (path / ".metadata").is_file())
+        return path.suffix == ".ckpt" and (path.is_file() or is_sharded(path))
 
     def read_spec(self, path: Path) -> ModelSpec:
-        spec = _metadata(_open(path), path)["spec"]
+        spec = _metadata(_Opened(path).rest, path)["spec"]
         return ModelSpec.from_json(json.loads(spec) if isinstance(spec, str) else spec, f"{path}: spec")
 
     def trained_from(self, path: Path) -> str | None:
         """The model that training started from; its tokenizer is the checkpoint's."""
-        return _metadata(_open(path), path).get("model")
+        return _metadata(_Opened(path).rest, path).get("model")
 
     def reward_head(self, path: Path) -> RewardHead | None:
         """What a reward model's checkpoint holds beside the decoder; None for any other."""
-        weight = _open(path).get("state_dict", {}).get("head.weight")
-        if weight is None:
+        opened = _Opened(path)
+        if _HEAD not in opened.shapes:
             return None
+        weight = opened.tensor(_HEAD)
         head = RewardHead(weight.shape[1])
         head.load_state_dict({"weight": weight})
         return head
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        checkpoint = _open(path)
-        state = {
-            name.removeprefix(PREFIX): value
-            for name, value in checkpoint.get("state_dict", {}).items()
-            if name.startswith(PREFIX)
-        }
+        opened = _Opened(path)
         decoder = build_decoder(self.read_spec(path))
-        if lora := _metadata(checkpoint, path).get("lora"):
+        if lora := _metadata(opened.rest, path).get("lora"):
             add_lora(decoder, LoRA(**lora))
+        found = {name.removeprefix(PREFIX): shape for name, shape in opened.shapes.items() if name.startswith(PREFIX)}
         expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
-        check_shapes(str(path), {name: tuple(value.shape) for name, value in state.items()}, expected)
-        decoder.load_state_dict(state, assign=True)
-        yield from canonical_weights(decoder)
+        check_shapes(str(path), found, expected)
+        yield from named_weights(decoder, lambda name: opened.tensor(f"{PREFIX}{name}"))
+
+
+class _Opened:
+    """Either kind of checkpoint: names and shapes of its state dict, one tensor at a time, and the `rest`."""
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            folder = ShardedFolder(path)
+            self.rest, self.shapes, self.tensor = _load(path / REST), folder.shapes, folder.tensor
+            return
+        self.rest = _load(path)
+        state: dict[str, Tensor] = self.rest.get("state_dict", {})
+        self.shapes = {name: tuple(value.shape) for name, value in state.items()}
+        self.tensor = state.__getitem__
+
+
+def is_sharded(path: Path) -> bool:
+    return (path / INDEX).is_file()
 
 
 def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -75,12 +94,7 @@ def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _open(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise UserError(
-            f"{path}: a sharded checkpoint folder. Consolidate it first: python -m lightning.pytorch.utilities."
-            f"consolidate_checkpoint {path} --output_file {path.stem}-full.ckpt"
-        )
+def _load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch.distributed.checkpoint.api import CheckpointException
 
 import lnlit.callbacks
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
@@ -134,6 +135,8 @@ def run(command: str, arguments: list[str], written: Written) -> int:
         cli = LitCLI(command, arguments, written)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except CheckpointException as error:
+        raise _of_shards(error) from error
     except SIGTERMException:
         return 128 + signal.SIGTERM
     except SystemExit as stop:  # --help, --print_config, or Lightning's exit after Ctrl-C
@@ -141,6 +144,14 @@ def run(command: str, arguments: list[str], written: Written) -> int:
             raise KeyboardInterrupt from stop
         return int(stop.code or 0)
     return _exit_code(cli)
+
+
+def _of_shards(error: CheckpointException) -> BaseException:
+    """What a rank met when it wrote or read its shards. Whatever is not the disk's is the checkpoint's."""
+    cause = next(found for found, _ in error.failures.values())
+    if isinstance(cause, OSError):
+        return cause
+    return UserError(f"ckpt_path: the sharded checkpoint does not fit this run: {' '.join(str(cause).split())}")
 
 
 def _exit_code(cli: LitCLI) -> int:
