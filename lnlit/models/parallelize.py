@@ -23,11 +23,12 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype |
     """Shard in place over Lightning's (`data_parallel`, `tensor_parallel`) mesh.
 
     Each block is one FSDP2 unit; embedding, head and final norm form the root's. Under mixed precision the shards stay
-    fp32 and products run in `compute_dtype`.
+    fp32 and products run in `compute_dtype`. A rank alone is sharded too, over itself: it can then go on from the
+    checkpoints of several.
     """
     if mesh["tensor_parallel"].size() > 1:
         _tensor_parallel(decoder, mesh["tensor_parallel"])
-    if mesh["data_parallel"].size() > 1:
+    if mesh["data_parallel"].size() > 1 or mesh["tensor_parallel"].size() == 1:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
         for block in decoder.layers:
             if any(True for _ in block.parameters()):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -46,16 +46,18 @@ class AdamW:
             raise UserError(f"optimizer.warmup_ratio: expected 0 <= ratio < 1, got {self.warmup_ratio}")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-        """One group per decay and device mesh: a fused step takes plain or sharded tensors, not both."""
-        groups: dict[tuple[bool, object], list[nn.Parameter]] = defaultdict(list)
+        """One group that decays and one that does not, however the parameters are sharded: a checkpoint holds the
+        groups, and must fit another division of the model.
+        """
+        groups: dict[bool, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             if parameter.requires_grad:
-                groups[parameter.dim() > 1, getattr(parameter, "device_mesh", None)].append(parameter)
+                groups[parameter.dim() > 1].append(parameter)
         settings = [
             {"params": members, "weight_decay": self.weight_decay if is_matrix else 0.0}
-            for (is_matrix, _), members in groups.items()
+            for is_matrix, members in groups.items()
         ]
-        return torch.optim.AdamW(settings, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
+        return _ByMesh(settings, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
     def factor(self, step: int, total_steps: int) -> float:
         """Rate at optimizer step `step` (from 0) as a share of `learning_rate`."""
@@ -67,3 +69,21 @@ class AdamW:
         floor = self.final_learning_rate / self.learning_rate
         progress = min((step - warmup) / max(total_steps - 1 - warmup, 1), 1.0)
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class _ByMesh(torch.optim.AdamW):
+    """AdamW whose groups may hold plain and sharded tensors, on several device meshes: a fused step takes the tensors
+    of one mesh, so it steps through those of each by themselves.
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        groups = self.param_groups
+        by_mesh: dict[tuple[int, object], list[nn.Parameter]] = defaultdict(list)
+        for index, group in enumerate(groups):
+            for parameter in group["params"]:
+                by_mesh[index, getattr(parameter, "device_mesh", None)].append(parameter)
+        self.param_groups = [{**groups[index], "params": members} for (index, _), members in by_mesh.items()]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
