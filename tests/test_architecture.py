@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-_BOTTOM = {"errors", "files", "html", "thinking", "builtins", "specs", "interfaces", "registry"}
+_BOTTOM = {"errors", "files", "html", "thinking", "notation", "builtins", "specs", "interfaces", "registry"}
 _PURE = {"models", "objectives"}
 _MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint", "eval"}
 _LIGHTNING = {"modules", "callbacks"}
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "thinking": {"errors"},
+    "notation": set(),
     "html": set(),
     "builtins": set(),
     "specs": {"errors"},
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": _BOTTOM | _PURE | _MIDDLE | _LIGHTNING | {"stages"},
 }
 USES_LIGHTNING = {"modules", "callbacks", "cli", "data"}
-WITHOUT_TORCH = {"errors", "files", "html", "thinking", "builtins", "specs", "interfaces", "registry"}
+WITHOUT_TORCH = {"errors", "files", "html", "thinking", "notation", "builtins", "specs", "interfaces", "registry"}
 HEAVY = {"torch", "lightning", "transformers", "vllm", "cvxpy", "flash_attn", "torchtune", "torchao", "jsonargparse"}
 
 SOURCES = sorted((ROOT / "lnlit").rglob("*.py"))

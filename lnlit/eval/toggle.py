@@ -7,10 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
+from lnlit.notation import tidy, tidy_text, word_of
 from lnlit.thinking import answer_of, last_boxed, obeys
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d+(?:\.\d+)?|(?<!\d)\.\d+)(?:/\d+)?")
+_FRACTION = re.compile(r"(-?)\\[dtc]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,30 @@ def final_answer(text: str) -> str | None:
     r"""The last `\boxed{...}`, else the last number after any thinking; None when there is neither."""
     after = answer_of(text)
     if boxed := last_boxed(after):
-        return boxed[1].strip()
-    numbers = _NUMBER.findall(after.replace(",", ""))
+        return tidy(boxed[1])
+    numbers = _NUMBER.findall(tidy_text(after).replace(",", ""))
     return numbers[-1] if numbers else None
 
 
 def is_correct(text: str, answer: str) -> bool:
-    """Whether the final answer equals `answer`, as a number where both are numbers."""
-    given = final_answer(text)
+    """Whether the final answer equals `answer`, as a number where both are numbers. Expressions are compared as they
+    are written; the reward `math_answer` knows more of mathematics."""
+    given, right = final_answer(text), tidy(answer)
     if given is None:
         return False
+    numbers = _number(given), _number(right)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    return given == right or (word_of(given) is not None and word_of(given) == word_of(right))
+
+
+def _number(text: str) -> Fraction | None:
+    """A tidy answer as a number, if it is one and nothing else."""
+    plain = _FRACTION.sub(r"\1\2/\3", text.partition("\\text")[0].replace("\\%", "").rstrip("% ")).replace(",", "")
     try:
-        return float(given.replace(",", "")) == float(answer.replace(",", ""))
-    except ValueError:
-        return given == answer.strip()
+        return Fraction(plain.removeprefix("--"))
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def best_constant(answers: Sequence[str]) -> Share:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import math
+from functools import lru_cache
+from typing import Any
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
+from lnlit.rewards.equivalence import Answer
 from lnlit.thinking import answer_of, last_boxed
+
+#: What files hold where there is no answer.
+_NO_ANSWER = {"", "n/a", "na", "nan", "none", "null", "unknown", "-", "?"}
 
 
 class MathAnswerReward(Reward):
-    """1 where the answer after the thinking equals the row's, as math-verify compares expressions; else 0.
+    """1 where the answer after the thinking equals the row's, as math-verify compares expressions; else 0. None where
+    the row's answer is none, such as null, NaN or "N/A".
 
     The last `\\boxed{}` with something in it counts, or else the last expression. Where the row's answer is of several
     values, these may stand in boxes of their own. Needs `pip install lnlit[rl]`.
@@ -23,23 +30,41 @@ class MathAnswerReward(Reward):
     def __init__(self, key: str = "answer", time_limit_s: float = 5.0) -> None:
         self.key, self.time_limit_s = key, time_limit_s
 
-    def score(self, request: RewardRequest) -> float:
+    def score(self, request: RewardRequest) -> float | None:
+        gold = self._gold(request.row)
+        if gold is None:
+            return None
         try:
-            from math_verify import parse, verify
-            from sympy import Set, Tuple
-        except ImportError as error:
-            raise UserError("math-verify is not installed; run: pip install 'lnlit[rl]'") from error
-        if self.key not in request.row:
-            raise UserError(f"the prompt's row has no {self.key!r}; it has {', '.join(request.row) or 'nothing'}")
-        # No time limits of its own, and no warning of it: those are alarm signals, and this process may be killed.
-        logging.getLogger("math_verify").setLevel(logging.ERROR)
-        expected = parse(f"${request.row[self.key]}$", parsing_timeout=0)
-        if not expected:
-            raise UserError(f"{self.key}: {request.row[self.key]!r} cannot be read as mathematics")
+            expected = _expected(gold, "\n".join(str(message["content"]) for message in request.messages))
+        except UserError as error:
+            raise UserError(f"math_answer: {self.key}: {error}; the row: {request.row!r:.300}") from error
         answer = answer_of(request.completion)
         boxed = last_boxed(answer)
+        if boxed is None:
+            return float(expected.is_in(answer))
         # Of boxes near each other math-verify makes one set, so a box that counts alone must come alone.
-        texts = [f"\\boxed{{{boxed[1]}}}"] if boxed else [answer]
-        if boxed and any(isinstance(value, (Set, Tuple)) for value in expected):
-            texts.append(answer)
-        return float(any(verify(expected, parse(text, parsing_timeout=0), timeout_seconds=0) for text in texts))
+        return float(expected.equals(boxed[1]) or (expected.is_of_several_values and expected.is_in(answer)))
+
+    def _gold(self, row: Any) -> str | None:
+        """The row's answer as text; None where there is none."""
+        if self.key not in row:
+            raise UserError(f"the prompt's row has no {self.key!r}; it has {', '.join(row) or 'nothing'}")
+        value = row[self.key]
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UserError(
+                f"math_answer: {self.key}: expected a text or a number, got {type(value).__name__} in the row "
+                f"{row!r:.300}. Make it one text: several values are written with commas between them."
+            )
+        text = str(value).strip()
+        return None if text.lower() in _NO_ANSWER else text
+
+
+@lru_cache(64)
+def _expected(gold: str, question: str) -> Answer:
+    try:
+        import math_verify  # noqa: F401
+    except ImportError as error:
+        raise UserError("math-verify is not installed; run: pip install 'lnlit[rl]'") from error
+    return Answer(gold, question)

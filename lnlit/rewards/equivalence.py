@@ -1,0 +1,308 @@
+r"""Whether two answers are the same: math-verify reads and compares them, with guards where it errs.
+
+It compares decimals by their first six places, so that all tiny numbers are one; reads no base, so that `4210_7` is
+`4210_5`; knows no order of letters, so that `seat` is `east`; drops units with their powers; and computes whatever it
+is given, however large.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from functools import cache
+from itertools import product
+from typing import Any
+
+from lnlit.errors import UserError
+from lnlit.notation import tidy, tidy_text, word_of
+
+_IN_A_BASE = re.compile(
+    r"(-?)([0-9][0-9A-Za-z. ]*?)\s*(?:_\s*\{?\s*\(?\s*(?:\\text\s*\{)?\s*([0-9]+|[a-z]+)\)?[\s})]*"
+    r"|(?:\\text\s*\{)?\s*\(?(?:in )?base[\s-]*([0-9]+|[a-z]+)\)?\s*\}?)"
+)
+_NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_BASES = {name: number for number, name in enumerate(_NAMES, start=2)} | {"sixteen": 16}
+_UNIT = re.compile(r"\\text\s*\{\s*([A-Za-z][A-Za-z /.]*)\}\s*\^\s*\{?\s*(\d)\s*\}?$")
+_SAID = re.compile(r"answer(?:\s+is|\W*:)\s*(.*)|\$([^$]+)\$|\\[(\[](.*?)\\[)\]]|\*\*([^*]+)\*\*", re.IGNORECASE)
+
+#: Numbers of more binary digits are compared by how they are written: computing one may take forever.
+_MOST_BITS = 100_000
+#: Significant digits of a decimal from which on it may stand for a number that has no end.
+_FEWEST_DIGITS = 6
+
+
+class Answer:
+    """The right answer to a question, to compare others with. Raises `UserError` where it cannot be read.
+
+    Args:
+        gold: the answer in LaTeX or in words.
+        question: what was asked; a base that it names need not be in the answer.
+    """
+
+    def __init__(self, gold: str, question: str = "") -> None:
+        self.gold, self.question = tidy(gold), question
+        self.word, self.in_base = word_of(self.gold), _number_in_base(self.gold)
+        self.values = _values(rf"${self.gold}$") if self.gold else []
+        if not self.values and not self.word:
+            raise UserError(f"{gold!r} cannot be read as mathematics")
+
+    @property
+    def is_of_several_values(self) -> bool:
+        from sympy import Set, Tuple
+
+        return any(isinstance(value, (Set, Tuple)) for value in self.values)
+
+    def is_in(self, text: str) -> bool:
+        """Whether it is what a text comes to in the end."""
+        text = tidy_text(text)
+        if self.word:
+            said = [next(filter(None, found.groups()), "") for found in _SAID.finditer(text)] or [text]
+            return _same_words(self.word, word_of(tidy(said[-1])))
+        return self._is_among(_values(text))
+
+    def equals(self, answer: str) -> bool:
+        """Whether an answer that stands alone is the same."""
+        answer = tidy(answer)
+        word = word_of(answer)
+        if self.word and word:
+            return _same_words(self.word, word)
+        in_base = _number_in_base(answer)
+        if self.in_base or in_base:
+            return self._is_same_number(answer, in_base)
+        unit, own = _UNIT.search(answer), _UNIT.search(self.gold)
+        if unit and own and unit[2] != own[2]:
+            return False
+        return self._is_among(_values(rf"\boxed{{{answer}}}")) if answer else False
+
+    def _is_same_number(self, answer: str, in_base: tuple[str, int] | None) -> bool:
+        if self.in_base:
+            return in_base == self.in_base if in_base else answer.replace(" ", "").lower() == self.in_base[0]
+        digits, base = in_base or ("", 10)
+        named = rf"base[\s$-]*(?:{base}|{_name(base)})\b|_\{{?{base}\b"
+        if base != 10 and not re.search(named, self.question):
+            return False
+        return self.gold.replace(" ", "").lower() == digits
+
+    def _is_among(self, values: list[Any]) -> bool:
+        return any(_is_same(gold, value) for gold, value in product(self.values, values))
+
+
+def _is_same(gold: Any, value: Any) -> bool:
+    from math_verify import verify
+
+    if isinstance(gold, str) or isinstance(value, str) or _is_too_large(gold) or _is_too_large(value):
+        return type(gold) is type(value) and bool(gold == value)
+    try:
+        if _is_number(gold) and _is_number(value) and (_is_equal(gold, value) or _is_approximation(gold, value)):
+            return True
+        return verify(gold, value, timeout_seconds=0, allow_set_relation_comp=True) and not _differ(gold, value)
+    except (MemoryError, RecursionError):  # whose fault that is, is not said here
+        raise
+    except Exception:  # of every kind, where SymPy cannot do what an answer asks for
+        return False
+
+
+@cache
+def _quiet() -> None:
+    # No time limits of its own, and no warning of it: those are alarm signals, and this process may be killed.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def _values(text: str) -> list[Any]:
+    """What math-verify finds in a text: an expression and how it is written, or nothing."""
+    _quiet()
+    from math_verify import parse
+
+    found = parse(text, parsing_timeout=0)
+    return [_union(value) for value in found] if re.search(r"\bor\b|\\lor\b|\\vee\b", text) else found
+
+
+def _union(value: Any) -> Any:
+    """Of `x < 2 or x > 3` the numbers for which it holds; all else as it is."""
+    from sympy import FiniteSet, Or
+    from sympy.core.relational import Relational
+
+    parts = [part for part in value.args if isinstance(part, Relational)] if isinstance(value, FiniteSet) else []
+    if not parts or len(parts) < len(value.args) or len(value.free_symbols) != 1:
+        return value
+    return Or(*parts).as_set()
+
+
+def _same_words(gold: str, given: str | None) -> bool:
+    if given and re.fullmatch(r"[a-z](?:, [a-z])+", gold):  # several choices
+        return sorted(gold.split(", ")) == sorted(given.split(", "))
+    return gold == given
+
+
+def _number_in_base(answer: str) -> tuple[str, int] | None:
+    found = _IN_A_BASE.fullmatch(answer)
+    if not found:
+        return None
+    sign, digits, *bases = found.groups()
+    name = next(filter(None, bases))
+    base = int(name) if name.isdecimal() else _BASES.get(name, 0)
+    return (sign + digits.replace(" ", "").lower(), base)
+
+
+def _name(base: int) -> str:
+    return next((name for name, number in _BASES.items() if number == base), str(base))
+
+
+# Sizes, before anything is computed
+
+
+def _is_too_large(value: Any) -> bool:
+    try:
+        return not _bits(value) <= _MOST_BITS
+    except RecursionError:
+        return True
+
+
+def _bits(value: Any) -> float:
+    """About how many binary digits the largest number has that comes up where an expression is computed."""
+    import sympy
+
+    if isinstance(value, sympy.Rational):
+        return float(max(value.p.bit_length(), value.q.bit_length()))
+    if isinstance(value, (sympy.MatrixBase, sympy.Basic)):
+        parts = value.flat() if isinstance(value, sympy.MatrixBase) else list(value.args)
+    else:
+        return 0.0
+    sizes = [_bits(part) for part in parts]
+    if isinstance(value, sympy.Pow):
+        base, exponent = value.args
+        if sizes[1] > 64:
+            return math.inf if base not in (0, 1, -1) else 1.0
+        times = _about(exponent)
+        # of a sum in brackets every term is written out
+        growth = 1 if base.is_number else 8 * len(base.free_symbols)
+        return max(*sizes, abs(times) * max(sizes[0], 1.0) * growth)
+    if isinstance(value, (sympy.factorial, sympy.binomial)):
+        times = max((abs(_about(part)) for part in parts), default=0.0)
+        return max(*sizes, times * math.log2(times + 2))
+    if isinstance(value, (sympy.Sum, sympy.Product)):
+        ends = [abs(_about(end)) for limits in value.args[1:] for end in limits.args[1:]]
+        return max(*sizes, *(100 * end for end in ends if math.isfinite(end)), 0.0)
+    return sum(sizes) if isinstance(value, sympy.Mul) else max(sizes, default=0.0)
+
+
+def _about(value: Any) -> float:
+    """An exponent's size; it is itself no large number."""
+    try:
+        return float(value.evalf(5)) if value.is_number else 1.0
+    except (TypeError, ValueError, OverflowError):
+        return math.inf
+
+
+# Numbers
+
+
+def _exact(value: Any) -> Any:
+    """With each decimal as the fraction that it is."""
+    from sympy import Float, Rational
+
+    return value.xreplace({part: Rational(str(part)) for part in value.atoms(Float)}).doit()
+
+
+def _differ(gold: Any, value: Any) -> bool:
+    """Whether numbers in two expressions that math-verify holds to be equal are not so, up to the last digits."""
+    import sympy
+
+    if isinstance(gold, sympy.Eq) and isinstance(value, sympy.Eq):
+        return gold.lhs == value.lhs and _differ(gold.rhs, value.rhs)
+    gold, value = (part.rhs if isinstance(part, sympy.Eq) else part for part in (gold, value))
+    parts = [_parts(gold), _parts(value)]
+    if all(parts) and len(parts[0]) == len(parts[1]):
+        if isinstance(gold, sympy.FiniteSet) or isinstance(value, sympy.FiniteSet):
+            return any(all(_differ(own, other) for other in parts[1]) for own in parts[0])
+        return any(map(_differ, *parts))
+    if not isinstance(gold, sympy.Expr) or not isinstance(value, sympy.Expr):
+        return False
+    points = [_at_a_point(part) for part in (gold, value)]
+    if None in points:
+        return False
+    return all(
+        not _close(own, other) for own, other in product(_as_percent(gold, points[0]), _as_percent(value, points[1]))
+    )
+
+
+def _parts(value: Any) -> list[Any]:
+    import sympy
+
+    if isinstance(value, sympy.Interval):
+        return [value.start, value.end]
+    if isinstance(value, (sympy.FiniteSet, sympy.Tuple)):
+        return list(value.args)
+    return value.flat() if isinstance(value, sympy.MatrixBase) else []
+
+
+def _at_a_point(value: Any) -> Any:
+    """The number that an expression is where each variable has a value of its own; None where it is none."""
+    from sympy import Rational
+    from sympy.core.function import AppliedUndef
+
+    if value.atoms(AppliedUndef) or any(len(variable.name) > 1 for variable in value.free_symbols):
+        return None
+    at = {variable: Rational(ord(variable.name) % 31 + 2, 7) for variable in value.free_symbols}
+    found = _exact(value.xreplace(at)).evalf(30)
+    return found if found.is_number and found.is_finite else None
+
+
+def _as_percent(value: Any, number: Any) -> list[Any]:
+    """Of 9 % both 9 and 0.09: which one is meant is not written."""
+    from sympy import UnevaluatedExpr
+
+    return [number, number * 100] if value.has(UnevaluatedExpr) else [number]
+
+
+def _close(a: Any, b: Any) -> bool:
+    size = max(abs(a), abs(b))
+    return bool(size < 1e-60 or abs(a - b) <= size * 1e-12)
+
+
+def _is_number(value: Any) -> bool:
+    from sympy import Expr
+
+    return isinstance(value, Expr) and not value.free_symbols
+
+
+def _is_equal(gold: Any, value: Any) -> bool:
+    """Of fractions and decimals, without any rounding; other numbers are left to math-verify."""
+    exact, other = _exact(gold), _exact(value)
+    if not exact.is_Rational or not other.is_Rational:
+        return False
+    return any(own == its for own, its in product(_as_percent(gold, exact), _as_percent(value, other)))
+
+
+def _is_approximation(gold: Any, value: Any) -> bool:
+    """Whether one is a decimal, and the other, which has more digits, is this one when rounded or cut off."""
+    from sympy import Float
+
+    decimals = [part for part in (gold, value) if isinstance(part, Float)]
+    if not decimals:
+        return False
+    short = min(decimals, key=_digits)
+    long = _exact(value if short is gold else gold)
+    digits = _digits(short)
+    if digits < _FEWEST_DIGITS or long.is_integer or not long.is_real:
+        return False
+    if len(decimals) == 2 and abs(short) * 10**_FEWEST_DIGITS > 10**digits:  # 6 of the digits after the point
+        return False
+    exact = long.evalf(40)
+    return _written(exact, digits, "ROUND_HALF_UP") == _written(short, digits) or _written(
+        exact, digits, "ROUND_DOWN"
+    ) == _written(short, digits)
+
+
+def _digits(decimal: Any) -> int:
+    """Significant ones."""
+    from decimal import Decimal
+
+    return len(Decimal(str(decimal)).normalize().as_tuple().digits)
+
+
+def _written(number: Any, digits: int, rounding: str = "ROUND_HALF_UP") -> Any:
+    from decimal import Context, Decimal
+
+    return Context(prec=digits, rounding=rounding).create_decimal(Decimal(str(number)))
