@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -20,3 +21,12 @@ def unknown_key(path: str, key: str, allowed: Iterable[str]) -> UserError:
     names = sorted(allowed)
     listing = ", ".join(names) or "none"
     return UserError(f"{path}: unknown key {key!r}.{did_you_mean(key, names)} Allowed: {listing}.")
+
+
+def shown(value: object) -> str:
+    """A value that a user gave, cut short: a whole conversation would bury the message that it stands in."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxdict, brief.maxlist, brief.maxtuple = 2, 4, 3, 3
+    brief.maxstring = brief.maxother = 60
+    text = brief.repr(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."

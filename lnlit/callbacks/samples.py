@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.data.chat import ChatEncoder
-from lnlit.data.rows import conversation
+from lnlit.data.rows import asked
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.weights import inference_copy
@@ -79,5 +79,5 @@ def _first_questions(source: Source, count: int = 2) -> list[str]:
     """The last user message of the first rows, without repetitions."""
     found: dict[str, None] = {}
     for row in islice(source.rows(), 20):
-        found.update(dict.fromkeys([m["content"] for m in conversation(row).messages if m["role"] == "user"][-1:]))
+        found.update(dict.fromkeys([m["content"] for m in asked(row).messages if m["role"] == "user"][-1:]))
     return list(found)[:count]

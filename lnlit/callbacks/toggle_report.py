@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.callbacks.interrupt import stopped_by
-from lnlit.data.rows import conversation
+from lnlit.data.rows import asked
 from lnlit.errors import UserError
 from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, score
 from lnlit.interfaces import Source
@@ -67,7 +67,7 @@ class ToggleReport(L.Callback):
         """Distinct (user message, answer) pairs."""
         found: dict[str, str] = {}
         for row in self.source.rows():
-            user = next((m["content"] for m in conversation(row).messages if m["role"] == "user"), None)
+            user = next((m["content"] for m in asked(row).messages if m["role"] == "user"), None)
             if user is None or row.get("answer") is None:
                 raise UserError("ToggleReport.source: every row needs a user message and an `answer`")
             found.setdefault(user, str(row["answer"]))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lnlit.data.rows import Conversation, Message, conversation
+from lnlit.data.messages import Message
+from lnlit.data.rows import Conversation, asked, conversation
 from lnlit.data.tokenizer import check_tokenizer, special_texts
 from lnlit.errors import UserError
 from lnlit.thinking import Thinking
@@ -98,14 +99,14 @@ class ChatEncoder:
     def prompt(self, row: Mapping[str, Any]) -> tuple[list[Message], list[int]]:
         """A row's conversation up to what the assistant has to answer, and its tokens. Both are empty where nothing was
         said but by the assistant."""
-        asked = conversation(row, self.thinking).without_answer()
-        if all(message["role"] == "system" for message in asked.messages):
+        said = asked(row, self.thinking)
+        if all(message["role"] == "system" for message in said.messages):
             return [], []
-        return asked.messages, self._prompt_ids(asked)
+        return said.messages, self._prompt_ids(said)
 
-    def _prompt_ids(self, asked: Conversation) -> list[int]:
+    def _prompt_ids(self, said: Conversation) -> list[int]:
         stand_ins: list[str] = []
-        text = self._render(self._safe(asked.messages, stand_ins), asked, prompt=True)
+        text = self._render(self._safe(said.messages, stand_ins), said, prompt=True)
         ids: list[int] = []
         for _, piece in self._pieces(_Rendered(text, [])):
             ids += self._literal_ids(piece, stand_ins) if piece.startswith(_OPEN) else self._ids(piece)

@@ -21,10 +21,10 @@ from lnlit.data.corpus import RowReader
 from lnlit.data.packing import BestFit, Row, collate
 from lnlit.data.plan import Corpus, MapPlan
 from lnlit.data.planned import PlannedData
-from lnlit.data.preference_rows import PreferenceRows
+from lnlit.data.preference_rows import PreferenceRows, chats
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
-from lnlit.errors import UserError
+from lnlit.errors import UserError, shown
 from lnlit.interfaces import PreferenceBatch, Source
 from lnlit.thinking import Thinking, on_or_off
 
@@ -104,12 +104,7 @@ class GroupEncoder:
 
     def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
         rows = list(rows)
-        chats = [
-            {**row, "messages": [*row["messages"], {"role": "assistant", "content": completion}]}
-            for row in rows
-            for completion in row["completions"]
-        ]
-        documents = iter(self.chat.encode_many(chats))
+        documents = iter(self.chat.encode_many([chat for row in rows for chat in chats(row)]))
         groups: list[Document] = []
         for row in rows:
             rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
@@ -143,7 +138,7 @@ def _reference(row: Mapping[str, Any], completions: Sequence[Document]) -> tuple
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(
             f"{REFERENCE}: expected temperature, and log_probs and digests, one of each per completion, got "
-            f"{written!r} ({error})"
+            f"{shown(written)} ({error})"
         ) from error
 
 

@@ -7,28 +7,29 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lnlit.data.messages import Message, read_messages
+from lnlit.data.rows import ANSWERS, CONTEXT, DIALOGUES, PROMPTS, check_said, conversation, prompt_turns
 from lnlit.data.sources import where
-from lnlit.errors import UserError
+from lnlit.errors import UserError, shown
 from lnlit.interfaces import Source
 
-Message = dict[str, Any]
-
-_PROMPTS = ("messages", "prompt", "input", "conversations")
 _PAIR = ("chosen", "rejected")
+#: OpenAI's names, whose `input` is a mapping of `messages` and `tools`.
+_OPENAI_PAIR: tuple[str, ...] = ("preferred_output", "non_preferred_output")
 _SCORES = ("score_chosen", "score_rejected")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class PreferenceRows(Source):
-    """Another source's rows as `messages` (the prompt), `completions` (texts) and `rewards` (numbers or None).
+    """Another source's rows as `messages` (the prompt), `completions` and `rewards` (numbers or None).
 
     A row holds either `chosen` and `rejected`, or `completions` and `rewards`. Each completion is a text, a message, or
-    a whole conversation that ends with it; the prompt before texts is `messages`, `prompt`, `input` or `conversations`,
-    as messages or as the user's words. Without any of these, a text is a dialogue as in Anthropic's HH data
-    ("\\n\\nHuman: ...\\n\\nAssistant: ..."). A pair's rewards are `rewards`, or `score_chosen` and `score_rejected`, or
-    else 1 and 0. Other keys stay. A row whose completions answer different prompts, or are not the assistant's, comes
-    without completions.
+    a whole conversation that ends with it; the prompt before texts has any form that a chat row's has. Without any, a
+    text is a dialogue as in Anthropic's HH data ("\\n\\nHuman: ...\\n\\nAssistant: ..."). A pair's rewards are
+    `rewards`, or `score_chosen` and `score_rejected`, or else 1 and 0. Other keys stay. `completions` are texts, or
+    messages where they say more than text. A row whose completions answer different prompts, or are not the
+    assistant's, comes without completions.
 
     Args:
         source: the rows as they are.
@@ -53,59 +54,96 @@ class PreferenceRows(Source):
 
 def preference_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """One row in the form that `PreferenceRows` describes. Raises `UserError` for one that has none of the forms."""
-    given = _prompt(row)
-    if all(key in row for key in _PAIR):
-        answers, rewards = [row[key] for key in _PAIR], _pair_rewards(row)
-    elif "completions" in row:
-        answers = row["completions"]
+    row = _with_our_names(row)
+    given = {key: value for key, value in row.items() if value is not None}
+    asked, read = _asked(given)
+    if all(key in given for key in _PAIR):
+        answers, rewards = [given[key] for key in _PAIR], _pair_rewards(given)
+    elif "completions" in given:
+        answers = given["completions"]
         if not isinstance(answers, list):
             raise UserError(f"completions: expected a list, got {type(answers).__name__}")
-        rewards = _numbers(row.get("rewards") or [None] * len(answers), len(answers))
+        if "labels" in given:
+            raise UserError("completions and labels are steps of one answer; expected whole answers and rewards")
+        rewards = _numbers(given.get("rewards") or [None] * len(answers), len(answers))
     else:
         keys = ", ".join(map(str, row)) or "none"
         raise UserError(f"expected the keys chosen and rejected, or completions and rewards; got keys: {keys}")
-    dialogues = [_dialogue(answer, given) for answer in answers]
-    prompt = dialogues[0][:-1] if dialogues else given or []
+    dialogues = [_dialogue(answer, asked) for answer in answers]
+    prompt = dialogues[0][:-1] if dialogues else asked or []
     comparable = all(d[:-1] == prompt and d[-1]["role"] == "assistant" for d in dialogues)
-    rest = {key: value for key, value in row.items() if key not in (*_PROMPTS, *_PAIR, *_SCORES)}
-    texts = [dialogue[-1]["content"] for dialogue in dialogues] if comparable else []
-    return {**rest, "messages": prompt, "completions": texts, "rewards": rewards if comparable else []}
+    if comparable:
+        check_said(given, {*ANSWERS, *_PAIR}, [*prompt, *(dialogue[-1] for dialogue in dialogues)])
+    gone = {*read, *PROMPTS, *_PAIR, *_SCORES}
+    rest = {key: value for key, value in row.items() if key not in gone}
+    said = [_completion(dialogue[-1]) for dialogue in dialogues] if comparable else []
+    return {**rest, "messages": prompt, "completions": said, "rewards": rewards if comparable else []}
 
 
-def _prompt(row: Mapping[str, Any]) -> list[Message] | None:
-    for key in _PROMPTS:
-        if key in row:
-            value = row[key]
-            return [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value, key)
-    return None
+def chats(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row of `PreferenceRows` as one chat row for each completion."""
+    context = {key: row[key] for key in CONTEXT if key in row}
+    return [
+        {**context, "messages": [*row["messages"], *([text] if isinstance(text, Mapping) else [_said(text)])]}
+        for text in row["completions"]
+    ]
+
+
+def unread(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys of a row of `PreferenceRows` that are no part of prompt and completions."""
+    found = [chat.unread for chat in map(conversation, chats(row))]
+    read = {"messages", "completions", "rewards", *CONTEXT}
+    rest = [key for key, value in row.items() if key not in read and value not in (None, "", [], {})]
+    return tuple(dict.fromkeys([*rest, *(key for keys in found for key in keys)]))
+
+
+def _with_our_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's preference rows as ours; others as they are."""
+    if any(key not in row or row[key] is None for key in _OPENAI_PAIR):
+        return dict(row)
+    asked = row.get("input")
+    if not isinstance(asked, Mapping):
+        raise UserError(f"input: expected a mapping with messages beside {_OPENAI_PAIR[0]}, got {shown(asked)}")
+    names = dict(zip(_OPENAI_PAIR, _PAIR, strict=True))
+    renamed = {names.get(key, key): value for key, value in row.items() if key != "input"}
+    if twice := set(renamed) & set(asked):
+        raise UserError(f"{', '.join(sorted(twice))}: both in the row and in its input; keep one of them")
+    return {**asked, **renamed}
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[list[Message] | None, set[str]]:
+    """The prompt and its keys. Some rows have the whole dialogue with the better answer beside it."""
+    turns, read = prompt_turns(row)
+    if turns and turns[-1].message["role"] == "assistant":
+        without = {key: value for key, value in row.items() if key not in DIALOGUES}
+        turns, read = prompt_turns(without)
+    return None if turns is None else [turn.message for turn in turns], read
 
 
 def _dialogue(answer: Any, prompt: list[Message] | None) -> list[Message]:
     """Prompt and completion as messages."""
     if isinstance(answer, str):
-        if prompt is not None:
-            return [*prompt, {"role": "assistant", "content": answer}]
-        return _hh_dialogue(answer)
-    messages = _messages([answer] if isinstance(answer, dict) else answer, "a completion")
-    if len(messages) > 1:  # it brings its prompt along
+        return _hh_dialogue(answer) if prompt is None else [*prompt, _said(answer)]
+    messages = [turn.message for turn in read_messages(answer, "a completion")]
+    brings_prompt = messages[0]["role"] != "assistant"
+    if len(messages) > 1 and (brings_prompt or prompt is None):
         return messages
     if prompt is None:
-        raise UserError(f"a completion needs a prompt: one of the keys {', '.join(_PROMPTS)}, or messages before it")
+        raise UserError(f"a completion needs a prompt: one of the keys {', '.join(PROMPTS)}, or messages before it")
+    if len(messages) > 1:
+        raise UserError(
+            f"a completion of {len(messages)} messages: a reward is for one answer. Put what comes before the last one "
+            "into the prompt."
+        )
     return [*prompt, *messages]
 
 
-def _messages(value: Any, name: str) -> list[Message]:
-    """Messages, also with the keys `from` and `value` in place of `role` and `content`."""
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise UserError(f"{name}: expected text or a list of messages, got {str(value)[:80]!r}")
-    found = []
-    for message in value:
-        if "from" in message and "value" in message:
-            message = {"role": message["from"], "content": message["value"]}
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise UserError(f"{name}: a message must have role and content, got {str(message)[:80]!r}")
-        found.append({**message, "role": _ROLES.get(message["role"], message["role"])})
-    return found
+def _said(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _completion(message: Message) -> str | Message:
+    return message["content"] if set(message) == {"role", "content"} else message
 
 
 def _hh_dialogue(text: str) -> list[Message]:
@@ -114,14 +152,14 @@ def _hh_dialogue(text: str) -> list[Message]:
     if before.strip() or not turns:
         raise UserError(
             "a completion without a prompt must be a dialogue '\\n\\nHuman: ...\\n\\nAssistant: ...', got "
-            f"{text[:80]!r}"
+            f"{shown(text)}. Name the prompt's key in the source's columns, as in columns: {{question: prompt}}."
         )
     messages: list[Message] = []
     for speaker, words in zip(turns[::2], turns[1::2], strict=True):
-        if messages and messages[-1]["role"] == _ROLES[speaker]:
+        if messages and messages[-1]["role"] == _HH_ROLES[speaker]:
             messages[-1]["content"] += f"\n\n{words.strip()}"
         else:
-            messages.append({"role": _ROLES[speaker], "content": words.strip()})
+            messages.append({"role": _HH_ROLES[speaker], "content": words.strip()})
     return messages
 
 
@@ -133,7 +171,7 @@ def _pair_rewards(row: Mapping[str, Any]) -> list[float | None]:
 def _numbers(values: Any, count: int) -> list[float | None]:
     """What is no finite number is None."""
     if not isinstance(values, list) or len(values) != count:
-        raise UserError(f"rewards: expected a list of {count} numbers, one per completion, got {values!r}")
+        raise UserError(f"rewards: expected a list of {count} numbers, one per completion, got {shown(values)}")
     if wrong := [value for value in values if not isinstance(value, int | float | None)]:
-        raise UserError(f"rewards: expected numbers or null, got {wrong[0]!r}")
+        raise UserError(f"rewards: expected numbers or null, got {shown(wrong[0])}")
     return [None if value is None or not math.isfinite(value) else float(value) for value in values]

@@ -1,18 +1,56 @@
 """Rows as people write them, read into one form: a conversation.
 
-Every reader of chat rows (training, preferences, prompts, splits) goes through `conversation`.
+Every reader of chat rows (training, preferences, prompts, splits) goes through `conversation` or `asked`. A row has a
+prompt and may have an answer, each under one of several names; whatever else changes what a model is shown or learns
+is read too, or the row is refused. The keys that are left over only annotate; they are in `unread`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lnlit.errors import UserError
-from lnlit.thinking import Thinking, toggle
+from lnlit.data.messages import Message, Turn, check_text, read_messages, read_tools
+from lnlit.errors import UserError, shown
+from lnlit.thinking import Thinking, mode, on_or_off, toggle
 
-Message = dict[str, Any]
+#: Keys of the prompt, the first that is there being the one that is read; of the answer likewise.
+DIALOGUES = ("messages", "conversations")
+PROMPTS = (*DIALOGUES, "instruction", "prompt", "input")
+#: What an instruction is about: Alpaca's and dolly's names.
+_MATTER = ("input", "context")
+_HISTORY = "history"
+ANSWERS = ("completion", "response", "output")
+_SYSTEM = ("system", "system_prompt")
+_TOGGLES = ("thinking", "reasoning")
+_TOOLS = ("tools", "functions")
+_ARGUMENTS = "chat_template_kwargs"
+_ENABLE = "enable_thinking"
+_THOUGHTS = "reasoning_content"
+_PAIR = ("chosen", "rejected")
+#: What people call their questions and answers, to guess at columns.
+_QUESTIONS = ("question", "query", "problem", "task", "text", "user")
+_REPLIES = ("answer", "solution", "generation", "reply", "target", "assistant")
+#: Keys that say what lnlit cannot do, and what to do instead.
+_REFUSED = {
+    **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), "lnlit learns text"),
+    "documents": "put their text into a message",
+    "chat_template": "a run has one template, its tokenizer's",
+    "continue_final_message": "write the turn as a whole",
+}
+#: Whether the answer is a good one: TRL's and LLaMA-Factory's names in rows for KTO.
+_LABELS = ("label", "kto_tag")
+#: Keys beside the prompt that change what the model is shown, and so belong to a preference row as well.
+CONTEXT = (*_SYSTEM, *_TOGGLES, *_TOOLS, _ARGUMENTS, _ENABLE, *_REFUSED, "mask", "weight")
+#: What `apply_chat_template` is given by us.
+_TAKEN = ("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize")
+
+EXPECTED = (
+    "expected the key messages or conversations, or a prompt (instruction, prompt or input) with its answer "
+    "(completion, response or output)"
+)
 
 
 @dataclass(frozen=True)
@@ -24,12 +62,14 @@ class Conversation:
         learned: of each message, whether it is to be learned: the assistant's, unless the row says otherwise.
         tools: definitions that the template shows the model, as JSON schemas.
         template_arguments: further variables of the template (Hugging Face's `chat_template_kwargs`).
+        unread: keys of the row that are none of the conversation.
     """
 
     messages: list[Message]
     learned: tuple[bool, ...]
     tools: list[Any] | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def without_answer(self) -> Conversation:
         """Up to what the assistant has to answer."""
@@ -40,66 +80,236 @@ class Conversation:
 
 
 def conversation(row: Mapping[str, Any], thinking: Thinking | None = None) -> Conversation:
-    """A row's conversation with its system prompt in front.
+    """A row's conversation with its system prompt in front. The README has the table of forms.
 
-    Reads `messages`; or Hugging Face's `prompt` and `completion`, each text or messages, the second where there is one;
-    or the Llama-Nemotron schema (`input`: text or messages, `output`: text). The system prompt is the
-    row's `system_prompt`; or else the toggle from the row's `thinking` or `reasoning`; or else from the argument. It
-    precedes a system message that the conversation already has.
+    The toggle is what the row says itself, be it in its system prompt or as `thinking` or `reasoning`; it precedes a
+    system prompt that says nothing of thinking. Else it is the argument, unless the row has a key `system` or
+    `system_prompt`, which is the whole of its system prompt.
+
+    Raises `UserError` for a row of no known form, one that contradicts itself, and one with keys that lnlit cannot
+    honour.
     """
-    messages = _messages(row)
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise UserError(f"a message must be a mapping with role and content, got {message!r}")
-        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            raise UserError(f"the content of a {message['role']} message must be text, got {message.get('content')!r}")
-    messages = _with_system(messages, _system_prompt(row, thinking))
-    return Conversation(messages, tuple(message["role"] == "assistant" for message in messages))
-
-
-def _messages(row: Mapping[str, Any]) -> list[Message]:
-    if "messages" in row:
-        if not isinstance(row["messages"], list) or not row["messages"]:
-            raise UserError(f"messages: expected a list with at least one message, got {row['messages']!r}")
-        return row["messages"]
-    if "prompt" in row:
-        return [*_turns(row["prompt"], "user"), *_turns(row.get("completion", []), "assistant")]
-    if "input" not in row or "output" not in row:
+    given = {key: value for key, value in row.items() if value is not None}
+    _refuse(given)
+    turns, read = prompt_turns(given)
+    if turns is None:
         keys = ", ".join(map(str, row)) or "none"
-        raise UserError(
-            "expected the key messages, or prompt with or without completion (Hugging Face's), or input and output "
-            f"(Llama-Nemotron's); got keys: {keys}"
-        )
-    prompt = [{"role": "user", "content": row["input"]}] if isinstance(row["input"], str) else row["input"]
-    if not isinstance(prompt, list) or not isinstance(row["output"], str):
-        raise UserError("expected input as text or a list of messages, and output as text")
-    return [*prompt, {"role": "assistant", "content": row["output"]}]
+        raise UserError(f"{EXPECTED}; got keys: {keys}. {_advice(given)}")
+    answer, name = _answer(given)
+    if not (read & set(DIALOGUES) and turns[-1].message["role"] == "assistant"):  # else it can but repeat that turn
+        turns, read = [*turns, *answer], read | {name}
+    messages = [turn.message for turn in turns]
+    check_said(given, read, messages)
+    read |= {*_SYSTEM, *_TOGGLES, *_TOOLS, _ARGUMENTS, _ENABLE, _THOUGHTS, "mask", "weight"}
+    read |= {key for key in _LABELS if isinstance(given.get(key), bool)}
+    system = _with_system(messages, _system_prompt(given), _toggle(given), thinking)
+    learned = tuple(turn.learned for turn in turns)
+    unread = [key for key, value in given.items() if key not in read and value not in ("", [], {})]
+    return Conversation(
+        system,
+        (False,) * (len(system) - len(messages)) + learned,
+        read_tools(_only(given, _TOOLS)),
+        _template_arguments(given),
+        tuple(dict.fromkeys([*unread, *(key for turn in turns for key in turn.unread)])),
+    )
 
 
-def _turns(given: Any, role: str) -> list[Message]:
-    """Text as a turn of `role`; turns as they are."""
+def asked(row: Mapping[str, Any], thinking: Thinking | None = None) -> Conversation:
+    """A row's conversation up to what the assistant has to answer. What else the row says of the answer is a reward's
+    business, so it may be anything."""
+    answers = {*ANSWERS, *_PAIR, *_LABELS, _THOUGHTS}
+    return conversation({key: row[key] for key in row if key not in answers}, thinking).without_answer()
+
+
+def prompt_turns(row: Mapping[str, Any]) -> tuple[list[Turn] | None, set[str]]:
+    """A row's turns but for a separate answer, without its system prompt, and the keys that say them. None: it has no
+    prompt."""
+    name = next((key for key in PROMPTS if row.get(key) is not None), None)
+    if name is None:
+        return None, set()
+    value, read = row[name], {name}
+    if name in DIALOGUES:
+        return read_messages(value, name), read
+    if not isinstance(value, str):
+        return _dialogue(value, name), read
+    if name == "instruction":
+        matter = [(key, row[key]) for key in _MATTER if row.get(key) not in (None, "")]
+        for key, text in matter:
+            if not isinstance(text, str):
+                raise UserError(f"{key}: expected text beside an instruction, got {shown(text)}")
+        value = "\n".join(text for text in [value, *(text for _, text in matter)] if text)
+        read |= set(_MATTER)
+    history = list(_history(row.get(_HISTORY)))
+    return [*history, *read_messages([{"role": "user", "content": value}], name)], read | {_HISTORY}
+
+
+def _history(value: Any) -> Iterator[Turn]:
+    """Earlier rounds, pairs of what was asked and answered (LLaMA-Factory's, which learns these answers too)."""
+    for pair in value or ():
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise UserError(f"history: expected pairs of a question and its answer, got {shown(pair)}")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            yield from read_messages([{"role": role, "content": text}], _HISTORY)
+
+
+def _answer(row: Mapping[str, Any]) -> tuple[list[Turn], str]:
+    name = next((key for key in ANSWERS if row.get(key) is not None), "")
+    value, thoughts = row.get(name), row.get(_THOUGHTS)
+    if value is None or value == []:
+        if thoughts:
+            raise UserError(f"{_THOUGHTS}: thoughts of no answer; the row has none of the keys {', '.join(ANSWERS)}")
+        return [], name
+    if isinstance(value, str):
+        value = {"role": "assistant", "content": value}
+    if thoughts:
+        if isinstance(value, list):
+            raise UserError(f"{_THOUGHTS}: say the thoughts in the messages of {name}")
+        value = {**value, _THOUGHTS: thoughts}
+    return _dialogue(value, name), name
+
+
+def _dialogue(value: Any, name: str) -> list[Turn]:
+    tree = isinstance(value, Mapping) and "replies" in value  # OpenAssistant's
+    if isinstance(value, list) or (isinstance(value, Mapping) and {"role", "from"} & set(value) and not tree):
+        return read_messages(value, name)
+    hint = ". A tree of replies is no conversation: write a row for each path through it" if tree else ""
+    raise UserError(f"{name}: expected prompt and completion as text or lists of messages, got {shown(value)}{hint}.")
+
+
+def check_said(row: Mapping[str, Any], read: set[str], messages: Sequence[Message]) -> None:
+    """Raises `UserError` for a key that may be prompt or answer, is not in `read`, and says something of its own."""
+    for key in (*PROMPTS, *ANSWERS, *_MATTER, _HISTORY, *_PAIR):
+        if key not in row or key in read:
+            continue
+        said = [m for m in messages if m["role"] == "assistant"] if key in ANSWERS else messages
+        if not _says(said, row[key]):
+            instead = ""
+            if key in _PAIR:
+                instead = "; rows with chosen and rejected are for PreferenceData"
+            elif key in _MATTER and "prompt" in row:
+                instead = f", or {{prompt: instruction}} to read {key} too"
+            raise UserError(
+                f"{' and '.join(sorted(read & {*PROMPTS, *ANSWERS}))} are read, and {key} says something else: "
+                f"{shown(row[key])}. Write columns: {{{key}: null}} for the source to leave it out{instead}."
+            )
+
+
+def _refuse(row: Mapping[str, Any]) -> None:
+    for key, why in _REFUSED.items():
+        if row.get(key):
+            raise UserError(f"{key}: {why}. Leave such rows out, or the key: columns: {{{key}: null}} of the source.")
+    if (weight := row.get("weight", 1)) != 1:
+        raise UserError(f"weight: every row counts once, got {shown(weight)}. Give sources a weight in a blend.")
+    if row.get("mask") not in (None, "", "User", "user"):  # NeMo's: whose turns are not learned
+        raise UserError(f"mask: only the assistant's turns can be learned, got {shown(row['mask'])}")
+    for key in _LABELS:
+        if row.get(key) is False:
+            raise UserError(f"{key}: the row says that its answer is a bad one. Leave such rows out.")
+
+
+def _advice(row: Mapping[str, Any]) -> str:
+    if set(row) == {"text"}:
+        return "Rows of text are for TextData."
+    if set(_PAIR) <= set(row):
+        return "Rows with chosen and rejected are for PreferenceData."
+    question = next((key for key in _QUESTIONS if key in row), "QUESTION")
+    reply = next((key for key in _REPLIES if key in row), "ANSWER")
+    return f"Say what is what in the source's columns, as in columns: {{{question}: prompt, {reply}: completion}}."
+
+
+def _only(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value under one of several names. Raises `UserError` where two of them say different things."""
+    found = {name: row[name] for name in names if row.get(name) not in (None, "", [])}
+    first = next(iter(found.values()), None)
+    if any(value != first for value in found.values()):
+        raise UserError(f"{' and '.join(found)} say different things: {shown(found)}. Keep one of them.")
+    return first
+
+
+def _template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
+    given = row.get(_ARGUMENTS) or {}
     if isinstance(given, str):
-        return [{"role": role, "content": given}]
-    if not isinstance(given, list):
-        raise UserError(f"expected prompt and completion as text or lists of messages, got {given!r}")
-    return given
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{_ARGUMENTS}: not valid JSON: {error.msg}: {shown(given)}") from error
+    if not isinstance(given, Mapping):
+        raise UserError(f"{_ARGUMENTS}: expected a mapping of a template's variables, got {shown(given)}")
+    if taken := [name for name in given if name in _TAKEN]:
+        raise UserError(f"{_ARGUMENTS}: {taken[0]} is none of a template's variables that a row may set")
+    check_text(given)
+    enabled = {_ENABLE: row[_ENABLE]} if _ENABLE in row else {}
+    if {**enabled, **given} != {**given, **enabled}:
+        raise UserError(f"{_ENABLE} and {_ARGUMENTS} say different things; keep one of them")
+    return {**enabled, **given}
 
 
-def _system_prompt(row: Mapping[str, Any], thinking: Thinking | None) -> str | None:
-    if row.get("system_prompt"):
-        return str(row["system_prompt"])
-    for value in (row.get("thinking"), row.get("reasoning"), thinking):
-        if value is not None:
-            return toggle(value)
-    return None
+def _system_prompt(row: Mapping[str, Any]) -> str | None:
+    system = _only(row, _SYSTEM)
+    if system is not None and not isinstance(system, str):
+        raise UserError(f"system: expected text, got {shown(system)}")
+    check_text(system)
+    return system
 
 
-def _with_system(messages: list[Message], system: str | None) -> list[Message]:
-    if system is None:
-        return list(messages)
-    first = messages[0] if messages else None
-    if first is None or first["role"] != "system":
-        return [{"role": "system", "content": system}, *messages]
-    if first["content"].startswith(system):
-        return list(messages)
-    return [{**first, "content": f"{system}\n\n{first['content']}"}, *messages[1:]]
+def _toggle(row: Mapping[str, Any]) -> Thinking | None:
+    """What the row itself asks for beside its messages."""
+    found = set()
+    for key in _TOGGLES:
+        value = row.get(key)
+        if value is None or value == "":
+            continue
+        if not isinstance(value, bool) and value not in ("on", "off"):
+            raise UserError(
+                f"{key}: expected on or off, got {shown(value)}. If these are the answer's thoughts, say so in the "
+                f"source's columns: {{{key}: {_THOUGHTS}}}."
+            )
+        found.add(on_or_off(value))
+    if len(found) > 1:
+        raise UserError("thinking and reasoning say different things; keep one of them")
+    return found.pop() if found else None
+
+
+def _with_system(
+    messages: list[Message], system: str | None, own: Thinking | None, default: Thinking | None
+) -> list[Message]:
+    """With the row's system prompt and the toggle in front of what the messages' own system message says."""
+    said = [str(message["content"]) for message in messages if message["role"] == "system"]
+    if system is not None and not (said and said[0].startswith(system)):
+        said.insert(0, system)
+    in_prompt = mode([{"role": "system", "content": "\n\n".join(said)}])
+    other = toggle("off" if in_prompt == "on" else "on")
+    if in_prompt and (any(other in text for text in said) or own not in (None, in_prompt)):
+        raise UserError(
+            f"the row asks for {toggle(in_prompt)!r} and for {other!r}: its system prompt, thinking and reasoning must "
+            "agree"
+        )
+    wanted = own or (default if system is None else None)
+    front = [toggle(wanted)] if wanted and not in_prompt else []
+    if messages and messages[0]["role"] == "system":
+        first = messages[0]["content"]
+        front += [system] if system is not None and not first.startswith(system) else []
+        return [{**messages[0], "content": "\n\n".join([*front, first])}, *messages[1:]]
+    front += [system] if system is not None else []
+    return [{"role": "system", "content": "\n\n".join(front)}, *messages] if front else list(messages)
+
+
+def _says(messages: Sequence[Message], value: Any) -> bool:
+    """Whether all that `value` says is said in the messages."""
+    spoken = [text for message in messages for text in _texts(message)]
+    return all(any(text in said for said in spoken) for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if value.strip():
+            yield value.strip()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("role", "from", "type"):
+                yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif value is not None:
+        yield json.dumps(value, default=str)

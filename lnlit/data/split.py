@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
-from lnlit.data.rows import conversation
+from lnlit.data.rows import asked
 from lnlit.data.sources import SomeRows, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
@@ -36,7 +36,7 @@ class SplitSource(SomeRows):
     stays on its side when rows are added, removed or reordered.
 
     Args:
-        source: the rows to split: chat rows or the Llama-Nemotron schema.
+        source: the rows to split, of any form that a chat row may have.
         split: `train` or `heldout`.
         heldout_percent: share of all questions that is held out. Give both sides the same.
     """
@@ -70,7 +70,7 @@ class SplitSource(SomeRows):
 
 def user_text(row: Mapping[str, Any]) -> str:
     """What the user says in a chat row, turn by turn. `UserError` for a malformed row or one without a user."""
-    said = [message.get("content") for message in conversation(row).messages if message["role"] == "user"]
+    said = [message["content"] for message in asked(row).messages if message["role"] == "user"]
     if not said:
         raise UserError("no user message, so there is no question to split by; drop the row")
     return said[0] if len(said) == 1 and isinstance(said[0], str) else json.dumps(said)

@@ -139,7 +139,8 @@ def test_end_ids_are_the_end_of_turn_and_end_of_sequence(encoder, tokenizer):
         ({"text": "hello"}, "got keys: text"),
         ({"prompt": "hello"}, "no assistant turn"),
         ({"prompt": 3}, "prompt and completion as text or lists"),
-        ({"input": "hello", "output": None}, "output as text"),
+        ({"input": "hello", "output": None}, "no assistant turn"),
+        ({"input": "hello", "output": 3}, "prompt and completion as text or lists"),
         ({"messages": chat("a", "b"), "thinking": "maybe"}, "expected on or off, got 'maybe'"),
     ],
 )

@@ -1,0 +1,281 @@
+"""One message as people write it: OpenAI's and Hugging Face's `role` and `content`, or ShareGPT's `from` and `value`.
+
+Thoughts, tool calls and parts of content have several spellings; a template is given one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lnlit.errors import UserError, did_you_mean, shown
+
+Message = dict[str, Any]
+
+#: What other formats call the roles, in lower case. A message from `CALLER` says a call and nothing else.
+CALLER = "function_call"
+ROLES = {
+    **{name: name for name in ("system", "developer", "user", "assistant", "tool", "ipython", "document")},
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "bot", "model"), "assistant"),
+    **dict.fromkeys(
+        ("observation", "function", "function_response", "function-response", "tool_response", "tool_result"), "tool"
+    ),
+    **dict.fromkeys((CALLER, "function-call", "tool_call"), CALLER),
+}
+#: Whether a turn is learned: OpenAI's and Mistral's name, axolotl's, ms-swift's, LLaMA-Factory's.
+_LEARNED = ("weight", "train", "loss", "loss_weight")
+#: Thoughts: DeepSeek's and Qwen's name, which templates are given; OpenRouter's; gpt-oss's and Anthropic's.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_CALLS = ("tool_calls", "function_call")
+#: Keys that say what lnlit cannot learn.
+_REFUSED = {
+    "audio": "lnlit learns text",
+    "images": "lnlit learns text",
+    "image": "lnlit learns text",
+    "videos": "lnlit learns text",
+    "refusal": "write what the assistant says as its content",
+    "train_detail": "lnlit learns whole turns; say train for the turn",
+}
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning", "thought")
+_CALL_PARTS = ("tool_call", "tool_use", "function_call")
+_CALL_KEYS = ("id", "type", "index", "function", "name", "arguments", "parameters", "input")
+_BODIES = ("text", "value", "thinking", "reasoning", "content")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message in the one form that templates are given; `unread` are its keys that are passed on as they are."""
+
+    message: Message
+    learned: bool
+    unread: tuple[str, ...] = ()
+
+
+@dataclass
+class _Parts:
+    """What the parts of a message's content say, each kind by itself."""
+
+    thoughts: str = ""
+    text: str | None = None
+    calls: tuple[Any, ...] = ()
+
+
+def read_messages(value: Any, name: str) -> list[Turn]:
+    """The turns of a list of messages, or of one. `name` is the key that holds them. Raises `UserError`."""
+    if isinstance(value, Mapping) and ("role" in value or "from" in value):
+        value = [value]
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise UserError(f"{name}: expected a list with at least one message, got {shown(value)}")
+    return [read_message(message) for message in value]
+
+
+def read_message(value: Any) -> Turn:
+    """One message. Raises `UserError` for one that is none, or that says what lnlit would have to leave out."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"a message must be a mapping with role and content, got {shown(value)}")
+    given = {key: item for key, item in value.items() if item is not None and item != []}
+    role = _role(_one(given, ("role", "from")), value)
+    content = _one(given, ("content", "value"))
+    for key, why in _REFUSED.items():
+        if given.get(key):
+            raise UserError(f"a message with {key!r}: {why}")
+    if role == CALLER:
+        parts = _Parts(calls=tuple(_listed(content)))
+        role = "assistant"
+    else:
+        parts = _parts(content, role)
+    thoughts = _one({**given, "parts": parts.thoughts}, (*_THOUGHTS, "parts"))
+    calls = [*_listed(given.get("tool_calls")), *_listed(given.get("function_call")), *parts.calls]
+    learned = _learned(given, role)
+    read = {"role", "from", "content", "value", *_CALLS, *_THOUGHTS, *_LEARNED}
+    message = {"role": role, "content": parts.text, **{key: given[key] for key in given if key not in read}}
+    if thoughts:
+        message["reasoning_content"] = _thoughts(thoughts, role)
+    if calls:
+        message["tool_calls"] = [_call(call) for call in calls]
+        if role != "assistant":
+            raise UserError(f"{_a(role)} message with tool calls; only the assistant calls tools")
+    elif parts.text is None and not (thoughts and role == "assistant"):
+        raise UserError(
+            f"a message must have role and content: the content of {_a(role)} message must be text, got "
+            f"{shown(content)}"
+        )
+    elif parts.text is None:
+        message["content"] = ""
+    check_text(message)
+    passed_on = [key for key in given if key not in read and key not in ("name", "tool_call_id", "id")]
+    return Turn(message, learned, tuple(f"messages[].{key}" for key in passed_on))
+
+
+def check_text(value: Any) -> None:
+    """Raises `UserError` for half of a surrogate pair, which JSON can say and no tokenizer can read."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"broken text at character {error.start} of {shown(value)}: half of a surrogate pair. Repair or remove "
+                "the row."
+            ) from error
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_text(key)
+            check_text(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_text(item)
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """Definitions of tools in OpenAI's form, from a list or its JSON text. A bare function is wrapped."""
+    if isinstance(value, str):
+        value = _json(value, "tools") if value.strip() else None
+    if value is None or value == []:
+        return None
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise UserError(f"tools: expected a list of function definitions or its JSON text, got {shown(value)}")
+    return [_tool(tool) for tool in value]
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise UserError(f"tools: a definition needs a name, got {shown(tool)}")
+    wrapped = dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)}
+    check_text(wrapped)
+    return wrapped
+
+
+def _one(given: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value under one of several names. Raises `UserError` where two of them say different things."""
+    found = {name: given[name] for name in names if name in given and given[name] != ""}
+    first, *others = found.values() or [next((given[name] for name in names if name in given), None)]
+    if any(other != first for other in others):
+        raise UserError(f"a message says two things: {' and '.join(found)}; keep one of them")
+    return first
+
+
+def _role(value: Any, message: Mapping[str, Any]) -> str:
+    if value is None:
+        keys = ", ".join(map(str, message)) or "none"
+        raise UserError(f"a message must have role and content (or from and value); got keys: {keys}")
+    if not isinstance(value, str) or value.lower() not in ROLES:
+        guess = did_you_mean(str(value).lower(), ROLES)
+        raise UserError(f"a message's role is {shown(value)}.{guess} Known are: {', '.join(ROLES)}.")
+    return ROLES[value.lower()]
+
+
+def _learned(given: Mapping[str, Any], role: str) -> bool:
+    said = {name: given[name] for name in _LEARNED if name in given}
+    for name, value in said.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise UserError(
+                f"a message's {name}: expected 0 or 1, got {shown(value)}. A turn is learned or it is not; repeat rows "
+                "to give them more weight."
+            )
+    if len({bool(value) for value in said.values()}) > 1:
+        raise UserError(f"a message says both that it is learned and that it is not: {shown(said)}")
+    wanted = all(said.values())
+    if said and wanted and role != "assistant":
+        raise UserError(f"{_a(role)} message with {shown(said)}: only what the assistant says can be learned")
+    return wanted and role == "assistant"
+
+
+def _thoughts(value: Any, role: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"a message's thoughts must be text, got {shown(value)}")
+    if role != "assistant":
+        raise UserError(f"{_a(role)} message with thoughts {shown(value)}: only the assistant has thoughts")
+    return value
+
+
+def _parts(content: Any, role: str) -> _Parts:
+    """Content as it is, or its parts by kind. They must come in the order thoughts, text, calls, in which templates
+    write them."""
+    if content is None or isinstance(content, str):
+        return _Parts(text=content)
+    if isinstance(content, Mapping) and "type" in content:
+        content = [content]
+    if not isinstance(content, list):
+        raise UserError(f"the content of {_a(role)} message must be text or a list of parts, got {shown(content)}")
+    found, stage = _Parts(), 0
+    for part in content:
+        kind, body = _part(part, role)
+        if kind < stage:
+            raise UserError(
+                f"the content of {_a(role)} message has parts in an order that no template can write; expected "
+                "thoughts, text and tool calls, in this order. Write it as several messages."
+            )
+        stage = kind
+        if kind == 0:
+            found.thoughts += body
+        elif kind == 1:
+            found.text = (found.text or "") + body
+        else:
+            found.calls += (body,)
+    return found
+
+
+def _part(part: Any, role: str) -> tuple[int, Any]:
+    """(0 for thoughts, 1 for text, 2 for a call; what it says)."""
+    if isinstance(part, str):
+        return 1, part
+    if not isinstance(part, Mapping):
+        raise UserError(f"a part of {_a(role)} message must be text or a mapping with a type, got {shown(part)}")
+    given = {key: value for key, value in part.items() if value is not None and key != "type"}
+    kind = part.get("type", "text")
+    if kind in _CALL_PARTS:
+        body = given.pop("value", given.pop("function", None)) or given
+        return 2, body
+    if kind not in _TEXT_PARTS + _THOUGHT_PARTS:
+        raise UserError(f"a part of type {shown(kind)} in {_a(role)} message: lnlit learns text. Leave such rows out.")
+    body = _one(given, _BODIES)
+    if isinstance(body, list):  # Mistral's thinking is a list of text parts
+        body = "".join(_part(inner, role)[1] for inner in body)
+    unread = [key for key in given if key not in (*_BODIES, "cache_control", "signature", "annotations", "id")]
+    if not isinstance(body, str) or unread:
+        raise UserError(f"a part of {_a(role)} message must be text and nothing else, got {shown(dict(part))}")
+    return (0 if kind in _THOUGHT_PARTS else 1), body
+
+
+def _a(role: str) -> str:
+    return f"{'an' if role[0] in 'ai' else 'a'} {role}"
+
+
+def _listed(calls: Any) -> list[Any]:
+    if isinstance(calls, str):
+        calls = _json(calls, "a tool call") if calls.strip() else []
+    return calls if isinstance(calls, list) else [] if calls is None or calls == {} else [calls]
+
+
+def _call(call: Any) -> dict[str, Any]:
+    """One call as OpenAI writes it, its arguments as a mapping, which is what templates expect."""
+    said = _json(call, "a tool call") if isinstance(call, str) else call
+    function = said.get("function", said) if isinstance(said, Mapping) else None
+    if isinstance(function, str) and isinstance(said, Mapping):
+        function = {**said, "name": function}
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise UserError(f"a tool call must have a name and arguments, got {shown(call)}")
+    arguments = next((function[key] for key in ("arguments", "parameters", "input") if key in function), None)
+    if isinstance(arguments, str):
+        arguments = _json(arguments, f"arguments of {function['name']}") if arguments.strip() else None
+    if not isinstance(arguments, Mapping | None):
+        raise UserError(f"arguments of {function['name']}: expected a mapping or its JSON text, got {shown(arguments)}")
+    others = {key: value for key, value in {**said, **function}.items() if key not in _CALL_KEYS and value is not None}
+    if others:
+        raise UserError(f"a tool call says more than a name and arguments: {shown(others)}. Leave that out.")
+    read = {"name": function["name"], "arguments": dict(arguments or {})}
+    return {**({"id": said["id"]} if said.get("id") else {}), "type": "function", "function": read}
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}: not valid JSON: {error.msg} at column {error.colno}: {shown(text)}") from error

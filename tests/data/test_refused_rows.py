@@ -1,0 +1,135 @@
+"""Rows that say what lnlit cannot honour: each is refused in one short message that says what to do."""
+
+import pytest
+from row_samples import CALL, OLDER, ONE, SCHEMA, THOUGHT, assistant, user
+
+from lnlit.data.rows import conversation
+from lnlit.errors import UserError
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
+REFUSED = {
+    "image part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, IMAGE]}, ONE[1]]},
+        "'image_url'.*lnlit learns text",
+    ),
+    "images": ({"messages": ONE, "images": ["x.png"]}, "images: lnlit learns text"),
+    "tool result part": (
+        {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "7"}]}]},
+        "tool_result",
+    ),
+    "documents": ({"messages": ONE, "documents": [{"text": "x"}]}, "documents: put their text into a message"),
+    "KTO's bad answer": (
+        {"prompt": "Why?", "completion": "Meh.", "label": False},
+        "label: the row says that its answer is a bad one",
+    ),
+    "train_detail": (
+        {
+            "conversations": [
+                {"from": "human", "value": "?"},
+                {"from": "gpt", "value": "a", "train_detail": [{"begin_offset": 0}]},
+            ]
+        },
+        "whole turns",
+    ),
+    "half a weight": ({"messages": [ONE[0], {**ONE[1], "weight": 0.5}]}, "expected 0 or 1, got 0.5"),
+    "learned user": ({"messages": [{**ONE[0], "train": True}, ONE[1]]}, "only what the assistant says can be learned"),
+    "weight of a row": ({"messages": ONE, "weight": 0.5}, "every row counts once"),
+    "another mask": ({"conversations": ONE, "mask": "Assistant"}, "mask: only the assistant's"),
+    "two prompts": (
+        {"messages": ONE, "prompt": "When?"},
+        r"messages are read, and prompt says something else: 'When\?'",
+    ),
+    "two answers": ({"prompt": "Why?", "completion": "Because.", "output": "No."}, "output says something else"),
+    "another answer": ({"messages": ONE, "response": "No."}, "response says something else"),
+    "context beside a prompt": (
+        {"prompt": "Who?", "context": "Ada wrote it.", "response": "Ada"},
+        "prompt: instruction",
+    ),
+    "a preference row": (
+        {"conversations": OLDER[:3], "chosen": ONE[1], "rejected": assistant("No.")},
+        "PreferenceData",
+    ),
+    "HH": ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "PreferenceData"),
+    "two systems": (
+        {"messages": ONE, "system": "a", "system_prompt": "b"},
+        "system and system_prompt say different things",
+    ),
+    "two tools": (
+        {"messages": ONE, "tools": [SCHEMA], "functions": [{**SCHEMA, "name": "x"}]},
+        "tools and functions say different",
+    ),
+    "text": ({"text": "plain"}, "Rows of text are for TextData"),
+    "question and answer": (
+        {"question": "1 + 1?", "answer": "2"},
+        r"columns: \{question: prompt, answer: completion\}",
+    ),
+    "tokens": ({"input_ids": [1, 2], "labels": [1, 2]}, "got keys: input_ids, labels"),
+    "a tree": (
+        {"prompt": {"text": "?", "role": "prompter", "replies": [{"text": "a" * 5000}]}},
+        "write a row for each path",
+    ),
+    "unknown role": (
+        {"messages": [{"role": "asistant", "content": "a"}]},
+        r"role is 'asistant'. Did you mean 'assistant'\?",
+    ),
+    "role alone": ({"messages": [{"role": "user"}]}, "content of a user message must be text"),
+    "no role": ({"messages": [{"content": "a"}]}, "got keys: content"),
+    "content and value": (
+        {"messages": [{"role": "user", "content": "a", "value": "b"}]},
+        "says two things: content and value",
+    ),
+    "structured content": (
+        {"messages": [ONE[0], {"role": "assistant", "content": {"answer": "a"}}]},
+        "must be text or a list",
+    ),
+    "thinking user": ({"messages": [{**ONE[0], "thinking": "Hm."}, ONE[1]]}, "only the assistant has thoughts"),
+    "two thoughts": ({"messages": [ONE[0], {**THOUGHT[1], "thinking": "Oh."}]}, "says two things"),
+    "thoughts last": (
+        {
+            "messages": [
+                ONE[0],
+                {
+                    "role": "assistant",
+                    "content": [{"type": "text", "text": "a"}, {"type": "thinking", "thinking": "b"}],
+                },
+            ]
+        },
+        "order",
+    ),
+    "thoughts as a column": (
+        {"prompt": "Why?", "reasoning": "Let me see.", "response": "Because."},
+        r"columns: \{reasoning: reasoning_content\}",
+    ),
+    "broken arguments": (
+        {"messages": [ONE[0], {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+        "not valid JSON",
+    ),
+    "call with more": (
+        {
+            "messages": [
+                ONE[0],
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}", "note": "n"}}]},
+            ]
+        },
+        "more than a name",
+    ),
+    "calling user": ({"messages": [{"role": "user", "tool_calls": [CALL]}]}, "only the assistant calls tools"),
+    "refusal": ({"messages": [ONE[0], {"role": "assistant", "content": "", "refusal": "I cannot."}]}, "'refusal'"),
+    "tools of text": ({"messages": ONE, "tools": "weather(city)"}, "tools: not valid JSON"),
+    "messages in kwargs": ({"messages": ONE, "chat_template_kwargs": {"tools": []}}, "none of a template's variables"),
+    "surrogate": ({"messages": [user("a\ud83d"), ONE[1]]}, "half of a surrogate pair"),
+    "surrogate in a system prompt": ({"messages": ONE, "system": "a\ud83d"}, "half of a surrogate pair"),
+    "surrogate in tools": (
+        {"messages": ONE, "tools": [{**SCHEMA, "description": "\udc00"}]},
+        "half of a surrogate pair",
+    ),
+    "history of text": ({"instruction": "a", "output": "b", "history": ["q", "r"]}, "history: expected pairs"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_honoured_is_refused_in_one_short_message(name):
+    row, message = REFUSED[name]
+    with pytest.raises(UserError, match=message) as caught:
+        conversation(row)
+    assert len(str(caught.value)) < 500
