@@ -6,7 +6,7 @@ from lnlit.interfaces.checkpoint import CheckpointFormat
 from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
 from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
-from lnlit.interfaces.reward import BatchReward, Reward, RewardRequest, RewardResult
+from lnlit.interfaces.reward import BatchReward, NoVerdictError, Reward, RewardRequest, RewardResult
 from lnlit.interfaces.rollout import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.interfaces.solver import Solution, Solver, SolverResult
 from lnlit.interfaces.source import Source
@@ -25,6 +25,7 @@ __all__ = [
     "Latency",
     "LayerContext",
     "Meter",
+    "NoVerdictError",
     "PolicyBatch",
     "PolicyWeights",
     "PreferenceBatch",

@@ -28,16 +28,44 @@ class RewardResult:
     error: str | None = None
 
 
+class NoVerdictError(Exception):
+    """Raised by a reward where nobody can say what a completion is worth, and the completion is not to blame.
+
+    Args:
+        kind: what it is counted as, one word such as `unreadable_gold`.
+        why: for the user, of this row.
+    """
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(kind, why)
+        self.kind, self.why = kind, why
+
+
 class Reward(ABC):
-    """A reward is plain data and code that can be sent to another process, where it may be stopped at any time."""
+    """A reward is plain data and code that can be sent to another process, where it may be stopped at any time.
+
+    Whose fault it is when nothing comes back is decided in one place, `lnlit.rewards.pool`: a completion that takes all
+    the time or memory, or kills the process, is paid 0 where an empty completion in its place is judged without ado;
+    else there is no verdict.
+    """
 
     #: Seconds that one completion may take.
     time_limit_s: float = 10.0
 
     @abstractmethod
     def score(self, request: RewardRequest) -> float | None:
-        """The reward of one completion; None where there is none to give. An exception or a time-out is noted and
-        counts as none."""
+        """The reward of one completion; None or a `NoVerdictError` where there is none to give. Any other exception is
+        noted and counts as none."""
+
+    def check_row(self, row: Mapping[str, Any]) -> None:  # noqa: B027 - most rewards take any row
+        """Raises `UserError` where no completion could be judged by this row. Sees every row before anything is
+        sampled, in the trainer's process, so it imports nothing heavy and looks no further than it can in an instant.
+        """
+
+    def warm_up(self, request: RewardRequest) -> None:
+        """Import and read what only the first completion waits for. Called once in each process that judges, outside
+        the time limit, with an empty completion; whatever it raises is nobody's verdict."""
+        self.score(request)
 
 
 class BatchReward(Reward):

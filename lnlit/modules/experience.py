@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.loader import count_batches
@@ -28,6 +28,7 @@ from lnlit.modules.ranks import everyones
 from lnlit.modules.rollouts import Phases, Rollouts, Weighted
 from lnlit.modules.sampled import Packed, SampledModel, pack
 from lnlit.objectives.advantage import without_spread
+from lnlit.rewards.pool import why_not
 from lnlit.rollout.order import PromptOrder, Uniform
 from lnlit.rollout.sample import Prompt, Sample, describe, micro_batches, penalised_table, request_seed, rewards_table
 from lnlit.thinking import Thinking, on_or_off
@@ -125,6 +126,7 @@ class Experience(L.LightningDataModule):
         self.phases = Phases()
         sampling = {"proof": proof, "max_difference": max_logprob_difference, "take_turns": take_turns}
         weighted = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
+        self._judges = [judge.reward for judge in weighted if judge.weight]
         self._sampler = partial(Rollouts, engine, weighted, reward_workers, **sampling)
         self._order = order or Uniform()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
@@ -163,6 +165,7 @@ class Experience(L.LightningDataModule):
     def _read(self, source: Source, key: str) -> list[Prompt]:
         """The prompts that leave the context room for a completion."""
         context, found, rows = self.policy.decoder.spec.context_length, [], 0
+        unjudged: dict[int, str] = {}
         room = context - self.max_new_tokens
         if room < 1:
             raise UserError(
@@ -174,12 +177,20 @@ class Experience(L.LightningDataModule):
                 messages, token_ids = self.encoder.prompt(row)
             except UserError as error:
                 raise UserError(f"data.{key}: {where(source, rows - 1)}: {error}") from error
-            if 0 < len(token_ids) <= room:
+            if why := why_not(self._judges, row):
+                unjudged[rows - 1] = why
+            elif 0 < len(token_ids) <= room:
                 found.append(Prompt(messages, tuple(token_ids), row))
+        named = "; ".join(f"{where(source, row)}: {why}" for row, why in list(unjudged.items())[:3])
+        if unjudged:
+            of = f"data.{key}: {len(unjudged)} of {rows} rows"
+            if len(unjudged) == rows:
+                raise UserError(f"{of} cannot be judged whatever a completion says: {named}")
+            rank_zero_warn(f"{of} left out, since they cannot be judged whatever a completion says: {named}")
+            self._metrics[f"{key}/unjudged"] = float(len(unjudged))
         if not found:
             raise UserError(f"data.{key}: none of {rows} rows has a prompt of at most {room} tokens before its answer")
-        if len(found) < rows:
-            left_out = rows - len(found)
+        if left_out := rows - len(unjudged) - len(found):
             rank_zero_info(f"data.{key}: {left_out} of {rows} rows left out: no prompt, or one of over {room} tokens")
             self._metrics[f"{key}/left_out"] = float(left_out)
         return found

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
+import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as OutOfTime
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, NamedTuple, SupportsFloat
 
 from lnlit.errors import UserError
-from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
+from lnlit.interfaces import BatchReward, NoVerdictError, Reward, RewardRequest, RewardResult
+
+#: What a process may take to warm up: so many times the limit of a completion, and at most so many seconds.
+_WARM_UP_TIMES, _WARM_UP_S = 20.0, 60.0
+
+#: What a completion is paid that used up what there was to judge it.
+_EXHAUSTING = 0.0
 
 
 def _not_started() -> UserError:
@@ -27,9 +35,33 @@ def _not_started() -> UserError:
     return UserError(said + end)
 
 
+def why_not(rewards: Iterable[Reward], row: Mapping[str, Any]) -> str | None:
+    """Why no completion could be judged by a row, as far as the rewards can tell without one."""
+    try:
+        for reward in rewards:
+            reward.check_row(row)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+class _Outcome(NamedTuple):
+    """What came of one completion: a value, or the kind of trouble and why. `exhausted` says that time, memory or the
+    process itself was used up, by the completion or by the verifier."""
+
+    value: float | None
+    kind: str = ""
+    why: str = ""
+    exhausted: bool = False
+
+
 class RewardPool:
     """Scores completions by several rewards at once. Every outcome but a number is counted by its kind: "none",
-    "not_finite", "raised", "timed_out", "crashed", "wrong_length". A reward's own `UserError` stops the run.
+    "not_finite", "wrong_type", "raised", "timed_out", "crashed", "wrong_length" and what a `NoVerdictError` calls
+    itself. A reward's own `UserError` stops the run.
+
+    Where time or memory ran out or the process died, the same row is judged with an empty completion. If that goes
+    well, the completion was at fault: it is paid 0 and counted as "exhausting". If not, there is no verdict.
 
     Args:
         rewards: name -> reward.
@@ -44,23 +76,17 @@ class RewardPool:
 
     def score(self, requests: Sequence[RewardRequest]) -> list[dict[str, RewardResult]]:
         """For each request what each reward says, by name."""
-        try:
-            futures = {
-                name: [
-                    self._processes.schedule(_score, (reward, request), timeout=reward.time_limit_s)
-                    for request in requests
-                ]
-                for name, reward in self.rewards.items()
-                if not isinstance(reward, BatchReward)
-            }
-        except RuntimeError as error:
-            raise _not_started() from error
+        alone = [name for name, reward in self.rewards.items() if not isinstance(reward, BatchReward)]
+        futures = {name: [self._schedule(name, request) for request in requests] for name in alone}
         found = {  # while the processes work
             name: self._batch(name, reward, requests)
             for name, reward in self.rewards.items()
             if isinstance(reward, BatchReward)
         }
-        found |= {name: [self._result(name, future) for future in row] for name, row in futures.items()}
+        for name, row in futures.items():
+            outcomes = [self._outcome(name, future) for future in row]
+            blamed = self._blame(name, requests, outcomes)
+            found[name] = [self._result(name, outcome, fault) for outcome, fault in zip(outcomes, blamed, strict=True)]
         return [{name: found[name][index] for name in self.rewards} for index in range(len(requests))]
 
     def close(self) -> None:
@@ -80,7 +106,47 @@ class RewardPool:
     @cached_property
     def _processes(self) -> Any:
         # They begin empty: a copy of a trainer with its threads would deadlock, and hold GPU memory.
-        return _pebble().ProcessPool(self.workers, context=multiprocessing.get_context("spawn"))
+        context = _Spawning()
+        places = {name: context.Semaphore(self.workers) for name in self.rewards}
+        return _pebble().ProcessPool(self.workers, initializer=_begin, initargs=(places,), context=context)
+
+    def _schedule(self, name: str, request: RewardRequest) -> Any:
+        reward = self.rewards[name]
+        try:
+            return self._processes.schedule(_score, (name, reward, request), timeout=reward.time_limit_s + _WARM_UP_S)
+        except RuntimeError as error:
+            raise _not_started() from error
+
+    def _outcome(self, name: str, future: Any) -> _Outcome:
+        limit = f"took longer than {self.rewards[name].time_limit_s} s"
+        try:
+            return future.result()
+        except OutOfTime:
+            return _Outcome(None, "timed_out", limit, exhausted=True)
+        except _pebble().ProcessExpired as expired:
+            if expired.exitcode == -_ALARM:
+                return _Outcome(None, "timed_out", limit, exhausted=True)
+            code = 0 if expired.exitcode == _ENDED else expired.exitcode
+            return _Outcome(None, "crashed", f"its process ended with exit code {code}", exhausted=True)
+        except UserError:  # the run is set up wrongly, and would be for every sample
+            raise
+        except BrokenProcessPool as error:
+            raise _not_started() from error
+        except Exception as problem:
+            return _Outcome(None, "raised", f"{type(problem).__name__}: {problem}")
+
+    def _blame(self, name: str, requests: Sequence[RewardRequest], outcomes: Sequence[_Outcome]) -> list[bool]:
+        """Which completions used up what there was: where the same row goes well without them."""
+        rows = [id(request.row) for request in requests]  # a prompt's samples share it
+        controls: dict[int, Any] = {}
+        for row, request, outcome in zip(rows, requests, outcomes, strict=True):
+            if outcome.exhausted and request.completion and row not in controls:
+                controls[row] = self._schedule(name, _without_completion(request))
+        healthy = {row: not self._outcome(name, control).kind for row, control in controls.items()}
+        return [
+            outcome.exhausted and bool(request.completion) and healthy[row]
+            for row, request, outcome in zip(rows, requests, outcomes, strict=True)
+        ]
 
     def _batch(self, name: str, reward: BatchReward, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         try:
@@ -92,46 +158,114 @@ class RewardPool:
         if len(found) != len(requests):
             error = f"gave {len(found)} results for {len(requests)} completions"
             return [self._without(name, "wrong_length", error) for _ in requests]
-        return [self._checked(name, result) for result in found]
+        return [self._given(name, result) for result in found]
 
-    def _result(self, name: str, future: Any) -> RewardResult:
-        try:
-            value, problem = future.result()
-            return self._without(name, "raised", problem) if problem else self._checked(name, RewardResult(value))
-        except OutOfTime:
-            return self._without(name, "timed_out", f"took longer than {self.rewards[name].time_limit_s} s")
-        except _pebble().ProcessExpired as expired:
-            return self._without(name, "crashed", f"its process ended with exit code {expired.exitcode}")
-        except UserError:  # the run is set up wrongly, and would be for every sample
-            raise
-        except BrokenProcessPool as error:
-            raise _not_started() from error
-        except Exception as problem:
-            return self._without(name, "raised", f"{type(problem).__name__}: {problem}")
+    def _given(self, name: str, result: Any) -> RewardResult:
+        """A batch's result, whatever was given for it."""
+        if not isinstance(result, RewardResult):
+            return self._without(name, "wrong_type", f"gave {_described(result)}, which is no RewardResult")
+        outcome = _number(result.value)
+        return self._result(name, outcome._replace(why=result.error or outcome.why))
 
-    def _checked(self, name: str, result: RewardResult) -> RewardResult:
-        if result.value is None:
-            return self._without(name, "none", result.error or "gave no reward")
-        if not math.isfinite(result.value):
-            return self._without(name, "not_finite", f"gave {result.value}")
-        return result
+    def _result(self, name: str, outcome: _Outcome, completion_at_fault: bool = False) -> RewardResult:
+        if completion_at_fault:
+            self._count(name, "exhausting", f"{outcome.why}, an empty one did not; paid {_EXHAUSTING}")
+            return RewardResult(_EXHAUSTING, f"exhausting: {outcome.why}")
+        if outcome.kind:
+            return self._without(name, outcome.kind, outcome.why)
+        return RewardResult(outcome.value, outcome.why or None)
 
     def _without(self, name: str, kind: str, error: str) -> RewardResult:
+        self._count(name, kind, error)
+        return RewardResult(None, error)
+
+    def _count(self, name: str, kind: str, error: str) -> None:
         self.outcomes[f"{name}/{kind}"] += 1
         if self.outcomes[f"{name}/{kind}"] == 1:
             warnings.warn(f"rewards/{name}/{kind}, counted from now on; the first: {error}", stacklevel=2)
-        return RewardResult(None, error)
 
 
-def _score(reward: Reward, request: RewardRequest) -> tuple[float | None, str | None]:
-    """(reward, what went wrong): in words, since some exceptions cannot be sent, and `sys.exit` means the worker."""
+def _number(value: Any) -> _Outcome:
+    """A reward as the number it must be. Text that could be read as one is none."""
+    if value is None:
+        return _Outcome(None, "none", "gave no reward")
     try:
+        number = float(value) if isinstance(value, SupportsFloat) else None
+    except Exception:  # an array of several
+        number = None
+    if number is None:
+        return _Outcome(None, "wrong_type", f"gave {_described(value)}, which is no number")
+    if not math.isfinite(number):
+        return _Outcome(None, "not_finite", f"gave {number}")
+    return _Outcome(number)
+
+
+def _described(value: Any) -> str:
+    return f"{value!r:.80} of type {type(value).__name__}"
+
+
+# In the processes
+
+#: Exit codes: of one whose time was up, and of one that ended as if all were well, amid a completion.
+_ALARM, _ENDED = getattr(signal, "SIGALRM", 14), 256
+
+#: Reward -> places to warm up in. One that a process died in is never given back, so that the others stop trying.
+_places: dict[str, Any] = {}
+
+
+def _begin(places: dict[str, Any]) -> None:
+    _places.update(places)
+
+
+class _Process(SpawnProcess):
+    """Whoever ends by itself has left its work, with exit code 0 too."""
+
+    @property
+    def exitcode(self) -> int | None:  # type: ignore[override]
+        return super().exitcode or (_ENDED if super().exitcode == 0 else None)
+
+
+class _Spawning(SpawnContext):
+    Process = _Process
+
+
+def _score(name: str, reward: Reward, request: RewardRequest) -> _Outcome:
+    """What a completion is worth: in words where it went wrong, since some exceptions cannot be sent, and `sys.exit`
+    means the worker. Its time begins when the reward is warm, and the system ends the process when it is up."""
+    place = _places.pop(name, None)
+    if place is not None and place.acquire(block=False):
+        _alarm(_warm_up_s(reward))
+        with contextlib.suppress(BaseException):
+            reward.warm_up(_without_completion(request))
+        place.release()
+    try:
+        _alarm(reward.time_limit_s)
         value = reward.score(request)
-        return None if value is None else float(value), None
     except UserError:
         raise
+    except NoVerdictError as none:
+        return _Outcome(None, none.kind, none.why)
     except BaseException as problem:
-        return None, f"{type(problem).__name__}: {problem}"
+        exhausted = isinstance(problem, (MemoryError, RecursionError))
+        return _Outcome(None, "raised", f"{type(problem).__name__}: {problem}", exhausted)
+    finally:
+        _alarm(0)
+    return _number(value)
+
+
+def _warm_up_s(reward: Reward) -> float:
+    return min(_WARM_UP_TIMES * reward.time_limit_s, _WARM_UP_S)
+
+
+def _alarm(seconds: float) -> None:
+    """Python cannot interrupt a long computation in C, the system can. 0 calls it off."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _without_completion(request: RewardRequest) -> RewardRequest:
+    return replace(request, completion="", truncated=False)
 
 
 def _pebble() -> Any:

@@ -72,7 +72,7 @@ def check_reward(make: Callable[[], Reward], cases: Sequence[Case], tolerance: f
             other = give()
             _expect(_same(other, found, tolerance), label, f"{what}, other numbers: {other} instead of {found}")
         strange = [replace(requests[0], completion=text, truncated=bool(text)) for text in STRANGE]
-        _pooled(make(), strange, label, ("none", "timed_out"))
+        _pooled(make(), strange, label, ("none", "timed_out", "exhausting"))
     finally:
         if isinstance(reward, BatchReward):
             reward.close()

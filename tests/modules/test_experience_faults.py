@@ -252,6 +252,29 @@ def test_long_prompts_are_left_out_and_counted(model, tmp_path, caplog):
     assert {answer for samples in run.drawn() for answer, *_ in samples} == {"0", "2"}
 
 
+class OfTheRow(Letters):
+    """Does not know what to make of the rows whose answer it is told."""
+
+    def __init__(self, unknown: str) -> None:
+        super().__init__()
+        self.unknown = unknown
+
+    def check_row(self, row):
+        if row["answer"] in self.unknown:
+            raise UserError(f"letters: the answer {row['answer']!r} cannot be read")
+
+
+def test_rows_that_nothing_can_be_judged_by_are_named_and_left_out(model, tmp_path):
+    file = write(tmp_path / "prompts.jsonl", ["one", "two", "three", "four"])
+    message = r"1 of 4 rows left out, since.*prompts\.jsonl:2: letters: the answer '1' cannot be read"
+    with pytest.warns(UserWarning, match=message):
+        run = Run(model, file, tmp_path, prompts_per_rollout=4, rewards=[OfTheRow("1")]).fit()
+    assert run.metrics.of("train/prompts/unjudged")[0] == 1
+    assert {answer for samples in run.drawn() for answer, *_ in samples} == {"0", "2", "3"}
+    with pytest.raises(UserError, match=r"data\.prompts: 4 of 4 rows cannot be judged whatever"):
+        Run(model, file, tmp_path / "none", rewards=[OfTheRow("0123")]).fit()
+
+
 def test_prompts_that_are_all_too_long_are_refused(model, tmp_path):
     file = write(tmp_path / "prompts.jsonl", ["long " * 80] * 3)
     with pytest.raises(UserError, match=r"data\.prompts: none of 3 rows has a prompt of at most 250 tokens"):

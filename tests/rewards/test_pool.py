@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
+from lnlit.interfaces import BatchReward, NoVerdictError, Reward, RewardRequest, RewardResult
 from lnlit.rewards.pool import RewardPool
 
 
@@ -35,6 +36,8 @@ class Told(Reward):
                 time.sleep(600)
             case "crash":
                 os._exit(3)
+            case "quiet crash":
+                os._exit(0)
             case "exit":
                 sys.exit(0)
             case "unsendable":
@@ -67,19 +70,92 @@ def pool():
 
 
 def test_every_fault_is_its_own_outcome(pool):
-    asked = ["1", "raise", "hang", "2.5", "crash", "none", "text", "nan", "-3", "exit", "unsendable"]
+    asked = ["1", "raise", "hang", "2.5", "crash", "none", "text", "nan", "-3", "quiet crash", "exit", "unsendable"]
     found = pool.score(requests(*asked))
-    assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3, None, None]
+    assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3, None, None, None]
     assert [row["length"].value for row in found] == [len(text) for text in asked]
     assert pool.outcomes == {
         f"told/{kind}": count
-        for kind, count in {"raised": 4, "not_finite": 1, "timed_out": 1, "crashed": 1, "none": 1}.items()
+        for kind, count in {
+            "raised": 3,
+            "wrong_type": 1,
+            "not_finite": 1,
+            "timed_out": 1,
+            "crashed": 2,
+            "none": 1,
+        }.items()
     }
     assert found[1]["told"].error == "RuntimeError: no idea"
     assert "took longer than 2.0 s" in found[2]["told"].error
     assert "exit code 3" in found[4]["told"].error
+    assert "exit code 0" in found[9]["told"].error
     assert [row["told"].error for row in found[-2:]] == ["SystemExit: 0", "Unsendable: no words"]
     assert pool.score(requests("7"))[0]["told"].value == 7  # and it works on
+
+
+class Exhausted(Reward):
+    """Judges by a row, which may be at fault itself, and does what the completion says."""
+
+    time_limit_s = 0.4
+
+    def score(self, request: RewardRequest):
+        match request.row.get("gold", request.completion):
+            case "hang":
+                9**9**9**9  # in C, where Python cannot interrupt it
+            case "crash":
+                os._exit(0)
+            case "memory":
+                raise MemoryError
+            case "deep":
+                raise RecursionError("too deep")
+            case "unknown":
+                raise NoVerdictError("unreadable_gold", "the row says: unknown")
+        return 1.0
+
+
+@pytest.fixture
+def exhausted():
+    pool = RewardPool({"it": Exhausted()}, workers=2)
+    yield pool
+    pool.close()
+
+
+def test_a_completion_that_uses_up_its_verifier_is_paid_nothing(exhausted):
+    found = exhausted.score(requests("right", "hang", "crash", "memory", "deep", "right"))
+    assert [row["it"].value for row in found] == [1, 0, 0, 0, 0, 1]
+    assert exhausted.outcomes == {"it/exhausting": 4}
+    assert "took longer than 0.4 s" in found[1]["it"].error
+
+
+@pytest.mark.parametrize(
+    ("gold", "kind"),
+    [("hang", "timed_out"), ("crash", "crashed"), ("deep", "raised"), ("unknown", "unreadable_gold")],
+)
+def test_a_verifier_that_breaks_on_every_completion_has_no_verdict(exhausted, gold, kind):
+    row = {"gold": gold}
+    found = exhausted.score([RewardRequest([], text, False, row) for text in ("right", "wrong")])
+    assert [row["it"].value for row in found] == [None, None]
+    assert exhausted.outcomes == {f"it/{kind}": 2}
+
+
+class SlowToStart(Reward):
+    """Like one that imports torch when it is first asked."""
+
+    time_limit_s = 1.0
+
+    def score(self, request: RewardRequest) -> float:
+        if "started" not in vars(SlowToStart):
+            time.sleep(1.5)
+            SlowToStart.started = True
+        return 1.0
+
+
+def test_what_a_reward_imports_first_is_not_its_completions_time():
+    pool = RewardPool({"slow": SlowToStart()}, workers=2)
+    try:
+        assert [row["slow"].value for row in pool.score(requests("a", "b", "c"))] == [1, 1, 1]
+    finally:
+        pool.close()
 
 
 def test_a_reward_that_is_set_up_wrongly_stops_the_run(pool):
@@ -108,6 +184,38 @@ def test_a_batch_reward_sees_all_completions_at_once(completions, values, outcom
     pool = RewardPool({"model": Model()}, workers=1)
     assert [row["model"].value for row in pool.score(requests(*completions))] == values
     assert pool.outcomes == outcomes
+
+
+class Gives(BatchReward):
+    def __init__(self, what) -> None:
+        self.what = what
+
+    def score_batch(self, requests):
+        return self.what
+
+
+@pytest.mark.parametrize(
+    ("what", "values", "outcomes"),
+    [
+        ([1.0, 0.5], [None, None], {"wrong_type": 2}),
+        (np.array([1.0, 0.5]), [None, None], {"wrong_type": 2}),
+        (None, [None, None], {"raised": 2}),
+        (7, [None, None], {"raised": 2}),
+        ("ab", [None, None], {"wrong_type": 2}),
+        ([RewardResult("1.0"), RewardResult(b"1")], [None, None], {"wrong_type": 2}),
+        ([RewardResult([1.0]), RewardResult(np.ones(2))], [None, None], {"wrong_type": 2}),
+        ([RewardResult(np.float32(0.5)), RewardResult(True)], [0.5, 1.0], {}),
+        ([RewardResult(None, "asleep"), RewardResult(float("inf"))], [None, None], {"none": 1, "not_finite": 1}),
+        ((RewardResult(n) for n in (1, 2)), [1, 2], {}),
+        ({"a": 1, "b": 2}, [None, None], {"wrong_type": 2}),
+        ([None, RewardResult(1.0)], [None, 1.0], {"wrong_type": 1}),
+    ],
+)
+def test_a_batch_reward_that_gives_something_else_is_counted(what, values, outcomes):
+    pool = RewardPool({"it": Gives(what)}, workers=1)
+    found = [row["it"].value for row in pool.score(requests("a", "b"))]
+    assert found == values and {type(value) for value in found} <= {float, type(None)}
+    assert pool.outcomes == {f"it/{kind}": count for kind, count in outcomes.items()}
 
 
 def test_a_script_that_starts_at_its_import_is_told_so(tmp_path):
