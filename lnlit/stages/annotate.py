@@ -218,6 +218,14 @@ def _read(source: Source, encoder: ChatEncoder, room: int) -> list[Prompt]:
     return found
 
 
+def _name_unjudged(source: Source, prompts: Sequence[Prompt], reward: Reward) -> None:
+    """Before anything is sampled: what rows will have no pass rate, as far as the reward can tell."""
+    if unjudged := {at: why for at, prompt in enumerate(prompts) if (why := why_not([reward], prompt.row))}:
+        named = "; ".join(f"{where(source, at)}: {why}" for at, why in list(unjudged.items())[:3])
+        said = f"annotate: no completion can be judged by {len(unjudged)} of {len(prompts)} rows: {named}"
+        print(said, file=sys.stderr)
+
+
 def _digest(prompts: Sequence[Prompt]) -> str:
     """A fingerprint of what the model reads and of what the reward may."""
     digest = hashlib.sha256()
