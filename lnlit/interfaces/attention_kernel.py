@@ -18,7 +18,8 @@ class Segments:
     """Document boundaries of a packed [B, T] batch, over its B*T tokens row by row. No document spans two rows.
 
     `lengths` are Python integers so that a CPU loop needs no synchronisation; `cu_seqlens` (int32 [N + 1], on the
-    batch's device) is what variable-length GPU kernels take.
+    batch's device) is what variable-length GPU kernels take. `max_length` is at least the longest, and a power of two:
+    compiled blocks see few values.
     """
 
     lengths: tuple[int, ...]

@@ -11,6 +11,11 @@ import torch._dynamo
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 
+#: Graphs of one distinct block, at most: one with and one without gradients for each of up to four ways in which what was
+#: a constant turns out to vary (batch, tokens, longest document, shared prompts). Beyond its limit, which is one for all
+#: blocks of a process, a teacher's too, dynamo says nothing and computes eagerly.
+_GRAPHS = 8
+
 
 def compile_blocks(decoder: Decoder, required: bool) -> bool:
     """Compile every block in place; returns whether it did. Without a C++ compiler: `UserError`, or False."""
@@ -20,9 +25,12 @@ def compile_blocks(decoder: Decoder, required: bool) -> bool:
                 "runtime.compile: no C++ compiler found (g++ or clang++). Install one or set compile: auto."
             )
         return False
-    # Each distinct block needs a compilation for training and one for evaluation; dynamo gives up after 8 of them.
-    needed = 2 * len(set(decoder.spec.layers)) + 8
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, needed)
+    distinct = len(set(decoder.spec.layers))
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name) + _GRAPHS * distinct)
     for block in decoder.layers:
-        block.compile()
+        # Of a block in which nothing is computed dynamo makes no graph, and from then on of no block: all run the same
+        # code. They would run eagerly where activations are recomputed, and in pieces elsewhere.
+        if any(True for _ in block.parameters()):
+            block.compile()
     return True

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,9 +22,14 @@ from lnlit.models.short_attention import MAX_LENGTH, attend_short, buckets
 
 
 def make_segments(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Segments from the documents' lengths, row by row."""
+    """Segments from the documents' lengths, row by row.
+
+    Batches differ in the number of documents and their longest: the one is marked as varying and the other rounded up,
+    or compiled blocks would be compiled anew.
+    """
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    return Segments(tuple(lengths), bounds, max(lengths))
+    torch._dynamo.maybe_mark_dynamic(bounds, 0)
+    return Segments(tuple(lengths), bounds, 1 << (max(lengths) - 1).bit_length())
 
 
 def select_kernel(name: str, device_type: str) -> AttentionKernel:
