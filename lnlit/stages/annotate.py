@@ -85,7 +85,7 @@ def annotate(
             raise UserError(f"annotate.{name}: expected a positive number, got {value}")
     path, engine = resolve(model), engine or NativeEngine()
     encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
-    found = _read(prompts, encoder, read_spec(path).context_length - max_new_tokens)
+    found = _read(prompts, encoder, read_spec(path).context_length - max_new_tokens, reward)
     if unjudged := {at: why for at, prompt in enumerate(found) if (why := why_not([reward], prompt.row))}:
         named = "; ".join(f"{where(prompts, at)}: {why}" for at, why in list(unjudged.items())[:3])
         print(
@@ -194,7 +194,7 @@ def _rounds(start: int, end: int, size: int) -> Iterator[int]:
                 print(f"annotate: {done} of {end} prompts", file=sys.stderr, flush=True)
 
 
-def _read(source: Source, encoder: ChatEncoder, room: int) -> list[Prompt]:
+def _read(source: Source, encoder: ChatEncoder, room: int, reward: Reward) -> list[Prompt]:
     """Every prompt, as tokens. Raises `UserError` for one that leaves a completion no room, and for rows that JSON
     cannot hold.
     """
@@ -215,6 +215,7 @@ def _read(source: Source, encoder: ChatEncoder, room: int) -> list[Prompt]:
         found.append(Prompt(messages, tuple(tokens), row))
     if not found:
         raise UserError(f"prompts: {source} has no rows")
+    _name_unjudged(source, found, reward)
     return found
 
 
