@@ -86,11 +86,6 @@ def annotate(
     path, engine = resolve(model), engine or NativeEngine()
     encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
     found = _read(prompts, encoder, read_spec(path).context_length - max_new_tokens, reward)
-    if unjudged := {at: why for at, prompt in enumerate(found) if (why := why_not([reward], prompt.row))}:
-        named = "; ".join(f"{where(prompts, at)}: {why}" for at, why in list(unjudged.items())[:3])
-        print(
-            f"annotate: no completion can be judged by {len(unjudged)} of {len(found)} rows: {named}", file=sys.stderr
-        )
     settings = {"model": fingerprint(model), "prompts": _digest(found), "samples": samples, "pass_at": pass_at}
     settings |= {"engine": _settings(engine), "reward": _settings(reward)}
     settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
