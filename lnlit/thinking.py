@@ -1,5 +1,5 @@
 """Reasoning on demand: the toggle in the system prompt, what it asks of an answer (Llama-Nemotron section 3), and where
-a text has its answer."""
+a text has its thoughts and its answer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from lnlit.errors import UserError
 
 Thinking = Literal["on", "off"]
 
+OPEN, CLOSE = TAGS = ("<think>", "</think>")
+
 _TOGGLE = re.compile(r"detailed thinking (on|off)\b")
 _BOX_OR_BRACE = re.compile(r"(\\boxed\s*)?\{|\}|\\\\(?=[{}])|\\[{}]")
 _THOUGHT_THEN_ANSWER = re.compile(r"\s*<think>((?!</?think>).)*</think>\s*\S", re.DOTALL)
+_OPENED = re.compile(r"<think>\s*\Z")
 
 
 def on_or_off(thinking: Any) -> Thinking:
@@ -44,10 +47,23 @@ def obeys(text: str, thinking: str) -> bool:
     return text.count("<think>") == text.count("</think>") == 1 and bool(_THOUGHT_THEN_ANSWER.match(text))
 
 
+def opened(prompt: str) -> str:
+    """The opening tag that a prompt ends with, and the space after it: the thinking then begins in the prompt and ends
+    in the completion."""
+    found = _OPENED.search(prompt)
+    return found[0] if found else ""
+
+
+def thought_and_answer(text: str) -> tuple[str | None, str]:
+    """What stands between the first thinking tags, and what follows them. A closing tag alone ends a thought that the
+    text begins with; None and all of the text where there is no closing tag."""
+    before, closed, answer = text.partition(CLOSE)
+    return (before.rpartition(OPEN)[2], answer) if closed else (None, text)
+
+
 def answer_of(text: str) -> str:
-    """What follows the thinking, all of the text where there is none. Nothing follows thinking that was cut off."""
-    after = text.rpartition("</think>")[2]
-    return "" if after.lstrip().startswith("<think>") else after
+    """What follows the thinking, all of the text where there is none. Thinking that was cut off is no answer."""
+    return text.rpartition(CLOSE)[2].partition(OPEN)[0]
 
 
 def last_boxed(text: str) -> tuple[int, str] | None:

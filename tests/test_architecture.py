@@ -14,7 +14,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-_BOTTOM = {"errors", "files", "html", "thinking", "notation", "builtins", "specs", "interfaces", "registry"}
+_BOTTOM = {
+    "errors",
+    "files",
+    "html",
+    "thinking",
+    "notation",
+    "end_of_turn",
+    "builtins",
+    "specs",
+    "interfaces",
+    "registry",
+}
 _PURE = {"models", "objectives"}
 _MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint", "eval"}
 _LIGHTNING = {"modules", "callbacks"}
@@ -25,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "thinking": {"errors"},
     "notation": set(),
+    "end_of_turn": {"errors", "files"},
     "html": set(),
     "builtins": set(),
     "specs": {"errors"},
@@ -38,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": _BOTTOM | _PURE | _MIDDLE | _LIGHTNING | {"stages"},
 }
 USES_LIGHTNING = {"modules", "callbacks", "cli", "data"}
-WITHOUT_TORCH = {"errors", "files", "html", "thinking", "notation", "builtins", "specs", "interfaces", "registry"}
+WITHOUT_TORCH = _BOTTOM
 HEAVY = {"torch", "lightning", "transformers", "vllm", "cvxpy", "flash_attn", "torchtune", "torchao", "jsonargparse"}
 
 SOURCES = sorted((ROOT / "lnlit").rglob("*.py"))

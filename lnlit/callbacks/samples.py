@@ -68,7 +68,7 @@ class SampleGenerations(L.Callback):
         decoder = inference_copy(pl_module.decoder)  # type: ignore[arg-type]
         with torch.autocast(pl_module.device.type, torch.bfloat16):
             results = generate(decoder, chats, sampling, encoder.end_ids())
-        texts = iter(encoder.tokenizer.decode(result.token_ids) for result in results)
+        texts = iter(encoder.completion(chat, said.token_ids) for chat, said in zip(chats, results, strict=True))
         for index, prompt in enumerate(self.prompts):
             parts = [f"**{prompt}**", *(f"*thinking {mode}*\n```\n{next(texts)}\n```" for mode in modes)]
             for board in boards:

@@ -104,7 +104,7 @@ class ToggleReport(L.Callback):
         with torch.autocast(module.device.type, torch.bfloat16):
             while batch := list(islice(remaining, self.batch_size)):
                 results += generate(decoder, batch, self.sampling, encoder.end_ids())
-        texts = [encoder.tokenizer.decode(result.token_ids, skip_special_tokens=True) for result in results]
+        texts = [encoder.completion(prompt, result.token_ids) for prompt, result in zip(prompts, results, strict=True)]
         return texts, [result.finish_reason == "stop" for result in results]
 
 

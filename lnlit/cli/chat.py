@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import date
 from typing import Any
 
 from lnlit.cli.arguments import CommandParser
@@ -59,7 +60,7 @@ class _Chat:
         from lnlit.models.build import build_decoder
         from lnlit.models.generate import Sampling
 
-        self.encoder = ChatEncoder(load_tokenizer(arguments.model), arguments.thinking)
+        self.encoder = ChatEncoder(load_tokenizer(arguments.model), arguments.thinking, date.today())
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.decoder = build_decoder(read_spec(arguments.model), device, torch.bfloat16)
         load_weights(self.decoder, arguments.model)
@@ -78,7 +79,7 @@ class _Chat:
         def show(_row: int, token: int) -> None:
             nonlocal shown
             tokens.append(token)
-            text = str(self.encoder.tokenizer.decode(tokens, skip_special_tokens=True))
+            text = self.encoder.completion(prompt, tokens)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
                 print(text[len(shown) :], end="", flush=True)
                 shown = text

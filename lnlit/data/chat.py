@@ -6,23 +6,39 @@ on what the assistant says and on the token that ends its turn; headers, users, 
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lnlit.data.messages import Message
+from lnlit.data.pieces import Piece, PieceTokenizer
 from lnlit.data.rows import Conversation, asked, conversation
-from lnlit.data.tokenizer import check_tokenizer, special_texts
+from lnlit.data.said import missing
+from lnlit.data.tokenizer import check_tokenizer
+from lnlit.end_of_turn import end_ids, special_texts
 from lnlit.errors import UserError
-from lnlit.thinking import Thinking
+from lnlit.thinking import TAGS, Thinking, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+#: What a chat template that prints today's date prints: the same day whenever a run begins or goes on, so that the same
+#: data are the same tokens. It is the date that Llama 3.2's template falls back to.
+DATE = datetime.date(2024, 7, 26)
+
 #: Brackets of a stand-in for a control token's text inside a message. Unicode noncharacters: no tokenizer has them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+
+#: Tags that an assistant writes itself. Where they are control tokens, it means these and not their text.
+_OWN = (*TAGS, "<tool_call>", "</tool_call>")
+
+_STRIPPED = (
+    "The template strips or ignores it. Use one that keeps it: `lnlit import MODEL OUT --template NAME` puts one into "
+    "a copy of the model (`lnlit import --help` lists them)."
+)
 
 
 @dataclass(frozen=True)
@@ -41,53 +57,61 @@ class Document:
 
 @dataclass(frozen=True)
 class _Rendered:
-    """Template output with stand-ins, and the character ranges [start, end) that carry loss."""
+    """Template output with stand-ins: `replies` are the character ranges [start, end) that carry loss, `cuts` where any
+    of the assistant's turns begins to speak."""
 
     text: str
     replies: list[tuple[int, int]]
+    cuts: list[int]
 
 
 class ChatEncoder:
-    """Rows to `Document`s and prompts to token ids, by one tokenizer and its chat template.
+    """Rows to `Document`s, prompts to token ids and completions to text, by one tokenizer and its chat template.
 
     A control token's text inside a message (a user typing `<|im_end|>`) stays text. Training tokens of a prompt equal
-    those of `encode_prompt` and `prompt`, which is what generation sees.
+    those of `encode_prompt` and `prompt`, which is what generation sees. All that a learned turn says is learned, or
+    the row is refused.
+
+    Args:
+        tokenizer: with a chat template.
+        thinking: the toggle for rows that carry none themselves.
+        date: what a template prints that asks for today's.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, thinking: Thinking | None = None, date: datetime.date = DATE
+    ) -> None:
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.thinking: Thinking | None = thinking
-        self._backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-        specials = "|".join(re.escape(text) for text in special_texts(tokenizer))
-        self._special = re.compile(specials or r"(?!)")
-        self._literal = re.compile("|".join(filter(None, [specials, _OPEN, _CLOSE])))
-        self._marks_replies = "generation %}" in str(tokenizer.chat_template).replace("-%}", " %}")
-        self._splits_anywhere = self._ids("\nx") == self._ids("\n") + self._ids("x")
+        self.date = date
+        self._pieces = PieceTokenizer(tokenizer)
+        specials = special_texts(tokenizer)
+        self._theirs = _any_of([*specials, _OPEN, _CLOSE])
+        self._assistants = _any_of([*(text for text in specials if text not in _OWN), _OPEN, _CLOSE])
 
     def encode(self, row: Mapping[str, Any]) -> Document:
-        """One row. Raises `UserError` for a malformed row, one without assistant turns, or an unusable template."""
+        """One row. Raises `UserError` for a malformed row, one without assistant turns, one of which the template drops
+        something that is to be learned, or an unusable template."""
         return self.encode_many([row])[0]
 
     def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
         """Many rows at once, tokenised on all cores."""
+        return self.encode_conversations(conversation(row, self.thinking) for row in rows)
+
+    def encode_conversations(self, conversations: Iterable[Conversation]) -> list[Document]:
+        """Conversations at once; those turns carry loss that are `learned`."""
         stand_ins: list[str] = []
-        rendered = [self._render_row(row, stand_ins) for row in rows]
-        pieces = [self._pieces(item) for item in rendered]
-        texts = [text for item in pieces for _, text in item if not text.startswith(_OPEN)]
-        encoded = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        rendered = [self._render_learned(said, stand_ins) for said in conversations]
+        pieces = [self._cut(item, stand_ins) for item in rendered]
+        encoded = iter(self._pieces.encode([piece for item in pieces for piece in item]))
         documents = []
-        for item, row_pieces in zip(rendered, pieces, strict=True):
+        for item, own in zip(rendered, pieces, strict=True):
             ids: list[int] = []
             mask: list[bool] = []
-            for start, text in row_pieces:
-                if text.startswith(_OPEN):
-                    piece, offsets = self._literal_ids(text, stand_ins), None
-                else:
-                    encoding = next(encoded)
-                    piece, offsets = encoding.ids, encoding.offsets
-                ids += piece
-                starts = [start] * len(piece) if offsets is None else [start + first for first, _ in offsets]
+            for _ in own:
+                piece_ids, starts = next(encoded)
+                ids += piece_ids
                 mask += [any(begin <= at < end for begin, end in item.replies) for at in starts]
             documents.append(Document(ids, mask))
         return documents
@@ -104,121 +128,180 @@ class ChatEncoder:
             return [], []
         return said.messages, self._prompt_ids(said)
 
-    def _prompt_ids(self, said: Conversation) -> list[int]:
-        stand_ins: list[str] = []
-        text = self._render(self._safe(said.messages, stand_ins), said, prompt=True)
-        ids: list[int] = []
-        for _, piece in self._pieces(_Rendered(text, [])):
-            ids += self._literal_ids(piece, stand_ins) if piece.startswith(_OPEN) else self._ids(piece)
-        return ids
+    def completion(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+        """What the assistant says in answer to a prompt: without control tokens, but with the tags of its thinking, and
+        with the tag that the prompt ends with where the template opens the thinking there."""
+        tail = opened(str(self.tokenizer.decode(list(prompt_ids[-16:]))))
+        return tail + str(self.tokenizer.decode([token for token in token_ids if token not in self._silent]))
 
     def end_ids(self) -> list[int]:
-        """The tokens that end generation: the template's end of turn and the tokenizer's end of sequence."""
-        document = self.encode({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
-        last = [token for token, learned in zip(document.tokens, document.loss_mask, strict=True) if learned][-1]
-        eos = self.tokenizer.eos_token_id
-        return sorted({last} | ({eos} if isinstance(eos, int) else set()))
+        """The tokens that end generation."""
+        return list(self._end_ids)
 
-    def _ids(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+    @cached_property
+    def _end_ids(self) -> list[int]:
+        return end_ids(self.tokenizer)
 
-    def _literal_ids(self, stand_in: str, stand_ins: list[str]) -> list[int]:
-        """Tokens of a control token's text as ordinary text."""
-        self._backend.encode_special_tokens = True
-        try:
-            return self._ids(stand_ins[int(stand_in[1:-1])])
-        finally:
-            self._backend.encode_special_tokens = False
+    @cached_property
+    def _end(self) -> re.Pattern[str]:
+        return _any_of([str(text) for text in self.tokenizer.convert_ids_to_tokens(self._end_ids)])
+
+    @cached_property
+    def _silent(self) -> set[int]:
+        """Control tokens that are no part of what is said."""
+        specials = [text for text in special_texts(self.tokenizer) if text not in _OWN]
+        return set(self.tokenizer.convert_tokens_to_ids(specials))  # type: ignore[arg-type]
+
+    @cached_property
+    def _headers(self) -> re.Pattern[str]:
+        """Control tokens that stand before a turn: where one follows, the turn before it is over."""
+        prompt = self._render([{"role": "user", "content": "a"}], Conversation([], ()), prompt=True)
+        others = (*self._end.findall(prompt), *_OWN)
+        return _any_of({text for text in _any_of(special_texts(self.tokenizer)).findall(prompt) if text not in others})
+
+    def _prompt_ids(self, said: Conversation) -> list[int]:
+        stand_ins: list[str] = []
+        messages = self._safe(said.messages, stand_ins)
+        text = self._render(messages, said, prompt=True)
+        cuts = [start for start in self._starts(messages, said, text).values() if start is not None]
+        pieces = self._cut(_Rendered(text, [], cuts), stand_ins)
+        return [token for ids, _ in self._pieces.encode(pieces) for token in ids]
 
     def _safe(self, messages: list[Message], stand_ins: list[str]) -> list[Message]:
-        """Messages with every control token's text replaced by a numbered stand-in."""
+        """Messages with every control token's text replaced by a numbered stand-in. A content of nothing is empty text:
+        transformers would leave the key out, which many templates do not expect."""
 
-        def replace(match: re.Match[str]) -> str:
+        def replaced(match: re.Match[str]) -> str:
             stand_ins.append(match.group())
             return f"{_OPEN}{len(stand_ins) - 1}{_CLOSE}"
 
-        def clean(value: Any) -> Any:
+        def clean(value: Any, foreign: re.Pattern[str]) -> Any:
             if isinstance(value, str):
-                return self._literal.sub(replace, value)
+                return foreign.sub(replaced, value)
             if isinstance(value, dict):
-                return {key: clean(item) for key, item in value.items()}
-            return [clean(item) for item in value] if isinstance(value, list) else value
+                return {key: clean(item, foreign) for key, item in value.items()}
+            return [clean(item, foreign) for item in value] if isinstance(value, list) else value
 
-        return [{**clean(message), "role": message["role"]} for message in messages]
+        foreign = {"assistant": self._assistants}
+        return [
+            {
+                **clean(message, foreign.get(message["role"], self._theirs)),
+                "role": message["role"],
+                **({"content": ""} if message.get("content") is None else {}),
+            }
+            for message in messages
+        ]
 
     def _render(self, messages: list[Message], of: Conversation, prompt: bool = False) -> str:
         """Some of the messages of a conversation, with its tools."""
         try:
+            template = self.tokenizer.get_chat_template(tools=of.tools)  # type: ignore[arg-type]
             text = self.tokenizer.apply_chat_template(
-                messages, of.tools, tokenize=False, add_generation_prompt=prompt, **of.template_arguments
+                messages,
+                of.tools,
+                chat_template=dated(template, self.date),
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **of.template_arguments,
             )
         except Exception as error:  # a template may raise anything, e.g. jinja's TemplateError for two user turns
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(f"the chat template refuses the conversation ({roles}): {error}") from error
         return str(text)
 
-    def _render_row(self, row: Mapping[str, Any], stand_ins: list[str]) -> _Rendered:
-        said = conversation(row, self.thinking)
-        messages = self._safe(said.messages, stand_ins)
+    def _starts(self, messages: list[Message], said: Conversation, text: str) -> dict[int, int | None]:
+        """Where each assistant's turn begins to speak: behind the prompt that it answers, None where the text does not
+        begin with that prompt, or there is none."""
+        found: dict[int, int | None] = {}
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant":
+                try:
+                    before = self._render(messages[:turn], said, prompt=True)
+                except UserError:  # such as nobody having spoken before
+                    found[turn] = None
+                else:
+                    found[turn] = len(before) if text.startswith(before) else None
+        return found
+
+    def _render_learned(self, said: Conversation, stand_ins: list[str]) -> _Rendered:
         turns = [index for index, learned in enumerate(said.learned) if learned]
         if not turns:
-            raise UserError("no assistant turn, so there is nothing to learn; drop the row or add an answer")
-        if self._marks_replies:
-            return self._render_marked(messages)
+            unread = f" (nobody reads the keys {', '.join(said.unread)})" if said.unread else ""
+            raise UserError(f"no assistant turn{unread}, so there is nothing to learn; drop the row or add an answer")
+        messages = self._safe(said.messages, stand_ins)
         text = self._render(messages, said)
-        return _Rendered(text, [self._reply_range(messages, said, turn, text) for turn in turns])
+        starts = self._starts(messages, said, text)
+        replies = [self._reply(messages, said, turn, text, starts) for turn in turns]
+        return _Rendered(text, replies, [start for start in starts.values() if start is not None])
 
-    def _reply_range(self, messages: list[Message], said: Conversation, turn: int, text: str) -> tuple[int, int]:
-        """Where an assistant turn's text and end token stand, by rendering the conversation up to it and through it."""
-        before = self._render(messages[:turn], said, prompt=True)
-        through = text if turn + 1 == len(messages) else self._render(messages[: turn + 1], said)
-        if not (text.startswith(through) and through.startswith(before)):
+    def _reply(
+        self, messages: list[Message], said: Conversation, turn: int, text: str, starts: Mapping[int, int | None]
+    ) -> tuple[int, int]:
+        """Where a turn's words and end token stand. What its prompt ends with (an opening thinking tag) is said too."""
+        start = starts[turn]
+        if start is None:
+            raise UserError(self._why_no_start(messages, said, turn, text))
+        ending = self._end.search(text, start)
+        header = self._headers.search(text, start)
+        following = min((at for later, at in starts.items() if later > turn and at is not None), default=len(text))
+        if ending is None or ending.end() > following or (header is not None and header.start() < ending.start()):
+            names = ", ".join(self.tokenizer.convert_ids_to_tokens(self._end_ids))
             raise UserError(
-                "the chat template changes earlier turns when a later one is added (e.g. it strips earlier thinking), "
-                "so the loss mask would be wrong. Use one assistant turn per row, or a template with "
-                "{% generation %} marks."
+                f"message {turn + 1}: the chat template does not end this turn of the assistant with a token that "
+                f"stops generation ({names}). Add the one that it ends with to eos_token_id in the model's "
+                "generation_config.json, or take another template."
             )
-        return self._through_end_token(text, len(before), len(through))
-
-    def _render_marked(self, messages: list[Message]) -> _Rendered:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        context: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
-        template = self.tokenizer.get_chat_template()
-        try:
-            rendered: Any = render_jinja_template(
-                [messages], chat_template=template, return_assistant_tokens_mask=True, **context
-            )
-        except Exception as error:
-            raise UserError(f"the chat template refuses the conversation: {error}") from error
-        text, ranges = rendered[0][0], rendered[1][0]
-        following = [start for start, _ in ranges[1:]] + [len(text)]
-        replies = []
-        for (start, end), limit in zip(ranges, following, strict=True):
-            ending = self._special.match(text, end)  # some templates close the mark before the end token
-            replies.append((start, min(ending.end(), limit) if ending else end))
-        return _Rendered(text, [self._through_end_token(text, start, end) for start, end in replies])
-
-    def _through_end_token(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """Cuts what the template adds after the end of turn (ChatML's newline): a model stops before it."""
-        ends = [match.end() for match in self._special.finditer(text, start, end)]
-        if not ends:
+        tail = len(opened(text[:start]))
+        lost = missing(messages[turn], text[start - tail : ending.end()])
+        if lost is not None:
             raise UserError(
-                "the chat template ends an assistant turn without a special token, so the model would never learn "
-                "to stop. Add the end-of-turn token to the template."
+                f"message {turn + 1}: the chat template leaves out something that the assistant says, so it would not "
+                f"be learned: {lost}. {_STRIPPED}"
             )
-        return start, ends[-1]
+        return start, ending.end()
 
-    def _pieces(self, rendered: _Rendered) -> list[tuple[int, str]]:
-        """(start, text) parts to tokenise apart: stand-ins, and replies where the tokenizer allows it.
+    def _why_no_start(self, messages: list[Message], said: Conversation, turn: int, text: str) -> str:
+        if not turn:
+            return (
+                "message 1: the assistant speaks first, and there is no prompt for that. Give the message `weight: 0`."
+            )
+        prompt = self._render(messages[:turn], said, prompt=True)
+        bare = self._render(messages[:turn], said)
+        header = prompt[len(bare) :] if prompt.startswith(bare) else ""
+        tag = header.find(TAGS[0])
+        if tag >= 0 and text.startswith(prompt[: len(bare) + tag]):
+            return (
+                f"message {turn + 1}: the chat template ends the prompt of this turn with {header[tag:]!r}, and the "
+                "turn itself does not begin with it: it says no thought, or the template strips it. Training would "
+                "show another prompt than generation sees. Give the turn its thought, or use a template that leaves "
+                "the thinking to the assistant: `lnlit import MODEL OUT --template NAME`."
+            )
+        return (
+            f"message {turn + 1}: the chat template changes earlier messages when later ones are added, so this turn "
+            "would be learned after another prompt than generation sees. Learn the last turn of each row alone "
+            "(`weight: 0` on the others), or use a template that only appends: "
+            "`lnlit import MODEL OUT --template NAME`."
+        )
 
-        A prompt is tokenised alone at generation; splitting before each reply gives training the very same tokens
-        (`\\n` and a reply that starts with `\\n` would otherwise merge). A SentencePiece tokenizer that puts a space
-        before each text cannot be split so.
-        """
-        cuts = {0, len(rendered.text)}
-        if self._splits_anywhere:
-            cuts.update(start for start, _ in rendered.replies)
-        for match in re.finditer(f"{_OPEN}\\d+{_CLOSE}", rendered.text):
-            cuts.update(match.span())
-        return [(start, rendered.text[start:end]) for start, end in pairwise(sorted(cuts))]
+    def _cut(self, rendered: _Rendered, stand_ins: Sequence[str]) -> list[Piece]:
+        """Parts to tokenise apart: stand-ins, and what follows a prompt."""
+        spans = [match.span() for match in re.finditer(f"{_OPEN}\\d+{_CLOSE}", rendered.text)]
+        pieces = self._pieces.pieces(rendered.text, rendered.cuts, spans)
+        return [replace(piece, text=stand_ins[int(piece.text[1:-1])]) if piece.literal else piece for piece in pieces]
+
+
+def dated(template: str, date: datetime.date) -> str:
+    """A chat template for which it is always the same day, at midnight."""
+    if "strftime_now" not in template:
+        return template
+    letters = "aAwdbBmyYHIpMSfjUWcxXeFDTR"
+    codes = {f"%{mark}{letter}": date.strftime(f"%{mark}{letter}") for mark in ("-", "") for letter in letters}
+    said = "".join(f".replace({code!r}, {value!r})" for code, value in codes.items())
+    # After a variable, unlike after a block, jinja keeps the line break that the template may begin with.
+    return f"{{%- macro strftime_now(format) -%}}{{{{- format{said} -}}}}{{%- endmacro -%}}{{{{ '' }}}}{template}"
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the texts, the longest first; nothing where there are none."""
+    ordered = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")

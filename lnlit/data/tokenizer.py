@@ -73,11 +73,5 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def special_texts(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of every control token, longest first, so that a regular expression prefers the longest match."""
-    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(texts | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text)))
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

@@ -10,8 +10,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """A completion to judge. `row` is the prompt's row of data, its answer included; `completion` the text without
-    special tokens; `truncated` says that it ended for want of room."""
+    """A completion to judge. `row` is the prompt's row of data, its answer included; `completion` what the assistant
+    says, without control tokens but with its thinking tags, the opening one included where the prompt ends with it;
+    `truncated` says that it ended for want of room."""
 
     messages: Sequence[Mapping[str, str]]
     completion: str

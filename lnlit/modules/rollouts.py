@@ -164,7 +164,7 @@ class Rollouts:
         with self.phases("generate"), offloaded(policy) if self.take_turns else nullcontext():
             rollouts = self.engine.generate(requests, sampling)
             self.rest()  # before the policy comes back
-        texts = self.encoder.tokenizer.batch_decode([list(r.token_ids) for r in rollouts], skip_special_tokens=True)
+        texts = [self.encoder.completion(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
         return [Sample(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
 
     def _judge(self, samples: Sequence[Sample]) -> None:

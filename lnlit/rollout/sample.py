@@ -29,7 +29,7 @@ class Prompt:
 
 @dataclass
 class Sample:
-    """`text` has no control tokens. `reward` is NaN where none could be given; `learned` says whether
+    """`text` is what `RewardRequest.completion` says. `reward` is NaN where none could be given; `learned` says whether
     the tokens are learned from. `own` and `reference` are their log-probs under the weights that drew them and under
     the reference's, None where nobody asked.
     """

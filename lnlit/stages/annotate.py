@@ -129,7 +129,7 @@ class _Annotator:
         seeds = [request_seed(self.seed, 0, first + prompt, sample) for prompt, sample in places]
         requests = [RolloutRequest(owner.token_ids, seed) for owner, seed in zip(owners, seeds, strict=True)]
         rollouts = self.engine.generate(requests, self.sampling)
-        texts = self.encoder.tokenizer.batch_decode([list(r.token_ids) for r in rollouts], skip_special_tokens=True)
+        texts = [self.encoder.completion(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
         judged = self.pool.score(
             [
                 RewardRequest(owner.messages, text, rollout.finish_reason == "length", owner.row)

@@ -31,7 +31,7 @@ def test_obedience_is_one_thought_then_an_answer_or_none_at_all(text, on, off):
         ("<think>5</think> it is 1,234", "1234"),
         ("<think>5</think> no idea", None),
         (" <think>5 is what I", None),  # cut off
-        ("It is 4. <think>5", "5"),
+        ("It is 4. <think>5", "4"),  # what was cut off is no answer
     ],
 )
 def test_the_final_answer_comes_after_the_thought(text, answer):

@@ -1,0 +1,68 @@
+"""Whether what is learned of a turn holds all that the turn says.
+
+Chat templates leave out what they do not know or do not like: thoughts, tool calls, contents beside a call. Who trains
+on what is left teaches the model to say less than the row does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lnlit.thinking import thought_and_answer
+
+#: Stands where something that was said has been found, so that nothing else is found across it.
+_FOUND = "\ufdd2"
+
+
+def missing(message: Mapping[str, Any], rendered: str) -> str | None:
+    """What an assistant's message says and its rendering lacks, in words; None where nothing is missing. Space around
+    what is said does not count: templates cut it, or add some.
+    """
+    left = rendered
+    for name, forms in sorted(_parts(message), key=lambda part: -max(map(len, part[1]))):
+        found = next((form for form in forms if form in left), None)
+        if found is None:
+            return f"{name} ({forms[0]:.60})"
+        left = left.replace(found, _FOUND, 1)
+    return None
+
+
+def _parts(message: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """(its name, the ways to write it) of each part of a message."""
+    thought, answer = thought_and_answer(message.get("content") or "")
+    for name, text in (
+        ("the thought", message.get("reasoning_content")),
+        ("the thought", thought),
+        ("the text", answer),
+    ):
+        if text and text.strip():
+            yield name, [text.strip()]
+    for call in message.get("tool_calls") or []:
+        function = call.get("function", call)
+        yield "the tool call", [str(function.get("name"))]
+        for value in _leaves(function.get("arguments")):
+            yield "an argument of the tool call", _forms(value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Names and values in a tool call's arguments."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif value != "":
+        yield value
+
+
+def _forms(value: Any) -> list[str]:
+    """A value as text, as JSON and as Python write it, without quotes around it."""
+    if isinstance(value, str):
+        forms = [value, *(json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (False, True)), repr(value)[1:-1]]
+    else:
+        forms = [json.dumps(value), str(value)]
+    return list(dict.fromkeys(forms))

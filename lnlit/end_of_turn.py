@@ -1,0 +1,132 @@
+"""What ends an assistant's turn: one answer for training, chat, sampling and every folder that is written.
+
+A turn ends with a control token. Which ones a model may end its turn with is read off its chat template, by rendering a
+conversation, and off what its folder says beside: the tokenizer's end of sequence and `generation_config.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lnlit.errors import UserError
+from lnlit.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+GENERATION_CONFIG = "generation_config.json"
+
+_ASKED, _SAID, _GOES_ON = "First question", "The answer", "Second question"
+_CALL = {"name": "look_up", "arguments": {"word": "answers"}}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look a word up.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string", "description": "The word."}}},
+    },
+}
+
+
+def special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of every control token, longest first, so that a regular expression prefers the longest match."""
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(texts | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text)))
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end generation: the template's ends of turn, the tokenizer's end of sequence, and those that the
+    folder of the tokenizer names. `UserError` where the template ends a turn without a control token."""
+    template = tokenizer.convert_tokens_to_ids(list(template_ends(tokenizer)))
+    own = [tokenizer.eos_token_id]
+    return sorted({token for token in (*template, *own, *_named_beside(tokenizer)) if isinstance(token, int)})  # type: ignore[misc]
+
+
+def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The control tokens after what an assistant says, be it an answer or a tool call, as the chat template writes it.
+
+    Raises `UserError` where there is none before somebody else speaks: a model could not learn to stop.
+    """
+    special = re.compile("|".join(map(re.escape, special_texts(tokenizer))) or r"(?!)")
+    asked, said = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}
+    alone = _rendered(tokenizer, [asked, said])
+    found = [_first(special, _after(alone, [_SAID]))]
+    try:
+        going_on = _rendered(tokenizer, [asked, said, {"role": "user", "content": _GOES_ON}])
+    except UserError:  # such as a template for one turn only
+        going_on = ""
+    if _SAID in going_on:
+        found.append(_first(special, _after(going_on, [_SAID]).partition(_GOES_ON)[0]))
+    if None in found:
+        raise UserError(
+            "the chat template ends an assistant turn without a special token, so the model would never learn to stop. "
+            "Add the end-of-turn token to the template, or take one of ours: `lnlit import MODEL OUT --template NAME`."
+        )
+    return tuple(dict.fromkeys([text for text in found if text] + _ends_of_call(tokenizer, special, found)))
+
+
+def _ends_of_call(tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str], known: Iterable[Any]) -> list[str]:
+    """What ends a turn that calls a tool, where that is another token."""
+    call = {"id": "abcdefghi", "type": "function", "function": _CALL}
+    messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    try:
+        text = _rendered(tokenizer, messages, [_TOOL])
+    except UserError:
+        return []
+    said = ["look_up", "answers"]
+    after = _after(text, said)
+    ends = special.findall(after)
+    if not all(part in text.rpartition(_ASKED)[2] for part in said) or set(ends) & set(known):
+        return []  # the template says nothing of the call, or ends it like every other turn
+    return ends[-1:]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Any], tools: list[Any] | None = None) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tools, tokenize=False))
+    except Exception as error:  # a template may raise anything, e.g. jinja's TemplateError
+        raise UserError(f"the chat template refuses a conversation of a question and an answer: {error}") from error
+
+
+def _after(text: str, said: list[str]) -> str:
+    """What follows the last of what was said."""
+    return text[max(text.rfind(part) + len(part) for part in said) :]
+
+
+def _first(special: re.Pattern[str], text: str) -> str | None:
+    found = special.search(text)
+    return found and found[0]
+
+
+def _named_beside(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ends that `generation_config.json`, or else `config.json`, names in the tokenizer's folder."""
+    name = tokenizer.name_or_path
+    if not name:
+        return []
+    for file in (GENERATION_CONFIG, "config.json"):
+        path = _in_folder(name, file)
+        ends = as_list(read_json(path).get("eos_token_id")) if path is not None else []
+        if ends:
+            return ends
+    return []
+
+
+def _in_folder(name: str, file: str) -> Path | None:
+    """A file of a model folder or, for a Hugging Face name, of that repository; None where it has none."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (OSError, ValueError):  # no such file, no network
+        return None
+
+
+def as_list(ids: Any) -> list[int]:
+    """Token ids as configurations have them: none, one or several."""
+    return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]
