@@ -50,7 +50,7 @@ class StageCommand:
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         from jsonargparse import ArgumentError, ArgumentParser
 
-        from lnlit.cli import names
+        from lnlit.cli import names, overrides
         from lnlit.cli.explain import explain
         from lnlit.cli.written import Written
 
@@ -58,6 +58,7 @@ class StageCommand:
         module, _, function = self.stages[name][0].partition(":")
         stage = getattr(importlib.import_module(module), function)
         names.install()
+        overrides.install()
         summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]
         parser = ArgumentParser(
             prog=f"lnlit {self.name} {name}", description=summary, exit_on_error=False, allow_abbrev=False

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import lnlit.callbacks
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
-from lnlit.cli import names
+from lnlit.cli import names, overrides
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
@@ -49,6 +49,7 @@ class LitCLI(LightningCLI):
     def __init__(self, command: str, arguments: list[str], written: Written) -> None:
         self._command, self._written = command, written
         names.install()
+        overrides.install()
         strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,

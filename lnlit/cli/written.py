@@ -34,7 +34,7 @@ class Written:
 
     def where(self, place: Place) -> str:
         """`"file.yaml:12: "` or `"command line: "` for the last mention of `place`; empty when there is none."""
-        if any(option[: len(place)] == place for option in self._options):
+        if any(option[: len(place)] == place or place[: len(option)] == option for option in self._options):
             return "command line: "
         for name, root in reversed(self._files):
             line = _line(root, place)
@@ -83,6 +83,11 @@ class Written:
             node, place = child, (*place, part)
         node, place = _into_init_args(node, place, parts[-1])
         old = node.get(parts[-1])
+        if option.endswith("+"):  # one more item, or several, behind those before
+            before = old if isinstance(old, list) else [] if old is None else [old]
+            node[parts[-1]] = [*before, *(parsed if isinstance(parsed, list) else [parsed])]
+            self._options += [(*place, parts[-1], index) for index in range(len(before), len(node[parts[-1]]))]
+            return
         replaces_class = isinstance(old, dict) and "class_path" in old and isinstance(parsed, str)
         node[parts[-1]] = _merged(old, {"class_path": parsed}) if replaces_class else parsed
         self._options.append((*place, parts[-1], "class_path") if replaces_class else (*place, parts[-1]))
