@@ -8,10 +8,39 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 def progress_bar() -> ProgressBar:
-    return TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
+    return StepBar() if sys.stderr.isatty() else PlainProgress()
+
+
+class StepBar(TQDMProgressBar):
+    """One bar for the whole run, which counts what `max_steps` counts: optimizer steps, over all epochs.
+
+    Lightning's own counts an epoch's batches, and so is full long before the run where gradients are accumulated.
+    """
+
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        bar.unit, bar.leave = "step", True
+        return bar
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        bar = self.train_progress_bar
+        bar.total = _total(pl_module)
+        bar.initial = bar.n = trainer.global_step  # a resumed run's rate is of its own steps
+        bar.set_description(type(pl_module).__name__)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """The bar goes on."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        bar, step = self.train_progress_bar, trainer.global_step
+        if step > bar.n and self._should_update(step, _total(pl_module) or 0):
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
 
 
 class PlainProgress(ProgressBar):
@@ -38,7 +67,7 @@ class PlainProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         now = time.monotonic()
-        total = getattr(pl_module, "total_steps", None)
+        total = _total(pl_module)
         done = trainer.global_step - self._first_step
         last = trainer.global_step == total
         if (
@@ -54,6 +83,11 @@ class PlainProgress(ProgressBar):
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
         left = f"  {_clock((now - self._start) / done * (total - trainer.global_step))} left" if total else ""
         print(f"step {trainer.global_step}/{total or '?'}  {shown}{left}", file=sys.stderr, flush=True)
+
+
+def _total(module: L.LightningModule) -> int | None:
+    """Optimizer steps of the whole run; None for a module of somebody else's, which does not say."""
+    return getattr(module, "total_steps", None)
 
 
 def _clock(seconds: float) -> str:
