@@ -66,10 +66,7 @@ def user_message(error: BaseException) -> str | None:
             f"the disk is full or a quota is reached while saving ({_one_line(error)}). Checkpoints saved before are "
             "intact. Free some space and resume with --ckpt_path LAST_CHECKPOINT."
         )
-    if (
-        isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
-        and error.filename
-    ):
+    if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
     return None
 

@@ -125,13 +125,3 @@ def _plugin_packages() -> set[str]:
     offers = [entry for kind in registry.kinds() for entry in registry.entries(kind)]
     packages = {entry.target.partition(":")[0].partition(".")[0] for entry in offers if entry.distribution != "lnlit"}
     return {package for package in packages if package.isidentifier() and package != "jsonargparse"}
-
-
-def cause_of(error: ValueError) -> Exception:
-    """The `UserError` that a constructor raised, out of the types jsonargparse tried; else `error` itself."""
-    cause: BaseException | None = error
-    seen = set()
-    while cause is not None and not isinstance(cause, UserError) and cause not in seen:
-        seen.add(cause)
-        cause = cause.__cause__
-    return cause if isinstance(cause, UserError) else error

@@ -33,12 +33,12 @@ class StageCommand:
                 f"{self.name}: unknown stage {name!r}.{did_you_mean(name, self.stages)} Allowed: {allowed}."
             )
         stage, parser, config = self.parsed(name, rest)
-        from lnlit.cli.names import cause_of
+        from lnlit.cli import blame
 
         try:
             arguments = vars(parser.instantiate_classes(config))
-        except ValueError as error:  # jsonargparse wraps what a constructor raises
-            raise cause_of(error) from error
+        except Exception as error:
+            raise blame.while_building(error) from error
         print(stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")}))
         return 0
 

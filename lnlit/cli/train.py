@@ -17,30 +17,16 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.distributed.checkpoint.api import CheckpointException
 
 import lnlit.callbacks
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
-from lnlit.cli import names, overrides
+from lnlit.cli import blame, names, overrides, trainer_flags
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
-
-#: Folder of TensorBoard's files and the resolved configuration, within the run's `default_root_dir`.
-_LOGS = "logs"
-_TRAINER_DEFAULTS: dict[str, Any] = {
-    "logger": {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": "", "version": _LOGS, "default_hp_metric": False},
-    },
-    "default_root_dir": "runs",
-    "log_every_n_steps": 1,  # a step of a language model takes longer than a line in a file
-    "inference_mode": False,  # FSDP2's first forward pass cannot run in inference mode
-    "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
-}
 
 
 class LitCLI(LightningCLI):
@@ -57,7 +43,7 @@ class LitCLI(LightningCLI):
             args=[command, *arguments],
             subclass_mode_model=True,
             subclass_mode_data=True,
-            trainer_defaults=dict(_TRAINER_DEFAULTS),
+            trainer_defaults=dict(trainer_flags.DEFAULTS),
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "lnlit", **strict, self._command: dict(strict)},
@@ -88,11 +74,11 @@ class LitCLI(LightningCLI):
             raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Give a path, 'last' or 'best'.")
 
     def instantiate_classes(self) -> None:
-        """jsonargparse wraps an error of a constructor in the types it tried; the user's error is its cause."""
+        """What a part of the configuration refuses is the user's to put right."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            raise names.cause_of(error) from None
+        except Exception as error:
+            raise blame.while_building(error) from error
 
     def before_fit(self) -> None:
         """Refuse a used folder at once, and log the configuration as TensorBoard hyper-parameters."""
@@ -106,14 +92,7 @@ class LitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
         config = {**self._get(self.config_init, "trainer"), **kwargs}
-        if config["use_distributed_sampler"]:
-            raise UserError(
-                "trainer.use_distributed_sampler: must be false; lnlit's loaders place their rows on ranks themselves, "
-                "and a sampler that Lightning puts in their place cannot resume."
-            )
-        logger = config["logger"]
-        if isinstance(logger, TensorBoardLogger) and logger.log_dir == str(Path("runs") / _LOGS):  # ours, not chosen
-            config["logger"] = TensorBoardLogger(config["default_root_dir"], "", _LOGS, default_hp_metric=False)
+        config = trainer_flags.checked(config)
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         off: list[type] = [Checkpoint] if config["enable_checkpointing"] is False else []
@@ -122,9 +101,11 @@ class LitCLI(LightningCLI):
         unwanted = (*off, *map(type, given))
         always = [] if config["barebones"] else lnlit.callbacks.default_callbacks()
         try:
-            return self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
-        except (MisconfigurationException, ValueError) as error:  # it has seen nothing but the user's settings
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            trainer = self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
+        except Exception as error:  # it has seen nothing but the user's settings
+            raise UserError(f"trainer: {blame.while_building(error)}") from error
+        trainer_flags.check_trainer(trainer)
+        return trainer
 
 
 def run(command: str, arguments: list[str], written: Written) -> int:
@@ -134,7 +115,7 @@ def run(command: str, arguments: list[str], written: Written) -> int:
     _quieten()
     try:
         cli = LitCLI(command, arguments, written)
-    except MisconfigurationException as error:
+    except (UserError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
     except CheckpointException as error:
         raise _of_shards(error) from error
@@ -144,6 +125,8 @@ def run(command: str, arguments: list[str], written: Written) -> int:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop
         return int(stop.code or 0)
+    except Exception as error:
+        raise blame.while_running(error) from error
     return _exit_code(cli)
 
 

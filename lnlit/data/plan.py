@@ -9,6 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +81,36 @@ class Corpus:
         span = slice(end - length, end)
         mask = np.ones(length, dtype=np.bool_) if self.loss_mask is None else self.loss_mask[span]
         return Document(self.tokens[span], mask)  # type: ignore[arg-type]
+
+
+class FirstRows(Plan):
+    """The first rows of another plan's first epoch, again and again.
+
+    Args:
+        plan: the whole.
+        count: how many of its rows; at least 1.
+    """
+
+    def __init__(self, plan: Plan, count: int) -> None:
+        self.plan, self.count = plan, count
+
+    @property
+    def num_rows(self) -> int | None:
+        return self.plan.num_rows
+
+    def start(self) -> State:
+        return {"row": 0, "of": self.plan.start()}
+
+    def rows(self, state: State) -> Iterator[tuple[Row, State]]:
+        while True:
+            for row, after in islice(self.plan.rows(state["of"]), self.count - state["row"]):
+                state = {"row": state["row"] + 1, "of": after}
+                yield row, state if state["row"] < self.count else self.start()
+            state = self.start()
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.plan.fingerprint}, the first {self.count} rows"
 
 
 class _Stage(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -15,12 +15,14 @@ from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.corpus import check_context
 from lnlit.data.loader import Batch, EvalLoader, TrainLoader, count_batches
 from lnlit.data.packing import Layout, Row, collate
-from lnlit.data.plan import Corpus, MapPlan, Plan
+from lnlit.data.plan import Corpus, FirstRows, MapPlan, Plan
 from lnlit.data.stream import StreamPlan
 from lnlit.data.text import TextEncoder
 from lnlit.data.tokenizer import pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
+
+AnyLoader = TypeVar("AnyLoader", bound=EvalLoader)
 
 
 class Reader(Protocol):
@@ -130,12 +132,14 @@ class PlannedData(L.LightningDataModule, ABC):
             _ = self.val_plan
 
     def train_dataloader(self) -> TrainLoader:
-        if self.streaming and self.trainer is not None and self.trainer.max_steps == -1:
-            raise UserError("data.streaming: a stream's length is unknown, so say how long to train: trainer.max_steps")
         trainer = self.trainer
+        endless = trainer is not None and trainer.max_steps == -1 and isinstance(trainer.limit_train_batches, float)
+        if self.streaming and endless:
+            raise UserError("data.streaming: a stream's length is unknown, so say how long to train: trainer.max_steps")
         steps_done = None if trainer is None else lambda: trainer.global_step
-        self._train_loader = TrainLoader(self.train_plan, self._collate, self.micro_batch_size, steps_done)
-        self._set_rank(self._train_loader)
+        self._train_loader = self._placed(
+            TrainLoader(self._limited(self.train_plan), self._collate, self.micro_batch_size, steps_done)
+        )
         if self._resume_from is not None:
             self._train_loader.load_state_dict(self._resume_from)
             if trainer is not None:
@@ -146,9 +150,7 @@ class PlannedData(L.LightningDataModule, ABC):
     def val_dataloader(self) -> EvalLoader | list[Any]:
         if self.val_plan is None:
             return []
-        loader = EvalLoader(self.val_plan, self._collate, self.micro_batch_size)
-        self._set_rank(loader)
-        return loader
+        return self._placed(EvalLoader(self.val_plan, self._collate, self.micro_batch_size))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self._train_loader is not None:
@@ -166,7 +168,24 @@ class PlannedData(L.LightningDataModule, ABC):
         if self.streaming and stage == "fit":
             rank_zero_info(f"train, streamed: {self.train_reader.tally}")
 
-    def _set_rank(self, loader: EvalLoader) -> None:
+    def _limited(self, plan: Plan) -> Plan:
+        """What `limit_train_batches` or `overfit_batches` leave of it: every epoch has the same first batches.
+
+        Lightning ends the epoch; but our loaders go on where they stand, which would be other batches each time.
+        """
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        whole = self._placed(EvalLoader(plan, self._collate, self.micro_batch_size))
+        if isinstance(limit, float):
+            batches = None if limit == 1.0 or plan.num_rows is None else int(limit * len(whole))
+        else:
+            batches = limit
+        if not batches or (plan.num_rows is not None and batches >= len(whole)):
+            return plan
+        return FirstRows(plan, batches * whole.micro_batch_size * whole.world_size)
+
+    def _placed(self, loader: AnyLoader) -> AnyLoader:
+        """The loader, told which data-parallel rank this is. Under tensor parallelism that is not the global one."""
         shards = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        if shards:  # data-parallel ranks, which under tensor parallelism are not the global ones
+        if shards:
             loader.set_rank(shards["rank"], shards["num_replicas"])
+        return loader

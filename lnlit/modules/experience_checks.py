@@ -21,6 +21,11 @@ def check_run(data: Experience) -> None:
     assert trainer is not None
     if trainer.max_steps < 0:
         raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
+    if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:
+        raise UserError(
+            "trainer.limit_train_batches, trainer.overfit_batches: an epoch of rollouts cannot be cut short, for an "
+            "update would lack samples that were paid for. Limit the run with trainer.max_steps, the prompts in data."
+        )
     length, interval = trainer.max_steps * trainer.accumulate_grad_batches, trainer.val_check_interval
     if isinstance(interval, int) and interval > length and trainer.check_val_every_n_epoch is not None:
         rank_zero_info(f"trainer.val_check_interval: {length}, as the run has no more micro-batches; not {interval}")

@@ -249,3 +249,39 @@ def test_a_blend_trains_in_stages(tokenizer_folder, files):
     texts = [module.encoder.tokenizer.decode(batch.tokens[0]) for batch in module.train_dataloader()]
     assert len(texts) == 89
     assert ["question 10" in text and "question 10<" not in text for text in texts] == [False] * 80 + [True] * 9
+
+
+LIMITS = [{"limit_train_batches": 3}, {"limit_train_batches": 0.3}, {"overfit_batches": 3}]
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_limited_run_repeats_its_first_batches_and_resumes_within_them(
+    tokenizer_folder, files, tmp_path, variant, limit
+):
+    """As a smaller data set would be: Lightning promises that an epoch is these batches."""
+    if "stream" in variant and 0.3 in limit.values():
+        pytest.skip("a share of a stream is unknown: Lightning refuses it")
+    first_epoch, limited, resumed = Recorder(), Recorder(), Recorder()
+    trainer(tmp_path, max_epochs=1).fit(first_epoch, data(tokenizer_folder, files, **VARIANTS[variant])) if (
+        "stream" not in variant
+    ) else trainer(tmp_path, max_steps=10).fit(first_epoch, data(tokenizer_folder, files, **VARIANTS[variant]))
+    length = 3 if 3 in limit.values() else int(0.3 * len(first_epoch.seen))
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[saving], **limit).fit(
+        limited, data(tokenizer_folder, files, **VARIANTS[variant])
+    )
+    assert limited.seen == first_epoch.seen[:length] * 3
+    for stop in (1, length, length + 1):
+        resumed = Recorder()
+        trainer(tmp_path, max_epochs=3, **limit).fit(
+            resumed, data(tokenizer_folder, files, **VARIANTS[variant]), ckpt_path=tmp_path / f"step={stop}.ckpt"
+        )
+        assert resumed.seen == limited.seen[stop:]
+
+
+def test_a_limit_beyond_the_data_changes_nothing(tokenizer_folder, files, tmp_path):
+    whole, limited = Recorder(), Recorder()
+    trainer(tmp_path).fit(whole, data(tokenizer_folder, files))
+    trainer(tmp_path, limit_train_batches=1000).fit(limited, data(tokenizer_folder, files))
+    assert limited.seen == whole.seen

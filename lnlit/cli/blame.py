@@ -1,0 +1,72 @@
+"""Whose fault an exception is: what a part of another package refuses was named in the configuration."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lnlit.errors import UserError
+
+_PART = re.compile(r"Problem with given class_path '([\w.]+)'")
+#: What a user adds to a Trainer, as folders of `lightning.pytorch`.
+_ADDED = ("callbacks", "loggers", "profilers", "tuner")
+_OURS = Path(__file__).parent.parent
+_LONGEST = 300
+_SPEAKING = (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException)
+
+
+def while_building(error: Exception) -> Exception:
+    """A `UserError` for what a constructor named in the configuration raised; `error` itself where the fault is ours.
+
+    jsonargparse wraps it in the types it tried.
+    """
+    chain = list(_causes(error))
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return cause
+    frames = _frames(chain[-1])
+    built = max((index for index, frame in enumerate(frames) if "jsonargparse" in frame.filename), default=-1) + 1
+    if any(_is_ours(frame) for frame in frames[built:]):
+        return error
+    parts = [found[1].rpartition(".")[2] for cause in chain for found in _PART.finditer(str(cause))]
+    return UserError(f"{parts[0]}: {_said(chain[-1])}" if parts else _said(chain[-1]))
+
+
+def while_running(error: Exception) -> Exception:
+    """A `UserError` for what a callback, logger, profiler or tuner of Lightning's raised; else `error` itself."""
+    frames = _frames(error)
+    after_ours = max((index for index, frame in enumerate(frames) if _is_ours(frame)), default=-1) + 1
+    for frame in frames[after_ours:]:
+        parts = Path(frame.filename).parts
+        if "lightning" in parts and any(folder in parts for folder in _ADDED):
+            return UserError(f"trainer, {Path(frame.filename).stem}: {_said(error)}")
+    return error
+
+
+def _said(error: BaseException) -> str:
+    words = " ".join(str(error).split())
+    words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]} ..."
+    if not words or not isinstance(error, _SPEAKING):  # a KeyError's text is the key alone
+        words = f"{type(error).__name__}: {words}"
+    if isinstance(error, ImportError):
+        return f"{words.rstrip('.')}. Install what it needs, or leave it out."
+    return words
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return traceback.extract_tb(error.__traceback__)
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).is_relative_to(_OURS)

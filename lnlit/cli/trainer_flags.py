@@ -1,0 +1,94 @@
+"""The Trainer's flags: our defaults, and what Lightning accepts but no run of ours could keep."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+
+from lnlit.errors import UserError
+
+#: Folder of TensorBoard's files and the resolved configuration, within the run's `default_root_dir`.
+LOGS = "logs"
+DEFAULTS: dict[str, Any] = {
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs", "name": "", "version": LOGS, "default_hp_metric": False},
+    },
+    "default_root_dir": "runs",
+    "log_every_n_steps": 1,  # a step of a language model takes longer than a line in a file
+    "inference_mode": False,  # FSDP2's first forward pass cannot run in inference mode
+    "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
+}
+
+#: Flag -> (what is allowed, in words; whether a value is). Lightning divides by some of these without a look.
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "accumulate_grad_batches": ("at least 1", lambda value: value >= 1),
+    "gradient_clip_val": ("a positive number, or 0 for none", lambda value: value >= 0 and math.isfinite(value)),
+    "val_check_interval": ("more than 0", lambda value: isinstance(value, str | Mapping) or value > 0),
+    "check_val_every_n_epoch": ("at least 1", lambda value: value >= 1),
+    "num_sanity_val_steps": ("-1 for all, or at least 0", lambda value: value >= -1),
+    "log_every_n_steps": ("at least 0", lambda value: value >= 0),
+    "use_distributed_sampler": (
+        "false: lnlit's loaders place their rows on ranks themselves, and a sampler that Lightning puts in their "
+        "place cannot resume",
+        lambda value: not value,
+    ),
+}
+_WHERE_NODES_MEET = ("MASTER_ADDR", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "KUBERNETES_PORT")
+
+
+def checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags as the Trainer gets them. Raises `UserError` for one that no run could keep."""
+    flags = dict(config)
+    for name, (allowed, fits) in _ALLOWED.items():
+        value = flags.get(name)
+        if value is not None and not fits(value):
+            raise UserError(f"trainer.{name}: got {value}; allowed: {allowed}.")
+    _check_machines(flags)
+    logger = flags["logger"]
+    ours = isinstance(logger, TensorBoardLogger) and logger.log_dir == str(Path("runs") / LOGS)  # not chosen
+    if flags["barebones"]:  # Lightning refuses what it would have to switch off; the rest is the user's own to change
+        flags["logger"] = None if ours else logger
+        if flags["log_every_n_steps"] == DEFAULTS["log_every_n_steps"]:
+            flags["log_every_n_steps"] = None
+    elif ours:
+        flags["logger"] = TensorBoardLogger(flags["default_root_dir"], "", LOGS, default_hp_metric=False)
+    return flags
+
+
+def _check_machines(flags: Mapping[str, Any]) -> None:
+    nodes, devices, cores = flags["num_nodes"], flags["devices"], os.cpu_count() or 1
+    if nodes > 1 and not any(name in os.environ for name in _WHERE_NODES_MEET):
+        raise UserError(
+            f"trainer.num_nodes: got {nodes}, and nothing says where the nodes meet. Start each of them with torchrun "
+            "or under Slurm, or set MASTER_ADDR, MASTER_PORT and NODE_RANK."
+        )
+    processes = int(devices) if str(devices).isdigit() else 0
+    if flags["accelerator"] == "cpu" and processes > max(cores, 8):
+        raise UserError(f"trainer.devices: got {processes} processes for the {cores} cores of this machine.")
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Raises `UserError` where a rank would not be a process with its own rows, or saving would not be done when it
+    says so."""
+    strategy = trainer.strategy
+    ranks_are_processes = type(strategy) is DDPStrategy and strategy._start_method == "popen"  # not spawned or forked
+    if not ranks_are_processes and not isinstance(strategy, SingleDeviceStrategy | ModelParallelStrategy):
+        launched = f" that starts ranks by {strategy._start_method}" if type(strategy) is DDPStrategy else ""
+        raise UserError(
+            f"trainer.strategy: {type(strategy).__name__}{launched} is not supported. Use auto, ddp, or "
+            "ModelParallelStrategy for FSDP2 and tensor parallelism (yaml/trainer/fsdp2.yaml)."
+        )
+    if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
+        raise UserError(
+            "trainer.plugins: AsyncCheckpointIO is not supported: a checkpoint is renamed once it is whole, and this "
+            "plugin returns before. Leave it out."
+        )
