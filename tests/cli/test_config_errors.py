@@ -100,7 +100,7 @@ IN_FILE = {
     ),
     "sampler that cannot resume": (
         ("  logger: false", "  logger: false\n  use_distributed_sampler: true"),
-        "trainer.use_distributed_sampler: must be false",
+        "trainer.use_distributed_sampler: got True; allowed: false",
     ),
 }
 
