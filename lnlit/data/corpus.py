@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.plan import Corpus
+from lnlit.data.rows import conversation
 from lnlit.data.sources import where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
@@ -43,6 +45,24 @@ class Tally:
 _WHEN_ANY = ("dropped", "unlearnable")
 
 
+class UnreadKeys:
+    """Which keys of which source were no part of what is learned, and in how many rows."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter[str]] = {}
+
+    def add(self, source: Source, keys: Iterable[str]) -> None:
+        self.counts.setdefault(str(source), Counter()).update(keys)
+
+    def of(self, source: Source) -> str:
+        """In words, keys of as many rows together; empty where all was read."""
+        by_count: dict[int, list[str]] = {}
+        for key, count in self.counts.get(str(source), Counter()).most_common():
+            by_count.setdefault(count, []).append(key)
+        parts = [f"{', '.join(keys)} ({count:,} row{'s' * (count > 1)})" for count, keys in by_count.items()]
+        return f"{source}: keys that nobody reads: {'; '.join(parts)}" if parts else ""
+
+
 class RowEncoder(Protocol):
     """Turns rows into documents; `UserError` for a row that is none."""
 
@@ -51,12 +71,14 @@ class RowEncoder(Protocol):
 
 
 class RowReader(ABC):
-    """Reads sources row by row; `tally` counts what became of the rows."""
+    """Reads sources row by row; `tally` counts what became of the rows, `unread` what of them was not read."""
 
     tally: Any
 
     def __init__(self, encoder: RowEncoder) -> None:
         self.encoder = encoder
+        self.unread = UnreadKeys()
+        self._told: set[str] = set()
 
     @abstractmethod
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
@@ -66,21 +88,44 @@ class RowReader(ABC):
     def _corpus(self, documents: list[Document]) -> Corpus:
         """Documents, at least one, as flat arrays."""
 
+    @abstractmethod
+    def _unread(self, row: Mapping[str, Any]) -> Iterable[str]:
+        """Keys of a row that are no part of its document."""
+
     def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
-        """One document per row from row `start` on; None for a row that is left out. A bad row is a `UserError`."""
+        """One document per row from row `start` on; None for a row that is left out. A bad row is a `UserError`. What
+        the first rows have that nobody reads is said at once: a stream may have no end."""
+        for number, document in enumerate(self._documents(source, start)):
+            if number == 0:
+                self._tell(source)
+            yield document
+
+    def _documents(self, source: Source, start: int = 0) -> Iterator[Document | None]:
         rows = source.rows(start)
         while chunk := list(islice(rows, _CHUNK)):
-            for number, document in enumerate(self._encode(source, chunk, start)):
+            documents = self._encode(source, chunk, start)
+            for row in chunk:
+                self.unread.add(source, self._unread(row))
+            for number, document in enumerate(documents):
                 yield self._held_to_length(document, source, start + number)
             start += len(chunk)
+
+    def _tell(self, source: Source) -> None:
+        """Once for each source."""
+        from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+        if str(source) not in self._told and (unread := self.unread.of(source)):
+            rank_zero_info(unread)
+        self._told.add(str(source))
 
     def corpus(self, source: Source, name: str) -> Corpus:
         """The whole source. Raises `UserError` when it has no usable row."""
         from tqdm import tqdm
 
         # No bar where stderr is no terminal: the summary line that follows says it all.
-        documents = tqdm(self.read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
+        documents = tqdm(self._documents(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
         found = [document for document in documents if document is not None]
+        self._tell(source)
         if not found:
             raise UserError(
                 f"{name}: no usable row in {source} ({self.tally}). Check the path, the split, too_long and "
@@ -111,6 +156,9 @@ class DocumentReader(RowReader):
 
     def _corpus(self, documents: list[Document]) -> Corpus:
         return Corpus.of(documents)
+
+    def _unread(self, row: Mapping[str, Any]) -> Iterable[str]:
+        return conversation(row).unread
 
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
         if len(document) > self.sequence_length:

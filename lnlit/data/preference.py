@@ -21,7 +21,7 @@ from lnlit.data.corpus import RowReader
 from lnlit.data.packing import BestFit, Row, collate
 from lnlit.data.plan import Corpus, MapPlan
 from lnlit.data.planned import PlannedData
-from lnlit.data.preference_rows import PreferenceRows, chats
+from lnlit.data.preference_rows import PreferenceRows, chats, unread
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError, shown
@@ -195,6 +195,9 @@ class GroupReader(RowReader):
 
     def _corpus(self, documents: list[Document]) -> Corpus:
         return Groups(cast(list[Group], documents))
+
+    def _unread(self, row: Mapping[str, Any]) -> Iterable[str]:
+        return (key for key in unread(row) if key != REFERENCE)
 
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
         assert isinstance(document, Group)

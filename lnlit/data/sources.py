@@ -6,12 +6,16 @@ import gzip
 import json
 from abc import abstractmethod
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from lnlit.data.columns import Columns
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
+
+#: So many rows say which columns a table has: not every row of JSON has all of them.
+_HEAD = 100
 
 
 def expand(paths: str | list[str]) -> list[Path]:
@@ -64,14 +68,49 @@ class FileSource(Source):
         return ", ".join(str(file) for file in self.files)
 
 
-class JsonlSource(FileSource):
+class TableSource(Source):
+    """What sources of tables share: `columns` that are called otherwise than lnlit reads them."""
+
+    columns: Columns
+
+    @abstractmethod
+    def _table(self, start: int) -> Iterator[dict[str, Any]]:
+        """Rows from index `start` on, their columns called as they are."""
+
+    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        rows = self._table(start)
+        if not self.columns:
+            yield from rows
+            return
+        head = list(islice(rows, _HEAD))
+        if start == 0:
+            self.columns.check(head, str(self))
+        for index, row in enumerate(chain(head, rows), start):
+            yield self._renamed(row, index)
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}{self.columns}"
+
+    def _renamed(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        try:
+            return self.columns.renamed(row)
+        except UserError as error:
+            raise UserError(f"{where(self, index)}: {error}") from error
+
+
+class JsonlSource(TableSource, FileSource):
     """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` lists.
 
     Args:
         paths: a file, a glob pattern, or a list of either, read in the given order.
+        columns: what columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
     """
 
-    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+    def __init__(self, paths: str | list[str], columns: dict[str, str | None] | None = None) -> None:
+        super().__init__(paths)
+        self.columns = Columns(columns or {})
+
+    def _table(self, start: int) -> Iterator[dict[str, Any]]:
         return (json_object(text, place) for place, text in islice(self._located(), start, None))
 
     def where(self, index: int) -> str:
@@ -139,14 +178,19 @@ class TextFileSource(FileSource):
         return str(self.files[index])
 
 
-class ParquetSource(FileSource):
+class ParquetSource(TableSource, FileSource):
     """Rows of Parquet files, one row group in memory at a time.
 
     Args:
         paths: a file, a glob pattern, or a list of either, read in the given order.
+        columns: what columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
     """
 
-    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+    def __init__(self, paths: str | list[str], columns: dict[str, str | None] | None = None) -> None:
+        super().__init__(paths)
+        self.columns = Columns(columns or {})
+
+    def _table(self, start: int) -> Iterator[dict[str, Any]]:
         import pyarrow
         import pyarrow.parquet as parquet
 
@@ -164,7 +208,7 @@ class ParquetSource(FileSource):
                 raise UserError(f"{file}: cannot be read as Parquet: {error}") from error
 
 
-class HuggingFaceSource(Source):
+class HuggingFaceSource(TableSource):
     """Rows of a dataset that `datasets.load_dataset` reads: a hub name or a local folder. Never runs a dataset's code.
 
     Args:
@@ -173,6 +217,7 @@ class HuggingFaceSource(Source):
         name: configuration (subset) of the dataset, where it has several.
         revision: commit or tag of a hub dataset; pin it for a repeatable run.
         streaming: read from the hub as needed instead of downloading everything first.
+        columns: what columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
     """
 
     def __init__(
@@ -182,7 +227,9 @@ class HuggingFaceSource(Source):
         name: str | None = None,
         revision: str | None = None,
         streaming: bool = False,
+        columns: dict[str, str | None] | None = None,
     ) -> None:
+        self.columns = Columns(columns or {})
         self.path = path
         self.split = split
         self.name = name
@@ -190,9 +237,9 @@ class HuggingFaceSource(Source):
         self.streaming = streaming
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.split})"
+        return f"{self.path} ({self.split}){self.columns}"
 
-    def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
+    def _table(self, start: int) -> Iterator[dict[str, Any]]:
         from datasets import load_dataset
 
         try:

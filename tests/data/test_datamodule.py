@@ -285,3 +285,26 @@ def test_a_limit_beyond_the_data_changes_nothing(tokenizer_folder, files, tmp_pa
     trainer(tmp_path).fit(whole, data(tokenizer_folder, files))
     trainer(tmp_path, limit_train_batches=1000).fit(limited, data(tokenizer_folder, files))
     assert limited.seen == whole.seen
+
+
+def test_keys_that_nobody_reads_are_named_once_per_source(tokenizer_folder, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero.rank_zero_info", lines.append)
+    made = toggle_rows(6)
+    first = write_jsonl(tmp_path / "a.jsonl", [{**row, "id": 1, "license": "mit"} for row in made[:4]])
+    second = write_jsonl(tmp_path / "b.jsonl", [{**made[4], "license": "mit", "note": ""}, made[5]])
+    blend = [BlendEntry(JsonlSource(str(file)), epochs=2) for file in (first, second)]
+    data = ChatData(str(tokenizer_folder), blend, sequence_length=512, micro_batch_size=1)
+    assert data.train_plan
+    said = [
+        f"{first}: keys that nobody reads: id, license (4 rows)",
+        f"{second}: keys that nobody reads: license (1 row)",
+    ]
+    assert lines == said
+    stream = ChatData(
+        str(tokenizer_folder), JsonlSource(str(first)), sequence_length=512, micro_batch_size=1, streaming=True
+    )
+    rows = stream.train_plan.rows(stream.train_plan.start())
+    for _ in range(20):  # several epochs
+        next(rows)
+    assert lines == [*said, said[0]]

@@ -298,3 +298,14 @@ def test_all_that_a_file_says_is_read(file, count, roles, record_property):
         found += 1
     record_property(f"rows of {file}", found)
     assert (found, seen) == (count, roles)
+
+
+def test_questions_and_answers_are_read_by_their_columns(record_property):
+    if not SHARED.is_dir():
+        pytest.skip("shared/data is not there")
+    source = JsonlSource(str(SHARED / "gsm8k/test.jsonl"), {"question": "prompt", "answer": "completion"})
+    plain = JsonlSource(str(SHARED / "gsm8k/test.jsonl"))
+    found = [(conversation(row).messages, was) for row, was in zip(source.rows(), plain.rows(), strict=True)]
+    assert all(said == [user(was["question"]), assistant(was["answer"])] for said, was in found)
+    record_property("rows of gsm8k", len(found))
+    assert len(found) == 1319

@@ -101,3 +101,52 @@ def test_every_registered_source_builds_by_name(tmp_path):
     assert len(list(registry.build("source", "jsonl", str(tmp_path / "a.jsonl")).rows())) == 2
     for name in ("parquet", "huggingface", "reasoning_gym"):
         assert registry.get("source", name)
+
+
+# columns that are called otherwise
+
+
+def gsm(tmp_path):
+    return str(
+        write_jsonl(tmp_path / "gsm.jsonl", [{"question": f"q{n}", "answer": str(n), "id": n} for n in range(3)])
+    )
+
+
+def test_columns_are_called_as_they_are_to_be_read(tmp_path):
+    source = JsonlSource(gsm(tmp_path), {"question": "prompt", "answer": "completion", "id": None})
+    expected = [{"prompt": f"q{n}", "completion": str(n)} for n in range(3)]
+    assert list(source.rows()) == expected
+    assert list(source.rows(2)) == expected[2:]
+    assert str(source) == f"{tmp_path}/gsm.jsonl (question as prompt, answer as completion, id left out)"
+    assert source.where(1) == f"{tmp_path}/gsm.jsonl:2"
+
+
+def test_columns_of_parquet_and_of_datasets(tmp_path):
+    import datasets
+
+    rows = [{"question": "q", "answer": "a"}]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data.parquet"))
+    columns: dict[str, str | None] = {"question": "prompt", "answer": None}
+    assert list(ParquetSource(str(tmp_path / "data.parquet"), columns).rows()) == [{"prompt": "q"}]
+    assert list(HuggingFaceSource(str(tmp_path), "train", columns=columns).rows()) == [{"prompt": "q"}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"quesion": "prompt"}, r"no column 'quesion'. Did you mean 'question'\? It has: question, answer, id"),
+        ({"prompt": "question"}, r"no column 'prompt'. Columns come first, as in \{question: prompt\}"),
+        ({"question": "id"}, r"gsm.jsonl:1: columns: two columns would be called 'id'"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(tmp_path, columns, message):
+    with pytest.raises(UserError, match=message):
+        list(JsonlSource(gsm(tmp_path), columns).rows())
+    with pytest.raises(UserError, match="cannot both be called 'prompt'"):
+        JsonlSource(gsm(tmp_path), {"question": "prompt", "answer": "prompt"})
+
+
+def test_a_column_need_not_be_in_every_row(tmp_path):
+    file = write_jsonl(tmp_path / "some.jsonl", [{"q": "1"}, {"q": "2", "hint": "h", "prompt": None}])
+    source = JsonlSource(str(file), {"q": "prompt", "hint": "context"})
+    assert list(source.rows()) == [{"prompt": "1"}, {"prompt": "2", "context": "h"}]
