@@ -1,4 +1,4 @@
-"""`lnlit import` and `lnlit export`: any checkpoint we read, to a folder that lnlit, transformers and vLLM load."""
+"""`lnlit import` and `lnlit export`: any checkpoint we read, to a folder that others load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lnlit.checkpoint.decilm import vllm_obstacles
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
@@ -50,15 +49,13 @@ def export_model(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     pipeline_stages: int | None = None,
-) -> list[str]:
-    """Write the servable folder of a model folder or of a Lightning .ckpt, as `import_model` does. Returns the reasons,
-    if any, why stock vLLM could not serve it.
+) -> Path:
+    """Write the servable folder of a model folder or of a Lightning .ckpt, as `import_model` does; returns the folder.
 
     `pipeline_stages` pads with layers that have no weights, so that an engine which gives each stage the same number of
     layers spreads the weights evenly (see `models.pipeline`). The model computes the same.
     """
-    out = _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages)
-    return vllm_obstacles(open_checkpoint(out).read_spec(out))
+    return _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages)
 
 
 def _convert(

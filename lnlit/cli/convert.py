@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from lnlit.cli.arguments import CommandParser
 
@@ -16,12 +17,11 @@ def import_command(argv: list[str]) -> int:
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import import_model
 
-    print(import_model(options.source, options.out, dtype=options.dtype, overwrite=options.overwrite))
-    return 0
+    return _written(import_model(options.source, options.out, dtype=options.dtype, overwrite=options.overwrite))
 
 
 def export_command(argv: list[str]) -> int:
-    """Write a folder that transformers and vLLM load from a model folder or a training checkpoint."""
+    """Write a folder that other programs load from a model folder or a training checkpoint."""
     parser = CommandParser(prog="lnlit export", description=export_command.__doc__)
     parser.add_argument("source", metavar="CKPT", help="a model folder or a training checkpoint")
     parser.add_argument(
@@ -33,15 +33,22 @@ def export_command(argv: list[str]) -> int:
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import export_model
 
-    obstacles = export_model(
-        options.source,
-        options.out,
-        dtype=options.dtype,
-        overwrite=options.overwrite,
-        pipeline_stages=options.pipeline_stages,
+    return _written(
+        export_model(
+            options.source,
+            options.out,
+            dtype=options.dtype,
+            overwrite=options.overwrite,
+            pipeline_stages=options.pipeline_stages,
+        )
     )
-    for obstacle in obstacles:
-        print(f"stock vLLM cannot serve this model: {obstacle}")
+
+
+def _written(folder: Path) -> int:
+    from lnlit.checkpoint.folder import tell_readers
+
+    print(folder)
+    tell_readers(folder)
     return 0
 
 

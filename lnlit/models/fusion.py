@@ -102,14 +102,6 @@ def in_reverse(spec: ModelSpec, plan: FusionPlan) -> Lineage:
     return _with_groups(spec, plan, lambda group: tuple((index,) for index in reversed(group)))
 
 
-def uneven_widths(spec: ModelSpec, multiple: int = 256) -> dict[int, int]:
-    """Layer -> FFN width, where a reader of DeciLM's `ffn_mult` could not hold it: that expresses multiples of 256
-    only. Sums of multiples are multiples. Our folders give `intermediate_size`, which vLLM and transformers read.
-    """
-    widths = {index: block.ffn.args.get("intermediate_size", 0) for index, block in enumerate(spec.layers)}
-    return {index: width for index, width in widths.items() if width % multiple}
-
-
 def _with_groups(spec: ModelSpec, plan: FusionPlan, made: Callable[[tuple[int, ...]], Lineage]) -> Lineage:
     """The lineage with `made(group)` at the place of each group; layers without weights inside a group vanish."""
     _check_plan(spec, plan)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lnlit.checkpoint.convert import with_progress
 from lnlit.checkpoint.descent import descent
-from lnlit.checkpoint.folder import check_target, hf_config, save_folder
+from lnlit.checkpoint.folder import check_target, hf_config, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.text import TextSample
@@ -75,7 +75,7 @@ def fuse(
     dependency = None if data is None else _dependency(spec, path, data)
     _tell(spec, child, chosen, method)
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {target.name}")
-    return save_folder(
+    folder = save_folder(
         target,
         child,
         child_weights(spec, lineage, weights, chosen.norm),
@@ -84,6 +84,8 @@ def fuse(
         overwrite=overwrite,
         add_files=lambda folder: _add_record(folder / "fusion", spec, chosen, dependency),
     )
+    tell_readers(folder)
+    return folder
 
 
 def _read_plan(file: str, wishes: dict[str, object]) -> FusionPlan:
@@ -103,13 +105,6 @@ def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> N
         return
     groups = ", ".join(f"{group[0]}-{group[-1]}" for group in plan.groups)
     print(f"{method} {groups}: {len(spec.layers)} layers become {len(child.layers)}", file=sys.stderr)
-    if uneven := fusion.uneven_widths(child):
-        widths = ", ".join(f"{width} in layer {index}" for index, width in uneven.items())
-        print(
-            f"FFN widths that are no multiples of 256 ({widths}): vLLM and transformers load them, engines that know "
-            "ffn_mult alone do not",
-            file=sys.stderr,
-        )
 
 
 def _dependency(spec: ModelSpec, path: Path, data: TextSample) -> Dependency:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.fingerprint import fingerprint
-from lnlit.checkpoint.folder import check_target, hf_config, save_folder
+from lnlit.checkpoint.folder import check_target, hf_config, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.errors import UserError
 from lnlit.files import read_json
@@ -41,7 +41,7 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
     checkpoint = open_checkpoint(source)
     opened.check_parent(opened.model, checkpoint.read_spec(source), fingerprint(opened.model))
     groups = by_layer(opened.spec, checkpoint.weights(source))
-    return save_folder(
+    folder = save_folder(
         target,
         spec,
         _weights(opened, pairs, groups),
@@ -53,6 +53,8 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         },
         overwrite=overwrite,
     )
+    tell_readers(folder)
+    return folder
 
 
 def _solution(file: Path, index: int) -> Solution:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from checkpoint_models import LINEAR, mixed_spec
 
-from lnlit.checkpoint.decilm import decilm_config, vllm_obstacles
+from lnlit.checkpoint.decilm import decilm_config
 from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.readers import obstacles
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder, parameter_count
 from lnlit.models.layout import expected_shapes
@@ -40,7 +41,7 @@ def test_released_models_have_their_published_size(tmp_path, name, billions, lay
     assert len(spec.layers) == layers
     count = parameter_count(build_decoder(spec)) / 1e9
     assert round(count, len(str(billions).partition(".")[2])) == billions
-    assert vllm_obstacles(spec) == []
+    assert not any(obstacles(spec).values())
 
 
 @pytest.mark.data
@@ -77,6 +78,14 @@ def test_stubs(tmp_path):
         ([(ATTENTION, {**FFN, "no_op": True, "replace_with_linear": True})], {}, "exclude each other"),
         ([({**ATTENTION, "window_length": 512}, FFN)], {}, r"block_configs\[0\].attention: window_length=512"),
         ([({**ATTENTION, "n_heads_in_group": 3}, FFN)], {}, "3 does not divide num_attention_heads"),
+        ([(ATTENTION, {"intermediate_size": 300.5})], {}, r"block_configs\[0\].ffn.intermediate_size: 300.5 is no FFN"),
+        ([(ATTENTION, {"ffn_mult": 1e-4})], {}, r"block_configs\[0\].ffn.ffn_mult: 0.0001 is no FFN width"),
+        (
+            [(ATTENTION, {"ffn_mult": 3.0, "intermediate_size": 1024})],
+            {},
+            "expected one of ffn_mult, intermed",
+        ),
+        ([(ATTENTION, {**FFN, "weights_precision": "fp8"})], {}, "ffn: weights_precision='fp8' is not supported"),
         ([({**ATTENTION, "n_heads_in_group": "all"}, FFN)], {}, "expected a positive number, got 'all'"),
         ([(ATTENTION, FFN)], {"num_hidden_layers": 2}, r"must list 2 blocks \(num_hidden_layers\), got 1 entries"),
         ([(ATTENTION, FFN)], {"block_configs": ["x"]}, r"block_configs\[0\]: expected a mapping"),
@@ -116,6 +125,7 @@ def test_the_written_config_is_read_back(tmp_path):
 
 
 def test_what_stock_vllm_cannot_serve_is_listed():
-    found = vllm_obstacles(mixed_spec())
-    assert any(line.startswith("layers[2].attention") for line in found)
-    assert any("layers[0]: vLLM needs attention" in line for line in found)
+    assert obstacles(mixed_spec())["vLLM"] == [
+        "it knows no single linear (layers[2].attention, layers[4].ffn)",
+        "it needs attention in the first layer that has any weights (layers[0])",
+    ]

@@ -9,15 +9,19 @@ import sys
 import pytest
 import torch
 from checkpoint_models import LINEAR, mixed_spec, random_decoder, save_tiny
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AttentionMaskInterface, AutoModelForCausalLM, LlamaForCausalLM
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from lnlit.checkpoint.folder import read_provenance, save_folder
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.remote_code.configuration_decilm import DeciLMConfig
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.weights import canonical_weights
-from lnlit.specs import NOOP, BlockSpec
+from lnlit.specs import NOOP, BlockSpec, PartSpec
 
 PROMPTS = [[5, 17, 3, 88, 41, 2, 9], [60], [12, 71, 33]]
 NEW_TOKENS = 12
@@ -47,6 +51,14 @@ def generate_together(model):
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     return model.generate(tokens, attention_mask=mask, **options)[:, width:].tolist()
+
+
+def gqa(kv_heads):
+    return PartSpec("gqa", {"num_heads": 4, "num_kv_heads": kv_heads, "head_dim": 10})
+
+
+def swiglu(width):
+    return PartSpec("swiglu", {"intermediate_size": width})
 
 
 def without(spec, slot):
@@ -100,13 +112,75 @@ def test_a_homogeneous_model_is_a_stock_llama(tmp_path):
     assert isinstance(AutoModelForCausalLM.from_pretrained(folder), LlamaForCausalLM)
 
 
+def test_the_attention_implementation_can_be_changed_later(tmp_path):
+    """transformers decides by the words in a model's file whether that is so; a call shows whether it had an effect."""
+    calls = []
+
+    def counted(module, *args, **kwargs):
+        calls.append(module.layer_idx)
+        return eager_attention_forward(module, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("counted", counted)
+    AttentionMaskInterface.register("counted", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    model = in_transformers(save(tmp_path / "child", random_decoder(mixed_spec())))
+    tokens = torch.randint(0, 97, (1, 20))
+    before = model(tokens).logits
+    model.set_attn_implementation("counted")
+    assert (model(tokens).logits - before).abs().max() <= 1e-4
+    assert calls == [0, 1, 2]  # the three layers that have attention
+    model.set_attn_implementation("eager")
+    attentions = model(tokens, output_attentions=True).attentions
+    assert [weights.shape for weights in attentions] == [(1, 4, 20, 20)] * 3
+
+
 def test_block_configs_are_objects_with_the_attributes_vllm_reads(tmp_path):
-    config = in_transformers(save(tmp_path / "child", random_decoder(mixed_spec()))).config
-    second = config.block_configs[1]
+    """Where there is an `ffn_mult` vLLM, SGLang and TensorRT-LLM work the width out; else vLLM reads the other one."""
+    spec = mixed_spec()
+    wide = spec.layers[5].replace(ffn=spec.layers[5].ffn.replace(intermediate_size=256))
+    config = in_transformers(save(tmp_path / "child", random_decoder(mixed_spec(layers=(*spec.layers, wide))))).config
+    second, last = config.block_configs[1], config.block_configs[-1]
     assert (second.attention.no_op, second.attention.n_heads_in_group) == (False, 2)
     assert second.ffn.intermediate_size == 72
     assert not hasattr(second.ffn, "ffn_mult")
+    assert (last.ffn.intermediate_size, last.ffn.ffn_mult) == (256, 12.0)
     assert config.rope_parameters["rope_theta"] == 10_000.0
+
+
+@pytest.mark.parametrize(
+    ("attention", "ffn", "message"),
+    [
+        ({"n_heads_in_group": 2, "num_key_value_heads": 2}, {"no_op": True}, "expected one of n_heads_in_group, num"),
+        ({"no_op": True}, {}, "expected one of ffn_mult, intermediate_size"),
+        ({"n_heads_in_group": 2, "window_length": 64}, {"no_op": True}, "window_length=64 is not supported"),
+    ],
+)
+def test_the_folders_own_code_refuses_layers_that_it_does_not_know(attention, ffn, message):
+    with pytest.raises(ValueError, match=message):
+        DeciLMConfig(hidden_size=32, num_attention_heads=4, block_configs=[{"attention": attention, "ffn": ffn}])
+
+
+def test_the_folders_own_code_reads_both_spellings(tmp_path):
+    """What lnlit wrote before it learned NVIDIA's keys, and what NVIDIA writes with all of them, are one model."""
+    first, second = (BlockSpec(gqa(kv_heads), swiglu(512)) for kv_heads in (4, 1))
+    spec = mixed_spec(layers=(first, second, BlockSpec(NOOP, swiglu(256))))
+    decoder = random_decoder(spec)
+    folder = save(tmp_path / "child", decoder)
+    config = json.loads((folder / "config.json").read_text())
+    plain = [
+        {"attention": {"num_key_value_heads": 4}, "ffn": {"intermediate_size": 512}},
+        {"attention": {"n_heads_in_group": 4, "no_op": False}, "ffn": {"intermediate_size": 512}},
+        {"attention": {"no_op": True}, "ffn": {"intermediate_size": 256}},
+    ]
+    nothing = {"sparsify": None, "window_length": None, "unshifted_sink": False}
+    nvidias = [{slot: part | nothing for slot, part in block.items()} for block in config["block_configs"]]
+    tokens = torch.randint(0, 97, (1, 20))
+    for blocks in (plain, nvidias):
+        (folder / "config.json").write_text(json.dumps(config | {"block_configs": blocks}))
+        model = in_transformers(folder)
+        assert (model(tokens).logits - decoder(tokens)).abs().max() <= 1e-5
+        model.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "config.json").read_text())["block_configs"] == blocks
+        assert read_spec(tmp_path / "again") == spec
 
 
 def test_transformers_can_save_the_child_again(tmp_path):

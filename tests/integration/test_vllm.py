@@ -19,10 +19,10 @@ import transformers
 from torch import Tensor
 
 from lnlit.checkpoint.convert import import_model
-from lnlit.checkpoint.decilm import vllm_obstacles
 from lnlit.checkpoint.folder import save_folder
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.readers import obstacles
 from lnlit.errors import UserError
 from lnlit.interfaces import Workload
 from lnlit.models.build import build_decoder
@@ -208,9 +208,9 @@ def test_three_engines_agree(name, folders, with_plugin, remote_code_cache, reco
 @pytest.mark.parametrize("name", [*CHILDREN, SMOLLM2])
 def test_stock_vllm_runs_just_what_has_no_obstacles(name, folders, with_plugin, without_plugin):
     result = result_of(without_plugin, name)
-    obstacles = vllm_obstacles(read_spec(folders[name]))
-    assert ("error" in result) == bool(obstacles), (result, obstacles)
-    if not obstacles:
+    reasons = obstacles(read_spec(folders[name]))["vLLM"]
+    assert ("error" in result) == bool(reasons), (result, reasons)
+    if not reasons:
         assert result["tokens"] == with_plugin[name]["tokens"]
 
 

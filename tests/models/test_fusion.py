@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from lnlit.checkpoint.decilm import vllm_obstacles
 from lnlit.checkpoint.folder import save_folder
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.readers import obstacles
 from lnlit.errors import UserError
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder
@@ -263,7 +263,7 @@ def test_a_fused_model_survives_a_folder(tmp_path):
     spec = child_spec(RUN, lineage)
     weights = child_weights(RUN, lineage, canonical_weights(decoder))
     folder = save_folder(tmp_path / "fused", spec, weights, tokenizer_from=None, provenance={})
-    assert read_spec(folder) == spec and vllm_obstacles(spec) == []
+    assert read_spec(folder) == spec and obstacles(spec)["vLLM"] == []
     config = json.loads((folder / "config.json").read_text())
     assert config["block_configs"][1]["ffn"]["intermediate_size"] == 48 + 16 + 33
     again = build_decoder(spec, "cpu")
@@ -272,7 +272,8 @@ def test_a_fused_model_survives_a_folder(tmp_path):
     assert torch.equal(again(tokens), child_of(decoder, lineage)(tokens))
 
 
-def test_widths_that_ffn_mult_cannot_express_are_named():
-    assert fusion.uneven_widths(spec_of(lone(512), lone(300), EMPTY, FULL)) == {1: 300, 3: 48}
-    even = spec_of(*[lone(256), lone(768), lone(512)] * 2)
-    assert fusion.uneven_widths(child_spec(even, fusion.fused(even, plan_fusion(even)))) == {}
+def test_fusing_widths_that_ffn_mult_can_say_gives_widths_that_it_can_say():
+    spec = spec_of(BlockSpec(attention(), swiglu(256)), *[lone(256), lone(768), lone(512)] * 2)
+    fused = child_spec(spec, fusion.fused(spec, plan_fusion(spec)))
+    assert [block.ffn.args["intermediate_size"] for block in fused.layers] == [256, 2560, 512]
+    assert obstacles(spec)["mlx-lm"] == obstacles(fused)["mlx-lm"] == []

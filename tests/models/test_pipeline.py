@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lnlit.checkpoint.decilm import DeciLMCheckpoint, vllm_obstacles
+from lnlit.checkpoint.decilm import DeciLMCheckpoint
+from lnlit.checkpoint.readers import obstacles
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder, parameter_count
 from lnlit.models.lineage import EMPTY, child_spec, child_weights
@@ -46,9 +47,9 @@ def test_the_first_filled_layer_stays_first_so_stock_vllm_serves_what_it_served(
     spec = tiny_spec().replace(layers=(wide, small, small, BlockSpec(NOOP, swiglu(48)), small))
     padded = child_spec(spec, pad_for_pipeline(spec, 2))
     assert padded.layers[0] == EMPTY and next(b for b in padded.layers if b != EMPTY) == wide
-    assert vllm_obstacles(spec) == vllm_obstacles(padded) == []
+    assert obstacles(spec)["vLLM"] == obstacles(padded)["vLLM"] == []
     bad = spec.replace(layers=spec.layers[3:])
-    assert vllm_obstacles(bad) and vllm_obstacles(child_spec(bad, pad_for_pipeline(bad, 1)))
+    assert obstacles(bad)["vLLM"] and obstacles(child_spec(bad, pad_for_pipeline(bad, 1)))["vLLM"]
 
 
 def test_padding_again_replaces_the_padding():

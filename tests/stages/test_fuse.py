@@ -44,7 +44,8 @@ def test_a_fused_folder_says_what_became_of_each_layer(model, tmp_path, capsys):
     assert (out / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
     assert not (out / "fusion" / "dependency.json").exists()
     told = capsys.readouterr().err
-    assert "fuse 1-4: 7 layers become 4" in told and "no multiples of 256 (48 in layer 0, 161 in layer 1" in told
+    assert "fuse 1-4: 7 layers become 4" in told and "vLLM, vLLM with lnlit-vllm can run this architecture" in told
+    assert "mlx-lm cannot: it knows FFN widths as ffn_mult only, and that says multiples of 256 (layers[0].ffn" in told
 
 
 @torch.no_grad()

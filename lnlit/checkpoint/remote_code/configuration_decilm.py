@@ -2,37 +2,58 @@
 
 from transformers import PretrainedConfig
 
+_HEAD_KEYS = ("n_heads_in_group", "num_key_value_heads")
+_WIDTH_KEYS = ("ffn_mult", "intermediate_size")
+_STUB_KEYS = ("no_op", "replace_with_linear")
+
 
 class AttentionBlock:
     """Attention of one layer: grouped-query with `n_heads_in_group` query heads per KV head, linear, or absent."""
 
-    def __init__(self, no_op=False, replace_with_linear=False, n_heads_in_group=None):
-        self.no_op = no_op
-        self.replace_with_linear = replace_with_linear
-        self.n_heads_in_group = n_heads_in_group
+    def __init__(self, given, num_attention_heads):
+        self.no_op, self.replace_with_linear, size = _read_slot("attention", given, _HEAD_KEYS)
+        self.n_heads_in_group = size.get("n_heads_in_group")
+        if "num_key_value_heads" in size:
+            self.n_heads_in_group = num_attention_heads // size["num_key_value_heads"]
 
 
 class FeedForwardBlock:
     """FFN of one layer: SwiGLU of `intermediate_size`, linear, or absent.
 
-    There is no `ffn_mult` attribute, on purpose: readers that find one round the width to a multiple of 256.
+    There is an `ffn_mult` attribute where config.json has one, and only there: readers that find one work the width out
+    themselves, and not every width can be said that way.
     """
 
-    def __init__(self, no_op=False, replace_with_linear=False, intermediate_size=None):
-        self.no_op = no_op
-        self.replace_with_linear = replace_with_linear
-        self.intermediate_size = intermediate_size
+    def __init__(self, given, hidden_size):
+        self.no_op, self.replace_with_linear, size = _read_slot("ffn", given, _WIDTH_KEYS)
+        self.intermediate_size = size.get("intermediate_size")
+        if "ffn_mult" in size:
+            self.ffn_mult = size["ffn_mult"]
+            # NVIDIA's rule: two thirds of it, rounded down, then up to a multiple of 256.
+            self.intermediate_size = -(-int(2 * round(self.ffn_mult, 6) * hidden_size / 3) // 256) * 256
+
+
+def _read_slot(name, given, size_keys):
+    """Whether the slot is absent, whether it is linear, and its size if it has one."""
+    for key, value in given.items():
+        if key not in (*size_keys, *_STUB_KEYS) and value not in (None, False):
+            raise ValueError(f"block_configs: {name}: {key}={value!r} is not supported.")
+    no_op, linear = (bool(given.get(key)) for key in _STUB_KEYS)
+    size = {key: given[key] for key in size_keys if given.get(key) is not None}
+    if no_op or linear:
+        size = {}
+    elif len(size) != 1:
+        raise ValueError(f"block_configs: {name}: expected one of {', '.join(size_keys)}, got {given!r}.")
+    return no_op, linear, size
 
 
 class BlockConfig:
-    """One layer."""
+    """One layer. `given` is its entry in config.json, which is written again as it was."""
 
-    def __init__(self, attention, ffn):
-        self.attention = attention if isinstance(attention, AttentionBlock) else AttentionBlock(**attention)
-        self.ffn = ffn if isinstance(ffn, FeedForwardBlock) else FeedForwardBlock(**ffn)
-
-    def to_dict(self):
-        return {"attention": dict(vars(self.attention)), "ffn": dict(vars(self.ffn))}
+    def __init__(self, given, num_attention_heads, hidden_size):
+        self.given = given
+        self.attention = AttentionBlock(given["attention"], num_attention_heads)
+        self.ffn = FeedForwardBlock(given["ffn"], hidden_size)
 
 
 class DeciLMConfig(PretrainedConfig):
@@ -69,7 +90,10 @@ class DeciLMConfig(PretrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.head_dim = head_dim or hidden_size // num_attention_heads
-        self.block_configs = [b if isinstance(b, BlockConfig) else BlockConfig(**b) for b in block_configs]
+        self.block_configs = [
+            block if isinstance(block, BlockConfig) else BlockConfig(block, num_attention_heads, hidden_size)
+            for block in block_configs
+        ]
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
@@ -85,5 +109,5 @@ class DeciLMConfig(PretrainedConfig):
 
     def to_dict(self):
         values = super().to_dict()
-        values["block_configs"] = [block.to_dict() for block in self.block_configs]
+        values["block_configs"] = [block.given for block in self.block_configs]
         return values

@@ -19,7 +19,11 @@ from transformers.models.llama.modeling_llama import (
 from .configuration_decilm import DeciLMConfig
 
 
-class DeciLMLinearAttention(nn.Module):
+class DeciLMLinearMixer(nn.Module):
+    """In place of attention. A name with "Attention" in it would make transformers believe that this file has an
+    implementation of its own, and ignore `set_attn_implementation`.
+    """
+
     def __init__(self, config):
         super().__init__()
         self.linear_attn = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -41,7 +45,7 @@ def _attention(config, block, cache_index):
     if block.no_op:
         return None
     if block.replace_with_linear:
-        return DeciLMLinearAttention(config)
+        return DeciLMLinearMixer(config)
     own = copy.copy(config)
     own.num_key_value_heads = config.num_attention_heads // block.n_heads_in_group
     attention = LlamaAttention(own, cache_index)

@@ -11,9 +11,9 @@ from transformers import PretrainedConfig
 
 from lnlit_vllm import MODEL_TYPE
 
-_COMMON_KEYS = {"no_op", "replace_with_linear"}
-_ATTENTION_KEYS = _COMMON_KEYS | {"n_heads_in_group", "num_key_value_heads"}
-_FFN_KEYS = _COMMON_KEYS | {"ffn_mult", "intermediate_size"}
+_STUB_KEYS = ("no_op", "replace_with_linear")
+_HEAD_KEYS = ("n_heads_in_group", "num_key_value_heads")
+_WIDTH_KEYS = ("ffn_mult", "intermediate_size")
 _WIDTH_MULTIPLE = 256
 
 
@@ -48,9 +48,9 @@ class BlockConfig:
 class DeciLMConfig(PretrainedConfig):
     """Llama's configuration, with `block_configs` in place of one KV-head count and one FFN width.
 
-    KV heads and widths come in lnlit's spelling or in that of NVIDIA's releases (`ffn_mult`). Every other key of
-    config.json becomes an attribute. Raises `ValueError` when no layer has attention, for vLLM serves no such model,
-    and for settings of a layer that our model class does not know.
+    KV heads and widths come as NVIDIA's releases spell them (`n_heads_in_group`, `ffn_mult`) or as numbers. Every other
+    key of config.json becomes an attribute. Raises `ValueError` when no layer has attention, for vLLM serves no such
+    model, and for settings of a layer that our model class does not know.
     """
 
     model_type = MODEL_TYPE
@@ -77,21 +77,30 @@ class DeciLMConfig(PretrainedConfig):
 
 
 def _read_block(block: Mapping[str, Any], config: Any) -> BlockConfig:
-    attention, ffn = _known(block["attention"], _ATTENTION_KEYS), _known(block["ffn"], _FFN_KEYS)
-    linear = bool(attention.get("replace_with_linear"))
-    group, width = attention.get("n_heads_in_group"), ffn.get("intermediate_size")
-    if kv_heads := attention.get("num_key_value_heads"):
-        group = config.num_attention_heads // kv_heads
-    if mult := ffn.get("ffn_mult"):
-        width = -(-int(2 * mult * config.hidden_size / 3) // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
-    return BlockConfig(
-        AttentionBlock(bool(attention.get("no_op")) or linear, linear, group),
-        FeedForwardBlock(bool(ffn.get("no_op")), bool(ffn.get("replace_with_linear")), width),
-    )
+    attention_stubs, heads = _read_slot("attention", block["attention"], _HEAD_KEYS)
+    ffn_stubs, size = _read_slot("ffn", block["ffn"], _WIDTH_KEYS)
+    group, width = heads.get("n_heads_in_group"), size.get("intermediate_size")
+    if "num_key_value_heads" in heads:
+        group = config.num_attention_heads // heads["num_key_value_heads"]
+    if "ffn_mult" in size:  # NVIDIA's rule
+        width = int(2 * round(size["ffn_mult"], 6) * config.hidden_size / 3)
+        width = -(-width // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE
+    removed, linear = attention_stubs
+    return BlockConfig(AttentionBlock(removed or linear, linear, group), FeedForwardBlock(*ffn_stubs, width))
 
 
-def _known(slot: Mapping[str, Any], keys: set[str]) -> Mapping[str, Any]:
+def _read_slot(
+    name: str, slot: Mapping[str, Any], size_keys: tuple[str, ...]
+) -> tuple[tuple[bool, bool], dict[str, Any]]:
+    """Whether the slot is absent and whether it is linear, and its size if it has one."""
     for key, value in slot.items():
-        if key not in keys and value not in (None, False):
-            raise ValueError(f"block_configs: {key}={value!r} is not supported; known are {', '.join(sorted(keys))}.")
-    return slot
+        if key not in (*size_keys, *_STUB_KEYS) and value not in (None, False):
+            known = ", ".join((*size_keys, *_STUB_KEYS))
+            raise ValueError(f"block_configs: {name}: {key}={value!r} is not supported; known are {known}.")
+    removed, linear = (bool(slot.get(key)) for key in _STUB_KEYS)
+    size = {key: slot[key] for key in size_keys if slot.get(key) is not None}
+    if removed or linear:
+        return (removed, linear), {}
+    if len(size) != 1:
+        raise ValueError(f"block_configs: {name}: expected one of {', '.join(size_keys)}, got {size or 'none'}.")
+    return (removed, linear), size
