@@ -7,7 +7,7 @@ resident memory is that of the largest tensor.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -107,10 +107,8 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
         raise UserError(f"{folder / INDEX}: expected a non-empty 'weight_map', got {weight_map!r}.")
     files: dict[Path, set[str]] = {}
     for name, file in sorted(weight_map.items()):
-        if Path(file).name != file:
-            raise UserError(
-                f"{folder / INDEX}: shard {file!r} of tensor {name} must be a file name in the same folder."
-            )
+        if not isinstance(file, str) or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+            raise UserError(f"{folder / INDEX}: shard {file!r} of tensor {name} must be a file below the same folder.")
         files.setdefault(folder / file, set()).add(name)
     if absent := [file.name for file in files if not file.is_file()]:
         raise UserError(
