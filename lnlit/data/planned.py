@@ -76,6 +76,11 @@ class PlannedData(L.LightningDataModule, ABC):
         self._resume_from: dict[str, Any] | None = None
 
     @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a rank's batch, padding included; the most, where its rows are only as long as the longest."""
+        return self.micro_batch_size * self.sequence_length
+
+    @property
     @abstractmethod
     def encoder(self) -> ChatEncoder | TextEncoder:
         """Turns rows into tokens; has the `tokenizer`."""

@@ -303,6 +303,10 @@ class PreferenceData(PlannedData):
         self.too_long: Literal["drop", "error"] = too_long
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        return self.completions * super().micro_batch_tokens
+
     @cached_property
     def encoder(self) -> ChatEncoder:
         """Renders and tokenises chats; `encoder.encode_prompt` makes prompts for generation."""

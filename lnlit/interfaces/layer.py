@@ -39,7 +39,8 @@ class _Slot:
     residual: ClassVar[bool] = True
     #: Linears that stack several checkpoint weights along dim 0, e.g. `{"gate_up_proj": ("gate_proj", "up_proj")}`.
     packed_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    #: Tensor-parallel style of each linear: "colwise" splits its outputs, "rowwise" its inputs; others are replicated.
+    #: Tensor-parallel style of each linear: "colwise" splits its outputs, "rowwise" its inputs and sums the results,
+    #: "gathered" splits its outputs and puts them together again. Others are whole on every rank, which a run tells.
     tensor_parallel: ClassVar[Mapping[str, str]] = {}
 
     if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import torch._dynamo
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 
-#: Graphs of one distinct block, at most: one with and one without gradients for each of up to four ways in which what was
-#: a constant turns out to vary (batch, tokens, longest document, shared prompts). Beyond its limit, which is one for all
-#: blocks of a process, a teacher's too, dynamo says nothing and computes eagerly.
+#: Graphs of one distinct block, at most: one with and one without gradients for each of up to four ways in which what
+#: was a constant turns out to vary (batch, tokens, longest document, shared prompts). Beyond its limit, which is one
+#: for all blocks of a process, a teacher's too, dynamo computes eagerly and says nothing.
 _GRAPHS = 8
 
 

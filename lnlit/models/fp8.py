@@ -13,15 +13,17 @@ from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
-#: Float8 matrix products need both sides divisible by 16.
-_MULTIPLE = 16
+#: Float8 matrix products need all three sides divisible by 16: a linear's inputs, its outputs, and the tokens of a
+#: micro-batch, over which the gradient of its weight sums. Emulation does not mind.
+FLOAT8_MULTIPLE = 16
 
 
-def to_float8(decoder: Decoder, recipe: Recipe, device_type: str) -> int:
+def to_float8(decoder: Decoder, recipe: Recipe, device_type: str, tensor_parallel_size: int = 1) -> int:
     """Swap the blocks' linears for float8 ones in place; returns how many.
 
-    The head, the embedding and linears whose sides are not multiples of 16 keep their precision. On a CPU the products
-    are emulated (slow, for tests). Raises `UserError` on a GPU without float8 hardware.
+    The head, the embedding and linears whose sides are not multiples of 16, also in a tensor-parallel rank's part,
+    keep their precision. On a CPU the products are emulated (slow, for tests). Raises `UserError` on a GPU without
+    float8 hardware.
     """
     if device_type == "cuda" and (found := torch.cuda.get_device_capability()) < (8, 9):
         raise UserError(
@@ -36,8 +38,16 @@ def to_float8(decoder: Decoder, recipe: Recipe, device_type: str) -> int:
     config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=device_type != "cuda")
 
     def eligible(module: nn.Module, name: str) -> bool:
-        fits = isinstance(module, nn.Linear) and not (module.in_features % _MULTIPLE or module.out_features % _MULTIPLE)
-        return fits and name.startswith("layers.") and "lora_" not in name
+        if not (isinstance(module, nn.Linear) and name.startswith("layers.")) or "lora_" in name:
+            return False
+        parent, _, leaf = name.rpartition(".")
+        style = getattr(decoder.get_submodule(parent), "tensor_parallel", {}).get(leaf)
+        inputs, outputs = module.in_features, module.out_features
+        if style == "rowwise":
+            inputs //= tensor_parallel_size
+        elif style is not None:
+            outputs //= tensor_parallel_size
+        return inputs % FLOAT8_MULTIPLE == outputs % FLOAT8_MULTIPLE == 0
 
     convert_to_float8_training(decoder, config=config, module_filter_fn=eligible)
     converted = sum(isinstance(module, Float8Linear) for module in decoder.modules())

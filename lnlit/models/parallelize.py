@@ -5,35 +5,48 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
+from lnlit.specs import PartSpec
 
-_STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+_STYLES = {
+    "colwise": ColwiseParallel,
+    "rowwise": RowwiseParallel,
+    "gathered": partial(ColwiseParallel, output_layouts=Replicate()),
+}
 
 
-def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> None:
+def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> str | None:
     """Shard in place over Lightning's (`data_parallel`, `tensor_parallel`) mesh.
 
     Each block is one FSDP2 unit; embedding, head and final norm form the root's. Under mixed precision the shards stay
     fp32 and products run in `compute_dtype`. A rank alone is sharded too, over itself: it can then go on from the
     checkpoints of several.
+
+    Returns what tensor parallelism leaves whole on every rank, in words; None without it. Raises `UserError` for parts
+    that it cannot split so that each rank computes with a part of its own.
     """
     if mesh["tensor_parallel"].size() > 1:
         _tensor_parallel(decoder, mesh["tensor_parallel"])
+        left = _left_whole(decoder, mesh["tensor_parallel"].size())
+    else:
+        left = None
     if mesh["data_parallel"].size() > 1 or mesh["tensor_parallel"].size() == 1:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
         for block in decoder.layers:
             if any(True for _ in block.parameters()):
                 fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
         fully_shard(decoder, mesh=mesh["data_parallel"], mp_policy=policy)
+    return left
 
 
 @contextmanager
@@ -52,20 +65,58 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 
 def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
-    size = mesh.size()
     for index, block in enumerate(decoder.layers):
-        part = decoder.spec.layers[index].attention
-        if part.args.get("num_kv_heads", size) % size:
-            raise UserError(
-                f"tensor_parallel_size {size} does not divide layers[{index}]'s {part.args['num_kv_heads']} KV heads"
-            )
-        for slot in ("self_attn", "mlp"):
-            module = getattr(block, slot)
-            plan = {name: _STYLES[style]() for name, style in getattr(module, "tensor_parallel", {}).items()}
-            if any(hasattr(child, "lora_a") for child in module.children()) if module is not None else False:
-                raise UserError("lora: adapters do not split over tensor-parallel ranks; set tensor_parallel_size: 1")
-            if plan:
+        for slot, kind in (("self_attn", "attention"), ("mlp", "ffn")):
+            if (module := getattr(block, slot)) is None:
+                continue
+            part = getattr(decoder.spec.layers[index], kind)
+            _check_split(module, part, f"layers[{index}].{kind}", mesh.size())
+            if plan := {name: _STYLES[style]() for name, style in module.tensor_parallel.items()}:  # type: ignore
                 parallelize_module(module, mesh, plan)  # type: ignore[arg-type]
+
+
+def _check_split(module: nn.Module, part: PartSpec, where: str, size: int) -> None:
+    """Raises `UserError` unless each rank can have a part of its own: whole heads, and equally many columns."""
+    if module.packed_weights:  # equal runs of rows would be parts of one weight on one rank, of another on the next
+        raise UserError(
+            f"{where}: {part.type} stores several weights as one matrix, which tensor_parallel_size {size} does not "
+            "split. Set model.runtime.fuse_gate_up: false, or tensor_parallel_size: 1."
+        )
+    if any(hasattr(child, "lora_a") for child in module.children()):
+        raise UserError("lora: adapters do not split over tensor-parallel ranks; set tensor_parallel_size: 1")
+    for name, what in (("num_heads", "query heads"), ("num_kv_heads", "KV heads"), ("intermediate_size", "channels")):
+        if (count := part.args.get(name, size)) % size:
+            raise UserError(f"tensor_parallel_size {size} does not divide {where}'s {count} {what}; choose a divisor.")
+    for name, style in module.tensor_parallel.items():  # type: ignore[operator]
+        linear = module.get_submodule(name)
+        width: int = linear.in_features if style == "rowwise" else linear.out_features  # type: ignore[assignment]
+        if width % size:
+            side = "inputs" if style == "rowwise" else "outputs"
+            raise UserError(f"tensor_parallel_size {size} does not divide {where}.{name}'s {width} {side}.")
+
+
+def _left_whole(decoder: Decoder, size: int) -> str:
+    """Such as "tensor_parallel_size 2: each rank holds 9 of 14 parameters. Whole on each: embedding 3, norms 1"."""
+    names = {"embed_tokens": "embedding", "lm_head": "head", "norm": "norms"}
+    whole: dict[str, int] = defaultdict(int)
+    total = split = 0
+    for name, parameter in decoder.named_parameters():
+        total += parameter.numel()
+        if isinstance(parameter, DTensor) and any(placement.is_shard() for placement in parameter.placements):
+            split += parameter.numel()
+            continue
+        top, *rest = name.split(".")
+        if top != "layers":
+            whole[names[top]] += parameter.numel()
+        elif "norm" in rest[1]:
+            whole["norms"] += parameter.numel()
+        elif not isinstance(parameter, DTensor):  # one is a bias that belongs to a split linear
+            kind = "attention" if rest[1] == "self_attn" else "ffn"
+            part = getattr(decoder.spec.layers[int(rest[0])], kind)
+            whole[f"{kind} {part.type}"] += parameter.numel()
+    held = total - split + split // size
+    listed = ", ".join(f"{name} {count:,}" for name, count in whole.items())
+    return f"tensor_parallel_size {size}: each rank holds {held:,} of {total:,} parameters. Whole on each: {listed}"
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

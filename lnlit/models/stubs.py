@@ -37,6 +37,8 @@ class NoFeedForward(nn.Module, FeedForwardLayer):
 class SingleLinearAttention(nn.Module, AttentionLayer):
     """One [D, D] matrix in place of attention; each token attends only to itself."""
 
+    tensor_parallel = {"linear_attn": "gathered"}
+
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
         self.linear_attn = nn.Linear(context.hidden_size, context.hidden_size, bias=False)
@@ -47,6 +49,8 @@ class SingleLinearAttention(nn.Module, AttentionLayer):
 
 class SingleLinearFeedForward(nn.Module, FeedForwardLayer):
     """One [D, D] matrix in place of the FFN."""
+
+    tensor_parallel = {"linear_mlp": "gathered"}
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()

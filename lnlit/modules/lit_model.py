@@ -22,7 +22,7 @@ from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
-from lnlit.models.fp8 import Recipe, to_float8
+from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
 from lnlit.modules.means import Sums
@@ -91,9 +91,11 @@ class LitModel(L.LightningModule):
         if self.lora is not None:
             add_lora(decoder, self.lora)
         if runtime.precision == "fp8":
-            to_float8(decoder, runtime.fp8_recipe, self._device_type())
+            to_float8(decoder, runtime.fp8_recipe, self._device_type(), self._tensor_parallel_size())
         if self.device_mesh is not None:
-            parallelize(decoder, self.device_mesh, self._parameter_dtype())
+            left_whole = parallelize(decoder, self.device_mesh, self._parameter_dtype())
+            if left_whole is not None:
+                rank_zero_info(left_whole)
         decoder.to_empty(device=self.trainer.strategy.root_device)
         init_lora(decoder)
         load_weights(decoder, self.model)
@@ -104,6 +106,12 @@ class LitModel(L.LightningModule):
     def _check(self, spec: ModelSpec) -> None:
         """What would fail late or silently, said before any weight is read."""
         check_run(self.trainer, spec)
+        tokens = getattr(self.trainer.datamodule, "micro_batch_tokens", 0)  # type: ignore[attr-defined]
+        if self.runtime.precision == "fp8" and tokens % FLOAT8_MULTIPLE:
+            raise UserError(
+                f"data.sequence_length: a micro-batch has {tokens} tokens, and with runtime.precision: fp8 it needs a "
+                f"multiple of {FLOAT8_MULTIPLE}. Choose a sequence_length that is one, or remove precision: fp8."
+            )
 
     def _device_type(self) -> str:
         return self.trainer.strategy.root_device.type
@@ -201,6 +209,9 @@ class LitModel(L.LightningModule):
         if self.device_mesh is not None:
             return self.device_mesh["data_parallel"].size()
         return self.trainer.world_size
+
+    def _tensor_parallel_size(self) -> int:
+        return 1 if self.device_mesh is None else self.device_mesh["tensor_parallel"].size()
 
     def _reduce(self, *values: Tensor | float) -> list[float]:
         """Sums over the data-parallel ranks."""

@@ -1,14 +1,20 @@
 """LoRA adapters and float8 linears."""
 
+import lightning as L
 import pytest
 import torch
 
+from lnlit.data.datamodule import ChatData
+from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
-from lnlit.models.fp8 import to_float8
+from lnlit.models.fp8 import FLOAT8_MULTIPLE, to_float8
 from lnlit.models.lora import LoRA, add_lora, base_parameters, init_lora
 from lnlit.models.weights import canonical_weights, fill
-from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, swiglu, tiny_decoder, tiny_spec
+from lnlit.modules.lit_model import Runtime
+from lnlit.modules.optim import AdamW
+from lnlit.modules.sft import SFT
+from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, swiglu, tiny_decoder, tiny_folder, tiny_spec
 
 ROW = torch.arange(1, 11)[None]
 
@@ -61,6 +67,58 @@ def test_float8_converts_what_fits_and_keeps_names_and_dtypes():
     after.logsumexp(-1).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in decoder.parameters() if p.grad is not None)
     assert after.shape[-1] == VOCAB_SIZE
+
+
+@pytest.fixture
+def products(monkeypatch) -> list[tuple[int, int, int]]:
+    """(rows, inner, columns) of all float8 products. Emulation takes any; as hardware does, this refuses others than
+    multiples of 16 in the second and the third."""
+    from torchao.float8 import float8_ops
+
+    seen, original = [], float8_ops.preprocess_addmm
+
+    def strict(a, b):
+        rows, inner, columns = *a._data.shape, b._data.shape[1]
+        seen.append((rows, inner, columns))
+        if inner % 16 or columns % 16:
+            raise RuntimeError(f"no float8 product of {rows} x {inner} and {inner} x {columns}")
+        return original(a, b)
+
+    monkeypatch.setattr(float8_ops, "preprocess_addmm", strict)
+    return seen
+
+
+@pytest.mark.parametrize("tokens", [32, 40])
+def test_float8_needs_a_micro_batch_of_a_multiple_of_16_tokens(products, tokens):
+    """In one of a linear's three products only, the gradient of its weight."""
+    decoder = tiny_decoder(mixed_spec())
+    converted = to_float8(decoder, "tensorwise", "cpu")
+    out = decoder(torch.randint(0, 250, (1, tokens)))
+    assert len(products) == converted
+    if tokens % FLOAT8_MULTIPLE:
+        with pytest.raises(RuntimeError, match=f"no float8 product of .* x {tokens} and {tokens} x"):
+            out.sum().backward()
+    else:
+        out.sum().backward()
+        assert len(products) == 3 * converted
+
+
+@pytest.mark.parametrize(("length", "rows", "fits"), [(1000, 1, False), (1008, 1, True), (1000, 2, True)])
+def test_rows_that_float8_cannot_take_are_refused_before_weights_are_read(tmp_path, length, rows, fits):
+    model = str(tiny_folder(tmp_path / "model", tiny_spec().replace(context_length=2048)))
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, enable_model_summary=False, **quiet)
+    module = SFT(model, AdamW(1e-3, schedule="constant", warmup_ratio=0.0), Runtime(precision="fp8"))
+    data = ChatData(model, JsonlSource(str(file)), length, rows)
+    if fits:
+        return trainer.fit(module, data)
+    with pytest.raises(
+        UserError, match=r"a micro-batch has 1000 tokens, and with runtime.precision: fp8 it needs a mul"
+    ):
+        trainer.fit(module, data)
+    assert not hasattr(module, "decoder")
 
 
 def test_float8_is_refused_without_the_hardware(monkeypatch):

@@ -1,0 +1,85 @@
+"""What tensor parallelism splits, refuses and leaves whole; no rank but the first is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from lnlit.errors import UserError
+from lnlit.models.build import build_decoder, parameter_count
+from lnlit.models.fp8 import to_float8
+from lnlit.models.parallelize import parallelize
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+from lnlit.testing.tiny import attention, swiglu, tiny_spec
+
+LINEAR = PartSpec("single_linear")
+
+
+@pytest.fixture(params=[2])
+def mesh(request):
+    """A mesh in which nobody answers: torch's `fake` backend."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=request.param)
+    yield init_device_mesh("cpu", (1, request.param), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    distributed.destroy_process_group()
+
+
+def spec_of(*layers: BlockSpec) -> ModelSpec:
+    return tiny_spec().replace(layers=layers)
+
+
+def split(spec: ModelSpec, mesh: DeviceMesh):
+    decoder = build_decoder(spec)
+    return decoder, parallelize(decoder, mesh, None)
+
+
+def test_what_is_whole_is_told(mesh):
+    spec = spec_of(BlockSpec(attention(), swiglu()), BlockSpec(LINEAR, LINEAR), BlockSpec(NOOP, NOOP))
+    total = parameter_count(build_decoder(spec))
+    decoder, told = split(spec, mesh)
+    held = sum(
+        (p.to_local() if isinstance(p, DTensor) else p).numel() for p in decoder.to_empty(device="cpu").parameters()
+    )
+    assert told is not None and f"each rank holds {held:,} of {total:,} parameters." in told
+    embedding, norms = spec.vocab_size * spec.hidden_size, 5 * spec.hidden_size
+    assert told.endswith(f"Whole on each: embedding {embedding:,}, norms {norms}")
+    assert held == embedding + norms + (total - embedding - norms) // 2
+
+
+def test_a_part_without_a_plan_is_named(mesh, monkeypatch):
+    from lnlit.models.stubs import SingleLinearFeedForward
+
+    monkeypatch.setattr(SingleLinearFeedForward, "tensor_parallel", {})
+    _, told = split(spec_of(BlockSpec(attention(), LINEAR)), mesh)
+    assert told is not None and told.endswith(", ffn single_linear 1,024")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "block", "message"),
+    [
+        (2, BlockSpec(attention(1), swiglu()), "2 does not divide layers[0].attention's 1 KV heads"),
+        (3, BlockSpec(attention(), swiglu()), "3 does not divide layers[0].attention's 4 query heads"),
+        (2, BlockSpec(NOOP, swiglu(31)), "2 does not divide layers[0].ffn's 31 channels"),
+        (3, BlockSpec(LINEAR, NOOP), "3 does not divide layers[0].attention.linear_attn's 32 outputs"),
+        (2, BlockSpec(NOOP, swiglu(fused=True)), "layers[0].ffn: swiglu_fused stores several weights as one matrix"),
+    ],
+    indirect=["mesh"],
+)
+def test_what_cannot_be_split_is_refused(mesh, block, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        split(spec_of(block), mesh)
+
+
+@pytest.mark.parametrize(("ranks", "converted"), [(1, 3), (2, 0), (3, 3)])
+def test_float8_asks_for_multiples_of_16_in_a_ranks_part(ranks, converted):
+    """An FFN of 48 channels has 24 on each of two ranks and 16 on each of three."""
+    spec = spec_of(BlockSpec(attention(), swiglu(48)), BlockSpec(LINEAR, NOOP))
+    decoder = build_decoder(spec, "cpu")
+    to_float8(decoder, "tensorwise", "cpu", ranks)
+    found = [name for name, module in decoder.named_modules() if type(module).__name__ == "Float8Linear"]
+    assert len([name for name in found if "mlp" in name]) == converted
