@@ -9,6 +9,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from lnlit.models.device import has_cuda
+
 
 class RandomState(L.Callback):
     """Saves every rank's Python, NumPy, torch and CUDA generator states, as tensors and plain data."""
@@ -41,7 +43,7 @@ def _capture() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [numpy_state[0], numpy_state[1].tolist(), *map(float, numpy_state[2:])],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if has_cuda() else None,
     }
 
 
@@ -51,5 +53,5 @@ def _restore(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached))
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] is not None and torch.cuda.is_available():
+    if state["cuda"] is not None and has_cuda():
         torch.cuda.set_rng_state(state["cuda"].cpu())

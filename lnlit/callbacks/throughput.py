@@ -13,6 +13,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 
 from lnlit.interfaces import PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.models.decoder import Decoder
+from lnlit.models.device import has_cuda
 
 _GIB = 2**30
 
@@ -65,7 +66,7 @@ def flops_per_token(decoder: Decoder, lengths: Sequence[int], tokens: int) -> fl
 
 def peak_memory_gib() -> float:
     """Peak GPU memory allocated, or this process's peak resident memory on a CPU, in GiB."""
-    if torch.cuda.is_available():
+    if has_cuda():
         return torch.cuda.max_memory_allocated() / _GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
 

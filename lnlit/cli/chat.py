@@ -58,11 +58,11 @@ class _Chat:
         from lnlit.data.chat import ChatEncoder
         from lnlit.data.tokenizer import load_tokenizer
         from lnlit.models.build import build_decoder
+        from lnlit.models.device import torch_device
         from lnlit.models.generate import Sampling
 
         self.encoder = ChatEncoder(load_tokenizer(arguments.model), arguments.thinking, date.today())
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.decoder = build_decoder(read_spec(arguments.model), device, torch.bfloat16)
+        self.decoder = build_decoder(read_spec(arguments.model), torch_device(), torch.bfloat16)
         load_weights(self.decoder, arguments.model)
         self.messages: list[Any] = []
         self.sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)

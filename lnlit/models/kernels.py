@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import AttentionKernel, Segments
+from lnlit.models.device import has_cuda
 from lnlit.models.short_attention import MAX_LENGTH, attend_short, buckets
 
 
@@ -108,7 +109,7 @@ class FlexKernel(AttentionKernel):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        return None if torch.cuda.is_available() else "FlexAttention has no backward pass without CUDA."
+        return None if has_cuda() else "FlexAttention has no backward pass without CUDA."
 
     def __init__(self) -> None:
         self._masked: tuple[Segments, Any] | None = None
@@ -148,7 +149,7 @@ class VarlenKernel(AttentionKernel):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        if not torch.cuda.is_available():
+        if not has_cuda():
             return "torch.nn.attention.varlen has no kernel without CUDA."
         return None if torch.cuda.get_device_capability() >= (8, 0) else "it needs compute capability 8.0 or later."
 

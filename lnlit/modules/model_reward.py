@@ -19,6 +19,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.device import torch_device
 from lnlit.models.reward_head import RewardHead, load_head, scores
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -47,7 +48,7 @@ class ModelReward(BatchReward):
         if batch_tokens < 1:
             raise UserError(f"batch_tokens: expected a positive number, got {batch_tokens}")
         self.model, self.batch_tokens, self.precision = model, batch_tokens, precision
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or torch_device()
 
     @cached_property
     def encoder(self) -> ChatEncoder:

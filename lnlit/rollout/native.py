@@ -11,6 +11,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.device import accelerator
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.weights import fill
 
@@ -36,7 +37,7 @@ class NativeEngine(RolloutEngine):
     def load_weights(self, weights: PolicyWeights) -> None:
         self._version = None  # until all are in
         if self._decoder is None or self._decoder.spec != weights.spec:
-            device = self.device or torch.accelerator.current_accelerator() or "cpu"
+            device = self.device or accelerator()
             self._decoder = build_decoder(weights.spec, device, getattr(torch, self.dtype))
             self._decoder.requires_grad_(False).eval()
         fill(self._decoder, weights.tensors, "the policy's weights")

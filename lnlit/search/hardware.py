@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from lnlit.models.device import has_cuda
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -29,7 +31,7 @@ class Hardware:
     @classmethod
     def here(cls, device: str) -> Hardware:
         """This machine and process, computing on `device` ("cpu" or "cuda")."""
-        on_gpu = device == "cuda" and torch.cuda.is_available()
+        on_gpu = device == "cuda" and has_cuda()
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
         return cls(
             cpu=_cpu_model(),
@@ -53,11 +55,6 @@ class Hardware:
 
     def to_json(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint, **dataclasses.asdict(self)}
-
-
-def torch_device() -> str:
-    """Where models are timed: on the GPU where there is one. `CUDA_VISIBLE_DEVICES=` hides it."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _usable_cores() -> int:

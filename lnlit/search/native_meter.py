@@ -13,8 +13,8 @@ from lnlit.errors import UserError, did_you_mean
 from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.device import torch_device
 from lnlit.models.generate import Sampling, generate
-from lnlit.search.hardware import torch_device
 from lnlit.specs import ModelSpec
 
 WARM_UP_TOKENS = 4

@@ -17,11 +17,11 @@ from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder, check_spec
+from lnlit.models.device import torch_device
 from lnlit.models.fusion import FusionPlan
 from lnlit.models.lineage import Norm, child_spec, child_weights
 from lnlit.search.dependency import Dependency, block_dependency, parallel_windows
 from lnlit.search.figures import check_matplotlib, save_dependency
-from lnlit.search.hardware import torch_device
 from lnlit.specs import ModelSpec
 
 _METHODS = {"fuse": fusion.fused, "remove": fusion.removed, "reverse": fusion.in_reverse}

@@ -21,8 +21,8 @@ from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.files import check_output
 from lnlit.models.build import build_decoder
+from lnlit.models.device import torch_device
 from lnlit.search.candidates import Candidates
-from lnlit.search.hardware import torch_device
 from lnlit.search.initialise import SampleStream, initialise_layer
 from lnlit.search.library import LibraryWriter
 

@@ -17,8 +17,9 @@ from lnlit.checkpoint.folder import hf_config
 from lnlit.errors import UserError
 from lnlit.files import check_output, write_json
 from lnlit.interfaces import Meter, Workload
+from lnlit.models.device import torch_device
 from lnlit.search.costs import Cost, CostTable, Timing, base_cost, dtype_bytes, part_cost
-from lnlit.search.hardware import Hardware, torch_device
+from lnlit.search.hardware import Hardware
 from lnlit.search.latency_log import LatencyLog
 from lnlit.search.library import Library
 from lnlit.search.measure import Plan, Times, estimate, make_workloads, schedule

@@ -26,9 +26,9 @@ from lnlit.errors import UserError
 from lnlit.interfaces import Source, TokenBatch
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.device import torch_device
 from lnlit.rollout.log_probs import token_log_probs
 from lnlit.rollout.work_file import WorkFile
-from lnlit.search.hardware import torch_device
 from lnlit.thinking import Thinking, on_or_off
 
 

@@ -27,7 +27,7 @@ from lnlit.errors import UserError
 from lnlit.eval.multiple_choice import Choices, Questions
 from lnlit.files import check_output
 from lnlit.models.build import build_decoder
-from lnlit.search.hardware import torch_device
+from lnlit.models.device import torch_device
 from lnlit.search.library import Library
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, Metric, MetricName, TopK
 from lnlit.search.score import Candidate, Granularity, Score, Scorer, candidates

@@ -14,8 +14,9 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
 from lnlit.files import check_output, write_json
 from lnlit.interfaces import Meter
+from lnlit.models.device import torch_device
 from lnlit.search.costs import CostTable, tokens_per_s
-from lnlit.search.hardware import Hardware, torch_device
+from lnlit.search.hardware import Hardware
 from lnlit.search.latency_log import LatencyLog
 from lnlit.search.measure import best_of_rounds, schedule
 from lnlit.search.problem import workload_name

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from lnlit import registry
 from lnlit.interfaces import AttentionKernel, CheckpointFormat, LayerContext, Source
 from lnlit.models.build import build_decoder, check_spec
+from lnlit.models.device import torch_device
 from lnlit.models.kernels import SDPAKernel, make_segments
 from lnlit.models.packed_attention import PackedAttention
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
 
 _HIDDEN, _ROWS, _TOKENS, _DOCUMENTS = 32, 2, 12, (5, 7, 12)
-_STYLES = {"colwise", "rowwise"}
+_STYLES = {"colwise", "rowwise", "gathered"}
 
 
 def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
@@ -75,7 +76,7 @@ def check_attention_kernel(
     _expect(reason is None or (isinstance(reason, str) and bool(reason)), name, "unavailable() is a reason or None")
     if reason is not None:
         return reason
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch_device()
     for dtype, shape in itertools.product(dtypes, shapes):
         _check_kernel(kernel_class(), f"attention_kernel {name!r} {dtype} {shape}", device, dtype, shape)
     return None

@@ -16,8 +16,9 @@ from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
+from lnlit.specs import BlockSpec, PartSpec
 from lnlit.testing.rollout_contract import check_rollout_engine
-from lnlit.testing.tiny import mixed_spec, tiny_folder
+from lnlit.testing.tiny import mixed_spec, tiny_folder, tiny_spec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -31,7 +32,10 @@ def test_a_policy_learns_beside_its_engine(tmp_path, engine):
     """The engine is asleep between rollouts; it has the trainer's weights after each sync, or the run stops."""
     if engine not in registry.names("rollout"):
         pytest.skip("plugin not installed")
-    model = str(tiny_folder(tmp_path / "model"))
+    # The kernels that vLLM has for float32 on a GPU want heads of 16 or 32 and more.
+    heads = PartSpec("gqa", {"num_heads": 4, "num_kv_heads": 2, "head_dim": 32})
+    spec = tiny_spec()
+    model = str(tiny_folder(tmp_path / "model", spec.replace(layers=(BlockSpec(heads, spec.layers[0].ffn),) * 2)))
     rows = tmp_path / "prompts.jsonl"
     rows.write_text(
         "".join(json.dumps({"messages": [{"role": "user", "content": f"say {n}"}]}) + "\n" for n in range(8))
