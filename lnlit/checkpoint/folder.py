@@ -96,10 +96,10 @@ def save_folder(
     config = hf_config(spec)
     check_target(out, overwrite)
     with replaced_folder(out) as folder:
+        if tokenizer_from is not None:  # first, for it may be refused
+            config |= save_tokenizer(resolve(tokenizer_from), folder)
         shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
         check_shapes(str(out), shapes, expected_shapes(spec))
-        if tokenizer_from is not None:
-            config |= save_tokenizer(resolve(tokenizer_from), folder)
         config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
         if "auto_map" in config:
             _write_remote_code(folder)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
+from gguf import MODEL_ARCH, GGUFReader, GGUFValueType, dequantize, get_tensor_name_map
 
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
@@ -38,10 +38,10 @@ class GGUFCheckpoint(CheckpointFormat):
             return stream.read(4) == b"GGUF"
 
     def read_spec(self, path: Path) -> ModelSpec:
-        return _read_spec(_open(path))
+        return _read_spec(open_gguf(path))
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        file = _open(path)
+        file = open_gguf(path)
         spec = _read_spec(file)
         names = get_tensor_name_map(MODEL_ARCH.LLAMA, len(spec.layers))
         expected = expected_shapes(spec)
@@ -71,7 +71,7 @@ def gguf_file(path: Path) -> Path | None:
 
 def eos_token_ids(path: Path) -> list[int]:
     """Every token id that ends an answer: end of sequence and, where the file names one, end of turn."""
-    file = _open(path)
+    file = open_gguf(path)
     ids = (file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
     return sorted({token_id for token_id in ids if token_id is not None})
 
@@ -82,7 +82,7 @@ def _half_split_rows(tensor: Tensor, heads: int) -> Tensor:
     return rows.transpose(1, 2).reshape(tensor.shape)
 
 
-class _File:
+class GGUFFile:
     """Metadata and tensors of one GGUF file."""
 
     def __init__(self, path: Path) -> None:
@@ -91,12 +91,21 @@ class _File:
             self._reader = GGUFReader(path)
         except Exception as error:  # the reader trusts the file: a damaged one fails anywhere in numpy
             raise UserError(f"{path}: not a complete GGUF file ({error}). Copy or download it again.") from error
-        for key in ("tokens", "token_type", "scores", "merges"):  # lists of numpy objects: 150 MB for 49k tokens
-            self._reader.fields.pop(f"tokenizer.ggml.{key}", None)
+        self._lists: dict[str, list[Any]] = {}
+        for key, field in list(self._reader.fields.items()):
+            if field.types[:1] == [GGUFValueType.ARRAY]:  # as numpy objects, 49k tokens take 150 MB
+                self._lists[key] = self._reader.fields.pop(key).contents()
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
 
+    def list(self, key: str) -> list[Any]:
+        """An array of the metadata; empty where there is none."""
+        return self._lists.get(key, [])
+
     def get(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata, which may be an array."""
+        if key in self._lists:
+            return self._lists[key]
         field = self._reader.get_field(key)
         if field is None:
             return default
@@ -122,7 +131,7 @@ class _File:
         return torch.from_numpy(values).reshape(self.shapes[name])
 
 
-def _open(path: Path) -> _File:
+def open_gguf(path: Path) -> GGUFFile:
     file = gguf_file(path)
     if file is None:
         raise UserError(f"{path}: expected a .gguf file, or a folder that holds exactly one.")
@@ -130,12 +139,12 @@ def _open(path: Path) -> _File:
 
 
 @lru_cache(maxsize=1)
-def _open_version(path: Path, _modified_ns: int) -> _File:
+def _open_version(path: Path, _modified_ns: int) -> GGUFFile:
     """Parsing the vocabulary takes seconds, and one import asks for spec, weights and end tokens."""
-    return _File(path)
+    return GGUFFile(path)
 
 
-def _read_spec(file: _File) -> ModelSpec:
+def _read_spec(file: GGUFFile) -> ModelSpec:
     architecture = file.get("general.architecture")
     if architecture != "llama":
         raise UserError(f"{file.path}: general.architecture {architecture!r} is not supported. Supported: llama.")
@@ -144,6 +153,9 @@ def _read_spec(file: _File) -> ModelSpec:
     for key in ("token_embd.weight", "blk.0.ffn_gate.weight"):
         if key not in file.shapes:
             raise UserError(f"{file.path}: tensor {key} is missing; the file holds no complete Llama model.")
+    rows, tokens = file.shapes["token_embd.weight"][0], len(file.list("tokenizer.ggml.tokens"))
+    if tokens > rows:
+        raise UserError(f"{file.path}: the vocabulary has {tokens} tokens, the embedding {rows} rows only.")
     heads = file.integer("llama.attention.head_count")
     hidden = file.integer("llama.embedding_length")
     head_dim = file.integer("llama.attention.key_length", hidden // heads)
@@ -162,7 +174,7 @@ def _read_spec(file: _File) -> ModelSpec:
         ),
     )
     return ModelSpec(
-        vocab_size=file.shapes["token_embd.weight"][0],
+        vocab_size=rows,
         hidden_size=hidden,
         layers=(block,) * file.integer("llama.block_count"),
         context_length=file.integer("llama.context_length"),
@@ -172,11 +184,11 @@ def _read_spec(file: _File) -> ModelSpec:
     )
 
 
-def _bias(file: _File, tensor: str) -> dict[str, bool]:
+def _bias(file: GGUFFile, tensor: str) -> dict[str, bool]:
     return {"bias": True} if tensor in file.shapes else {}
 
 
-def _rope(file: _File, head_dim: int) -> RopeSpec:
+def _rope(file: GGUFFile, head_dim: int) -> RopeSpec:
     theta = file.get("llama.rope.freq_base", 10_000.0)
     rule = file.get("llama.rope.scaling.type", "none")
     if rule not in ("none", "linear"):
@@ -187,7 +199,7 @@ def _rope(file: _File, head_dim: int) -> RopeSpec:
     return RopeSpec(theta, _llama3_scaling(file, theta, head_dim) if _ROPE_FACTORS in file.shapes else None)
 
 
-def _llama3_scaling(file: _File, theta: float, head_dim: int) -> PartSpec:
+def _llama3_scaling(file: GGUFFile, theta: float, head_dim: int) -> PartSpec:
     """Llama 3's rule back from the divisors of each frequency that llama.cpp stores instead of its arguments."""
     divisors = file.read(_ROPE_FACTORS)
     args = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -6,53 +6,108 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lnlit.checkpoint.gguf import eos_token_ids, gguf_file
+from lnlit.checkpoint.gguf import eos_token_ids, gguf_file, open_gguf
+from lnlit.checkpoint.gguf_tokenizer import gguf_tokenizer
+from lnlit.checkpoint.sentence_piece import read_model_file
 from lnlit.errors import UserError
-from lnlit.files import read_json
+from lnlit.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _GENERATION = "generation_config.json"
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    _GENERATION,
-)
+_CONFIG, _BACKEND, _MODEL = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
+#: Files that add to a tokenizer; what they say goes into tokenizer.json and tokenizer_config.json.
+_BESIDE = (_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+#: llama.cpp's converter reads tokenizer.model; transformers needs tokenizer.json alone.
+_COPIED = (_MODEL, _GENERATION)
+#: Keys of transformers 4 and 5 that make one of them read a tokenizer in another way than tokenizer.json says.
+_READ_DIFFERENTLY = ("auto_map", "backend", "is_local", "local_files_only", "add_bos_token", "add_eos_token", "legacy")
 
 
 def save_tokenizer(source: Path, folder: Path) -> dict[str, Any]:
     """Put the tokenizer of `source` (a model folder or GGUF file) and a generation_config.json into `folder`. Returns
     the special token ids that a config.json repeats.
+
+    tokenizer.json says everything, so that transformers 4 and 5 and whoever else reads it give a text the same ids.
     """
     file = gguf_file(source)
     if file is not None:
         return _build_from_gguf(file, folder)
-    for name in _FILES:
+    tokenizer = _read(source, folder)
+    if tokenizer is not None:
+        _save_for_every_reader(tokenizer, folder)
+    for name in _COPIED if tokenizer is not None else (*_COPIED, *_BESIDE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     ids = _special_ids(_json_or_empty(source / "config.json"))
     if not (folder / _GENERATION).is_file():
-        eos = _as_list(ids.get("eos_token_id")) + _as_list(_tokenizer_eos(source))
+        eos = _as_list(ids.get("eos_token_id")) + _as_list(_tokenizer_eos(folder))
         _write_generation_config(folder, ids | _eos(eos))
     return ids
 
 
 def _build_from_gguf(file: Path, folder: Path) -> dict[str, Any]:
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # transformers raises whatever its conversion of a vocabulary meets
-        raise UserError(f"{file}: transformers cannot build its tokenizer: {type(error).__name__}: {error}.") from error
-    tokenizer.save_pretrained(folder)
+    metadata = open_gguf(file)
+    backend, named = gguf_tokenizer(metadata)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **{"bos_token": None, "eos_token": None} | named
+    )
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    _save_for_every_reader(tokenizer, folder)
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     return _write_generation_config(folder, ids | _eos(eos_token_ids(file)))
+
+
+def _read(source: Path, scratch: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder as its tokenizer.json says, whatever class it names; None where there is none."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    found = {name for name in (_BACKEND, _MODEL, "vocab.json") if (source / name).is_file()}
+    reader: Any = PreTrainedTokenizerFast if found & {_BACKEND, _MODEL} else AutoTokenizer
+    try:
+        if _MODEL in found and _BACKEND not in found:
+            backend = read_model_file(source / _MODEL, _json_or_empty(source / _CONFIG))
+            for name in _BESIDE:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, scratch / name)
+            backend.save(str(scratch / _BACKEND))
+            source = scratch
+        return reader.from_pretrained(source, local_files_only=True) if found else None
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for one cause
+        raise UserError(
+            f"{source}: its tokenizer cannot be read: {type(error).__name__}: {error}. Copy its files again, or take "
+            "them out of the folder to go on without a tokenizer."
+        ) from error
+
+
+def _save_for_every_reader(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    for name in _BESIDE:
+        (folder / name).unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    config = {key: value for key, value in read_json(folder / _CONFIG).items() if key not in _READ_DIFFERENTLY}
+    if more := config.pop("extra_special_tokens", None):  # transformers 4 wants a mapping under this name
+        config["additional_special_tokens"] = more
+    if named := config.pop("model_specific_special_tokens", None):  # and 5 has another name for that mapping
+        config = {key: value for key, value in config.items() if key not in named} | {"extra_special_tokens": named}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # any other class is unknown to one or rebuilt by the other
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])  # transformers 4 adds token_type_ids
+    backend = read_json(folder / _BACKEND)
+    if "add_prefix_space" in (words := backend["pre_tokenizer"] or {}):  # transformers 4 changes it to what stands here
+        config["add_prefix_space"] = words["add_prefix_space"]
+    write_json(folder / _CONFIG, dict(sorted(config.items())))
+    special = set(tokenizer.all_special_tokens)
+    ordinary = [token for token in backend["added_tokens"] if token["content"] in special and not token["special"]]
+    for token in ordinary:
+        token |= {"special": True, "normalized": False}
+    if ordinary:
+        write_json(folder / _BACKEND, backend)
 
 
 def _tokenizer_eos(source: Path) -> int | None:

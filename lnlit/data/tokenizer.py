@@ -21,9 +21,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a model folder, or of a Hugging Face hub name (`owner/model`, which may download).
 
-    Never runs code from the folder. Raises `UserError` when there is no tokenizer or no `tokenizer.json` behind it.
+    Never runs code from the folder, and reads its tokenizer.json whatever class it names: transformers would build a
+    LlamaTokenizer anew, by other rules. Raises `UserError` where there is no tokenizer.json.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     folder = Path(name)
@@ -33,13 +34,16 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: {str(name)!r} is no folder. Give a model folder (`lnlit import SRC OUT` makes one), "
             "or a Hugging Face name owner/model."
         )
+    if not hub_name and not (folder / "tokenizer.json").is_file():
+        raise UserError(f"tokenizer: {str(name)!r} has no tokenizer.json. `lnlit import {name} OUT` writes one.")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it looks at config.json as well and warns of architectures it does not know
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False, local_files_only=not hub_name)
-    except (
-        Exception
-    ) as error:  # transformers raises OSError, ValueError, KeyError and others for one and the same cause
+        if hub_name:
+            tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        else:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for one cause
         raise UserError(
             f"tokenizer: cannot read one from {str(name)!r}: {type(error).__name__}: {_first_line(error)}. "
             "The folder needs tokenizer.json and tokenizer_config.json."

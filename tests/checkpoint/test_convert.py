@@ -21,6 +21,7 @@ from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.weights import canonical_weights
+from lnlit.testing.tiny import save_tokenizer
 
 CHAT = [{"role": "system", "content": "detailed thinking on"}, {"role": "user", "content": "2 + 2?"}]
 
@@ -82,11 +83,12 @@ def test_a_folder_keeps_its_tokenizer_files(smollm2, tmp_path):
 def test_the_tokenizers_end_token_joins_the_configs(tmp_path):
     save_tiny(tmp_path / "source", eos_token_id=2)
     (tmp_path / "source" / "generation_config.json").unlink()
-    (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|eot|>"}}))
-    added = [{"id": 9, "content": "<|eot|>"}, {"id": 10, "content": "<|other|>"}]
-    (tmp_path / "source" / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    save_tokenizer(tmp_path / "source")
+    config = tmp_path / "source" / "tokenizer_config.json"
+    changed = json.loads(config.read_text()) | {"eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}}
+    config.write_text(json.dumps(changed))
     out = import_model(tmp_path / "source", tmp_path / "out")
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 9]
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 257]
 
 
 def write_ckpt(file, decoder, **changes):
