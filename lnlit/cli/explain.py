@@ -11,6 +11,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
@@ -27,6 +28,10 @@ _SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 
 
+#: Folders of the files that are being explained, from which they name files of parts of theirs.
+_folders: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
+
+
 class _Problem(Exception):
     def __init__(self, place: Place, text: str, at: str | None = None) -> None:
         super().__init__(text)
@@ -37,17 +42,26 @@ class _Problem(Exception):
 
 def explain(parser: ArgumentParser, written: Written, reason: str) -> str:
     """One line for what `parser` refused in `written`; `reason` is jsonargparse's text, for want of a better one."""
+    folders = _folders.set(written.folders)
     try:
         _check_group(parser, written.tree, ())
     except _Problem as problem:
         return f"{written.where(problem.at)}{_dotted(problem.place)}: {problem.text}"
+    finally:
+        _folders.reset(folders)
     return _shortened(reason)
 
 
 def _check_group(parser: ArgumentParser, given: Any, place: Place, prefix: str = "") -> None:
     """Check the mapping `given` against the settings of `parser` whose name starts with `prefix`."""
     if isinstance(given, str):
-        given = _sub_file(given, place)
+        file, given = _sub_file(given, place)
+        try:
+            _check_group(parser, given, (), prefix)
+        except _Problem as problem:
+            inner = f"{_dotted(problem.place)}: " if problem.place else ""
+            raise _Problem(place, f"{file}: {inner}{problem.text}") from None
+        return
     if not isinstance(given, Mapping):
         raise _Problem(place, f"expected a mapping, got {given!r}")
     actions = {action.dest: action for action in parser._actions if _is_setting(action)}
@@ -83,7 +97,7 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = None) -> No
     is_class_name = isinstance(value, str) and str not in arms and bool(classes)
     if is_class_name or (isinstance(value, Mapping) and classes and ("class_path" in value or not mappings)):
         _check_class(classes, value, place, default)
-    elif isinstance(value, Mapping) and records:
+    elif records and (isinstance(value, Mapping) or (isinstance(value, str) and not _fits(hint, value))):
         _check_group(_parser_of(records[0]), value, place)
     elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
         for key, item in value.items():
@@ -153,10 +167,12 @@ def _fits(hint: Any, value: Any) -> bool:
     return True
 
 
-def _sub_file(name: str, place: Place) -> Any:
-    """A group may be given as the name of a YAML file of its own."""
+def _sub_file(name: str, place: Place) -> tuple[Path, Any]:
+    """A group may be given as the name of a YAML file of its own: that and its content."""
+    places = [folder / name for folder in (*_folders.get(), Path())]
+    file = next((path for path in places if path.is_file()), Path(name))
     try:
-        return yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        return file, yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         raise _Problem(place, f"expected a mapping or the name of a YAML file, got {name!r}") from None
 

@@ -3,169 +3,187 @@
 A file with a `stage:` key is a stage of `lnlit search` or `lnlit rollout`; any other is a configuration of `lnlit fit`.
 Each stage is a process of its own, so that Lightning can start it once per GPU and its memory is free for the next.
 
-The record of stages says which were finished, and of which the output was not there when they were started. When one of
-these is found without its end noted, but with its output whole, `lnlit run` itself was killed in between: the stage
-counts as finished.
+A stage is finished when it has run, what it wrote is there, and neither its file, nor one that it includes, nor any
+file or folder that it names has another content than when it ran. Where that is no longer so, `lnlit run` stops and
+says why: results are put aside when somebody asks for it with `--again`, never before.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from lnlit.cli.arguments import CommandParser
-from lnlit.cli.rollout import STAGES as ROLLOUT
+from lnlit.cli.guard import guarded
+from lnlit.cli.ledger import COME_LAST, Ledger, Verdict, has_index
+from lnlit.cli.pipeline import Stage, check_roots, numbered, position, stages_of
+from lnlit.cli.put_aside import put_aside
+from lnlit.cli.written import Written
 from lnlit.errors import UserError
-from lnlit.files import read_json, write_json
 
-#: The index of a block library and that of a model folder.
-COME_LAST = ("library.json", "lnlit.json")
-_NUMBER = re.compile(r"(\d+)([a-z]?)_")
+__all__ = ["COME_LAST", "main", "numbered"]
+
+#: States of stages that will be run.
+_TO_RUN = ("gone", "again", "started", "new")
 
 
 def main(argv: list[str]) -> int:
-    """Run a pipeline. Interrupted, the same command goes on where it stopped."""
+    """Run a pipeline. Interrupted, the same command goes on where it stopped. STAGE is a number as in 3b, or a name."""
     parser = CommandParser(prog="lnlit run", description=main.__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds 1_name.yaml, 2_name.yaml, ...")
+    parser.add_argument("--from", dest="first", metavar="STAGE", help="begin here; what comes before is taken as it is")
+    parser.add_argument("--until", dest="last", metavar="STAGE", help="end with this stage")
+    parser.add_argument("--only", metavar="STAGE", help="this stage alone: --from and --until in one")
+    parser.add_argument(
+        "--again",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run it and what builds on it anew; what they wrote is put aside, not deleted. May be given several times",
+    )
+    parser.add_argument("--status", action="store_true", help="say how each stage stands, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check all files, say what would run, and stop")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where finished stages are noted")
     options = parser.parse_args(argv)
-    files = numbered(options.folder)
-    ledger = _Ledger(options.runs, options.folder)
-    above = ""
-    for file in files:
-        above = hashlib.sha256(above.encode() + file.read_bytes()).hexdigest()
-        if (seconds := ledger.seconds(file, above)) is not None:
-            print(f"{file}: finished, {seconds:.0f} s", file=sys.stderr)
+    stages = stages_of(options.folder)
+    chosen = _chosen(stages, options)
+    ledger = Ledger(options.runs, options.folder)
+    if options.status:
+        return _show(ledger, stages, chosen)
+    check_roots(stages)
+    again = _again(stages, chosen, options)
+    if options.dry_run:
+        return _dry_run(ledger, stages, chosen, again)
+    with ledger.locked() as lock:
+        ledger = Ledger(options.runs, options.folder)  # nobody else writes it from here on
+        ledger.ask_again(again)
+        _check(stages, _to_run(ledger, stages, chosen))
+        return _run(ledger, stages, chosen, lock)
+
+
+def _chosen(stages: Sequence[Stage], options: Namespace) -> Sequence[Stage]:
+    """The stages that --from, --until and --only leave."""
+    if options.only is not None and (options.first is not None or options.last is not None):
+        raise UserError("--only is --from and --until in one; leave these out, or that.")
+    first, last = options.only or options.first, options.only or options.last
+    start = 0 if first is None else position(stages, first)
+    end = len(stages) if last is None else position(stages, last) + 1
+    if start >= end:
+        raise UserError(f"--until {last} comes before --from {first}, so there is nothing to run.")
+    return stages[start:end]
+
+
+def _again(stages: Sequence[Stage], chosen: Sequence[Stage], options: Namespace) -> list[Stage]:
+    """The stages to be run anew: those asked for, and of the chosen ones behind them all that build on one."""
+    asked = [stages[position(stages, wanted)] for wanted in options.again]
+    for stage in asked:
+        if stage not in chosen:
+            raise UserError(f"--again {stage.number}: this stage is not among those to be run.")
+    found: list[Stage] = []
+    for stage in chosen:
+        if stage in asked or any(stage.depends_on(other) for other in found):
+            found.append(stage)
+    return found
+
+
+def _run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock: int) -> int:
+    for stage in chosen:
+        verdict = ledger.verdict(stage, stages)
+        if verdict.state == "changed":
+            raise UserError(_refusal(stage, verdict, chosen))
+        if verdict.state == "finished":
+            ledger.renew(stage, verdict)
+            _say(stage, verdict.text)
             continue
-        recipe = _recipe(file)
-        outs = list(_outs(recipe))
-        if ledger.was_started(file, above) and outs and all(map(_is_whole, outs)):
-            ledger.note(file, above, 0.0)
-            print(f"{file}: finished, {' and '.join(outs)} is there", file=sys.stderr)
+        if ledger.is_whole(stage, verdict):
+            ledger.note(stage, verdict.made_by, 0.0)
+            _say(stage, f"finished, {' and '.join(stage.outs)} is there")
             continue
-        if not any(map(_is_whole, outs)):
-            ledger.note(file, above, None)
+        if verdict.state in ("again", "gone"):
+            for line in put_aside(stage, stages, ledger.damaged(stage) if verdict.state == "gone" else None):
+                _say(stage, line)
+        if verdict.state == "gone" or "changed since" in verdict.text:
+            _say(stage, f"{verdict.text}; runs again" if verdict.state == "gone" else verdict.text)
+        if not any(map(has_index, stage.outs)):
+            ledger.note(stage, verdict.made_by, None)
+        _say(stage, f"lnlit {' '.join(stage.command)}")
         started = time.monotonic()
-        code, signalled = _run(file, recipe)
+        command = [sys.executable, "-m", "lnlit.cli.main", *stage.command, *stage.options]
+        code, signalled = guarded(command, lock)
         if code == 0:
-            ledger.note(file, above, time.monotonic() - started)
+            ledger.note(stage, verdict.made_by, time.monotonic() - started)
         if code or signalled:
             return code or 128 + signalled
     return 0
 
 
-class _Ledger:
-    """Which stages of a folder were started and finished: `<runs>/<folder's name>.stages.json`."""
-
-    def __init__(self, runs: Path, folder: Path) -> None:
-        self.file = runs / f"{folder.resolve().name}.stages.json"
-        place = os.path.relpath(folder.resolve(), runs.resolve())  # both may be moved together
-        self._stages: dict[str, Any] = {"folder": place}
-        if self.file.is_file():
-            self._stages |= read_json(self.file, "a record of finished stages")
-        if self._stages["folder"] != place:
-            raise UserError(
-                f"{self.file}: is the record of another folder of this name, {runs / self._stages['folder']}. Choose "
-                "another place with --runs, or rename the folder."
-            )
-
-    def seconds(self, file: Path, sha256: str) -> float | None:
-        """What a stage took when it was finished. Raises `UserError` when it was another then."""
-        seen = self._stages.get(file.stem, {})
-        if "seconds" in seen and seen["sha256"] != sha256:
-            raise UserError(
-                f"{file}: this stage or one before it has changed since it ran. Delete what it wrote and its entry in "
-                f"{self.file} to run it again, or give the changed pipeline another folder and other outputs."
-            )
-        return seen.get("seconds")
-
-    def was_started(self, file: Path, sha256: str) -> bool:
-        return self._stages.get(file.stem, {}).get("sha256") == sha256
-
-    def note(self, file: Path, sha256: str, seconds: float | None) -> None:
-        """Started, with nothing at its output; or finished."""
-        took = {} if seconds is None else {"seconds": round(seconds, 1)}
-        self._stages[file.stem] = {"sha256": sha256, **took}
-        write_json(self.file, self._stages)
+def _to_run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage]) -> list[Stage]:
+    """The stages that will be run, as things are now."""
+    return [stage for stage in chosen if ledger.verdict(stage, stages).state in _TO_RUN]
 
 
-def numbered(folder: Path) -> list[Path]:
-    """The stages of a folder, `1_name.yaml` before `1b_name.yaml` before `2_name.yaml`. `UserError` when there are none
-    or two share a number."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give one that holds 1_name.yaml, 2_name.yaml, ...")
-    stages: dict[tuple[int, str], Path] = {}
-    for file in sorted(folder.glob("*.yaml")):
-        match = _NUMBER.match(file.name)
-        if match is None:
-            continue
-        place = (int(match[1]), match[2])
-        if place in stages:
-            raise UserError(f"{folder}: {stages[place].name} and {file.name} have the same number")
-        stages[place] = file
-    if not stages:
-        raise UserError(f"{folder}: no file is named like 1_name.yaml, so there is nothing to run")
-    return [stages[place] for place in sorted(stages)]
+def _check(stages: Sequence[Stage], to_run: Sequence[Stage]) -> None:
+    """Raises `UserError` for any key, value or path of these stages that is wrong, before the first of them starts."""
+    wrong, seen = [], set()
+    for stage in to_run:
+        index = stages.index(stage)
+        for leaf, problem in stage.unwritten(stages[:index], stages[index + 1 :]):
+            if leaf.text in seen:
+                continue
+            seen.add(leaf.text)
+            where = Written(["--config", str(stage.file)]).where(leaf.place) or f"{stage.file}: "
+            wrong.append(f"{where}{leaf.key}: {problem}")
+            if stage is not to_run[0]:
+                wrong[-1] += f" Until it is there, end before this stage: --until {stages[index - 1].number}."
+    if wrong:
+        raise UserError("\n".join(wrong))
+    if len(to_run) > 1:  # a single one says it itself
+        command = [sys.executable, "-m", "lnlit.cli.check", *(str(stage.file) for stage in to_run)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 2:
+            lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+            raise UserError("\n".join(lines))
+        if done.returncode:
+            print(done.stderr, file=sys.stderr, end="")
+            raise RuntimeError(f"{' '.join(command)} failed")
 
 
-def _recipe(file: Path) -> dict[str, Any]:
-    try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: is not valid YAML: {str(error).partition(chr(10))[0]}") from error
-    return written if isinstance(written, dict) else {}
+def _refusal(stage: Stage, verdict: Verdict, chosen: Sequence[Stage]) -> str:
+    rest = chosen[chosen.index(stage) + 1 :]
+    keep = f" Or take it as it is and go on behind it: --from {rest[0].number}." if rest else ""
+    return (
+        f"{stage.file}: {verdict.text}, so its result may be another now: this stage has changed since it ran. "
+        f"To run it and what builds on it anew: --again {stage.number}, which puts their results aside.{keep}"
+    )
 
 
-def _outs(recipe: Any) -> Iterator[str]:
-    """Everything that a recipe calls `out`, at any depth."""
-    items = recipe.items() if isinstance(recipe, dict) else enumerate(recipe) if isinstance(recipe, list) else ()
-    for key, value in items:
-        if key == "out" and isinstance(value, str):
-            yield value
-        yield from _outs(value)
+def _show(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage]) -> int:
+    if holder := ledger.holder():
+        print(f"running: {holder}")
+    width = max(len(stage.name) for stage in chosen)
+    for stage in chosen:
+        print(f"{stage.name:<{width}}  {ledger.verdict(stage, stages).text}")
+    return 0
 
 
-def _is_whole(out: str) -> bool:
-    """Whether there is a block library or a model folder: each has a file that comes last or with all others."""
-    return any((Path(out).expanduser() / name).is_file() for name in COME_LAST)
+def _dry_run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], again: Sequence[Stage]) -> int:
+    to_run = _to_run(ledger, stages, chosen)
+    _check(stages, [stage for stage in chosen if stage in again or stage in to_run])
+    width = max(len(stage.name) for stage in chosen)
+    for stage in chosen:
+        verdict = ledger.verdict(stage, stages)
+        runs = stage in again or stage in to_run
+        text = "to be run again" if stage in again else verdict.text
+        does = f"runs `lnlit {' '.join(stage.command)}`: {text}" if runs else text
+        print(f"{stage.name:<{width}}  {does}")
+        if verdict.state == "changed" and stage not in again:
+            raise UserError(_refusal(stage, verdict, chosen))
+    return 0
 
 
-def _run(file: Path, recipe: dict[str, Any]) -> tuple[int, int]:
-    """Exit code of one stage, and the signal that this process got meanwhile, or 0.
-
-    Ctrl-C and SIGTERM are passed on to the stage and its end is waited for: it saves what it has. It has a process
-    group of its own, or Ctrl-C in a terminal would reach it twice.
-    """
-    stage = recipe.get("stage")
-    command = ["rollout" if stage in ROLLOUT else "search", str(stage)] if stage else ["fit"]
-    print(f"{file}: lnlit {' '.join(command)}", file=sys.stderr, flush=True)
-    options = ["--config", str(file), *([] if stage else ["--ckpt_path", "last"])]
-    process: subprocess.Popen[bytes] | None = None
-    received: list[int] = []
-
-    def forward(number: int, frame: Any) -> None:
-        received.append(number)
-        if process is not None:
-            process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
-
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, forward) for number in forwarded}
-    try:
-        process = subprocess.Popen([sys.executable, "-m", "lnlit.cli.main", *command, *options], process_group=0)
-        for number in received:  # before there was a process
-            process.send_signal(number)
-        code = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return (code if code >= 0 else 128 - code), (received[0] if received else 0)
+def _say(stage: Stage, text: str) -> None:
+    print(f"{stage.file}: {text}", file=sys.stderr, flush=True)

@@ -27,11 +27,6 @@ class StageCommand:
             print(self._help())
             return 0
         name, *rest = argv
-        if name not in self.stages:
-            allowed = ", ".join(self.stages)
-            raise UserError(
-                f"{self.name}: unknown stage {name!r}.{did_you_mean(name, self.stages)} Allowed: {allowed}."
-            )
         stage, parser, config = self.parsed(name, rest)
         from lnlit.cli import blame
 
@@ -45,8 +40,13 @@ class StageCommand:
     def parsed(self, name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
         """The stage's function, its parser and its checked configuration; nothing is built yet.
 
-        Raises `UserError` naming the first key or value that does not fit.
+        Raises `UserError` for another stage, and naming the first key or value that does not fit.
         """
+        if name not in self.stages:
+            allowed = ", ".join(self.stages)
+            raise UserError(
+                f"{self.name}: unknown stage {name!r}.{did_you_mean(name, self.stages)} Allowed: {allowed}."
+            )
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
         from jsonargparse import ArgumentError, ArgumentParser
 

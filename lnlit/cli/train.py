@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -106,6 +107,24 @@ class LitCLI(LightningCLI):
             raise UserError(f"trainer: {blame.while_building(error)}") from error
         trainer_flags.check_trainer(trainer)
         return trainer
+
+
+class _Checked(Exception):
+    """A configuration was read to its end."""
+
+
+class _Parsed(LitCLI):
+    """Reads a configuration and builds nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        raise _Checked
+
+
+def check(arguments: list[str]) -> None:
+    """Raises `UserError` for a configuration that `fit` would refuse before it builds anything."""
+    _quieten()
+    with contextlib.suppress(_Checked):
+        _Parsed("fit", arguments, Written(arguments))
 
 
 def run(command: str, arguments: list[str], written: Written) -> int:

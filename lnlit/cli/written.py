@@ -42,6 +42,11 @@ class Written:
                 return f"{name}:{line}: "
         return ""
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of the files, in their order."""
+        return tuple(Path(name).parent for name, _ in self._files)
+
     def _add_file(self, value: str | None) -> None:
         if value is None:
             raise UserError("--config: expected a file name. Write --config FILE.yaml.")

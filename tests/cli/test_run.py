@@ -33,11 +33,11 @@ def run(tmp_path, monkeypatch, capfd):
     return command
 
 
-def problem(path: Path) -> None:
+def problem(path: Path, most: float = 6) -> None:
     choices = [
         {"name": n, "score": s, "costs": {"memory_mib": c}} for n, s, c in (("a", 0, 4), ("b", 1, 2), ("c", 3, 1))
     ]
-    path.write_text(json.dumps({"layers": [choices] * 3, "budgets": [{"cost": "memory_mib", "max": 6}]}))
+    path.write_text(json.dumps({"layers": [choices] * 3, "budgets": [{"cost": "memory_mib", "max": most}]}))
 
 
 @pytest.fixture
@@ -52,8 +52,9 @@ def pipeline(tmp_path) -> Path:
 
 def test_stages_run_in_order_and_finished_ones_are_skipped(pipeline, run, tmp_path):
     (pipeline / "2_second.yaml").write_text("stage: solve\nproblem: later.json\nsolver: greedy\nout: 2_second.json\n")
+    problem(tmp_path / "later.json", most=0)
     code, err = run("mini")
-    assert code == 2 and err.splitlines()[-1].startswith("error: later.json")
+    assert code == 2 and err.splitlines()[-1].startswith("error: solve: found no choice")
     assert (tmp_path / "1_first.json").exists() and not (tmp_path / "10_last.json").exists()
     first = (tmp_path / "1_first.json").stat().st_mtime_ns
     problem(tmp_path / "later.json")
@@ -136,7 +137,8 @@ def test_a_signal_reaches_the_stage_which_saves(config, tmp_path, number, code):
     endless = config(("  enable_checkpointing: false\n", ""), ("max_steps: 2", "max_steps: 1000000"))
     (tmp_path / "mini").mkdir()
     endless.rename(tmp_path / "mini" / "1_fit.yaml")
-    (tmp_path / "mini" / "2_never.yaml").write_text("stage: solve\nproblem: none.json\nout: never.json\n")
+    problem(tmp_path / "some.json")
+    (tmp_path / "mini" / "2_never.yaml").write_text("stage: solve\nproblem: some.json\nout: never.json\n")
     command = [sys.executable, "-m", "lnlit.cli.main", "run", "mini"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90

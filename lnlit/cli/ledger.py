@@ -1,0 +1,232 @@
+"""Which stages of a folder were started and finished, and what by: `<runs>/<folder's name>.stages.json`, locked."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from lnlit.cli.made_by import Digests, changes, made_by, other_versions
+from lnlit.cli.pipeline import Stage
+from lnlit.errors import UserError
+from lnlit.files import read_json, write_json
+
+#: The index of a block library and that of a model folder.
+COME_LAST = ("library.json", "lnlit.json")
+#: Seconds that what is left of a killed `lnlit run` may take to end.
+_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a stage stands, and why. `text` is for people."""
+
+    state: Literal["finished", "changed", "gone", "again", "started", "new"]
+    text: str
+    made_by: dict[str, Any]
+
+
+class Ledger:
+    """The record of one folder's stages.
+
+    Per stage: what it was made by, `seconds` when it is finished, and then `outs`: the names in each of its results.
+    One without `seconds` was started with nothing at its results; one with `again` is to be run anew.
+    """
+
+    def __init__(self, runs: Path, folder: Path) -> None:
+        self.runs, self.folder = runs, folder
+        self.file = runs / f"{folder.resolve().name}.stages.json"
+        place = os.path.relpath(folder.resolve(), runs.resolve())  # both may be moved together
+        self._stages: dict[str, Any] = {"folder": place}
+        if self.file.is_file():
+            self._stages |= read_json(self.file, "a record of finished stages")
+        if self._stages["folder"] != place:
+            raise UserError(
+                f"{self.file}: is the record of another folder of this name, {runs / self._stages['folder']}. Choose "
+                "another place with --runs, or rename the folder."
+            )
+        self.digests = Digests(self._stages.get("digests", {}))
+
+    def verdict(self, stage: Stage, stages: Sequence[Stage]) -> Verdict:
+        """How a stage stands now, among all stages of the folder."""
+        index = stages.index(stage)
+        now = made_by(stage, stages[index + 1 :], self.digests)
+        then = self._stages.get(stage.name)
+        if then is None:
+            return Verdict("new", "not started", now)
+        if then.get("again"):
+            return Verdict("again", "to be run again", now)
+        if "recipe" not in then:
+            return self._of_an_older_record(stage, stages[: index + 1], then, now)
+        changed = changes(then, now, stage.file)
+        if "seconds" not in then:
+            hint = f"; {' and '.join(changed)} changed since" if changed else ""
+            return Verdict("started", f"started, not finished{hint}", now)
+        if changed:
+            return Verdict("changed", f"{' and '.join(changed)} changed since it ran", now)
+        if gone := list(_gone(then.get("outs", {}))):
+            return Verdict("gone", f"finished, but {' and '.join(gone)} is gone", now)
+        made = other_versions(then.get("made_with", {}), now["made_with"])
+        return Verdict("finished", f"finished, {then['seconds']:.0f} s{', ' if made else ''}{made}", now)
+
+    def _of_an_older_record(
+        self, stage: Stage, until: Sequence[Stage], then: dict[str, Any], now: dict[str, Any]
+    ) -> Verdict:
+        """An older lnlit noted a digest of the files down to this one, and nothing of what they read."""
+        above = ""
+        for each in until:
+            above = hashlib.sha256(above.encode() + each.file.read_bytes()).hexdigest()
+        if then.get("sha256") != above:
+            return Verdict("changed", f"{stage.file} or one before it changed since it ran", now)
+        if "seconds" not in then:
+            return Verdict("started", "started, not finished", now)
+        if gone := [out for out in stage.outs if not Path(out).expanduser().exists()]:
+            return Verdict("gone", f"finished, but {' and '.join(gone)} is gone", now)
+        told = "; an older lnlit noted it without its inputs, which are taken as they are now"
+        return Verdict("finished", f"finished, {then['seconds']:.0f} s{told}", now)
+
+    def is_whole(self, stage: Stage, verdict: Verdict) -> bool:
+        """Whether a stage that was started has all its results nevertheless: `lnlit run` was killed before it noted
+        so. They are model folders and block libraries: other results do not tell whether they are whole.
+        """
+        then = self._stages.get(stage.name, {})
+        same = not changes(then, verdict.made_by, stage.file) if "recipe" in then else "sha256" in then
+        return verdict.state == "started" and same and bool(stage.outs) and all(map(has_index, stage.outs))
+
+    def note(self, stage: Stage, made_by: dict[str, Any], seconds: float | None) -> None:
+        """Started, with nothing at its results; or finished."""
+        took: dict[str, Any] = {}
+        if seconds is not None:
+            took = {"seconds": round(seconds, 1), "outs": {out: _names(out) for out in stage.outs if _names(out)}}
+            if not took["outs"] and stage.root is not None:
+                took["outs"] = {stage.root: []}
+        self._stages[stage.name] = {**made_by, **took}
+        self._write()
+
+    def renew(self, stage: Stage, verdict: Verdict) -> None:
+        """Note what a finished stage of an older record is made by, as far as that can be known now."""
+        then = self._stages[stage.name]
+        if "recipe" not in then:
+            self.note(stage, verdict.made_by, then["seconds"])
+
+    def damaged(self, stage: Stage) -> list[str]:
+        """Results of a finished stage of which a part is left."""
+        outs = self._stages.get(stage.name, {}).get("outs", {})
+        return [out for out, names in outs.items() if Path(out).expanduser().exists() and list(_gone({out: names}))]
+
+    def ask_again(self, stages: Sequence[Stage]) -> None:
+        """Have stages that were started or finished run anew."""
+        for stage in stages:
+            if stage.name in self._stages:
+                self._stages[stage.name] = {**self._stages[stage.name], "again": True}
+        self._write()
+
+    def _write(self) -> None:
+        self._stages["digests"] = {**self._stages.get("digests", {}), **self.digests.used}
+        write_json(self.file, self._stages)
+
+    def holder(self) -> str | None:
+        """Who holds the lock, in words; None for nobody."""
+        file = self._lock_file()
+        if not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            return None if _taken(stream) else _told(_read_holder(file))
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """The file descriptor of the lock. Raises `UserError` naming who holds it; waits for a stage that is about to
+        end because its `lnlit run` was killed.
+        """
+        file = self._lock_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as stream:
+            end = time.monotonic() + _PATIENCE_S
+            while not _taken(stream):
+                holder = _read_holder(file)
+                if _is_alive(holder) or time.monotonic() > end:
+                    raise UserError(
+                        f"{self.folder}: is being run already, by {_told(holder)}. Wait for it, or stop it."
+                    )
+                time.sleep(0.05)
+            stream.truncate(0)
+            command = shlex.join(["lnlit", *sys.argv[1:]])
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
+            stream.write(json.dumps({**about, "since": datetime.now().isoformat(" ", "seconds")}).encode())
+            stream.flush()
+            yield stream.fileno()
+
+    def _lock_file(self) -> Path:
+        return self.file.with_suffix(".lock")
+
+
+def has_index(out: str) -> bool:
+    """Whether there is a block library or a model folder: each has a file that comes last or with all others."""
+    return any((Path(out).expanduser() / name).is_file() for name in COME_LAST)
+
+
+def _names(out: str) -> list[str]:
+    """What there is at a result: the names in a folder, or the file's own."""
+    path = Path(out).expanduser()
+    if path.is_dir():
+        return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return [path.name] if path.exists() else []
+
+
+def _gone(outs: dict[str, list[str]]) -> Iterator[str]:
+    """What was there when its stage had finished, and is not."""
+    for out, names in outs.items():
+        path = Path(out).expanduser()
+        if not path.exists():
+            yield out
+        elif path.is_dir():
+            yield from (f"{out}/{name}" for name in names if not (path / name).exists())
+
+
+def _taken(stream: Any) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _read_holder(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _told(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    return f"process {holder['pid']} on {holder['host']} since {holder['since']} ({holder['command']})"
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Whether the process that took the lock is there; one that nobody has waited for yet is not."""
+    if holder.get("host") != socket.gethostname():
+        return bool(holder)
+    status = Path(f"/proc/{holder['pid']}/stat")
+    if Path("/proc/self/stat").is_file():
+        try:
+            return status.read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+    try:
+        os.kill(holder["pid"], 0)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,276 @@
+"""A folder of numbered YAML files as stages: what each reads and writes, before any of it is run.
+
+What a stage reads is found in its file, not in its code: every text in it, and in the files that it includes, that
+names something on the disk. What it writes stands at the keys `WRITES`.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lnlit.cli.rollout import STAGES as ROLLOUT
+from lnlit.errors import UserError, did_you_mean
+
+#: Keys of what a stage makes; `cache`, `save_dir` and `weights_folder` are its scratch.
+RESULTS, ROOT = "out", "default_root_dir"
+WRITES = (RESULTS, ROOT, "cache", "save_dir", "weights_folder")
+#: Where a fit writes that does not say.
+DEFAULT_ROOT = "runs"
+#: Keys that name what a stage reads.
+READS = {
+    "model", "models", "tokenizer", "teacher", "reference", "library", "scores", "costs", "solution", "problem",
+    "measured", "corrected_by", "plan", "paths", "path", "run",
+}  # fmt: skip
+_SUFFIXES = (".json", ".jsonl", ".gz", ".zst", ".yaml", ".yml", ".safetensors", ".gguf", ".ckpt", ".parquet", ".txt")
+_NUMBER = re.compile(r"(\d+)([a-z]?)_")
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A text of a recipe: the key that it or its list stands at, its place, and the folder of its file."""
+
+    key: str
+    place: Place
+    text: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One file of a pipeline. `number` is as in "3b" of `3b_realize.yaml`."""
+
+    file: Path
+    number: str
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The file as written; {} for one that holds no mapping. `UserError` for one that is not YAML."""
+        return read_yaml(self.file)
+
+    @property
+    def kind(self) -> str | None:
+        """The stage of `lnlit search` or `lnlit rollout`; None for a fit."""
+        stage = self.recipe.get("stage")
+        return None if stage is None else str(stage)
+
+    @property
+    def command(self) -> list[str]:
+        """What follows `lnlit`, before the options."""
+        return ["fit"] if self.kind is None else ["rollout" if self.kind in ROLLOUT else "search", self.kind]
+
+    @property
+    def options(self) -> list[str]:
+        return ["--config", str(self.file), *(["--ckpt_path", "last"] if self.kind is None else [])]
+
+    @cached_property
+    def leaves(self) -> list[Leaf]:
+        """Every text in the file and in those that it includes."""
+        return list(_leaves(self.recipe, "", (), self.file.parent, {self.file.resolve()}))
+
+    @cached_property
+    def included(self) -> list[Path]:
+        """Files that stand for a part of this one."""
+        return [file for leaf in self.leaves if (file := _included(leaf))]
+
+    @cached_property
+    def outs(self) -> list[str]:
+        """What is there when the stage is done: everything that it calls `out`."""
+        return [leaf.text for leaf in self.leaves if leaf.key == RESULTS]
+
+    @cached_property
+    def root(self) -> str | None:
+        """Where a fit keeps its checkpoints and logs; None for a stage."""
+        if self.kind is not None:
+            return None
+        trainer = self.recipe.get("trainer")
+        given = trainer.get(ROOT) if isinstance(trainer, dict) else None
+        return given if isinstance(given, str) else DEFAULT_ROOT
+
+    @cached_property
+    def writes(self) -> list[str]:
+        """Every path that the stage may change."""
+        written = [leaf.text for leaf in self.leaves if leaf.key in WRITES]
+        beside = [str(self._problem(Path(out))) for out in self.outs if self.kind == "solve"]
+        page = [str(Path(text) / "rollouts.html") for text in self._texts("run") if self.kind == "page"]
+        return list(dict.fromkeys([*written, *beside, *page, *([self.root] if self.root else [])]))
+
+    @cached_property
+    def named(self) -> list[Leaf]:
+        """Texts that may name something to read."""
+        texts = [leaf for leaf in self.leaves if leaf.key not in WRITES and _is_plain(leaf.text)]
+        return [leaf for leaf in texts if leaf.key in READS or "/" in leaf.text or "." in leaf.text]
+
+    def reads(self) -> dict[str, list[Path]]:
+        """What is on the disk of what the stage names: text -> paths."""
+        return {leaf.text: paths for leaf in self.named if (paths := _found(leaf))}
+
+    def depends_on(self, other: Stage) -> bool:
+        """Whether this stage names anything that `other` writes."""
+        made = [path for path in other.writes if path != DEFAULT_ROOT]
+        return any(
+            _meet(_absolute(leaf.text), _absolute(path)) or _matches(path, leaf.text)
+            for leaf in self.named
+            for path in made
+        )
+
+    def unwritten(self, before: Sequence[Stage], after: Sequence[Stage]) -> Iterator[tuple[Leaf, str]]:
+        """(text, what is wrong) of each path that is neither there nor written by a stage `before`."""
+        made = {path: stage for stage in before for path in stage.writes}
+        late = {path: stage for stage in after for path in stage.writes}
+        roots = {Path(path).parts[0] for path in (*made, *late, *self.writes) if Path(path).parts}
+        for leaf in self.leaves:
+            strict = self.kind is not None and len([part for part in leaf.place if isinstance(part, str)]) == 1
+            if leaf.key in WRITES or not _is_path(leaf, strict, roots) or _found(leaf):
+                continue
+            if any(_meet(_absolute(leaf.text), _absolute(path)) or _matches(path, leaf.text) for path in made):
+                continue
+            later = next((stage for path, stage in late.items() if _meet(_absolute(leaf.text), _absolute(path))), None)
+            if later is not None:
+                yield leaf, f"{leaf.text!r} is not there; {later.file.name} writes it, which comes later"
+            else:
+                hint = did_you_mean(leaf.text, made)
+                yield leaf, f"there is no {leaf.text!r}, and no stage before writes it.{hint}"
+
+    def _texts(self, key: str) -> list[str]:
+        return [leaf.text for leaf in self.leaves if leaf.key == key]
+
+    def _problem(self, out: Path) -> Path:
+        from lnlit.stages.solve import problem_path
+
+        return problem_path(out)
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The stages of a folder, `1_name.yaml` before `1b_name.yaml` before `2_name.yaml`. `UserError` when there are none
+    or two share a number."""
+    return [stage.file for stage in stages_of(folder)]
+
+
+def stages_of(folder: Path) -> list[Stage]:
+    """See `numbered`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; give one that holds 1_name.yaml, 2_name.yaml, ...")
+    stages: dict[tuple[int, str], Stage] = {}
+    for file in sorted(folder.glob("*.yaml")):
+        match = _NUMBER.match(file.name)
+        if match is None:
+            continue
+        place = (int(match[1]), match[2])
+        if place in stages:
+            raise UserError(f"{folder}: {stages[place].file.name} and {file.name} have the same number")
+        stages[place] = Stage(file, f"{place[0]}{place[1]}")
+    if not stages:
+        raise UserError(f"{folder}: no file is named like 1_name.yaml, so there is nothing to run")
+    return [stages[place] for place in sorted(stages)]
+
+
+def position(stages: Sequence[Stage], wanted: str) -> int:
+    """The place of a stage given by its number, its name or its file. Raises `UserError` for none of them."""
+    for index, stage in enumerate(stages):
+        if wanted in (stage.number, stage.name, stage.file.name, str(stage.file)):
+            return index
+    names = [stage.name for stage in stages]
+    raise UserError(f"no stage {wanted!r}.{did_you_mean(wanted, names)} There are: {', '.join(names)}.")
+
+
+def check_roots(stages: Sequence[Stage]) -> None:
+    """Raises `UserError` where two fits train in one folder: the second would go on from the first one's checkpoint."""
+    seen: dict[Path, Stage] = {}
+    for stage in stages:
+        if stage.root is not None:
+            first = seen.setdefault(_absolute(stage.root), stage)
+            if first is not stage:
+                raise UserError(
+                    f"{stage.file}: trainer.default_root_dir {stage.root} is that of {first.file.name} too, whose "
+                    "checkpoint it would go on from. Give each a folder of its own."
+                )
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; {} where it holds another thing."""
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: is not valid YAML: {str(error).partition(chr(10))[0]}") from error
+    return written if isinstance(written, dict) else {}
+
+
+def _leaves(node: Any, key: str, place: Place, folder: Path, seen: set[Path]) -> Iterator[Leaf]:
+    if isinstance(node, str):
+        text = node.rpartition(":")[0] if key == "class_path" and ".py:" in node else node
+        if key == "class_path" and not text.endswith(".py"):
+            return
+        leaf = Leaf(key, place, text, folder)
+        yield leaf
+        if (file := _included(leaf)) and file.resolve() not in seen:
+            yield from _leaves(read_yaml(file), key, place, file.parent, {*seen, file.resolve()})
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield from _leaves(value, str(name), (*place, name), folder, seen)
+    for index, value in enumerate(node) if isinstance(node, list) else ():
+        yield from _leaves(value, key, (*place, index), folder, seen)
+
+
+def _included(leaf: Leaf) -> Path | None:
+    """The YAML file that stands for a part of a configuration, named from the folder of that."""
+    if leaf.key in WRITES or not _is_plain(leaf.text) or not leaf.text.endswith((".yaml", ".yml")):
+        return None
+    file = leaf.folder / leaf.text
+    return file if file.is_file() else None
+
+
+def _found(leaf: Leaf) -> list[Path]:
+    """What a text names on the disk, seen from here or from its file's folder; all that fit a pattern."""
+    if not _is_plain(leaf.text):
+        return []
+    expanded = Path(leaf.text).expanduser()
+    if here := [path for path in (expanded, leaf.folder / expanded) if path.exists()]:
+        return here[:1]
+    if not glob.has_magic(leaf.text):
+        return []
+    return sorted(map(Path, glob.glob(str(expanded), recursive=True)))  # noqa: PTH207  that of a Path takes no absolute ones
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text may name a path at all."""
+    return 0 < len(text) < 1000 and "\n" not in text and "\0" not in text and "://" not in text
+
+
+def _is_path(leaf: Leaf, strict: bool, roots: set[str]) -> bool:
+    """Whether a text is meant as a path, be it there or not. A model's name on a hub or at a service is none.
+
+    `strict`: it is an argument of a stage of its own, where `READS` are paths whatever they look like.
+    """
+    text = leaf.text
+    if not _is_plain(text) or " " in text or text.startswith("pypi:"):
+        return False
+    if text.startswith(("/", "./", "../", "~")):
+        return True
+    first = Path(text).parts[0]
+    inside = "/" in text and (first in roots or (not glob.has_magic(first) and Path(first).exists()))
+    return inside or (leaf.key in READS and strict) or text.endswith(_SUFFIXES)
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _meet(one: Path, other: Path) -> bool:
+    """Whether one is the other, or in it."""
+    return one == other or one in other.parents or other in one.parents
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return glob.has_magic(pattern) and Path(path).match(pattern)

@@ -1,0 +1,49 @@
+"""What a stage has written, out of the way of its next run: renamed, never deleted."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lnlit.cli.pipeline import Stage
+from lnlit.errors import UserError
+
+#: What a fit keeps in its `default_root_dir`, which may hold more than this one run.
+_OF_A_RUN = ("checkpoints", "logs", "rollouts", "rollouts.html")
+
+
+def put_aside(stage: Stage, stages: Sequence[Stage], outs: Sequence[str] | None = None) -> Iterator[str]:
+    """Rename every result of a stage, with what it left of an unfinished one, or `outs` alone; yields a line for each.
+
+    Raises `UserError`, before anything is moved, for a stage that replaces what it or a stage before it reads or wrote:
+    what it began with is not there any more.
+    """
+    found = list(_results(stage)) if outs is None else [Path(out).expanduser() for out in outs]
+    before = stages[: stages.index(stage)]
+    for path in found:
+        for other in (*before, stage):
+            used = [text for text, paths in other.reads().items() if any(_same(path, one) for one in paths)]
+            used += [out for out in other.outs if other is not stage and _same(path, Path(out).expanduser())]
+            if used:
+                raise UserError(
+                    f"{stage.file}: cannot be run again from what it began with: it wrote over {path}, which "
+                    f"{other.file.name} names too. Give this stage an output of its own."
+                )
+    for path in found:
+        target = next(new for n in range(1, 10**6) if not (new := path.with_name(f"{path.name}.{n}")).exists())
+        path.rename(target)
+        yield f"{path} is put aside as {target}"
+
+
+def _results(stage: Stage) -> Iterator[Path]:
+    for out in map(Path, stage.outs):
+        path = out.expanduser()
+        ranks = path.parent.glob(f"{glob.escape(path.stem)}.rank-*{glob.escape(path.suffix)}")
+        yield from (each for each in (path, path.with_name(f"{path.name}.partial"), *sorted(ranks)) if each.exists())
+    if stage.root is not None:
+        yield from (each for name in _OF_A_RUN if (each := Path(stage.root).expanduser() / name).exists())
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
