@@ -50,14 +50,27 @@ class UnreadKeys:
 
     def __init__(self) -> None:
         self.counts: dict[str, Counter[str]] = {}
+        self._told: set[str] = set()
 
     def add(self, source: Source, keys: Iterable[str]) -> None:
         self.counts.setdefault(str(source), Counter()).update(keys)
 
-    def of(self, source: Source) -> str:
+    def tell(self, source: Source) -> None:
+        """Into the log, once for each source."""
+        from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+        if str(source) not in self._told and (line := self.of(str(source))):
+            rank_zero_info(line)
+        self._told.add(str(source))
+
+    def lines(self) -> list[str]:
+        """One for each source, if it has any."""
+        return [line for source in self.counts if (line := self.of(source))]
+
+    def of(self, source: str) -> str:
         """In words, keys of as many rows together; empty where all was read."""
         by_count: dict[int, list[str]] = {}
-        for key, count in self.counts.get(str(source), Counter()).most_common():
+        for key, count in self.counts.get(source, Counter()).most_common():
             by_count.setdefault(count, []).append(key)
         parts = [f"{', '.join(keys)} ({count:,} row{'s' * (count > 1)})" for count, keys in by_count.items()]
         return f"{source}: keys that nobody reads: {'; '.join(parts)}" if parts else ""
@@ -78,7 +91,6 @@ class RowReader(ABC):
     def __init__(self, encoder: RowEncoder) -> None:
         self.encoder = encoder
         self.unread = UnreadKeys()
-        self._told: set[str] = set()
 
     @abstractmethod
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
@@ -97,7 +109,7 @@ class RowReader(ABC):
         the first rows have that nobody reads is said at once: a stream may have no end."""
         for number, document in enumerate(self._documents(source, start)):
             if number == 0:
-                self._tell(source)
+                self.unread.tell(source)
             yield document
 
     def _documents(self, source: Source, start: int = 0) -> Iterator[Document | None]:
@@ -110,14 +122,6 @@ class RowReader(ABC):
                 yield self._held_to_length(document, source, start + number)
             start += len(chunk)
 
-    def _tell(self, source: Source) -> None:
-        """Once for each source."""
-        from lightning.pytorch.utilities.rank_zero import rank_zero_info
-
-        if str(source) not in self._told and (unread := self.unread.of(source)):
-            rank_zero_info(unread)
-        self._told.add(str(source))
-
     def corpus(self, source: Source, name: str) -> Corpus:
         """The whole source. Raises `UserError` when it has no usable row."""
         from tqdm import tqdm
@@ -125,7 +129,7 @@ class RowReader(ABC):
         # No bar where stderr is no terminal: the summary line that follows says it all.
         documents = tqdm(self._documents(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
         found = [document for document in documents if document is not None]
-        self._tell(source)
+        self.unread.tell(source)
         if not found:
             raise UserError(
                 f"{name}: no usable row in {source} ({self.tally}). Check the path, the split, too_long and "

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.data.blend import BlendEntry, in_stages
 from lnlit.data.chat import ChatEncoder, Document
-from lnlit.data.corpus import check_context
+from lnlit.data.corpus import UnreadKeys, check_context
 from lnlit.data.loader import Batch, EvalLoader, TrainLoader, count_batches
 from lnlit.data.packing import Layout, Row, collate
 from lnlit.data.plan import Corpus, FirstRows, MapPlan, Plan
@@ -26,9 +26,10 @@ AnyLoader = TypeVar("AnyLoader", bound=EvalLoader)
 
 
 class Reader(Protocol):
-    """Reads sources as documents; printing its `tally` says what became of the rows."""
+    """Reads sources as documents; printing its `tally` says what became of the rows, `unread` what nobody read."""
 
     tally: Any
+    unread: UnreadKeys
 
     def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
         """One document per row from row `start` on; None for a row that is left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +52,20 @@ class TextEncoder:
             for text, encoding in zip(texts, encoded, strict=True)
         ]
 
-    def read(self, source: Source, text_key: str = "text", start: int = 0) -> Iterator[np.ndarray]:
-        """One array per row from row `start` on, empty for a blank text. `UserError` names a row without text."""
+    def read(
+        self,
+        source: Source,
+        text_key: str = "text",
+        start: int = 0,
+        rest: Callable[[list[str]], object] = lambda keys: None,
+    ) -> Iterator[np.ndarray]:
+        """One array per row from row `start` on, empty for a blank text. `UserError` names a row without text. `rest`
+        is called with the other keys of each row that say something."""
         texts: list[str] = []
         characters = 0
         for index, row in enumerate(source.rows(start), start):
             texts.append(_text(row, text_key, source, index))
+            rest([key for key, value in row.items() if key != text_key and value not in (None, "", [], {})])
             characters += len(texts[-1])
             if len(texts) == _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
                 yield from self.encode_many(texts)

@@ -6,12 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lnlit.data.chat import Document
+from lnlit.data.corpus import UnreadKeys
 from lnlit.data.plan import Corpus
 from lnlit.data.text import TextEncoder
 from lnlit.errors import UserError
@@ -46,11 +48,18 @@ class TextReader:
 
     def __init__(self, encoder: TextEncoder, text_key: str = "text", cache: Path | None = None) -> None:
         self.encoder, self.text_key, self.cache = encoder, text_key, cache
-        self.tally = TextTally()
+        self.tally, self.unread = TextTally(), UnreadKeys()
 
     def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
-        """One document per row from row `start` on; None for a blank text."""
-        for tokens in self.encoder.read(source, self.text_key, start):
+        """One document per row from row `start` on; None for a blank text. What the first rows have beside their text
+        is said at once: a stream may have no end."""
+        for number, document in enumerate(self._read(source, start)):
+            if number == 0:
+                self.unread.tell(source)
+            yield document
+
+    def _read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
+        for tokens in self.encoder.read(source, self.text_key, start, partial(self.unread.add, source)):
             self.tally.blank += not len(tokens)
             self.tally.documents += len(tokens) > 0
             self.tally.tokens += len(tokens)
@@ -87,9 +96,10 @@ class TextReader:
         from tqdm import tqdm
 
         # No bar where stderr is no terminal: the summary line that follows says it all.
-        for document in tqdm(self.read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False):
+        for document in tqdm(self._read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False):
             if document is not None:
                 yield document.tokens  # type: ignore[misc]
+        self.unread.tell(source)
 
     def _keep(self, source: Source, name: str, folder: Path) -> None:
         """Documents go to the disk as they come, so memory does not grow with the corpus."""
