@@ -131,7 +131,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
 def test_a_folder_without_tokenizer_json_says_how_to_get_one(tmp_path):
     tiny.save_tokenizer(tmp_path)
     shutil.move(tmp_path / "tokenizer.json", tmp_path / "tokenizer.model")
-    with pytest.raises(UserError, match=r"has no tokenizer.json. `lnlit import .* OUT` writes one"):
+    with pytest.raises(UserError, match=r"it holds no tokenizer.json. `lnlit import .* OUT` makes one"):
         read_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"tokenizer.model: is no SentencePiece model. The folder needs"):
         save_tokenizer(tmp_path, tmp_path)
