@@ -117,23 +117,18 @@ class FlexKernel(AttentionKernel):
     def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
         q, k, v = (x.reshape(1, -1, *x.shape[2:]).transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
         mask = self._mask(segments, q.shape[2])  # type: ignore
-        out = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        grouped = q.shape[1] != k.shape[1]
+        # Left to itself torch takes its decoding kernel below 128 tokens, which cannot do groups of three query heads.
+        out = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped, kernel_options={"BACKEND": "TRITON"})
         return out.transpose(1, 2).reshape(q_BTHd.shape)
 
     @torch.compiler.disable
     def _mask(self, segments: Segments, total: int) -> Any:
         """The block mask of a batch; its layers share one."""
-        from torch.nn.attention.flex_attention import create_block_mask
+        from lnlit.models.document_mask import document_mask  # FlexAttention takes a second to import
 
         if self._masked is None or self._masked[0] is not segments:
-            bounds = segments.cu_seqlens
-            document = torch.searchsorted(bounds[1:], torch.arange(total, device=bounds.device), right=True)
-
-            def same_document(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                return (query >= key) & (document[query] == document[key])
-
-            mask = create_block_mask(same_document, None, None, total, total, device=str(bounds.device))
-            self._masked = (segments, mask)
+            self._masked = (segments, document_mask(segments, total))
         return self._masked[1]
 
 

@@ -1,0 +1,46 @@
+"""The block mask of a packed batch for FlexAttention, made from the documents' bounds.
+
+torch's `create_block_mask` looks at every pair of tokens: 3 GiB for a row of 32k tokens. Which blocks of 128 x 128
+pairs matter follows from where documents begin, and there are 256 x 256 of them.
+
+Shape suffixes: T tokens of all rows, N blocks of tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from lnlit.interfaces import Segments
+
+_BLOCK = 128
+
+
+def document_mask(segments: Segments, total: int) -> BlockMask:
+    """Causal attention within documents over `total` tokens: what `create_block_mask` would make."""
+    bounds, device = segments.cu_seqlens, segments.cu_seqlens.device
+    document_T = torch.searchsorted(bounds[1:], torch.arange(total, device=device), right=True)
+
+    def same_document(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (document_T[query] == document_T[key])
+
+    first_N = torch.arange(0, total, _BLOCK, device=device)  # each block's first and last token
+    last_N = (first_N + _BLOCK).clamp(max=total) - 1
+    begin_first_N, begin_last_N = (bounds[document_T[tokens_N]] for tokens_N in (first_N, last_N))
+    # A query sees keys from its document's begin to itself, so the queries of a block see all blocks from where the
+    # document of the first one begins. Of those before their own, all see the whole where the last one's begins before.
+    block_N = torch.arange(len(first_N), device=device)
+    seen_NN = (block_N * _BLOCK + _BLOCK > begin_first_N[:, None]) & (block_N <= block_N[:, None])
+    whole_NN = (block_N * _BLOCK >= begin_last_N[:, None]) & (block_N < block_N[:, None])
+    whole_NN &= (last_N - first_N + 1 == _BLOCK)[:, None]
+    partly, whole = _ordered(seen_NN & ~whole_NN), _ordered(whole_NN)
+    return BlockMask.from_kv_blocks(
+        *partly, *whole, BLOCK_SIZE=_BLOCK, mask_mod=same_document, seq_lengths=(total, total)
+    )
+
+
+def _ordered(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block has, and which: those first, in order. One batch, one head."""
+    order_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks_NN.sum(-1, dtype=torch.int32)[None, None], order_NN.int()[None, None]
