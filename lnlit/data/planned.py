@@ -16,6 +16,7 @@ from lnlit.data.corpus import UnreadKeys, check_context
 from lnlit.data.loader import Batch, EvalLoader, TrainLoader, count_batches
 from lnlit.data.packing import Layout, Row, collate
 from lnlit.data.plan import Corpus, FirstRows, MapPlan, Plan
+from lnlit.data.sources import files_behind
 from lnlit.data.stream import StreamPlan
 from lnlit.data.text import TextEncoder
 from lnlit.data.tokenizer import pad_id
@@ -109,6 +110,7 @@ class PlannedData(L.LightningDataModule, ABC):
     @cached_property
     def train_plan(self) -> Plan:
         if self.streaming:
+            self._name_unmixed()
             return StreamPlan(
                 self.stages,
                 lambda entry, start: self.train_reader.read(entry.source, start),
@@ -173,6 +175,16 @@ class PlannedData(L.LightningDataModule, ABC):
     def teardown(self, stage: str) -> None:
         if self.streaming and stage == "fit":
             rank_zero_info(f"train, streamed: {self.train_reader.tally}")
+
+    def _name_unmixed(self) -> None:
+        """A stream is shuffled within a window; what is further apart, such as two files, never meets in a batch."""
+        for entry in (entry for stage in self.stages for entry in stage):
+            if (files := files_behind(entry.source)) > 1:
+                rank_zero_info(
+                    f"train: {files} files are streamed one after the other, shuffled within {self.window} documents "
+                    f"(data.window): a batch is of one file, {entry.source!s:.60} ... To mix them, give each an "
+                    "entry of its own in data.train, with weight or rows."
+                )
 
     def _limited(self, plan: Plan) -> Plan:
         """What `limit_train_batches` or `overfit_batches` leave of it: every epoch has the same first batches.

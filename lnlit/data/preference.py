@@ -18,7 +18,7 @@ import torch
 from lnlit.data.blend import BlendEntry
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.corpus import RowReader
-from lnlit.data.packing import BestFit, Row, collate
+from lnlit.data.packing import BestFit, OnePerRow, Row, collate, round_up
 from lnlit.data.plan import Corpus, MapPlan
 from lnlit.data.planned import PlannedData
 from lnlit.data.preference_rows import PreferenceRows, chats, unread
@@ -250,7 +250,7 @@ def collate_groups(rows: Sequence[Row], completions: int, length: int, pad_id: i
 
 
 class PreferenceData(PlannedData):
-    """Prompts with several completions each, packed; a prompt's completions stay in one row.
+    """Prompts with several completions each; a prompt's completions stay in one row.
 
     `PreferenceRows` says what rows may look like. A row of a batch holds `completions * sequence_length` tokens.
 
@@ -260,6 +260,8 @@ class PreferenceData(PlannedData):
         sequence_length: tokens of a completion with its prompt, at most.
         micro_batch_size: rows per batch and rank.
         val: source of validation rows.
+        packing: fill each row with the completions of several prompts; off: one prompt per row, padded to the batch's
+            longest, so that a step has as many prompts as rows.
         completions: how many of each prompt. Of more, those of evenly spread rank are kept, worst and best among them;
             a row with fewer is left out and counted.
         seed: seeds the order of the training rows.
@@ -278,6 +280,7 @@ class PreferenceData(PlannedData):
         sequence_length: int,
         micro_batch_size: int,
         val: Source | None = None,
+        packing: bool = True,
         completions: int = 2,
         seed: int = 0,
         too_long: Literal["drop", "error"] = "drop",
@@ -292,13 +295,14 @@ class PreferenceData(PlannedData):
             tokenizer,
             [replace(entry, source=PreferenceRows(entry.source)) for entry in entries],
             None if val is None else PreferenceRows(val),
-            BestFit(completions * sequence_length),
+            BestFit(completions * sequence_length) if packing else OnePerRow(),
             sequence_length,
             micro_batch_size,
             seed,
             streaming,
             window,
         )
+        self.packing = packing
         self.completions = completions
         self.too_long: Literal["drop", "error"] = too_long
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
@@ -317,9 +321,14 @@ class PreferenceData(PlannedData):
 
     def _collate(self, rows: Sequence[Row]) -> PreferenceBatch:
         length = self.completions * self.sequence_length
+        if not self.packing:
+            longest = max((len(group) for row in rows for group in row), default=1)
+            length = min(round_up(longest, 16), length)
         return collate_groups(rows, self.completions, length, pad_id(self.encoder.tokenizer))
 
     def _fill(self, plan: MapPlan) -> str:
+        if not self.packing:
+            return f"{plan.num_rows:,} rows per epoch, not packed"
         length = self.completions * self.sequence_length
         share = 100 * plan.num_tokens / (plan.num_rows * length)
         return f"{plan.num_rows:,} packs of {length} per epoch, {share:.1f} % full"

@@ -68,6 +68,14 @@ class FileSource(Source):
         return ", ".join(str(file) for file in self.files)
 
 
+def files_behind(source: Source) -> int:
+    """How many files a source reads one after the other, also through sources that change or keep some of its rows."""
+    behind = vars(source).get("source")
+    if isinstance(behind, Source):
+        return files_behind(behind)
+    return len(source.files) if isinstance(source, FileSource) else 1
+
+
 class TableSource(Source):
     """What sources of tables share: `columns` that are called otherwise than lnlit reads them."""
 

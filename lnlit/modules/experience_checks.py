@@ -22,7 +22,8 @@ def check_run(data: Experience) -> None:
     if trainer.max_steps < 0:
         raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
     limit = trainer.limit_train_batches
-    if (isinstance(limit, int) or limit < 1) and not trainer.fast_dev_run:  # 1 is a batch, 1.0 is all
+    quick = trainer.fast_dev_run  # type: ignore[attr-defined]
+    if (isinstance(limit, int) or limit < 1) and not quick:  # 1 is a batch, 1.0 is all
         raise UserError(
             "trainer.limit_train_batches, trainer.overfit_batches: an epoch of rollouts cannot be cut short, for an "
             "update would lack samples that were paid for. Limit the run with trainer.max_steps, the prompts in data."

@@ -32,7 +32,9 @@ class ModelReward(BatchReward):
     model's context with its prompt has no reward.
 
     Args:
-        model: folder that `RewardModel` with `ExportModel` wrote.
+        model: folder that `RewardModel` with `ExportModel` wrote, or with `logit` any model folder.
+        logit: the reward is this one of the language model's own logits behind the last turn, as NVIDIA's
+            Llama-3.1-Nemotron-70B-Reward says it with logit 0; null: the folder has a head of its own.
         batch_tokens: tokens scored together.
         precision: of weights and activations; the head computes in fp32.
         device: such as "cuda:1"; null is the GPU where there is one.
@@ -41,12 +43,16 @@ class ModelReward(BatchReward):
     def __init__(
         self,
         model: str,
+        logit: int | None = None,
         batch_tokens: int = 16384,
         precision: Literal["bf16", "fp32"] = "bf16",
         device: str | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise UserError(f"batch_tokens: expected a positive number, got {batch_tokens}")
+        if logit is not None and logit < 0:
+            raise UserError(f"logit: expected the number of a token, 0 or more, or null, got {logit}")
+        self.logit = logit
         self.model, self.batch_tokens, self.precision = model, batch_tokens, precision
         self.device = device or torch_device()
 
@@ -58,8 +64,13 @@ class ModelReward(BatchReward):
     def network(self) -> tuple[Decoder, RewardHead]:
         decoder = build_decoder(read_spec(self.model), self.device, _DTYPES[self.precision])
         head = RewardHead(decoder.spec.hidden_size)
-        load_head(head, resolve(self.model))
+        if self.logit is None:
+            load_head(head, resolve(self.model))
+        elif self.logit >= decoder.spec.vocab_size:
+            raise UserError(f"logit: {self.model} has {decoder.spec.vocab_size} of them, so none is {self.logit}")
         load_weights(decoder, self.model)
+        if self.logit is not None:
+            head.weight.data.copy_(decoder.head_weight[self.logit : self.logit + 1])
         return decoder.requires_grad_(False).eval(), head.to(self.device)
 
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:

@@ -308,3 +308,17 @@ def test_keys_that_nobody_reads_are_named_once_per_source(tokenizer_folder, tmp_
     for _ in range(20):  # several epochs
         next(rows)
     assert lines == [*said, said[0]]
+
+
+def test_a_stream_of_several_files_says_that_they_are_not_mixed(tokenizer_folder, files, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("lnlit.data.planned.rank_zero_info", said.append)
+    several = JsonlSource([str(file) for file in files])
+    trainer(tmp_path, max_steps=1).fit(
+        Recorder(), data(tokenizer_folder, files, train=several, streaming=True, window=16)
+    )
+    assert any("2 files are streamed one after the other" in line for line in said)
+    said.clear()
+    blend = [BlendEntry(JsonlSource(str(file)), weight=1) for file in files]
+    trainer(tmp_path, max_steps=1).fit(Recorder(), data(tokenizer_folder, files, train=blend, streaming=True))
+    assert not any("one after the other" in line for line in said)

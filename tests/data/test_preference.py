@@ -307,3 +307,19 @@ def test_public_pairs_are_read(tokenizer_folder):
     orca = list(PreferenceRows(JsonlSource(str(SHARED / "preference" / "dpo_en_demo.json"))).rows())
     assert len(orca) == 300 and all(len(row["completions"]) == 2 for row in orca)
     assert all(json.dumps(row) and row["messages"][-1]["role"] == "user" for row in orca)
+
+
+def test_unpacked_rows_are_prompts(tokenizer_folder, tmp_path):
+    """A step then has as many prompts as rows, which is how papers count a batch of preferences."""
+    rows = [{"prompt": f"{n}?", "chosen": "yes " * n, "rejected": "no"} for n in range(1, 9)]
+    source = JsonlSource(str(write_jsonl(tmp_path / "pairs.jsonl", rows)))
+    batches = {}
+    for packing in (True, False):
+        data = PreferenceData(str(tokenizer_folder), source, 128, 2, packing=packing)
+        data.setup("fit")
+        batches[packing] = list(data.train_dataloader())
+    assert [len(batch.rewards_PK) for batch in batches[False]] == [2] * 4
+    assert len(batches[True]) < 4
+    assert all(batch.tokens.tokens.shape[1] < 256 for batch in batches[False])  # padded to the longest
+    said = [sorted((batch.tokens.labels != IGNORE).sum() for batch in batches[p]) for p in (True, False)]
+    assert sum(said[0]) == sum(said[1])

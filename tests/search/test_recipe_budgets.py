@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lnlit.checkpoint.formats import read_spec
 from lnlit.search.costs import MIB
 from lnlit.search.measure import Plan, make_workloads
 from lnlit.search.targets import Target
@@ -14,6 +15,7 @@ from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.stages.measure import untimed
 
 RECIPES = Path(__file__).parents[2] / "yaml"
+RELEASED = Path(__file__).parents[2].parent / "shared" / "data" / "nemotron_configs"
 
 
 def spec(hidden: int, heads: int, widths: list[int], attends: int) -> ModelSpec:
@@ -35,17 +37,38 @@ def test_the_published_size_fits_and_the_parent_does_not(
 ):
     parent = spec(hidden, heads, [width] * layers, layers)
     child = spec(hidden, heads, [child_width] * layers, attends)
+    target, parameters, cached_tokens = budget(recipe, parent, child)
+    assert parameters(child) == pytest.approx(billions * 1e9, rel=0.01)
+    assert cached_tokens(child) == pytest.approx(target.min, rel=0.04) and cached_tokens(child) >= target.min
+    assert cached_tokens(parent) < 0.5 * target.min
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not RELEASED.is_dir(), reason="needs ../shared/data/nemotron_configs")
+@pytest.mark.parametrize(("recipe", "released"), [("ln-super", "super-49b"), ("ln-ultra", "ultra-253b")])
+def test_the_released_model_keeps_the_budget(recipe, released, tmp_path, record_property):
+    (tmp_path / "config.json").write_bytes((RELEASED / f"{released}.config.json").read_bytes())
+    model = read_spec(tmp_path)
+    target, _, cached_tokens = budget(recipe, model, model)
+    record_property(f"cached tokens of {released}", cached_tokens(model))
+    assert cached_tokens(model) == pytest.approx(target.min, rel=0.04) and cached_tokens(model) >= target.min
+
+
+def budget(recipe: str, parent: ModelSpec, child: ModelSpec):
+    """(the recipe's budget of cached tokens, what a model has of parameters, and of that)."""
     measure = yaml.safe_load((RECIPES / recipe / "2b_measure.yaml").read_text())
     lists = (measure[key] for key in ("batch_size", "prompt_tokens", "new_tokens"))
     workload, *_ = make_workloads(*lists, parent.context_length)
-    table = untimed(Plan.of(parent, [], [child.layers[0].ffn]), [workload], measure["dtype"])
+    parts = [[getattr(block, slot) for block in child.layers] for slot in ("attention", "ffn")]
+    table = untimed(Plan.of(parent, *parts), [workload], measure["dtype"])
     targets = [Target(**t) for t in yaml.safe_load((RECIPES / recipe / "3_solve.yaml").read_text())["targets"]]
     (target,) = (target for target in targets if target.cost == "cached_tokens")
+
+    def parameters(model: ModelSpec) -> float:
+        return table.predict(model, workload)["parameters"]
 
     def cached_tokens(model: ModelSpec) -> float:
         costs = table.predict(model, workload)
         return (target.room_mib - costs["weight_mib"]) * MIB / costs["kv_bytes_per_token"]
 
-    assert table.predict(child, workload)["parameters"] == pytest.approx(billions * 1e9, rel=0.01)
-    assert cached_tokens(child) == pytest.approx(target.min, rel=0.03) and cached_tokens(child) >= target.min
-    assert cached_tokens(parent) < 0.5 * target.min
+    return target, parameters, cached_tokens

@@ -1,0 +1,44 @@
+"""A reward that a language model says with one of its logits, as NVIDIA's Llama-3.1-Nemotron-70B-Reward does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lnlit.errors import UserError
+from lnlit.interfaces import RewardRequest
+from lnlit.modules.model_reward import ModelReward
+from lnlit.testing.tiny import tiny_folder
+
+ASKED = [
+    RewardRequest([{"role": "user", "content": question}], answer, False)
+    for question, answer in (("1+1?", "2"), ("1+1?", "It may be three."), ("Why?", "Because."))
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("reward") / "model")
+
+
+@pytest.mark.parametrize("logit", [0, 7])
+def test_it_is_transformers_logit_behind_the_conversation(folder, logit):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    expected = []
+    for request in ASKED:
+        chat = [*request.messages, {"role": "assistant", "content": request.completion}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False).rstrip("\n")
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits
+        expected.append(logits[0, -1, logit].item())
+    reward = ModelReward(str(folder), logit=logit, precision="fp32")
+    assert [result.value for result in reward.score_batch(ASKED)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_logit_that_is_not_there_is_refused(folder):
+    with pytest.raises(UserError, match="logit: expected the number of a token"):
+        ModelReward(str(folder), logit=-1)
+    with pytest.raises(UserError, match="so none is 999999"):
+        ModelReward(str(folder), logit=999_999).score_batch(ASKED)
