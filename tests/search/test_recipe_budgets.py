@@ -39,7 +39,7 @@ def test_the_published_size_fits_and_the_parent_does_not(
     child = spec(hidden, heads, [child_width] * layers, attends)
     target, parameters, cached_tokens = budget(recipe, parent, child)
     assert parameters(child) == pytest.approx(billions * 1e9, rel=0.01)
-    assert cached_tokens(child) == pytest.approx(target.min, rel=0.04) and cached_tokens(child) >= target.min
+    assert cached_tokens(child) == pytest.approx(target.min, rel=0.06) and cached_tokens(child) >= target.min
     assert cached_tokens(parent) < 0.5 * target.min
 
 
