@@ -99,6 +99,10 @@ class ChatEncoder:
         """Many rows at once, tokenised on all cores."""
         return self.encode_conversations(conversation(row, self.thinking) for row in rows)
 
+    def encode_replies(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
+        """Many rows that end with the assistant's turn, which alone carries loss."""
+        return self.encode_conversations(_last_alone(conversation(row, self.thinking)) for row in rows)
+
     def encode_conversations(self, conversations: Iterable[Conversation]) -> list[Document]:
         """Conversations at once; those turns carry loss that are `learned`."""
         stand_ins: list[str] = []
@@ -288,6 +292,12 @@ class ChatEncoder:
         spans = [match.span() for match in re.finditer(f"{_OPEN}\\d+{_CLOSE}", rendered.text)]
         pieces = self._pieces.pieces(rendered.text, rendered.cuts, spans)
         return [replace(piece, text=stand_ins[int(piece.text[1:-1])]) if piece.literal else piece for piece in pieces]
+
+
+def _last_alone(said: Conversation) -> Conversation:
+    if not said.messages or said.messages[-1]["role"] != "assistant":
+        raise UserError("the last message must be the assistant's")
+    return replace(said, learned=(False,) * (len(said.messages) - 1) + (True,))
 
 
 def dated(template: str, date: datetime.date) -> str:

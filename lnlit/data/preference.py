@@ -104,11 +104,11 @@ class GroupEncoder:
 
     def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
         rows = list(rows)
-        documents = iter(self.chat.encode_many([chat for row in rows for chat in chats(row)]))
+        documents = iter(self.chat.encode_replies(chat for row in rows for chat in chats(row)))
         groups: list[Document] = []
         for row in rows:
             rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
-            parts = [last_reply(next(documents)) for _ in rewards]
+            parts = [next(documents) for _ in rewards]
             groups.append(Group.of(parts, rewards, *_reference(row, parts)))
         return groups
 
@@ -140,17 +140,6 @@ def _reference(row: Mapping[str, Any], completions: Sequence[Document]) -> tuple
             f"{REFERENCE}: expected temperature, and log_probs and digests, one of each per completion, got "
             f"{shown(written)} ({error})"
         ) from error
-
-
-def last_reply(document: Document) -> Document:
-    """The document with loss on its last run of learned tokens alone."""
-    mask = list(document.loss_mask)
-    at = len(mask)
-    while at and not mask[at - 1]:
-        at -= 1
-    while at and mask[at - 1]:
-        at -= 1
-    return Document(document.tokens, [False] * at + mask[at:])
 
 
 @dataclass

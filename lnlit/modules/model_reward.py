@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -13,7 +13,6 @@ from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import collate
-from lnlit.data.preference import last_reply
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
@@ -75,19 +74,21 @@ class ModelReward(BatchReward):
 
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         context = self.network[0].spec.context_length
-        documents = self.encoder.encode_many(
-            {"messages": [*request.messages, {"role": "assistant", "content": request.completion}]}
-            for request in requests
-        )
         results: list[RewardResult] = [RewardResult(None)] * len(requests)
-        fitting = []
-        for index, document in enumerate(documents):
+        documents: dict[int, Document] = {}
+        for index, request in enumerate(requests):
+            row = {"messages": [*request.messages, {"role": "assistant", "content": request.completion}]}
+            try:
+                document = self.encoder.encode_replies([row])[0]
+            except UserError as error:  # such as a template that would not show the judge the thinking
+                results[index] = RewardResult(None, str(error))
+                continue
             if len(document) <= context:
-                fitting.append(index)
+                documents[index] = document
             else:
                 error = f"{len(document)} tokens with the prompt; the reward model's context is {context}"
                 results[index] = RewardResult(None, error)
-        for group in self._groups(fitting, documents):
+        for group in self._groups(documents):
             for index, value in zip(group, self._scores([documents[i] for i in group]).tolist(), strict=True):
                 results[index] = RewardResult(value)
         return results
@@ -95,10 +96,10 @@ class ModelReward(BatchReward):
     def close(self) -> None:
         vars(self).pop("network", None)
 
-    def _groups(self, indices: Sequence[int], documents: Sequence[Document]) -> Iterator[list[int]]:
+    def _groups(self, documents: Mapping[int, Document]) -> Iterator[list[int]]:
         """Documents of about the same length, together at most `batch_tokens` or one."""
         group: list[int] = []
-        for index in sorted(indices, key=lambda i: len(documents[i])):
+        for index in sorted(documents, key=lambda i: len(documents[i])):
             if group and sum(len(documents[i]) for i in [*group, index]) > self.batch_tokens:
                 yield group
                 group = []
@@ -107,10 +108,9 @@ class ModelReward(BatchReward):
             yield group
 
     @torch.no_grad()
-    def _scores(self, documents: Sequence[Document]) -> Tensor:
+    def _scores(self, replies: Sequence[Document]) -> Tensor:
         """One row without padding."""
         decoder, head = self.network
-        replies = [last_reply(document) for document in documents]
         batch = collate([replies], sum(map(len, replies)), pad_id(self.encoder.tokenizer))
         learned = torch.tensor([sum(reply.loss_mask[1:]) for reply in replies])
         sample_N = torch.repeat_interleave(torch.arange(len(replies)), learned)

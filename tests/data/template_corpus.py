@@ -11,11 +11,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from lnlit.checkpoint import templates
+
 FOLDER = Path(__file__).parent / "templates"
+OURS = Path(templates.__file__).parent
 TAGS = ("<think>", "</think>")
 LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>")
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 R1 = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+R1_TOOLS = tuple(
+    f"<｜tool▁{what}｜>"
+    for what in (
+        "calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep",
+        "outputs▁begin", "outputs▁end", "output▁begin", "output▁end",
+    )
+)  # fmt: skip
 
 Message = dict[str, Any]
 
@@ -88,13 +98,19 @@ def _nemotron_calls(message: Message) -> str:
     return f"{message['content'] or ''}<TOOLCALL>[{', '.join(_json_calls(message, 'arguments'))}]</TOOLCALL>"
 
 
-def _r1_calls(message: Message) -> str:
+def _ours(message: Message, said: str | None = None) -> str:
+    thought = message.get("reasoning_content")
+    before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
+    return before + (message["content"] if said is None else said)
+
+
+def _r1_calls(message: Message, between: str = "") -> str:
     said = [
         f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{call['function']['name']}\n```json\n"
         f"{json.dumps(call['function']['arguments'], ensure_ascii=False)}\n```<｜tool▁call▁end｜>"
         for call in message["tool_calls"]
     ]
-    return f"<｜tool▁calls▁begin｜>{''.join(said)}<｜tool▁calls▁end｜>"
+    return f"<｜tool▁calls▁begin｜>{between.join(said)}<｜tool▁calls▁end｜>"
 
 
 def _nemotron(thinks: Message) -> str:
@@ -161,6 +177,17 @@ TEMPLATES: dict[str, Template] = {
     "marked": Template(LLAMA3, "<|eot_id|>", bos=LLAMA3[0], eos="<|eot_id|>"),
     "space_prompt": Template(("</s>",), "</s>", eos="</s>", kind="metaspace"),
     "space_prompt/prepend": Template(("</s>",), "</s>", eos="</s>", kind="prepend"),
+    "ours/chatml": Template(CHATML, "<|im_end|>", _ours, lambda m: _ours(m, _hermes_calls(m, False)), eos="<|im_end|>"),
+    "ours/chatml/metaspace": Template(
+        ("<s>", *CHATML, *TAGS), "<|im_end|>", _ours, lambda m: _ours(m, _hermes_calls(m, False)), None, "<|im_end|>",
+        "metaspace",
+    ),
+    "ours/nemotron": Template(
+        LLAMA3, "<|eot_id|>", _ours, lambda m: _ours(m, _nemotron_calls(m)), LLAMA3[0], "<|eot_id|>"
+    ),
+    "ours/deepseek_r1": Template(
+        (*R1, *R1_TOOLS), R1[1], _ours, lambda m: _ours(m, (m["content"] or "") + _r1_calls(m, "\n")), R1[0], R1[1]
+    ),
     "unended": Template(("</s>",), "</s>", eos="</s>", accepts_plain=False),
 }  # fmt: skip
 
@@ -226,5 +253,6 @@ def tokenizer_for(name: str) -> Any:
     """The tokenizer of a template in `TEMPLATES`."""
     entry = TEMPLATES[name]
     named = {"eos_token": entry.eos, "bos_token": entry.bos, "swallows_space": entry.swallows_space}
-    text = (FOLDER / f"{name.partition('/')[0]}.jinja").read_text(encoding="utf-8")
+    folder, file = (OURS, name.split("/")[1]) if name.startswith("ours/") else (FOLDER, name.partition("/")[0])
+    text = (folder / f"{file}.jinja").read_text(encoding="utf-8")
     return tokenizer_of(text, entry.kind, entry.specials, **{k: v for k, v in named.items() if v is not None})

@@ -10,8 +10,8 @@ import torch
 from chat_samples import SHARED, write_jsonl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lnlit.data.chat import ChatEncoder
-from lnlit.data.preference import Group, PreferenceData, collate_groups, last_reply
+from lnlit.data.chat import ChatEncoder, Document
+from lnlit.data.preference import Group, PreferenceData, collate_groups
 from lnlit.data.preference_rows import PreferenceRows, preference_row
 from lnlit.data.sources import JsonlSource
 from lnlit.data.split import SplitSource
@@ -146,6 +146,17 @@ def test_labels_owners_and_rewards_agree(tokenizer_folder, tokenizer, tmp_path):
             assert tokens.pop() == end  # a completion ends its turn, and earlier replies are not learned
             found[tuple(tokens), reward] = found.get((tuple(tokens), reward), 0) + 1
     assert found == expected
+
+
+def last_reply(document: Document) -> Document:
+    """The document with loss on its last run of learned tokens alone."""
+    mask = list(document.loss_mask)
+    at = len(mask)
+    while at and not mask[at - 1]:
+        at -= 1
+    while at and mask[at - 1]:
+        at -= 1
+    return Document(document.tokens, [False] * at + mask[at:])
 
 
 def test_documents_are_those_of_the_chat_encoder_with_loss_on_the_last_reply(tokenizer_folder, tokenizer, tmp_path):
