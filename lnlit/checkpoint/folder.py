@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from lnlit import __version__
 from lnlit.checkpoint.decilm import decilm_config
+from lnlit.checkpoint.endings import stop_at_turn_ends
 from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
 from lnlit.checkpoint.readers import obstacles, sentences
@@ -109,6 +110,7 @@ def save_folder(
         write_json(folder / SPEC_FILE, record)
         if add_files is not None:
             add_files(folder)
+        stop_at_turn_ends(folder)
     return out
 
 

@@ -1,7 +1,8 @@
 """Checkpoints that training writes: a Lightning .ckpt, file or folder, whose state dict holds the decoder under
 `decoder.`.
 
-`checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "lora": the adapters or None}.
+`checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "tokenizer": the folder
+whose chat template was taught or None, "lora": the adapters or None}.
 """
 
 from __future__ import annotations
@@ -43,8 +44,14 @@ class LightningCheckpoint(CheckpointFormat):
         return ModelSpec.from_json(json.loads(spec) if isinstance(spec, str) else spec, f"{path}: spec")
 
     def trained_from(self, path: Path) -> str | None:
-        """The model that training started from; its tokenizer is the checkpoint's."""
+        """The model that training started from."""
         return _metadata(_Opened(path).rest, path).get("model")
+
+    def tokenizer_from(self, path: Path) -> str | None:
+        """Whose tokenizer and chat template the checkpoint was trained with: the model's, or a folder's that the data
+        named."""
+        metadata = _metadata(_Opened(path).rest, path)
+        return metadata.get("tokenizer") or metadata.get("model")
 
     def reward_head(self, path: Path) -> RewardHead | None:
         """What a reward model's checkpoint holds beside the decoder; None for any other."""

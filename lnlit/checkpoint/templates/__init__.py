@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lnlit.checkpoint.endings import folder_tokenizer
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import read_json, write_json
 
@@ -30,11 +31,14 @@ def check_template(name: str) -> None:
         )
 
 
-def put_template(name: str, tokenizer: Any, folder: Path) -> None:
-    """Make `name` the chat template of a folder with the tokenizer. Raises `UserError` where a control token of the
-    template is none of the tokenizer's: it would be spelled out, and nothing would end a turn."""
+def put_template(name: str, folder: Path) -> None:
+    """Make `name` the chat template of a folder. Raises `UserError` where the folder has no tokenizer, or a control
+    token of the template is none of the tokenizer's: it would be spelled out, and nothing would end a turn."""
     check_template(name)
-    text = resources.files(__package__).joinpath(f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer: Any = folder_tokenizer(folder)
+    if tokenizer is None:
+        raise UserError(f"template {name}: the model has no tokenizer.json, and a template needs one.")
+    text = resources.files("lnlit.checkpoint.templates").joinpath(f"{name}.jinja").read_text(encoding="utf-8")
     known = {token.content for token in tokenizer.added_tokens_decoder.values()}
     unknown = [token for token in dict.fromkeys(_CONTROL.findall(text)) if token not in known]
     if unknown:
