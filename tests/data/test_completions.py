@@ -178,7 +178,8 @@ def test_rows_that_think_are_refused_or_learned_whole(tmp_path, record_property)
     for row in on:
         with pytest.raises(UserError, match="leaves out something that the assistant says"):
             strips.encode(row)
-    put_template("nemotron", tokenizer, tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    put_template("nemotron", tmp_path)
     tokenizer.chat_template = (tmp_path / "chat_template.jinja").read_text()
     keeps = ChatEncoder(tokenizer)
     counts = {}
