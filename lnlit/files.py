@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from lnlit.errors import UserError
 
 
 @contextmanager
-def replaced_folder(out: Path) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it fails."""
+def replaced_folder(out: Path, replaces: Callable[[str], bool] = lambda _: True) -> Iterator[Path]:
+    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it fails.
+
+    `replaces` says of a name in the old folder whether it goes; what stays is moved into the new folder.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -26,7 +29,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     try:
         scratch.chmod(0o755)  # mkdtemp's 0700 would hide the result from a server that runs as another user
         yield scratch
-        _take_place(scratch, out)
+        _take_place(scratch, out, replaces)
     except Exception as error:
         if not _is_failed_write(error):
             raise
@@ -67,9 +70,10 @@ def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None
         raise UserError(f"out: {out} is a folder; expected the name of a file to write, as in {out / 'NAME'}.")
     if folder and out.exists() and not out.is_dir():
         raise UserError(f"out: {out} is a file; expected the name of a folder to write.")
-    for given in filter(None, inputs):
-        if out.exists() and Path(given).expanduser().exists() and out.samefile(Path(given).expanduser()):
-            raise UserError(f"out: {out} is read by this very command, and would be lost. Choose another place.")
+    for given in (Path(given).expanduser() for given in inputs if given):
+        if out.exists() and given.exists() and any(out.samefile(place) for place in (given, *given.resolve().parents)):
+            what = "is" if out.samefile(given) else f"holds {given}, which is"
+            raise UserError(f"out: {out} {what} read by this very command, and would be lost. Choose another place.")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
         raise UserError(f"out: {out} lies below {above}, which is a file. Choose another place.")
@@ -108,15 +112,23 @@ def _told(error: Exception, out: Path) -> UserError:
     return UserError(f"{out}: saving failed and nothing was changed there: {error}. {advice}")
 
 
-def _take_place(scratch: Path, out: Path) -> None:
+def _take_place(scratch: Path, out: Path, replaces: Callable[[str], bool]) -> None:
     """Rename `scratch` to `out`. What was there is deleted, or put back if anything comes between, Ctrl-C too."""
     old = scratch.with_name(f"{scratch.name}.old")
+    names = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    stays = [name for name in names if not replaces(name) and not (scratch / name).exists()]
     try:
+        for name in stays:
+            (out / name).rename(scratch / name)
         if out.exists():
             out.rename(old)
         scratch.rename(out)
     finally:
         if not scratch.exists():
             shutil.rmtree(old, ignore_errors=True)
-        elif old.exists() and not out.exists():
-            old.rename(out)
+        else:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            for name in stays:
+                if (scratch / name).exists() and not (out / name).exists():
+                    (scratch / name).rename(out / name)

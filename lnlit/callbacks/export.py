@@ -42,7 +42,8 @@ class ExportModel(L.Callback):
                     f"trainer.callbacks: ExportModel has nothing to write after {type(pl_module).__name__}, which "
                     "trains no whole model and writes its own results; remove it."
                 )
-            check_target(Path(self.out), self.overwrite)
+            given = [value for value in vars(pl_module).values() if isinstance(value, str)]  # model, teacher, ...
+            check_target(Path(self.out), self.overwrite, given)
             hf_config(read_spec(str(pl_module.model)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -88,7 +88,8 @@ def _convert(
         spec = child_spec(spec, lineage)
         provenance = {"pipeline_stages": pipeline_stages, **descent(source, lineage)}
     hf_config(spec)
-    check_target(out, overwrite)
+    tokenizer = _tokenizer_source(path)
+    check_target(out, overwrite, [path, *filter(None, [tokenizer])])
     return save_folder(
         out,
         spec,

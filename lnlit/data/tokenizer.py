@@ -36,8 +36,8 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         )
     if not hub_name and not (folder / "tokenizer.json").is_file():
         raise UserError(
-            f"tokenizer: cannot read one from {str(name)!r}: it holds no tokenizer.json. `lnlit import {name} OUT` makes "
-            "one from a GGUF file or a tokenizer.model."
+            f"tokenizer: cannot read one from {str(name)!r}: it holds no tokenizer.json. `lnlit import {name} OUT` "
+            "makes one from a GGUF file or a tokenizer.model."
         )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it looks at config.json as well and warns of architectures it does not know

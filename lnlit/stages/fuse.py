@@ -60,7 +60,7 @@ def fuse(
     checkpoint = open_checkpoint(path)
     spec = checkpoint.read_spec(path)
     check_spec(spec)
-    check_target(target, overwrite)
+    check_target(target, overwrite, [path, *filter(None, [plan])])
     if plan is None:
         size = 1 if max_bytes is None else next(iter(checkpoint.weights(path)))[1].element_size()
         caps = {"max_width": max_width, "max_bytes": max_bytes, "bytes_per_weight": size}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import lightning as L
+import pytest
 
 from lnlit.callbacks.export import ExportModel
 from lnlit.checkpoint.folder import read_provenance
 from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
+from lnlit.errors import UserError
 from lnlit.modules.optim import AdamW
 from lnlit.modules.sft import SFT
 from lnlit.testing.tiny import tiny_folder
@@ -40,3 +42,11 @@ def test_a_metric_that_is_no_number_is_left_out(tmp_path):
     metrics = read_provenance(tmp_path / "out")["metrics"]
     assert "train/loss" in metrics
     assert "train/nothing" not in metrics
+
+
+def test_the_model_that_training_starts_from_is_not_overwritten(tmp_path):
+    model = str(tiny_folder(tmp_path / "model"))
+    trainer = L.Trainer(accelerator="cpu", logger=False, barebones=False, max_steps=1, enable_checkpointing=False)
+    callback = ExportModel(model, overwrite=True)
+    with pytest.raises(UserError, match=r"model is read by this very command, and would be lost"):
+        callback.setup(trainer, SFT(model, AdamW(1e-3)), "fit")

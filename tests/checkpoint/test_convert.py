@@ -60,6 +60,27 @@ def test_the_target_is_checked_before_the_weights_are_read(tmp_path):
         import_model(tmp_path / "source", tmp_path / "taken")
 
 
+@pytest.mark.parametrize("place", ["source", ".", "source/../link"])
+@pytest.mark.parametrize("write", [import_model, export_model])
+def test_what_is_read_is_never_overwritten(tmp_path, place, write):
+    save_tiny(tmp_path / "source")
+    save_tiny(tmp_path)  # a model folder that holds another
+    (tmp_path / "link").symlink_to(tmp_path / "source")
+    before = (tmp_path / "source" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"read by this very command, and would be lost. Choose another place"):
+        write(tmp_path / "source", tmp_path / place, overwrite=True)
+    assert (tmp_path / "source" / "model.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_is_not_exported_over_the_model_it_was_trained_from(tmp_path):
+    save_tiny(tmp_path / "origin")
+    decoder = random_decoder(mixed_spec())
+    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": str(tmp_path / "origin")}
+    file = write_ckpt(tmp_path / "last.ckpt", decoder, lnlit=lnlit)
+    with pytest.raises(UserError, match="origin is read by this very command"):
+        export_model(file, tmp_path / "origin", overwrite=True)
+
+
 def test_a_gguf_brings_its_tokenizer_template_and_end_token(smollm2):
     file = resolve(SMOLLM2)
     theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

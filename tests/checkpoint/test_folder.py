@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,6 +243,33 @@ def test_overwriting_needs_permission_and_a_model_folder(tmp_path):
     with pytest.raises(UserError, match="is not a model folder"):
         save(tmp_path / "thesis", decoder, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["child", "thesis"]
+
+
+def test_overwriting_a_model_keeps_what_is_not_of_it(tmp_path, monkeypatch):
+    out = save(tmp_path / "child", random_decoder(mixed_spec()))
+    (out / "notes.txt").write_text("precious")
+    (out / "runs" / "one").mkdir(parents=True)
+    (out / "runs" / "one" / "last.ckpt").write_text("precious too")
+    for stale in ("model-00001-of-00002.safetensors", "reward_head.safetensors", "added_tokens.json"):
+        (out / stale).touch()
+    before = (out / "model.safetensors").read_bytes()
+    save(out, random_decoder(mixed_spec(), seed=1), overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != before
+    assert (out / "notes.txt").read_text() == "precious"
+    assert (out / "runs" / "one" / "last.ckpt").read_text() == "precious too"
+    assert not list(out.glob("model-*")) + list(out.glob("reward*")) + list(out.glob("added*"))
+
+    def broken(*_):
+        raise OSError("no more")
+
+    after = (out / "model.safetensors").read_bytes()
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, target: broken() if path == out else rename(path, target))
+    with pytest.raises(UserError, match="nothing was changed there"):
+        save(out, random_decoder(mixed_spec(), seed=2), overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == after
+    assert (out / "notes.txt").read_text() == "precious" and (out / "runs" / "one").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["child"]
 
 
 FULL_DISK = """

@@ -130,3 +130,5 @@ def test_an_existing_folder_is_refused_before_any_work(model, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         fuse(str(model), str(tmp_path / "out"))
     fuse(str(model), str(tmp_path / "out"), overwrite=True)
+    with pytest.raises(UserError, match="read by this very command"):
+        fuse(str(model), str(model), overwrite=True)

@@ -92,6 +92,14 @@ def test_nothing_is_overwritten_unasked(solution, built_library, tmp_path):
     assert read_provenance(child)["solution"]["index"] == 1
 
 
+def test_neither_the_parent_nor_the_library_is_overwritten(solution, built_library, tiny_parent):
+    before = {file: file.read_bytes() for file in tiny_parent.iterdir()}
+    for place in (tiny_parent, tiny_parent.parent, built_library, solution.parent):
+        with pytest.raises(UserError, match="read by this very command"):
+            realize(str(solution), str(built_library), str(place), overwrite=True)
+    assert {file: file.read_bytes() for file in tiny_parent.iterdir()} == before
+
+
 def test_a_parent_that_changed_is_noticed(solution, built_library, tmp_path, monkeypatch):
     other = tiny_spec().replace(layers=tiny_spec().layers[:1])
     changed = tiny_folder(tmp_path / "changed", other)
