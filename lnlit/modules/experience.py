@@ -22,7 +22,7 @@ from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RolloutEngine, Source
-from lnlit.modules.experience_checks import check_judged, check_run
+from lnlit.modules.experience_checks import check_judged, check_resumed, check_run, prompts_state
 from lnlit.modules.experience_loader import ExperienceLoader, HeldOutLoader
 from lnlit.modules.ranks import everyones
 from lnlit.modules.rollouts import Phases, Rollouts, Weighted
@@ -121,13 +121,13 @@ class Experience(L.LightningDataModule):
         self.prompts_per_rollout, self.samples_per_prompt = prompts_per_rollout, samples_per_prompt
         self.max_new_tokens, self.updates_per_rollout = max_new_tokens, updates_per_rollout
         self.resample, self.truncated, self.seed = resample, truncated, seed
+        self.rewards = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.held_out = held_out
         self.phases = Phases()
         sampling = {"proof": proof, "max_difference": max_logprob_difference, "take_turns": take_turns}
-        weighted = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
-        self._judges = [judge.reward for judge in weighted if judge.weight]
-        self._sampler = partial(Rollouts, engine, weighted, reward_workers, **sampling)
+        self._judges = [judge.reward for judge in self.rewards if judge.weight]
+        self._sampler = partial(Rollouts, engine, self.rewards, reward_workers, **sampling)
         self._order = order or Uniform()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
         self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
@@ -240,25 +240,23 @@ class Experience(L.LightningDataModule):
         return {**state, "settings": self._settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in self._settings().items():
-            if (before := state_dict.get("settings", {}).get(name)) != value:
-                raise UserError(
-                    f"data: the checkpoint's samples were drawn with {name}: {before}, this run has {value}. Resume "
-                    "with the same settings, or start anew from its weights."
-                )
+        check_resumed(state_dict.get("settings", {}), self._settings())
         self.rollouts = state_dict["rollouts"]
         self.order.load_state_dict(state_dict["order"])
         self.pending = deque([Sample.from_state(state) for state in update] for update in state_dict["pending"])
 
     def _settings(self) -> dict[str, Any]:
         """What the samples in a checkpoint, and the place in the prompts, mean nothing without."""
-        reference = self.policy.reference
         return {
+            **self.policy.sample_settings(),
             "samples_per_prompt": self.samples_per_prompt,
+            "max_new_tokens": self.max_new_tokens,
+            "thinking": self.thinking,
+            "truncated": self.truncated,
+            "rewards": {r.name or type(r.reward).__name__: [type(r.reward).__name__, r.weight] for r in self.rewards},
             "order": type(self._order).__name__,
             "seed": self.seed,
-            "temperature": self.policy.temperature,
-            "reference": None if reference is None else reference.fingerprint,
+            "prompts": prompts_state(self.prompts),
         }
 
     # one rollout

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.errors import UserError
-from lnlit.rollout.sample import Sample
+from lnlit.rollout.sample import Prompt, Sample, digest
 
 if TYPE_CHECKING:
     from lnlit.modules.experience import Experience
@@ -59,3 +59,37 @@ def check_judged(samples: Sequence[Sample]) -> None:
             f"data.rewards: none of the first {len(samples)} completions could be judged; {name} of the first one: "
             f"{result.error}."
         )
+
+
+def prompts_state(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What a checkpoint keeps of its run's prompts."""
+    return {
+        "count": len(prompts),
+        "digest": digest(prompts),
+        "sorted": digest(sorted(prompts, key=lambda p: digest([p]))),
+    }
+
+
+def check_resumed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises `UserError`, with what has changed, where the samples in a checkpoint and the place in the prompts mean
+    something else under the settings of now."""
+    for name, value in now.items():
+        before = saved.get(name)
+        if before == value:
+            continue
+        if name == "prompts":
+            _refuse_prompts(before or {}, value)
+        raise UserError(
+            f"data: the checkpoint's samples were drawn with {name}: {before}, this run has {value}. Resume "
+            "with the same settings, or start anew from its weights."
+        )
+
+
+def _refuse_prompts(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before.get("count") != now["count"]:
+        what = f"the run was begun with {before.get('count')} prompts, now there are {now['count']}"
+    elif before["sorted"] == now["sorted"]:
+        what = f"the run was begun with the same {now['count']} prompts in another order"
+    else:
+        what = f"the run was begun with {now['count']} other prompts, or with other answers in their rows"
+    raise UserError(f"data.prompts: {what}. Go on with the same prompts, or begin a new run from its weights.")

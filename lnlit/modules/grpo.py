@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -56,6 +56,9 @@ class GRPO(PolicyModel):
             model, optimizer, ratio, reduction, clip, kl, reference, correction, temperature, runtime, lora
         )
         self.scale = scale
+
+    def sample_settings(self) -> dict[str, Any]:
+        return {**super().sample_settings(), "scale": self.scale}
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
         return _SPREAD[self.scale](rewards_PG)

@@ -77,11 +77,14 @@ class LitModel(L.LightningModule):
 
     # building
 
+    def setup(self, stage: str) -> None:
+        """Whenever a trainer begins with this module, be it the second one."""
+        # Batches hold token ids, and numbers about them (log-probs, rewards) that half precision must not round.
+        self.trainer.precision_plugin.convert_input = lambda data: data
+
     def configure_model(self) -> None:
         if hasattr(self, "decoder"):
             return
-        # Batches hold token ids, and numbers about them (log-probs, rewards) that half precision must not round.
-        self.trainer.precision_plugin.convert_input = lambda data: data
         spec = read_spec(self.model)
         self._check(spec)
         if self.runtime.fuse_gate_up:

@@ -6,7 +6,7 @@ Shape suffixes: N tokens of completions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,11 @@ class PolicyModel(SampledModel):
             return 0.0
         assert sample.own is not None and sample.reference is not None
         return self.kl.weight * (sample.own - sample.reference).double().sum().item()
+
+    def sample_settings(self) -> dict[str, Any]:
+        """Advantages are of rewards less the divergence, where that is part of them."""
+        taken = [self.kl.weight, self.kl.estimator] if self.kl.in_reward else None
+        return {**super().sample_settings(), "kl in the reward": taken}
 
     def make_batch(
         self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int

@@ -86,6 +86,11 @@ class RPO(SampledModel):
     def wants_own_log_probs(self, update: int) -> bool:
         return self.by_rollout
 
+    def sample_settings(self) -> dict[str, Any]:
+        """Whose log-probs the samples bring."""
+        found = super().sample_settings()
+        return {**found, "reference": _ROLLOUT} if self.by_rollout else found
+
     def make_batch(
         self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
     ) -> PreferenceBatch:

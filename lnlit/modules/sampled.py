@@ -123,6 +123,11 @@ class SampledModel(LitModel, ABC):
         """What is taken from a sample's reward before it is compared with its siblings'."""
         return 0.0
 
+    def sample_settings(self) -> dict[str, Any]:
+        """What samples that were drawn, scored and compared mean nothing without."""
+        fingerprint = None if self.reference is None else self.reference.fingerprint
+        return {"method": type(self).__name__, "temperature": self.temperature, "reference": fingerprint}
+
     # building
 
     def _check(self, spec: ModelSpec) -> None:

@@ -133,7 +133,12 @@ class GaussianCurriculum(PromptOrder):
     def state_dict(self) -> dict[str, Any]:
         """What was asked for so far: repeating it leads here again."""
         sizes = [len(pool) for pool in self.pools]
-        return {"taken": [list(run) for run in self._taken], "rollouts": self.rollouts, "pools": sizes}
+        taken = [list(run) for run in self._taken]
+        return {"taken": taken, "rollouts": self.rollouts, "pools": sizes, "settings": self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        centres = {"easiest": self.first_centre, "hardest": self.last_centre}
+        return {"sigma": self.sigma, **centres, "levels": self.levels}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         sizes = [len(pool) for pool in self.pools]
@@ -142,6 +147,12 @@ class GaussianCurriculum(PromptOrder):
                 f"prompts: the run was begun with pools of {state['pools']} prompts by pass rate, now they have "
                 f"{sizes}. Go on with the same prompts, or begin a new run."
             )
+        for name, value in self._settings().items():
+            if (before := state["settings"][name]) != value:
+                raise UserError(
+                    f"GaussianCurriculum.{name}: the run was begun with {before}, now it is {value}. Go on with the "
+                    "same, or begin a new run from its weights."
+                )
         self.rollouts = state["rollouts"]
         self._begin()
         for count, steps, times in state["taken"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,15 @@ class Prompt:
     messages: Sequence[Mapping[str, Any]]
     token_ids: tuple[int, ...]
     row: Mapping[str, Any]
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """A fingerprint of conversations and of what the rewards may read, in their order. What JSON has no form for, such
+    as a date, counts as it is printed."""
+    found = hashlib.sha256()
+    for prompt in prompts:
+        found.update(json.dumps([list(prompt.messages), prompt.row], sort_keys=True, default=str).encode())
+    return found.hexdigest()
 
 
 @dataclass

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import RewardResult, Source
-from lnlit.modules.experience import HeldOut
+from lnlit.modules.experience import HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.rloo import RLOO
@@ -59,6 +59,13 @@ def test_another_fit_with_the_same_data_begins_anew(model, prompts, tmp_path):
         ({"learner": {"temperature": 2.0, "kl": KL(0.1)}}, "with temperature: 1.0, this run has 2.0"),
         ({"learner": {"kl": KL(0.0)}}, "with reference: .*, this run has None"),
         ({"learner": {"kl": KL(0.1), "reference": "other"}}, "with reference: "),
+        ({"learner": {"kl": KL(0.1), "scale": "none"}}, "with scale: group, this run has none"),
+        ({"learner": {"kl": KL(0.2, "k1", "reward")}}, r"with kl in the reward: None, this run has \[0.2, 'k1'\]"),
+        ({"method": RLOO, "learner": {}}, "with method: GRPO, this run has RLOO"),
+        ({"max_new_tokens": 5}, "with max_new_tokens: 6, this run has 5"),
+        ({"thinking": "on"}, "with thinking: None, this run has on"),
+        ({"truncated": "mask"}, "with truncated: keep, this run has mask"),
+        ({"rewards": [Weighted(Letters(), 2.0, "letters")]}, r"with rewards: .*1.0.*, this run has .*2.0"),
     ],
 )
 def test_a_run_of_other_settings_does_not_go_on(model, prompts, tmp_path, change, says):
@@ -78,6 +85,24 @@ def test_a_run_of_other_prompts_does_not_go_on(model, prompts, tmp_path):
     fewer.write_text("".join(Path(prompts).read_text().splitlines(keepends=True)[:9]))
     with pytest.raises(UserError, match="begun with 10 prompts, now there are 9"):
         Run(model, str(fewer), tmp_path, 2, ckpt_path=tmp_path / "checkpoints" / "step-1.ckpt", save=True).fit()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: rows[::-1], "the same 10 prompts in another order"),
+        (lambda rows: [row.replace("say", "tell") for row in rows], "10 other prompts, or with other answers"),
+        (lambda rows: [row.replace('"answer": "3"', '"answer": "4"') for row in rows], "10 other prompts, or with"),
+    ],
+)
+def test_a_run_of_as_many_other_prompts_does_not_go_on(model, prompts, tmp_path, change, says):
+    Run(model, prompts, tmp_path, 1, save=True).fit()
+    others = tmp_path / "others.jsonl"
+    rows = Path(prompts).read_text().splitlines(keepends=True)
+    assert change(rows) != rows
+    others.write_text("".join(change(rows)))
+    with pytest.raises(UserError, match=f"data.prompts: the run was begun with {says}"):
+        Run(model, str(others), tmp_path, 2, ckpt_path=tmp_path / "checkpoints" / "step-1.ckpt", save=True).fit()
 
 
 class SaveAfter(L.Callback):
@@ -116,7 +141,12 @@ def test_half_precision_is_of_the_model_and_not_of_what_is_known_of_samples(mode
             return super().training_step(batch, batch_idx)
 
     half = {"precision": "bf16-true"}
-    Run(model, prompts, tmp_path, 2, Looking, updates_per_rollout=2, learner=learner, trainer=half).fit()
+    first = Run(model, prompts, tmp_path, 2, Looking, updates_per_rollout=2, learner=learner, trainer=half).fit()
+    assert types and torch.bfloat16 not in types
+    types.clear()
+    second = Run(model, prompts, tmp_path, 2, Looking, updates_per_rollout=2, learner=learner, trainer=half)
+    second.module = first.module  # a trainer of its own, as after a trial in a notebook
+    second.fit()
     assert types and torch.bfloat16 not in types
 
 
