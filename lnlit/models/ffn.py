@@ -7,6 +7,7 @@ from torch.nn.functional import silu
 
 from lnlit.errors import UserError
 from lnlit.interfaces import FeedForwardLayer, LayerContext
+from lnlit.specs import ModelSpec, PartSpec
 
 
 class SwiGLU(nn.Module, FeedForwardLayer):
@@ -39,6 +40,12 @@ class FusedSwiGLU(nn.Module, FeedForwardLayer):
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
         return self.down_proj(silu(gate_BTF) * up_BTF)
+
+
+def gate_and_up(spec: ModelSpec, together: bool) -> ModelSpec:
+    """The same model with each SwiGLU's gate and up projections stored in one matrix, or in two."""
+    before, after = ("swiglu", "swiglu_fused") if together else ("swiglu_fused", "swiglu")
+    return spec.map_parts(lambda part: PartSpec(after, part.args) if part.type == before else part)
 
 
 def _check_width(context: LayerContext, intermediate_size: int) -> None:

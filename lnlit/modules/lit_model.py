@@ -23,11 +23,12 @@ from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
+from lnlit.models.ffn import gate_and_up
 from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
 from lnlit.modules.means import Sums
-from lnlit.modules.optim import AdamW
+from lnlit.modules.optim import AdamW, numbered_like_the_model
 from lnlit.specs import ModelSpec
 
 _ENDLESS = 2**62
@@ -88,7 +89,9 @@ class LitModel(L.LightningModule):
         spec = read_spec(self.model)
         self._check(spec)
         if self.runtime.fuse_gate_up:
-            spec = spec.map_parts(lambda p: type(p)("swiglu_fused", p.args) if p.type == "swiglu" else p)
+            spec = gate_and_up(spec, together=True)
+        elif self._tensor_parallel_size() > 1:  # of one matrix ranks could not have parts of each
+            spec = gate_and_up(spec, together=False)
         runtime = self.runtime
         with torch.device("meta"):  # a strategy may have set another default device
             decoder = build_decoder(spec, "meta", None, runtime.attention_kernel, runtime.activation_checkpointing)
@@ -231,6 +234,9 @@ class LitModel(L.LightningModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("optimizer_states", [])
+        for index, (state, optimizer) in enumerate(zip(states, self.trainer.optimizers, strict=False)):
+            states[index] = numbered_like_the_model(state, optimizer, self.parameters())
         checkpoint["lnlit"] = {
             "spec": self.decoder.spec.to_json(),
             "model": origin(self.model),

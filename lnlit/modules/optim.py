@@ -87,3 +87,19 @@ class _ByMesh(torch.optim.AdamW):
             return super().step(closure)
         finally:
             self.param_groups = groups
+
+
+def numbered_like_the_model(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
+) -> dict[str, Any]:
+    """The optimizer's state dict with the numbers of the model's parameters, in their order, instead of its own.
+
+    torch reads either. Lightning takes them for the model's where it spreads a single file over a sharded model, and
+    would give moments to other parameters than theirs, without a word where shapes agree. Names stay as they are.
+    """
+    place = {parameter: index for index, parameter in enumerate(parameters)}
+    number = [place[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    if not all(isinstance(key, int) for key in state["state"]):
+        return state
+    groups = [{**group, "params": [number[own] for own in group["params"]]} for group in state["param_groups"]]
+    return {"state": {number[own]: value for own, value in state["state"].items()}, "param_groups": groups}

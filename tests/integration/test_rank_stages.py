@@ -25,6 +25,8 @@ from lnlit.specs import NOOP, BlockSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
 
 LIMIT_S = 300  # waits that end, on a machine that does much else
+#: With fresh moments, or those of another parameter, weights would differ by about a learning rate after a step.
+TOLERANCE = 0.05 * OPTIMIZER.learning_rate
 stages = pytest.mark.parametrize("stage", ["chat-ddp", "chat-dp2", "policy-ddp", "policy-dp2"])
 
 
@@ -75,6 +77,13 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     )
 
 
+def far_apart(folder: Path, one: str, other: str) -> float:
+    """The largest difference between two runs' last weights."""
+    found, expected = (saved(checkpoint(folder, run, MORE)) for run in (one, other))
+    assert found.keys() == expected.keys()
+    return max((found[key] - expected[key]).abs().max().item() for key in found)
+
+
 @stages
 def test_what_is_exported_is_what_the_shards_are(folder, stage):
     """In float32, although the products were in bfloat16, and after samples and validation."""
@@ -105,15 +114,17 @@ def test_a_sharded_checkpoint_is_exported_as_the_refusal_says(folder, tmp_path):
     assert same(load_file(tmp_path / "out" / "model.safetensors"), saved(path))
 
 
+def test_a_single_file_goes_on_sharded(folder):
+    assert checkpoint(folder, "chat-ddp", STEPS).is_file()
+    assert far_apart(folder, "chat-ddp-ddp", "chat-ddp-dp2") < TOLERANCE
+
+
 @pytest.mark.parametrize("run", ["chat-dp2-tp2-dp2", "one_rank", "three_ranks"])
 def test_a_checkpoint_goes_on_under_another_division(folder, request, record_property, run):
-    """Moments too: with fresh ones the weights would differ by about a learning rate after a step."""
     name = run if run.startswith("chat") else request.getfixturevalue(run)
-    found, expected = (saved(checkpoint(folder, each, MORE)) for each in (name, "chat-dp2-dp2"))
-    assert found.keys() == expected.keys()
-    worst = max((found[key] - expected[key]).abs().max().item() for key in found)
+    worst = far_apart(folder, "chat-dp2-dp2", name)
     record_property("max_abs_difference", worst)
-    assert worst < 0.05 * OPTIMIZER.learning_rate
+    assert worst < TOLERANCE
 
 
 def test_another_architecture_is_refused(folder, tmp_path, capsys):

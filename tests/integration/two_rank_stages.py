@@ -123,7 +123,7 @@ def resume(folder: Path, source: str, ranks: str, steps: int = MORE) -> str:
         logger=False,
         enable_progress_bar=False,
     )
-    apart = 1 if ranks.startswith("tp") else int(ranks[2:])
+    apart = {"tp": 1, "dd": 2}.get(ranks[:2]) or int(ranks[2:])
     (newest,) = checkpoint_folder(folder / source).iterdir()
     run.fit(SFT(str(folder / "model"), OPTIMIZER), chats(folder, ROWS // apart), ckpt_path=newest)
     return name
@@ -136,7 +136,8 @@ def main(folder: Path, part: str) -> None:
     for ranks in ("ddp", "dp2"):
         chat(folder, ranks)
         policy(folder, ranks)
-    resume(folder, "chat-dp2", "dp2")
+    for source, ranks in (("chat-dp2", "dp2"), ("chat-ddp", "ddp"), ("chat-ddp", "dp2")):
+        resume(folder, source, ranks)
     split = resume(folder, "chat-dp2", "tp2", MORE - 1)
     resume(folder, split, "dp2")
 
