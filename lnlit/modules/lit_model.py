@@ -6,6 +6,7 @@ count of the whole optimizer step over all ranks, so accumulation, packing and w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -187,6 +188,12 @@ class LitModel(L.LightningModule):
         if any(vetoes):
             for parameter in parameters:  # AdamW leaves a parameter without gradient, and its moments, alone
                 parameter.grad = None
+        elif not math.isfinite(value):
+            raise UserError(
+                f"step {self.trainer.global_step}: the gradient's norm is {value}, so the weights would be lost; they "
+                "are as they were before this step. Resume from the last checkpoint with a lower learning_rate, or let "
+                "the callback Stability skip such steps."
+            )
         elif gradient_clip_val:
             clip_gradients(parameters, norm, float(gradient_clip_val))
 

@@ -14,11 +14,13 @@ from lnlit.errors import UserError
 from lnlit.interfaces import PreferenceBatch
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
+from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW
 from lnlit.modules.sampled import Packed, SampledModel
 from lnlit.objectives.advantage import centred
 from lnlit.objectives.policy import sums
 from lnlit.objectives.preference import LOSSES
+from lnlit.objectives.reward import pair_accuracy
 from lnlit.rollout.sample import Sample
 from lnlit.specs import ModelSpec
 
@@ -69,6 +71,8 @@ class RPO(SampledModel):
             if not 0 < value < float("inf"):
                 raise UserError(f"{name}: expected a number above 0, got {value}")
         self.beta, self.eta, self.loss = beta, eta, loss
+        #: Of prompts whose completions are not all equally good.
+        self._pair_sums = {"train": Sums(), "val": Sums()}
 
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)
@@ -116,6 +120,14 @@ class RPO(SampledModel):
         loss, count, parts = self.losses(batch)
         self.val_loss(loss, count, **parts)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.log_means("train", self._pair_sums["train"])
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self.log_means("val", self._pair_sums["val"])
+
     def losses(self, batch: PreferenceBatch) -> tuple[Tensor, int, dict[str, Tensor]]:
         """(loss, prompts, what shows whether it works), sums over the prompts whose completions all have a reward."""
         log_probs_N = self.token_log_probs(batch.tokens).log_probs_N
@@ -123,10 +135,11 @@ class RPO(SampledModel):
         known_P = ~(batch.rewards_PK + ratios_PK.detach()).isnan().any(1)
         scores_PK, rewards_PK = ratios_PK[known_P], batch.rewards_PK[known_P]
         loss_P = LOSSES[self.loss](scores_PK, rewards_PK, self.beta, self.eta)
-        favourite_P = rewards_PK.gather(1, scores_PK.argmax(1, keepdim=True))[:, 0]
         spread_P = scores_PK.amax(1) - scores_PK.amin(1)
+        accuracy_P, has_pairs_P = pair_accuracy(scores_PK, rewards_PK)
+        stage = "train" if self.training else "val"
+        self._pair_sums[stage].add(has_pairs_P.sum(), **{"rewards/accuracies": accuracy_P.sum()})
         parts = {
-            "rewards/accuracies": (favourite_P == rewards_PK.amax(1)).float().sum(),
             "rewards/margins": self.beta * spread_P.sum(),
             "log_ratio": scores_PK.mean(1).sum(),
         }

@@ -16,6 +16,7 @@ Shape suffixes: N tokens of completions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,8 +47,12 @@ def k2(log_ratio_N: Tensor) -> Tensor:
 
 
 def k3(log_ratio_N: Tensor) -> Tensor:
-    """Never negative, and without bias; of little variance while the policies are near each other."""
-    return torch.expm1((-log_ratio_N).clamp(max=LARGEST)) + log_ratio_N
+    """Never negative, and without bias; of little variance while the policies are near each other.
+
+    Where exp would overflow, it goes on along its tangent: there too the gradient leads back to the reference.
+    """
+    beyond_N = torch.relu(-log_ratio_N - LARGEST)
+    return torch.expm1((-log_ratio_N).clamp(max=LARGEST)) + math.exp(LARGEST) * beyond_N + log_ratio_N
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}

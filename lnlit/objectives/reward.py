@@ -12,7 +12,8 @@ from torch.nn.functional import logsigmoid
 
 
 class Pairs(NamedTuple):
-    """Means over a prompt's pairs of unequal rewards, [P]; 0 for a prompt without any, whose `has_pairs_P` is False."""
+    """Means over a prompt's pairs of unequal rewards, [P]; 0 for a prompt without any, whose `has_pairs_P` is False.
+    Of accuracy, pairs of equal scores are half right."""
 
     loss_P: Tensor
     accuracy_P: Tensor
@@ -36,10 +37,24 @@ def bradley_terry(scores_PK: Tensor, rewards_PK: Tensor, centre: float = 0.0) ->
 
     return Pairs(
         mean(centre * total_PKK**2 - logsigmoid(difference_PKK)),
-        mean((difference_PKK > 0).to(scores_PK.dtype)),
+        mean(_right(difference_PKK)),
         mean(difference_PKK),
         count_P > 0,
     )
+
+
+def pair_accuracy(scores_PK: Tensor, rewards_PK: Tensor) -> tuple[Tensor, Tensor]:
+    """([P], bool [P]): the share of a prompt's pairs of unequal rewards that the scores put in the same order, equal
+    scores counting half; and which prompts have such a pair."""
+    better_PKK = rewards_PK[:, :, None] > rewards_PK[:, None, :]
+    right_PKK = _right(scores_PK[:, :, None] - scores_PK[:, None, :])
+    count_P = better_PKK.sum((1, 2))
+    return (right_PKK * better_PKK).sum((1, 2)) / count_P.clamp(min=1), count_P > 0
+
+
+def _right(difference_PKK: Tensor) -> Tensor:
+    """Of who cannot tell two apart, half of the guesses are right."""
+    return (difference_PKK.sign() + 1) / 2
 
 
 def regression(scores_PK: Tensor, rewards_PK: Tensor) -> Tensor:

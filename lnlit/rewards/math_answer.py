@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Reward, RewardRequest
+from lnlit.interfaces import NoVerdictError, Reward, RewardRequest
 from lnlit.rewards.equivalence import Answer
 from lnlit.thinking import answer_of, last_boxed
 
@@ -16,8 +17,8 @@ _NO_ANSWER = {"", "n/a", "na", "nan", "none", "null", "unknown", "-", "?"}
 
 
 class MathAnswerReward(Reward):
-    """1 where the answer after the thinking equals the row's, as math-verify compares expressions; else 0. None where
-    the row's answer is none, such as null, NaN or "N/A".
+    """1 where the answer after the thinking equals the row's, as math-verify compares expressions; else 0. There is no
+    verdict where the row has no answer that can be read: null, NaN, "N/A", a list.
 
     The last `\\boxed{}` with something in it counts, or else the last expression. Where the row's answer is of several
     values, these may stand in boxes of their own. Needs `pip install lnlit[rl]`.
@@ -30,14 +31,16 @@ class MathAnswerReward(Reward):
     def __init__(self, key: str = "answer", time_limit_s: float = 5.0) -> None:
         self.key, self.time_limit_s = key, time_limit_s
 
-    def score(self, request: RewardRequest) -> float | None:
-        gold = self._gold(request.row)
+    def score(self, request: RewardRequest) -> float:
+        if self.key not in request.row:
+            self.check_row(request.row)
+        gold = _text(request.row[self.key])
         if gold is None:
-            return None
+            raise NoVerdictError("unreadable_gold", self._why(request.row))
         try:
             expected = _expected(gold, "\n".join(str(message["content"]) for message in request.messages))
         except UserError as error:
-            raise UserError(f"math_answer: {self.key}: {error}; the row: {request.row!r:.300}") from error
+            raise NoVerdictError("unreadable_gold", f"{self.key}: {error}") from error
         answer = answer_of(request.completion)
         boxed = last_boxed(answer)
         if boxed is None:
@@ -45,20 +48,31 @@ class MathAnswerReward(Reward):
         # Of boxes near each other math-verify makes one set, so a box that counts alone must come alone.
         return float(expected.equals(boxed[1]) or (expected.is_of_several_values and expected.is_in(answer)))
 
-    def _gold(self, row: Any) -> str | None:
-        """The row's answer as text; None where there is none."""
+    def check_row(self, row: Mapping[str, Any]) -> None:
         if self.key not in row:
             raise UserError(f"the prompt's row has no {self.key!r}; it has {', '.join(row) or 'nothing'}")
-        value = row[self.key]
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            return None
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise UserError(
-                f"math_answer: {self.key}: expected a text or a number, got {type(value).__name__} in the row "
-                f"{row!r:.300}. Make it one text: several values are written with commas between them."
-            )
-        text = str(value).strip()
-        return None if text.lower() in _NO_ANSWER else text
+        if _text(row[self.key]) is None:
+            raise UserError(self._why(row))
+
+    def warm_up(self, request: RewardRequest) -> None:
+        """math-verify makes its parser when it first reads something, SymPy its rules when it first compares."""
+        _expected("[0, 2)", "").equals(r"0 \le x < \frac{4}{2}")
+
+    def _why(self, row: Mapping[str, Any]) -> str:
+        return (
+            f"{self.key}: {row[self.key]!r:.100} is no answer. One text or number is expected; several values are "
+            "written with commas between them."
+        )
+
+
+def _text(value: Any) -> str | None:
+    """A row's answer as text; None where there is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    text = str(value).strip()
+    return None if text.lower() in _NO_ANSWER else text
 
 
 @lru_cache(64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,13 @@ from lnlit.interfaces import Reward, RewardRequest
 from lnlit.thinking import answer_of, last_boxed
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+#: Tasks that are not fit to be learned from, whatever the question.
+_REFUSED = {
+    "game_of_life_halting": "pays for any text that is not empty where the answer is True",
+    "puzzle24": "pays for any four numbers that make 24, whichever the question gives",
+    "composite": "is a mixture: give rows the task that made them",
+}
 
 #: Tasks that compare grids of tuples, which a row of JSON holds as lists.
 _TUPLES = {"arc_agi", "rearc"}
@@ -33,11 +41,7 @@ class ReasoningGymReward(Reward):
 
     def score(self, request: RewardRequest) -> float:
         row = request.row
-        missing = [key for key in ("task", "answer") if key not in row]
-        if missing:
-            raise UserError(
-                f"reasoning_gym: the prompt's row needs {' and '.join(missing)}; it has {', '.join(row) or 'nothing'}"
-            )
+        self.check_row(row)
         entry = {
             "question": row.get("question", ""),
             "answer": row["answer"],
@@ -49,8 +53,29 @@ class ReasoningGymReward(Reward):
         # Without its metadata a task does not fail: it swallows the error and calls every answer wrong.
         if "metadata" not in row and "metadata" in score.__func__.__code__.co_consts:
             raise UserError(f"reasoning_gym: {row['task']} scores by the question's metadata; give rows its `metadata`")
-        found = float(score(final_answer(answer_of(request.completion)), entry=entry))
+        found = _scored(score, final_answer(answer_of(request.completion)), entry)
         return found if self.partial else float(found == 1)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        missing = [key for key in ("task", "answer") if key not in row]
+        if missing:
+            raise UserError(
+                f"reasoning_gym: the prompt's row needs {' and '.join(missing)}; it has {', '.join(row) or 'nothing'}"
+            )
+        if why := _REFUSED.get(row["task"]):
+            raise UserError(f"reasoning_gym: the task {row['task']} {why}. Leave it out.")
+
+
+def _scored(score: Any, answer: str, entry: Mapping[str, Any]) -> float:
+    """What a task says. Some stumble over answers of another form than they expect: these are wrong, unless the task
+    stumbles over the right one as well."""
+    try:
+        return float(score(answer, entry=entry))
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:
+        score(str(entry["answer"] or ""), entry=entry)
+        return 0.0
 
 
 def final_answer(text: str) -> str:

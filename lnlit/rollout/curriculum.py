@@ -34,10 +34,17 @@ class GaussianCurriculum(PromptOrder):
         easiest: centre of the first rollout; null is the highest pass rate there is.
         hardest: centre of the last rollout; null is the lowest.
         levels: pass rates are rounded to multiples of 1/levels; a pool is the prompts of one multiple.
+        rationing: give a pool of which the run would want too much a smaller share from the start. Without, the
+            shares are the Gaussian's, as in the paper, until a pool is used up and the largest takes its place.
     """
 
     def __init__(
-        self, sigma: float = 0.15, easiest: float | None = None, hardest: float | None = None, levels: int = 8
+        self,
+        sigma: float = 0.15,
+        easiest: float | None = None,
+        hardest: float | None = None,
+        levels: int = 8,
+        rationing: bool = True,
     ) -> None:
         if not sigma > 0 or levels < 1:
             raise UserError(f"GaussianCurriculum: needs sigma > 0 and levels >= 1, got {sigma} and {levels}")
@@ -45,6 +52,7 @@ class GaussianCurriculum(PromptOrder):
             if centre is not None and not 0 <= centre <= 1:
                 raise UserError(f"GaussianCurriculum.{name}: a pass rate is from 0 to 1, got {centre}")
         self.sigma, self.easiest, self.hardest, self.levels = sigma, easiest, hardest, levels
+        self.rationing = rationing
 
     def start(self, rows: Sequence[Mapping[str, Any]], seed: int, rollouts: int) -> None:
         if not rows:
@@ -87,12 +95,13 @@ class GaussianCurriculum(PromptOrder):
         self._note(count, rollout)
         found: list[int] = []
         while len(found) < count:
-            if not any(self._left):  # more was taken than planned, as where prompts are replaced
-                self._left = [len(pool) for pool in self.pools]
-            limits = zip(self._left, self.pools, self._had, strict=True)
-            new = [min(left, len(pool) - had) for left, pool, had in limits]
-            if not any(new):  # there are fewer prompts than places
+            unused = [len(pool) - had for pool, had in zip(self.pools, self._had, strict=True)]
+            if not any(unused):  # there are fewer prompts than places
                 self._empty_batch()
+                continue
+            new = [min(pair) for pair in zip(self._left, unused, strict=True)]
+            if not any(new):  # more was taken than planned, as where prompts are replaced: what is left are repetitions
+                self._left = [left + len(pool) for left, pool in zip(self._left, self.pools, strict=True)]
                 continue
             quota = allocate(new, self.target(self._rollout), count - len(found), self._takes * _GOLDEN % 1)
             for pool, places in enumerate(quota):
@@ -107,7 +116,9 @@ class GaussianCurriculum(PromptOrder):
             stock *= math.ceil(self.rollouts * count / stock.sum())
             self._left = stock.tolist()
             centres = np.linspace(self.first_centre, self.last_centre, self.rollouts)
-            self._targets_RP = rationed(self.rates, centres, self.sigma, stock / count)
+            self._targets_RP = rationed(
+                self.rates, centres, self.sigma, stock / count if self.rationing else np.full(len(stock), np.inf)
+            )
         steps = int(count >= self._size) if rollout is None else rollout - self._rollout
         if steps:
             self._rollout += steps
@@ -138,7 +149,7 @@ class GaussianCurriculum(PromptOrder):
 
     def _settings(self) -> dict[str, Any]:
         centres = {"easiest": self.first_centre, "hardest": self.last_centre}
-        return {"sigma": self.sigma, **centres, "levels": self.levels}
+        return {"sigma": self.sigma, **centres, "levels": self.levels, "rationing": self.rationing}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         sizes = [len(pool) for pool in self.pools]

@@ -64,6 +64,14 @@ def test_a_bad_step_changes_no_weight_and_the_next_one_does(model, tmp_path, fac
     assert not torch.equal(weights[3], weights[4]) and torch.isfinite(weights[-1]).all()
 
 
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_without_it_a_run_stops_before_the_weights_are_lost(model, tmp_path, factor):
+    poison = Poison({3: factor})
+    with pytest.raises(UserError, match=r"step 3: the gradient's norm is (nan|inf).*Stability"):
+        fit(model, tmp_path, poison)
+    assert len(poison.weights) == 3 and torch.isfinite(poison.weights[-1]).all()
+
+
 def test_steps_that_had_nothing_to_learn_do_not_make_the_next_one_an_explosion(model, tmp_path):
     stability = Stability(explosion_factor=50, window=3)
     fit(model, tmp_path, Poison({1: 0.0, 2: 0.0, 3: 0.0}), stability)

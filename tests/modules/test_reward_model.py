@@ -32,7 +32,7 @@ from lnlit.models.weights import fill
 from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.optim import AdamW
 from lnlit.modules.reward_model import RewardModel
-from lnlit.objectives.reward import bradley_terry, regression
+from lnlit.objectives.reward import bradley_terry, pair_accuracy, regression
 from lnlit.registry import build
 from lnlit.rewards.pool import RewardPool
 from lnlit.testing.tiny import tiny_folder, tiny_spec
@@ -90,6 +90,13 @@ def test_pairs_are_all_pairs_of_unequal_rewards():
         assert found.accuracy_P[p].item() == pytest.approx(sum(right) / len(pairs) if pairs else 0)
         margins = [scores[p, i] - scores[p, j] for i, j in pairs]
         assert found.margin_P[p].item() == pytest.approx(sum(margins) / len(pairs) if pairs else 0)
+
+
+def test_who_cannot_tell_two_apart_is_right_half_of_the_time():
+    scores, rewards = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    assert bradley_terry(scores, rewards).accuracy_P.tolist() == pytest.approx([2.5 / 3, 0])
+    accuracy, has_pairs = pair_accuracy(scores, rewards)
+    assert accuracy.tolist() == pytest.approx([2.5 / 3, 0]) and has_pairs.tolist() == [True, False]
 
 
 def test_regression_is_the_mean_squared_distance():

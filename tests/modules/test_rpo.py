@@ -38,6 +38,15 @@ def batch(rewards: list[float]) -> PreferenceBatch:
 
 def fit(model, steps: int, rewards: list[float], rate: float = 1e-3, **settings) -> tuple[RPO, list[float]]:
     module = RPO(str(model), AdamW(rate, schedule="constant", warmup_ratio=0.0), **settings)
+    fit_with(module, rewards, steps)
+    asked = batch(rewards)
+    with torch.no_grad():
+        log_probs = module.token_log_probs(asked.tokens).log_probs_N
+    scores = log_probs - module.reference.log_probs(asked.tokens)
+    return module, [scores[asked.sample_N == sample].sum().item() for sample in range(len(rewards))]
+
+
+def fit_with(module: RPO, rewards: list[float], steps: int) -> L.Trainer:
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -46,12 +55,8 @@ def fit(model, steps: int, rewards: list[float], rate: float = 1e-3, **settings)
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    asked = batch(rewards)
-    trainer.fit(module, DataLoader([asked] * steps, batch_size=None))
-    with torch.no_grad():
-        log_probs = module.token_log_probs(asked.tokens).log_probs_N
-    scores = log_probs - module.reference.log_probs(asked.tokens)
-    return module, [scores[asked.sample_N == sample].sum().item() for sample in range(len(rewards))]
+    trainer.fit(module, DataLoader([batch(rewards)] * steps, batch_size=None))
+    return trainer
 
 
 @pytest.mark.parametrize("loss", ["backward", "forward", "squared", "dpo"])
@@ -85,6 +90,20 @@ def test_stored_log_probs_of_the_reference_serve_as_well(model):
     reference_N = module.reference.log_probs(asked.tokens).double()
     asked.reference_PK = sums(reference_N, asked.sample_N, 2).view(1, 2)
     torch.testing.assert_close(module.losses(asked)[0], by_copy, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(("rewards", "accuracy"), [([1.0, 0.0], 0.5), ([1.0, 1.0], 0.0)])
+def test_a_policy_that_is_its_reference_is_right_by_chance(model, rewards, accuracy):
+    module = RPO(str(model), AdamW(1e-3, schedule="constant", warmup_ratio=0.0), beta=0.1)
+    trainer = fit_with(module, rewards, 1)
+    assert float(trainer.callback_metrics["train/rewards/accuracies"]) == accuracy
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_no_weight(model):
+    module = RPO(str(model), AdamW(1e-3, schedule="constant", warmup_ratio=0.0), beta=0.1)
+    with pytest.raises(UserError, match=r"step 0: the gradient's norm is nan.*callback Stability"):
+        fit_with(module, [float("inf"), 0.0], 1)
+    assert all(parameter.isfinite().all() for parameter in module.decoder.parameters())
 
 
 @pytest.mark.parametrize("settings", [{"beta": 0.0}, {"beta": 0.1, "eta": -1.0}, {"beta": float("nan")}])

@@ -104,6 +104,16 @@ def test_a_token_that_the_policy_has_forgotten_does_not_poison_the_step(place):
     assert found.isfinite() and torch.autograd.grad(found.sum(), now)[0].isfinite()
 
 
+def test_k3s_gradient_leads_back_to_the_reference_however_far_away():
+    distance = torch.linspace(-60.0, 60.0, 241, dtype=torch.float64, requires_grad=True)
+    values = ESTIMATORS["k3"](distance)
+    slopes = torch.autograd.grad(values.sum(), distance)[0]
+    assert (slopes[distance < 0] < 0).all() and (slopes[distance > 0] > 0).all()
+    assert (slopes.diff() >= 0).all() and values.isfinite().all()  # convex
+    near = distance.detach().abs() < 20
+    assert torch.allclose(slopes[near], 1 - (-distance.detach()[near]).exp(), rtol=1e-12)
+
+
 @pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])
 def test_a_weight_must_be_a_number(weight):
     with pytest.raises(UserError, match="weight: expected"):

@@ -86,3 +86,29 @@ def test_part_of_an_answer_is_paid_as_the_task_does_or_not_at_all(answer, value,
     request = RewardRequest([], answer, False, {"task": "gcd", "answer": "5"})
     assert ReasoningGymReward().score(request) == value
     assert ReasoningGymReward(partial=False).score(request) == whole
+
+
+@pytest.mark.parametrize("task", ["game_of_life_halting", "puzzle24", "composite"])
+def test_tasks_that_pay_for_anything_are_refused(task):
+    with pytest.raises(UserError, match=f"the task {task} (pays|is).*Leave it out"):
+        ReasoningGymReward().check_row({"task": task, "answer": "True", "metadata": {}})
+
+
+@pytest.mark.parametrize("task", ["boxnet", "prime_factorization"])
+def test_an_answer_that_a_task_stumbles_over_is_wrong(task):
+    entry = json.loads(json.dumps(reasoning_gym.create_dataset(task, seed=3, size=1)[0]))
+    assert all(score(text, task=task, **entry) <= 0.05 for text in ("0", "I do not know.", "[]"))
+    assert score("True", task=task, **entry) == 0
+
+
+def test_a_row_that_a_task_stumbles_over_is_not_the_completions_fault():
+    with pytest.raises(KeyError):
+        score("[[1]]", task="boxnet", answer="[]", metadata={})
+
+
+@pytest.mark.parametrize("task", ["rubiks_cube", "propositional_logic"])
+def test_tasks_without_one_right_answer_pay_for_their_example(task):
+    entry = json.loads(json.dumps(reasoning_gym.create_dataset(task, seed=3, size=1)[0]))
+    example = next(value for key, value in entry["metadata"].items() if key.startswith("example_"))
+    assert score(example, task=task, **entry) == 1
+    assert score("no", task=task, **entry) < 0.3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.interfaces import RewardRequest
+from lnlit.interfaces import NoVerdictError, RewardRequest
 from lnlit.rewards.format import FormatReward
 from lnlit.rewards.math_answer import MathAnswerReward
 
@@ -69,6 +69,28 @@ def test_a_prompt_without_a_toggle_has_no_format_to_keep():
 )
 def test_math_answer(completion, answer, value):
     assert MathAnswerReward().score(request(completion, answer=answer)) == value
+
+
+@pytest.mark.parametrize(
+    "gold", [None, float("nan"), float("inf"), True, ["4"], {"value": 4}, "N/A", "", "nan", " null "]
+)
+def test_a_row_whose_answer_is_none_gives_no_verdict(gold):
+    for completion in (r"\boxed{None}", r"\boxed{4}", str(gold)):
+        with pytest.raises(NoVerdictError, match=r"unreadable_gold.*is no answer\. One text or number is expected"):
+            MathAnswerReward().score(request(completion, answer=gold))
+    with pytest.raises(UserError, match=r"answer: .* is no answer"):
+        MathAnswerReward().check_row({"answer": gold})
+
+
+@pytest.mark.parametrize("gold", ["x+1\n", "  x + 1", "1+x"])
+def test_spaces_around_the_rows_answer_are_nothing(gold):
+    MathAnswerReward().check_row({"answer": gold})
+    assert MathAnswerReward().score(request(r"\boxed{x+1}", answer=gold)) == 1
+
+
+def test_the_rows_answer_may_be_a_number():
+    assert MathAnswerReward().score(request(r"\boxed{4}", answer=4)) == 1
+    assert MathAnswerReward().score(request(r"\boxed{\frac{1}{4}}", answer=0.25)) == 1
 
 
 def test_a_row_without_an_answer_is_a_mistake_of_the_setup():

@@ -137,6 +137,28 @@ def test_more_prompts_for_a_rollout_are_as_hard_and_none_of_the_same(more):
         assert means(POOLS["even"], [first, second]) == pytest.approx([wanted] * 2, abs=0.1)
 
 
+@pytest.mark.parametrize("pools", list(POOLS.values()), ids=list(POOLS))
+def test_no_prompt_comes_twice_in_a_rollout_however_many_were_replaced(pools):
+    order = curriculum(pools, 5)
+    for rollout in range(5):
+        taken = [index for _ in range(6) for index in order.take(sum(pools) // 6, rollout)]
+        assert len(set(taken)) == len(taken)
+
+
+def test_without_rationing_the_shares_are_the_gaussians():
+    scarce = [200, 4, 4, 4, 200]
+    gaussian = curriculum(scarce, 20, levels=4, easiest=1.0, hardest=0.0, rationing=False)
+    rationed_ = curriculum(scarce, 20, levels=4, easiest=1.0, hardest=0.0)
+    for order in (gaussian, rationed_):
+        order.take(20)
+    for rollout, centre in enumerate(np.linspace(1, 0, 20)):
+        density = [NormalDist(centre, 0.15).pdf(rate) for rate in gaussian.rates]
+        assert gaussian.target(rollout) == pytest.approx([value / sum(density) for value in density])
+    assert max(map(abs, np.subtract(gaussian.target(10), rationed_.target(10)))) > 0.1
+    with pytest.raises(UserError, match=r"GaussianCurriculum.rationing: the run was begun with False, now it is True"):
+        rationed_.load_state_dict(gaussian.state_dict())
+
+
 def test_a_call_for_fewer_tops_up_the_last_rollout():
     one, other = curriculum(POOLS["even"], 6), curriculum(POOLS["even"], 6)
     for rollout in range(6):
