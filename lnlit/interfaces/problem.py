@@ -80,7 +80,8 @@ class Problem:
     """One choice per layer, the best sum of scores, all limits kept. Checked when made: `UserError` names the place.
 
     `base_costs` are there whatever is chosen. `parent_costs`, the totals of the model searched from, limit nothing and
-    are there to compare with. `num_solutions` solutions are wanted, each equal to every better one in at most
+    are there to compare with. `library` names the block library that the choices are of, by "folder" and "sha256".
+    `num_solutions` solutions are wanted, each equal to every better one in at most
     `max_overlap` of the layers. With `scenarios`, each is solved by itself and the best scores win.
     """
 
@@ -94,6 +95,7 @@ class Problem:
     num_solutions: int = 1
     max_overlap: float = 0.8
     scenarios: tuple[Scenario, ...] = ()
+    library: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -163,7 +165,8 @@ class Problem:
         return broken
 
     def to_json(self) -> dict[str, Any]:
-        return without_none(dataclasses.asdict(self))
+        data = dataclasses.asdict(self)
+        return without_none(data if self.library else {key: data[key] for key in data if key != "library"})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "problem") -> Problem:
@@ -200,6 +203,11 @@ def _check(problem: Problem) -> None:
         raise UserError(f"problem.objective: got {problem.objective!r}; allowed are {', '.join(get_args(Objective))}.")
     if not problem.layers:
         raise UserError("problem.layers: there are none; a problem has at least one layer.")
+    library = problem.library
+    if not isinstance(library, Mapping) or not (
+        not library or (library.keys() == {"folder", "sha256"} and all(isinstance(v, str) for v in library.values()))
+    ):
+        raise UserError(f"problem.library: expected texts at the keys folder and sha256, got {library!r:.80}.")
     names = _check_layers(problem.layers)
     for key in ("base_costs", "parent_costs"):
         costs = getattr(problem, key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.files import check_output, replaced_file
+from lnlit.files import check_output, open_locked, replaced_file
 
 
 class WorkFile:
@@ -25,13 +24,8 @@ class WorkFile:
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.out = check_output(out)
         self.file = out.with_name(f"{out.name}.partial")
+        self._stream = open_locked(self.file)
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.file.open("a+b")
-        except OSError as error:
-            raise UserError(f"{self.file}: cannot be written: {error}.") from error
-        try:
-            self._lock()
             self._open(settings)
         except BaseException:
             self._stream.close()
@@ -81,12 +75,6 @@ class WorkFile:
             target.flush()
             os.fsync(target.fileno())
         self.file.unlink()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{self.file}: another process is writing it. Wait for it, or stop it.") from error
 
     def _open(self, settings: Mapping[str, Any]) -> None:
         self._stream.seek(0)

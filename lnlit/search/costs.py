@@ -7,9 +7,11 @@ sum of its parts. Memory follows Puzzle (arXiv 2411.19146), section 4.1.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,8 @@ class CostTable:
     attention: Mapping[PartSpec, Cost]
     ffn: Mapping[PartSpec, Cost]
     notes: tuple[str, ...] = ()
+    #: "folder" and "sha256" of the block library whose parts these are, where there was one.
+    library: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> CostTable:
@@ -100,10 +104,16 @@ class CostTable:
             "vocab_size": self.vocab_size,
             "tie_embeddings": self.tie_embeddings,
             "notes": list(self.notes),
+            **({"library": dict(self.library)} if self.library else {}),
             "base": _cost_json(self.base_cost),
             "attention": {str(part): {"part": _part_json(part), **_cost_json(c)} for part, c in self.attention.items()},
             "ffn": {str(part): {"part": _part_json(part), **_cost_json(c)} for part, c in self.ffn.items()},
         }
+
+    @property
+    def sha256(self) -> str:
+        """A digest of all that the table says."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def check_hardware(self, allow_other: bool = False) -> None:
         """Raises `UserError` when the times were measured elsewhere, unless that is allowed or there are no times."""
@@ -320,6 +330,9 @@ def _read_table(node: _Node) -> CostTable:
         vocab_size=node["vocab_size"].count(),
         tie_embeddings=node["tie_embeddings"].flag(),
         notes=tuple(item.text() for item in node["notes"].items()),
+        library=(
+            {key: node["library"][key].text() for key in ("folder", "sha256")} if "library" in node.names() else {}
+        ),
         base_cost=_read_cost(node["base"], length),
         attention=_read_parts(node["attention"], length),
         ffn=_read_parts(node["ffn"], length),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.files import replaced_file
+from lnlit.files import open_locked
 from lnlit.interfaces import Latency
 from lnlit.search.measure import Times
 
@@ -18,19 +18,27 @@ from lnlit.search.measure import Times
 class LatencyLog:
     """A file of JSON lines: the settings, then one line per round and model. A line that a crash cut off is dropped.
 
-    Raises `UserError` when `file` was begun with other settings, and for a line that is no measurement.
+    Two measurements at once would time each other, so it belongs to one process at a time.
+
+    Raises `UserError` when `file` was begun with other settings, for a line that is no measurement, and while another
+    process measures into it.
     """
 
     def __init__(self, file: Path, settings: Mapping[str, Any]) -> None:
         self.file = file
         self._latencies: dict[tuple[int, str], list[Latency]] = {}
-        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-        if lines:
-            self._check(lines[0], settings)
-        for number, line in enumerate(lines[1:], start=2):
-            turn, latencies = self._read(number, line)
-            self._latencies[turn] = latencies
-        self._rewrite(lines or [_line(settings)])
+        self._stream = open_locked(file, "these measurements")
+        try:
+            self._open(settings)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def __enter__(self) -> LatencyLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
     def __contains__(self, turn: tuple[int, str]) -> bool:
         """Whether (round, model name) is measured."""
@@ -39,8 +47,7 @@ class LatencyLog:
     def append(self, turn: tuple[int, str], latencies: Iterable[Latency]) -> None:
         latencies = list(latencies)
         entry = {"round": turn[0], "model": turn[1], "latencies": [dataclasses.asdict(one) for one in latencies]}
-        with self.file.open("ab") as stream:
-            stream.write(_line(entry) + b"\n")
+        self._write(entry)
         self._latencies[turn] = latencies
 
     def times(self, models: Iterable[str], rounds: int) -> Times:
@@ -69,9 +76,21 @@ class LatencyLog:
                 "to measure that model again, or the file to start anew."
             ) from error
 
-    def _rewrite(self, lines: list[bytes]) -> None:
-        with replaced_file(self.file) as scratch:
-            scratch.write_bytes(b"\n".join(lines) + b"\n")
+    def _open(self, settings: Mapping[str, Any]) -> None:
+        text = self._stream.read()
+        lines = text.split(b"\n")[:-1]
+        if lines:
+            self._check(lines[0], settings)
+        for number, line in enumerate(lines[1:], start=2):
+            turn, latencies = self._read(number, line)
+            self._latencies[turn] = latencies
+        self._stream.truncate(text.rfind(b"\n") + 1)
+        if not lines:
+            self._write(settings)
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self._stream.write(_line(entry) + b"\n")
+        self._stream.flush()
 
 
 def _seconds(values: Iterable[Any]) -> tuple[float, ...]:

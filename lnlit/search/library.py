@@ -5,18 +5,22 @@
     calibration.safetensors   the tokens [rows, length] that errors are measured on
 
 A sub-block owns its norm. The parent's own weights are in the parent's checkpoint and not repeated; `noop` has none.
+`library.json` holds a digest of every candidate's weights, so its own digest stands for the whole library.
 Without `library.json` the folder is a library being built; each finished layer file says what it holds, so building
 goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,7 +44,8 @@ class Variant:
     """One choice for one slot of one layer.
 
     Errors are normalised: squared distance of the block's output to the parent block's, over that output's square,
-    the block being the variant beside the parent's other sub-block, fed with the parent's activations.
+    the block being the variant beside the parent's other sub-block, fed with the parent's activations. `sha256` is of
+    the weights; None for the parent's own, for none, and in libraries from before it was kept.
     """
 
     part: PartSpec
@@ -48,6 +53,7 @@ class Variant:
     parent: bool = False
     init_error: float | None = None
     trained_error: float | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Pair:
     parameters: int
     init_error: float | None = None
     trained_error: float | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,43 @@ class Library:
         if len(layers) != len(spec.layers):
             raise UserError(f"{folder / INDEX}: lists {len(layers)} layers, its parent has {len(spec.layers)}.")
         for index, layer in enumerate(layers):
-            if not layer_file(folder, index).is_file():
-                raise UserError(f"{layer_file(folder, index)} is missing; copy the library again or rebuild it.")
+            file = layer_file(folder, index)
+            if not file.is_file():
+                raise UserError(f"{file} is missing; copy the library again or rebuild it.")
+            if _about(file).get("variants", data["layers"][index]) != data["layers"][index]:
+                raise UserError(_replaced(file))
             for slot in SLOTS:
                 if sum(variant.parent for variant in getattr(layer, slot).values()) != 1:
                     raise UserError(f"{folder / INDEX}: layers[{index}].{slot} must have one variant marked parent.")
         header = {key: data[key] for key in ("parent_sha256", "calibration", "provenance") if key in data}
+        if any(
+            _is_undigested(variant) for layer in layers for slot in SLOTS for variant in getattr(layer, slot).values()
+        ):
+            print(
+                f"{folder}: an older lnlit built this library and kept no digests of its weights, so a layer file that "
+                "was replaced since may go unseen",
+                file=sys.stderr,
+            )
         return cls(folder, model, spec, layers, header)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Where it is, and the digest of all it holds, as what is made from it records."""
+        return {"folder": str(self.folder), "sha256": hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()}
+
+    def check_made_from(self, recorded: Mapping[str, str] | None, what: str) -> None:
+        """Raises `UserError` naming both when `what` was made from another library, by what it `recorded` of that, or
+        from this one as it was before. Says so where nothing was recorded.
+        """
+        if not recorded:
+            print(f"{what}: does not say which library it was made from; taken as of {self.folder}", file=sys.stderr)
+        elif recorded["sha256"] != self.identity["sha256"]:
+            same = recorded["folder"] == str(self.folder)
+            other = "which has changed since" if same else f"not from {self.folder}, whose candidates are others"
+            raise UserError(
+                f"{what}: was made from the library {recorded['folder']}, {other}, whatever their names. Name the "
+                "library that it was made from, or make it again from this one."
+            )
 
     def check_parent(self, model: str, spec: ModelSpec, fingerprint: str) -> None:
         """Raises `UserError` unless this library was made from `model`, given by its origin, architecture and
@@ -176,9 +213,13 @@ class Library:
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
                 keys = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118  safe_open is no mapping
-                return {key.removeprefix(prefix): tensors.get_tensor(key) for key in keys}
+                found = {key.removeprefix(prefix): tensors.get_tensor(key) for key in keys}
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be read ({error}); copy the library again or rebuild it.") from error
+        known = getattr(self.layers[layer], slot)[name].sha256
+        if known is not None and weights_digest(found) != known:
+            raise UserError(_replaced(file))
+        return found
 
     def block_weights(self, layer: int, attention: str, ffn: str, parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weights of a choice by their checkpoint names below the block, for `lnlit.models.build.load_block`.
@@ -206,6 +247,15 @@ def slot_weights(slot: Literal["attention", "ffn"], weights: Mapping[str, Tensor
     """The part of a block's weights that belongs to one slot, its norm included."""
     part = {"attention": "self_attn.", "ffn": "mlp."}[slot]
     return {name: tensor for name, tensor in weights.items() if name.startswith(part) or name == NORMS[slot]}
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def layer_file(folder: Path, layer: int) -> Path:
@@ -243,6 +293,7 @@ class LibraryWriter:
         self, layer: int, variants: LayerVariants, weights: Mapping[tuple[Slot, str], Mapping[str, Tensor]]
     ) -> None:
         """`weights[slot, name]` are a candidate's, by their checkpoint names below the block, norm included."""
+        variants = _with_digests(variants, weights)
         tensors = {
             f"{slot}/{name}/{key}": tensor.detach().cpu().clone().contiguous()  # files hold no shared memory
             for (slot, name), candidate in weights.items()
@@ -293,6 +344,29 @@ def layer_from_json(data: Mapping[str, Any]) -> LayerVariants:
         for slot in SLOTS
     }
     return LayerVariants(**slots, pairs={name: Pair(**pair) for name, pair in data.get("pairs", {}).items()})
+
+
+def _with_digests(layer: LayerVariants, weights: Mapping[tuple[Slot, str], Mapping[str, Tensor]]) -> LayerVariants:
+    slots: dict[Slot, Mapping[str, Any]] = {"attention": layer.attention, "ffn": layer.ffn, "pairs": layer.pairs}
+    digested: dict[str, Any] = {
+        slot: {
+            name: replace(choice, sha256=weights_digest(own) if (own := weights.get((slot, name))) else None)
+            for name, choice in choices.items()
+        }
+        for slot, choices in slots.items()
+    }
+    return LayerVariants(**digested)
+
+
+def _is_undigested(variant: Variant) -> bool:
+    return variant.sha256 is None and not variant.parent and variant.parameters > 0
+
+
+def _replaced(file: Path) -> str:
+    return (
+        f"{file}: is not the file that {INDEX} was written with: it was replaced or changed since. Copy the library "
+        "again, or rebuild it."
+    )
 
 
 def _about(file: Path) -> dict[str, Any]:

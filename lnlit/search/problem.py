@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,7 @@ def make_problem(
     if not workloads:
         raise UserError("workloads: there are none; name at least one that the cost table has.")
     scores.check_library(library)
+    _check_costs(library, costs)
     if any(target.cost in ("throughput", "latency_s", "prefill_s", "decode_s") for target in targets):
         for workload in workloads:
             costs.check_timed(workload)
@@ -75,6 +77,7 @@ def make_problem(
         num_solutions=num_solutions,
         max_overlap=max_overlap,
         scenarios=tuple(map(Scenario, labels, budgets)) if len(workloads) > 1 else (),
+        library=library.identity,
     )
 
 
@@ -152,6 +155,27 @@ def _budget(target: Target, table: _Costs, label: str, generated_only: bool) -> 
     if target.room_mib is None:
         raise UserError("targets: cached_tokens needs room_mib, the memory that the cache shares with the weights.")
     return Budget(_cost_name("cached_tokens_mib", label), max=target.room_mib)
+
+
+def _check_costs(library: Library, costs: CostTable) -> None:
+    """A part costs the same whatever its weights are: a table of another library will do where it has all parts of
+    this one, which is told. Else raises `UserError` naming both.
+    """
+    if not costs.library or costs.library["sha256"] == library.identity["sha256"]:
+        return
+    for layer, variants in enumerate(library.layers):
+        for slot in SLOTS:
+            for name, variant in getattr(variants, slot).items():
+                if variant.part not in getattr(costs, slot):
+                    raise UserError(
+                        f"costs: the table was measured for the library {costs.library['folder']}, which lacks {slot} "
+                        f"{name!r} of layer {layer} of {library.folder}. Measure this library."
+                    )
+    print(
+        f"solve: the cost table was measured for the library {costs.library['folder']}; it has all parts of "
+        f"{library.folder}, which cost the same there",
+        file=sys.stderr,
+    )
 
 
 def _check_parts(library: Library, parts: Parts) -> None:

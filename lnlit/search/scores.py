@@ -13,8 +13,6 @@ whatever the metric); the parent's own choices, 0 by definition, are not written
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -23,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.files import replaced_file
+from lnlit.files import open_locked, replaced_file
 from lnlit.interfaces.problem import LARGEST
-from lnlit.search.library import INDEX, SLOTS, Library, pair_name
+from lnlit.search.library import SLOTS, Library, pair_name
 
 FORMAT = 1
 #: (layer, slot, name) of a candidate.
@@ -62,16 +60,11 @@ class Scores:
 
     def check_library(self, library: Library) -> None:
         """Raises `UserError` unless these are scores of `library` as it is now."""
-        if self.header.get("library_sha256") != library_digest(library):
+        if self.header.get("library_sha256") != library.identity["sha256"]:
             raise UserError(
                 f"{library.folder}: the scores are of {self.header.get('library')}, which is another library or was "
                 "other when it was scored. Score this one, or name the one that was scored."
             )
-
-
-def library_digest(library: Library) -> str:
-    """A fingerprint of a library's variants and of the errors, which tell whether they have been trained since."""
-    return hashlib.sha256((library.folder / INDEX).read_bytes()).hexdigest()
 
 
 def make_header(library: Library, model: str, **about: Any) -> dict[str, Any]:
@@ -83,7 +76,7 @@ def make_header(library: Library, model: str, **about: Any) -> dict[str, Any]:
         "format": FORMAT,
         "model": model,
         "library": str(library.folder),
-        "library_sha256": library_digest(library),
+        "library_sha256": library.identity["sha256"],
         "parent_names": [list(library.parent_names(layer)) for layer in range(len(library.layers))],
         **({"pairs": pairs} if pairs else {}),
         **about,
@@ -118,7 +111,13 @@ def read_done(files: Iterable[Path], header: Mapping[str, Any]) -> dict[Key, dic
         if text and not _is_cut_header(text):
             there, entries = _parsed(file, text)
             _check_same(file, there, header)
-            done |= {key_of(entry): entry for entry in entries}
+            for entry in entries:
+                before = done.setdefault(key_of(entry), entry)
+                if before["score"] != entry["score"]:
+                    raise UserError(
+                        f"{file}: scores {_candidate(entry)} as {entry['score']}, and another file of the same run as "
+                        f"{before['score']}. Delete the wrong line, or the file."
+                    )
     return done
 
 
@@ -128,17 +127,7 @@ class Journal:
     """
 
     def __init__(self, file: Path, header: Mapping[str, Any]) -> None:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = file.open("a+b")
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written: {error}.") from error
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._stream.close()
-            raise UserError(f"{file}: another process is writing these scores. Wait for it, or stop it.") from error
-        self._stream.seek(0)
+        self._stream = open_locked(file, "these scores")
         text = self._stream.read()
         cut = not text or _is_cut_header(text)
         self._stream.truncate(0 if cut else text.rfind(b"\n") + 1)
@@ -194,13 +183,23 @@ def _parsed(file: Path, text: bytes) -> tuple[dict[str, Any], list[dict[str, Any
     header, *entries = rows
     if header.get("format") != FORMAT:
         raise UserError(f"{file}: format {header.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit.")
+    places: dict[Key, int] = {}
     for number, entry in enumerate(entries, start=2):
         if wrong := _wrong(entry, header):
             raise UserError(
                 f"{file}:{number}: no score of a candidate: {wrong}. Delete this line and run `lnlit search score` "
                 "again: it adds what is missing."
             )
+        if (first := places.setdefault(key_of(entry), number)) != number:
+            raise UserError(
+                f"{file}:{number}: {_candidate(entry)} has a score in line {first} already. Delete one of the two "
+                "lines, or both and run `lnlit search score` again."
+            )
     return header, entries
+
+
+def _candidate(entry: Mapping[str, Any]) -> str:
+    return f"layer {entry['layer']} {entry['slot']} {entry['name']!r}"
 
 
 def _is_header(row: Any) -> bool:

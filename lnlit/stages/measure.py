@@ -63,8 +63,9 @@ def measure(
     plan = Plan.of(opened.spec, attention, ffn, layers)
     workloads = make_workloads(batch_size, prompt_tokens, new_tokens, opened.spec.context_length)
     if not timing:
-        return untimed(plan, workloads, dtype).write(file)
-    return measure_plan(plan, workloads, file, dtype=dtype, engine=engine, rounds=rounds, samples=samples)
+        return replace(untimed(plan, workloads, dtype), library=opened.identity).write(file)
+    options = {"dtype": dtype, "engine": engine, "rounds": rounds, "samples": samples, "made_for": opened.identity}
+    return measure_plan(plan, workloads, file, **options)
 
 
 def measure_plan(
@@ -76,8 +77,10 @@ def measure_plan(
     engine: str = "native",
     rounds: int = 5,
     samples: int = 2,
+    made_for: Mapping[str, str] | None = None,
 ) -> Path:
-    """`measure` for any list of variants, as `Plan.of(spec, attention_parts, ffn_parts)` without a library."""
+    """`measure` for any list of variants, as `Plan.of(spec, attention_parts, ffn_parts)` without a library; `made_for`
+    is the identity of the one they are of."""
     if rounds < 1 or samples < 1:
         raise UserError(f"measure: rounds and samples must be 1 or more, got {rounds} and {samples}.")
     meter: Meter = registry.build("meter", engine)
@@ -87,15 +90,15 @@ def measure_plan(
             f"measure: the meter {engine!r} runs {' and '.join(meter.dtypes)}, not {dtype}. Without timing no meter is "
             "needed: set timing to false."
         )
-    table = replace(bare, engine=engine, rounds=rounds, samples=samples)
+    table = replace(bare, engine=engine, rounds=rounds, samples=samples, library=made_for or {})
     models = plan.models()
-    log = LatencyLog(out.with_name(f"{out.name}.partial"), _settings(table, models))
-    for turn in with_progress("measure", [turn for turn in schedule(models, rounds) if turn not in log]):
-        spec = models[turn[1]]
-        with model_folder(spec, dtype) as folder:
-            log.append(turn, meter.measure(spec, folder, table.workloads, dtype=dtype, samples=samples))
-    timed(table, plan, log.times(models, rounds)).write(out)
-    log.file.unlink()
+    with LatencyLog(out.with_name(f"{out.name}.partial"), _settings(table, models)) as log:
+        for turn in with_progress("measure", [turn for turn in schedule(models, rounds) if turn not in log]):
+            spec = models[turn[1]]
+            with model_folder(spec, dtype) as folder:
+                log.append(turn, meter.measure(spec, folder, table.workloads, dtype=dtype, samples=samples))
+        timed(table, plan, log.times(models, rounds)).write(out)
+        log.file.unlink()
     return out
 
 

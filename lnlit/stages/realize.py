@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +33,10 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         overwrite: Replace a model folder that is there already.
     """
     opened, target = Library.open(library), Path(out).expanduser().resolve()
-    chosen = _solution(Path(solution).expanduser(), index)
+    file = Path(solution).expanduser()
+    data = read_json(file, "a solution that `lnlit search solve` wrote")
+    chosen = _solution(data, file, index)
+    opened.check_made_from(data.get("library"), str(file))
     pairs = split_choice(opened, chosen.choice)
     spec = composed_spec(opened, pairs)
     source = resolve(opened.model)
@@ -49,6 +53,7 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         provenance={
             **descent(opened.model),
             "library": str(opened.folder),
+            "library_sha256": opened.identity["sha256"],
             "solution": {"file": str(Path(solution).resolve()), "index": index, **asdict(chosen)},
         },
         overwrite=overwrite,
@@ -57,9 +62,9 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
     return folder
 
 
-def _solution(file: Path, index: int) -> Solution:
+def _solution(data: Mapping[str, Any], file: Path, index: int) -> Solution:
     """One solution of a solver's result file. `UserError` when there is none, with the solver's own reason."""
-    result = SolverResult.from_json(read_json(file, "a solution that `lnlit search solve` wrote"), str(file))
+    result = SolverResult.from_json(data, str(file))
     if not result.solutions:
         raise UserError(f"{file}: holds no solution ({result.status}). {result.message}".rstrip())
     if not 0 <= index < len(result.solutions):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lnlit import __version__
 from lnlit.errors import UserError
 from lnlit.files import check_output, read_json, replaced_folder
+from lnlit.search.charts import Measured
 from lnlit.search.costs import CostTable
 from lnlit.search.figures import check_matplotlib, save_png
 from lnlit.search.library import Library
@@ -43,17 +45,42 @@ def report(
     _check_target(check_output(target, folder=True))
     data = read_json(file, "a solution that `lnlit search solve` wrote")
     opened = None if library is None else Library.open(library)
-    asked = read_problem(problem_path(file) if problem is None else Path(problem).expanduser())
+    asked_in = problem_path(file) if problem is None else Path(problem).expanduser()
+    asked = read_problem(asked_in)
+    made_from = data.get("library") or {}
+    if opened is not None:
+        opened.check_made_from(made_from, str(file))
+    if made_from and asked.library and asked.library["sha256"] != made_from["sha256"]:
+        raise UserError(
+            f"{asked_in}: is a problem of the library {asked.library['folder']}, the solution {file} of "
+            f"{made_from['folder']}. Name the problem that was solved."
+        )
     search = read_search(data, asked, opened, str(file))
     child = search.child(index)
-    checked = [] if measured is None else read_measured(read_json(Path(measured)), measured)
+    table = None if costs is None else CostTable.read(costs)
+    checked = [] if measured is None else _measured(measured, table, made_from, str(file))
     shown = pictures(search, child, opened, checked)
     with replaced_folder(target) as folder:
         for picture in shown:
             save_png(folder / f"{picture.name}.png", picture.draw)
-        facts = _facts(file, index, opened, None if costs is None else CostTable.read(costs))
+        facts = _facts(file, index, opened, table)
         (folder / PAGE).write_text(page(search, child, shown, checked, facts), encoding="utf-8")
     return target
+
+
+def _measured(name: str, table: CostTable | None, made_from: Mapping[str, str], solution: str) -> list[Measured]:
+    """Raises `UserError` for measurements beside another cost table, or of a child of another library."""
+    data = read_json(Path(name).expanduser())
+    if table is not None and data.get("costs_sha256", table.sha256) != table.sha256:
+        raise UserError(f"{name}: was measured beside another cost table. Name that one, or run verify again.")
+    checked = read_measured(data, name)
+    for model in data["models"] if made_from else ():
+        if model.get("library_sha256", made_from["sha256"]) != made_from["sha256"]:
+            raise UserError(
+                f"{name}: {model['name']} is a child of another library than {solution}, which was solved for "
+                f"{made_from['folder']}. Realize and measure that solution."
+            )
+    return checked
 
 
 def _check_target(target: Path) -> None:

@@ -100,6 +100,7 @@ def _written(
     if file is None or path.resolve() != Path(file).expanduser().resolve():
         write_json(path, asked.to_json())
     extra = {"solver": name, "problem": path.name, "baselines": beside, "frontier": rows}
+    extra |= {"library": dict(asked.library)} if asked.library else {}
     write_json(out, {**result.to_json(), **extra})
     return out
 
@@ -167,10 +168,11 @@ def _from_library(
 
     opened, table = Library.open(library), CostTable.read(Path(costs).expanduser())
     table.check_hardware(allow_other_hardware)
+    asked_for = tuple(workloads) or table.workloads
     if corrected_by is not None:
         measured = Path(corrected_by).expanduser()
-        wishes["targets"] = corrected(wishes["targets"], measured, table.engine, table.dtype)
-    return make_problem(opened, read_scores(scores), table, tuple(workloads) or table.workloads, **wishes)
+        wishes["targets"] = corrected(wishes["targets"], measured, table, asked_for)
+    return make_problem(opened, read_scores(scores), table, asked_for, **wishes)
 
 
 def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) -> SolverResult:

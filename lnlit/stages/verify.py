@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lnlit import registry
-from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.folder import LnlitFolder, read_provenance
+from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.errors import UserError
 from lnlit.files import check_output, write_json
 from lnlit.interfaces import Meter
@@ -58,18 +60,31 @@ def verify(
     machine = Hardware.here(torch_device())
     settings = {"costs": table.to_json(), "engine": engine, "samples": samples, "hardware": machine.to_json()}
     architectures = {name: spec.to_json() for name, spec in specs.items()}
-    log = LatencyLog(file.with_name(f"{file.name}.partial"), {**settings, "models": architectures})
-    for turn in with_progress("verify", [turn for turn in schedule(specs, rounds) if turn not in log]):
-        spec = specs[turn[1]]
-        with model_folder(spec, table.dtype) as folder:
-            log.append(turn, meter.measure(spec, folder, table.workloads, dtype=table.dtype, samples=samples))
-    times = {name: np.median(best_of_rounds(found), axis=0) for name, found in log.times(specs, rounds).items()}
-    found = [_compared(table, name, predicted[name], times[name]) for name in specs]
-    write_json(file, {"engine": engine or table.engine, "dtype": table.dtype, "models": found})
-    log.file.unlink()
+    with LatencyLog(file.with_name(f"{file.name}.partial"), {**settings, "models": architectures}) as log:
+        for turn in with_progress("verify", [turn for turn in schedule(specs, rounds) if turn not in log]):
+            spec = specs[turn[1]]
+            with model_folder(spec, table.dtype) as folder:
+                log.append(turn, meter.measure(spec, folder, table.workloads, dtype=table.dtype, samples=samples))
+        times = {name: np.median(best_of_rounds(found), axis=0) for name, found in log.times(specs, rounds).items()}
+        found = [_compared(table, name, predicted[name], times[name]) for name in specs]
+        write_json(file, {**_made_by(table, engine or table.engine), "models": found})
+        log.file.unlink()
     for line in _summary(table, found):
         print(line, file=sys.stderr)
     return file
+
+
+def _made_by(table: CostTable, engine: str) -> dict[str, Any]:
+    """What these measurements are of, for `lnlit.search.correction`."""
+    workloads = [asdict(workload) for workload in table.workloads]
+    return {"engine": engine, "dtype": table.dtype, "workloads": workloads, "costs_sha256": table.sha256}
+
+
+def _library_of(model: str) -> dict[str, str]:
+    """The digest of the library that a child was made from, as it records it itself."""
+    path = resolve(model)
+    sha256 = read_provenance(path).get("library_sha256") if LnlitFolder().recognises(path) else None
+    return {} if sha256 is None else {"library_sha256": sha256}
 
 
 def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]], times: np.ndarray) -> dict[str, Any]:
@@ -88,7 +103,7 @@ def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]]
             sides[side] |= {f"{cost}{label}": value for cost, value in values.items()}
     for cost in [cost for cost, value in sides["measured"].items() if value == 0]:
         del sides["predicted"][cost], sides["measured"][cost]
-    return {"name": name, **sides}
+    return {"name": name, **_library_of(name), **sides}
 
 
 def _summary(table: CostTable, found: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from lnlit.models.build import block_weights, build_block, parameter_count
-from lnlit.search.library import SLOTS, LayerVariants, Library, LibraryWriter, Pair, Variant, pair_name, variant_name
+from lnlit.search.library import (
+    INDEX,
+    SLOTS,
+    LayerVariants,
+    Library,
+    LibraryWriter,
+    Pair,
+    Variant,
+    layer_file,
+    pair_name,
+    variant_name,
+)
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu
 
@@ -17,9 +30,9 @@ _PARTS = {
 }
 
 
-def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = True) -> Library:
+def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = True, seed: int = 1) -> Library:
     """Four candidates in every slot of `spec`, whatever the parent has there. Layer 1 has one trained pair."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
 
     def weights(layer: int, block: BlockSpec) -> dict[str, torch.Tensor]:
         module = build_block(spec, layer, block).to_empty(device="cpu")
@@ -44,3 +57,17 @@ def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = Tru
             pairs = {pair_name("kv1", "i24"): Pair(0)}
         writer.write(layer, LayerVariants(**slots, pairs=pairs), tensors)
     return writer.finish(str(model), spec, {})
+
+
+def undigested(folder: Path) -> Library:
+    """The library as an lnlit wrote it that kept no digests of weights."""
+    index = json.loads((folder / INDEX).read_text())
+    for layer in index["layers"]:
+        for choices in layer.values():
+            for choice in choices.values():
+                choice.pop("sha256", None)
+    for number, layer in enumerate(index["layers"]):
+        file = layer_file(folder, number)
+        save_file(load_file(file), file, metadata={"lnlit": json.dumps({"variants": layer})})
+    (folder / INDEX).write_text(json.dumps(index))
+    return Library.open(folder)

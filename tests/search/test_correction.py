@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from lnlit.errors import UserError
+from lnlit.interfaces import Workload
 from lnlit.search.correction import corrected
+from lnlit.search.measure import Plan
 from lnlit.search.targets import Target
+from lnlit.stages.measure import untimed
+from lnlit.testing.tiny import tiny_spec
+
+TABLE = replace(
+    untimed(Plan.of(tiny_spec(), [], []), [Workload(8, 16, 4), Workload(16, 16, 4)], "bfloat16"), engine="native"
+)
 
 
 def model(predicted: float, measured: float, label: str = "") -> dict:
@@ -21,12 +30,13 @@ def model(predicted: float, measured: float, label: str = "") -> dict:
 
 def write(folder: Path, *models: dict, **changes) -> Path:
     file = folder / "measured.json"
-    file.write_text(json.dumps({"engine": "native", "dtype": "bfloat16", "models": list(models), **changes}))
+    about = {"engine": "native", "dtype": "bfloat16", "workloads": [asdict(w) for w in TABLE.workloads]}
+    file.write_text(json.dumps({**about, "costs_sha256": TABLE.sha256, "models": list(models), **changes}))
     return file
 
 
 def correct(file: Path, *targets: Target) -> tuple[Target, ...]:
-    return corrected(targets, file, "native", "bfloat16")
+    return corrected(targets, file, TABLE, TABLE.workloads)
 
 
 def test_a_child_slower_than_predicted_asks_for_more(tmp_path, capsys):
@@ -44,8 +54,8 @@ def test_of_parent_counts_what_the_parent_missed_too(tmp_path):
 
 
 def test_the_worst_workload_counts(tmp_path):
-    child = model(1.0, 1.1, " @ batch 8")
-    slower = model(1.0, 1.2, " @ batch 16")
+    child = model(1.0, 1.1, " @ 8x16+4")
+    slower = model(1.0, 1.2, " @ 16x16+4")
     child = {side: child[side] | slower[side] for side in ("predicted", "measured")}
     (target,) = correct(write(tmp_path, child, child), Target("latency_s", max=1.0))
     assert target.max == pytest.approx(1 / 1.2)
@@ -67,6 +77,10 @@ def test_other_targets_stay(tmp_path, child, target):
     ("changes", "message"),
     [
         ({"engine": "vllm"}, "measured with vllm in bfloat16, the cost table with native in bfloat16"),
+        ({"workloads": [{"batch_size": 8, "prompt_tokens": 16, "new_tokens": 4}]}, r"measured 8x16\+4, not 16x16\+4"),
+        ({"workloads": [{"batch_size": 1, "prompt_tokens": 1, "new_tokens": 1}]}, r"measured 1x1\+1, not 8x16\+4 and"),
+        ({"costs_sha256": "0" * 64}, "predictions are those of another cost table"),
+        ({"workloads": [{"batch": 8}]}, "is no file of `lnlit search verify`"),
         ({"models": []}, "is no file of `lnlit search verify`"),
         ({"models": [{"name": "m", "measured": 3}]}, "is no file of `lnlit search verify`"),
         ({"models": [{"name": "m"}]}, "is no file of `lnlit search verify`"),
@@ -76,3 +90,24 @@ def test_another_file_is_refused(tmp_path, changes, message):
     file = write(tmp_path, model(1.0, 1.0), **changes)
     with pytest.raises(UserError, match=message):
         correct(file, Target("throughput", min=1.3))
+
+
+def test_only_the_workloads_that_are_asked_for_count(tmp_path):
+    child = model(1.0, 1.1, " @ 8x16+4")
+    slower = model(1.0, 1.2, " @ 16x16+4")
+    child = {side: child[side] | slower[side] for side in ("predicted", "measured")}
+    file = write(tmp_path, child, child)
+    (target,) = corrected([Target("latency_s", max=1.0)], file, TABLE, TABLE.workloads[:1])
+    assert target.max == pytest.approx(1 / 1.1)
+
+
+def test_a_file_of_an_older_lnlit_is_told_and_its_labels_count(tmp_path, capsys):
+    file = write(tmp_path, model(1.0, 1.1))
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({key: data[key] for key in ("engine", "dtype", "models")}))
+    assert correct(file, Target("latency_s", max=1.1))[0].max == pytest.approx(1.0)
+    assert "did not say what it was measured beside" in capsys.readouterr().err
+    data["models"] = [model(1.0, 1.1, " @ 1x2+3")]
+    file.write_text(json.dumps({key: data[key] for key in ("engine", "dtype", "models")}))
+    with pytest.raises(UserError, match=r"measured 1x2\+3, not 8x16\+4"):
+        correct(file, Target("latency_s", max=1.0))

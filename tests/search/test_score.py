@@ -15,7 +15,7 @@ from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, TopK
 from lnlit.search.score import Candidate, ParentWalk, Scorer, candidates
 from lnlit.specs import NOOP
 from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, tiny_decoder
-from lnlit.testing.tiny_library import tiny_library
+from lnlit.testing.tiny_library import tiny_library, undigested
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_nan_weights_are_one_line_that_names_the_candidate(parent, batches, tmp_
     tensors = load_file(file)
     tensors["ffn/i24/mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(tensors, file)
-    ours = scorer(parent, library, batches)
+    ours = scorer(parent, undigested(library.folder), batches)
     ours.score(Candidate(2, "attention", "noop"))
     with pytest.raises(UserError, match=r"^layer 2 ffn 'i24': its kl is nan, [^\n]*$"):
         ours.score(Candidate(2, "ffn", "i24"))

@@ -22,7 +22,7 @@ from lnlit.search.score import Scorer, candidates
 from lnlit.search.scores import read_scores
 from lnlit.stages.score import score
 from lnlit.testing.tiny import mixed_spec, tiny_folder
-from lnlit.testing.tiny_library import tiny_library
+from lnlit.testing.tiny_library import tiny_library, undigested
 
 WORDS = "a text that is long enough to be scored on, with all of its letters and spaces"
 
@@ -209,6 +209,7 @@ def test_a_nan_is_one_line_and_what_was_scored_stays(folder, tmp_path, capsys):
     tensors = load_file(file)
     tensors["attention/kv1/self_attn.q_proj.weight"][0] = float("nan")
     save_file(tensors, file)
+    undigested(library.folder)
     out, data = tmp_path / "scores.jsonl", folder / "text.jsonl"
     options = {
         "model": folder / "model",
