@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
-from lnlit.checkpoint.lightning import is_sharded
+from lnlit.checkpoint.lightning import check_training_checkpoint, is_sharded
 from lnlit.errors import UserError
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
@@ -94,6 +94,7 @@ class _SingleFile(TorchCheckpointIO):
             os.fsync(stream.fileno())
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        check_training_checkpoint(Path(path))
         if is_sharded(Path(path)):
             raise UserError(
                 f"ckpt_path: {path} is the folder of a sharded run, and this run's strategy reads single files. Go on "

@@ -6,7 +6,8 @@ import importlib.metadata
 from pathlib import Path
 
 from lnlit import registry
-from lnlit.checkpoint.hf import unsupported_model_type
+from lnlit.checkpoint.foreign import what_it_is
+from lnlit.checkpoint.hf import MODEL_TYPES
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
 from lnlit.specs import ModelSpec
@@ -59,25 +60,12 @@ def open_checkpoint(path: str | Path) -> CheckpointFormat:
     if readers:
         raise UserError(f"{source}: {' and '.join(readers)} all recognise it; uninstall the plugins you do not mean.")
     known = ", ".join(registry.names("checkpoint"))
-    raise UserError(f"{source}: not a model that lnlit reads. {_found(source)} Formats: {known}.{''.join(broken)}")
+    raise UserError(
+        f"{source}: not a model that lnlit reads. {what_it_is(source, MODEL_TYPES)} Formats: {known}.{''.join(broken)}"
+    )
 
 
 def read_spec(path: str | Path) -> ModelSpec:
     """The architecture of any recognised checkpoint, without reading its weights."""
     source = resolve(path)
     return open_checkpoint(source).read_spec(source)
-
-
-def _found(source: Path) -> str:
-    if source.is_file():
-        return f"It is a file; files are read as .gguf or Lightning .ckpt, and its first bytes are {_head(source)!r}."
-    if (source / "config.json").is_file():
-        return unsupported_model_type(source)
-    names = sorted(child.name for child in source.iterdir())
-    listing = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
-    return f"A model folder holds lnlit.json or config.json; this one holds {listing}."
-
-
-def _head(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(4)

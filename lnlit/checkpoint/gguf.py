@@ -145,6 +145,13 @@ def _open_version(path: Path, _modified_ns: int) -> GGUFFile:
 
 
 def _read_spec(file: GGUFFile) -> ModelSpec:
+    if (parts := file.get("split.count", 1)) > 1:
+        raise UserError(
+            f"{file.path}: is part {file.get('split.no', 0) + 1} of a split GGUF in {parts} parts. Join them first: "
+            "llama-gguf-split --merge FIRST_PART WHOLE.gguf."
+        )
+    if (kind := file.get("general.type", "model")) != "model":
+        raise UserError(f"{file.path}: is of the type {kind!r} (general.type) and holds no whole model.")
     architecture = file.get("general.architecture")
     if architecture != "llama":
         raise UserError(f"{file.path}: general.architecture {architecture!r} is not supported. Supported: llama.")

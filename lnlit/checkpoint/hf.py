@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lnlit.checkpoint.blocks import SINGLE_LINEAR, read_blocks
 from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
-from lnlit.errors import UserError, did_you_mean
+from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.interfaces import CheckpointFormat
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec
@@ -29,13 +29,6 @@ def model_type(path: Path) -> str | None:
     if not (path / CONFIG).is_file() or (path / SPEC_FILE).is_file():
         return None
     return read_json(path / CONFIG).get("model_type")
-
-
-def unsupported_model_type(path: Path) -> str:
-    """Why a folder with a config.json was not recognised, as a sentence for an error message."""
-    name = model_type(path)
-    hint = did_you_mean(name, MODEL_TYPES) if isinstance(name, str) else ""
-    return f"Its config.json has model_type {name!r}.{hint} Supported model types: {', '.join(MODEL_TYPES)}."
 
 
 class LlamaCheckpoint(CheckpointFormat):

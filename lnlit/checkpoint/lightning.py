@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lnlit.checkpoint.foreign import what_file
 from lnlit.checkpoint.sharded import INDEX, REST, ShardedFolder
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
@@ -86,6 +87,40 @@ class _Opened:
         state: dict[str, Tensor] = self.rest.get("state_dict", {})
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.tensor = state.__getitem__
+
+
+def check_training_checkpoint(path: Path) -> None:
+    """Raises `UserError`, saying what `path` is, unless a run can go on from it: everything that is named as a
+    `ckpt_path` goes through here. Reads no tensor.
+    """
+    if what := _no_checkpoint(path):
+        raise UserError(
+            f"ckpt_path: {path} is no checkpoint that a run can go on from. {what} Name a .ckpt that `lnlit fit` "
+            "saved; to begin from the weights of a model, name the folder that `lnlit import` wrote as `model`."
+        )
+
+
+def _no_checkpoint(path: Path) -> str:
+    if path.is_dir() and not is_sharded(path):
+        saved = [str(file) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for file in sorted(path.glob(pattern))]
+        if saved:
+            return f"It is a folder that holds some: {', '.join(saved[-3:])}."
+        return "It is a model folder." if (path / "config.json").is_file() else "It is a folder without one."
+    try:
+        state = _load(path / REST if path.is_dir() else path)
+    except UserError as error:
+        if path.is_dir() or _is_zip(path):
+            return f"It is damaged or cut short; go back to an earlier one. ({error.__cause__})"
+        return what_file(path) or "It is no file of torch.save."
+    if "pytorch-lightning_version" in state:
+        return ""
+    return "It holds tensors and no state of a run." if path.is_dir() or _is_zip(path) else what_file(path)
+
+
+def _is_zip(file: Path) -> bool:
+    """Whether it begins as torch.save's files do; their end may be missing."""
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
 
 
 def is_sharded(path: Path) -> bool:

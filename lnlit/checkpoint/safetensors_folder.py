@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lnlit.checkpoint.foreign import what_file
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.models.layout import Shape, check_shapes, expected_shapes
@@ -63,7 +64,8 @@ class SafetensorsFolder:
                         )
                     self.shapes[name], self._files[name] = tuple(view.get_shape()), file
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a complete safetensors file ({error}). Copy or download it again.") from error
+            advice = what_file(file) or "Copy or download it again."
+            raise UserError(f"{file}: not a complete safetensors file ({error}). {advice}") from error
         if absent := sorted(promised - self.shapes.keys()):
             raise UserError(f"{file}: the index promises tensor {absent[0]} in this file, which does not hold it.")
 
@@ -118,10 +120,14 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
 
 
 def _no_weights(folder: Path) -> str:
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if pickles:
+    names = sorted(file.name for file in folder.iterdir())
+    if pickles := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
         return (
             f"{folder}: the weights are pickles ({pickles[0]}), which can run code when loaded and are not read. "
             "Convert them where you trust them: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT)."
         )
-    return f"{folder}: no weights; looked for {SINGLE} and {INDEX}."
+    if "adapter_config.json" in names:
+        return f"{folder}: holds the weights of a LoRA adapter only. Merge it into its base model first."
+    weights = [name for name in names if name.endswith((".safetensors", ".h5", ".msgpack", ".gguf"))]
+    found = f" It holds {', '.join(weights[:3])}." if weights else ""
+    return f"{folder}: no weights; looked for {SINGLE} and {INDEX}.{found}"

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import lnlit.callbacks
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
+from lnlit.checkpoint.lightning import check_training_checkpoint
 from lnlit.cli import blame, names, overrides, trainer_flags
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
@@ -71,8 +72,17 @@ class LitCLI(LightningCLI):
             found = list_checkpoints(folder)
             config.ckpt_path = str(found[-1]) if found else None
             print(f"resuming from {found[-1]}" if found else f"no checkpoint in {folder} yet", file=sys.stderr)
-        elif path and path != "best" and not Path(path).exists():
-            raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Give a path, 'last' or 'best'.")
+        elif path == "best" and not Path(path).exists():
+            raise UserError(
+                "ckpt_path: which checkpoint is the best is known to the process that trained, and it is gone. Give "
+                "the path of the file that ModelCheckpoint wrote, or 'last'."
+            )
+        elif path:
+            file = Path(path).expanduser()
+            if not file.exists():
+                raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Give a path, or 'last'.")
+            check_training_checkpoint(file)
+            config.ckpt_path = str(file)
 
     def instantiate_classes(self) -> None:
         """What a part of the configuration refuses is the user's to put right."""

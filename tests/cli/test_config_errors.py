@@ -137,6 +137,15 @@ ON_COMMAND_LINE = {
     "what the trainer refuses": (["--trainer.strategy", "fsdq"], "trainer: You selected an invalid strategy name"),
     "devices that are not there": (["--trainer.devices", "0"], "trainer: `Trainer(devices="),
     "stray word": (["stray"], "unrecognized arguments: stray"),
+    "best checkpoint": (["--ckpt_path", "best"], "ckpt_path: which checkpoint is the best is known to the process"),
+    "not a checkpoint": (
+        ["--ckpt_path", __file__],
+        f"ckpt_path: {__file__} is no checkpoint that a run can go on from.",
+    ),
+    "a folder of none": (
+        ["--ckpt_path", "."],
+        "ckpt_path: . is no checkpoint that a run can go on from. It is a folder",
+    ),
     "missing checkpoint": (["--ckpt_path", "gone.ckpt"], "ckpt_path: there is no file or folder 'gone.ckpt'."),
     "missing file": (["--config", "gone.yaml"], "--config: there is no file 'gone.yaml'; the folder holds run.yaml."),
     "missing folder": (

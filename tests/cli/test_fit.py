@@ -97,7 +97,8 @@ def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monk
     from lnlit.cli.written import Written
 
     path = tmp_path / "stored.ckpt"
-    torch.save({"hyper_parameters": {"_class_path": "lnlit.modules.sft.SFT", "model": "another"}}, path)
+    parameters = {"_class_path": "lnlit.modules.sft.SFT", "model": "another"}
+    torch.save({"pytorch-lightning_version": "2.6.6", "hyper_parameters": parameters}, path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LitCLI, "_run_subcommand", lambda self, subcommand: None)
     arguments = ["--config", str(config()), "--ckpt_path", str(path)]
