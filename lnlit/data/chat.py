@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from lnlit.data.messages import Message
 from lnlit.data.pieces import Piece, PieceTokenizer
 from lnlit.data.rows import Conversation, asked, conversation
-from lnlit.data.said import missing
+from lnlit.data.said import missing, unshown
 from lnlit.data.tokenizer import check_tokenizer
 from lnlit.end_of_turn import end_ids, special_texts
 from lnlit.errors import UserError
@@ -166,15 +166,17 @@ class ChatEncoder:
 
     def _prompt_ids(self, said: Conversation) -> list[int]:
         stand_ins: list[str] = []
-        messages = self._safe(said.messages, stand_ins)
+        said = self._safe(said, stand_ins)
+        messages = said.messages
         text = self._render(messages, said, prompt=True)
+        _check_shown(said, text)
         cuts = [start for start in self._starts(messages, said, text).values() if start is not None]
         pieces = self._cut(_Rendered(text, [], cuts), stand_ins)
         return [token for ids, _ in self._pieces.encode(pieces) for token in ids]
 
-    def _safe(self, messages: list[Message], stand_ins: list[str]) -> list[Message]:
-        """Messages with every control token's text replaced by a numbered stand-in. A content of nothing is empty text:
-        transformers would leave the key out, which many templates do not expect."""
+    def _safe(self, said: Conversation, stand_ins: list[str]) -> Conversation:
+        """With every control token's text replaced by a numbered stand-in, in messages and tools. A content of nothing
+        is empty text: transformers would leave the key out, which many templates do not expect."""
 
         def replaced(match: re.Match[str]) -> str:
             stand_ins.append(match.group())
@@ -188,14 +190,15 @@ class ChatEncoder:
             return [clean(item, foreign) for item in value] if isinstance(value, list) else value
 
         foreign = {"assistant": self._assistants}
-        return [
+        messages = [
             {
                 **clean(message, foreign.get(message["role"], self._theirs)),
                 "role": message["role"],
                 **({"content": ""} if message.get("content") is None else {}),
             }
-            for message in messages
+            for message in said.messages
         ]
+        return replace(said, messages=messages, tools=clean(said.tools, self._theirs))
 
     def _render(self, messages: list[Message], of: Conversation, prompt: bool = False) -> str:
         """Some of the messages of a conversation, with its tools."""
@@ -233,8 +236,10 @@ class ChatEncoder:
         if not turns:
             unread = f" (nobody reads the keys {', '.join(said.unread)})" if said.unread else ""
             raise UserError(f"no assistant turn{unread}, so there is nothing to learn; drop the row or add an answer")
-        messages = self._safe(said.messages, stand_ins)
+        said = self._safe(said, stand_ins)
+        messages = said.messages
         text = self._render(messages, said)
+        _check_shown(said, text)
         starts = self._starts(messages, said, text)
         replies = [self._reply(messages, said, turn, text, starts) for turn in turns]
         return _Rendered(text, replies, [start for start in starts.values() if start is not None])
@@ -313,6 +318,16 @@ def _last_alone(said: Conversation) -> Conversation:
     if not said.messages or said.messages[-1]["role"] != "assistant":
         raise UserError("the last message must be the assistant's")
     return replace(said, learned=(False,) * (len(said.messages) - 1) + (True,))
+
+
+def _check_shown(said: Conversation, text: str) -> None:
+    lost = unshown(said, text)
+    if lost is not None:
+        raise UserError(
+            f"the chat template leaves out something that the row says, so the model would never see it: {lost}. Use "
+            "one that shows it: `lnlit import MODEL OUT --template NAME` puts one into a copy of the model (`lnlit "
+            "import --help` lists them)."
+        )
 
 
 @cache

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lnlit.data.rows import Conversation
 from lnlit.thinking import thought_and_answer
 
 #: Stands where something that was said has been found, so that nothing else is found across it.
@@ -26,6 +27,20 @@ def missing(message: Mapping[str, Any], rendered: str) -> str | None:
         if found is None:
             return f"{name} ({forms[0]:.60})"
         left = left.replace(found, _FOUND, 1)
+    return None
+
+
+def unshown(said: Conversation, rendered: str) -> str | None:
+    """What others than the assistant say in a conversation, and which tools it has, that its rendering lacks, in
+    words; None where nothing is. What the assistant said before may be cut: it is learned where it was said.
+    """
+    for number, message in enumerate(said.messages, start=1):
+        text = message.get("content") or ""
+        if message["role"] != "assistant" and not any(form.strip() in rendered for form in _forms(text)):
+            return f"message {number}, of the {message['role']} ({text.strip():.60})"
+    for tool in said.tools or []:
+        if (name := str(tool["function"]["name"])) not in rendered:
+            return f"the tool {name}"
     return None
 
 

@@ -5,8 +5,11 @@ import random
 import string
 
 import pytest
+from chat_samples import CHATML
 from row_samples import BRIEF, CALLED, ONE, SCHEMA, assistant, user
 
+from lnlit.data.chat import ChatEncoder
+from lnlit.data.preference import Group, GroupEncoder
 from lnlit.data.preference_rows import chats, preference_row, unread
 from lnlit.data.rows import conversation
 from lnlit.errors import UserError
@@ -91,6 +94,57 @@ def test_what_stands_beside_a_preference_is_in_its_conversations():
 def test_a_preference_that_would_lose_something_is_refused(row, message):
     with pytest.raises(UserError, match=message):
         preference_row(row)
+
+
+# what a template is given
+
+SHOWS_TOOLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
+SKIPS = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] in ('user', 'assistant') %}")
+
+
+def test_tools_are_shown_in_training_prompts_and_preferences(tokenizer):
+    tokenizer.chat_template = SHOWS_TOOLS
+    encoder = ChatEncoder(tokenizer)
+    tools = [{**SCHEMA, "description": "of a <|im_end|> city"}]
+    row = {"prompt": "Oslo?", "completion": "7", "tools": tools}
+    document = encoder.encode(row)
+    prompt = encoder.prompt(row)[1]
+    assert document.tokens[: len(prompt)] == prompt
+    assert "weather" in tokenizer.decode(prompt) and "of a <|im_end|> city" in tokenizer.decode(prompt)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert prompt.count(end) == 2  # what a tool's description spells is no control token
+    group = GroupEncoder(encoder).encode(
+        preference_row({"prompt": "Oslo?", "chosen": "7", "rejected": "8", "tools": tools})
+    )
+    assert isinstance(group, Group)
+    assert all(list(part.tokens)[: len(prompt)] == prompt for part in group.completions())
+
+
+@pytest.mark.parametrize(
+    ("row", "lost"),
+    [
+        ({"prompt": "Oslo?", "completion": "7", "tools": [SCHEMA]}, "the tool weather"),
+        ({"prompt": "Oslo?", "completion": "7", "system": "Be brief."}, r"message 1, of the system \(Be brief.\)"),
+        ({"messages": [user("Oslo?"), {"role": "tool", "content": "7 C"}, assistant("7")]}, "message 2, of the tool"),
+    ],
+)
+def test_what_a_template_does_not_show_is_refused(tokenizer, row, lost):
+    tokenizer.chat_template = SKIPS
+    for encode in (ChatEncoder(tokenizer).encode, ChatEncoder(tokenizer).prompt):
+        with pytest.raises(UserError, match=f"the model would never see it: {lost}"):
+            encode(row)
+
+
+def test_only_the_compared_answers_must_be_kept_by_the_template(tokenizer):
+    """Templates that cut earlier thoughts show every answer the same prompt, which is all that a comparison needs."""
+    cut = "m['content'] if loop.last else m['content'].split('</think>')[-1]"
+    tokenizer.chat_template = CHATML.replace("m['content']", cut)
+    talk = [user("Hi"), assistant("<think>x</think>Hello"), user("Why?")]
+    row = preference_row({"messages": talk, "chosen": "Because.", "rejected": "No."})
+    group = GroupEncoder(ChatEncoder(tokenizer)).encode(row)
+    assert isinstance(group, Group)
+    kept = [[t for t, yes in zip(part.tokens, part.loss_mask, strict=True) if yes] for part in group.completions()]
+    assert [tokenizer.decode(tokens) for tokens in kept] == ["Because.<|im_end|>", "No.<|im_end|>"]
 
 
 # nothing vanishes
