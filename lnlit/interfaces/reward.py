@@ -41,6 +41,9 @@ class NoVerdictError(Exception):
         super().__init__(kind, why)
         self.kind, self.why = kind, why
 
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.why}"
+
 
 class Reward(ABC):
     """A reward is plain data and code that can be sent to another process, where it may be stopped at any time.

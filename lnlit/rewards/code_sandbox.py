@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lnlit.errors import UserError
+from lnlit.interfaces import NoVerdictError
 
 Isolation = Literal["namespaces", "limits"]
 
@@ -44,7 +45,7 @@ class Limits:
 
 def passes(code: str, tests: str, entry_point: str | None, preamble: str, limits: Limits) -> bool:
     """Whether `code` passes every test within the limits. `RuntimeError` where they could not begin,
-    `UserError` where the row's tests are at fault.
+    `NoVerdictError` where the row's tests are at fault.
 
     Args:
         code: what nobody trusts.
@@ -69,7 +70,7 @@ def passes(code: str, tests: str, entry_point: str | None, preamble: str, limits
             end.close()  # only the other processes hold them now, so their end is seen
         said = _read(read, time.monotonic() + limits.wall_s)
     if b"unsuitable" in said:
-        raise UserError(f"the row's tests cannot be run: {said.decode(errors='replace').partition('unsuitable: ')[2]}")
+        raise NoVerdictError("unsuitable_tests", said.decode(errors="replace").partition("unsuitable: ")[2])
     if not said.startswith(b"tests\n"):
         raise RuntimeError(f"the sandbox did not start within {limits.wall_s} s or was refused its limits")
     return said == b"tests\npassed\n"
@@ -89,7 +90,7 @@ def check_isolation(isolation: Isolation) -> None:
         raise UserError(
             f"isolation: {isolation} is not to be had here ({reason}). "
             "Containers often forbid it: allow user namespaces (or CAP_SYS_ADMIN for root), or set isolation: limits, "
-            "which leaves network and files open to what the model writes."
+            "which is no boundary for what the model writes."
         )
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
 from lnlit.rewards.code_sandbox import Isolation, Limits, passes
+from lnlit.rewards.code_tree import imports, own_names, unknown_names
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
+#: What tests may import the candidate from.
+_SOLUTION = "solution"
 _PYTHON = {"python", "python3", "py", "py3"}
 
 
@@ -18,23 +24,36 @@ class CodeTestsReward(Reward):
     """1 where the last fenced Python block after the thinking passes all tests of the row, else 0. A block that says
     nothing of its language counts only where none says that it is Python.
 
-    A row has Python source under `tests` (HumanEval's: a function `check` that is called with the row's `entry_point`)
-    or a list of assert statements. What is neither the tests' own nor Python's belongs to the candidate, and so does
-    the `entry_point`: a function with a name of Python's own, such as `sum`, must be it.
+    A row has Python source under `tests` or a list of assert statements: asserts on functions or on classes such as
+    `Solution`, HumanEval's `check`, which is called with the row's `entry_point` (also one such as `Solution().add`),
+    unittest's cases, or functions called `test_...`, which are run where the tests only define them. What is neither
+    the tests' own nor Python's belongs to the candidate, what is imported from `solution` too, and so does the
+    `entry_point`: a function with a name of Python's own, such as `sum`, must be it.
 
-    The candidate runs in a process of its own and the tests in another; calls and plain values (numbers, text,
-    containers, views of dictionaries, iterators) cross between them, so printing, exiting, redefining `assert`, objects
-    that equal everything and a look at the tests gain nothing. An argument changed in place is changed for the tests
-    too. An exception arrives as the nearest of Python's own, with its text. Classes and functions as values do not
-    cross: tests that hand one over, or more than 64 MiB in their first call, stop the run with a `UserError`, and so do
-    tests that fail before they call the candidate; tests that want one back fail.
+    The candidate runs in a process of its own and the tests in another, so printing, exiting, redefining `assert`,
+    objects that equal everything and a look at the tests gain nothing. Plain values are copied from one to the other:
+    numbers, text, containers, ranges, fractions, decimals, dates, named tuples. What one side does to a list, set or
+    dictionary that it was handed is done to the other's. Functions, iterators and objects stay where they are, and the
+    other side uses them from afar. An object of the candidate's equals, and is smaller than, no plain value, unless the
+    tests make it of a class that they evidently test, by asking for attributes that no plain value has. Of what the
+    tests hand over, functions can be called and iterators looped over; only objects of the tests' own classes show
+    attributes. An exception arrives as the nearest of Python's own or of those that the tests name, with its text. What
+    is printed arrives in the tests' `sys.stdout`, and `input` asks theirs.
 
-    With `isolation: namespaces` (Linux) the candidate has no network, sees no other process and no file but Python's
-    own and the system's libraries, read-only, and can fill 16 MiB of memory with files. It cannot start processes or
-    threads. What is left to it are mistakes of the kernel and of Python. With `isolation: limits` there are limits of
-    time, memory, file size and processes, and nobody's rights where the run is root's; that stops accidents, not
-    attacks: open to it are the network, every file that the user (or nobody, where the run is root's) may read,
-    overwrite or delete, and, without root, every process of the same user. Only Python's standard library can be
+    Rows whose tests cannot be run are named before anything is sampled where that shows without running them: no
+    Python, modules that are not there, nothing to call. Tests that turn out to hand over what cannot leave their
+    process, such as a lock, more than 64 MiB in their first call, or to fail before they call the candidate, are no
+    verdict, counted as "unsuitable_tests". Of a class of the candidate's the tests can derive none.
+
+    With `isolation: namespaces` (Linux on x86_64 or ARM) the candidate has no network, sees no other process and no
+    file but Python's own and the system's libraries, read-only, and can fill 16 MiB of memory with files. It cannot
+    start processes or threads, send signals, or hold memory that its limit does not count; a filter refuses the system
+    calls for that. What is left to it are mistakes of the kernel and of Python. With `isolation: limits` there are
+    limits of time, memory, file size and processes, and nobody's rights where the run is root's; that stops accidents.
+    On Linux the same filter stands before the network and other processes, and where the kernel has Landlock (5.13)
+    only Python's own files can be read and only a folder of its own written, but nothing bounds how many files it
+    writes there for as long as it runs, and a filter is no wall of its own; elsewhere the network, every file that the
+    user (or nobody) may touch and every process of the same user are open to it. Only Python's standard library can be
     imported.
 
     Args:
@@ -61,15 +80,33 @@ class CodeTestsReward(Reward):
         self.time_limit_s = wall_s + 20  # the last resort: it has to start two processes and to clean up
 
     def score(self, request: RewardRequest) -> float:
-        tests = self._text(request, self.tests)
-        preamble = self._text(request, self.preamble) if self.preamble else ""
+        tests = self._text(request.row, self.tests)
+        preamble = self._text(request.row, self.preamble) if self.preamble else ""
         code = last_block(answer_of(request.completion))
         return (
             0.0 if code is None else float(passes(code, tests, request.row.get("entry_point"), preamble, self.limits))
         )
 
-    def _text(self, request: RewardRequest, key: str) -> str:
-        found: Any = request.row.get(key)
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """What can be told without running them: that the tests are Python, that all they import is to be had, and that
+        they use a name that can be the candidate's."""
+        texts = [self._text(row, self.tests), self._text(row, self.preamble) if self.preamble else ""]
+        try:
+            tests, preamble = map(ast.parse, texts)
+            entry_point = unknown_names(ast.parse(row.get("entry_point") or ""), with_builtins=True)
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+            raise UserError(f"code_tests: the row's tests are not Python: {type(error).__name__}: {error}") from error
+        modules = {*imports(tests), *imports(preamble)}
+        if missing := sorted(modules - sys.stdlib_module_names - {_SOLUTION}):
+            raise UserError(f"code_tests: the tests need {', '.join(missing)}; only Python's standard library is there")
+        known = own_names(tests) | own_names(preamble)
+        if not entry_point and _SOLUTION not in modules and not unknown_names(tests) - known:
+            raise UserError(
+                "code_tests: the tests call nothing that could be the candidate's; an entry_point is missing"
+            )
+
+    def _text(self, row: Mapping[str, Any], key: str) -> str:
+        found: Any = row.get(key)
         lines = found if isinstance(found, list) else [found]
         if not lines or not all(isinstance(line, str) for line in lines):
             raise UserError(f"code_tests: the row's {key!r} must be Python source or a list of it, got {found!r:.200}")

@@ -12,17 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.interfaces import RewardRequest
+from lnlit.interfaces import NoVerdictError, RewardRequest
 from lnlit.rewards import code_sandbox
 from lnlit.rewards.code_sandbox import Limits, check_isolation, passes
 from lnlit.rewards.code_tests import CodeTestsReward, last_block
 
-HUMANEVAL = Path(__file__).parents[2] / "data/humaneval/HumanEval.jsonl.gz"
+HUMANEVAL = Path(__file__).parents[3] / "shared/data/humaneval/HumanEval.jsonl.gz"
 TESTS = ["assert double(2) == 4", "assert double(-3) == -6"]
 GOOD = "def double(x):\n    return 2 * x\n"
 
@@ -262,10 +263,13 @@ def test_big_arguments_cross():
 @pytest.mark.parametrize(
     ("code", "tests"),
     [
-        ("def f(x):\n    for _ in range(50): x = [x]\n    return x\ndef g(x): return 1", "assert g([f(1)]) == 1"),
+        (
+            "def f(x):\n    for _ in range(99): x = (x,)\n    return x\ndef g(x): return 1",
+            "assert g(((((f(1),),),),)) == 1",
+        ),
         ("def f(x): return 'x' * 40 * 2**20\ndef g(x): return 1", "assert g(f(1) + f(1)) == 1"),
         ("def f(x): return 10**9\ndef g(x): return 1", "assert g('x' * f(1)) == 1"),
-        ("def f(x): raise TypeError\ndef g(x): return 1", "assert g(f(n) for n in range(3)) == 1"),
+        ("def f(x): raise TypeError\ndef g(x): return sum(x)", "assert g(f(n) for n in range(3)) == 1"),
     ],
 )
 def test_what_a_candidate_gives_stops_no_run(code, tests):
@@ -290,23 +294,27 @@ def test_a_helper_of_the_row_is_not_the_candidates_to_replace():
     assert score("def pi(): return 3\ndef error(x): return 0", tests, reward, **row) == 0
 
 
+@pytest.mark.parametrize("row", [{"test": None}, {"test": []}, {}])
+def test_a_row_without_tests_is_a_mistake_of_the_setup(row):
+    with pytest.raises(UserError, match="must be Python source or a list"):
+        CodeTestsReward().score(RewardRequest([], f"```\n{GOOD}\n```", False, row))
+
+
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("tests", "message"),
     [
-        ({"test": None}, "must be Python source or a list"),
-        ({"test": []}, "must be Python source or a list"),
-        ({"test": "assert double("}, "SyntaxError"),
-        ({"test": "assert double(lambda x: x)"}, "function is not plain data"),
-        ({"test": "assert 2 + 2 == 4"}, "never call the candidate"),
-        ({"test": "assert double('a' * 65 * 2**20)"}, "more than 64 MiB"),
-        ({"test": "assert double(['a'] * 10**9)"}, "out of memory|MemoryError"),
-        ({"test": "x = []\nfor _ in range(60): x = [x]\ndouble(x)"}, "nested too deeply"),
-        ({"test": "assert sum(1, 2) == 3"}, "before they call the candidate, TypeError.*must be the row's entry_point"),
+        ("assert double(", "SyntaxError"),
+        ("assert double(open('file', 'w'))", "a TextIOWrapper"),
+        ("assert 2 + 2 == 4", "never call the candidate"),
+        ("assert double('a' * 65 * 2**20)", "more than 64 MiB"),
+        ("assert double(['a'] * 10**9)", "out of memory|MemoryError"),
+        ("x = ()\nfor _ in range(150): x = (x,)\ndouble(x)", "nested too deeply"),
+        ("assert sum(1, 2) == 3", "before they call the candidate, TypeError.*must be the row's entry_point"),
     ],
 )
-def test_a_row_whose_tests_cannot_be_run_is_a_mistake_of_the_setup(row, message):
-    with pytest.raises(UserError, match=message):
-        CodeTestsReward().score(RewardRequest([], f"```\n{GOOD}\n```", False, row))
+def test_tests_that_cannot_be_run_are_no_verdict(tests, message):
+    with pytest.raises(NoVerdictError, match=message):
+        CodeTestsReward().score(RewardRequest([], f"```\n{GOOD}\n```", False, {"test": tests}))
 
 
 @pytest.mark.parametrize(
@@ -353,14 +361,22 @@ def test_the_last_python_block_counts(text, code):
 
 
 @pytest.mark.data
-def test_humanevals_own_solutions_pass():
+def test_humanevals_own_solutions_pass_and_no_others(record_property):
     if not HUMANEVAL.exists():
         pytest.skip(f"{HUMANEVAL} is absent")
     with gzip.open(HUMANEVAL, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][::8]
-    reward = CodeTestsReward(preamble="prompt")
-    for row in rows:
-        solution = row["prompt"] + row["canonical_solution"]
-        assert reward.score(RewardRequest([], f"```python\n{solution}\n```", False, row)) == 1, row["task_id"]
-        stub = f"```python\n{row['prompt']}    return None\n```"
-        assert reward.score(RewardRequest([], stub, False, row)) == 0, row["task_id"]
+        rows = [json.loads(line) for line in file][::4]
+    reward = CodeTestsReward(preamble="prompt", wall_s=60)
+
+    def paid(row: dict[str, str]) -> tuple[float, float]:
+        reward.check_row(row)
+        bodies = row["canonical_solution"], "    pass\n"
+        texts = [f"```python\n{row['prompt']}{body}\n```" for body in bodies]
+        right, wrong = (reward.score(RewardRequest([], text, False, row)) for text in texts)
+        return right, wrong
+
+    with ThreadPoolExecutor(3) as threads:
+        found = dict(zip((row["task_id"] for row in rows), threads.map(paid, rows), strict=True))
+    record_property("right_paid", sum(right for right, _ in found.values()))
+    record_property("wrong_paid", sum(wrong for _, wrong in found.values()))
+    assert len(found) == 41 and {name for name, both in found.items() if both != (1, 0)} == set()

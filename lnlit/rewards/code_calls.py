@@ -1,0 +1,250 @@
+"""How the two sides of a code test (`code_process`) call each other: values are copied, anything else is a `Handle` on
+what stays where it is. What one side does to a container that it was handed is done to the other's too.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import socket
+import struct
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from lnlit.rewards.code_handle import ACTIONS, Ahead, Handle, peer_of, target_of
+from lnlit.rewards.code_values import Reader, TooMuchError, Writer, same
+
+_MESSAGE_BYTES = 64 * 2**20
+
+#: What returns to its caller and nothing else may.
+_ENDINGS = (StopIteration, StopAsyncIteration, GeneratorExit)
+
+
+class BrokenOffError(BaseException):
+    """The other side is gone, or says what is no answer."""
+
+
+def pack(message: Any) -> bytes:
+    """A message as it is sent; `TooMuchError` if it is too long."""
+    data = json.dumps(message).encode()
+    if len(data) > _MESSAGE_BYTES:
+        raise TooMuchError(f"more than {_MESSAGE_BYTES >> 20} MiB of data")
+    return data
+
+
+class Line:
+    """Length-prefixed JSON messages over a socket. `EOFError`, `OSError`: the other side is gone, or says too much."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+
+    def send(self, packed: bytes) -> None:
+        self._socket.sendall(struct.pack(">I", len(packed)))
+        self._socket.sendall(packed)
+
+    def receive(self) -> Any:
+        (size,) = struct.unpack(">I", self._exactly(4))
+        if size > _MESSAGE_BYTES:
+            raise EOFError
+        return json.loads(self._exactly(size))
+
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = self._socket.recv_into(rest)
+            if not count:
+                raise EOFError
+            rest = rest[count:]
+        return data
+
+
+class Peer:
+    """One side of the line. What both do; the sides say what they lend and what they let the other do.
+
+    Args:
+        line: to the other side.
+    """
+
+    #: Whether an object of the other side may answer for itself in everything.
+    trusting = False
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.questions = 0
+        #: Why nothing more can come of it, also where somebody has caught that.
+        self.trouble: BaseException | None = None
+        #: Items of the other side's iterators that were asked for ahead.
+        self.ahead: dict[Any, Ahead] = {}
+        self._ours: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._handles: dict[Any, Handle] = {}
+        self._late: dict[int, Exception] = {}
+
+    # What the sides say
+
+    def offer(self, value: Any) -> Any:
+        """JSON for what is not plain: `lend`, or `NotPlainError`."""
+        return self.lend(value)
+
+    def given(self, kind: str, inner: Any) -> Any:
+        """What the other side's `offer` made that is not lent."""
+        raise TypeError(f"no kind of value: {kind}")
+
+    def allow(self, do: str, args: list[Any]) -> None:
+        """Raises an exception where the other side may not do so."""
+
+    def named(self, name: str) -> Any:
+        """What the other side calls by a name."""
+        raise NameError(f"name {name!r} is not defined")
+
+    def called(self, function: Any, /, *args: Any, **keywords: Any) -> Any:
+        return function(*args, **keywords)
+
+    def exception(self, kind: str) -> Any:
+        """The class that an exception's class of this name is on this side, None for none."""
+        found = getattr(builtins, kind, None)
+        return found if isinstance(found, type) and issubclass(found, (Exception, SystemExit)) else None
+
+    def printed(self) -> str:
+        """What was printed here since it was last asked."""
+        return ""
+
+    def hear(self, text: str) -> None:
+        """What was printed there."""
+
+    # Calls
+
+    def lend(self, value: Any) -> Any:
+        """JSON for something that stays here."""
+        number = self._numbers.setdefault(id(value), len(self._ours))
+        if number == len(self._ours):
+            self._ours.append(value)
+        return {"theirs": [number, isinstance(value, Coroutine)]}
+
+    def handle(self, target: Any, made: bool = False) -> Handle:
+        """The handle on something over there, a number or a name; always the same one."""
+        made = made or self.trusting
+        return self._handles.setdefault((target, made), Handle(self, target, made))
+
+    def ask(self, do: str, *args: Any, **keywords: Any) -> Any:
+        """Have the other side do something. Raises what it raises there; `BrokenOffError` where it gives no answer."""
+        self.questions += 1
+        writer = Writer(self._written)
+        packed = self.packed(writer, do, args, keywords)
+        try:
+            self.line.send(packed)
+            while "do" in (reply := self.line.receive()):  # it asks something first
+                self.line.send(self.answer(reply))
+            reader = Reader(reply["cells"], self._read, writer.objects)
+            value = reader.value(reply["value"])
+            raised = None if reply["raised"] is None else self._exception(reply["raised"], reader.value)
+            for number, cell in reply["changed"]:
+                reader.change(writer.objects[number], cell)
+            self.hear(str(reply["printed"]))
+        except Exception as error:  # whatever it is, it was not an answer
+            self.trouble = BrokenOffError("gave no value")
+            raise self.trouble from error
+        if raised is not None:
+            raise RuntimeError(f"raised {raised!r}") if do != "next" and isinstance(raised, _ENDINGS) else raised
+        return value
+
+    def packed(self, writer: Writer, do: str, args: Sequence[Any], keywords: dict[str, Any]) -> bytes:
+        """A question as it is sent."""
+        written = {"do": do, "args": [writer.value(arg) for arg in args]}
+        written["keywords"] = {key: writer.value(item) for key, item in keywords.items()}
+        return pack({**written, "cells": writer.cells(), "printed": self.printed()})
+
+    def answer(self, question: Any) -> bytes:
+        """Do what the other side asks for; the reply as it is sent."""
+        cells = question["cells"]
+        reader = Reader(cells, self._read)
+        self.hear(str(question["printed"]))
+        try:
+            args = [reader.value(arg) for arg in question["args"]]
+            keywords = {str(key): reader.value(item) for key, item in question["keywords"].items()}
+            self.allow(question["do"], args)
+            writer = Writer(self._written, reader.objects)
+            return self._reply(writer, cells, writer.value(self._done(question["do"], args, keywords)), None)
+        except (Exception, SystemExit) as error:
+            return self._reply(*self._told(error, reader.objects, cells))
+
+    def _reply(self, writer: Writer, before: list[Any], value: Any, told: Any) -> bytes:
+        after = [(number, writer.cell(writer.objects[number])) for number in range(len(before))]
+        changed = [[number, cell] for number, cell in after if not same(cell, before[number])]
+        reply = {"value": value, "raised": told, "changed": changed, "cells": writer.cells()}
+        return pack({**reply, "printed": self.printed()})
+
+    def _told(self, error: BaseException, objects: list[Any], before: list[Any]) -> tuple[Writer, Any, None, Any]:
+        """A reply of an exception: the names of its types, the nearest first, what it says, and what it holds where
+        that can cross."""
+        told: dict[str, Any] = {"kinds": [kind.__name__ for kind in type(error).__mro__], "says": ""}
+        with contextlib.suppress(Exception):
+            told["says"] = str(error)
+        for args, attributes in ((error.args, vars(error)), ((), {})):
+            writer = Writer(self._written, objects)
+            with contextlib.suppress(Exception):
+                told["holds"] = [writer.value(arg) for arg in args]
+                told["vars"] = {key: writer.value(item) for key, item in attributes.items()}
+                writer.cells()
+                break
+        return writer, before, None, told
+
+    def _exception(self, told: Any, read: Callable[[Any], Any]) -> BaseException:
+        """The nearest exception that this side knows, with the same text if it can have that."""
+        for name in told["kinds"]:
+            kind, made = self.exception(name), []
+            for arguments in ([read(item) for item in told["holds"]], [told["says"]], []) if kind else ():
+                with contextlib.suppress(Exception):  # some need arguments of their own
+                    made.append(kind(*arguments))
+            if made:
+                found = next((error for error in made if str(error) == told["says"]), made[0])
+                for key, item in told["vars"].items():
+                    with contextlib.suppress(Exception):
+                        setattr(found, key, read(item))
+                return found
+        raise ValueError("no exception of Python's own")
+
+    def _done(self, do: str, args: list[Any], keywords: dict[str, Any]) -> Any:
+        if do == "next":
+            return self._next(*args)
+        return self.called(*args, **keywords) if do == "call" else ACTIONS[do](*args)
+
+    def _next(self, iterator: Any, count: int) -> list[Any]:
+        """As many items as asked for; fewer where it ends or fails after them, which is said the next time."""
+        if id(iterator) in self._late:
+            raise self._late.pop(id(iterator))
+        found: list[Any] = []
+        try:
+            while len(found) < count:
+                found.append(next(iterator))
+        except Exception as error:
+            if not found:
+                raise
+            self._late[id(iterator)] = error
+        return found
+
+    def _written(self, value: Any) -> Any:
+        if isinstance(value, Handle):
+            return {"yours": target_of(value)}
+        return self.lend(value.value) if isinstance(value, Made) else self.offer(value)
+
+    def _read(self, kind: str, inner: Any) -> Any:
+        if kind == "theirs":
+            handle = self.handle(int(inner[0]))
+            return _awaited(handle) if inner[1] else handle
+        if kind == "yours":
+            return self.named(inner) if isinstance(inner, str) else self._ours[inner]
+        return self.given(kind, inner)
+
+
+class Made:
+    """What a class has made is lent even where it is made from a plain value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+async def _awaited(handle: Handle) -> Any:
+    return peer_of(handle).ask("await", handle)

@@ -1,0 +1,96 @@
+"""What a row's tests say of the candidate before they are run: the names that must be its own."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import datetime
+from collections import deque
+from collections.abc import Iterator
+from fractions import Fraction
+
+#: What a plain value has, so that tests that use no more may mean a function's value.
+_PLAIN = {
+    name
+    for kind in (str, bytes, int, complex, list, tuple, dict, set, deque, Fraction, datetime.datetime)
+    for name in dir(kind)
+}
+
+
+def unknown_names(tree: ast.AST, with_builtins: bool = False) -> set[str]:
+    """The names that are used and not Python's own."""
+    used = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+    return {name for name in used if with_builtins or not hasattr(builtins, name)}
+
+
+def own_names(tree: ast.AST) -> set[str]:
+    """The names that a program gives to something of its own, imports of others' included."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+    return found
+
+
+def exceptions(tree: ast.AST) -> set[str]:
+    """The names that are used as classes of exceptions: in `except`, or as what should be raised."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and node.type:
+            found |= _names_of(node.type)
+        elif isinstance(node, ast.Call) and _called(node.func) in ("assertRaises", "assertRaisesRegex", "suppress"):
+            found |= set().union(*map(_names_of, node.args[:1]))
+        elif isinstance(node, ast.Raise) and node.exc:
+            found |= _names_of(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
+    return found
+
+
+def tested_classes(tree: ast.AST) -> set[str]:
+    """The names that are used as classes whose objects are tested: they are asked for attributes that no plain value
+    has, or for an operator between two of them, or for being of the class."""
+    held: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                held.setdefault(_called(target), set()).update(_made(node.value))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr not in _PLAIN:
+            found |= _made(node.value) | held.get(_called(node.value), set())
+        elif isinstance(node, ast.Compare):
+            found |= _made(node.left) & set().union(*map(_made, node.comparators))
+        elif isinstance(node, ast.Call) and _called(node.func) in ("isinstance", "assertIsInstance"):
+            found |= set().union(*map(_names_of, node.args[1:]))
+    return found - {""}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that are imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module).partition(".")[0]
+
+
+def _called(node: ast.AST) -> str:
+    """The last name of a dotted one, "" of anything else."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _names_of(node: ast.AST) -> set[str]:
+    parts = node.elts if isinstance(node, ast.Tuple) else [node]
+    return {part.id for part in parts if isinstance(part, ast.Name)}
+
+
+def _made(node: ast.AST) -> set[str]:
+    """The names that are called for a value, or for an operand of it."""
+    if isinstance(node, ast.BinOp):
+        return _made(node.left) | _made(node.right)
+    return {node.func.id} if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else set()
