@@ -304,7 +304,7 @@ def test_a_row_without_tests_is_a_mistake_of_the_setup(row):
     ("tests", "message"),
     [
         ("assert double(", "SyntaxError"),
-        ("assert double(open('file', 'w'))", "a TextIOWrapper"),
+        ("assert double(__import__('threading').Lock())", "a lock"),
         ("assert 2 + 2 == 4", "never call the candidate"),
         ("assert double('a' * 65 * 2**20)", "more than 64 MiB"),
         ("assert double(['a'] * 10**9)", "out of memory|MemoryError"),
