@@ -24,7 +24,7 @@ def engine(name: str = "native"):
 
 @pytest.mark.parametrize("name", sorted(BUILTINS["rollout"]))
 def test_engine(name):
-    check_rollout_engine(lambda: engine(name), runs_the_model=name != "scripted")
+    check_rollout_engine(lambda: engine(name))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])

@@ -72,7 +72,9 @@ class Experience(L.LightningDataModule):
         held_out: prompts for the trainer's validation.
         reward_workers: processes that judge.
         proof: how many samples of each rollout the trainer scores again, to prove that the engine has its weights.
-        max_logprob_difference: the run stops where a token's log-prob differs by more between engine and trainer.
+        max_logprob_difference: the run stops where the log-probs of more than one token in a hundred differ by more
+            between engine and trainer, in nats.
+        mean_logprob_difference: likewise where all tokens' differ by more on average. Another model's do by 3 nats.
         take_turns: with the accelerator's memory: the engine sleeps while the policy trains, and weights, gradients and
             optimizer state of the policy wait in host memory while the engine generates.
         seed: of the prompts' order and of every sample.
@@ -96,6 +98,7 @@ class Experience(L.LightningDataModule):
         reward_workers: int = 2,
         proof: int = 4,
         max_logprob_difference: float = 1.0,
+        mean_logprob_difference: float = 0.1,
         take_turns: bool = False,
         seed: int = 0,
     ) -> None:
@@ -125,9 +128,11 @@ class Experience(L.LightningDataModule):
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.held_out = held_out
         self.phases = Phases()
-        sampling = {"proof": proof, "max_difference": max_logprob_difference, "take_turns": take_turns}
+        bounds = {"max_difference": max_logprob_difference, "mean_difference": mean_logprob_difference}
         self._judges = [judge.reward for judge in self.rewards if judge.weight]
-        self._sampler = partial(Rollouts, engine, self.rewards, reward_workers, **sampling)
+        self._sampler = partial(
+            Rollouts, engine, self.rewards, reward_workers, proof=proof, take_turns=take_turns, **bounds
+        )
         self._order = order or Uniform()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
         self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
