@@ -170,7 +170,7 @@ def _answer(row: Mapping[str, Any]) -> tuple[list[Turn], str]:
 
 def _dialogue(value: Any, name: str) -> list[Turn]:
     tree = isinstance(value, Mapping) and "replies" in value  # OpenAssistant's
-    if isinstance(value, list) or (isinstance(value, Mapping) and {"role", "from"} & set(value) and not tree):
+    if isinstance(value, list) or (_is_turn(value) and not tree):
         return read_messages(value, name)
     hint = ". A tree of replies is no conversation: write a row for each path through it" if tree else ""
     raise UserError(f"{name}: expected prompt and completion as text or lists of messages, got {shown(value)}{hint}.")
@@ -204,7 +204,10 @@ def _refuse(row: Mapping[str, Any]) -> None:
         raise UserError(f"mask: only the assistant's turns can be learned, got {shown(row['mask'])}")
     for key in _LABELS:
         if row.get(key) is False:
-            raise UserError(f"{key}: the row says that its answer is a bad one. Leave such rows out.")
+            raise UserError(
+                f"{key}: the row says that its answer is a bad one. Leave such rows out, or the key, if it says "
+                f"something else: columns: {{{key}: null}} of the source."
+            )
 
 
 def _advice(row: Mapping[str, Any]) -> str:
@@ -212,9 +215,20 @@ def _advice(row: Mapping[str, Any]) -> str:
         return "Rows of text are for TextData."
     if set(_PAIR) <= set(row):
         return "Rows with chosen and rejected are for PreferenceData."
+    dialogue = next(
+        (key for key, value in row.items() if isinstance(value, list) and value and _is_turn(value[0])), None
+    )
+    if dialogue is not None:
+        return f"Say what is what in the source's columns, as in columns: {{{dialogue}: messages}}."
     question = next((key for key in _QUESTIONS if key in row), "QUESTION")
     reply = next((key for key in _REPLIES if key in row), "ANSWER")
-    return f"Say what is what in the source's columns, as in columns: {{{question}: prompt, {reply}: completion}}."
+    answered = any(key in row for key in (*ANSWERS, "completions"))
+    columns = f"{question}: prompt" if answered else f"{question}: prompt, {reply}: completion"
+    return f"Say what is what in the source's columns, as in columns: {{{columns}}}."
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool({"role", "from"} & set(value))
 
 
 def _only(row: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 class Source(ABC):
     """A finite, deterministic sequence of rows. A row is a dict of JSON values.
 
-    Chat rows hold `messages` ([{role, content}, ...]) or the Llama-Nemotron schema (`input`, `output`,
-    `system_prompt`, ...). Extra keys (`answer`, `category`, ...) pass through untouched.
+    Chat rows have any form that `lnlit.data.rows` reads, such as `messages` ([{role, content}, ...]); the README lists
+    them. Extra keys (`answer`, `category`, ...) pass through untouched: rewards may read them.
     """
 
     @abstractmethod

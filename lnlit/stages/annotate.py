@@ -66,7 +66,7 @@ def annotate(
 
     Args:
         model: Model folder with a tokenizer and a chat template.
-        prompts: Rows with `messages`; a last assistant turn is left out of the prompt.
+        prompts: Rows of any form that chat rows have; their answers are left out.
         reward: What completions are judged by.
         out: The JSONL file to write.
         engine: Generates the completions; lnlit's own decoder when not given.

@@ -83,6 +83,7 @@ def test_prompts_of_a_policy(show, tmp_path):
         ([{"question": "q", "answer": "a"}], (), "rows.jsonl:1: expected the key .* columns: {question: prompt"),
         ([{"prompt": "q", "solution": "a"}], (), r"rows.jsonl:1: no assistant turn \(nobody reads the keys solution\)"),
         ([TALK], ("--data.init_args.sequence_lenght", "5"), "Did you mean 'sequence_length'"),
+        ([TALK, {"prompt": "a\ud83d", "completion": "b"}], (), "rows.jsonl:2: broken text at character 1"),
         ([TALK], ("--model", "x"), "unknown option '--model'"),
         ([TALK], ("--rows", "-1"), "--rows: expected a number of rows"),
         ([TALK], ("--data.init_args.train.init_args.columns", "{quesion: prompt}"), "no column 'quesion'"),

@@ -63,6 +63,11 @@ REFUSED = {
         {"question": "1 + 1?", "answer": "2"},
         r"columns: \{question: prompt, answer: completion\}",
     ),
+    "a question beside a response": (
+        {"system_prompt": "s", "question": "q", "response": "a"},
+        r"columns: \{question: prompt\}",
+    ),
+    "a dialogue of another name": ({"conversation": ONE, "toxic": False}, r"columns: \{conversation: messages\}"),
     "tokens": ({"input_ids": [1, 2], "labels": [1, 2]}, "got keys: input_ids, labels"),
     "a tree": (
         {"prompt": {"text": "?", "role": "prompter", "replies": [{"text": "a" * 5000}]}},
