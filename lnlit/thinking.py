@@ -13,7 +13,9 @@ Thinking = Literal["on", "off"]
 
 OPEN, CLOSE = TAGS = ("<think>", "</think>")
 
-_TOGGLE = re.compile(r"detailed thinking (on|off)\b")
+#: What the toggle's system prompt begins with.
+TOGGLE = "detailed thinking"
+_TOGGLE = re.compile(rf"{TOGGLE} (on|off)\b")
 _BOX_OR_BRACE = re.compile(r"(\\boxed\s*)?\{|\}|\\\\(?=[{}])|\\[{}]")
 _THOUGHT_THEN_ANSWER = re.compile(r"\s*<think>((?!</?think>).)*</think>\s*\S", re.DOTALL)
 _OPENED = re.compile(r"<think>\s*\Z")
@@ -29,7 +31,7 @@ def on_or_off(thinking: Any) -> Thinking:
 
 def toggle(thinking: Any) -> str:
     """The system prompt that switches thinking on or off."""
-    return f"detailed thinking {on_or_off(thinking)}"
+    return f"{TOGGLE} {on_or_off(thinking)}"
 
 
 def mode(messages: Sequence[Mapping[str, Any]]) -> Thinking | None:

@@ -17,10 +17,14 @@ from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder
 from lnlit.checkpoint.formats import read_spec, resolve
-from lnlit.data.chat import chat_folder
+from lnlit.data.chat import ChatEncoder, chat_folder
 from lnlit.errors import UserError
+from lnlit.interfaces.batch import TokenBatch
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights
+from lnlit.thinking import TOGGLE
+
+_BATCHES_LOOKED_AT = 100
 
 
 class ExportModel(L.Callback):
@@ -34,6 +38,7 @@ class ExportModel(L.Callback):
 
     def __init__(self, out: str, overwrite: bool = False) -> None:
         self.out, self.overwrite = out, overwrite
+        self._thinking = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":  # hours of training must not end in a refusal
@@ -46,11 +51,24 @@ class ExportModel(L.Callback):
             check_target(Path(self.out), self.overwrite, given)
             hf_config(read_spec(str(pl_module.model)))
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Notice that the model learns with the reasoning toggle, which the folder then says (see `knows_thinking`)."""
+        if self._thinking or batch_idx >= _BATCHES_LOOKED_AT or not isinstance(batch, TokenBatch):
+            return
+        encoder = getattr(trainer.datamodule, "encoder", None)  # type: ignore[attr-defined]
+        if isinstance(encoder, ChatEncoder):
+            self._thinking = TOGGLE in str(encoder.tokenizer.decode(batch.tokens.flatten().tolist()))
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if stopped_by(trainer) is not None:  # not finished; `lnlit export CKPT OUT` writes what there is
             return
         decoder = cast(Decoder, pl_module.decoder)
-        provenance = _provenance(trainer, pl_module)  # on every rank, and before they gather: see there
+        provenance = {
+            "thinking": self._thinking,
+            **_provenance(trainer, pl_module),
+        }  # on every rank, and before they gather: see there
         weights = canonical_weights(decoder)
         if not trainer.is_global_zero:
             for _ in weights:  # takes part in gathering shards

@@ -67,6 +67,15 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return read_json(path / SPEC_FILE).get("provenance", {})
 
 
+def knows_thinking(source: str | Path) -> bool:
+    """Whether a folder says that its model, or one before it, was trained with the reasoning toggle."""
+    path = resolve(source)
+    record = read_provenance(path) if LnlitFolder().recognises(path) else {}
+    while record and not record.get("thinking"):
+        record = record.get("parent_provenance", {})
+    return bool(record)
+
+
 def tell_readers(folder: Path) -> None:
     """Say on stderr which programs load a folder that was written, and what keeps the others from it."""
     for line in sentences(read_json(folder / SPEC_FILE)["obstacles"]):

@@ -1,39 +1,54 @@
-"""`lnlit chat MODEL --thinking on|off`: talk to a model folder in the terminal."""
+"""`lnlit chat MODEL`: talk to a model folder in the terminal."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
 from lnlit.cli.arguments import CommandParser
 from lnlit.errors import UserError
 
+_MOST_NEW_TOKENS = 512
+
 
 def main(argv: list[str]) -> int:
     """Chat until an empty line or end of input; with --prompt, answer once. Returns 0."""
     arguments = _parser().parse_args(argv)
+    for option in (arguments.prompt, arguments.system):
+        _check_text(option or "")
     chat = _Chat(arguments)
     if arguments.prompt is not None:
         chat.answer(arguments.prompt)
         return 0
     print("An empty line ends the chat.", file=sys.stderr)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  what is no text is told, line by line
     while text := _read():
         try:
+            _check_text(text)
             chat.answer(text)
-        except UserError as error:  # the conversation has outgrown the context
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            chat.messages.clear()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="lnlit chat", description="Chat with a model folder.")
     parser.add_argument("model", help="model folder")
-    parser.add_argument("--thinking", choices=("on", "off"), default="on", help="the reasoning toggle (default: on)")
+    parser.add_argument(
+        "--thinking",
+        choices=("on", "off", "none"),
+        help="the reasoning toggle in the system prompt (default: on where the model's folder says that lnlit trained "
+        "it with the toggle, or its chat template speaks of it; else none)",
+    )
+    parser.add_argument("--system", help="a system prompt, after the toggle")
     parser.add_argument("--prompt", help="answer this one message and exit")
-    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument(
+        "--max-new-tokens", type=int, help=f"default: what fits into the context, at most {_MOST_NEW_TOKENS}"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -45,6 +60,18 @@ def _read() -> str:
         return input("you: ").strip()
     except EOFError:
         return ""
+
+
+def _check_text(text: str) -> None:
+    """Raises `UserError` for bytes that are no UTF-8; Python reads each as half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = ascii(text[error.start : error.end])
+        raise UserError(
+            f"chat: character {error.start} is no UTF-8 text ({got}); the message was not sent. Set the terminal to "
+            "UTF-8, or convert what you paste."
+        ) from error
 
 
 class _Chat:
@@ -61,14 +88,20 @@ class _Chat:
         from lnlit.models.device import torch_device
         from lnlit.models.generate import Sampling
 
-        self.encoder = ChatEncoder(load_tokenizer(arguments.model), arguments.thinking, date.today())
+        tokenizer = load_tokenizer(arguments.model)
+        self.encoder = ChatEncoder(tokenizer, _thinking(arguments, str(tokenizer.chat_template)), date.today())
         self.decoder = build_decoder(read_spec(arguments.model), torch_device(), torch.bfloat16)
         load_weights(self.decoder, arguments.model)
-        self.messages: list[Any] = []
-        self.sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
+        system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+        self.beginning: list[Any] = system
+        self.messages: list[Any] = list(system)
+        self.max_new_tokens: int | None = arguments.max_new_tokens
+        self.sampling = Sampling(0, arguments.temperature, arguments.top_p, arguments.seed)
 
     def answer(self, text: str) -> None:
-        """Print the answer as it is generated and remember it."""
+        """Print the answer as it is generated and remember it. A conversation that has outgrown the context is
+        forgotten, with a `UserError`.
+        """
         from lnlit.models.generate import generate
 
         self.messages.append({"role": "user", "content": text})
@@ -84,6 +117,33 @@ class _Chat:
                 print(text[len(shown) :], end="", flush=True)
                 shown = text
 
-        generate(self.decoder, [prompt], self.sampling, self.encoder.end_ids(), show)
+        try:
+            generate(self.decoder, [prompt], self._sampling(len(prompt)), self.encoder.end_ids(), show)
+        except UserError:
+            self.messages = list(self.beginning)
+            raise
         print(flush=True)
         self.messages.append({"role": "assistant", "content": shown})
+
+    def _sampling(self, prompt_tokens: int) -> Any:
+        context = self.decoder.spec.context_length
+        if prompt_tokens >= context:
+            raise UserError(
+                f"the conversation is {prompt_tokens} tokens, the model's context {context}; it is forgotten. Ask anew."
+            )
+        fitting = min(_MOST_NEW_TOKENS, context - prompt_tokens)
+        wanted = fitting if self.max_new_tokens is None else self.max_new_tokens
+        return replace(self.sampling, max_new_tokens=wanted)
+
+
+def _thinking(arguments: argparse.Namespace, template: str) -> Any:
+    """The toggle to send, or None. What was not asked for is told."""
+    if arguments.thinking is not None:
+        return None if arguments.thinking == "none" else arguments.thinking
+    from lnlit.checkpoint.folder import knows_thinking
+    from lnlit.thinking import TOGGLE
+
+    if TOGGLE in template or knows_thinking(arguments.model):
+        print("thinking: on, for the model knows the toggle; --thinking off switches it", file=sys.stderr)
+        return "on"
+    return None
