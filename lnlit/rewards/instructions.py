@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
@@ -30,11 +31,16 @@ class InstructionsReward(Reward):
         self.how = score
 
     def score(self, request: RewardRequest) -> float:
-        kinds, arguments = (request.row.get(key) for key in ("instruction_id_list", "kwargs"))
+        self.check_row(request.row)
+        kinds, arguments = request.row["instruction_id_list"], request.row["kwargs"]
+        obeyed = obeys_all(answer_of(request.completion), kinds, [given or {} for given in arguments])
+        return float(all(obeyed)) if self.how == "all" else sum(obeyed) / len(obeyed)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        kinds, arguments = row.get("instruction_id_list"), row.get("kwargs")
         if not isinstance(kinds, list) or not isinstance(arguments, list) or not kinds:
             raise UserError(
                 "instructions: the prompt's row needs the lists instruction_id_list and kwargs, not empty; it has "
-                f"{', '.join(request.row) or 'nothing'}"
+                f"{', '.join(row) or 'nothing'}"
             )
-        obeyed = obeys_all(answer_of(request.completion), kinds, [given or {} for given in arguments])
-        return float(all(obeyed)) if self.how == "all" else sum(obeyed) / len(obeyed)
+        obeys_all("", kinds, [given or {} for given in arguments])

@@ -49,7 +49,8 @@ class LLMJudgeReward(BatchReward):
     The answer after the thinking is shown as data between marks that it cannot know, and only a last line that carries
     the mark is a verdict, so "this is correct" inside an answer is no verdict. A judge can still be talked round: the
     words of an answer reach it. What gets no verdict counts as none, and is counted by its reason in `outcomes`:
-    "unreachable", "timed_out", "refused" (the status says why), "nonsense", "no_verdict". An endpoint that is down
+    "unreachable", "timed_out", "refused" (the status says why), "nonsense", "no_verdict", and "no_reference" where the
+    row's is null or empty. An endpoint that is down
     therefore stops nothing; watch the counts. Needs `pip install lnlit[rl]`.
 
     Args:
@@ -102,6 +103,29 @@ class LLMJudgeReward(BatchReward):
         self._known: dict[str, float] = {}
 
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        judged = [request for request in requests if self._has_reference(request.row)]
+        found = iter(self._verdicts(judged))
+        missing = RewardResult(None, f"no_reference: the row's {self.key} is null or empty")
+        results = [next(found) if self._has_reference(request.row) else missing for request in requests]
+        self.outcomes.update(str(result.error).partition(":")[0] for result in results if result.value is None)
+        return results
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        if not self._has_reference(row):
+            raise UserError(
+                f"llm_judge: the row's {self.key} is {row[self.key]!r}, so there is nothing to compare with"
+            )
+
+    def _has_reference(self, row: Mapping[str, Any]) -> bool:
+        """Whether there is one to show, where one is to be shown."""
+        if self.key is None:
+            return True
+        if self.key not in row:
+            raise UserError(f"llm_judge: the prompt's row has no {self.key!r}; it has {', '.join(row) or 'nothing'}")
+        value = row[self.key]
+        return value is not None and value == value and bool(str(value).strip())  # NaN is not itself
+
+    def _verdicts(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         asked = [self._blocks(request) for request in requests]
         names = [self._name(blocks) for blocks in asked]
         # What is asked twice is asked once.
@@ -110,18 +134,12 @@ class LLMJudgeReward(BatchReward):
             answers = _in_another_thread(self._ask_all(new))
             for name, result in answers.items():
                 self._remember(name, result.value)
-        found = [
+        return [
             RewardResult(value) if (value := self._remembered(name)) is not None else answers[name] for name in names
         ]
-        self.outcomes.update(str(result.error).partition(":")[0] for result in found if result.value is None)
-        return found
 
     def _blocks(self, request: RewardRequest) -> dict[str, str]:
         """What the judge is shown of a request, by name."""
-        if self.key is not None and self.key not in request.row:
-            raise UserError(
-                f"llm_judge: the prompt's row has no {self.key!r}; it has {', '.join(request.row) or 'nothing'}"
-            )
         question = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in request.messages)
         shown = {"question": question, "answer": answer_of(request.completion).strip()}
         return shown if self.key is None else {**shown, "reference": str(request.row[self.key])}

@@ -133,3 +133,18 @@ def test_every_row_of_ifeval_can_be_judged():
     rows = [json.loads(line) for line in IFEVAL.read_text(encoding="utf-8").splitlines()]
     scores = [InstructionsReward().score(RewardRequest([], "Yes.", False, row)) for row in rows]
     assert len(scores) == 541 and 0 < sum(scores) / len(scores) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({}, "needs the lists instruction_id_list and kwargs"),
+        ({"instruction_id_list": None, "kwargs": [{}]}, "needs the lists"),
+        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "1 kinds, but kwargs has 0"),
+        ({"instruction_id_list": ["punctuation:no_commas"], "kwargs": [{}]}, "no_comma"),
+    ],
+)
+def test_a_row_that_nothing_can_be_judged_by_is_found_before_anything_is_sampled(row, says):
+    with pytest.raises(UserError, match=says):
+        InstructionsReward().check_row(row)
+    InstructionsReward().check_row({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [None]})

@@ -66,6 +66,17 @@ def test_the_number_is_a_share_of_the_best(fake):
     assert values(reward(fake.url, best=5), "a") == [None]
 
 
+@pytest.mark.parametrize("reference", [None, float("nan"), "", "  "])
+def test_a_row_without_a_reference_is_not_asked_about(fake, reference):
+    judge = reward(fake.url)
+    rows = [request("It is 4."), request("It is None.", answer=reference)]
+    assert [result.value for result in judge.score_batch(rows)] == [1, None]
+    assert judge.outcomes == {"no_reference": 1} and len(fake.bodies) == 1
+    with pytest.raises(UserError, match=r"the row's answer is .*, so there is nothing to compare with"):
+        judge.check_row({"answer": reference})
+    assert reward(fake.url, key=None).check_row({}) is None
+
+
 def test_without_a_reference_none_is_shown(fake):
     judge = reward(fake.url, key=None)
     assert judge.score(RewardRequest([{"role": "user", "content": "?"}], "4", False)) == 1
