@@ -107,6 +107,10 @@ class Peer:
         found = getattr(builtins, kind, None)
         return found if isinstance(found, type) and issubclass(found, (Exception, SystemExit)) else None
 
+    def refuse(self, why: str) -> Any:
+        """Something that cannot be done from afar. Raises an exception."""
+        raise TypeError(why)
+
     def printed(self) -> str:
         """What was printed here since it was last asked."""
         return ""

@@ -125,7 +125,7 @@ class Handle:
         return _kept(self.__peer.ask("deepcopy", self), self.__made)
 
     def __mro_entries__(self, bases: Any) -> Any:
-        raise NotPlainError("a class cannot be derived from one that lives elsewhere")
+        return self.__peer.refuse("a class cannot be derived from one that lives elsewhere")
 
     def __instancecheck__(self, item: Any) -> bool:
         return isinstance(item, Handle) and self.__peer.ask("isinstance", item, self) is True

@@ -175,6 +175,10 @@ class Judge(Peer):
                 self.trouble = UnsuitableError(f"they hand over too much: {error or 'out of memory'}")
         raise self.trouble
 
+    def refuse(self, why: str) -> Any:
+        self.trouble = UnsuitableError(why)
+        raise self.trouble
+
     def hear(self, text: str) -> None:
         if text:
             with contextlib.suppress(UnicodeError):  # where nobody listens

@@ -15,6 +15,8 @@ from lnlit.rewards.code_tree import imports, own_names, unknown_names
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
+#: What the tests cannot have: each side is one process with files of its own.
+_NOT_THERE = {"concurrent", "multiprocessing", "socket", "subprocess", "tempfile", "threading"}
 #: What tests may import the candidate from.
 _SOLUTION = "solution"
 _PYTHON = {"python", "python3", "py", "py3"}
@@ -41,9 +43,10 @@ class CodeTestsReward(Reward):
     is printed arrives in the tests' `sys.stdout`, and `input` asks theirs.
 
     Rows whose tests cannot be run are named before anything is sampled where that shows without running them: no
-    Python, modules that are not there, nothing to call. Tests that turn out to hand over what cannot leave their
-    process, such as a lock, more than 64 MiB in their first call, or to fail before they call the candidate, are no
-    verdict, counted as "unsuitable_tests". Of a class of the candidate's the tests can derive none.
+    Python, modules that are not there, threads, processes or files to share, nothing to call. Tests that turn out to
+    hand over what cannot leave their process, such as a lock, more than 64 MiB in their first call, or to fail before
+    they call the candidate, are no verdict, counted as "unsuitable_tests". Of a class of the candidate's the tests can
+    derive none.
 
     With `isolation: namespaces` (Linux on x86_64 or ARM) the candidate has no network, sees no other process and no
     file but Python's own and the system's libraries, read-only, and can fill 16 MiB of memory with files. It cannot
@@ -99,6 +102,11 @@ class CodeTestsReward(Reward):
         modules = {*imports(tests), *imports(preamble)}
         if missing := sorted(modules - sys.stdlib_module_names - {_SOLUTION}):
             raise UserError(f"code_tests: the tests need {', '.join(missing)}; only Python's standard library is there")
+        if needed := sorted(_NOT_THERE & set(imports(tests))):
+            raise UserError(
+                f"code_tests: the tests use {', '.join(needed)}; they run in one thread without a network, and share "
+                "no file with the candidate"
+            )
         known = own_names(tests) | own_names(preamble)
         if not entry_point and _SOLUTION not in modules and not unknown_names(tests) - known:
             raise UserError(

@@ -94,6 +94,7 @@ def test_no_object_says_itself_that_it_is_right(how):
         ({"test": "from pytest import raises\nimport pandas.api\nf()"}, "the tests need pandas, pytest; only"),
         ({"test": "def check(f):\n    assert f(1) == 2"}, "call nothing that could be the candidate's"),
         ({"test": "assert 2 + 2 == 4"}, "call nothing that could be the candidate's"),
+        ({"test": "import threading, tempfile\nf()"}, "the tests use tempfile, threading; they run in one thread"),
         ({"test": "assert f()\0"}, "not Python"),
         ({"test": ["assert f()", 7]}, "must be Python source or a list"),
         ({"test": "f()", "entry_point": "f("}, "not Python: SyntaxError"),
@@ -122,10 +123,11 @@ def test_a_row_that_needs_no_more_is_not(test):
 @pytest.mark.parametrize(
     ("test", "why"),
     [
-        ("import threading\nassert f(threading.Lock()) == 1", "cannot leave their process: a lock"),
-        ("import socket\na, b = socket.socketpair()\nf(a)", "cannot leave their process: a socket"),
+        ("assert f(__import__('threading').Lock()) == 1", "cannot leave their process: a lock"),
+        ("f(__import__('socket').socketpair()[0])", "cannot leave their process: a socket"),
         ("import sys\ntry:\n    f(sys._getframe())\nexcept BaseException: pass", "cannot leave their process: a frame"),
         ("class Mine(X): pass\nassert Mine().f() == 1", "a class cannot be derived"),
+        ("try:\n    assert f(1)\n    class Mine(X): pass\nexcept BaseException: pass", "a class cannot be derived"),
         ("raise KeyError('x')", "before they call the candidate, KeyError"),
     ],
 )
