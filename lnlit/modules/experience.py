@@ -128,11 +128,8 @@ class Experience(L.LightningDataModule):
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.held_out = held_out
         self.phases = Phases()
-        bounds = {"max_difference": max_logprob_difference, "mean_difference": mean_logprob_difference}
-        self._judges = [judge.reward for judge in self.rewards if judge.weight]
-        self._sampler = partial(
-            Rollouts, engine, self.rewards, reward_workers, proof=proof, take_turns=take_turns, **bounds
-        )
+        limits = {"max_difference": max_logprob_difference, "mean_difference": mean_logprob_difference, "proof": proof}
+        self._sampler = partial(Rollouts, engine, self.rewards, reward_workers, take_turns=take_turns, **limits)
         self._order = order or Uniform()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
         self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
@@ -170,6 +167,7 @@ class Experience(L.LightningDataModule):
     def _read(self, source: Source, key: str) -> list[Prompt]:
         """The prompts that leave the context room for a completion."""
         context, found, rows = self.policy.decoder.spec.context_length, [], 0
+        judges = [judge.reward for judge in self.rewards if judge.weight]
         unjudged: dict[int, str] = {}
         room = context - self.max_new_tokens
         if room < 1:
@@ -182,7 +180,7 @@ class Experience(L.LightningDataModule):
                 messages, token_ids = self.encoder.prompt(row)
             except UserError as error:
                 raise UserError(f"data.{key}: {where(source, rows - 1)}: {error}") from error
-            if why := why_not(self._judges, row):
+            if why := why_not(judges, row):
                 unjudged[rows - 1] = why
             elif 0 < len(token_ids) <= room:
                 found.append(Prompt(messages, tuple(token_ids), row))
