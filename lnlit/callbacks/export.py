@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit import __version__
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.descent import descent
-from lnlit.checkpoint.folder import check_target, hf_config, save_folder
+from lnlit.checkpoint.folder import check_target, hf_config, save_folder, tell_readers
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.data.chat import ChatEncoder, chat_folder
 from lnlit.errors import UserError
@@ -89,6 +89,7 @@ class ExportModel(L.Callback):
                 pass
             raise
         rank_zero_info(f"wrote {self.out}")
+        tell_readers(Path(self.out))
 
 
 def _provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lnlit.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "plugins/lnlit-vllm"))  # it is installed in vLLM's environment
 
+from lnlit_vllm.config import DeciLMConfig  # pyright: ignore[reportMissingImports]
 from lnlit_vllm.core import EXTENSION, LOGPROBS, Core  # pyright: ignore[reportMissingImports]
 from lnlit_vllm.server import Server  # pyright: ignore[reportMissingImports]
 from lnlit_vllm.worker import Receiver  # pyright: ignore[reportMissingImports]
@@ -219,3 +220,31 @@ def test_a_servers_silence_has_its_limit(vllm):
     server = Server(vllm.url, SETTINGS | {"answer_time_limit_s": 0.5})
     with pytest.raises(UserError, match="does not answer /inference/v1/generate: timed out"):
         server.generate([{"prompt_ids": [1], "seed": 0}], SAMPLING)
+
+
+def blocks_of(attention: dict[str, Any], ffn: dict[str, Any]) -> DeciLMConfig:
+    sizes = {"hidden_size": 576, "num_attention_heads": 9}
+    return DeciLMConfig(block_configs=[{"attention": attention, "ffn": ffn}], **sizes)
+
+
+def test_a_config_is_read_in_every_spelling():
+    stubs = {"no_op": False, "replace_with_linear": False, "sparsify": None}
+    nvidias = blocks_of({"n_heads_in_group": 3, **stubs}, {"ffn_mult": 2.0, **stubs})
+    plain = blocks_of({"num_key_value_heads": 3}, {"intermediate_size": 768})
+    assert nvidias.block_configs == plain.block_configs
+    again = DeciLMConfig(**nvidias.to_dict())
+    assert again.block_configs == plain.block_configs
+
+
+@pytest.mark.parametrize(
+    ("attention", "ffn", "message"),
+    [
+        ({"n_heads_in_group": 3, "num_key_value_heads": 3}, {"no_op": True}, "expected one of n_heads_in_group"),
+        ({"n_heads_in_group": 3}, {}, "ffn: expected one of ffn_mult, intermediate_size, got none"),
+        ({"n_heads_in_group": 3}, {"ffn_mult": 2.0, "intermediate_size": 768}, "expected one of ffn_mult"),
+        ({"n_heads_in_group": 3, "window_length": 64}, {"no_op": True}, "attention: window_length=64 is not supported"),
+    ],
+)
+def test_a_config_that_would_be_served_as_another_model_is_refused(attention, ffn, message):
+    with pytest.raises(ValueError, match=message):
+        blocks_of(attention, ffn)

@@ -53,6 +53,15 @@ def test_a_child_is_composed_of_library_and_parent(solution, built_library, tiny
     assert child(torch.arange(5)[None]).isfinite().all()
 
 
+def test_who_cannot_load_the_child_is_told_and_stands_in_the_folder(solution, built_library, tmp_path, capsys):
+    folder = realize(str(solution), str(built_library), str(tmp_path / "child"), index=1)
+    told = capsys.readouterr().err.splitlines()
+    assert "transformers, vLLM with lnlit-vllm can run this architecture" in told
+    assert "vLLM cannot: it knows no single linear (layers[0].ffn)" in told
+    kept = json.loads((folder / "lnlit.json").read_text())["obstacles"]
+    assert kept["vLLM"] == ["it knows no single linear (layers[0].ffn)"] and kept["transformers"] == []
+
+
 def test_the_folder_says_what_was_predicted(solution, built_library, tiny_parent, tmp_path):
     folder = realize(str(solution), str(built_library), str(tmp_path / "child"), index=1)
     record = read_provenance(folder)
