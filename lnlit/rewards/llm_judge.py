@@ -113,7 +113,7 @@ class LLMJudgeReward(BatchReward):
     def check_row(self, row: Mapping[str, Any]) -> None:
         if not self._has_reference(row):
             raise UserError(
-                f"llm_judge: the row's {self.key} is {row[self.key]!r}, so there is nothing to compare with"
+                f"llm_judge: the row's {self.key} is {row.get(self.key)!r}, so there is nothing to compare with"
             )
 
     def _has_reference(self, row: Mapping[str, Any]) -> bool:

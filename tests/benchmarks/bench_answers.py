@@ -48,7 +48,7 @@ def by_reward(gold: str, completion: str) -> bool:
 def math_golds(train: bool) -> list[str]:
     if train:
         rows = json.loads((DATA / "math_train" / "train.json").read_text())
-        found = list(dict.fromkeys(row["answer"] for row in rows if row["answer"]))
+        found = list(dict.fromkeys(row["answer"].strip() for row in rows if row["answer"]))
         return random.Random(0).sample(found, 500)
     lines = (DATA / "math500" / "test.jsonl").read_text().splitlines()
     return list(dict.fromkeys(json.loads(line)["answer"] for line in lines))
