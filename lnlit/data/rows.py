@@ -145,7 +145,7 @@ def prompt_turns(row: Mapping[str, Any]) -> tuple[list[Turn] | None, set[str]]:
 
 def _history(value: Any) -> Iterator[Turn]:
     """Earlier rounds, pairs of what was asked and answered (LLaMA-Factory's, which learns these answers too)."""
-    for pair in value or ():
+    for pair in value if isinstance(value, list) else [value] if value else ():
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise UserError(f"history: expected pairs of a question and its answer, got {shown(pair)}")
         for role, text in zip(("user", "assistant"), pair, strict=True):
@@ -162,8 +162,8 @@ def _answer(row: Mapping[str, Any]) -> tuple[list[Turn], str]:
     if isinstance(value, str):
         value = {"role": "assistant", "content": value}
     if thoughts:
-        if isinstance(value, list):
-            raise UserError(f"{_THOUGHTS}: say the thoughts in the messages of {name}")
+        if not isinstance(value, Mapping):
+            raise UserError(f"{_THOUGHTS}: say the thoughts in the messages of {name}, got {shown(value)}")
         value = {**value, _THOUGHTS: thoughts}
     return _dialogue(value, name), name
 

@@ -1,9 +1,12 @@
 """Rows that say what lnlit cannot honour: each is refused in one short message that says what to do."""
 
+import random
+
 import pytest
 from row_samples import CALL, OLDER, ONE, SCHEMA, THOUGHT, assistant, user
 
-from lnlit.data.rows import conversation
+from lnlit.data.preference_rows import preference_row
+from lnlit.data.rows import ANSWERS, CONTEXT, PROMPTS, asked, conversation
 from lnlit.errors import UserError
 
 IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
@@ -138,3 +141,39 @@ def test_what_cannot_be_honoured_is_refused_in_one_short_message(name):
     with pytest.raises(UserError, match=message) as caught:
         conversation(row)
     assert len(str(caught.value)) < 500
+
+
+def anything(rng: random.Random, depth: int = 0):
+    """Any JSON value, often one that means something in a message."""
+    if depth == 3 or rng.random() < 0.6:
+        plain = [None, True, False, 0, 1, 0.5, float("nan"), "", "on", "user", "assistant", "gpt", "function_call", "{"]
+        return rng.choice([*plain, "text", "tool_call", '{"name": "f", "arguments": {}}', "\ud83d", [], {}])
+    if rng.random() < 0.5:
+        return [anything(rng, depth + 1) for _ in range(rng.randrange(4))]
+    keys = [
+        "role",
+        "from",
+        "content",
+        "value",
+        "tool_calls",
+        "weight",
+        "thinking",
+        "type",
+        "text",
+        "function",
+        "arguments",
+    ]
+    return {rng.choice(keys): anything(rng, depth + 1) for _ in range(rng.randrange(5))}
+
+
+def test_no_row_is_a_traceback():
+    rng = random.Random(0)
+    keys = [*CONTEXT, *PROMPTS, *ANSWERS, "history", "context", "label", "chosen", "rejected", "completions", "rewards"]
+    keys += ["reasoning_content", "preferred_output", "non_preferred_output"]
+    for _ in range(4000):
+        row = {rng.choice(keys): anything(rng) for _ in range(rng.randint(1, 5))}
+        for reader in (conversation, asked, preference_row):
+            try:
+                reader(row)
+            except UserError as error:
+                assert len(str(error)) < 700
