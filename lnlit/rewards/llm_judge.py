@@ -111,10 +111,8 @@ class LLMJudgeReward(BatchReward):
         return results
 
     def check_row(self, row: Mapping[str, Any]) -> None:
-        if not self._has_reference(row):
-            raise UserError(
-                f"llm_judge: the row's {self.key} is {row.get(self.key)!r}, so there is nothing to compare with"
-            )
+        if (key := self.key) is not None and not self._has_reference(row):
+            raise UserError(f"llm_judge: the row's {key} is {row[key]!r}, so there is nothing to compare with")
 
     def _has_reference(self, row: Mapping[str, Any]) -> bool:
         """Whether there is one to show, where one is to be shown."""
