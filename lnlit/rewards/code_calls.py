@@ -111,11 +111,11 @@ class Peer:
         """Something that cannot be done from afar. Raises an exception."""
         raise TypeError(why)
 
-    def printed(self) -> str:
-        """What was printed here since it was last asked."""
-        return ""
+    def printed(self) -> list[str]:
+        """What was printed here since it was last asked, to standard output and to standard error."""
+        return ["", ""]
 
-    def hear(self, text: str) -> None:
+    def hear(self, texts: list[str]) -> None:
         """What was printed there."""
 
     # Calls
@@ -146,7 +146,7 @@ class Peer:
             raised = None if reply["raised"] is None else self._exception(reply["raised"], reader.value)
             for number, cell in reply["changed"]:
                 reader.change(writer.objects[number], cell)
-            self.hear(str(reply["printed"]))
+            self.hear([str(text) for text in reply["printed"]])
         except Exception as error:  # whatever it is, it was not an answer
             self.trouble = BrokenOffError("gave no value")
             raise self.trouble from error
@@ -164,7 +164,7 @@ class Peer:
         """Do what the other side asks for; the reply as it is sent."""
         cells = question["cells"]
         reader = Reader(cells, self._read)
-        self.hear(str(question["printed"]))
+        self.hear([str(text) for text in question["printed"]])
         try:
             args = [reader.value(arg) for arg in question["args"]]
             keywords = {str(key): reader.value(item) for key, item in question["keywords"].items()}

@@ -51,7 +51,8 @@ class Candidate(Peer):
     def __init__(self, line: Line) -> None:
         super().__init__(line)
         self.names = _module("solution")
-        sys.stdout = sys.__stdout__ = self._out = io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogatepass")
+        self._prints = [io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogatepass") for _ in range(2)]
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._prints
 
     def serve(self, job: dict[str, Any]) -> None:
         """Run the candidate's code, then answer calls of what it defined."""
@@ -77,13 +78,15 @@ class Candidate(Peer):
         found = operator.attrgetter(name)(found) if name else found
         return found if args is None else found(*Reader([], self._read).value(args))
 
-    def printed(self) -> str:
-        self._out.flush()
-        buffer: Any = self._out.buffer
-        text = buffer.getvalue().decode("utf-8", "surrogatepass")
-        buffer.seek(0)
-        buffer.truncate()
-        return text
+    def printed(self) -> list[str]:
+        texts: list[str] = []
+        for stream in self._prints:
+            stream.flush()
+            buffer: Any = stream.buffer
+            texts.append(buffer.getvalue().decode("utf-8", "surrogatepass"))
+            buffer.seek(0)
+            buffer.truncate()
+        return texts
 
 
 class Solution(types.ModuleType):
@@ -179,10 +182,11 @@ class Judge(Peer):
         self.trouble = UnsuitableError(why)
         raise self.trouble
 
-    def hear(self, text: str) -> None:
-        if text:
+    def hear(self, texts: list[str]) -> None:
+        for stream, text in zip((sys.stdout, sys.stderr), texts, strict=True):
             with contextlib.suppress(UnicodeError):  # where nobody listens
-                sys.stdout.write(text)
+                if text:
+                    stream.write(text)
 
 
 def _by_name(value: Any) -> list[Any] | None:

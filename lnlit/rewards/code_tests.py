@@ -11,12 +11,14 @@ from typing import Any
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
 from lnlit.rewards.code_sandbox import Isolation, Limits, passes
-from lnlit.rewards.code_tree import imports, own_names, unknown_names
+from lnlit.rewards.code_tree import imports, own_names, patched, unknown_names
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
 #: What the tests cannot have: each side is one process with files of its own.
 _NOT_THERE = {"concurrent", "multiprocessing", "socket", "subprocess", "tempfile", "threading"}
+#: What the candidate uses of the tests'.
+_REACHES = {"builtins.input", "sys.stdin", "sys.stdout", "sys.stderr"}
 #: What tests may import the candidate from.
 _SOLUTION = "solution"
 _PYTHON = {"python", "python3", "py", "py3"}
@@ -40,7 +42,7 @@ class CodeTestsReward(Reward):
     tests make it of a class that they evidently test, by asking for attributes that no plain value has. Of what the
     tests hand over, functions can be called and iterators looped over; only objects of the tests' own classes show
     attributes. An exception arrives as the nearest of Python's own or of those that the tests name, with its text. What
-    is printed arrives in the tests' `sys.stdout`, and `input` asks theirs.
+    is printed arrives in the tests' `sys.stdout` or `sys.stderr`, and `input` asks theirs.
 
     Rows whose tests cannot be run are named before anything is sampled where that shows without running them: no
     Python, modules that are not there, threads, processes or files to share, nothing to call. Tests that turn out to
@@ -102,6 +104,11 @@ class CodeTestsReward(Reward):
         modules = {*imports(tests), *imports(preamble)}
         if missing := sorted(modules - sys.stdlib_module_names - {_SOLUTION}):
             raise UserError(f"code_tests: the tests need {', '.join(missing)}; only Python's standard library is there")
+        if elsewhere := sorted(patched(tests) - _REACHES):
+            raise UserError(
+                f"code_tests: the tests patch {', '.join(elsewhere)}, which the candidate has of its own, in its "
+                f"process; only {', '.join(sorted(_REACHES))} reach it"
+            )
         if needed := sorted(_NOT_THERE & set(imports(tests))):
             raise UserError(
                 f"code_tests: the tests use {', '.join(needed)}; they run in one thread without a network, and share "

@@ -79,6 +79,13 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield str(node.module).partition(".")[0]
 
 
+def patched(tree: ast.AST) -> set[str]:
+    """What is replaced by its name for a while, as `unittest.mock.patch` does."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _called(node.func) == "patch"]
+    first = [arg.value for call in calls for arg in call.args[:1] if isinstance(arg, ast.Constant)]
+    return {name for name in first if isinstance(name, str)}
+
+
 def _called(node: ast.AST) -> str:
     """The last name of a dotted one, "" of anything else."""
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""

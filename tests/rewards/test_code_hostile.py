@@ -61,9 +61,9 @@ line = next(item for item in gc.get_objects() if type(item).__name__ == "Line")
 def send(message):
     line.send(json.dumps(message).encode())
 def reply(value, **more):
-    send({"value": value, "raised": None, "changed": [], "cells": [], "printed": "", **more})
+    send({"value": value, "raised": None, "changed": [], "cells": [], "printed": ["", ""], **more})
 def ask(do, *args):
-    send({"do": do, "args": list(args), "keywords": {}, "cells": [], "printed": ""})
+    send({"do": do, "args": list(args), "keywords": {}, "cells": [], "printed": ["", ""]})
     return line.receive()
 """
 

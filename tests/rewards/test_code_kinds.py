@@ -95,6 +95,10 @@ def test_no_object_says_itself_that_it_is_right(how):
         ({"test": "def check(f):\n    assert f(1) == 2"}, "call nothing that could be the candidate's"),
         ({"test": "assert 2 + 2 == 4"}, "call nothing that could be the candidate's"),
         ({"test": "import threading, tempfile\nf()"}, "the tests use tempfile, threading; they run in one thread"),
+        (
+            {"test": "from unittest.mock import patch\nwith patch('time.sleep'): f()"},
+            "the tests patch time.sleep, which",
+        ),
         ({"test": "assert f()\0"}, "not Python"),
         ({"test": ["assert f()", 7]}, "must be Python source or a list"),
         ({"test": "f()", "entry_point": "f("}, "not Python: SyntaxError"),
