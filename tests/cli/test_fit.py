@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -75,7 +77,7 @@ def test_a_new_run_does_not_mix_with_the_checkpoints_of_an_earlier_one(lnlit, co
     assert code == 2 and "step-2.ckpt is of an earlier run. Go on with --ckpt_path last" in err
 
 
-COMMANDS = ["fit", "validate", "test", "predict"]
+COMMANDS = ["fit", "validate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -104,3 +106,16 @@ def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monk
     arguments = ["--config", str(config()), "--ckpt_path", str(path)]
     cli = LitCLI("fit", arguments, Written(arguments))
     assert cli.config["fit"].model.init_args.model == str(tiny_model)
+
+
+def test_validating_a_checkpoint_asks_for_no_schedule(lnlit, config):
+    """The configuration may say another length than the run had: nothing is trained."""
+    rows = yaml.safe_load(config().read_text())["data"]["init_args"]["train"]["init_args"]["paths"]
+    saving = config(
+        ("  enable_checkpointing: false\n", ""),
+        ("    sequence_length", f"    val: {{class_path: jsonl, init_args: {{paths: {rows}}}}}\n    sequence_length"),
+    )
+    assert lnlit("fit", "--config", saving, "--trainer.default_root_dir=run")[0] == 0
+    checkpoint = next(Path("run/checkpoints").iterdir())
+    code, out, err = lnlit("validate", "--config", saving, "--trainer.max_steps=9", "--ckpt_path", checkpoint)
+    assert code == 0 and "val/loss" in out, err

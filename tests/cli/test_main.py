@@ -40,7 +40,7 @@ def test_help_lists_every_command(arguments, capsys):
     assert all(f"\n  {name} " in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("stage", ["fit", "validate"])
 def test_a_stage_explains_itself(stage, capsys):
     for option in ("--help", "-h"):
         assert main([stage, option]) == 0
