@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.rows import asked
+from lnlit.errors import UserError
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.weights import inference_copy
@@ -30,6 +31,8 @@ class SampleGenerations(L.Callback):
     """
 
     def __init__(self, prompts: list[str] | None = None, every_n_steps: int = 0, max_new_tokens: int = 64) -> None:
+        if every_n_steps < 0:
+            raise UserError(f"SampleGenerations.every_n_steps: expected 0 or a positive number, got {every_n_steps}")
         self.prompts, self.every_n_steps = prompts, every_n_steps
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
         self._sampled_step = -1

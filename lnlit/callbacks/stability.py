@@ -27,7 +27,7 @@ class Stability(L.Callback):
     def __init__(
         self, explosion_factor: float = 100.0, window: int = 50, max_skips: int = 5, reset_optimizer: bool = False
     ) -> None:
-        if explosion_factor <= 1 or window < 2 or max_skips < 1:
+        if not explosion_factor > 1 or window < 2 or max_skips < 1:  # NaN is not more than 1
             raise UserError("Stability: needs explosion_factor > 1, window >= 2 and max_skips >= 1")
         self.explosion_factor, self.max_skips, self.reset_optimizer = explosion_factor, max_skips, reset_optimizer
         self.recent: deque[float] = deque(maxlen=window)

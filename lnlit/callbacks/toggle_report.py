@@ -33,6 +33,8 @@ class ToggleReport(L.Callback):
     """
 
     def __init__(self, source: Source, rows: int = 200, batch_size: int = 64, max_new_tokens: int = 128) -> None:
+        if rows < 1 or batch_size < 1:
+            raise UserError(f"ToggleReport: rows and batch_size must be positive, got {rows} and {batch_size}")
         self.source, self.rows, self.batch_size = source, rows, batch_size
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
         self.results: dict[str, Any] = {}

@@ -65,6 +65,8 @@ class PlannedData(L.LightningDataModule, ABC):
         for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"data.{name}: expected a positive number, got {value}")
+        if seed < 0:
+            raise UserError(f"data.seed: expected 0 or a positive number, got {seed}")
         self.tokenizer_name = tokenizer
         self.stages = in_stages(train if isinstance(train, list) else [BlendEntry(train)])
         self.val = val

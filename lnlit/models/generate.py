@@ -5,6 +5,7 @@ Shape suffixes: B batch rows, T tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,10 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
+            raise UserError(f"generate: needs temperature >= 0, 0 < top_p <= 1 and max_new_tokens >= 1, got {self}")
 
 
 @dataclass
@@ -188,8 +193,6 @@ def _row_seed(seed: int, row: int) -> int:
 def _check(decoder: Decoder, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
     if not prompts or not all(prompts):
         raise UserError("generate: a prompt is empty; give at least one token per prompt")
-    if sampling.temperature < 0 or not 0 < sampling.top_p <= 1 or sampling.max_new_tokens < 1:
-        raise UserError(f"generate: needs temperature >= 0, 0 < top_p <= 1 and max_new_tokens >= 1, got {sampling}")
     needed, context = max(map(len, prompts)) + sampling.max_new_tokens, decoder.spec.context_length
     if needed > context:
         raise UserError(f"generate: prompt plus max_new_tokens is {needed} tokens, the model's context is {context}")

@@ -38,6 +38,12 @@ class LoRA:
         object.__setattr__(self, "targets", tuple(self.targets))
         if self.rank < 1:
             raise UserError(f"lora.rank: expected a positive integer, got {self.rank}")
+        if not 0 < self.alpha < math.inf:  # 0 would train nothing
+            raise UserError(f"lora.alpha: expected a positive number, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout: expected 0 <= dropout < 1, got {self.dropout}")
+        if not self.targets:
+            raise UserError("lora.targets: the list is empty, so nothing would be trained; leave lora out instead")
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "targets": list(self.targets)}

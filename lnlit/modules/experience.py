@@ -104,9 +104,13 @@ class Experience(L.LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"max_new_tokens": max_new_tokens, "updates_per_rollout": updates_per_rollout, "proof": proof}
+        sizes |= {"reward_workers": reward_workers}
         for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"data.{name}: expected a positive number, got {value}")
+        for name, value in {"resample": resample, "seed": seed}.items():
+            if value < 0:
+                raise UserError(f"data.{name}: expected 0 or a positive number, got {value}")
         if samples_per_prompt < 2:
             raise UserError(
                 f"data.samples_per_prompt: a sample is judged by its siblings, so 2 or more; got {samples_per_prompt}"

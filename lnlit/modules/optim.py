@@ -37,13 +37,19 @@ class AdamW:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or not 0 <= self.final_learning_rate <= self.learning_rate:
+        if not 0 <= self.final_learning_rate <= self.learning_rate or not 0 < self.learning_rate < math.inf:
             raise UserError(
                 f"optimizer: needs 0 <= final_learning_rate <= learning_rate and learning_rate > 0, got "
                 f"{self.final_learning_rate} and {self.learning_rate}"
             )
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"optimizer.warmup_ratio: expected 0 <= ratio < 1, got {self.warmup_ratio}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"optimizer.weight_decay: expected a number of 0 or more, got {self.weight_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas: expected two numbers, 0 <= beta < 1, got {self.betas}")
+        if not 0 < self.eps < math.inf:
+            raise UserError(f"optimizer.eps: expected a positive number, got {self.eps}")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         """One group that decays and one that does not, however the parameters are sharded: a checkpoint holds the

@@ -32,6 +32,10 @@ class Weighted:
     weight: float = 1.0
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise UserError(f"data.rewards: a weight must be a finite number, got {self.weight}")
+
 
 class Phases:
     """Seconds spent on "sync", "generate", "reward" and "score", and who else is told when each starts and ends."""

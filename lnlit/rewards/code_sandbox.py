@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import shutil
@@ -39,7 +40,7 @@ class Limits:
     def __post_init__(self) -> None:
         if self.isolation not in get_args(Isolation):
             raise UserError(f"isolation: expected namespaces or limits, got {self.isolation!r}")
-        if min(self.cpu_s, self.wall_s) <= 0 or self.memory < 2**27:
+        if not all(0 < seconds < math.inf for seconds in (self.cpu_s, self.wall_s)) or self.memory < 2**27:
             raise UserError(f"limits must be positive, and memory at least 128 MiB; got {self}")
 
 

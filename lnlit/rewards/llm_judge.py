@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -89,8 +90,10 @@ class LLMJudgeReward(BatchReward):
         numbers = {"best": best, "max_tokens": max_tokens, "max_concurrency": max_concurrency}
         numbers |= {"time_limit_s": time_limit_s, "total_limit_s": total_limit_s}
         for name, value in numbers.items():
-            if value <= 0:
+            if not 0 < value < math.inf:
                 raise UserError(f"llm_judge: {name} must be positive, got {value}")
+        if retries < 0:
+            raise UserError(f"llm_judge: retries must be 0 or more, got {retries}")
         if missing := [name for name in ("{answer}", "{nonce}") if name not in prompt]:
             raise UserError(f"llm_judge: the prompt lacks {' and '.join(missing)}")
         if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
