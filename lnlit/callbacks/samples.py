@@ -35,6 +35,7 @@ class SampleGenerations(L.Callback):
             raise UserError(f"SampleGenerations.every_n_steps: expected 0 or a positive number, got {every_n_steps}")
         self.prompts, self.every_n_steps = prompts, every_n_steps
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
+        self.sampling.check()
         self._sampled_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

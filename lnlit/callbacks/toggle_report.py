@@ -37,6 +37,7 @@ class ToggleReport(L.Callback):
             raise UserError(f"ToggleReport: rows and batch_size must be positive, got {rows} and {batch_size}")
         self.source, self.rows, self.batch_size = source, rows, batch_size
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
+        self.sampling.check()
         self.results: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises `UserError` for settings that nothing can be picked by."""
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
             raise UserError(f"generate: needs temperature >= 0, 0 < top_p <= 1 and max_new_tokens >= 1, got {self}")
 
@@ -193,6 +194,7 @@ def _row_seed(seed: int, row: int) -> int:
 def _check(decoder: Decoder, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
     if not prompts or not all(prompts):
         raise UserError("generate: a prompt is empty; give at least one token per prompt")
+    sampling.check()
     needed, context = max(map(len, prompts)) + sampling.max_new_tokens, decoder.spec.context_length
     if needed > context:
         raise UserError(f"generate: prompt plus max_new_tokens is {needed} tokens, the model's context is {context}")

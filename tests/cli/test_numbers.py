@@ -15,7 +15,6 @@ from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text_data import TextData
 from lnlit.errors import UserError
-from lnlit.models.generate import Sampling
 from lnlit.models.lora import LoRA
 from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
@@ -34,13 +33,13 @@ from lnlit.rollout.native import NativeEngine
 from lnlit.search.candidates import Candidates
 
 PARTS: list[type] = [
-    AdamW, LoRA, KL, Clip, Correction, Sampling, Candidates, GaussianCurriculum, Distill, GRPO, RLOO, RPO, RewardModel,
+    AdamW, LoRA, KL, Clip, Correction, Candidates, GaussianCurriculum, Distill, GRPO, RLOO, RPO, RewardModel,
     ChatData, TextData, PreferenceData, Weighted, CodeTestsReward, LLMJudgeReward, NativeEngine,
     callbacks.Checkpoint, callbacks.SampleGenerations, callbacks.ToggleReport, callbacks.MemoryRecorder,
     callbacks.RolloutLog, callbacks.Stability,
 ]  # fmt: skip
-#: Where a negative number means something, or is a seed of torch's.
-SIGNED = {("Weighted", "weight"), ("Sampling", "seed")}
+#: Where a negative number means something.
+SIGNED = {("Weighted", "weight")}
 
 
 @pytest.fixture(scope="module")
