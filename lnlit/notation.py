@@ -100,7 +100,7 @@ def word_of(answer: str) -> str | None:
     words = " ".join((inside[1] if inside else answer).split()).strip(" .,;:!")
     if re.fullmatch(r"\([A-Za-z]\)" if not inside else r"\(?[A-Za-z]\)?", words):
         return words.strip("()").upper()
-    if inside or re.fullmatch(r"[A-Z]", words):
+    if inside or re.fullmatch(r"[A-Z](?:\s*,\s*[A-Z])*", words):
         is_word = re.fullmatch(r"[^\W\d_](?:[^\W_]|[ ,.'-])*", words)
     else:
         is_word = re.fullmatch(r"[^\W\d_]{3,}(?:[ ,'-]+[^\W\d_]+)*", words)
@@ -138,7 +138,7 @@ def _unwrapped(answer: str) -> str:
     group = re.match(r"(?:\\(?:mathbf|mathrm|textbf|text|boxed|displaystyle)\s*)?\{", answer)
     if group and _closes(answer, group.end() - 1) == len(answer) - 1:
         inside = answer[group.end() : -1]
-        if group[0] == "{" or not re.search(r"(?<!\\)\b[^\W\d_]{2,}|^\(?[A-Za-z]\)?$", inside):
+        if group[0] == "{" or not re.search(r"(?<!\\)\b[^\W\d_]{2,}|^\(?[A-Za-z]\)?(?:\s*,\s*[A-Za-z])*$", inside):
             return inside
     return answer
 

@@ -45,6 +45,8 @@ east | \text{East}
 \text{October 30} | \text{October 30}
 \text{(C)} | C
 \text{B} | (b)
+\text{B,E} | E, B
+\text{B,E} | \text{B, E}
 \frac{1}{3} | 0.333333
 \frac{1}{3} | 0.\overline{3}
 \frac{2}{3} | 0.666666
@@ -102,6 +104,8 @@ x=1,y=2 | x=2,y=1
 12 | 1,2
 E | 2.718281828
 \text{True} | False
+\text{B,E} | B, D
+\text{B,E} | B
 """
 
 
