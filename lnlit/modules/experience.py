@@ -22,7 +22,7 @@ from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RolloutEngine, Source
-from lnlit.modules.experience_checks import check_judged, check_resumed, check_run, prompts_state
+from lnlit.modules.experience_checks import check_judged, check_numbers, check_resumed, check_run, prompts_state
 from lnlit.modules.experience_loader import ExperienceLoader, HeldOutLoader
 from lnlit.modules.ranks import everyones
 from lnlit.modules.rollouts import Phases, Rollouts, Weighted
@@ -103,14 +103,9 @@ class Experience(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        bounds = {"max_logprob_difference": max_logprob_difference, "mean_logprob_difference": mean_logprob_difference}
         sizes = {"max_new_tokens": max_new_tokens, "updates_per_rollout": updates_per_rollout, "proof": proof}
-        sizes |= {"reward_workers": reward_workers}
-        for name, value in sizes.items():
-            if value < 1:
-                raise UserError(f"data.{name}: expected a positive number, got {value}")
-        for name, value in {"resample": resample, "seed": seed}.items():
-            if value < 0:
-                raise UserError(f"data.{name}: expected 0 or a positive number, got {value}")
+        check_numbers(sizes, {"resample": resample, "seed": seed}, bounds)
         if samples_per_prompt < 2:
             raise UserError(
                 f"data.samples_per_prompt: a sample is judged by its siblings, so 2 or more; got {samples_per_prompt}"

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from lnlit.modules.experience import Experience
 
 
+def check_numbers(counts: Mapping[str, int], from_zero: Mapping[str, int], bounds: Mapping[str, float]) -> None:
+    """Raises `UserError` unless counts are 1 or more, the second 0 or more, and bounds numbers above 0."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"data.{name}: expected a positive number, got {value}")
+    for name, value in from_zero.items():
+        if value < 0:
+            raise UserError(f"data.{name}: expected 0 or a positive number, got {value}")
+    for name, bound in bounds.items():
+        if not bound > 0:  # NaN is not
+            raise UserError(f"data.{name}: expected a positive number, got {bound}")
+
+
 def check_run(data: Experience) -> None:
     """Raises `UserError` where trainer, policy, engine and data do not fit together."""
     trainer = data.trainer

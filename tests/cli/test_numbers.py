@@ -17,6 +17,7 @@ from lnlit.data.text_data import TextData
 from lnlit.errors import UserError
 from lnlit.models.lora import LoRA
 from lnlit.modules.distill import Distill
+from lnlit.modules.experience import Experience
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.reward_model import RewardModel
@@ -34,12 +35,12 @@ from lnlit.search.candidates import Candidates
 
 PARTS: list[type] = [
     AdamW, LoRA, KL, Clip, Correction, Candidates, GaussianCurriculum, Distill, GRPO, RLOO, RPO, RewardModel,
-    ChatData, TextData, PreferenceData, Weighted, CodeTestsReward, LLMJudgeReward, NativeEngine,
+    Experience, ChatData, TextData, PreferenceData, Weighted, CodeTestsReward, LLMJudgeReward, NativeEngine,
     callbacks.Checkpoint, callbacks.SampleGenerations, callbacks.ToggleReport, callbacks.MemoryRecorder,
     callbacks.RolloutLog, callbacks.Stability,
 ]  # fmt: skip
-#: Where a negative number means something.
-SIGNED = {("Weighted", "weight")}
+#: Where a negative number means something, or is refused once processes start.
+SIGNED = {("Weighted", "weight"), ("Experience", "reward_workers")}
 
 
 @pytest.fixture(scope="module")
