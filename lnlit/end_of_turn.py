@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from lnlit.errors import UserError
 from lnlit.files import read_json
+from lnlit.thinking import TAGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 GENERATION_CONFIG = "generation_config.json"
 
+#: Tags that an assistant writes itself. Where they are special tokens, it means these and not their text.
+OWN_TAGS = (*TAGS, "<tool_call>", "</tool_call>")
+
+_BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 _ASKED, _SAID, _GOES_ON = "First question", "The answer", "Second question"
 _CALL = {"name": "look_up", "arguments": {"word": "answers"}}
 _TOOL = {
@@ -31,9 +36,16 @@ _TOOL = {
 }
 
 
-def special_texts(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of every control token, longest first, so that a regular expression prefers the longest match."""
-    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+def control_texts(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of every control token, longest first, so that a regular expression prefers the longest match.
+
+    Those are the special tokens and what the chat template writes in brackets and is a token of its own, for some
+    tokenizers (DeepSeek's) mark those that begin a turn as ordinary ones; but for the tags of thinking and tool calls.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    template = str(tokenizer.chat_template)
+    written = {token.content for token in added if _BRACKETED.fullmatch(token.content) and token.content in template}
+    texts = {token.content for token in added if token.special} | (written - {*OWN_TAGS})
     return tuple(sorted(texts | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text)))
 
 
@@ -50,7 +62,7 @@ def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
     Raises `UserError` where there is none before somebody else speaks: a model could not learn to stop.
     """
-    special = re.compile("|".join(map(re.escape, special_texts(tokenizer))) or r"(?!)")
+    special = re.compile("|".join(map(re.escape, control_texts(tokenizer))) or r"(?!)")
     asked, said = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}
     alone = _rendered(tokenizer, [asked, said])
     found = [_first(special, _after(alone, [_SAID]))]

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "thinking": {"errors"},
     "notation": set(),
-    "end_of_turn": {"errors", "files"},
+    "end_of_turn": {"errors", "files", "thinking"},
     "html": set(),
     "builtins": set(),
     "specs": {"errors"},

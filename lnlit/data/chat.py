@@ -19,7 +19,7 @@ from lnlit.data.pieces import Piece, PieceTokenizer
 from lnlit.data.rows import Conversation, asked, conversation
 from lnlit.data.said import missing, unshown
 from lnlit.data.tokenizer import check_tokenizer
-from lnlit.end_of_turn import end_ids, special_texts
+from lnlit.end_of_turn import OWN_TAGS, control_texts, end_ids
 from lnlit.errors import UserError
 from lnlit.thinking import TAGS, Thinking, opened
 
@@ -32,9 +32,6 @@ DATE = datetime.date(2024, 7, 26)
 
 #: Brackets of a stand-in for a control token's text inside a message. Unicode noncharacters: no tokenizer has them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-
-#: Tags that an assistant writes itself. Where they are control tokens, it means these and not their text.
-_OWN = (*TAGS, "<tool_call>", "</tool_call>")
 
 _STRIPPED = (
     "The template strips or ignores it. Use one that keeps it: `lnlit import MODEL OUT --template NAME` puts one into "
@@ -87,9 +84,9 @@ class ChatEncoder:
         self.thinking: Thinking | None = thinking
         self.date = date
         self._pieces = PieceTokenizer(tokenizer)
-        specials = special_texts(tokenizer)
+        specials = control_texts(tokenizer)
         self._theirs = _any_of([*specials, _OPEN, _CLOSE])
-        self._assistants = _any_of([*(text for text in specials if text not in _OWN), _OPEN, _CLOSE])
+        self._assistants = _any_of([*(text for text in specials if text not in OWN_TAGS), _OPEN, _CLOSE])
 
     def encode(self, row: Mapping[str, Any]) -> Document:
         """One row. Raises `UserError` for a malformed row, one without assistant turns, one of which the template drops
@@ -154,15 +151,15 @@ class ChatEncoder:
     @cached_property
     def _silent(self) -> set[int]:
         """Control tokens that are no part of what is said."""
-        specials = [text for text in special_texts(self.tokenizer) if text not in _OWN]
+        specials = [text for text in control_texts(self.tokenizer) if text not in OWN_TAGS]
         return set(self.tokenizer.convert_tokens_to_ids(specials))  # type: ignore[arg-type]
 
     @cached_property
     def _headers(self) -> re.Pattern[str]:
         """Control tokens that stand before a turn: where one follows, the turn before it is over."""
         prompt = self._render([{"role": "user", "content": "a"}], Conversation([], ()), prompt=True)
-        others = (*self._end.findall(prompt), *_OWN)
-        return _any_of({text for text in _any_of(special_texts(self.tokenizer)).findall(prompt) if text not in others})
+        others = (*self._end.findall(prompt), *OWN_TAGS)
+        return _any_of({text for text in _any_of(control_texts(self.tokenizer)).findall(prompt) if text not in others})
 
     def _prompt_ids(self, said: Conversation) -> list[int]:
         stand_ins: list[str] = []

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lnlit.end_of_turn import special_texts
+from lnlit.end_of_turn import control_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,11 +76,17 @@ class PieceTokenizer:
         return found
 
     def _literal(self, piece: Piece) -> list[int]:
-        """Tokens of a control token's text as ordinary text."""
+        """Tokens of a control token's text as ordinary text. What is no special token is still taken for one, so its
+        first character is set apart."""
         backend = self._inside if piece.inside else self._whole
         backend.encode_special_tokens = True
         try:
-            return backend.encode(piece.text, add_special_tokens=False).ids
+            ids = backend.encode(piece.text, add_special_tokens=False).ids
+            if backend.token_to_id(piece.text) in ids:
+                first, rest = piece.text[0], piece.text[1:]
+                ids = backend.encode(first, add_special_tokens=False).ids
+                ids += self._inside.encode(rest, add_special_tokens=False).ids
+            return ids
         finally:
             backend.encode_special_tokens = False
 
@@ -98,7 +104,7 @@ class PieceTokenizer:
 
     def _has_prefix_after(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether text after a control token gets a space as well."""
-        special = next(iter(special_texts(tokenizer)), "")
+        special = next(iter(control_texts(tokenizer)), "")
         return self._ids(special + "x") != self._ids(special) + self._inside.encode("x", add_special_tokens=False).ids
 
 
@@ -106,7 +112,7 @@ def _with_space(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Patterns of the control tokens, with the space that some swallow."""
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}  # type: ignore[attr-defined]
     found = []
-    for text in special_texts(tokenizer):
+    for text in control_texts(tokenizer):
         token = added.get(text)
         before, after = (
             r"\s*" if token and swallows else "" for swallows in (token and token.lstrip, token and token.rstrip)

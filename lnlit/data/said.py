@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lnlit.data.rows import Conversation
-from lnlit.thinking import thought_and_answer
+from lnlit.thinking import TAGS, thought_and_answer
 
 #: Stands where something that was said has been found, so that nothing else is found across it.
 _FOUND = "\ufdd2"
@@ -27,7 +27,8 @@ def missing(message: Mapping[str, Any], rendered: str) -> str | None:
         if found is None:
             return f"{name} ({forms[0]:.60})"
         left = left.replace(found, _FOUND, 1)
-    return None
+    lost = [tag for tag in TAGS if tag in (message.get("content") or "") and tag not in rendered]
+    return f"the tag {lost[0]}" if lost else None
 
 
 def unshown(said: Conversation, rendered: str) -> str | None:

@@ -68,6 +68,7 @@ class Template:
     eos: str | None = None
     kind: Literal["bytes", "prepend", "metaspace"] = "bytes"
     swallows_space: bool = False  # its control tokens do
+    ordinary: tuple[str, ...] = ()  # tokens of their own that are not marked as special
     accepts_plain: bool = True
 
     def expected(self, message: Message) -> str | None:
@@ -126,6 +127,9 @@ TEMPLATES: dict[str, Template] = {
     "nemotron_super_v1_5": Template(LLAMA3, "<|eot_id|>", _nemotron, _nemotron_calls, LLAMA3[0], "<|eot_id|>"),
     "r1_distill_old": Template(R1, R1[1], calls=_r1_calls, bos=R1[0], eos=R1[1]),
     "r1_distill_old/tags": Template((*R1, *TAGS), R1[1], calls=_r1_calls, bos=R1[0], eos=R1[1]),
+    "r1_distill_old/ordinary": Template(
+        R1[:2], R1[1], calls=_r1_calls, bos=R1[0], eos=R1[1], ordinary=(*R1[2:], *R1_TOOLS, *TAGS)
+    ),
     "r1_distill_new": Template(
         R1, R1[1], lambda m: m["content"].removeprefix("<think>\n"), _r1_calls, R1[0], R1[1], accepts_plain=False
     ),
@@ -181,6 +185,10 @@ TEMPLATES: dict[str, Template] = {
     "ours/chatml/metaspace": Template(
         ("<s>", *CHATML, *TAGS), "<|im_end|>", _ours, lambda m: _ours(m, _hermes_calls(m, False)), None, "<|im_end|>",
         "metaspace",
+    ),
+    "ours/deepseek_r1/ordinary": Template(
+        R1[:2], R1[1], _ours, lambda m: _ours(m, (m["content"] or "") + _r1_calls(m, "\n")), R1[0], R1[1],
+        ordinary=(*R1[2:], *R1_TOOLS, *TAGS),
     ),
     "ours/nemotron": Template(
         LLAMA3, "<|eot_id|>", _ours, lambda m: _ours(m, _nemotron_calls(m)), LLAMA3[0], "<|eot_id|>"
@@ -242,7 +250,8 @@ def tokenizer_of(template: str, kind: str, specials: Sequence[str], **named: Any
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer.from_str(_trained(kind))
-    swallows = named.pop("swallows_space", False)
+    swallows, ordinary = named.pop("swallows_space", False), named.pop("ordinary", ())
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in ordinary])
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False, rstrip=swallows) for text in specials])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **named)
     tokenizer.chat_template = template
@@ -252,7 +261,12 @@ def tokenizer_of(template: str, kind: str, specials: Sequence[str], **named: Any
 def tokenizer_for(name: str) -> Any:
     """The tokenizer of a template in `TEMPLATES`."""
     entry = TEMPLATES[name]
-    named = {"eos_token": entry.eos, "bos_token": entry.bos, "swallows_space": entry.swallows_space}
+    named = {
+        "eos_token": entry.eos,
+        "bos_token": entry.bos,
+        "swallows_space": entry.swallows_space,
+        "ordinary": entry.ordinary,
+    }
     folder, file = (OURS, name.split("/")[1]) if name.startswith("ours/") else (FOLDER, name.partition("/")[0])
     text = (folder / f"{file}.jinja").read_text(encoding="utf-8")
     return tokenizer_of(text, entry.kind, entry.specials, **{k: v for k, v in named.items() if v is not None})

@@ -94,7 +94,9 @@ def row_for(name: str, case: str) -> dict[str, Any]:
     """The row, with the control tokens of the template where it says CONTROL, and its own tags too for EVERY."""
     text = json.dumps(ROWS[case])
     for mark, left_out in (("CONTROL", OWN), ("EVERY", ())):
-        control = "".join(text for text in TEMPLATES[name].specials if text not in left_out)
+        template = TEMPLATES[name]
+        marks = (*template.specials, *(text for text in template.ordinary if text not in OWN))
+        control = "".join(text for text in marks if text not in left_out)
         text = text.replace(mark, json.dumps(control)[1:-1])
     return json.loads(text)
 
@@ -137,6 +139,7 @@ def check(encoder: ChatEncoder, name: str, row: dict[str, Any]) -> None:
         assert document.tokens[end - 1] == ends and ends in encoder.end_ids()
     own = OWN if any("think>" in str(m["content"]) for m in messages if m["role"] == "assistant") else ()
     typed = [text for text in template.specials if text not in own]
+    typed += [text for text in template.ordinary if text not in OWN]
     silent = [{**m, "content": without(m["content"], typed)} for m in messages]
     if silent != messages:  # what somebody types is no control token
         harmless = encoder.encode({**row, "messages": silent})
