@@ -34,3 +34,14 @@ def test_export_pads_for_pipeline_stages(lnlit, tiny_model, tmp_path):
     code, _, err = lnlit("export", tiny_model, "other", "--pipeline_stages", "3")
     assert code == 2 and "expected 1 to 2" in err
     assert not (tmp_path / "other").exists()
+
+
+def test_import_takes_a_template_of_ours(lnlit, tiny_model, tmp_path):
+    code, out, _ = lnlit("import", "--help")
+    assert code == 0 and all(name in out for name in ("chatml (", "nemotron (", "deepseek_r1 ("))
+    assert lnlit("import", tiny_model, "ours", "--template", "chatml")[0] == 0
+    assert "<tool_call>" in (tmp_path / "ours" / "chat_template.jinja").read_text()
+    code, _, err = lnlit("import", tiny_model, "other", "--template", "nemotron")
+    assert code == 2 and "the tokenizer has no token <|start_header_id|>" in err
+    code, _, err = lnlit("import", tiny_model, "other", "--template", "nemtron")
+    assert code == 2 and "Did you mean 'nemotron'?" in err
