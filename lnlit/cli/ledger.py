@@ -69,12 +69,12 @@ class Ledger:
             return Verdict("again", "to be run again", now)
         if "recipe" not in then:
             return self._of_an_older_record(stage, stages[: index + 1], then, now)
-        changed = changes(then, now, stage.file)
+        changed = changes(then, now)
         if "seconds" not in then:
-            hint = f"; {' and '.join(changed)} changed since" if changed else ""
+            hint = f"; changed since: {' and '.join(changed)}" if changed else ""
             return Verdict("started", f"started, not finished{hint}", now)
         if changed:
-            return Verdict("changed", f"{' and '.join(changed)} changed since it ran", now)
+            return Verdict("changed", f"changed since it ran: {' and '.join(changed)}", now)
         if gone := list(_gone(then.get("outs", {}))):
             return Verdict("gone", f"finished, but {' and '.join(gone)} is gone", now)
         made = other_versions(then.get("made_with", {}), now["made_with"])
@@ -88,7 +88,7 @@ class Ledger:
         for each in until:
             above = hashlib.sha256(above.encode() + each.file.read_bytes()).hexdigest()
         if then.get("sha256") != above:
-            return Verdict("changed", f"{stage.file} or one before it changed since it ran", now)
+            return Verdict("changed", "changed since it ran: its file, or that of a stage before it", now)
         if "seconds" not in then:
             return Verdict("started", "started, not finished", now)
         if gone := [out for out in stage.outs if not Path(out).expanduser().exists()]:
@@ -101,7 +101,7 @@ class Ledger:
         so. They are model folders and block libraries: other results do not tell whether they are whole.
         """
         then = self._stages.get(stage.name, {})
-        same = not changes(then, verdict.made_by, stage.file) if "recipe" in then else "sha256" in then
+        same = not changes(then, verdict.made_by) if "recipe" in then else "sha256" in then
         return verdict.state == "started" and same and bool(stage.outs) and all(map(has_index, stage.outs))
 
     def note(self, stage: Stage, made_by: dict[str, Any], seconds: float | None) -> None:

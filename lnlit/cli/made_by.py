@@ -65,9 +65,9 @@ def made_by(stage: Stage, later: Sequence[Stage], digests: Digests) -> dict[str,
     return {"recipe": digests.of([stage.file, *stage.included]), "inputs": inputs, "made_with": made_with()}
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> list[str]:
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a stage read that is other now, in words: its configuration and its inputs."""
-    changed = [f"{file} or a file it includes"] if then.get("recipe") != now["recipe"] else []
+    changed = ["its configuration"] if then.get("recipe") != now["recipe"] else []
     before, after = then.get("inputs", {}), now["inputs"]
     return changed + sorted(text for text in before.keys() | after.keys() if before.get(text) != after.get(text))
 

@@ -103,6 +103,8 @@ def _run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock:
             ledger.note(stage, verdict.made_by, 0.0)
             _say(stage, f"finished, {' and '.join(stage.outs)} is there")
             continue
+        if verdict.state == "gone":
+            _check_goes_on(stage, verdict)
         if verdict.state in ("again", "gone"):
             for line in put_aside(stage, stages, ledger.damaged(stage) if verdict.state == "gone" else None):
                 _say(stage, line)
@@ -115,10 +117,34 @@ def _run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock:
         command = [sys.executable, "-m", "lnlit.cli.main", *stage.command, *stage.options]
         code, signalled = guarded(command, lock)
         if code == 0:
+            _check_results(stage)
             ledger.note(stage, verdict.made_by, time.monotonic() - started)
         if code or signalled:
             return code or 128 + signalled
     return 0
+
+
+def _check_results(stage: Stage) -> None:
+    """Raises `UserError` where a stage has ended well without what it should write."""
+    if missing := [out for out in stage.outs if not Path(out).expanduser().exists()]:
+        raise UserError(f"{stage.file}: has ended, but {' and '.join(missing)} is not there. {_advice(stage)}")
+
+
+def _check_goes_on(stage: Stage, verdict: Verdict) -> None:
+    """Raises `UserError` for a finished fit whose result is gone while its checkpoint is there: it would go on from the
+    end of its training and write nothing.
+    """
+    if stage.root is not None and any((Path(stage.root).expanduser() / "checkpoints").glob("step-*.ckpt")):
+        raise UserError(f"{stage.file}: {verdict.text}. {_advice(stage)}")
+
+
+def _advice(stage: Stage) -> str:
+    if stage.root is None:
+        return f"To run it anew: --again {stage.number}."
+    return (
+        f"The checkpoint in {stage.root}/checkpoints is at the end of the training: `lnlit export` writes a model from "
+        f"it; --again {stage.number} trains anew."
+    )
 
 
 def _to_run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage]) -> list[Stage]:
@@ -156,8 +182,8 @@ def _refusal(stage: Stage, verdict: Verdict, chosen: Sequence[Stage]) -> str:
     rest = chosen[chosen.index(stage) + 1 :]
     keep = f" Or take it as it is and go on behind it: --from {rest[0].number}." if rest else ""
     return (
-        f"{stage.file}: {verdict.text}, so its result may be another now: this stage has changed since it ran. "
-        f"To run it and what builds on it anew: --again {stage.number}, which puts their results aside.{keep}"
+        f"{stage.file}: this stage has {verdict.text}. Its result may be another now. To run it and what builds on it "
+        f"anew: --again {stage.number}, which puts their results aside.{keep}"
     )
 
 

@@ -74,7 +74,7 @@ def test_what_a_stage_includes_and_reads_is_part_of_it(tmp_path, run):
     assert "finished" in run()[2]
     problem(tmp_path / "given.json", most=5)
     code, _, err = run()
-    assert code == 2 and "given.json changed since it ran" in err and err.count("\n") == 1
+    assert code == 2 and "has changed since it ran: given.json." in err and err.count("\n") == 1
     assert (tmp_path / "out" / "a.json").read_bytes() == before
     problem(tmp_path / "given.json")
     os.utime(tmp_path / "given.json", (0, 0))  # copied or touched, not changed
@@ -102,7 +102,7 @@ def test_stages_can_be_chosen_shown_and_run_again(chain, run, tmp_path):
     third = (tmp_path / "out" / "c.json").stat().st_mtime_ns
     problem(tmp_path / "given.json", most=9)
     code, _, err = run()
-    assert code == 2 and "1_first.yaml: given.json changed" in err
+    assert code == 2 and "1_first.yaml: this stage has changed since it ran: given.json" in err
     code, out, _ = run("--until", "2", "--again", "1", "--dry-run")
     assert code == 0 and out.count("to be run again") == 2
     code, _, err = run("--until", "2", "--again", "1")
@@ -112,7 +112,9 @@ def test_stages_can_be_chosen_shown_and_run_again(chain, run, tmp_path):
     assert (tmp_path / "out" / "c.json").stat().st_mtime_ns == third
     assert run("--until", "2")[2].count(": finished") == 2
     code, _, err = run()
-    assert code == 2 and "3_third.yaml: given.json changed" in err  # nobody asked for that one
+    assert (
+        code == 2 and "3_third.yaml: this stage has changed since it ran: given.json" in err
+    )  # nobody asked for that one
 
 
 @pytest.mark.parametrize(
@@ -263,3 +265,28 @@ def test_the_readme_runs_what_it_says():
 
 def test_the_files_that_come_last_are_known():
     assert ledgers.COME_LAST == ("library.json", "lnlit.json")
+
+
+def test_a_trained_model_that_is_gone_is_exported_or_trained_anew_as_somebody_says(tmp_path, run):
+    """Going on from a checkpoint at the end of the training would write nothing."""
+    (tmp_path / "mini").mkdir()
+    recipe = {"trainer": {"default_root_dir": "run", "callbacks": [{"init_args": {"out": "model"}}]}}
+    (tmp_path / "mini" / "1_fit.yaml").write_text(yaml.safe_dump(recipe))
+    for file in ("model/lnlit.json", "model/model.safetensors", "run/checkpoints/step-4.ckpt"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (stage,) = stages_of(Path("mini"))
+    ledger = Ledger(Path("runs"), Path("mini"))
+    ledger.note(stage, ledger.verdict(stage, [stage]).made_by, 1.0)
+    assert "finished, 1 s" in run()[2]
+    (tmp_path / "model" / "model.safetensors").unlink()
+    code, _, err = run()
+    assert code == 2 and "finished, but model/model.safetensors is gone" in err and "`lnlit export`" in err
+    assert (tmp_path / "model" / "lnlit.json").is_file() and err.count("\n") == 1
+
+
+def test_a_stage_that_ends_without_its_result_is_not_finished(chain, run, monkeypatch):
+    monkeypatch.setattr("lnlit.cli.run.guarded", lambda *_: (0, 0))
+    code, _, err = run()
+    assert code == 2 and "1_first.yaml: has ended, but out/a.json is not there" in err
+    assert run("--status")[1].startswith("1_first   started, not finished")
