@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,11 +106,11 @@ def test_what_a_stage_wrote_before_a_kill_counts_as_finished(run, tmp_path):
     (tmp_path / "mini").mkdir()
     recipe = "stage: realize\nsolution: solution.json\nlibrary: library\nout: child\n"
     (tmp_path / "mini" / "1_realize.yaml").write_text(recipe)
-    (tmp_path / "child").symlink_to(tmp_path / "parent")
+    shutil.copytree(tmp_path / "parent", tmp_path / "child")
     code, err = run("mini")
     assert code == 2 and "exists already" in err
     assert run("mini")[0] == 2  # it was there before the stage was
-    (tmp_path / "child").unlink()
+    shutil.rmtree(tmp_path / "child")
     assert run("mini")[0] == 0
     ledger = tmp_path / "runs" / "mini.stages.json"
     stages = json.loads(ledger.read_text())
