@@ -7,8 +7,6 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from lnlit.errors import UserError
 
 _PART = re.compile(r"Problem with given class_path '([\w.]+)'")
@@ -16,7 +14,10 @@ _PART = re.compile(r"Problem with given class_path '([\w.]+)'")
 _ADDED = ("callbacks", "loggers", "profilers", "tuner")
 _OURS = Path(__file__).parent.parent
 _LONGEST = 300
-_SPEAKING = (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException)
+#: Exceptions whose text says what is wrong. Lightning's own is known by its name: a stage of a search, which is ready
+#: in a second, need not import Lightning for it.
+_SPEAKING = (ValueError, TypeError, RuntimeError, ImportError)
+_LIGHTNINGS = "MisconfigurationException"
 
 
 def while_building(error: Exception) -> Exception:
@@ -50,7 +51,8 @@ def while_running(error: Exception) -> Exception:
 def _said(error: BaseException) -> str:
     words = " ".join(str(error).split())
     words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]} ..."
-    if not words or not isinstance(error, _SPEAKING):  # a KeyError's text is the key alone
+    speaks = isinstance(error, _SPEAKING) or type(error).__name__ == _LIGHTNINGS
+    if not words or not speaks:  # a KeyError's text is the key alone
         words = f"{type(error).__name__}: {words}"
     if isinstance(error, ImportError):
         return f"{words.rstrip('.')}. Install what it needs, or leave it out."

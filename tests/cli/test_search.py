@@ -1,6 +1,8 @@
 """`lnlit search`: stages by name, their arguments from YAML and options."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -59,3 +61,11 @@ def test_help_lists_every_stage_and_each_stage_explains_itself(lnlit):
     for stage in STAGES:
         code, out, err = lnlit("search", stage, "--help")
         assert code == 0 and "--out" in out, err
+
+
+def test_a_stage_that_needs_no_model_starts_without_torch_and_lightning(tmp_path):
+    problem(tmp_path / "p.json")
+    solve = "['search', 'solve', '--problem', 'p.json', '--solver', 'greedy', '--out', 's.json']"
+    probe = f"import sys; from lnlit.cli.main import main; assert main({solve}) == 0; print('imported:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert not {"torch", "lightning"} & set(done.stdout.rpartition("imported:")[2].split())
