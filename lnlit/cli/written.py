@@ -58,6 +58,10 @@ class Written:
             tree, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
         except UnicodeDecodeError:
             raise UserError(f"{value}: is not text; expected a YAML file.") from None
+        except OSError as error:
+            raise UserError(f"{value}: cannot be read: {error.strerror}.") from None
+        except RecursionError:
+            raise UserError(f"{value}: is nested too deeply; expected a YAML file of a configuration.") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = f":{mark.line + 1}" if mark else ""
@@ -67,6 +71,8 @@ class Written:
             return
         if not isinstance(tree, dict):
             raise UserError(f"{value}: expected a mapping of keys such as trainer, model, data; got {tree!r:.60}.")
+        if not _is_small(tree):
+            raise UserError(f"{value}: its anchors (&name) and aliases (*name) go round in a circle, or on for ever.")
         self.tree = _merged(self.tree, tree)
         self._files.append((value, root))
 
@@ -96,6 +102,17 @@ class Written:
         replaces_class = isinstance(old, dict) and "class_path" in old and isinstance(parsed, str)
         node[parts[-1]] = _merged(old, {"class_path": parsed}) if replaces_class else parsed
         self._options.append((*place, parts[-1], "class_path") if replaces_class else (*place, parts[-1]))
+
+
+def _is_small(tree: Any, most: int = 100_000) -> bool:
+    """Whether a tree, written out without aliases, has an end before `most` values."""
+    waiting, seen = [tree], 0
+    while waiting:
+        node, seen = waiting.pop(), seen + 1
+        if seen + len(waiting) > most:
+            return False
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return True
 
 
 def _into_init_args(node: dict[str, Any], place: Place, key: str) -> tuple[dict[str, Any], Place]:

@@ -76,3 +76,21 @@ def test_sequences_longer_than_the_context(refused):
 
 def test_an_unknown_kernel(refused):
     refused("'sdap'. Did you mean 'sdpa'? Allowed: ", "--model.runtime.attention_kernel", "sdap")
+
+
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+ODD = {"nested": "[" * 5000, "circle": "a: &a\n  b: *a\n", "null": "\x00", "list": "- " * 3000 + "a", "laughs": LAUGHS}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+def test_a_configuration_that_is_no_yaml_of_ours_is_one_line(lnlit, tmp_path, text):
+    (tmp_path / "odd.yaml").write_text(text)
+    code, _, err = lnlit("fit", "--config", "odd.yaml")
+    assert code == 2 and err.startswith("error: odd.yaml"), err[:500]
+    assert len(err) < 400
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_a_configuration_that_cannot_be_read_is_one_line(lnlit):
+    code, _, err = lnlit("search", "solve", "--config", "/proc/self/mem")
+    assert code == 2 and err.startswith("error: /proc/self/mem: cannot be read"), err[:500]
