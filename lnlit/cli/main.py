@@ -70,6 +70,8 @@ def user_message(error: BaseException) -> str | None:
         return f"a text or a name holds {half}, which is half of a character, so no file can hold it. Correct the text."
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path holds a null character, which no file's name can. Correct the path."
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        return f"a link leads back to itself: {str(error).removeprefix('Symlink loop from ')}. Correct the path."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
     return None

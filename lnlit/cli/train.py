@@ -102,8 +102,10 @@ class LitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
-        config = {**self._get(self.config_init, "trainer"), **kwargs}
-        config = trainer_flags.checked(config)
+        settings = self._get(self.config_init, "trainer")
+        if settings is None:
+            raise UserError("trainer: is null. Give it settings, or leave the key out for the defaults.")
+        config = trainer_flags.checked({**settings, **kwargs})
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         off: list[type] = [Checkpoint] if config["enable_checkpointing"] is False else []

@@ -56,7 +56,7 @@ class PlannedData(L.LightningDataModule, ABC):
         layout: Layout,
         sequence_length: int,
         micro_batch_size: int,
-        seed: int,
+        seed: int | None,
         streaming: bool,
         window: int,
     ) -> None:
@@ -65,7 +65,7 @@ class PlannedData(L.LightningDataModule, ABC):
         for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"data.{name}: expected a positive number, got {value}")
-        if seed < 0:
+        if seed is not None and seed < 0:
             raise UserError(f"data.seed: expected 0 or a positive number, got {seed}")
         self.tokenizer_name = tokenizer
         self.stages = in_stages(train if isinstance(train, list) else [BlendEntry(train)])

@@ -39,6 +39,8 @@ def curriculum(
         seed: As in the run.
     """
     file = check_output(Path(out).expanduser())
+    if file.suffix != ".png":
+        raise UserError(f"curriculum.out: expected the name of a .png file, got {out!r}")
     if prompts_per_rollout < 1:
         raise UserError(f"curriculum.prompts_per_rollout: expected a positive number, got {prompts_per_rollout}")
     check_matplotlib()

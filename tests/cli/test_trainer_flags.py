@@ -44,6 +44,11 @@ def test_a_flag_that_no_run_could_keep_is_one_line(lnlit, config, flag: str):
     assert len(line) < 500
 
 
+def test_no_trainer_at_all_is_one_line(lnlit, config):
+    code, _, err = lnlit("fit", "--config", config(), "--trainer", "null")
+    assert code == 2 and "error: trainer: is null" in err
+
+
 def test_a_folder_that_is_a_file_is_one_line(lnlit, config, tmp_path):
     (tmp_path / "taken").write_text("")
     code, _, err = lnlit("fit", "--config", config(), "--trainer.default_root_dir", tmp_path / "taken")
