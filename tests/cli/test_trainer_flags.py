@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 REFUSED = {
     "accelerator=tpu": "torch_xla",
@@ -45,7 +46,9 @@ def test_a_flag_that_no_run_could_keep_is_one_line(lnlit, config, flag: str):
 
 
 def test_no_trainer_at_all_is_one_line(lnlit, config):
-    code, _, err = lnlit("fit", "--config", config(), "--trainer", "null")
+    path = config()
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "trainer": None}))
+    code, _, err = lnlit("fit", "--config", path)
     assert code == 2 and "error: trainer: is null" in err
 
 
