@@ -23,14 +23,22 @@ def expand(paths: str | list[str]) -> list[Path]:
     found: list[Path] = []
     for item in [paths] if isinstance(paths, str) else paths:
         path = Path(item).expanduser()
-        matches = [path] if path.is_file() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        matches = [match for match in matches if match.is_file()]
+        try:
+            matches = [match for match in ([path] if path.is_file() else _globbed(path)) if match.is_file()]
+        except (OSError, ValueError, IndexError):  # a name that no file can have, a pattern that pathlib does not read
+            matches = []
+        if not matches and item and path.is_dir():
+            raise UserError(f"data: {item!r} is a folder; name its files, as in {str(path / '*.jsonl')!r}")
         if not matches:
             raise UserError(f"data: no file matches {item!r} (looked from {Path.cwd()}). Check the path.")
         found += matches
     if not found:
         raise UserError("data: the list of paths is empty; give at least one file")
     return found
+
+
+def _globbed(pattern: Path) -> list[Path]:
+    return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
 
 def where(source: Source, index: int) -> str:

@@ -150,3 +150,14 @@ def test_a_column_need_not_be_in_every_row(tmp_path):
     file = write_jsonl(tmp_path / "some.jsonl", [{"q": "1"}, {"q": "2", "hint": "h", "prompt": None}])
     source = JsonlSource(str(file), {"q": "prompt", "hint": "context"})
     assert list(source.rows()) == [{"prompt": "1"}, {"prompt": "2", "context": "h"}]
+
+
+@pytest.mark.parametrize("path", ["", "/", ".", "a**b", "x" * 300, "\0", "[", "~nobody/x", ["", ""]], ids=ascii)
+def test_a_path_that_names_no_file_is_one_line(path):
+    with pytest.raises(UserError, match=r"^data: "):
+        JsonlSource(path)
+
+
+def test_a_folder_says_how_to_name_its_files(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder; name its files, as in .*\*\.jsonl"):
+        JsonlSource(str(tmp_path))
