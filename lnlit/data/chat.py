@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from lnlit.data.rows import Conversation, asked, conversation
 from lnlit.data.said import missing, unshown
 from lnlit.data.tokenizer import check_tokenizer
 from lnlit.end_of_turn import OWN_TAGS, control_texts, end_ids
-from lnlit.errors import UserError
+from lnlit.errors import UserError, shown
 from lnlit.thinking import TAGS, Thinking, opened
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class ChatEncoder:
         said = self._safe(said, stand_ins)
         messages = said.messages
         text = self._render(messages, said, prompt=True)
-        _check_shown(said, text)
+        self._check_shown(said, text, prompt=True)
         cuts = [start for start in self._starts(messages, said, text).values() if start is not None]
         pieces = self._cut(_Rendered(text, [], cuts), stand_ins)
         return [token for ids, _ in self._pieces.encode(pieces) for token in ids]
@@ -214,6 +215,28 @@ class ChatEncoder:
             raise UserError(f"the chat template refuses the conversation ({roles}): {error}") from error
         return str(text)
 
+    def _check_shown(self, said: Conversation, text: str, prompt: bool = False) -> None:
+        """Raises `UserError` where the text lacks something that the row says beside the assistant's turns."""
+        template = self.tokenizer.get_chat_template(tools=said.tools)  # type: ignore[arg-type]
+        for name, value in said.template_arguments.items():
+            if value not in (None, "", [], {}) and not re.search(rf"\b{re.escape(name)}\b", template):
+                raise UserError(
+                    f"the row sets {name} to {shown(value)}, and the chat template has no such variable, so the model "
+                    "would never see it. Use one that has it, or leave the key out in the source's columns: "
+                    f"{{{name}: null}} or {{chat_template_kwargs: null}}, whichever the row has."
+                )
+        without_tools = ""
+        if said.tools:
+            with suppress(UserError):  # a template may refuse calls of tools that it was not told
+                without_tools = self._render(said.messages, replace(said, tools=None), prompt)
+        lost = unshown(said, text, without_tools)
+        if lost is not None:
+            raise UserError(
+                f"the chat template leaves out something that the row says, so the model would never see it: {lost}. "
+                "Use one that shows it: `lnlit import MODEL OUT --template NAME` puts one into a copy of the model "
+                "(`lnlit import --help` lists them)."
+            )
+
     def _starts(self, messages: list[Message], said: Conversation, text: str) -> dict[int, int | None]:
         """Where each assistant's turn begins to speak: behind the prompt that it answers, None where the text does not
         begin with that prompt, or there is none."""
@@ -236,7 +259,7 @@ class ChatEncoder:
         said = self._safe(said, stand_ins)
         messages = said.messages
         text = self._render(messages, said)
-        _check_shown(said, text)
+        self._check_shown(said, text)
         starts = self._starts(messages, said, text)
         replies = [self._reply(messages, said, turn, text, starts) for turn in turns]
         return _Rendered(text, replies, [start for start in starts.values() if start is not None])
@@ -259,7 +282,7 @@ class ChatEncoder:
                 "generation_config.json, or take another template."
             )
         tail = len(opened(text[:start]))
-        lost = missing(messages[turn], text[start - tail : ending.end()])
+        lost = missing(messages[turn], text[start - tail : ending.start()])
         if lost is not None:
             raise UserError(
                 f"message {turn + 1}: the chat template leaves out something that the assistant says, so it would not "
@@ -315,16 +338,6 @@ def _last_alone(said: Conversation) -> Conversation:
     if not said.messages or said.messages[-1]["role"] != "assistant":
         raise UserError("the last message must be the assistant's")
     return replace(said, learned=(False,) * (len(said.messages) - 1) + (True,))
-
-
-def _check_shown(said: Conversation, text: str) -> None:
-    lost = unshown(said, text)
-    if lost is not None:
-        raise UserError(
-            f"the chat template leaves out something that the row says, so the model would never see it: {lost}. Use "
-            "one that shows it: `lnlit import MODEL OUT --template NAME` puts one into a copy of the model (`lnlit "
-            "import --help` lists them)."
-        )
 
 
 @cache

@@ -6,6 +6,7 @@ Thoughts, tool calls and parts of content have several spellings; a template is 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,10 @@ _REFUSED = {
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning", "thought")
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
-_CALL_KEYS = ("id", "type", "index", "function", "name", "arguments", "parameters", "input")
+_ARGUMENTS = ("arguments", "parameters", "input")
+_CALL_KEYS = ("id", "type", "index", "function", "name", *_ARGUMENTS)
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 _BODIES = ("text", "value", "thinking", "reasoning", "content")
 
 
@@ -71,6 +75,21 @@ def read_messages(value: Any, name: str) -> list[Turn]:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise UserError(f"{name}: expected a list with at least one message, got {shown(value)}")
     return [read_message(message) for message in value]
+
+
+def hh_messages(text: str) -> list[Message] | None:
+    """The messages of a dialogue written as in Anthropic's HH data; None for any other text. Turns in a row of the same
+    speaker are joined: templates refuse them."""
+    before, *turns = _HH_TURN.split(text)
+    if before.strip() or not turns:
+        return None
+    messages: list[Message] = []
+    for speaker, words in zip(turns[::2], turns[1::2], strict=True):
+        if messages and messages[-1]["role"] == _HH_ROLES[speaker]:
+            messages[-1]["content"] += f"\n\n{words.strip()}"
+        else:
+            messages.append({"role": _HH_ROLES[speaker], "content": words.strip()})
+    return messages
 
 
 def read_message(value: Any) -> Turn:
@@ -107,7 +126,8 @@ def read_message(value: Any) -> Turn:
     elif parts.text is None:
         message["content"] = ""
     check_text(message)
-    passed_on = [key for key in given if key not in read and key not in ("name", "tool_call_id", "id")]
+    known = ("name", "tool_call_id", "id") if role == "tool" else ("id",)
+    passed_on = [key for key in given if key not in read and key not in known]
     return Turn(message, learned, tuple(f"messages[].{key}" for key in passed_on))
 
 
@@ -262,16 +282,24 @@ def _call(call: Any) -> dict[str, Any]:
         function = {**said, "name": function}
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UserError(f"a tool call must have a name and arguments, got {shown(call)}")
-    arguments = next((function[key] for key in ("arguments", "parameters", "input") if key in function), None)
-    if isinstance(arguments, str):
-        arguments = _json(arguments, f"arguments of {function['name']}") if arguments.strip() else None
-    if not isinstance(arguments, Mapping | None):
-        raise UserError(f"arguments of {function['name']}: expected a mapping or its JSON text, got {shown(arguments)}")
+    name = function["name"]
+    bodies = [part[key] for part in (said, function) for key in _ARGUMENTS if part.get(key) not in (None, "")]
+    found = [_arguments(body, name) for body in bodies] or [{}]
+    if any(other != found[0] for other in found) or said.get("name", name) not in (None, name):
+        raise UserError(f"a tool call says two things: {shown(call)}; keep one name and one mapping of arguments")
     others = {key: value for key, value in {**said, **function}.items() if key not in _CALL_KEYS and value is not None}
     if others:
         raise UserError(f"a tool call says more than a name and arguments: {shown(others)}. Leave that out.")
-    read = {"name": function["name"], "arguments": dict(arguments or {})}
+    read = {"name": name, "arguments": found[0]}
     return {**({"id": said["id"]} if said.get("id") else {}), "type": "function", "function": read}
+
+
+def _arguments(value: Any, name: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = _json(value, f"arguments of {name}") if value.strip() else {}
+    if not isinstance(value, Mapping | None):
+        raise UserError(f"arguments of {name}: expected a mapping or its JSON text, got {shown(value)}")
+    return dict(value or {})
 
 
 def _json(text: str, name: str) -> Any:

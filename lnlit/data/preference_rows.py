@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lnlit.data.messages import Message, read_messages
+from lnlit.data.messages import Message, hh_messages, read_messages
 from lnlit.data.rows import ANSWERS, CONTEXT, DIALOGUES, PROMPTS, check_said, conversation, prompt_turns
 from lnlit.data.sources import where
 from lnlit.errors import UserError, shown
@@ -17,8 +16,6 @@ _PAIR = ("chosen", "rejected")
 #: OpenAI's names, whose `input` is a mapping of `messages` and `tools`.
 _OPENAI_PAIR: tuple[str, ...] = ("preferred_output", "non_preferred_output")
 _SCORES = ("score_chosen", "score_rejected")
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class PreferenceRows(Source):
@@ -73,7 +70,8 @@ def preference_row(row: Mapping[str, Any]) -> dict[str, Any]:
     prompt = dialogues[0][:-1] if dialogues else asked or []
     comparable = all(d[:-1] == prompt and d[-1]["role"] == "assistant" for d in dialogues)
     if comparable:
-        check_said(given, {*ANSWERS, *_PAIR}, [*prompt, *(dialogue[-1] for dialogue in dialogues)])
+        told = read if prompt == asked else set()
+        check_said(given, {*ANSWERS, *_PAIR, *told}, [*prompt, *(dialogue[-1] for dialogue in dialogues)])
     gone = {*read, *PROMPTS, *_PAIR, *_SCORES}
     rest = {key: value for key, value in row.items() if key not in gone}
     said = [_completion(dialogue[-1]) for dialogue in dialogues] if comparable else []
@@ -147,19 +145,12 @@ def _completion(message: Message) -> str | Message:
 
 
 def _hh_dialogue(text: str) -> list[Message]:
-    """Turns in a row of the same speaker are joined: templates refuse them."""
-    before, *turns = _HH_TURN.split(text)
-    if before.strip() or not turns:
+    messages = hh_messages(text)
+    if messages is None:
         raise UserError(
             "a completion without a prompt must be a dialogue '\\n\\nHuman: ...\\n\\nAssistant: ...', got "
             f"{shown(text)}. Name the prompt's key in the source's columns, as in columns: {{question: prompt}}."
         )
-    messages: list[Message] = []
-    for speaker, words in zip(turns[::2], turns[1::2], strict=True):
-        if messages and messages[-1]["role"] == _HH_ROLES[speaker]:
-            messages[-1]["content"] += f"\n\n{words.strip()}"
-        else:
-            messages.append({"role": _HH_ROLES[speaker], "content": words.strip()})
     return messages
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lnlit.data.messages import Message, Turn, check_text, read_messages, read_tools
+from lnlit.data.messages import Message, Turn, check_text, hh_messages, read_messages, read_tools
 from lnlit.errors import UserError, shown
 from lnlit.thinking import Thinking, mode, on_or_off, toggle
 
@@ -32,7 +32,7 @@ _THOUGHTS = "reasoning_content"
 _PAIR = ("chosen", "rejected")
 #: What people call their questions and answers, to guess at columns.
 _QUESTIONS = ("question", "query", "problem", "task", "text", "user")
-_REPLIES = ("answer", "solution", "generation", "reply", "target", "assistant")
+_REPLIES = ("solution", "answer", "answers", "generation", "reply", "target", "assistant")
 #: Keys that say what lnlit cannot do, and what to do instead.
 _REFUSED = {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), "lnlit learns text"),
@@ -139,8 +139,19 @@ def prompt_turns(row: Mapping[str, Any]) -> tuple[list[Turn] | None, set[str]]:
                 raise UserError(f"{key}: expected text beside an instruction, got {shown(text)}")
         value = "\n".join(text for text in [value, *(text for _, text in matter)] if text)
         read |= set(_MATTER)
+    if name == "prompt" and (dialogue := hh_messages(value)) is not None:
+        return _hh_prompt(dialogue, value), read
     history = list(_history(row.get(_HISTORY)))
     return [*history, *read_messages([{"role": "user", "content": value}], name)], read | {_HISTORY}
+
+
+def _hh_prompt(messages: list[Message], text: str) -> list[Turn]:
+    """A prompt that is a dialogue as in Anthropic's HH data, with an empty turn of the assistant at its end or none."""
+    if messages[-1] == {"role": "assistant", "content": ""}:
+        del messages[-1]
+    if not messages or messages[-1]["role"] != "user":
+        raise UserError(f"prompt: a dialogue that does not end with what the assistant has to answer: {shown(text)}")
+    return [replace(turn, learned=False) for turn in read_messages(messages, "prompt")]
 
 
 def _history(value: Any) -> Iterator[Turn]:
@@ -253,6 +264,9 @@ def _template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{_ARGUMENTS}: {taken[0]} is none of a template's variables that a row may set")
     check_text(given)
     enabled = {_ENABLE: row[_ENABLE]} if _ENABLE in row else {}
+    for value in (value for said in (enabled, given) if (value := said.get(_ENABLE)) is not None):
+        if not isinstance(value, bool):  # a template asks whether it is false: "false" is true to it, and 0 is neither
+            raise UserError(f"{_ENABLE}: expected true or false, got {shown(value)}")
     if {**enabled, **given} != {**given, **enabled}:
         raise UserError(f"{_ENABLE} and {_ARGUMENTS} say different things; keep one of them")
     return {**enabled, **given}
@@ -303,7 +317,7 @@ def _with_system(
     if messages and messages[0]["role"] == "system":
         first = messages[0]["content"]
         front += [system] if system is not None and not first.startswith(system) else []
-        return [{**messages[0], "content": "\n\n".join([*front, first])}, *messages[1:]]
+        return [{**messages[0], "content": "\n\n".join(text for text in [*front, first] if text)}, *messages[1:]]
     front += [system] if system is not None else []
     return [{"role": "system", "content": "\n\n".join(front)}, *messages] if front else list(messages)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lnlit.data.rows import Conversation
-from lnlit.thinking import TAGS, thought_and_answer
+from lnlit.thinking import CLOSE, OPEN, TAGS, thought_and_answer
 
 #: Stands where something that was said has been found, so that nothing else is found across it.
 _FOUND = "\ufdd2"
@@ -19,7 +19,8 @@ _FOUND = "\ufdd2"
 
 def missing(message: Mapping[str, Any], rendered: str) -> str | None:
     """What an assistant's message says and its rendering lacks, in words; None where nothing is missing. Space around
-    what is said does not count: templates cut it, or add some.
+    what is said does not count: templates cut it, or add some. `rendered` ends before the token that ends the turn, in
+    whose name short words would be found.
     """
     left = rendered
     for name, forms in sorted(_parts(message), key=lambda part: -max(map(len, part[1]))):
@@ -31,26 +32,31 @@ def missing(message: Mapping[str, Any], rendered: str) -> str | None:
     return f"the tag {lost[0]}" if lost else None
 
 
-def unshown(said: Conversation, rendered: str) -> str | None:
+def unshown(said: Conversation, rendered: str, without_tools: str) -> str | None:
     """What others than the assistant say in a conversation, and which tools it has, that its rendering lacks, in
-    words; None where nothing is. What the assistant said before may be cut: it is learned where it was said.
+    words; None where nothing is. What the assistant said before may be cut: it is learned where it was said. A tool is
+    shown whose name stands there more often than in `without_tools`, for calls name it too.
     """
     for number, message in enumerate(said.messages, start=1):
         text = message.get("content") or ""
         if message["role"] != "assistant" and not any(form.strip() in rendered for form in _forms(text)):
             return f"message {number}, of the {message['role']} ({text.strip():.60})"
     for tool in said.tools or []:
-        if (name := str(tool["function"]["name"])) not in rendered:
-            return f"the tool {name}"
+        name = str(tool["function"]["name"])
+        if rendered.count(name) <= without_tools.count(name):
+            return f"the tool {name} (where a message shows the tools, leave the key out: columns: {{tools: null}})"
     return None
 
 
 def _parts(message: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """(its name, the ways to write it) of each part of a message."""
-    thought, answer = thought_and_answer(message.get("content") or "")
+    content = message.get("content") or ""
+    thought, answer = thought_and_answer(content)
+    before = content.partition(CLOSE)[0].rpartition(OPEN)[0] if CLOSE in content else ""
     for name, text in (
         ("the thought", message.get("reasoning_content")),
         ("the thought", thought),
+        ("the text before the thought", before),
         ("the text", answer),
     ):
         if text and text.strip():

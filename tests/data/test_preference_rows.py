@@ -21,6 +21,15 @@ PREFERENCES = {
         {"instruction": "Translate.", "input": "chat", "chosen": "Because.", "rejected": "No."},
         {**PAIR, "messages": [user("Translate.\nchat")]},
     ),
+    "HH's prompt": ({"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": "Because.", "rejected": "No."}, PAIR),
+    "a turn that is not learned": (
+        {
+            "messages": [user("Hi"), {**assistant("Hello"), "weight": 0}, user("Why?")],
+            "chosen": "Because.",
+            "rejected": "No.",
+        },
+        {**PAIR, "messages": [user("Hi"), assistant("Hello"), user("Why?")]},
+    ),
     "OpenAI's": (
         {
             "input": {"messages": [user("Why?")], "tools": [SCHEMA]},

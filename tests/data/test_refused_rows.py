@@ -121,6 +121,36 @@ REFUSED = {
         },
         "more than a name",
     ),
+    "two mappings of arguments": (
+        {
+            "messages": [
+                ONE[0],
+                {"role": "assistant", "tool_calls": [{"name": "a", "arguments": {}, "input": {"b": 1}}]},
+            ]
+        },
+        "a tool call says two things",
+    ),
+    "arguments beside a function": (
+        {"messages": [ONE[0], {"role": "assistant", "tool_calls": [{**CALL, "arguments": {"city": "Rome"}}]}]},
+        "a tool call says two things",
+    ),
+    "a name beside a function": (
+        {"messages": [ONE[0], {"role": "assistant", "tool_calls": [{**CALL, "name": "wind"}]}]},
+        "a tool call says two things",
+    ),
+    "thinking as text": ({"messages": ONE, "enable_thinking": "false"}, "enable_thinking: expected true or false"),
+    "thinking as a number": (
+        {"messages": ONE, "chat_template_kwargs": {"enable_thinking": 0}},
+        "enable_thinking: expected true or false",
+    ),
+    "a solution and its short answer": (
+        {"problem": "1 + 2?", "solution": "1 + 2 = 3", "answer": "3"},
+        "solution: completion",
+    ),
+    "HH without a question": (
+        {"prompt": "\n\nHuman: a\n\nAssistant: b", "completion": "c"},
+        "what the assistant has to answer",
+    ),
     "calling user": ({"messages": [{"role": "user", "tool_calls": [CALL]}]}, "only the assistant calls tools"),
     "refusal": ({"messages": [ONE[0], {"role": "assistant", "content": "", "refusal": "I cannot."}]}, "'refusal'"),
     "tools of text": ({"messages": ONE, "tools": "weather(city)"}, "tools: not valid JSON"),

@@ -263,9 +263,24 @@ def test_a_rewards_keys_are_nobody_elses_business():
     assert asked({"messages": CALLED[:3]}).messages == CALLED[:3]
 
 
+def test_a_toggle_in_front_of_an_empty_system_prompt_is_all_of_it():
+    said = conversation({"messages": [system(""), *ONE], "reasoning": "on"})
+    assert said.messages == [system("detailed thinking on"), *ONE]
+
+
+def test_a_prompt_written_as_an_hh_dialogue_is_a_dialogue():
+    prompt = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
+    said = conversation({"prompt": prompt, "completion": " Because."})
+    assert said.messages == [*OLDER[:3], assistant(" Because.")]
+    assert said.learned == (False, False, False, True)
+    assert asked({"prompt": prompt}).messages == OLDER[:3]
+    asks_about = user("Human: is that a word?")
+    assert asked({"prompt": asks_about["content"]}).messages == [asks_about]
+
+
 def test_keys_that_nobody_reads_are_named():
     row = {"messages": [{**user("Why?"), "time": "noon", "name": "Ada"}, ONE[1]], "id": "7", "answer": "b", "empty": ""}
-    assert conversation(row).unread == ("id", "answer", "messages[].time")
+    assert conversation(row).unread == ("id", "answer", "messages[].time", "messages[].name")
 
 
 # files of others
