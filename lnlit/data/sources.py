@@ -25,12 +25,14 @@ def expand(paths: str | list[str]) -> list[Path]:
         path = Path(item).expanduser()
         try:
             matches = [match for match in ([path] if path.is_file() else _globbed(path)) if match.is_file()]
+            folder = bool(item) and path.is_dir()
         except (OSError, ValueError, IndexError):  # a name that no file can have, a pattern that pathlib does not read
-            matches = []
-        if not matches and item and path.is_dir():
-            raise UserError(f"data: {item!r} is a folder; name its files, as in {str(path / '*.jsonl')!r}")
+            matches, folder = [], False
         if not matches:
-            raise UserError(f"data: no file matches {item!r} (looked from {Path.cwd()}). Check the path.")
+            advice = (
+                f"It is a folder: name its files, as in {str(path / '*.jsonl')!r}." if folder else "Check the path."
+            )
+            raise UserError(f"data: no file matches {item!r:.200} (looked from {Path.cwd()}). {advice}")
         found += matches
     if not found:
         raise UserError("data: the list of paths is empty; give at least one file")

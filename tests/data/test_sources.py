@@ -159,5 +159,5 @@ def test_a_path_that_names_no_file_is_one_line(path):
 
 
 def test_a_folder_says_how_to_name_its_files(tmp_path):
-    with pytest.raises(UserError, match=r"is a folder; name its files, as in .*\*\.jsonl"):
+    with pytest.raises(UserError, match=r"is a folder: name its files, as in .*\*\.jsonl"):
         JsonlSource(str(tmp_path))
