@@ -100,6 +100,14 @@ class LitCLI(LightningCLI):
         for logger in self.trainer.loggers:
             logger.log_hyperparams({key: resolved[key] for key in ("seed_everything", "model", "data", "trainer")})
 
+    def after_validate(self) -> None:
+        """A validation of nothing is a mistake in the configuration."""
+        if not sum(self.trainer.num_val_batches):
+            raise UserError(
+                "validate: there is nothing to validate on: the data has no validation rows, or the trainer takes none "
+                "(limit_val_batches). Give data.val."
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
         settings = self._get(self.config_init, "trainer")

@@ -120,7 +120,7 @@ class BlockDistill(L.LightningModule):
             raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed or 32.")
         library, spec = Library.open(self.library), read_spec(self.model)
         library.check_parent(origin(self.model), spec, fingerprint(self.model))
-        check_run(trainer, spec)
+        check_run(trainer, spec, self.model)
         recipe = {"library": str(library.folder), "only": list(self.only), "optimizer": asdict(self.optimizer)}
         writer, chosen = LibraryWriter(self.out, recipe), places(library, self.only)
         layers = sorted({place.layer for place in chosen})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from lnlit.checkpoint.fingerprint import origin
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.data.chat import chat_folder
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
@@ -113,7 +115,7 @@ class LitModel(L.LightningModule):
 
     def _check(self, spec: ModelSpec) -> None:
         """What would fail late or silently, said before any weight is read."""
-        check_run(self.trainer, spec)
+        check_run(self.trainer, spec, self.model)
         tokens = getattr(self.trainer.datamodule, "micro_batch_tokens", 0)  # type: ignore[attr-defined]
         if self.runtime.precision == "fp8" and tokens % FLOAT8_MULTIPLE:
             raise UserError(
@@ -274,7 +276,7 @@ class LitModel(L.LightningModule):
         return [self.trainer.max_steps, self.trainer.max_epochs]
 
 
-def check_run(trainer: L.Trainer, spec: ModelSpec) -> None:
+def check_run(trainer: L.Trainer, spec: ModelSpec, model: str) -> None:
     """Raises `UserError` where trainer, data and model do not fit together."""
     if str(trainer.precision).startswith("16"):
         raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed, bf16-true or 32.")
@@ -286,6 +288,20 @@ def check_run(trainer: L.Trainer, spec: ModelSpec) -> None:
         largest = len(encoder.tokenizer)
         if largest > spec.vocab_size:
             raise UserError(f"data.tokenizer has {largest} tokens, the model's vocabulary {spec.vocab_size}")
+        _check_tokens(encoder.tokenizer, model)
+
+
+def _check_tokens(tokenizer: Any, model: str) -> None:
+    """Raises `UserError` where a token of the data is another one to the model."""
+    name = str(tokenizer.name_or_path)
+    if same_tokenizer_file(Path(name), model):
+        return
+    if (ours := token_ids(model)) and (what := differing(ours, tokenizer.get_vocab())):
+        raise UserError(
+            f"data.tokenizer: {name} is another tokenizer than the model's: {what}, so the model would read other "
+            f"words than were written. Use the model's own, {model}; where renamed tokens are meant, copy the "
+            "tokenizer into the model's folder."
+        )
 
 
 def planned_steps(trainer: L.Trainer, optimizer: AdamW) -> int:

@@ -6,7 +6,6 @@ Shape suffixes: B rows, T tokens, N positions with loss, E the teacher's hidden,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
 from lnlit.models.build import build_decoder
@@ -90,24 +90,11 @@ def check_teacher(path: str, teacher: ModelSpec, model: str, student: ModelSpec)
             f"teacher: {path} has a vocabulary of {teacher.vocab_size:,} tokens, the model {student.vocab_size:,}. "
             "Distillation compares their predictions token by token; use a teacher with the same tokenizer."
         )
-    theirs, ours = (resolve(source) / "tokenizer.json" for source in (path, model))
-    if not (theirs.is_file() and ours.is_file()) or theirs.read_bytes() == ours.read_bytes():
+    if same_tokenizer_file(resolve(path), model):
         return
-    their_ids, our_ids = _token_ids(theirs), _token_ids(ours)
-    differing = [token for token, index in our_ids.items() if their_ids.get(token) != index]
-    if differing:
-        token = differing[0]
+    ours, theirs = token_ids(model), token_ids(path)
+    if ours and theirs and (what := differing(ours, theirs)):
         raise UserError(
-            f"teacher: {path} has another tokenizer: {len(differing):,} tokens differ, e.g. {token!r} is "
-            f"{our_ids[token]} in the model and {their_ids.get(token, 'absent')} in the teacher. Distillation compares "
-            "their predictions token by token; use a teacher with the same tokenizer."
+            f"teacher: {path} has another tokenizer: {what}. Distillation compares their predictions token by token; "
+            "use a teacher with the same tokenizer."
         )
-
-
-def _token_ids(file: Path) -> dict[str, int]:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the Rust library raises bare exceptions
-        raise UserError(f"{file}: cannot be read as a tokenizer: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,51 @@ def test_validating_a_checkpoint_asks_for_no_schedule(lnlit, config):
     checkpoint = next(Path("run/checkpoints").iterdir())
     code, out, err = lnlit("validate", "--config", saving, "--trainer.max_steps=9", "--ckpt_path", checkpoint)
     assert code == 0 and "val/loss" in out, err
+
+
+def test_validating_on_nothing_is_said(lnlit, config):
+    code, _, err = lnlit("validate", "--config", config())
+    assert code == 2 and "error: validate: there is nothing to validate on" in err and "Give data.val" in err
+
+
+def test_validating_on_something_is_fine(lnlit, config, rows_file):
+    assert lnlit("validate", "--config", config(), "--data.val", "jsonl", "--data.val.paths", rows_file)[0] == 0
+
+
+def swapped(folder):
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer))
+
+
+def smaller(folder):
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    last = max(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    del tokenizer["model"]["vocab"][last]
+    tokenizer["added_tokens"] = [{**token, "id": token["id"] - 1} for token in tokenizer["added_tokens"]]
+    file.write_text(json.dumps(tokenizer))
+
+
+def renamed(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_text((folder / name).read_text().replace("<|im_end|>", "<|end|>"))
+
+
+@pytest.mark.parametrize("change", [swapped, smaller, renamed])
+def test_a_data_tokenizer_with_other_ids_is_refused(lnlit, config, tiny_model, tmp_path, change):
+    shutil.copytree(tiny_model, tmp_path / "other")
+    change(tmp_path / "other")
+    code, _, err = lnlit("fit", "--config", config(), "--data.tokenizer", "other")
+    assert code == 2 and "data.tokenizer: other is another tokenizer than the model's" in err, err
+    assert "tokens differ, e.g." in err
+
+
+def test_a_data_tokenizer_with_the_same_ids_is_fine(lnlit, config, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text(
+        json.dumps(json.loads((tiny_model / "tokenizer.json").read_text()), indent=1)
+    )
+    assert lnlit("fit", "--config", config(), "--data.tokenizer", "other")[0] == 0
