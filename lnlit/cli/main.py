@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollout": ("lnlit.cli.rollout:main", "find out how hard prompts are for a model, before it learns from them"),
     "run": ("lnlit.cli.run:main", "run a folder of numbered stages in order; finished ones are skipped"),
     "data": ("lnlit.cli.data:main", "show what is learned of a configuration's rows: lnlit data show CONFIG"),
-    "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL --thinking on|off"),
+    "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),
     "plugins": (
         "lnlit.cli.plugins:main",
         "list every part by kind and name, or find one: lnlit plugins find KIND NAME",
