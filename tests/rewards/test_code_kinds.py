@@ -71,15 +71,13 @@ SPEAKS = {
 }
 
 
-@pytest.mark.parametrize("how", ["function", "class", "list", "entry_point"])
+@pytest.mark.parametrize("how", ["function", "class", "list"])
 def test_no_object_says_itself_that_it_is_right(how):
     def paid(body: str, test: str) -> float:
-        row, base = {"test": test}, "(list)" if how == "list" else ""
+        base = "(list)" if how == "list" else ""
         code = f"class X{base}:\n    def __init__(self, *args): pass\n    {body}\n"
         code += "f = X" if how == "class" else "def f(*args): return X()"
-        if how == "entry_point":
-            row = {"test": "def check(f):\n    " + test.replace("\n", "\n    "), "entry_point": "f"}
-        return score(code, row)
+        return score(code, {"test": test})
 
     with ThreadPoolExecutor(3) as threads:
         found = dict(zip(SPEAKS, threads.map(lambda case: paid(*case), SPEAKS.values()), strict=True))

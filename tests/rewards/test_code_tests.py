@@ -365,7 +365,7 @@ def test_humanevals_own_solutions_pass_and_no_others(record_property):
     if not HUMANEVAL.exists():
         pytest.skip(f"{HUMANEVAL} is absent")
     with gzip.open(HUMANEVAL, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][::4]
+        rows = [json.loads(line) for line in file][::8]
     reward = CodeTestsReward(preamble="prompt", wall_s=60)
 
     def paid(row: dict[str, str]) -> tuple[float, float]:
@@ -379,4 +379,4 @@ def test_humanevals_own_solutions_pass_and_no_others(record_property):
         found = dict(zip((row["task_id"] for row in rows), threads.map(paid, rows), strict=True))
     record_property("right_paid", sum(right for right, _ in found.values()))
     record_property("wrong_paid", sum(wrong for _, wrong in found.values()))
-    assert len(found) == 41 and {name for name, both in found.items() if both != (1, 0)} == set()
+    assert len(found) == 21 and {name for name, both in found.items() if both != (1, 0)} == set()

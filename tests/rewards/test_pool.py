@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -96,7 +97,8 @@ def test_every_fault_is_its_own_outcome(pool):
 class Exhausted(Reward):
     """Judges by a row, which may be at fault itself, and does what the completion says."""
 
-    time_limit_s = 0.4
+    def __init__(self, time_limit_s: float) -> None:
+        self.time_limit_s = time_limit_s
 
     def score(self, request: RewardRequest):
         match request.row.get("gold", request.completion):
@@ -113,27 +115,22 @@ class Exhausted(Reward):
         return 1.0
 
 
-@pytest.fixture
-def exhausted():
-    pool = RewardPool({"it": Exhausted()}, workers=2)
-    yield pool
-    pool.close()
-
-
-def test_a_completion_that_uses_up_its_verifier_is_paid_nothing(exhausted):
-    found = exhausted.score(requests("right", "hang", "crash", "memory", "deep", "right"))
+def test_a_completion_that_uses_up_its_verifier_is_paid_nothing():
+    with closing(RewardPool({"it": Exhausted(2.0)}, workers=2)) as exhausted:
+        found = exhausted.score(requests("right", "hang", "crash", "memory", "deep", "right"))
     assert [row["it"].value for row in found] == [1, 0, 0, 0, 0, 1]
     assert exhausted.outcomes == {"it/exhausting": 4}
-    assert "took longer than 0.4 s" in found[1]["it"].error
+    assert "took longer than 2.0 s" in found[1]["it"].error
 
 
 @pytest.mark.parametrize(
     ("gold", "kind"),
     [("hang", "timed_out"), ("crash", "crashed"), ("deep", "raised"), ("unknown", "unreadable_gold")],
 )
-def test_a_verifier_that_breaks_on_every_completion_has_no_verdict(exhausted, gold, kind):
-    row = {"gold": gold}
-    found = exhausted.score([RewardRequest([], text, False, row) for text in ("right", "wrong")])
+def test_a_verifier_that_breaks_on_every_completion_has_no_verdict(gold, kind):
+    row, limit = {"gold": gold}, 0.3 if gold == "hang" else 2.0  # it hangs while it warms up, which takes 20 times that
+    with closing(RewardPool({"it": Exhausted(limit)}, workers=2)) as exhausted:
+        found = exhausted.score([RewardRequest([], text, False, row) for text in ("right", "wrong")])
     assert [row["it"].value for row in found] == [None, None]
     assert exhausted.outcomes == {f"it/{kind}": 2}
 
