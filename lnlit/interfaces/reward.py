@@ -48,9 +48,9 @@ class NoVerdictError(Exception):
 class Reward(ABC):
     """A reward is plain data and code that can be sent to another process, where it may be stopped at any time.
 
-    Whose fault it is when nothing comes back is decided in one place, `lnlit.rewards.pool`: a completion that takes all
-    the time or memory, or kills the process, is paid 0 where an empty completion in its place is judged without ado;
-    else there is no verdict.
+    Whose fault it is when nothing comes back is decided in one place, `lnlit.rewards.pool`: a completion that twice
+    takes all the time or memory, or kills the process, is paid 0 where an empty completion in its place is judged
+    without ado; else there is no verdict.
     """
 
     #: Seconds that one completion may take.

@@ -60,8 +60,9 @@ class RewardPool:
     "not_finite", "wrong_type", "raised", "timed_out", "crashed", "wrong_length" and what a `NoVerdictError` calls
     itself. A reward's own `UserError` stops the run.
 
-    Where time or memory ran out or the process died, the same row is judged with an empty completion. If that goes
-    well, the completion was at fault: it is paid 0 and counted as "exhausting". If not, there is no verdict.
+    Where time or memory ran out or the process died, the same row is judged with an empty completion, and if that goes
+    well the completion once more. If it uses up all there is again, it was at fault: it is paid 0 and counted as
+    "exhausting". If the empty one fails, there is no verdict.
 
     Args:
         rewards: name -> reward.
@@ -85,8 +86,7 @@ class RewardPool:
         }
         for name, row in futures.items():
             outcomes = [self._outcome(name, future) for future in row]
-            blamed = self._blame(name, requests, outcomes)
-            found[name] = [self._result(name, outcome, fault) for outcome, fault in zip(outcomes, blamed, strict=True)]
+            found[name] = [self._result(name, *judged) for judged in self._judged_again(name, requests, outcomes)]
         return [{name: found[name][index] for name in self.rewards} for index in range(len(requests))]
 
     def close(self) -> None:
@@ -135,18 +135,26 @@ class RewardPool:
         except Exception as problem:
             return _Outcome(None, "raised", f"{type(problem).__name__}: {problem}")
 
-    def _blame(self, name: str, requests: Sequence[RewardRequest], outcomes: Sequence[_Outcome]) -> list[bool]:
-        """Which completions used up what there was: where the same row goes well without them."""
+    def _judged_again(
+        self, name: str, requests: Sequence[RewardRequest], outcomes: Sequence[_Outcome]
+    ) -> list[tuple[_Outcome, bool]]:
+        """(outcome, whether the completion is to blame for it). Of what used up all there was, the completion is where
+        the same row goes well without it, and it does so once more: a busy machine is slow for anybody, and pebble may
+        take a process that ends all of a sudden for one that died of the completion before."""
         rows = [id(request.row) for request in requests]  # a prompt's samples share it
-        controls: dict[int, Any] = {}
-        for row, request, outcome in zip(rows, requests, outcomes, strict=True):
-            if outcome.exhausted and request.completion and row not in controls:
-                controls[row] = self._schedule(name, _without_completion(request))
-        healthy = {row: not self._outcome(name, control).kind for row, control in controls.items()}
-        return [
-            outcome.exhausted and bool(request.completion) and healthy[row]
-            for row, request, outcome in zip(rows, requests, outcomes, strict=True)
-        ]
+        suspects = [at for at, outcome in enumerate(outcomes) if outcome.exhausted and requests[at].completion]
+        controls = {rows[at]: requests[at] for at in suspects}
+        running = {row: self._schedule(name, _without_completion(request)) for row, request in controls.items()}
+        healthy = {row: not self._outcome(name, future).kind for row, future in running.items()}
+        found = [(outcome, False) for outcome in outcomes]
+        again = [at for at in suspects if healthy[rows[at]]]
+        alone = [at for at in again if outcomes[at].kind == "crashed"]  # so that no other's end is taken for theirs
+        for group in (*([at] for at in alone), [at for at in again if at not in alone]):
+            futures = [self._schedule(name, requests[at]) for at in group]
+            for at, future in zip(group, futures, strict=True):
+                outcome = self._outcome(name, future)
+                found[at] = (outcome, outcome.exhausted)
+        return found
 
     def _batch(self, name: str, reward: BatchReward, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,25 @@ def test_a_completion_that_uses_up_its_verifier_is_paid_nothing():
     assert [row["it"].value for row in found] == [1, 0, 0, 0, 0, 1]
     assert exhausted.outcomes == {"it/exhausting": 4}
     assert "took longer than 2.0 s" in found[1]["it"].error
+
+
+class OnlyOnce(Reward):
+    """Dies of a completion the first time alone, as if another's death were taken for its own."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = Path(mark)
+
+    def score(self, request: RewardRequest) -> float:
+        if request.completion == "unlucky" and not self.mark.exists():
+            self.mark.touch()
+            os._exit(1)
+        return 1.0
+
+
+def test_a_completion_that_was_only_unlucky_is_judged_again(tmp_path):
+    with closing(RewardPool({"it": OnlyOnce(str(tmp_path / "died"))}, workers=1)) as pool:
+        assert [row["it"].value for row in pool.score(requests("unlucky", "other"))] == [1, 1]
+        assert not pool.outcomes and (tmp_path / "died").exists()
 
 
 @pytest.mark.parametrize(
