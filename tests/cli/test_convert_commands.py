@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 
 def test_import_writes_a_folder_and_refuses_to_overwrite(lnlit, tiny_model, tmp_path):
     code, out, err = lnlit("import", tiny_model, "copy", "--dtype", "bfloat16")
@@ -14,6 +16,34 @@ def test_import_writes_a_folder_and_refuses_to_overwrite(lnlit, tiny_model, tmp_
 def test_import_of_nothing_is_one_line(lnlit):
     code, _, err = lnlit("import", "nowhere", "out")
     assert (code, err.count("\n")) == (2, 1) and err.startswith("error: model 'nowhere': no such file or folder"), err
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "message"),
+    [
+        (None, "~no-such-user/out", "a path begins with ~ and the name of a user who is not known here"),
+        ("~no-such-user/model", "out", "a path begins with ~ and the name of a user who is not known here"),
+        ("/dev/null", "out", "model '/dev/null': is neither a file nor a folder"),
+        ("pypi:", "out", "model 'pypi:': expected the name of a distribution"),
+    ],
+)
+def test_places_that_cannot_be_are_one_line(lnlit, tiny_model, source, out, message):
+    code, _, err = lnlit("import", source or tiny_model, out)
+    assert (code, err.count("\n")) == (2, 1) and message in err, err
+
+
+def test_a_config_of_endless_lists_is_one_line(lnlit, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("[" * 100_000)
+    code, _, err = lnlit("import", "model", "out")
+    assert (code, err.count("\n")) == (2, 1) and "config.json: cannot be read as a JSON file" in err, err
+
+
+def test_a_home_folder_is_found_by_every_command(lnlit, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert lnlit("import", tiny_model, "~/my model")[0] == 0
+    code, _, err = lnlit("chat", "~/my model", "--prompt", "hi", "--max-new-tokens", "1")
+    assert code == 0, err
 
 
 def test_export_writes_a_folder(lnlit, tiny_model, tmp_path):
