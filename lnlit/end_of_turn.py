@@ -120,7 +120,7 @@ def _named_beside(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         return []
     for file in (GENERATION_CONFIG, "config.json"):
         path = _in_folder(name, file)
-        ends = as_list(read_json(path).get("eos_token_id")) if path is not None else []
+        ends = named_ids(path, "eos_token_id") if path is not None else []
         if ends:
             return ends
     return []
@@ -139,6 +139,11 @@ def _in_folder(name: str, file: str) -> Path | None:
         return None
 
 
-def as_list(ids: Any) -> list[int]:
-    """Token ids as configurations have them: none, one or several."""
-    return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]
+def named_ids(file: Path, key: str) -> list[int]:
+    """The token ids at a key of a JSON file: none, one or several. `UserError` for anything else there."""
+    given = read_json(file).get(key)
+    ids = [] if given is None else given if isinstance(given, list) else [given]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise UserError(f"{file}: {key}: expected a token id or a list of ids, got {given!r}. Correct the file.")
+    return list(ids)

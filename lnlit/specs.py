@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,16 @@ from typing import Any
 from lnlit.errors import UserError, unknown_key
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+def is_finite(value: object) -> bool:
+    """Whether `value` is a number that a float holds: no truth value, NaN or infinity, and not too large."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 class Args(dict[str, Any]):
@@ -71,6 +82,10 @@ class RopeSpec:
     theta: float = 10_000.0
     scaling: PartSpec | None = None
 
+    def __post_init__(self) -> None:
+        if not is_finite(self.theta) or self.theta <= 0:
+            raise UserError(f"spec.rope.theta: expected a positive number, got {self.theta!r}")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -88,8 +103,12 @@ class ModelSpec:
         object.__setattr__(self, "layers", tuple(self.layers))
         for name in ("vocab_size", "hidden_size", "context_length"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise UserError(f"spec.{name}: expected a positive integer, got {value!r}")
+        if not is_finite(self.norm_eps) or self.norm_eps < 0:
+            raise UserError(f"spec.norm_eps: expected a number from 0 on, got {self.norm_eps!r}")
+        if not isinstance(self.tie_embeddings, bool):
+            raise UserError(f"spec.tie_embeddings: expected true or false, got {self.tie_embeddings!r}")
 
     def replace(self, **changes: Any) -> ModelSpec:
         return dataclasses.replace(self, **changes)
@@ -186,5 +205,13 @@ def _read_model(data: Any, path: str) -> ModelSpec:
         rope = fields_of(RopeSpec, values["rope"], f"{path}.rope")
         if rope.get("scaling") is not None:
             rope["scaling"] = _read_part(rope["scaling"], f"{path}.rope.scaling")
-        values["rope"] = RopeSpec(**rope)
-    return ModelSpec(**values)
+        values["rope"] = _placed(RopeSpec, rope, path)
+    return _placed(ModelSpec, values, path)
+
+
+def _placed(kind: type, values: dict[str, Any], path: str) -> Any:
+    """An instance whose errors begin with the place of the spec that is read."""
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{path}{str(error).removeprefix('spec')}") from error

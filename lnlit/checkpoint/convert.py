@@ -93,7 +93,7 @@ def _convert(
     return save_folder(
         out,
         spec,
-        ((name, tensor if target_dtype is None else tensor.to(target_dtype)) for name, tensor in weights),
+        ((name, _converted(name, tensor, target_dtype)) for name, tensor in weights),
         tokenizer_from=tokenizer,
         provenance=provenance,
         max_shard_bytes=max_shard_bytes,
@@ -130,6 +130,20 @@ def _dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in DTYPES:
         raise UserError(f"dtype {name!r} is unknown.{did_you_mean(name, DTYPES)} Allowed: {', '.join(DTYPES)}.")
     return DTYPES[name] if name else None
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Rounded to `dtype`. `UserError` where a number would become infinite."""
+    converted = tensor if dtype is None else tensor.to(dtype)
+    if dtype is None or torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
+        return converted
+    if bool((converted.isinf() & tensor.isfinite()).any()):
+        largest = float(tensor[tensor.isfinite()].abs().max())
+        raise UserError(
+            f"tensor {name} holds numbers up to {largest:.3g}, and {str(dtype).removeprefix('torch.')} ends at "
+            f"{torch.finfo(dtype).max:.3g}. Choose another --dtype, or leave it out."
+        )
+    return converted
 
 
 def _tokenizer_source(path: Path) -> Path | None:

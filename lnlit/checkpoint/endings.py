@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lnlit.end_of_turn import GENERATION_CONFIG, as_list, end_ids
+from lnlit.end_of_turn import GENERATION_CONFIG, end_ids, named_ids
 from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
 
@@ -26,7 +26,7 @@ def stop_at_turn_ends(folder: Path) -> None:
         ends = end_ids(tokenizer)
     except UserError:  # it serves for other things than chat; whoever trains on it is told
         return
-    if set(ends) != set(as_list(config.get("eos_token_id"))):
+    if set(ends) != set(named_ids(file, "eos_token_id") if config else []):
         write_json(file, {**config, "eos_token_id": ends[0] if len(ends) == 1 else ends})
 
 

@@ -55,7 +55,10 @@ class LnlitFolder(CheckpointFormat):
         if data.get("format") != FORMAT:
             raise UserError(f"{file}: format {data.get('format')!r}; this lnlit reads format {FORMAT}. Update lnlit.")
         spec = ModelSpec.from_json(data.get("spec", {}), f"{file}: spec")
-        check_spec(spec)
+        try:
+            check_spec(spec)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
         return spec
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -63,8 +66,15 @@ class LnlitFolder(CheckpointFormat):
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """What `save_folder` recorded about a folder's origin."""
-    return read_json(path / SPEC_FILE).get("provenance", {})
+    """What `save_folder` recorded about a folder's origin. `UserError` for what cannot be such a record."""
+    record = first = read_json(path / SPEC_FILE).get("provenance", {})
+    while record != {}:
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{path / SPEC_FILE}: provenance: expected a mapping, got {record!r}. Write the folder anew."
+            )
+        record = record.get("parent_provenance", {})
+    return first
 
 
 def knows_thinking(source: str | Path) -> bool:
@@ -116,6 +126,7 @@ def save_folder(
     with replaced_folder(out, _is_of_a_model) as folder:
         if tokenizer_from is not None:  # first, for it may be refused
             config |= save_tokenizer(resolve(tokenizer_from), folder)
+            _check_padding(config, spec)
         shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
         check_shapes(str(out), shapes, expected_shapes(spec))
         config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
@@ -128,6 +139,7 @@ def save_folder(
         if add_files is not None:
             add_files(folder)
         stop_at_turn_ends(folder)
+        check_target(out, overwrite)  # another process may have finished meanwhile
     return out
 
 
@@ -140,6 +152,15 @@ def check_target(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) 
         raise UserError(f"{out}: exists already. Choose another folder, or allow overwriting it.")
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: exists and is not a model folder, so it is not overwritten. Choose another folder.")
+
+
+def _check_padding(config: Mapping[str, Any], spec: ModelSpec) -> None:
+    """transformers builds no embedding whose padding token is none of its rows."""
+    if (token := config.get("pad_token_id")) is not None and token >= spec.vocab_size:
+        raise UserError(
+            f"pad_token_id: {token} is no token of the model, whose vocabulary has {spec.vocab_size}. Take it out of "
+            "the source's config.json."
+        )
 
 
 def _is_of_a_model(name: str) -> bool:

@@ -33,7 +33,7 @@ def what_file(file: Path) -> str:
         return "It is a Git LFS pointer, not the file itself. Fetch it: git lfs pull."
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "It is a web page, so the download has failed. Download it again."
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+    if is_safetensors(file):
         return (
             "It is a single safetensors file, which does not say what model it is of. Name the folder that holds it as "
             "model.safetensors beside its config.json."
@@ -54,6 +54,12 @@ def what_file(file: Path) -> str:
     if file.suffix == ".json":
         return f"It is a JSON file. Name its folder: {file.parent}."
     return ""
+
+
+def is_safetensors(file: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON header, and this. Its end may be missing."""
+    head = _head(file, 9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32
 
 
 def _what_folder(folder: Path) -> str:

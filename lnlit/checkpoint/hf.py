@@ -11,7 +11,7 @@ from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.interfaces import CheckpointFormat
-from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec, is_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,18 +84,25 @@ class Config:
             raise UserError(f"{self.where}: {key}: expected a positive integer, got {value!r}.")
         return value
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: float, positive: bool = True) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UserError(f"{self.where}: {key}: expected a number, got {value!r}.")
+        if not is_finite(value) or value < 0 or (positive and value == 0):
+            allowed = "a positive number" if positive else "a number from 0 on"
+            raise UserError(f"{self.where}: {key}: expected {allowed}, got {value!r}.")
         return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.where}: {key}: expected true or false, got {value!r}.")
+        return value
 
     def head_dim(self, heads: int) -> int:
         return self.integer("head_dim", max(self.integer("hidden_size", 4096) // heads, 1))
 
     def bias(self, key: str) -> dict[str, bool]:
         """The `bias` argument of a part, given only when there is one."""
-        return {"bias": True} if self._get(key, False) else {}
+        return {"bias": True} if self.boolean(key, False) else {}
 
     def spec(self, layers: tuple[BlockSpec, ...]) -> ModelSpec:
         """The model around `layers`."""
@@ -105,8 +112,8 @@ class Config:
             layers=layers,
             context_length=self.integer("max_position_embeddings", 2048),
             rope=self._rope(),
-            norm_eps=self.number("rms_norm_eps", 1e-6),
-            tie_embeddings=is_tied(self.where.parent, bool(self._get("tie_word_embeddings", False))),
+            norm_eps=self.number("rms_norm_eps", 1e-6, positive=False),
+            tie_embeddings=is_tied(self.where.parent, self.boolean("tie_word_embeddings", False)),
         )
 
     def _get(self, key: str, default: Any) -> Any:
@@ -123,14 +130,14 @@ class Config:
         rule = given.get("rope_type", given.get("type")) or "default"
         if rule == "default":
             return RopeSpec(theta)
-        if rule not in _ROPE_ARGS:
+        if not isinstance(rule, str) or rule not in _ROPE_ARGS:
             allowed = ", ".join(["default", *_ROPE_ARGS])
             raise UserError(f"{self.where}: rope type {rule!r} is not supported. Supported: {allowed}.")
         context = {"original_max_position_embeddings": self.integer("max_position_embeddings", 2048)}
         args = {key: given.get(key, context.get(key)) for key in _ROPE_ARGS[rule]}
         for key, value in args.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(f"{self.where}: rope type {rule!r} needs a number for {key!r}, got {value!r}.")
+            if not is_finite(value) or value <= 0:
+                raise UserError(f"{self.where}: rope type {rule!r} needs a positive number for {key!r}, got {value!r}.")
         return RopeSpec(theta, PartSpec(rule, args))
 
     def _refuse_unsupported(self) -> None:
@@ -140,6 +147,10 @@ class Config:
             raise UserError(f"{self.where}: the checkpoint is quantised ({method}). Use the unquantised checkpoint.")
         if (activation := self._get("hidden_act", "silu")) not in ("silu", "swish"):
             raise UserError(f"{self.where}: hidden_act {activation!r} is not supported. Supported: silu.")
+        if not self.boolean("is_causal", True):
+            raise UserError(
+                f"{self.where}: is_causal false, so tokens see those behind them; lnlit reads decoders only."
+            )
         if self.values.get("per_layer_config"):
             raise UserError(f"{self.where}: per_layer_config, which gives layers sizes of their own, is not supported.")
         if (share := self._get("partial_rotary_factor", 1.0)) != 1.0:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lnlit.checkpoint.foreign import what_file
+from lnlit.checkpoint.foreign import is_safetensors, what_file
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.models.layout import Shape, check_shapes, expected_shapes
@@ -20,6 +20,7 @@ from lnlit.specs import ModelSpec
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_AGAIN = "Copy or download it again."
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -64,8 +65,8 @@ class SafetensorsFolder:
                         )
                     self.shapes[name], self._files[name] = tuple(view.get_shape()), file
         except (SafetensorError, OSError) as error:
-            advice = what_file(file) or "Copy or download it again."
-            raise UserError(f"{file}: not a complete safetensors file ({error}). {advice}") from error
+            advice = "" if is_safetensors(file) else what_file(file)
+            raise UserError(f"{file}: not a complete safetensors file ({error}). {advice or _AGAIN}") from error
         if absent := sorted(promised - self.shapes.keys()):
             raise UserError(f"{file}: the index promises tensor {absent[0]} in this file, which does not hold it.")
 
@@ -75,6 +76,11 @@ def folder_weights(folder: Path, spec: ModelSpec) -> Iterator[tuple[str, Tensor]
     tensors = SafetensorsFolder(folder)
     stored_as = {name: name for name in tensors.shapes if not name.endswith(".rotary_emb.inv_freq")}
     if spec.tie_embeddings and HEAD in stored_as:  # a tied pair stored twice, or under the head's name alone
+        if EMBEDDING in stored_as and not tensors.same(EMBEDDING, HEAD):
+            raise UserError(
+                f"{folder}: {HEAD} and {EMBEDDING} differ, and the folder's description says that they are one matrix. "
+                "The description and the weights belong to different models; import the weights' own folder."
+            )
         head = stored_as.pop(HEAD)
         stored_as.setdefault(EMBEDDING, head)
     expected = expected_shapes(spec)
@@ -100,6 +106,11 @@ def _has_weights(folder: Path) -> bool:
 
 def _weight_files(folder: Path) -> dict[Path, set[str]]:
     """Weight file -> the tensors that the index promises in it (none are promised without an index)."""
+    if (folder / "adapter_config.json").is_file() and _has_weights(folder):
+        raise UserError(
+            f"{folder}: holds the weights of a model and adapter_config.json of a LoRA adapter; lnlit would leave the "
+            "adapter out. Merge it, or take its files out of the folder to use the model without it."
+        )
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: set()}
     if not (folder / INDEX).is_file():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lnlit.checkpoint.gguf import eos_token_ids, gguf_file, open_gguf
 from lnlit.checkpoint.gguf_tokenizer import gguf_tokenizer
 from lnlit.checkpoint.sentence_piece import read_model_file
+from lnlit.end_of_turn import named_ids
 from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _GENERATION = "generation_config.json"
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CONFIG, _BACKEND, _MODEL = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 #: Files that add to a tokenizer; what they say goes into tokenizer.json and tokenizer_config.json.
 _BESIDE = (_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -42,6 +44,9 @@ def save_tokenizer(source: Path, folder: Path) -> dict[str, Any]:
     for name in _COPIED if tokenizer is not None else (*_COPIED, *_BESIDE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    for name in (_GENERATION, "config.json"):
+        for key in _SPECIAL_IDS if (source / name).is_file() else ():
+            _check_ids(source / name, key)
     ids = _special_ids(_json_or_empty(source / "config.json"))
     if not (folder / _GENERATION).is_file():
         eos = _as_list(ids.get("eos_token_id")) + _as_list(_tokenizer_eos(folder))
@@ -81,8 +86,9 @@ def _read(source: Path, scratch: Path) -> PreTrainedTokenizerBase | None:
     except UserError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for one cause
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{source}: its tokenizer cannot be read: {type(error).__name__}: {error}. Copy its files again, or take "
+            f"{source}: its tokenizer cannot be read: {type(error).__name__}: {reason}. Copy its files again, or take "
             "them out of the folder to go on without a tokenizer."
         ) from error
 
@@ -127,8 +133,15 @@ def _as_list(ids: Any) -> list[int]:
     return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
+def _check_ids(file: Path, key: str) -> None:
+    """Several ends are common; transformers takes one first and one padding token."""
+    named_ids(file, key)
+    if key != "eos_token_id" and isinstance(given := read_json(file).get(key), list):
+        raise UserError(f"{file}: {key}: expected one token id, got {given!r}. Correct the file.")
+
+
 def _special_ids(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if values.get(key) is not None}
+    return {key: values[key] for key in _SPECIAL_IDS if values.get(key) is not None}
 
 
 def _write_generation_config(folder: Path, ids: Mapping[str, Any]) -> dict[str, Any]:

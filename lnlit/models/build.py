@@ -52,8 +52,14 @@ def build_decoder(
 ) -> Decoder:
     """A decoder with uninitialised weights on `device`. Load a checkpoint into it, or call `init_weights`."""
     check_spec(spec)
-    with torch.device("meta"):
-        decoder = Decoder(spec, attention_kernel, activation_checkpointing)
+    try:
+        with torch.device("meta"):
+            decoder = Decoder(spec, attention_kernel, activation_checkpointing)
+    except (RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"spec: a tensor of these sizes cannot exist ({reason}). Correct the model's sizes.") from error
     if dtype is not None:
         decoder = decoder.to(dtype)
     return decoder if torch.device(device).type == "meta" else decoder.to_empty(device=device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lnlit.errors import UserError, unknown_key
-from lnlit.specs import RopeSpec
+from lnlit.specs import RopeSpec, is_finite
 
 _SCALING_ARGS = {
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
@@ -33,6 +33,9 @@ def check_rope(rope: RopeSpec, path: str = "spec.rope") -> None:
             raise unknown_key(f"{path}.scaling.args", key, allowed)
     if missing := allowed - rope.scaling.args.keys():
         raise UserError(f"{path}.scaling.args: missing {', '.join(sorted(missing))}.")
+    for key, value in rope.scaling.args.items():
+        if not is_finite(value) or value <= 0:
+            raise UserError(f"{path}.scaling.args.{key}: expected a positive number, got {value!r}.")
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int, device: torch.device | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from checkpoint_models import SMOLLM2, mixed_spec, random_decoder, save_tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from lnlit.checkpoint.convert import export_model, import_model
@@ -50,6 +50,43 @@ def test_a_dtype_converts_and_is_recorded(tmp_path):
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     with pytest.raises(UserError, match=r"dtype 'bfloat' is unknown. Did you mean 'bfloat16'"):
         import_model(tmp_path / "source", tmp_path / "other", dtype="bfloat")
+
+
+def test_a_number_that_a_dtype_cannot_hold_is_refused(tmp_path):
+    save_tiny(tmp_path / "source")
+    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    tensors["model.norm.weight"][:2] = torch.tensor([1e30, torch.inf])
+    save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model.norm.weight holds numbers up to 1e\+30, and float16 ends at 6.55e\+04"):
+        import_model(tmp_path / "source", tmp_path / "half", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    import_model(tmp_path / "source", tmp_path / "brain", dtype="bfloat16")  # as it holds infinity, that one may stay
+
+
+@pytest.mark.parametrize(
+    ("file", "ids", "message"),
+    [
+        ("generation_config.json", {"eos_token_id": [1, [2]]}, "eos_token_id: expected a token id or a list of ids"),
+        ("generation_config.json", {"eos_token_id": "</s>"}, "eos_token_id: expected a token id or a list of ids"),
+        ("config.json", {"eos_token_id": [1, "x"]}, "eos_token_id: expected a token id or a list of ids"),
+        ("config.json", {"eos_token_id": True}, "eos_token_id: expected a token id or a list of ids, got True"),
+        ("config.json", {"bos_token_id": [1, 2]}, r"bos_token_id: expected one token id, got \[1, 2\]"),
+        (
+            "config.json",
+            {"pad_token_id": 99999},
+            "pad_token_id: 99999 is no token of the model, whose vocabulary has 97",
+        ),
+    ],
+)
+def test_ids_that_are_none_are_named_with_their_file(tmp_path, file, ids, message):
+    source = tmp_path / "source"
+    save_tiny(source)
+    values = json.loads((source / file).read_text()) if (source / file).is_file() else {}
+    (source / file).write_text(json.dumps(values | ids))
+    with pytest.raises(UserError, match=message) as refused:
+        import_model(source, tmp_path / "out")
+    assert "99999" in message or str(source / file) in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_target_is_checked_before_the_weights_are_read(tmp_path):

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_models import LINEAR, mixed_spec, random_decoder, save_tiny
+from safetensors.torch import load_file, save_file
 from transformers import AttentionMaskInterface, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from lnlit.checkpoint.folder import read_provenance, save_folder
-from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.formats import open_checkpoint, read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.checkpoint.remote_code.configuration_decilm import DeciLMConfig
 from lnlit.errors import UserError
@@ -313,3 +314,49 @@ def test_a_misspelt_key_in_the_spec_names_file_and_key(tmp_path):
     (folder / "lnlit.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"layers\[1\].ffn.args: unknown key 'intermediate_sise'. Did you mean"):
         read_spec(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spec": {"vocab_size": True}}, "spec.vocab_size: expected a positive integer, got True"),
+        ({"spec": {"norm_eps": "x"}}, "spec.norm_eps: expected a number from 0 on, got 'x'"),
+        ({"spec": {"rope": {"theta": 0}}}, "spec.rope.theta: expected a positive number, got 0"),
+        ({"spec": {"rope": {"scaling": {"type": "linear", "args": {"factor": "2"}}}}}, "factor: expected a positive"),
+        ({"spec": {"tie_embeddings": "no"}}, "spec.tie_embeddings: expected true or false, got 'no'"),
+        ({"provenance": [1]}, r"provenance: expected a mapping, got \[1\]"),
+        ({"provenance": {"parent_provenance": "x"}}, "provenance: expected a mapping, got 'x'"),
+    ],
+)
+def test_a_wrong_value_in_the_description_is_named(tmp_path, change, message):
+    folder = save(tmp_path / "child", random_decoder(mixed_spec()))
+    data = json.loads((folder / "lnlit.json").read_text())
+    for key, value in change.items():
+        data[key] = data[key] | value if key == "spec" else value
+    (folder / "lnlit.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=message) as refused:
+        read_spec(folder)
+        read_provenance(folder)
+    assert str(folder / "lnlit.json") in str(refused.value)
+
+
+def test_weights_that_contradict_a_tied_description_are_refused(tmp_path):
+    folder = save(tmp_path / "tied", random_decoder(mixed_spec(tie_embeddings=True)))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head.weight and model.embed_tokens.weight differ"):
+        list(open_checkpoint(folder).weights(folder))
+
+
+def test_what_another_process_wrote_meanwhile_is_not_replaced(tmp_path):
+    decoder, other = random_decoder(mixed_spec()), random_decoder(mixed_spec(), seed=1)
+
+    def overtaken():
+        yield from canonical_weights(decoder)
+        save(tmp_path / "child", other)
+
+    with pytest.raises(UserError, match="child: exists already"):
+        save_folder(tmp_path / "child", decoder.spec, overtaken(), tokenizer_from=None, provenance={})
+    kept = load_file(tmp_path / "child" / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in canonical_weights(other))

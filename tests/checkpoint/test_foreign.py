@@ -155,6 +155,13 @@ def test_a_pointer_in_place_of_the_weights_is_told(tmp_path):
         list(open_checkpoint(tmp_path).weights(tmp_path))
 
 
+def test_an_adapter_beside_its_base_is_not_left_out_in_silence(tmp_path):
+    save_tiny(tmp_path)
+    adapter(tmp_path)
+    with pytest.raises(UserError, match=r"lnlit would leave the adapter out. Merge it, or take its files out"):
+        list(open_checkpoint(tmp_path).weights(tmp_path))
+
+
 def truncated(file):
     torch.save({"pytorch-lightning_version": "2.6.6", "state_dict": {"a": torch.ones(5000)}}, file)
     file.write_bytes(file.read_bytes()[:-700])

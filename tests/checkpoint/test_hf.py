@@ -137,7 +137,19 @@ def test_frequencies_stored_by_old_versions_are_skipped(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported. Supported: silu"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' needs a number for 'factor'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' needs a positive number for 'factor'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "needs a positive number for 'factor', got 0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": float("nan")}}, "for 'factor', got nan"),
+        ({"rope_parameters": {"rope_type": ["linear"]}}, r"rope type \['linear'\] is not supported"),
+        ({"rope_parameters": {"rope_theta": -5.0}}, "rope_theta: expected a positive number, got -5.0"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta: expected a positive number"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps: expected a number from 0 on, got -1.0"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps: expected a number from 0 on, got inf"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings: expected true or false, got 'false'"),
+        ({"mlp_bias": "no"}, "mlp_bias: expected true or false, got 'no'"),
+        ({"is_causal": False}, "is_causal false, so tokens see those behind them"),
+        ({"hidden_size": 10**18}, "a tensor of these sizes cannot exist"),
+        ({"vocab_size": 10**30}, "a tensor of these sizes cannot exist"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq\)"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"hidden_size": "wide"}, "hidden_size: expected a positive integer, got 'wide'"),
@@ -169,7 +181,9 @@ def scramble(file):
 def test_a_damaged_weight_file_is_named(tmp_path, damage):
     save_tiny(tmp_path)
     damage(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"model.safetensors: not a complete safetensors file"):
+    with pytest.raises(
+        UserError, match=r"safetensors: not a complete safetensors file .*\. Copy or download it again\.$"
+    ):
         loaded(tmp_path)
 
 
