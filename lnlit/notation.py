@@ -41,6 +41,13 @@ _COMMANDS = {
 _COMMAND = re.compile("|".join(map(re.escape, _COMMANDS)))
 _DASHES = dict.fromkeys(map(ord, "\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FIGURE DASH}\N{EN DASH}"), "-")
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z])|(?=\{))")
+#: Ways of LaTeX that parsers read otherwise, or in part: `\\sqrt[3]4`, `{10 \\choose 3}`, `\\log_e 2`.
+_SAME = (
+    (re.compile(r"(\\sqrt\s*\[[^\[\]]+\])\s*([0-9A-Za-z])"), r"\1{\2}"),
+    (re.compile(r"\{([^{}]+?)\\choose\b\s*([^{}]+)\}|^([^{}]+?)\\choose\b\s*([^{}]+)$"), r"\\binom{\1\3}{\2\4}"),
+    (re.compile(r"\\log\s*_\s*(?:e(?![A-Za-z])|\{\s*e\s*\})"), r"\\ln "),
+    (re.compile(r"\\colon(?![A-Za-z])"), ":"),
+)
 _SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*")
 _STYLE = re.compile(r"\\(?:displaystyle|textstyle|scriptstyle|bf|rm|it|boldsymbol)(?![A-Za-z])\s*")
 _IN_A_STYLE = re.compile(r"\\(?:mathbf|mathrm|mathsf|mathit|textbf|textit|textrm|textsf|emph|mbox|hbox)\s*(?=\{)")
@@ -57,6 +64,7 @@ _POWER_OF_TEN = re.compile(r"(?<=\d)[eE]([+-]?\d+)$")
 _BARE_UNIT = re.compile(
     r"(?<=\d)\s*([kcdm]?m|in|ft|yd|mi|inch(?:es)?|feet|meters?|miles?|units?)\s*(?=\^\s*\{?[23]\}?$)"
 )
+_NUMBER_OF = re.compile(r"\s*-?\d[\d.,]*\s+[A-Za-z]+\s*")
 _BRACKETS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"))
 _MINUS_AMONG_WORDS = re.compile(r"(?<![\w)\]}])[\N{MINUS SIGN}\N{EN DASH}](?=\s?[\d.$\\])")
 _END_OF_SENTENCE = re.compile(r"(?<=[\d)}])\.(?=\s|$|\*)")
@@ -113,6 +121,8 @@ def _characters(text: str) -> str:
     text = _VULGAR.sub(lambda found: r"\frac{{{}}}{{{}}}".format(*_parts(found[0])), text)
     text = _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}" if found[1] or found[2] else r"\sqrt", text)
     text = _COMMAND.sub(lambda found: f"{_COMMANDS[found[0]]} ", text)
+    for written, read in _SAME:
+        text = written.sub(read, text)
     return unicodedata.normalize("NFKC", re.sub("[\u2009\u202f]", r"\\,", text))
 
 
@@ -138,7 +148,8 @@ def _unwrapped(answer: str) -> str:
     group = re.match(r"(?:\\(?:mathbf|mathrm|textbf|text|boxed|displaystyle)\s*)?\{", answer)
     if group and _closes(answer, group.end() - 1) == len(answer) - 1:
         inside = answer[group.end() : -1]
-        if group[0] == "{" or not re.search(r"(?<!\\)\b[^\W\d_]{2,}|^\(?[A-Za-z]\)?(?:\s*,\s*[A-Za-z])*$", inside):
+        words = re.search(r"(?<!\\)\b[^\W\d_]{2,}|^\(?[A-Za-z]\)?(?:\s*,\s*[A-Za-z])*$", inside)
+        if group[0] == "{" or not words or _NUMBER_OF.fullmatch(inside):
             return inside
     return answer
 

@@ -19,12 +19,20 @@ from lnlit.notation import tidy, tidy_text, word_of
 
 _IN_A_BASE = re.compile(
     r"(-?)([0-9][0-9A-Za-z. ]*?)\s*(?:_\s*\{?\s*\(?\s*(?:\\text\s*\{)?\s*([0-9]+|[a-z]+)\)?[\s})]*"
-    r"|(?:\\text\s*\{)?\s*\(?(?:in )?base[\s-]*([0-9]+|[a-z]+)\)?\s*\}?)"
+    r"|(?:\\text\s*\{)?\s*\(?(?:in )?base[\s}-]*([0-9]+|[a-z]+)\)?\s*\}?)"
 )
 _NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _BASES = {name: number for number, name in enumerate(_NAMES, start=2)} | {"sixteen": 16}
 _UNIT = re.compile(r"\\text\s*\{\s*([A-Za-z][A-Za-z /.]*)\}\s*\^\s*\{?\s*(\d)\s*\}?$")
-_SAID = re.compile(r"answer(?:\s+is|\W*:)\s*(.*)|\$([^$]+)\$|\\[(\[](.*?)\\[)\]]|\*\*([^*]+)\*\*", re.IGNORECASE)
+_SAID = re.compile(
+    r"answer(?:\s+is|\W*:)\s*(.*)|\$([^$]+)\$|\\[(\[](.*?)\\[)\]]|\*\*(?![^*]*answer)([^*]+)\*\*", re.IGNORECASE
+)
+#: What math-verify passes over, so that `\max 5`, `> 5` and `5 \text{ or more}` would all be 5.
+_PASSED_OVER = re.compile(
+    r"^(?:[<>]|\\(?:[gl]e(?:q|qslant)?|[gl]t|[gl]g|[gl](?:trsim|esssim)|neq?|neg|lnot|not|n?mid|propto|equiv|deg|det|gcd"
+    r"|lcm|max|min|sup|inf|arg|lim|sum|prod|partial|forall|exists|operatorname\s*\{\w+\})(?![A-Za-z]))"
+    r"|\bor (?:more|less|fewer|greater)\b"
+)
 
 #: Numbers of more binary digits are compared by how they are written: computing one may take forever.
 _MOST_BITS = 100_000
@@ -70,6 +78,8 @@ class Answer:
         in_base = _number_in_base(answer)
         if self.in_base or in_base:
             return self._is_same_number(answer, in_base)
+        if _PASSED_OVER.findall(answer) != _PASSED_OVER.findall(self.gold):
+            return False
         unit, own = _UNIT.search(answer), _UNIT.search(self.gold)
         if unit and own and unit[2] != own[2]:
             return False
@@ -114,8 +124,17 @@ def _values(text: str) -> list[Any]:
     _quiet()
     from math_verify import parse
 
-    found = parse(text, parsing_timeout=0)
+    found = [_with_one_i(value) for value in parse(text, parsing_timeout=0)]
     return [_union(value) for value in found] if re.search(r"\bor\b|\\lor\b|\\vee\b", text) else found
+
+
+def _with_one_i(value: Any) -> Any:
+    """math-verify says that `i` is not real in `2 i`, and real in `2i`: two symbols, which are never equal."""
+    import sympy
+
+    if not isinstance(value, (sympy.Basic, sympy.MatrixBase)):
+        return value
+    return value.xreplace({symbol: sympy.Symbol("i", real=True) for symbol in value.free_symbols if str(symbol) == "i"})
 
 
 def _union(value: Any) -> Any:

@@ -66,6 +66,15 @@ y=2x+3 | 3+2x
 5! | 120
 2^{2008}-2 | 2^{2008}-2
 \emptyset | \varnothing
+3-4i | 3 - 4 i
+3-4i | 3-4\cdot i
+4210_5 | 4210\text{ base }5
+\sqrt[3]{4} | \sqrt[3]4
+\binom{10}{3} | {10 \choose 3}
+120 | 10 \choose 3
+\ln 2 | \log_e 2
+5:3 | 5\colon 3
+7 | \text{7 days}
 """
 
 DIFFERENT = r"""
@@ -106,6 +115,20 @@ E | 2.718281828
 \text{True} | False
 \text{B,E} | B, D
 \text{B,E} | B
+3-4i | 3 + 4 i
+\sqrt[3]{4} | \sqrt[3]5
+3 | 10 \choose 3
+2 | \log_e 2
+5 | \max 5
+5 | \lim 5
+5 | > 5
+5 | <5
+5 | \ge 5
+5 | \leq 5
+5 | \neq 5
+5 | \not 5
+5 | 5 \text{ or more}
+7 | \text{8 days}
 """
 
 
@@ -157,6 +180,21 @@ def test_what_takes_for_ever_to_compute_is_not_computed(answer):
 )
 def test_no_completion_is_the_verifiers_fault(completion):
     assert paid("9", completion) == 0
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "**Answer:** Evelyn",
+        "**Answer**: Evelyn",
+        "**The answer is Evelyn.**",
+        "**Answer: Evelyn**",
+        "It is **Evelyn**.",
+    ],
+)
+def test_a_word_in_bold_type_is_read(completion):
+    assert paid(r"\text{Evelyn}", completion) == 1
+    assert paid(r"\text{Angela}", completion) == 0
 
 
 def test_what_is_no_mathematics_is_refused():
