@@ -248,17 +248,16 @@ def _score(name: str, reward: Reward, request: RewardRequest) -> _Outcome:
         place.release()
     try:
         _alarm(reward.time_limit_s)
-        value = reward.score(request)
+        return _number(reward.score(request))
     except UserError:
         raise
     except NoVerdictError as none:
-        return _Outcome(None, none.kind, none.why)
+        return _Outcome(None, str(none.kind or "no_verdict"), str(none.why))
     except BaseException as problem:
         exhausted = isinstance(problem, (MemoryError, RecursionError))
         return _Outcome(None, "raised", f"{type(problem).__name__}: {problem}", exhausted)
     finally:
         _alarm(0)
-    return _number(value)
 
 
 def _warm_up_s(reward: Reward) -> float:

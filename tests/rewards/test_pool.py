@@ -25,6 +25,12 @@ class Unsendable(Exception):
         super().__init__(message)
 
 
+class Endless:
+    def __float__(self) -> float:
+        time.sleep(600)
+        return 1.0
+
+
 class Told(Reward):
     """Does what the completion says."""
 
@@ -46,6 +52,10 @@ class Told(Reward):
                 raise Unsendable(7, "no words")
             case "none":
                 return None
+            case "nothing to say":
+                raise NoVerdictError("", "")
+            case "endless number":
+                return Endless()
             case "text":
                 return "good"
             case "nan":
@@ -73,8 +83,9 @@ def pool():
 
 def test_every_fault_is_its_own_outcome(pool):
     asked = ["1", "raise", "hang", "2.5", "crash", "none", "text", "nan", "-3", "quiet crash", "exit", "unsendable"]
+    asked += ["nothing to say", "endless number"]
     found = pool.score(requests(*asked))
-    assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3, None, None, None]
+    assert [row["told"].value for row in found] == [1, None, None, 2.5, None, None, None, None, -3, *[None] * 5]
     assert [row["length"].value for row in found] == [len(text) for text in asked]
     assert pool.outcomes == {
         f"told/{kind}": count
@@ -82,8 +93,9 @@ def test_every_fault_is_its_own_outcome(pool):
             "raised": 3,
             "wrong_type": 1,
             "not_finite": 1,
-            "timed_out": 1,
+            "timed_out": 2,
             "crashed": 2,
+            "no_verdict": 1,
             "none": 1,
         }.items()
     }
@@ -91,7 +103,7 @@ def test_every_fault_is_its_own_outcome(pool):
     assert "took longer than 2.0 s" in found[2]["told"].error
     assert "exit code 3" in found[4]["told"].error
     assert "exit code 0" in found[9]["told"].error
-    assert [row["told"].error for row in found[-2:]] == ["SystemExit: 0", "Unsendable: no words"]
+    assert [row["told"].error for row in found[10:12]] == ["SystemExit: 0", "Unsendable: no words"]
     assert pool.score(requests("7"))[0]["told"].value == 7  # and it works on
 
 
