@@ -4,11 +4,11 @@ what stays where it is. What one side does to a container that it was handed is 
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import json
 import socket
 import struct
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -31,6 +31,17 @@ def pack(message: Any) -> bytes:
     if len(data) > _MESSAGE_BYTES:
         raise TooMuchError(f"more than {_MESSAGE_BYTES >> 20} MiB of data")
     return data
+
+
+def _python_modules() -> set[str]:
+    """Where exceptions of Python's own may come from. Not from unittest: there one skips a test."""
+    mine = sys.stdlib_module_names - {"unittest", "__main__"}
+    return {name for name in sys.modules if name.partition(".")[0] in mine}
+
+
+def kinds_of(error: type) -> list[str]:
+    """The names of an exception's class and of its bases with their modules, the nearest first."""
+    return [f"{kind.__module__}.{kind.__name__}" for kind in error.__mro__]
 
 
 class Line:
@@ -104,7 +115,8 @@ class Peer:
 
     def exception(self, kind: str) -> Any:
         """The class that an exception's class of this name is on this side, None for none."""
-        found = getattr(builtins, kind, None)
+        place, _, name = kind.rpartition(".")
+        found = getattr(sys.modules.get(place), name, None) if place in _python_modules() else None
         return found if isinstance(found, type) and issubclass(found, (Exception, SystemExit)) else None
 
     def refuse(self, why: str) -> Any:
@@ -150,8 +162,10 @@ class Peer:
         except Exception as error:  # whatever it is, it was not an answer
             self.trouble = BrokenOffError("gave no value")
             raise self.trouble from error
+        if isinstance(raised, _ENDINGS) and do not in ("next", "anext"):
+            raise RuntimeError(f"raised {raised!r}")
         if raised is not None:
-            raise RuntimeError(f"raised {raised!r}") if do != "next" and isinstance(raised, _ENDINGS) else raised
+            raise raised
         return value
 
     def packed(self, writer: Writer, do: str, args: Sequence[Any], keywords: dict[str, Any]) -> bytes:
@@ -183,7 +197,7 @@ class Peer:
     def _told(self, error: BaseException, objects: list[Any], before: list[Any]) -> tuple[Writer, Any, None, Any]:
         """A reply of an exception: the names of its types, the nearest first, what it says, and what it holds where
         that can cross."""
-        told: dict[str, Any] = {"kinds": [kind.__name__ for kind in type(error).__mro__], "says": ""}
+        told: dict[str, Any] = {"kinds": kinds_of(type(error)), "says": ""}
         with contextlib.suppress(Exception):
             told["says"] = str(error)
         for args, attributes in ((error.args, vars(error)), ((), {})):
@@ -199,9 +213,12 @@ class Peer:
         """The nearest exception that this side knows, with the same text if it can have that."""
         for name in told["kinds"]:
             kind, made = self.exception(name), []
-            for arguments in ([read(item) for item in told["holds"]], [told["says"]], []) if kind else ():
+            holds = [read(item) for item in told["holds"]]
+            for arguments in (holds, [told["says"]], []) if kind else ():
                 with contextlib.suppress(Exception):  # some need arguments of their own
                     made.append(kind(*arguments))
+            if kind and not made:
+                made.append(kind.__new__(kind, *holds))
             if made:
                 found = next((error for error in made if str(error) == told["says"]), made[0])
                 for key, item in told["vars"].items():

@@ -8,6 +8,7 @@ import io
 import operator
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from lnlit.rewards.code_values import NotPlainError, Writer, plain_base
@@ -25,12 +26,38 @@ def _await(coroutine: Any) -> Any:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
+        return _loop().run_until_complete(coroutine)
     while True:
         try:
             coroutine.send(None)
         except StopIteration as end:
             return end.value
+
+
+@cache
+def _loop() -> Any:
+    """One for all that is awaited: what a loop leaves unfinished, such as a generator, ends with it."""
+    import asyncio
+
+    return asyncio.new_event_loop()
+
+
+def _seed(*args: Any) -> None:
+    import random
+
+    random.seed(*args)
+
+
+async def _next_of(held: Any) -> Any:
+    return await anext(held)
+
+
+async def _entered(held: Any) -> Any:
+    return await type(held).__aenter__(held)
+
+
+async def _exited(held: Any, *args: Any) -> Any:
+    return await type(held).__aexit__(held, *args)
 
 
 def _plain(value: Any) -> Any:
@@ -78,6 +105,11 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "deepcopy": copy.deepcopy,
     "plain": _plain,
     "await": _await,
+    "aiter": aiter,
+    "anext": lambda held: _await(_next_of(held)),
+    "aenter": lambda held: _await(_entered(held)),
+    "aexit": lambda held, *args: _await(_exited(held, *args)),
+    "seed": _seed,
     "input": lambda prompt: input(prompt),
     "readline": lambda size: sys.stdin.readline(size),
     "read": lambda size: sys.stdin.read(size),
@@ -117,6 +149,18 @@ class Handle:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
         return self.__peer.ask("exit", self, kind, None, None)
+
+    def __aiter__(self) -> Any:
+        return self.__peer.ask("aiter", self)
+
+    async def __anext__(self) -> Any:
+        return self.__peer.ask("anext", self)
+
+    async def __aenter__(self) -> Any:
+        return self.__peer.ask("aenter", self)
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> Any:
+        return self.__peer.ask("aexit", self, kind, None, None)
 
     def __copy__(self) -> Any:
         return _kept(self.__peer.ask("copy", self), self.__made)
@@ -203,6 +247,7 @@ for _name in _BINARY:
         setattr(Handle, f"__r{_name}__", lambda self, other, _name=_name: self._after(_name, other))
 for _name in _UNARY:
     setattr(Handle, f"__{_name}__", _forwarding(_name))
+setattr(Handle, "__doc__", property(lambda self: peer_of(self).ask("get", self, "__doc__")))  # noqa: B010  not its own
 for _name in _IN_PLACE:
     setattr(Handle, f"__{_name}__", lambda self, other, _name=_name: self._in_place(_name, other))
 

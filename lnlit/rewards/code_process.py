@@ -30,9 +30,9 @@ if __name__ == "__main__":  # lnlit's files are found, but what it imports as a 
     _lnlit = sys.modules["lnlit"] = types.ModuleType("lnlit")
     _lnlit.__path__ = [str(Path(__file__).parents[1])]
 
-from lnlit.rewards.code_calls import BrokenOffError, Line, Made, Peer, TooMuchError, pack
+from lnlit.rewards.code_calls import BrokenOffError, Line, Made, Peer, TooMuchError, kinds_of, pack
 from lnlit.rewards.code_handle import ACTIONS, Asked, Handle
-from lnlit.rewards.code_tree import exceptions, tested_classes, unknown_names
+from lnlit.rewards.code_tree import exceptions, imports, tested_classes, unknown_names
 from lnlit.rewards.code_values import NotPlainError, Reader, Writer
 from lnlit.rewards.code_walls import close_calls, close_files, die_with, enter_namespaces, give_up_rights
 
@@ -61,7 +61,8 @@ class Candidate(Peer):
             exec(compile(code, "<solution>", "exec"), self.names)
         self.printed()
         sys.stdin, builtins.input = Asked(self), lambda prompt="", /: self.ask("input", prompt)
-        self.line.send(pack("loaded"))
+        errors = {name: kinds_of(value) for name, value in self.names.items() if _is_error(value)}
+        self.line.send(pack({"loaded": errors}))
         while True:
             self.line.send(self.answer(self.line.receive()))
 
@@ -89,10 +90,14 @@ class Candidate(Peer):
         return texts
 
 
+def _is_error(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
 class Solution(types.ModuleType):
     """What tests import that ask for the candidate's module by its name."""
 
-    def __init__(self, handle: Callable[[str], Handle]) -> None:
+    def __init__(self, handle: Callable[[str], Any]) -> None:
         super().__init__("solution")
         self._handle = handle
 
@@ -157,6 +162,8 @@ class Judge(Peer):
         if do == "get" and "next" in may and args[1] in ("send", "throw", "close"):
             return
         if do in ("get", "set", "delete"):
+            if do == "get" and "call" in may and args[1] in ("__name__", "__qualname__", "__doc__"):
+                return
             name, fixed = args[1], callable(getattr(type(args[0]), str(args[1]), None))
             if do not in may or type(name) is not str or name.startswith("_") or (fixed and do != "get"):
                 raise AttributeError(f"{name!r} of what the tests hand over")
@@ -164,7 +171,14 @@ class Judge(Peer):
             raise TypeError(f"{do} of what the tests hand over")
 
     def exception(self, kind: str) -> Any:
-        return self.exceptions.get(kind) or super().exception(kind)
+        return self.exceptions.get(kind.rpartition(".")[2]) or super().exception(kind)
+
+    def define(self, names: set[str], told: dict[str, list[str]]) -> None:
+        """The candidate's exceptions that the tests name, below the nearest of their bases that is known here."""
+        for name in sorted(names, key=lambda name: len(told.get(name, []))):  # bases first
+            base = next(filter(None, map(self.exception, told.get(name, [])[1:])), Exception)
+            base = base if issubclass(base, Exception) else Exception
+            self.exceptions[name] = type(name, (base,), {"__module__": "tests", "__str__": Exception.__str__})
 
     def packed(self, writer: Writer, do: str, args: Any, keywords: dict[str, Any]) -> bytes:
         try:
@@ -203,6 +217,20 @@ def _by_name(value: Any) -> list[Any] | None:
         return None
 
 
+def _share_seeds(peer: Judge) -> None:
+    """What the tests seed, the candidate's random numbers begin with as well."""
+    import random
+
+    own = random.seed
+
+    def seed(a: Any = None, version: int = 2) -> None:
+        own(a, version)
+        peer.ask("seed", a, version)
+        peer.questions -= 1  # it was asked nothing that it could fail
+
+    random.seed = seed
+
+
 _HINT = "a function with a name of Python's own must be the row's entry_point"
 
 
@@ -218,8 +246,9 @@ def judge(job: dict[str, Any], line: Line, verdict: int) -> None:
     if line.receive() != "ready":
         return
     os.write(verdict, b"tests\n")
-    if line.receive() != "loaded":
-        return
+    handles = {name for name, value in names.items() if isinstance(value, Handle)}
+    peer.define(exceptions(ast.parse(job["tests"]), "solution") & handles, line.receive()["loaded"])
+    names.update(peer.exceptions)
     problem: BaseException | None = None
     try:
         try:
@@ -248,11 +277,13 @@ def _prepared(job: dict[str, Any], peer: Judge) -> tuple[dict[str, Any], Any]:
     exec(compile(job["preamble"], "<preamble>", "exec"), names)  # its helpers here: the candidate may not replace them
     tests = ast.parse(job["tests"])
     makes = tested_classes(tests)
-    sys.modules["solution"] = Solution(lambda name: Handle(peer, name, made=False, makes=name in makes))
+    if "random" in imports(tests):
+        _share_seeds(peer)
+    sys.modules["solution"] = Solution(
+        lambda name: peer.exceptions.get(name) or Handle(peer, name, made=False, makes=name in makes)
+    )
     for name in unknown_names(tests) - names.keys():
         names[name] = getattr(sys.modules["solution"], name)
-    for name in exceptions(tests) & {name for name, value in names.items() if isinstance(value, Handle)}:
-        names[name] = peer.exceptions[name] = type(name, (Exception,), {"__module__": "tests"})
     for name in unknown_names(ast.parse(job["entry_point"] or "", mode="exec"), with_builtins=True):
         names[name] = Handle(peer, name, made=False)
     return names, compile(tests, "<tests>", "exec")
@@ -263,11 +294,13 @@ def _run(names: dict[str, Any], entry_point: str | None, peer: Judge) -> None:
     called as tests are."""
     if entry_point and callable(names.get("check")) and not isinstance(names["check"], Handle):
         names["check"](eval(entry_point, names))
-    for test in [value for name, value in names.items() if name.lower().startswith("test") and not peer.questions]:
-        if isinstance(test, types.FunctionType) and not inspect.signature(test).parameters:
-            test()
-        elif isinstance(test, type) and issubclass(test, getattr(sys.modules.get("unittest"), "TestCase", ())):
+    for name, test in list(names.items()) if not peer.questions else ():
+        if isinstance(test, type) and issubclass(test, getattr(sys.modules.get("unittest"), "TestCase", ())):
             _run_cases(test)
+        elif not name.lower().startswith("test"):
+            continue
+        elif isinstance(test, types.FunctionType) and not inspect.signature(test).parameters:
+            test()
 
 
 def _run_cases(of: type) -> None:

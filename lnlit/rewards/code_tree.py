@@ -38,17 +38,21 @@ def own_names(tree: ast.AST) -> set[str]:
     return found
 
 
-def exceptions(tree: ast.AST) -> set[str]:
-    """The names that are used as classes of exceptions: in `except`, or as what should be raised."""
+def exceptions(tree: ast.AST, solution: str) -> set[str]:
+    """The names that are used as classes of exceptions: in `except`, or as what should be raised. Not those that are
+    imported from elsewhere than the candidate's module `solution`."""
     found: set[str] = set()
+    elsewhere: set[str] = set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module != solution:
+            elsewhere |= {alias.asname or alias.name for alias in node.names}
         if isinstance(node, ast.ExceptHandler) and node.type:
             found |= _names_of(node.type)
         elif isinstance(node, ast.Call) and _called(node.func) in ("assertRaises", "assertRaisesRegex", "suppress"):
             found |= set().union(*map(_names_of, node.args[:1]))
         elif isinstance(node, ast.Raise) and node.exc:
             found |= _names_of(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
-    return found
+    return found - elsewhere
 
 
 def tested_classes(tree: ast.AST) -> set[str]:

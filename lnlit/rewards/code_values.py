@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, ItemsView, KeysView, Sequence, ValuesView
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -50,6 +51,12 @@ _FIXED: dict[str, tuple[type, Callable[[Any], list[Any]], Callable[[list[Any]], 
     ),
     "date": (datetime.date, lambda value: [value.isoformat()], lambda parts: datetime.date.fromisoformat(*parts)),
     "time": (datetime.time, lambda value: [value.isoformat()], lambda parts: datetime.time.fromisoformat(*parts)),
+    "path": (Path, lambda value: [str(value)], lambda parts: Path(*parts)),
+    "timezone": (
+        datetime.timezone,
+        lambda value: [value.utcoffset(None), str(value)],
+        lambda parts: datetime.timezone(*parts) if parts[0] else datetime.UTC,
+    ),
     "timedelta": (
         datetime.timedelta,
         lambda value: [value.days, value.seconds, value.microseconds],
@@ -71,6 +78,7 @@ _CHANGING: dict[str, tuple[type, Callable[[Any], Any]]] = {
 
 _CONSTANTS: dict[str, Any] = {"Ellipsis": ..., "NotImplemented": NotImplemented}
 _KIND_OF: dict[type, str] = {of: kind for kind, (of, *_) in {**_FIXED, **_CHANGING}.items()}
+_KIND_OF |= {type(Path()): "path"}
 _KIND_OF |= {type({}.keys()): "keys", type({}.items()): "items", type({}.values()): "values"}
 
 
