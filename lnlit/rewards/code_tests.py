@@ -42,7 +42,8 @@ class CodeTestsReward(Reward):
     tests make it of a class that they evidently test, by asking for attributes that no plain value has. Of what the
     tests hand over, functions can be called and iterators looped over; only objects of the tests' own classes show
     attributes. An exception arrives as the nearest of Python's own or of those that the tests name, with its text. What
-    is printed arrives in the tests' `sys.stdout` or `sys.stderr`, and `input` asks theirs.
+    is printed arrives in the tests' `sys.stdout` or `sys.stderr`, and `input` asks theirs. What they seed `random` with
+    seeds the candidate's.
 
     Rows whose tests cannot be run are named before anything is sampled where that shows without running them: no
     Python, modules that are not there, threads, processes or files to share, nothing to call. Tests that turn out to

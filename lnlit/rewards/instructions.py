@@ -43,4 +43,8 @@ class InstructionsReward(Reward):
                 "instructions: the prompt's row needs the lists instruction_id_list and kwargs, not empty; it has "
                 f"{', '.join(row) or 'nothing'}"
             )
-        obeys_all("", kinds, [given or {} for given in arguments])
+        if not all(isinstance(kind, str) for kind in kinds):
+            raise UserError(f"instructions: the row's instruction_id_list must be of texts, got {kinds!r:.200}")
+        if not all(given is None or isinstance(given, Mapping) for given in arguments):
+            raise UserError(f"instructions: the row's kwargs must be of mappings or null, got {arguments!r:.200}")
+        obeys_all("A text.", kinds, [given or {} for given in arguments])

@@ -16,6 +16,8 @@ _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 #: Tasks that are not fit to be learned from, whatever the question.
 _REFUSED = {
     "game_of_life_halting": "pays for any text that is not empty where the answer is True",
+    "coin_flip": "pays 1 for the answer 0, whatever the question",
+    "complex_arithmetic": "pays 1 for the answer nan, whatever the question",
     "puzzle24": "pays for any four numbers that make 24, whichever the question gives",
     "composite": "is a mixture: give rows the task that made them",
 }

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError, unknown_key
@@ -78,6 +79,8 @@ def letter_frequency(text: str, letter: str, let_frequency: int, let_relation: s
 @_kind("language:response_language")
 def is_in_language(text: str, language: str) -> bool:
     """A text without any letters is in no language, and passes."""
+    if language not in _languages():
+        raise unknown_key("language:response_language", language, _languages())
     return _language(text) in (None, language)
 
 
@@ -225,6 +228,12 @@ def _langdetect() -> Any:
         raise UserError("langdetect is not installed; run: pip install 'lnlit[rl]'") from error
     langdetect.DetectorFactory.seed = 0  # it draws letters by chance
     return langdetect
+
+
+@cache
+def _languages() -> frozenset[str]:
+    """The codes of the languages that can be told apart."""
+    return frozenset(file.name for file in Path(_langdetect().PROFILES_DIRECTORY).iterdir())
 
 
 def _punkt() -> Any:

@@ -142,6 +142,17 @@ def test_every_row_of_ifeval_can_be_judged():
         ({"instruction_id_list": None, "kwargs": [{}]}, "needs the lists"),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "1 kinds, but kwargs has 0"),
         ({"instruction_id_list": ["punctuation:no_commas"], "kwargs": [{}]}, "no_comma"),
+        ({"instruction_id_list": [None], "kwargs": [{}]}, "must be of texts"),
+        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": ["x"]}, "must be of mappings"),
+        ({"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{}]}, "does not take"),
+        (
+            {
+                "instruction_id_list": ["length_constraints:number_words"],
+                "kwargs": [{"relation": "more", "num_words": 3}],
+            },
+            "at least",
+        ),
+        ({"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "xx"}]}, "unknown key 'xx'"),
     ],
 )
 def test_a_row_that_nothing_can_be_judged_by_is_found_before_anything_is_sampled(row, says):

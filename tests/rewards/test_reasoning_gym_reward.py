@@ -88,7 +88,7 @@ def test_part_of_an_answer_is_paid_as_the_task_does_or_not_at_all(answer, value,
     assert ReasoningGymReward(partial=False).score(request) == whole
 
 
-@pytest.mark.parametrize("task", ["game_of_life_halting", "puzzle24", "composite"])
+@pytest.mark.parametrize("task", ["game_of_life_halting", "coin_flip", "complex_arithmetic", "puzzle24", "composite"])
 def test_tasks_that_pay_for_anything_are_refused(task):
     with pytest.raises(UserError, match=f"the task {task} (pays|is).*Leave it out"):
         ReasoningGymReward().check_row({"task": task, "answer": "True", "metadata": {}})
