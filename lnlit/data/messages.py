@@ -167,7 +167,11 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UserError(f"tools: a definition needs a name, got {shown(tool)}")
-    wrapped = dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)}
+    if "input_schema" in function:  # Anthropic's name
+        if "parameters" in function:
+            raise UserError(f"tools: a definition with both parameters and input_schema, got {shown(tool)}")
+        function = {("parameters" if key == "input_schema" else key): value for key, value in function.items()}
+    wrapped = {**tool, "function": function} if "function" in tool else {"type": "function", "function": dict(function)}
     check_text(wrapped)
     return wrapped
 

@@ -151,7 +151,7 @@ def _hh_prompt(messages: list[Message], text: str) -> list[Turn]:
         del messages[-1]
     if not messages or messages[-1]["role"] != "user":
         raise UserError(f"prompt: a dialogue that does not end with what the assistant has to answer: {shown(text)}")
-    return [replace(turn, learned=False) for turn in read_messages(messages, "prompt")]
+    return read_messages(messages, "prompt")
 
 
 def _history(value: Any) -> Iterator[Turn]:

@@ -268,11 +268,19 @@ def test_a_toggle_in_front_of_an_empty_system_prompt_is_all_of_it():
     assert said.messages == [system("detailed thinking on"), *ONE]
 
 
+def test_the_schema_of_a_tool_is_called_parameters_as_templates_expect():
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    said = conversation({"messages": ONE, "tools": [{"name": "weather", "input_schema": schema}]})
+    assert said.tools == [{"type": "function", "function": {"name": "weather", "parameters": schema}}]
+    with pytest.raises(UserError, match="parameters and input_schema"):
+        conversation({"messages": ONE, "tools": [{"name": "a", "input_schema": schema, "parameters": {}}]})
+
+
 def test_a_prompt_written_as_an_hh_dialogue_is_a_dialogue():
     prompt = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:"
     said = conversation({"prompt": prompt, "completion": " Because."})
     assert said.messages == [*OLDER[:3], assistant(" Because.")]
-    assert said.learned == (False, False, False, True)
+    assert said.learned == conversation({"prompt": OLDER[:3], "completion": " Because."}).learned
     assert asked({"prompt": prompt}).messages == OLDER[:3]
     asks_about = user("Human: is that a word?")
     assert asked({"prompt": asks_about["content"]}).messages == [asks_about]
