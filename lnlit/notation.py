@@ -93,7 +93,7 @@ def tidy(answer: str) -> str:
 def tidy_text(text: str) -> str:
     """Sentences with an answer somewhere among them, so that numbers and mathematics in them can be found."""
     text = _MINUS_AMONG_WORDS.sub("-", text)
-    text = _characters(text).replace("`", " ")
+    text = re.sub(r"</?answer>", " ", _characters(text).replace("`", " "))
     text = re.sub(r"\\\$\s*(?=\d)", "", text)
     text = _END_OF_SENTENCE.sub(",", text)
     return _DEGREES.sub("", _SIZE.sub("", re.sub(r"(?<!\\)\.\s*(?=\$|\\\)|\\\])", "", text)))

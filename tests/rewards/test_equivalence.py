@@ -209,6 +209,8 @@ def test_what_is_no_mathematics_is_refused():
         (r"\boxed{60°}", "60"),
         ("The answer is −4", "-4"),
         ("The answer is 3/4.", "0.75"),
+        ("<answer>7</answer>", "7"),
+        ("<answer>3/4</answer>", "0.75"),
         (r"\boxed{\frac{3}{4}}", "3/4"),
         ("It costs \\$1,250.", "1250"),
         (r"\boxed{\text{East.}}", "east"),
