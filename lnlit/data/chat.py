@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from lnlit.data.messages import Message
 from lnlit.data.pieces import Piece, PieceTokenizer
 from lnlit.data.rows import Conversation, asked, conversation
-from lnlit.data.said import missing, unshown
+from lnlit.data.said import marked, missing, unshown
 from lnlit.data.tokenizer import check_tokenizer
 from lnlit.end_of_turn import OWN_TAGS, control_texts, end_ids
 from lnlit.errors import UserError, shown
@@ -229,6 +229,9 @@ class ChatEncoder:
         if said.tools:
             with suppress(UserError):  # a template may refuse calls of tools that it was not told
                 without_tools = self._render(said.messages, replace(said, tools=None), prompt)
+        with suppress(UserError):  # then the text itself has to do
+            told = marked(said)
+            said, text = told, self._render(told.messages, told, prompt)
         lost = unshown(said, text, without_tools)
         if lost is not None:
             raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lnlit.data.rows import Conversation
@@ -15,6 +16,7 @@ from lnlit.thinking import CLOSE, OPEN, TAGS, thought_and_answer
 
 #: Stands where something that was said has been found, so that nothing else is found across it.
 _FOUND = "\ufdd2"
+_MARK = "\ufdd3"
 
 
 def missing(message: Mapping[str, Any], rendered: str) -> str | None:
@@ -32,6 +34,17 @@ def missing(message: Mapping[str, Any], rendered: str) -> str | None:
     return f"the tag {lost[0]}" if lost else None
 
 
+def marked(said: Conversation) -> Conversation:
+    """With a mark at the end of what others than the assistant say, so that `unshown` finds nothing but that."""
+    messages = [
+        {**message, "content": f"{message['content']}{_MARK}{number}"}
+        if message["role"] != "assistant" and (message.get("content") or "").strip()
+        else message
+        for number, message in enumerate(said.messages)
+    ]
+    return replace(said, messages=messages)
+
+
 def unshown(said: Conversation, rendered: str, without_tools: str) -> str | None:
     """What others than the assistant say in a conversation, and which tools it has, that its rendering lacks, in
     words; None where nothing is. What the assistant said before may be cut: it is learned where it was said. A tool is
@@ -40,7 +53,7 @@ def unshown(said: Conversation, rendered: str, without_tools: str) -> str | None
     for number, message in enumerate(said.messages, start=1):
         text = message.get("content") or ""
         if message["role"] != "assistant" and not any(form.strip() in rendered for form in _forms(text)):
-            return f"message {number}, of the {message['role']} ({text.strip():.60})"
+            return f"message {number}, of the {message['role']} ({text.partition(_MARK)[0].strip():.60})"
     for tool in said.tools or []:
         name = str(tool["function"]["name"])
         if rendered.count(name) <= without_tools.count(name):

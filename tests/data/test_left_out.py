@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from row_samples import CALL, SCHEMA, assistant, user
+from row_samples import CALL, SCHEMA, assistant, system, user
 from template_corpus import CHATML, tokenizer_for, tokenizer_of
 
 from lnlit.data.chat import ChatEncoder
@@ -53,6 +53,27 @@ def test_a_tool_that_only_a_call_names_is_not_shown():
             read({**called, "tools": [SCHEMA]})
     shows = ChatEncoder(tokenizer_for("ours/chatml"))
     assert any(shows.encode({**called, "tools": [SCHEMA]}).loss_mask)
+
+
+USERS_ALONE = """{{- '<|im_start|>system\nToday is 26 Jul 2024.<|im_end|>\n' -}}
+{%- for m in messages if m.role in ['user', 'assistant'] -%}
+{{- '<|im_start|>' + m.role + '\n' + (m.content or '') + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
+
+
+@pytest.mark.parametrize(
+    ("messages", "lost"),
+    [
+        ([user("How many?"), assistant("I look."), {"role": "tool", "content": "2"}, assistant("Two.")], "tool"),
+        ([user("How many?"), assistant("I look."), {"role": "tool", "content": "13"}, assistant("It is 13.")], "tool"),
+        ([system("Be brief."), user("Be brief. Why?"), assistant("So.")], "system"),
+    ],
+)
+def test_what_another_says_too_is_not_taken_for_shown(messages, lost):
+    encoder = ChatEncoder(tokenizer_of(USERS_ALONE, "bytes", CHATML, eos_token="<|im_end|>"))
+    with pytest.raises(UserError, match=rf"the model would never see it: message \d, of the {lost} \([^\ufdd3]*\)"):
+        encoder.encode({"messages": messages})
 
 
 def test_a_variable_that_the_template_lacks_is_refused_and_one_of_nothing_is_not():
