@@ -100,6 +100,17 @@ def check_training_checkpoint(path: Path) -> None:
         )
 
 
+def check_optimizer_state(path: Path) -> None:
+    """Raises `UserError` for a checkpoint of weights alone, which can be validated and exported but not trained on.
+    Sharded ones always hold the rest.
+    """
+    if path.is_file() and not {"optimizer_states", "lr_schedulers"} <= _load(path).keys():
+        raise UserError(
+            f"ckpt_path: {path} holds weights and no state of the optimizer (ModelCheckpoint's save_weights_only), so "
+            "no run can go on from it. To begin anew from its weights: `lnlit export` it, name that folder as `model`."
+        )
+
+
 def _no_checkpoint(path: Path) -> str:
     if path.is_dir() and not is_sharded(path):
         saved = [str(file) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for file in sorted(path.glob(pattern))]

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import lnlit.callbacks
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
-from lnlit.checkpoint.lightning import check_training_checkpoint
+from lnlit.checkpoint.lightning import check_optimizer_state, check_training_checkpoint
 from lnlit.cli import blame, names, overrides, trainer_flags
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
@@ -77,11 +77,15 @@ class LitCLI(LightningCLI):
                 "ckpt_path: which checkpoint is the best is known to the process that trained, and it is gone. Give "
                 "the path of the file that ModelCheckpoint wrote, or 'last'."
             )
+        elif path == "":
+            raise UserError("ckpt_path: expected the path of a checkpoint, or 'last'; got an empty text.")
         elif path:
             file = Path(path).expanduser()
             if not file.exists():
                 raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Give a path, or 'last'.")
             check_training_checkpoint(file)
+            if self._command == "fit":
+                check_optimizer_state(file)
             config.ckpt_path = str(file)
 
     def instantiate_classes(self) -> None:

@@ -102,7 +102,8 @@ def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monk
 
     path = tmp_path / "stored.ckpt"
     parameters = {"_class_path": "lnlit.modules.sft.SFT", "model": "another"}
-    torch.save({"pytorch-lightning_version": "2.6.6", "hyper_parameters": parameters}, path)
+    state = {"pytorch-lightning_version": "2.6.6", "optimizer_states": [], "lr_schedulers": []}
+    torch.save(state | {"hyper_parameters": parameters}, path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LitCLI, "_run_subcommand", lambda self, subcommand: None)
     arguments = ["--config", str(config()), "--ckpt_path", str(path)]
@@ -169,3 +170,8 @@ def test_a_data_tokenizer_with_the_same_ids_is_fine(lnlit, config, tiny_model, t
         json.dumps(json.loads((tiny_model / "tokenizer.json").read_text()), indent=1)
     )
     assert lnlit("fit", "--config", config(), "--data.tokenizer", "other")[0] == 0
+
+
+def test_an_empty_checkpoint_path_is_one_line(lnlit, config):
+    code, _, err = lnlit("fit", "--config", config(), "--ckpt_path", "")
+    assert code == 2 and "ckpt_path: expected the path of a checkpoint, or 'last'" in err
