@@ -6,12 +6,12 @@ import contextlib
 import gzip
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -146,41 +146,52 @@ def test_the_outside_is_out_of_reach(body, tmp_path):
         assert score(code, reward=CodeTestsReward(cpu_s=2)) == 1
 
 
-def traces() -> set[str]:
-    """Folders and processes of sandboxes, anybody's on this machine."""
-    folders = {path.name for path in Path(tempfile.gettempdir()).glob("lnlit-code-*")}
-    running = set()
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"code_process.py" in file.read_bytes():
-                running.add(file.parent.name)
-    return folders | running
+@pytest.fixture
+def traces(monkeypatch, tmp_path) -> Iterator[Callable[[], set[str]]]:
+    """Folders and processes of this test's own sandboxes: other tests have some at the same time."""
+    mark, command = f"of-{tmp_path.name}-{os.getpid()}", code_sandbox._command
+    with tempfile.TemporaryDirectory() as own:
+        Path(own).chmod(0o755)  # root's code is nobody's once it runs
+        monkeypatch.setattr(tempfile, "tempdir", own)
+        monkeypatch.setenv("TMPDIR", own)
+        monkeypatch.setattr(code_sandbox, "_command", lambda: [*command(), mark])
+
+        def found() -> set[str]:
+            running = set()
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    said = file.read_bytes()
+                    if b"code_process.py" in said and mark.encode() in said:
+                        running.add(file.parent.name)
+            return {path.name for path in Path(own).glob("lnlit-code-*")} | running
+
+        found.mark = mark  # type: ignore[attr-defined]
+        yield found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("isolation", ["namespaces", "limits"])
-def test_nothing_is_left_behind(isolation):
-    before = traces()
+def test_nothing_is_left_behind(isolation, traces):
     code = "import os\nopen('here', 'w').write('x')\ntry: os.setsid()\nexcept OSError: pass\nwhile True: pass"
     assert score(code, reward=CodeTestsReward(cpu_s=1, isolation=isolation)) == 0
-    assert not traces() - before
+    assert not traces()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("isolation", ["namespaces", "limits"])
-def test_no_process_outlives_the_one_that_asked(isolation):
-    before = traces()
+def test_no_process_outlives_the_one_that_asked(isolation, traces):
     ask = (
+        "from lnlit.rewards import code_sandbox\n"
         "from lnlit.rewards.code_sandbox import *\n"
+        f"command = [*code_sandbox._command(), {traces.mark!r}]\n"
+        "code_sandbox._command = lambda: command\n"
         f"passes('import time; time.sleep(600)', 'f()', None, '', Limits(wall_s=600, isolation={isolation!r}))"
     )
     asker = subprocess.Popen([sys.executable, "-c", ask])
-    wait_for(lambda: len(started := [name for name in traces() - before if name.isdigit()]) >= 2 and started)
+    wait_for(lambda: len(started := [name for name in traces() if name.isdigit()]) >= 2 and started)
     asker.kill()
     asker.wait()
-    wait_for(lambda: not [name for name in traces() - before if name.isdigit()])
-    for folder in traces() - before:  # killed before it could clean up
-        shutil.rmtree(Path(tempfile.gettempdir(), folder))
+    wait_for(lambda: not [name for name in traces() if name.isdigit()])
 
 
 def wait_for(condition) -> None:
