@@ -28,6 +28,11 @@ from lnlit.models.reward_head import RewardHead
 from lnlit.models.weights import named_weights
 from lnlit.specs import ModelSpec
 
+#: What a run goes on from, and what it is, beside what callbacks and methods add.
+_OF_A_RUN = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
+_OF_A_RUN |= {"epoch": int, "global_step": int}
+#: What `checkpoint["lnlit"]` holds that nothing can be read without.
+_OURS: dict[str, Any] = {"spec": dict | str, "lora": dict | None, "length": list, "total_steps": int | None}
 PREFIX = "decoder."
 _HEAD = "head.weight"
 
@@ -85,6 +90,8 @@ class _Opened:
             return
         self.rest = _load(path)
         state: dict[str, Tensor] = self.rest.get("state_dict", {})
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise UserError(f"{path}: is damaged: its state_dict is none of tensors by name.")
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.tensor = state.__getitem__
 
@@ -100,15 +107,41 @@ def check_training_checkpoint(path: Path) -> None:
         )
 
 
-def check_optimizer_state(path: Path) -> None:
-    """Raises `UserError` for a checkpoint of weights alone, which can be validated and exported but not trained on.
-    Sharded ones always hold the rest.
+def check_run_state(path: Path) -> None:
+    """Raises `UserError` for a checkpoint of weights alone, which can be validated and exported but not trained on,
+    and for one that lacks something else of a run. Sharded ones hold the optimizer's state beside.
     """
-    if path.is_file() and not {"optimizer_states", "lr_schedulers"} <= _load(path).keys():
+    state = _load(path / REST if path.is_dir() else path)
+    beside = {"optimizer_states", "lr_schedulers"} if path.is_dir() else set()
+    if path.is_file() and not {"optimizer_states", "lr_schedulers"} <= state.keys():
         raise UserError(
             f"ckpt_path: {path} holds weights and no state of the optimizer (ModelCheckpoint's save_weights_only), so "
             "no run can go on from it. To begin anew from its weights: `lnlit export` it, name that folder as `model`."
         )
+    wanted = {name: kind for name, kind in _OF_A_RUN.items() if name not in beside}
+    if wrong := _wrong_field(state, wanted):
+        raise UserError(f"ckpt_path: {path} is damaged: {wrong}. Go back to an earlier one.")
+
+
+def _wrong_field(state: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first field that is missing or of another type, in words."""
+    for name, kind in wanted.items():
+        if name not in state:
+            return f"it lacks {name}"
+        if not isinstance(state[name], kind):
+            return f"its {name} is a {type(state[name]).__name__}"
+    return ""
+
+
+def _damage(state: dict[str, Any], sharded: bool) -> str:
+    """What is wrong with the weights, or with what lnlit notes beside them."""
+    weights = {} if sharded else state.get("state_dict")
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        return "its state_dict is none of tensors by name"
+    ours = state.get("lnlit")
+    if ours is None:  # another method's, or not of lnlit: whoever reads it says so
+        return ""
+    return _wrong_field(ours, _OURS) if isinstance(ours, dict) else f"its lnlit is a {type(ours).__name__}"
 
 
 def _no_checkpoint(path: Path) -> str:
@@ -121,10 +154,11 @@ def _no_checkpoint(path: Path) -> str:
         state = _load(path / REST if path.is_dir() else path)
     except UserError as error:
         if path.is_dir() or _is_zip(path):
-            return f"It is damaged or cut short; go back to an earlier one. ({error.__cause__})"
+            return f"It is damaged or cut short; go back to an earlier one. ({error.__cause__ or error})"
         return what_file(path) or "It is no file of torch.save."
-    if "pytorch-lightning_version" in state:
-        return ""
+    if isinstance(state, dict) and "pytorch-lightning_version" in state:
+        wrong = _damage(state, sharded=path.is_dir())
+        return f"It is damaged: {wrong}; go back to an earlier one." if wrong else ""
     return "It holds tensors and no state of a run." if path.is_dir() or _is_zip(path) else what_file(path)
 
 
@@ -140,6 +174,8 @@ def is_sharded(path: Path) -> bool:
 
 def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     metadata = checkpoint.get("lnlit")
+    if isinstance(metadata, dict) and (wrong := _wrong_field({"lora": None, **metadata}, {"lora": dict | None})):
+        raise UserError(f"{path}: is damaged: {wrong}.")
     if not isinstance(metadata, dict) or "spec" not in metadata:
         raise UserError(
             f"{path}: a Lightning checkpoint without an lnlit spec; only ones that `lnlit fit` wrote are read."
@@ -149,7 +185,10 @@ def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a checkpoint of plain tensors and data: {reason}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__}, and no checkpoint.")
+    return found

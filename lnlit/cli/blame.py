@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from lnlit.errors import UserError
 
@@ -35,6 +36,13 @@ def while_building(error: Exception) -> Exception:
         return error
     parts = [found[1].rpartition(".")[2] for cause in chain for found in _PART.finditer(str(cause))]
     return UserError(f"{parts[0]}: {_said(chain[-1])}" if parts else _said(chain[-1]))
+
+
+def blamed(verdict: Exception, error: Exception) -> NoReturn:
+    """Raise the verdict over an error. One that is the error itself keeps its causes: a full disk is found in them."""
+    if verdict is error:
+        raise error
+    raise verdict from error
 
 
 def while_running(error: Exception) -> Exception:

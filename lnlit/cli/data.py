@@ -49,10 +49,22 @@ def main(argv: list[str]) -> int:
     if options.rows < 0:
         raise UserError(f"--rows: expected a number of rows, got {options.rows}")
     data = _data(["--config", options.config, *others])
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what it would tell is printed here
-    for line in _shown(data, options.rows, _COLOUR if _has_colours() else _MARKS):
-        print(line)
+    with _quiet("lightning.pytorch"):  # what it would tell is printed here
+        for line in _shown(data, options.rows, _COLOUR if _has_colours() else _MARKS):
+            print(line)
     return 0
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """A logger that says warnings alone, for as long as the block lasts."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _data(options: list[str]) -> Any:
@@ -80,7 +92,7 @@ def _data(options: list[str]) -> Any:
     try:
         return vars(parser.instantiate_classes(config))["data"]
     except Exception as error:
-        raise blame.while_building(error) from error
+        blame.blamed(blame.while_building(error), error)
 
 
 def _shown(data: Any, count: int, marks: tuple[str, str]) -> Iterator[str]:

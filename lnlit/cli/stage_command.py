@@ -33,7 +33,7 @@ class StageCommand:
         try:
             arguments = vars(parser.instantiate_classes(config))
         except Exception as error:
-            raise blame.while_building(error) from error
+            blame.blamed(blame.while_building(error), error)
         print(stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")}))
         return 0
 

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import lnlit.callbacks
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
-from lnlit.checkpoint.lightning import check_optimizer_state, check_training_checkpoint
+from lnlit.checkpoint.lightning import check_run_state, check_training_checkpoint
 from lnlit.cli import blame, names, overrides, trainer_flags
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
@@ -83,9 +83,6 @@ class LitCLI(LightningCLI):
             file = Path(path).expanduser()
             if not file.exists():
                 raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Give a path, or 'last'.")
-            check_training_checkpoint(file)
-            if self._command == "fit":
-                check_optimizer_state(file)
             config.ckpt_path = str(file)
 
     def instantiate_classes(self) -> None:
@@ -93,10 +90,19 @@ class LitCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            raise blame.while_building(error) from error
+            blame.blamed(blame.while_building(error), error)
+
+    def before_validate(self) -> None:
+        """Refuse what is no checkpoint before any data is read."""
+        if path := self.config[self._command].ckpt_path:
+            check_training_checkpoint(Path(path))
 
     def before_fit(self) -> None:
-        """Refuse a used folder at once, and log the configuration as TensorBoard hyper-parameters."""
+        """Refuse a used folder and what is no checkpoint at once, and log the configuration as TensorBoard
+        hyper-parameters."""
+        if path := self.config[self._command].ckpt_path:
+            check_training_checkpoint(Path(path))
+            check_run_state(Path(path))
         checkpoints = any(isinstance(c, lnlit.callbacks.Checkpoint) for c in self.trainer.callbacks)  # type: ignore
         if checkpoints and self.config[self._command].ckpt_path is None and not self.trainer.fast_dev_run:  # type: ignore
             check_unused(self.trainer.default_root_dir)
@@ -169,7 +175,7 @@ def run(command: str, arguments: list[str], written: Written) -> int:
             raise KeyboardInterrupt from stop
         return int(stop.code or 0)
     except Exception as error:
-        raise blame.while_running(error) from error
+        blame.blamed(blame.while_running(error), error)
     return _exit_code(cli)
 
 

@@ -28,6 +28,7 @@ from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
 from lnlit.models.ffn import gate_and_up
 from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
+from lnlit.models.layout import check_shapes
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
 from lnlit.modules.means import Sums
@@ -259,12 +260,15 @@ class LitModel(L.LightningModule):
         saved = checkpoint.get("lnlit")
         if saved is None:
             raise UserError("ckpt_path: this checkpoint was not written by lnlit; use it as `model` after lnlit import")
-        if changes := self.decoder.spec.diff(type(self.decoder.spec).from_json(saved["spec"])):
+        if changes := self.decoder.spec.diff(ModelSpec.from_json(saved["spec"], "ckpt_path: spec")):
             listing = "; ".join(changes[:3])
             raise UserError(f"ckpt_path: the checkpoint holds another architecture than `model`: {listing}")
         lora = None if self.lora is None else self.lora.to_json()
         if saved["lora"] != lora:
             raise UserError(f"ckpt_path: the checkpoint was trained with lora {saved['lora']}, this run has {lora}")
+        if state := checkpoint.get("state_dict"):  # what is loaded piece by piece is looked at there
+            found, expected = ({name: tuple(of[name].shape) for name in of} for of in (state, self.state_dict()))
+            check_shapes("ckpt_path", found, expected)
         if saved["length"] == self._length() or not self.trainer.training:  # who only looks has no schedule
             self.total_steps = saved["total_steps"]
         else:

@@ -13,7 +13,7 @@ from checkpoint_models import save_tiny
 from safetensors.torch import save_file
 
 from lnlit.checkpoint.formats import open_checkpoint, read_spec
-from lnlit.checkpoint.lightning import check_optimizer_state, check_training_checkpoint
+from lnlit.checkpoint.lightning import check_run_state, check_training_checkpoint
 from lnlit.errors import UserError
 from lnlit.files import write_json
 
@@ -198,4 +198,4 @@ def test_weights_alone_can_be_looked_at_but_not_trained_on(tmp_path):
     torch.save({"pytorch-lightning_version": "2.6.6", "state_dict": {"a": torch.ones(1)}}, tmp_path / "w.ckpt")
     check_training_checkpoint(tmp_path / "w.ckpt")
     with pytest.raises(UserError, match=r"w.ckpt holds weights and no state of the optimizer"):
-        check_optimizer_state(tmp_path / "w.ckpt")
+        check_run_state(tmp_path / "w.ckpt")

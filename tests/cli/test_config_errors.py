@@ -35,7 +35,8 @@ IN_FILE = {
     ),
     "misspelt key of a nested class": (
         ("paths:", "path:"),
-        "run.yaml:21: data.init_args.train.init_args: unknown key 'path'. Did you mean 'paths'? Allowed: paths.",
+        "run.yaml:21: data.init_args.train.init_args: unknown key 'path'. Did you mean 'paths'? Allowed: columns, "
+        "paths.",
     ),
     "misspelt key in a list of dataclasses": (
         ("      class_path: jsonl\n      init_args:\n        paths", "      - source: jsonl\n        wieght"),

@@ -36,7 +36,7 @@ def stand_in(kernel, monkeypatch):
         assert causal and q.dim() == 3 and cu_seqlens_q.dtype == torch.int32
         assert torch.equal(cu_seqlens_q, cu_seqlens_k) and max_seqlen_q == max_seqlen_k
         lengths = cu_seqlens_q.diff().tolist()
-        assert max_seqlen_q == max(lengths)
+        assert max_seqlen_q >= max(lengths)  # an upper bound will do
         return SDPAKernel().attend(q[None], k[None], v[None], make_segments(lengths, q.device))[0]
 
     module = ModuleType("flash_attn")
