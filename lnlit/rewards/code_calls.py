@@ -218,7 +218,8 @@ class Peer:
                 with contextlib.suppress(Exception):  # some need arguments of their own
                     made.append(kind(*arguments))
             if kind and not made:
-                made.append(kind.__new__(kind, *holds))
+                with contextlib.suppress(Exception):  # and a group of exceptions some of them
+                    made.append(kind.__new__(kind, *holds))
             if made:
                 found = next((error for error in made if str(error) == told["says"]), made[0])
                 for key, item in told["vars"].items():

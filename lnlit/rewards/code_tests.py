@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Reward, RewardRequest
+from lnlit.interfaces import NoVerdictError, Reward, RewardRequest
 from lnlit.rewards.code_sandbox import Isolation, Limits, passes
-from lnlit.rewards.code_tree import imports, own_names, patched, unknown_names
+from lnlit.rewards.code_tree import beyond_reach, imports, own_names, patched, unknown_names
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -19,6 +19,7 @@ _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.
 _NOT_THERE = {"concurrent", "multiprocessing", "socket", "subprocess", "tempfile", "threading"}
 #: What the candidate uses of the tests'.
 _REACHES = {"builtins.input", "sys.stdin", "sys.stdout", "sys.stderr"}
+_FAR = "the tests reach into an object of the candidate's, which is in another process"
 #: What tests may import the candidate from.
 _SOLUTION = "solution"
 _PYTHON = {"python", "python3", "py", "py3"}
@@ -89,9 +90,12 @@ class CodeTestsReward(Reward):
         tests = self._text(request.row, self.tests)
         preamble = self._text(request.row, self.preamble) if self.preamble else ""
         code = last_block(answer_of(request.completion))
-        return (
-            0.0 if code is None else float(passes(code, tests, request.row.get("entry_point"), preamble, self.limits))
-        )
+        if code is None:
+            return 0.0
+        passed = passes(code, tests, request.row.get("entry_point"), preamble, self.limits)
+        if not passed and (far := _beyond_reach(ast.parse(tests), ast.parse(preamble))):
+            raise NoVerdictError("unsuitable_tests", f"{_FAR}: {far[0]}")
+        return float(passed)
 
     def check_row(self, row: Mapping[str, Any]) -> None:
         """What can be told without running them: that the tests are Python, that all they import is to be had, and that
@@ -115,6 +119,8 @@ class CodeTestsReward(Reward):
                 f"code_tests: the tests use {', '.join(needed)}; they run in one thread without a network, and share "
                 "no file with the candidate"
             )
+        if far := _beyond_reach(tests, preamble):
+            raise UserError(f"code_tests: {_FAR}: {', '.join(far[:3])}")
         known = own_names(tests) | own_names(preamble)
         if not entry_point and _SOLUTION not in modules and not unknown_names(tests) - known:
             raise UserError(
@@ -127,6 +133,10 @@ class CodeTestsReward(Reward):
         if not lines or not all(isinstance(line, str) for line in lines):
             raise UserError(f"code_tests: the row's {key!r} must be Python source or a list of it, got {found!r:.200}")
         return "\n".join(lines)
+
+
+def _beyond_reach(tests: ast.AST, preamble: ast.AST) -> list[str]:
+    return beyond_reach(tests, own_names(preamble), _SOLUTION)
 
 
 def last_block(text: str) -> str | None:

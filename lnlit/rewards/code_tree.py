@@ -16,6 +16,18 @@ _PLAIN = {
     for name in dir(kind)
 }
 
+#: Methods that change the container they are called on.
+_IN_PLACE = {
+    "append", "appendleft", "add", "extend", "insert", "pop", "popleft", "popitem", "remove", "discard", "clear",
+    "update", "sort", "reverse", "rotate", "setdefault",
+}  # fmt: skip
+#: What asks a thing for its class or its source.
+_INSIDE = {
+    "inspect.signature", "inspect.getsource", "inspect.isgeneratorfunction", "inspect.isfunction", "dataclasses.asdict",
+    "dataclasses.astuple", "dataclasses.fields", "dataclasses.replace", "dataclasses.is_dataclass",
+    "typing.get_type_hints",
+}  # fmt: skip
+
 
 def unknown_names(tree: ast.AST, with_builtins: bool = False) -> set[str]:
     """The names that are used and not Python's own."""
@@ -72,6 +84,40 @@ def tested_classes(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.Call) and _called(node.func) in ("isinstance", "assertIsInstance"):
             found |= set().union(*map(_names_of, node.args[1:]))
     return found - {""}
+
+
+def beyond_reach(tree: ast.AST, known: set[str], solution: str) -> list[str]:
+    """What tests do to an object of the candidate's that cannot be done from another process: change what it holds in
+    place (`s.xs.append(1)`), or ask what it is made of (`inspect.signature(f)`). `known`: names that are defined
+    elsewhere; what is imported from the module `solution` is the candidate's."""
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == solution
+        for alias in node.names
+    }
+    own = (own_names(tree) | known) - imported
+    theirs: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and any(not hasattr(builtins, name) for name in _made(node.value) - own):
+            theirs |= {_called(target) for target in node.targets}
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in _IN_PLACE and isinstance(node.func.value, ast.Attribute):
+                found += [ast.unparse(node.func)] if _root(node.func.value) in theirs else []
+            elif f"{_called(node.func.value)}.{node.func.attr}" in _INSIDE:
+                found.append(ast.unparse(node.func))
+        elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            held = isinstance(node.value, ast.Attribute) and _root(node.value) in theirs
+            found += [ast.unparse(node)] if held else []
+    return found
+
+
+def _root(node: ast.AST) -> str:
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return _called(node)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
