@@ -66,6 +66,8 @@ def mutate(rng: random.Random, words: list[str], root: Path) -> tuple[list[str],
         change = rng.choice(
             (_value, _path, _path, _drop, _twice, _unknown, _misspelt, _key, _key, _key, _bytes, _bytes, _option)
         )
+        if not words:  # the last word was taken away
+            break
         words, what = change(rng, words, root)
         done.append(what)
     return words, "; ".join(done)
