@@ -14,7 +14,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI 2.6 calls what jsonargparse 5 removes
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -121,8 +121,9 @@ class LitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
         settings = self._get(self.config_init, "trainer")
-        if settings is None:
-            raise UserError("trainer: is null. Give it settings, or leave the key out for the defaults.")
+        if not isinstance(settings, dict | Namespace):
+            said = "null" if settings is None else repr(settings)
+            raise UserError(f"trainer: is {said:.80}. Give it settings, or leave the key out for the defaults.")
         config = trainer_flags.checked({**settings, **kwargs})
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]

@@ -45,11 +45,12 @@ def test_a_flag_that_no_run_could_keep_is_one_line(lnlit, config, flag: str):
     assert len(line) < 500
 
 
-def test_no_trainer_at_all_is_one_line(lnlit, config):
+@pytest.mark.parametrize("nothing", [None, 3, "text", [], [None], True], ids=repr)
+def test_no_trainer_at_all_is_one_line(lnlit, config, nothing):
     path = config()
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "trainer": None}))
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "trainer": nothing}))
     code, _, err = lnlit("fit", "--config", path)
-    assert code == 2 and "error: trainer: is null" in err
+    assert code == 2 and "trainer: " in err.splitlines()[-1]
 
 
 def test_a_folder_that_is_a_file_is_one_line(lnlit, config, tmp_path):
