@@ -34,8 +34,11 @@ class GGUFCheckpoint(CheckpointFormat):
         file = gguf_file(path)
         if file is None:
             return False
-        with file.open("rb") as stream:
-            return stream.read(4) == b"GGUF"
+        try:
+            with file.open("rb") as stream:
+                return stream.read(4) == b"GGUF"
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}.") from error
 
     def read_spec(self, path: Path) -> ModelSpec:
         return _read_spec(open_gguf(path))

@@ -94,3 +94,6 @@ def test_a_configuration_that_is_no_yaml_of_ours_is_one_line(lnlit, tmp_path, te
 def test_a_configuration_that_cannot_be_read_is_one_line(lnlit):
     code, _, err = lnlit("search", "solve", "--config", "/proc/self/mem")
     assert code == 2 and err.startswith("error: /proc/self/mem: cannot be read"), err[:500]
+    for call in (("export", "/proc/self/mem", "out"), ("import", "/proc/self/mem", "out")):
+        code, _, err = lnlit(*call)
+        assert code == 2 and err.count("\n") == 1, err[:500]
