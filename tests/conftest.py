@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
+import socket
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +61,23 @@ def remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
+
+
+_MEETINGS = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def meeting_port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Where the ranks of a test meet, unless it says otherwise: a port of its own, below those that the kernel hands
+    out. One that was free when somebody looked may be another process's by the time that rank 0 listens there.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 12_000 + 2_000 * (worker % 10) + next(_MEETINGS) % 2_000
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):  # nobody answers
+                monkeypatch.setenv("MASTER_PORT", str(port))
+                return port
 
 
 @pytest.fixture

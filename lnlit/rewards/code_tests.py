@@ -11,7 +11,7 @@ from typing import Any
 from lnlit.errors import UserError
 from lnlit.interfaces import NoVerdictError, Reward, RewardRequest
 from lnlit.rewards.code_sandbox import Isolation, Limits, passes
-from lnlit.rewards.code_tree import beyond_reach, imports, own_names, patched, unknown_names
+from lnlit.rewards.code_tree import beyond_reach, imports, own_names, parse, patched, unknown_names
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -93,7 +93,7 @@ class CodeTestsReward(Reward):
         if code is None:
             return 0.0
         passed = passes(code, tests, request.row.get("entry_point"), preamble, self.limits)
-        if not passed and (far := _beyond_reach(ast.parse(tests), ast.parse(preamble))):
+        if not passed and (far := _beyond_reach(parse(tests), parse(preamble))):
             raise NoVerdictError("unsuitable_tests", f"{_FAR}: {far[0]}")
         return float(passed)
 
@@ -102,8 +102,8 @@ class CodeTestsReward(Reward):
         they use a name that can be the candidate's."""
         texts = [self._text(row, self.tests), self._text(row, self.preamble) if self.preamble else ""]
         try:
-            tests, preamble = map(ast.parse, texts)
-            entry_point = unknown_names(ast.parse(row.get("entry_point") or ""), with_builtins=True)
+            tests, preamble = map(parse, texts)
+            entry_point = unknown_names(parse(row.get("entry_point") or ""), with_builtins=True)
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
             raise UserError(f"code_tests: the row's tests are not Python: {type(error).__name__}: {error}") from error
         modules = {*imports(tests), *imports(preamble)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import datetime
+import threading
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -27,6 +28,16 @@ _INSIDE = {
     "dataclasses.astuple", "dataclasses.fields", "dataclasses.replace", "dataclasses.is_dataclass",
     "typing.get_type_hints",
 }  # fmt: skip
+
+_PARSING = threading.Lock()
+
+
+def parse(text: str) -> ast.Module:
+    """A program's syntax tree. Two threads that parse at once share one count of how deep a tree is, and fail with
+    a SystemError, in Pythons without the mending of CPython's issue 106905.
+    """
+    with _PARSING:
+        return ast.parse(text)
 
 
 def unknown_names(tree: ast.AST, with_builtins: bool = False) -> set[str]:

@@ -75,14 +75,5 @@ def check_one_rank(rank, port, folder):
     destroy_process_group()
 
 
-def test_two_fsdp_ranks_hold_the_same_model(tmp_path, unused_port):
-    mp.spawn(check_one_rank, (unused_port, saved(tmp_path / "child", random_decoder(mixed_spec()))), nprocs=2)
-
-
-@pytest.fixture
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def test_two_fsdp_ranks_hold_the_same_model(tmp_path, meeting_port):
+    mp.spawn(check_one_rank, (meeting_port, saved(tmp_path / "child", random_decoder(mixed_spec()))), nprocs=2)

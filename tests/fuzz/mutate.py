@@ -24,7 +24,7 @@ PATHS = [
     "run/checkpoints", "run/checkpoints/step-1.ckpt", "fit.yaml", "solve.yaml", "grpo.yaml", "pipeline", "problem.json", "bad/empty",
     "bad/empty_folder", "bad/binary", "bad/latin1.jsonl", "bad/half.safetensors", "bad/half.ckpt", "bad/half.gguf", "bad/loop", "bad/list.json",
     "bad/deep.json", "bad/nan.json", "bad/pickle.ckpt", "bad/no_tensors.safetensors", "bad/zip.ckpt", "nowhere", "nowhere/at/all", ".", "..",
-    "/", "/dev/null", "/dev/full", "/proc/self/mem", "~", "~nobody/x", "file:///etc/passwd", "http://localhost:1/v1", "owner/name", "pypi:", "pypi:nothing-here", "x" * 300,
+    "/", "/dev/null", "/dev/full", "/proc/self/mem", "~", "~no-such-user/x", "file:///etc/passwd", "http://localhost:1/v1", "owner/name", "pypi:", "pypi:nothing-here", "x" * 300,
     "new", "new/x/y/z", "model/", "./model", "mo*el", "bad/dangling", "bad/folder.ckpt", "bad/folder.safetensors", "bad/cycle.yaml",
 ]  # fmt: skip
 
