@@ -16,6 +16,14 @@ from typing import Any, BinaryIO
 from lnlit.errors import UserError
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the user's home. A name that is no user's stays what it is, as a shell leaves it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 @contextmanager
 def replaced_folder(out: Path, replaces: Callable[[str], bool] = lambda _: True) -> Iterator[Path]:
     """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it fails.
@@ -71,7 +79,7 @@ def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None
         raise UserError(f"out: {out} is a folder; expected the name of a file to write, as in {out / 'NAME'}.")
     if folder and out.exists() and not out.is_dir():
         raise UserError(f"out: {out} is a file; expected the name of a folder to write.")
-    for given in (Path(given).expanduser() for given in inputs if given):
+    for given in (expanded(given) for given in inputs if given):
         if out.exists() and given.exists() and any(out.samefile(place) for place in (given, *given.resolve().parents)):
             what = "is" if out.samefile(given) else f"holds {given}, which is"
             raise UserError(f"out: {out} {what} read by this very command, and would be lost. Choose another place.")

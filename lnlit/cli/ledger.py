@@ -20,7 +20,7 @@ from typing import Any, Literal
 from lnlit.cli.made_by import Digests, changes, made_by, other_versions
 from lnlit.cli.pipeline import Stage
 from lnlit.errors import UserError
-from lnlit.files import read_json, write_json
+from lnlit.files import expanded, read_json, write_json
 
 #: The index of a block library and that of a model folder.
 COME_LAST = ("library.json", "lnlit.json")
@@ -91,7 +91,7 @@ class Ledger:
             return Verdict("changed", "changed since it ran: its file, or that of a stage before it", now)
         if "seconds" not in then:
             return Verdict("started", "started, not finished", now)
-        if gone := [out for out in stage.outs if not Path(out).expanduser().exists()]:
+        if gone := [out for out in stage.outs if not expanded(out).exists()]:
             return Verdict("gone", f"finished, but {' and '.join(gone)} is gone", now)
         told = "; an older lnlit noted it without its inputs, which are taken as they are now"
         return Verdict("finished", f"finished, {then['seconds']:.0f} s{told}", now)
@@ -123,7 +123,7 @@ class Ledger:
     def damaged(self, stage: Stage) -> list[str]:
         """Results of a finished stage of which a part is left."""
         outs = self._stages.get(stage.name, {}).get("outs", {})
-        return [out for out, names in outs.items() if Path(out).expanduser().exists() and list(_gone({out: names}))]
+        return [out for out, names in outs.items() if expanded(out).exists() and list(_gone({out: names}))]
 
     def ask_again(self, stages: Sequence[Stage]) -> None:
         """Have stages that were started or finished run anew."""
@@ -173,12 +173,12 @@ class Ledger:
 
 def has_index(out: str) -> bool:
     """Whether there is a block library or a model folder: each has a file that comes last or with all others."""
-    return any((Path(out).expanduser() / name).is_file() for name in COME_LAST)
+    return any((expanded(out) / name).is_file() for name in COME_LAST)
 
 
 def _names(out: str) -> list[str]:
     """What there is at a result: the names in a folder, or the file's own."""
-    path = Path(out).expanduser()
+    path = expanded(out)
     if path.is_dir():
         return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     return [path.name] if path.exists() else []
@@ -187,7 +187,7 @@ def _names(out: str) -> list[str]:
 def _gone(outs: dict[str, list[str]]) -> Iterator[str]:
     """What was there when its stage had finished, and is not."""
     for out, names in outs.items():
-        path = Path(out).expanduser()
+        path = expanded(out)
         if not path.exists():
             yield out
         elif path.is_dir():

@@ -16,6 +16,7 @@ from typing import Any
 import lnlit
 from lnlit import registry
 from lnlit.cli.pipeline import Stage
+from lnlit.files import expanded
 
 #: A file that was changed less than so many seconds before it was read may change again without its times telling.
 _SETTLED_S = 2.0
@@ -57,10 +58,10 @@ def made_by(stage: Stage, later: Sequence[Stage], digests: Digests) -> dict[str,
 
     What the stage itself and `later` ones write is no input: it is replaced.
     """
-    replaced = [Path(path).expanduser().absolute() for each in (stage, *later) for path in each.writes]
+    replaced = [expanded(path).absolute() for each in (stage, *later) for path in each.writes]
     inputs = {}
     for text, paths in stage.reads().items():
-        if kept := [path for path in paths if path.expanduser().absolute() not in replaced]:
+        if kept := [path for path in paths if expanded(path).absolute() not in replaced]:
             inputs[text] = digests.of(kept, replaced)
     return {"recipe": digests.of([stage.file, *stage.included]), "inputs": inputs, "made_with": made_with()}
 

@@ -18,6 +18,7 @@ import yaml
 
 from lnlit.cli.rollout import STAGES as ROLLOUT
 from lnlit.errors import UserError, did_you_mean
+from lnlit.files import expanded
 
 #: Keys of what a stage makes; `cache`, `save_dir` and `weights_folder` are its scratch.
 RESULTS, ROOT = "out", "default_root_dir"
@@ -235,12 +236,12 @@ def _found(leaf: Leaf) -> list[Path]:
     """What a text names on the disk, seen from here or from its file's folder; all that fit a pattern."""
     if not _is_plain(leaf.text):
         return []
-    expanded = Path(leaf.text).expanduser()
-    if here := [path for path in (expanded, leaf.folder / expanded) if path.exists()]:
+    named = expanded(leaf.text)
+    if here := [path for path in (named, leaf.folder / named) if path.exists()]:
         return here[:1]
     if not glob.has_magic(leaf.text):
         return []
-    return sorted(map(Path, glob.glob(str(expanded), recursive=True)))  # noqa: PTH207  that of a Path takes no absolute ones
+    return sorted(map(Path, glob.glob(str(named), recursive=True)))  # noqa: PTH207  that of a Path takes no absolute ones
 
 
 def _is_plain(text: str) -> bool:
@@ -264,7 +265,7 @@ def _is_path(leaf: Leaf, strict: bool, roots: set[str]) -> bool:
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(path).expanduser().absolute()
+    return expanded(path).absolute()
 
 
 def _meet(one: Path, other: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lnlit.cli.pipeline import Stage
 from lnlit.errors import UserError
+from lnlit.files import expanded
 
 #: What a fit keeps in its `default_root_dir`, which may hold more than this one run.
 _OF_A_RUN = ("checkpoints", "logs", "rollouts", "rollouts.html")
@@ -19,12 +20,12 @@ def put_aside(stage: Stage, stages: Sequence[Stage], outs: Sequence[str] | None 
     Raises `UserError`, before anything is moved, for a stage that replaces what it or a stage before it reads or wrote:
     what it began with is not there any more.
     """
-    found = list(_results(stage)) if outs is None else [Path(out).expanduser() for out in outs]
+    found = list(_results(stage)) if outs is None else [expanded(out) for out in outs]
     before = stages[: stages.index(stage)]
     for path in found:
         for other in (*before, stage):
             used = [text for text, paths in other.reads().items() if any(_same(path, one) for one in paths)]
-            used += [out for out in other.outs if other is not stage and _same(path, Path(out).expanduser())]
+            used += [out for out in other.outs if other is not stage and _same(path, expanded(out))]
             if used:
                 raise UserError(
                     f"{stage.file}: cannot be run again from what it began with: it wrote over {path}, which "
@@ -38,11 +39,11 @@ def put_aside(stage: Stage, stages: Sequence[Stage], outs: Sequence[str] | None 
 
 def _results(stage: Stage) -> Iterator[Path]:
     for out in map(Path, stage.outs):
-        path = out.expanduser()
+        path = expanded(out)
         ranks = path.parent.glob(f"{glob.escape(path.stem)}.rank-*{glob.escape(path.suffix)}")
         yield from (each for each in (path, path.with_name(f"{path.name}.partial"), *sorted(ranks)) if each.exists())
     if stage.root is not None:
-        yield from (each for name in _OF_A_RUN if (each := Path(stage.root).expanduser() / name).exists())
+        yield from (each for name in _OF_A_RUN if (each := expanded(stage.root) / name).exists())
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -24,6 +24,7 @@ from lnlit.cli.pipeline import Stage, check_roots, numbered, position, stages_of
 from lnlit.cli.put_aside import put_aside
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
+from lnlit.files import expanded
 
 __all__ = ["COME_LAST", "main", "numbered"]
 
@@ -126,7 +127,7 @@ def _run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock:
 
 def _check_results(stage: Stage) -> None:
     """Raises `UserError` where a stage has ended well without what it should write."""
-    if missing := [out for out in stage.outs if not Path(out).expanduser().exists()]:
+    if missing := [out for out in stage.outs if not expanded(out).exists()]:
         raise UserError(f"{stage.file}: has ended, but {' and '.join(missing)} is not there. {_advice(stage)}")
 
 
@@ -134,7 +135,7 @@ def _check_goes_on(stage: Stage, verdict: Verdict) -> None:
     """Raises `UserError` for a finished fit whose result is gone while its checkpoint is there: it would go on from the
     end of its training and write nothing.
     """
-    if stage.root is not None and any((Path(stage.root).expanduser() / "checkpoints").glob("step-*.ckpt")):
+    if stage.root is not None and any((expanded(stage.root) / "checkpoints").glob("step-*.ckpt")):
         raise UserError(f"{stage.file}: {verdict.text}. {_advice(stage)}")
 
 

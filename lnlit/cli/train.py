@@ -29,6 +29,7 @@ from lnlit.cli import blame, names, overrides, trainer_flags
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
+from lnlit.files import expanded
 
 
 class LitCLI(LightningCLI):
@@ -80,7 +81,7 @@ class LitCLI(LightningCLI):
         elif path == "":
             raise UserError("ckpt_path: expected the path of a checkpoint, or 'last'; got an empty text.")
         elif path:
-            file = Path(path).expanduser()
+            file = expanded(path)
             if not file.exists():
                 raise UserError(f"ckpt_path: there is no file or folder {str(path)!r}. Give a path, or 'last'.")
             config.ckpt_path = str(file)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lnlit.data.columns import Columns
 from lnlit.errors import UserError
+from lnlit.files import expanded
 from lnlit.interfaces import Source
 
 #: So many rows say which columns a table has: not every row of JSON has all of them.
@@ -22,7 +23,7 @@ def expand(paths: str | list[str]) -> list[Path]:
     """Files behind a path, a glob pattern (its files sorted) or a list of either. `UserError` where none match."""
     found: list[Path] = []
     for item in [paths] if isinstance(paths, str) else paths:
-        path = Path(item).expanduser()
+        path = expanded(item)
         try:
             matches = [match for match in ([path] if path.is_file() else _globbed(path)) if match.is_file()]
             folder = bool(item) and path.is_dir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
 from lnlit.data.blend import BlendEntry
 from lnlit.data.packing import Cut
@@ -13,6 +12,7 @@ from lnlit.data.text import TextEncoder
 from lnlit.data.text_corpus import TextReader
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
+from lnlit.files import expanded
 from lnlit.interfaces import Source
 
 
@@ -58,7 +58,7 @@ class TextData(PlannedData):
             raise UserError("data: a stream keeps no tokens, so cache and streaming exclude each other; drop one")
         self.text_key = text_key
         self.end_of_text = end_of_text
-        self.cache = None if cache is None else Path(cache).expanduser()
+        self.cache = None if cache is None else expanded(cache)
 
     @cached_property
     def encoder(self) -> TextEncoder:

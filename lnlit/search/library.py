@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lnlit import __version__
 from lnlit.errors import UserError, did_you_mean
-from lnlit.files import read_json, replaced_file, write_json
+from lnlit.files import expanded, read_json, replaced_file, write_json
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 FORMAT = 1
@@ -111,7 +111,7 @@ class Library:
     @classmethod
     def open(cls, folder: str | Path) -> Library:
         """Raises `UserError` for a folder that is no library, a half-written one, another format, a missing file."""
-        folder = Path(folder).expanduser().resolve()
+        folder = expanded(folder).resolve()
         if not (folder / INDEX).is_file():
             raise UserError(_not_a_library(folder))
         data = read_json(folder / INDEX, "a block library")
@@ -274,7 +274,7 @@ class LibraryWriter:
     """
 
     def __init__(self, out: str | Path, recipe: Mapping[str, Any]) -> None:
-        self.folder = Path(out).expanduser().resolve()
+        self.folder = expanded(out).resolve()
         self._recipe = json.loads(json.dumps(recipe))
         if (self.folder / INDEX).exists():
             raise UserError(f"{self.folder}: is a block library already. Choose another folder or delete it.")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.files import open_locked, replaced_file
+from lnlit.files import expanded, open_locked, replaced_file
 from lnlit.interfaces.problem import LARGEST
 from lnlit.search.library import SLOTS, Library, pair_name
 
@@ -85,7 +85,7 @@ def make_header(library: Library, model: str, **about: Any) -> dict[str, Any]:
 
 def read_scores(path: str | Path) -> Scores:
     """Raises `UserError` naming the line that is no finite score of a candidate."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     try:
         text = file.read_bytes()
     except OSError as error:

@@ -23,6 +23,7 @@ from lnlit.data.chat import ChatEncoder
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
+from lnlit.files import expanded
 from lnlit.interfaces import (
     PolicyWeights,
     Reward,
@@ -90,7 +91,7 @@ def annotate(
     settings |= {"engine": _settings(engine), "reward": _settings(reward)}
     settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     sampling = RolloutSampling(max_new_tokens, temperature, tuple(encoder.end_ids()))
-    file, pool = Path(out).expanduser(), RewardPool({_REWARD: reward}, workers)
+    file, pool = expanded(out), RewardPool({_REWARD: reward}, workers)
     with WorkFile(file, settings) as work, closing(engine), closing(pool):
         _Annotator(encoder, engine, pool, sampling, samples, pass_at, seed).run(work, found, path, prompts_per_round)
         lines = summary(list(work.rows()), samples, pool.outcomes)

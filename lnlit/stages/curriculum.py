@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnlit.errors import UserError
-from lnlit.files import check_output, replaced_file
+from lnlit.files import check_output, expanded, replaced_file
 from lnlit.interfaces import Source
 from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.search.figures import Theme, check_matplotlib, new_figure, save_png
@@ -38,7 +38,7 @@ def curriculum(
         order: The curriculum; its default settings when not given.
         seed: As in the run.
     """
-    file = check_output(Path(out).expanduser())
+    file = check_output(expanded(out))
     if file.suffix != ".png":
         raise UserError(f"curriculum.out: expected the name of a .png file, got {out!r}")
     if prompts_per_rollout < 1:

@@ -14,7 +14,7 @@ from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
-from lnlit.files import read_json, write_json
+from lnlit.files import expanded, read_json, write_json
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder, check_spec
 from lnlit.models.device import torch_device
@@ -56,7 +56,7 @@ def fuse(
         data: Text on which the dependencies are measured; None leaves that out.
         overwrite: Whether to replace the model folder at out.
     """
-    path, target = resolve(model), Path(out).expanduser().resolve()
+    path, target = resolve(model), expanded(out).resolve()
     checkpoint = open_checkpoint(path)
     spec = checkpoint.read_spec(path)
     check_spec(spec)
@@ -91,7 +91,7 @@ def fuse(
 def _read_plan(file: str, wishes: dict[str, object]) -> FusionPlan:
     if any(wishes[name] != signature(fuse).parameters[name].default for name in wishes):
         raise UserError(f"fuse: a plan says all of {', '.join(wishes)}. Leave these out, or the plan.")
-    return FusionPlan.from_json(read_json(Path(file).expanduser(), "a fusion plan"), file)
+    return FusionPlan.from_json(read_json(expanded(file), "a fusion plan"), file)
 
 
 def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> None:

@@ -19,7 +19,7 @@ from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
-from lnlit.files import check_output
+from lnlit.files import check_output, expanded
 from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
 from lnlit.search.candidates import Candidates
@@ -47,7 +47,7 @@ def build_library(
         dtype: Of the forward passes. Candidates keep the parent's.
         batch_tokens: Tokens that go through a block together.
     """
-    check_output(Path(out).expanduser(), folder=True)
+    check_output(expanded(out), folder=True)
     source = resolve(model)
     checkpoint = open_checkpoint(source)
     spec = checkpoint.read_spec(source)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lnlit import registry
 from lnlit.checkpoint.folder import hf_config
 from lnlit.errors import UserError
-from lnlit.files import check_output, write_json
+from lnlit.files import check_output, expanded, write_json
 from lnlit.interfaces import Meter, Workload
 from lnlit.models.device import torch_device
 from lnlit.search.costs import Cost, CostTable, Timing, base_cost, dtype_bytes, part_cost
@@ -56,7 +56,7 @@ def measure(
         layers: Depth of the timed models. The parent's own, 32 at most, when not given.
         timing: Whether to measure seconds; without them the table holds parameters and bytes only.
     """
-    file = check_output(Path(out).expanduser())
+    file = check_output(expanded(out))
     opened = Library.open(library)
     attention = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.attention.values())
     ffn = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.ffn.values())

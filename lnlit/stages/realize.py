@@ -16,7 +16,7 @@ from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.folder import check_target, hf_config, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.errors import UserError
-from lnlit.files import read_json
+from lnlit.files import expanded, read_json
 from lnlit.interfaces.solver import Solution, SolverResult
 from lnlit.search.library import Library
 from lnlit.search.realize import composed_layers, composed_spec, split_choice
@@ -32,8 +32,8 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         index: Which of the file's solutions.
         overwrite: Replace a model folder that is there already.
     """
-    opened, target = Library.open(library), Path(out).expanduser().resolve()
-    file = Path(solution).expanduser()
+    opened, target = Library.open(library), expanded(out).resolve()
+    file = expanded(solution)
     data = read_json(file, "a solution that `lnlit search solve` wrote")
     chosen = _solution(data, file, index)
     opened.check_made_from(data.get("library"), str(file))

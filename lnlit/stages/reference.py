@@ -23,6 +23,7 @@ from lnlit.data.preference_rows import PreferenceRows
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
+from lnlit.files import expanded
 from lnlit.interfaces import Source, TokenBatch
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
@@ -63,7 +64,7 @@ def reference(
     for name, value in numbers.items():
         if not value > 0:
             raise UserError(f"reference.{name}: expected a positive number, got {value}")
-    path, file = resolve(model), Path(out).expanduser()
+    path, file = resolve(model), expanded(out)
     encoder = GroupEncoder(ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking)))
     rows = _read(data)
     settings = {"model": fingerprint(model), "rows": _digest(rows), "dtype": dtype, **numbers}

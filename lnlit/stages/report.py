@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lnlit import __version__
 from lnlit.errors import UserError
-from lnlit.files import check_output, read_json, replaced_folder
+from lnlit.files import check_output, expanded, read_json, replaced_folder
 from lnlit.search.charts import Measured
 from lnlit.search.costs import CostTable
 from lnlit.search.figures import check_matplotlib, save_png
@@ -41,11 +41,11 @@ def report(
         index: Which of the solutions the report is about.
     """
     check_matplotlib()
-    file, target = Path(solution).expanduser(), Path(out).expanduser().resolve()
+    file, target = expanded(solution), expanded(out).resolve()
     _check_target(check_output(target, folder=True))
     data = read_json(file, "a solution that `lnlit search solve` wrote")
     opened = None if library is None else Library.open(library)
-    asked_in = problem_path(file) if problem is None else Path(problem).expanduser()
+    asked_in = problem_path(file) if problem is None else expanded(problem)
     asked = read_problem(asked_in)
     made_from = data.get("library") or {}
     if opened is not None:
@@ -70,7 +70,7 @@ def report(
 
 def _measured(name: str, table: CostTable | None, made_from: Mapping[str, str], solution: str) -> list[Measured]:
     """Raises `UserError` for measurements beside another cost table, or of a child of another library."""
-    data = read_json(Path(name).expanduser())
+    data = read_json(expanded(name))
     if table is not None and data.get("costs_sha256", table.sha256) != table.sha256:
         raise UserError(f"{name}: was measured beside another cost table. Name that one, or run verify again.")
     checked = read_measured(data, name)

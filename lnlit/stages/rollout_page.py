@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lnlit.errors import UserError
-from lnlit.files import check_output
+from lnlit.files import check_output, expanded
 from lnlit.rollout.history import FOLDER, PAGE, History
 from lnlit.rollout.page import write_page
 
@@ -17,9 +17,9 @@ def page(run: str, out: str | None = None) -> Path:
         run: The run's folder: its trainer.default_root_dir.
         out: The HTML file to write; by default `rollouts.html` in that folder, where the run writes it too.
     """
-    folder = Path(run).expanduser()
+    folder = expanded(run)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; expected a run's trainer.default_root_dir.")
-    file = check_output(folder / PAGE if out is None else Path(out).expanduser())
+    file = check_output(folder / PAGE if out is None else expanded(out))
     write_page(file, History(folder / FOLDER))
     return file

@@ -25,7 +25,7 @@ from lnlit.data.text import TextSample
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
 from lnlit.eval.multiple_choice import Choices, Questions
-from lnlit.files import check_output
+from lnlit.files import check_output, expanded
 from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
 from lnlit.search.library import Library
@@ -70,7 +70,7 @@ def score(
         k: How many of the parent's likeliest tokens top_k compares.
         batch_tokens: Tokens that go through the model together. More than a CPU's cache holds is slower there.
     """
-    target = check_output(Path(out).expanduser().resolve())
+    target = check_output(expanded(out).resolve())
     opened, path = Library.open(library), resolve(model)
     opened.check_parent(origin(model), read_spec(path), fingerprint(model))
     everything = candidates(opened, granularity)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lnlit import registry
 from lnlit.errors import UserError
-from lnlit.files import check_output, read_json, write_json
+from lnlit.files import check_output, expanded, read_json, write_json
 from lnlit.interfaces import Count, Forbidden, Problem, Solver, SolverResult, Workload
 from lnlit.search.frontier import frontier as frontier_of
 from lnlit.search.frontier import with_budget
@@ -81,7 +81,7 @@ def solve(
 
 
 def _checked_output(out: str, problem: str | None, *inputs: str | None) -> Path:
-    target = check_output(Path(out).expanduser(), inputs=[problem, *inputs])
+    target = check_output(expanded(out), inputs=[problem, *inputs])
     check_output(problem_path(target), inputs=inputs)
     return target
 
@@ -97,7 +97,7 @@ def _written(
     beside = {baseline: _compared(asked, baseline, built, time_limit_s) for baseline, built in compared.items()}
     rows = _frontier(asked, sweep, values, {**compared, **chosen}, time_limit_s) if sweep else []
     path = problem_path(out)
-    if file is None or path.resolve() != Path(file).expanduser().resolve():
+    if file is None or path.resolve() != expanded(file).resolve():
         write_json(path, asked.to_json())
     extra = {"solver": name, "problem": path.name, "baselines": beside, "frontier": rows}
     extra |= {"library": dict(asked.library)} if asked.library else {}
@@ -146,7 +146,7 @@ def _from_file(file: str, others: Sequence[object], wishes: dict[str, Any]) -> P
     given = {name: tuple(value) if isinstance(value, Sequence) else value for name, value in wishes.items()}
     if any(others) or given != unset:
         raise UserError("solve: a problem file holds the whole problem. Leave out what describes it, or the file.")
-    return read_problem(Path(file).expanduser())
+    return read_problem(expanded(file))
 
 
 def _from_library(
@@ -166,11 +166,11 @@ def _from_library(
     from lnlit.search.problem import make_problem
     from lnlit.search.scores import read_scores
 
-    opened, table = Library.open(library), CostTable.read(Path(costs).expanduser())
+    opened, table = Library.open(library), CostTable.read(expanded(costs))
     table.check_hardware(allow_other_hardware)
     asked_for = tuple(workloads) or table.workloads
     if corrected_by is not None:
-        measured = Path(corrected_by).expanduser()
+        measured = expanded(corrected_by)
         wishes["targets"] = corrected(wishes["targets"], measured, table, asked_for)
     return make_problem(opened, read_scores(scores), table, asked_for, **wishes)
 

@@ -14,7 +14,7 @@ from lnlit import registry
 from lnlit.checkpoint.folder import LnlitFolder, read_provenance
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.errors import UserError
-from lnlit.files import check_output, write_json
+from lnlit.files import check_output, expanded, write_json
 from lnlit.interfaces import Meter
 from lnlit.models.device import torch_device
 from lnlit.search.costs import CostTable, tokens_per_s
@@ -49,8 +49,8 @@ def verify(
     """
     if not models or rounds < 1 or samples < 1:
         raise UserError(f"verify: needs a model, rounds and samples, got {list(models)}, {rounds} and {samples}.")
-    file = check_output(Path(out).expanduser(), inputs=[costs])
-    table = CostTable.read(Path(costs).expanduser())
+    file = check_output(expanded(out), inputs=[costs])
+    table = CostTable.read(expanded(costs))
     table.check_hardware(allow_other_hardware)
     for workload in table.workloads:
         table.check_timed(workload)
