@@ -1,11 +1,37 @@
 """lnlit: compress and post-train Llama-family models on PyTorch Lightning.
 
-Importing this package imports nothing heavy.
+Importing this package imports nothing heavy. What a notebook needs is offered here and imported when it is first asked
+for: `from lnlit import SFT, GRPO, ChatData, fit, trainer`. `dir(lnlit)` lists the names, and `__init__.pyi` is the
+table of where they live, which type checkers read too.
 """
 
+import importlib
+import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 try:
     __version__ = version("lnlit")
 except PackageNotFoundError:  # a source tree on PYTHONPATH that was never installed
     __version__ = "0+unknown"
+
+
+@cache
+def _offered() -> dict[str, tuple[str, str]]:
+    """Name -> (module, the name there)."""
+    table = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    return {name: (home, there) for home, there, name in re.findall(r"^from (\S+) import (\w+) as (\w+)$", table, re.M)}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _offered():
+        raise AttributeError(f"module 'lnlit' has no attribute {name!r}; dir(lnlit) lists what it offers")
+    home, there = _offered()[name]
+    globals()[name] = found = getattr(importlib.import_module(home), there)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_offered()])

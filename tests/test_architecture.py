@@ -121,7 +121,7 @@ def test_a_plugin_imports_only_the_sockets(path: Path):
 @pytest.mark.parametrize(
     "code",
     [
-        "import lnlit, lnlit.specs, lnlit.registry, lnlit.interfaces, lnlit.builtins",
+        "import lnlit, lnlit.specs, lnlit.registry, lnlit.interfaces, lnlit.builtins; assert 'GRPO' in dir(lnlit)",
         "import lnlit.search.charts",
         "from lnlit.cli.main import main; assert main(['--help']) == 0",
         "from lnlit.cli.main import main; assert main(['--version']) == 0",

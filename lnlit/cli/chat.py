@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -18,18 +19,18 @@ def main(argv: list[str]) -> int:
     """Chat until an empty line or end of input; with --prompt, answer once. Returns 0."""
     arguments = _parser().parse_args(argv)
     for option in (arguments.prompt, arguments.system):
-        _check_text(option or "")
-    chat = _Chat(arguments)
+        check_text(option or "")
+    chat = Chat(arguments)
     if arguments.prompt is not None:
-        chat.answer(arguments.prompt)
+        _say(chat, arguments.prompt)
         return 0
     print("An empty line ends the chat.", file=sys.stderr)
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  what is no text is told, line by line
     while text := _read():
         try:
-            _check_text(text)
-            chat.answer(text)
+            check_text(text)
+            _say(chat, text)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
     return 0
@@ -55,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _say(chat: Chat, text: str) -> None:
+    chat.answer(text, lambda piece: print(piece, end="", flush=True))
+    print(flush=True)
+
+
 def _read() -> str:
     try:
         return input("you: ").strip()
@@ -62,7 +68,7 @@ def _read() -> str:
         return ""
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
     """Raises `UserError` for bytes that are no UTF-8; Python reads each as half of a surrogate pair."""
     try:
         text.encode()
@@ -74,7 +80,7 @@ def _check_text(text: str) -> None:
         ) from error
 
 
-class _Chat:
+class Chat:
     """A loaded model and the conversation so far."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -98,9 +104,9 @@ class _Chat:
         self.max_new_tokens: int | None = arguments.max_new_tokens
         self.sampling = Sampling(0, arguments.temperature, arguments.top_p, arguments.seed)
 
-    def answer(self, text: str) -> None:
-        """Print the answer as it is generated and remember it. A conversation that has outgrown the context is
-        forgotten, with a `UserError`.
+    def answer(self, text: str, show: Callable[[str], None]) -> str:
+        """Show the answer piece by piece as it is generated, remember and return it. A conversation that has outgrown
+        the context is forgotten, with a `UserError`.
         """
         from lnlit.models.generate import generate
 
@@ -109,21 +115,21 @@ class _Chat:
         tokens: list[int] = []
         shown = ""
 
-        def show(_row: int, token: int) -> None:
+        def heard(_row: int, token: int) -> None:
             nonlocal shown
             tokens.append(token)
             text = self.encoder.completion(prompt, tokens)
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character may take several tokens
-                print(text[len(shown) :], end="", flush=True)
+                show(text[len(shown) :])
                 shown = text
 
         try:
-            generate(self.decoder, [prompt], self._sampling(len(prompt)), self.encoder.end_ids(), show)
+            generate(self.decoder, [prompt], self._sampling(len(prompt)), self.encoder.end_ids(), heard)
         except UserError:
             self.messages = list(self.beginning)
             raise
-        print(flush=True)
         self.messages.append({"role": "assistant", "content": shown})
+        return shown
 
     def _sampling(self, prompt_tokens: int) -> Any:
         context = self.decoder.spec.context_length

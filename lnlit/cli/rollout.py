@@ -16,14 +16,14 @@ STAGES: dict[str, tuple[str, str]] = {
     "page": ("lnlit.stages.rollout_page:page", "a page of what a run has sampled so far"),
 }
 
-_COMMAND = StageCommand("rollout", "Find out how hard prompts are, and plan a run by it.", STAGES)
+COMMAND = StageCommand("rollout", "Find out how hard prompts are, and plan a run by it.", STAGES)
 
 
 def main(argv: list[str]) -> int:
     """Run one stage; prints the path it wrote."""
-    return _COMMAND.run(argv)
+    return COMMAND.run(argv)
 
 
 def parsed(name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
     """See `StageCommand.parsed`."""
-    return _COMMAND.parsed(name, options)
+    return COMMAND.parsed(name, options)

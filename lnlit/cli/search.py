@@ -20,16 +20,16 @@ STAGES: dict[str, tuple[str, str]] = {
     "report": ("lnlit.stages.report:report", "pictures and a page of what was traded"),
 }
 
-_COMMAND = StageCommand(
+COMMAND = StageCommand(
     "search", "Find the best heterogeneous child of a model for a machine and a budget (Puzzle).", STAGES
 )
 
 
 def main(argv: list[str]) -> int:
     """Run one stage; prints the path it wrote."""
-    return _COMMAND.run(argv)
+    return COMMAND.run(argv)
 
 
 def parsed(name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
     """See `StageCommand.parsed`."""
-    return _COMMAND.parsed(name, options)
+    return COMMAND.parsed(name, options)

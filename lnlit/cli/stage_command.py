@@ -27,15 +27,19 @@ class StageCommand:
             print(self._help())
             return 0
         name, *rest = argv
-        stage, parser, config = self.parsed(name, rest)
+        print(self.result(name, rest))
+        return 0
+
+    def result(self, name: str, options: list[str]) -> Path:
+        """Run one stage; returns the path it wrote."""
+        stage, parser, config = self.parsed(name, options)
         from lnlit.cli import blame
 
         try:
             arguments = vars(parser.instantiate_classes(config))
         except Exception as error:
             blame.blamed(blame.while_building(error), error)
-        print(stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")}))
-        return 0
+        return stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")})
 
     def parsed(self, name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
         """The stage's function, its parser and its checked configuration; nothing is built yet.

@@ -16,7 +16,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCL
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.distributed.checkpoint.api import CheckpointException
@@ -125,20 +125,7 @@ class LitCLI(LightningCLI):
         if not isinstance(settings, dict | Namespace):
             said = "null" if settings is None else repr(settings)
             raise UserError(f"trainer: is {said:.80}. Give it settings, or leave the key out for the defaults.")
-        config = trainer_flags.checked({**settings, **kwargs})
-        given = config["callbacks"] or []
-        given = given if isinstance(given, list) else [given]
-        off: list[type] = [Checkpoint] if config["enable_checkpointing"] is False else []
-        if config["enable_progress_bar"] is False or any(isinstance(callback, ProgressBar) for callback in given):
-            off.append(ProgressBar)
-        unwanted = (*off, *map(type, given))
-        always = [] if config["barebones"] else lnlit.callbacks.default_callbacks()
-        try:
-            trainer = self._instantiate_trainer(config, [c for c in always if not isinstance(c, unwanted)])
-        except Exception as error:  # it has seen nothing but the user's settings
-            raise UserError(f"trainer: {blame.while_building(error)}") from error
-        trainer_flags.check_trainer(trainer)
-        return trainer
+        return trainer_flags.build({**settings, **kwargs}, lambda flags: self._instantiate_trainer(flags, []))
 
 
 class _Checked(Exception):
@@ -154,7 +141,7 @@ class _Parsed(LitCLI):
 
 def check(arguments: list[str]) -> None:
     """Raises `UserError` for a configuration that `fit` would refuse before it builds anything."""
-    _quieten()
+    quieten()
     with contextlib.suppress(_Checked):
         _Parsed("fit", arguments, Written(arguments))
 
@@ -163,22 +150,29 @@ def run(command: str, arguments: list[str], written: Written) -> int:
     """Run one command and return its exit code: 130 after Ctrl-C, 143 after SIGTERM, else 0. `written` is `arguments`
     with the files they name, read.
     """
-    _quieten()
     try:
-        cli = LitCLI(command, arguments, written)
+        return _exit_code(command_line(command, arguments, written))
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
+    except SystemExit as stop:  # --help or --print_config
+        return int(stop.code or 0)
+
+
+def command_line(command: str, arguments: list[str], written: Written) -> LitCLI:
+    """Run one command. Raises `UserError` for what the user can put right, and `KeyboardInterrupt` after Ctrl-C."""
+    quieten()
+    try:
+        return LitCLI(command, arguments, written)
     except (UserError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
     except CheckpointException as error:
         raise _of_shards(error) from error
-    except SIGTERMException:
-        return 128 + signal.SIGTERM
-    except SystemExit as stop:  # --help, --print_config, or Lightning's exit after Ctrl-C
-        if isinstance(stop.__context__, KeyboardInterrupt):
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's exit after Ctrl-C
             raise KeyboardInterrupt from stop
-        return int(stop.code or 0)
+        raise
     except Exception as error:
         blame.blamed(blame.while_running(error), error)
-    return _exit_code(cli)
 
 
 def _of_shards(error: CheckpointException) -> BaseException:
@@ -201,7 +195,7 @@ def _exit_code(cli: LitCLI) -> int:
     return 128 + received
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Drop Lightning's advertisements and one deprecation inside it that a user can do nothing about."""
     advertisement = ("litlogger", "litmodels")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

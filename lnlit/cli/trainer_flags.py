@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
+from lnlit.callbacks import default_callbacks
+from lnlit.cli import blame
 from lnlit.errors import UserError
 
 #: Folder of TensorBoard's files and the resolved configuration, within the run's `default_root_dir`.
@@ -43,6 +46,31 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
 }
 _WHERE_NODES_MEET = ("MASTER_ADDR", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "KUBERNETES_PORT")
+
+
+def default_logger() -> TensorBoardLogger:
+    return TensorBoardLogger("runs", "", LOGS, default_hp_metric=False)
+
+
+def build(config: Mapping[str, Any], make: Callable[[dict[str, Any]], Trainer]) -> Trainer:
+    """`make` of every flag of the Trainer, with the callbacks that every run has but for those that are given or
+    switched off. Raises `UserError` for a trainer that no run of ours could keep.
+    """
+    flags = checked(config)
+    given = flags["callbacks"] or []
+    given = given if isinstance(given, list) else [given]
+    off: list[type] = [Checkpoint] if flags["enable_checkpointing"] is False else []
+    if flags["enable_progress_bar"] is False or any(isinstance(callback, ProgressBar) for callback in given):
+        off.append(ProgressBar)
+    unwanted = (*off, *map(type, given))
+    always = [] if flags["barebones"] else default_callbacks()
+    flags["callbacks"] = [*given, *(callback for callback in always if not isinstance(callback, unwanted))]
+    try:
+        trainer = make(flags)
+    except Exception as error:  # it has seen nothing but the user's settings
+        raise UserError(f"trainer: {blame.while_building(error)}") from error
+    check_trainer(trainer)
+    return trainer
 
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:

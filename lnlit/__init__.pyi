@@ -1,0 +1,109 @@
+"""What `import lnlit` offers, one name a line. `lnlit/__init__.py` reads this table, as type checkers do."""
+
+from lnlit.callbacks import Checkpoint as Checkpoint
+from lnlit.callbacks import ExportModel as ExportModel
+from lnlit.callbacks import GracefulStop as GracefulStop
+from lnlit.callbacks import MemoryRecorder as MemoryRecorder
+from lnlit.callbacks import RandomState as RandomState
+from lnlit.callbacks import RolloutLog as RolloutLog
+from lnlit.callbacks import SampleGenerations as SampleGenerations
+from lnlit.callbacks import Stability as Stability
+from lnlit.callbacks import Throughput as Throughput
+from lnlit.callbacks import ToggleReport as ToggleReport
+from lnlit.checkpoint.convert import export_model as export_model
+from lnlit.checkpoint.convert import import_model as import_model
+from lnlit.checkpoint.formats import read_spec as read_spec
+from lnlit.cli.python import chat as chat
+from lnlit.cli.python import data_show as data_show
+from lnlit.cli.python import fit as fit
+from lnlit.cli.python import run as run
+from lnlit.cli.python import stage as stage
+from lnlit.cli.python import trainer as trainer
+from lnlit.cli.python import validate as validate
+from lnlit.data.datamodule import ChatData as ChatData
+from lnlit.data.difficulty import DifficultySource as DifficultySource
+from lnlit.data.instructions import InstructionSource as InstructionSource
+from lnlit.data.preference import PreferenceData as PreferenceData
+from lnlit.data.preference_rows import PreferenceRows as PreferenceRows
+from lnlit.data.reasoning_gym import ReasoningGymSource as ReasoningGymSource
+from lnlit.data.sources import HuggingFaceSource as HuggingFaceSource
+from lnlit.data.sources import JsonlSource as JsonlSource
+from lnlit.data.sources import ParquetSource as ParquetSource
+from lnlit.data.sources import TextFileSource as TextFileSource
+from lnlit.data.split import SplitSource as SplitSource
+from lnlit.data.text import TextSample as TextSample
+from lnlit.data.text_data import TextData as TextData
+from lnlit.errors import UserError as UserError
+from lnlit.interfaces import AttentionLayer as AttentionLayer
+from lnlit.interfaces import BatchReward as BatchReward
+from lnlit.interfaces import FeedForwardLayer as FeedForwardLayer
+from lnlit.interfaces import LayerContext as LayerContext
+from lnlit.interfaces import NoVerdictError as NoVerdictError
+from lnlit.interfaces import Reward as Reward
+from lnlit.interfaces import RewardRequest as RewardRequest
+from lnlit.interfaces import RewardResult as RewardResult
+from lnlit.interfaces import Source as Source
+from lnlit.models.lora import LoRA as LoRA
+from lnlit.modules.block_distill import BlockDistill as BlockDistill
+from lnlit.modules.distill import Distill as Distill
+from lnlit.modules.experience import Experience as Experience
+from lnlit.modules.experience import HeldOut as HeldOut
+from lnlit.modules.experience import Weighted as Weighted
+from lnlit.modules.grpo import GRPO as GRPO
+from lnlit.modules.lit_model import LitModel as LitModel
+from lnlit.modules.lit_model import Runtime as Runtime
+from lnlit.modules.model_reward import ModelReward as ModelReward
+from lnlit.modules.optim import AdamW as AdamW
+from lnlit.modules.reward_model import RewardModel as RewardModel
+from lnlit.modules.rloo import RLOO as RLOO
+from lnlit.modules.rpo import RPO as RPO
+from lnlit.modules.sft import SFT as SFT
+from lnlit.rewards.code_tests import CodeTestsReward as CodeTestsReward
+from lnlit.rewards.format import FormatReward as FormatReward
+from lnlit.rewards.instructions import InstructionsReward as InstructionsReward
+from lnlit.rewards.llm_judge import LLMJudgeReward as LLMJudgeReward
+from lnlit.rewards.math_answer import MathAnswerReward as MathAnswerReward
+from lnlit.rewards.reasoning_gym import ReasoningGymReward as ReasoningGymReward
+from lnlit.rollout.curriculum import GaussianCurriculum as GaussianCurriculum
+from lnlit.rollout.native import NativeEngine as NativeEngine
+from lnlit.rollout.order import PromptOrder as PromptOrder
+from lnlit.rollout.order import Uniform as Uniform
+from lnlit.rollout.sample import describe as describe
+from lnlit.search.candidates import Candidates as Candidates
+from lnlit.search.costs import CostTable as CostTable
+from lnlit.search.library import Library as Library
+from lnlit.search.targets import Sweep as Sweep
+from lnlit.search.targets import Target as Target
+from lnlit.specs import BlockSpec as BlockSpec
+from lnlit.specs import ModelSpec as ModelSpec
+from lnlit.specs import PartSpec as PartSpec
+from lnlit.stages.annotate import annotate as rollout_annotate
+from lnlit.stages.curriculum import curriculum as rollout_curriculum
+from lnlit.stages.fuse import fuse as search_fuse
+from lnlit.stages.library import build_library as search_library
+from lnlit.stages.measure import measure as search_measure
+from lnlit.stages.realize import realize as search_realize
+from lnlit.stages.reference import reference as rollout_reference
+from lnlit.stages.report import report as search_report
+from lnlit.stages.rollout_page import page as rollout_page
+from lnlit.stages.score import score as search_score
+from lnlit.stages.solve import solve as search_solve
+from lnlit.stages.verify import verify as search_verify
+
+#: A checker takes `x as x` for an offer; these have other names where they live.
+__all__ = [
+    "rollout_annotate",
+    "rollout_curriculum",
+    "rollout_page",
+    "rollout_reference",
+    "search_fuse",
+    "search_library",
+    "search_measure",
+    "search_realize",
+    "search_report",
+    "search_score",
+    "search_solve",
+    "search_verify",
+]
+
+__version__: str
