@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lnlit.errors import UserError
 
@@ -89,35 +88,6 @@ def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"out: {out} cannot be written: {above} may not be changed. Check its permissions.")
     return out
-
-
-def open_locked(file: Path, what: str = "it") -> BinaryIO:
-    """A file to read and append to, made where there is none, that no other process can open so until it is closed.
-
-    Raises `UserError` when another process has it, and when it cannot be written. `what` is being written, in words.
-    """
-    while True:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            stream = file.open("a+b")
-        except OSError as error:
-            raise UserError(f"{file}: cannot be written: {error}.") from error
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.close()
-            raise UserError(f"{file}: another process is writing {what}. Wait for it, or stop it.") from error
-        if _is(stream, file):
-            stream.seek(0)
-            return stream
-        stream.close()  # its owner has finished and deleted it between our opening and locking
-
-
-def _is(stream: BinaryIO, file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
-    except FileNotFoundError:
-        return False
 
 
 def write_json(out: Path, data: Any) -> None:

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 _BOTTOM = {
     "errors",
     "files",
+    "journal",
+    "progress",
     "html",
     "thinking",
     "notation",
@@ -34,6 +36,8 @@ _LIGHTNING = {"modules", "callbacks"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "journal": {"errors", "files"},
+    "progress": set(),
     "thinking": {"errors"},
     "notation": set(),
     "end_of_turn": {"errors", "files", "thinking"},

@@ -10,6 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lnlit.progress import clock, say
+
 
 def progress_bar() -> ProgressBar:
     return StepBar() if sys.stderr.isatty() else PlainProgress()
@@ -81,16 +83,10 @@ class PlainProgress(ProgressBar):
         metrics = self.get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)  # the logger's version, not a measurement
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
-        left = f"  {_clock((now - self._start) / done * (total - trainer.global_step))} left" if total else ""
-        print(f"step {trainer.global_step}/{total or '?'}  {shown}{left}", file=sys.stderr, flush=True)
+        left = f"  {clock((now - self._start) / done * (total - trainer.global_step))} left" if total else ""
+        say(f"step {trainer.global_step}/{total or '?'}  {shown}{left}")
 
 
 def _total(module: L.LightningModule) -> int | None:
     """Optimizer steps of the whole run; None for a module of somebody else's, which does not say."""
     return getattr(module, "total_steps", None)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

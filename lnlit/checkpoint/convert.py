@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, save_folder
@@ -26,6 +25,7 @@ from lnlit.models.build import check_spec
 from lnlit.models.layout import expected_shapes
 from lnlit.models.lineage import child_spec, child_weights
 from lnlit.models.pipeline import pad_for_pipeline
+from lnlit.progress import track
 from lnlit.specs import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -156,9 +156,6 @@ def _tokenizer_source(path: Path) -> Path | None:
 
 
 def with_progress(weights: Iterable[tuple[str, Tensor]], spec: ModelSpec, label: str) -> Iterator[tuple[str, Tensor]]:
-    """A bar in parameters, with rate and ETA, where stderr is a terminal."""
+    """How far it is, in parameters."""
     total = sum(math.prod(shape) for shape in expected_shapes(spec).values())
-    with tqdm(total=total, desc=label, unit="param", unit_scale=True, disable=None) as bar:
-        for name, tensor in weights:
-            yield name, tensor
-            bar.update(tensor.numel())
+    return track(weights, label, "param", total=total, size=lambda named: named[1].numel())

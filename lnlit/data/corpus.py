@@ -17,6 +17,7 @@ from lnlit.data.rows import conversation
 from lnlit.data.sources import where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
+from lnlit.progress import track
 
 TooLong = Literal["truncate", "drop", "error"]
 
@@ -124,10 +125,7 @@ class RowReader(ABC):
 
     def corpus(self, source: Source, name: str) -> Corpus:
         """The whole source. Raises `UserError` when it has no usable row."""
-        from tqdm import tqdm
-
-        # No bar where stderr is no terminal: the summary line that follows says it all.
-        documents = tqdm(self._documents(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False)
+        documents = track(self._documents(source), f"tokenising {name}", "row")
         found = [document for document in documents if document is not None]
         self.unread.tell(source)
         if not found:

@@ -19,6 +19,7 @@ from lnlit.data.text import TextEncoder
 from lnlit.errors import UserError
 from lnlit.files import read_json, replaced_folder, write_json
 from lnlit.interfaces import Source
+from lnlit.progress import track
 
 _FORMAT = 1
 _TOKENS, _LENGTHS, _HEADER = "tokens.bin", "lengths.bin", "corpus.json"
@@ -93,10 +94,7 @@ class TextReader:
         return folder
 
     def _documents(self, source: Source, name: str) -> Iterator[np.ndarray]:
-        from tqdm import tqdm
-
-        # No bar where stderr is no terminal: the summary line that follows says it all.
-        for document in tqdm(self._read(source), desc=f"tokenising {name}", unit=" rows", disable=None, leave=False):
+        for document in track(self._read(source), f"tokenising {name}", "row"):
             if document is not None:
                 yield document.tokens  # type: ignore[misc]
         self.unread.tell(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from lnlit.errors import UserError
-from lnlit.files import replaced_file
+from lnlit.journal import Lines, read_lines, write_lines
 from lnlit.rollout.sample import Sample
 from lnlit.rollout.table import read_prompts, read_table, write_table
 
 Stage = Literal["train", "val"]
 
 _NAME = re.compile(r"(train|val)-(\d+)\.parquet")
-_METRICS = "metrics.jsonl"
+_METRICS, _WHAT = "metrics.jsonl", "numbers of rollouts"
 #: Within a run's folder: where its history is, and the page made of it.
 FOLDER, PAGE = "rollouts", "rollouts.html"
 
@@ -66,12 +65,8 @@ class History:
 
     def add(self, entry: Entry) -> None:
         self._entries[entry.stage, entry.step] = entry
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with (self.folder / _METRICS).open("a", encoding="utf-8") as lines:
-                lines.write(_line(entry))
-        except OSError as error:
-            raise UserError(f"{self.folder / _METRICS}: cannot be written: {error}.") from error
+        with Lines(self.folder / _METRICS, _WHAT) as lines:
+            lines.append(asdict(entry))
 
     def add_samples(self, stage: Stage, step: int, samples: Sequence[Sample], keep: int) -> None:
         """Write their file. Of the training's, the first and the newest ones stay, `keep` (2 or more) in all."""
@@ -90,8 +85,7 @@ class History:
         kept = {key: entry for key, entry in self._entries.items() if entry.step <= last}
         self._entries.clear()
         self._entries.update(kept)
-        with replaced_file(self.folder / _METRICS) as scratch:
-            scratch.write_text("".join(map(_line, kept.values())), encoding="utf-8")
+        write_lines(self.folder / _METRICS, map(asdict, kept.values()))
 
     def _file(self, stage: Stage, step: int) -> Path:
         return self.folder / f"{stage}-{step}.parquet"
@@ -102,20 +96,12 @@ def finite(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
-def _line(entry: Entry) -> str:
-    return json.dumps(asdict(entry), allow_nan=False) + "\n"
-
-
 def _read(file: Path) -> Iterable[Entry]:
-    """Entries in the order in which they were written. A last line that was cut off is none."""
+    """Entries in the order in which they were written."""
     if not file.exists():
         return
-    try:
-        *lines, _ = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as numbers of rollouts: {error}.") from error
-    for number, line in enumerate(lines, start=1):
+    for number, data in read_lines(file, _WHAT):
         try:
-            yield Entry(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            yield Entry(**data)
+        except TypeError as error:
             raise UserError(f"{file}:{number}: not the numbers of a rollout: {error}. Delete the line.") from error

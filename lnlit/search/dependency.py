@@ -8,18 +8,18 @@ Shape suffixes: R rows, B rows at once, T tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 from lnlit.models.lineage import EMPTY
 from lnlit.objectives.cosine import cosine_distance
+from lnlit.progress import track
 from lnlit.specs import ModelSpec
 
 
@@ -65,9 +65,9 @@ def block_dependency(
     sums = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)
     alone = torch.zeros(3, len(chosen), dtype=torch.float64)
     batches = tokens_RT.split(rows_at_once)
-    with tqdm(total=len(batches) * len(chosen), desc="block dependency", unit="layer", disable=None) as bar:
-        for tokens_BT in batches:
-            _add_batch(decoder, tokens_BT, chosen, sums, alone, bar)
+    steps = (step for tokens_BT in batches for step in _add_batch(decoder, tokens_BT, chosen, sums, alone))
+    for _ in track(steps, "block dependency", "layer", total=len(batches) * len(chosen)):
+        pass
     change, size, novelty = (alone / tokens_RT.numel()).tolist()
     matrix = (sums / tokens_RT.numel()).tolist()
     return Dependency(
@@ -107,10 +107,9 @@ def _checked(spec: ModelSpec, layers: Sequence[int] | None) -> list[int]:
     return chosen
 
 
-def _add_batch(
-    decoder: Decoder, tokens_BT: Tensor, chosen: list[int], sums: Tensor, alone: Tensor, bar: tqdm[Any]
-) -> None:
-    """Add one batch's distances, summed over its tokens, to `sums` [i, j] and `alone` [change/size/novelty, j]."""
+def _add_batch(decoder: Decoder, tokens_BT: Tensor, chosen: list[int], sums: Tensor, alone: Tensor) -> Iterator[int]:
+    """Add one batch's distances, summed over its tokens, to `sums` [i, j] and `alone` [change/size/novelty, j]. Yields
+    each layer when it is about to be removed."""
     x_BTD = decoder.embed(tokens_BT)
     attention, rope = decoder.surroundings(tokens_BT, x_BTD.dtype)
     place = {layer: at for at, layer in enumerate(chosen)}
@@ -130,12 +129,12 @@ def _add_batch(
             alone[:, place[index]] += torch.stack([fact.cpu() for fact in facts])
         x_BTD = y_BTD
     for removed in chosen:
+        yield removed
         x_BTD = inputs.pop(removed)
         for index in range(removed + 1, chosen[-1] + 1):
             x_BTD, update = run(index, x_BTD)
             if index in place:
                 sums[place[removed], place[index]] += _distance(updates[index], update).cpu()
-        bar.update()
 
 
 def _distance(a_BTD: Tensor, b_BTD: Tensor) -> Tensor:

@@ -13,19 +13,19 @@ whatever the metric); the parent's own choices, 0 by definition, are not written
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.files import expanded, open_locked, replaced_file
+from lnlit.files import expanded
 from lnlit.interfaces.problem import LARGEST
+from lnlit.journal import Journal, check_header, is_cut_header, line, read_lines, write_lines
 from lnlit.search.library import SLOTS, Library, pair_name
 
 FORMAT = 1
+WHAT = "scores"
 #: (layer, slot, name) of a candidate.
 Key = tuple[int, str, str]
 #: Header entries that two runs may differ in: results, by rounding, and where the library lies (its digest counts).
@@ -86,11 +86,9 @@ def make_header(library: Library, model: str, **about: Any) -> dict[str, Any]:
 def read_scores(path: str | Path) -> Scores:
     """Raises `UserError` naming the line that is no finite score of a candidate."""
     file = expanded(path)
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read as scores: {error}. `lnlit search score` makes them.") from error
-    header, entries = _parsed(file, text)
+    if not file.exists():
+        raise UserError(f"{file}: cannot be read as scores: there is no such file. `lnlit search score` makes them.")
+    header, entries = _parsed(file)
     if header["granularity"] == "block":
         table = [{"block": {pair_name(*own): 0.0}} for own in header["parent_names"]]
     else:
@@ -107,10 +105,9 @@ def read_done(files: Iterable[Path], header: Mapping[str, Any]) -> dict[Key, dic
     """
     done = {}
     for file in files:
-        text = file.read_bytes() if file.is_file() else b""
-        if text and not _is_cut_header(text):
-            there, entries = _parsed(file, text)
-            _check_same(file, there, header)
+        if file.is_file() and not is_cut_header(file.read_bytes(), line(header)):
+            there, entries = _parsed(file)
+            check_header(file, line(there), header, WHAT, _FREE)
             for entry in entries:
                 before = done.setdefault(key_of(entry), entry)
                 if before["score"] != entry["score"]:
@@ -121,30 +118,11 @@ def read_done(files: Iterable[Path], header: Mapping[str, Any]) -> dict[Key, dic
     return done
 
 
-class Journal:
-    """Scores being written: a line that `add` has returned from survives a crash. A file that `read_done` has accepted
-    is continued, without its last line if that was cut. Raises `UserError` while another process is writing it.
+def open_scores(file: Path, header: Mapping[str, Any]) -> Journal:
+    """Scores to be added to: a file that `read_done` has accepted is gone on with. Raises `UserError` while another
+    process is writing it.
     """
-
-    def __init__(self, file: Path, header: Mapping[str, Any]) -> None:
-        self._stream = open_locked(file, "these scores")
-        text = self._stream.read()
-        cut = not text or _is_cut_header(text)
-        self._stream.truncate(0 if cut else text.rfind(b"\n") + 1)
-        if cut:
-            self.add(header)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Append a line; it is on the disk when this returns."""
-        self._stream.write(_line(entry))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+    return Journal(file, header, WHAT, _FREE)
 
 
 def merge(out: Path, parts: Iterable[Path], header: Mapping[str, Any], order: Mapping[Key, int]) -> None:
@@ -152,32 +130,19 @@ def merge(out: Path, parts: Iterable[Path], header: Mapping[str, Any], order: Ma
     parts = [part for part in parts if part.is_file()]
     done = read_done(parts, header)
     ordered = sorted(done, key=lambda key: order.get(key, len(order)))
-    with replaced_file(out) as scratch:
-        scratch.write_bytes(b"".join([_line(header), *(_line(done[key]) for key in ordered)]))
+    write_lines(out, [header, *(done[key] for key in ordered)])
     for part in parts:
         if part != out:
             part.unlink()
-
-
-def _is_cut_header(text: bytes) -> bool:
-    """Whether a file holds nothing but the beginning of a header."""
-    start = b'{"format": '
-    return b"\n" not in text and (text.startswith(start) or start.startswith(text))
 
 
 def key_of(entry: Mapping[str, Any]) -> Key:
     return entry["layer"], entry["slot"], entry["name"]
 
 
-def _parsed(file: Path, text: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _parsed(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(header, entries) of a journal's whole lines."""
-    lines = text.split(b"\n")[:-1]
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{file}:{number}: not a line of scores: {error}. Delete the line, or the file.") from error
+    rows = [row for _, row in read_lines(file, WHAT)]
     if not rows or not _is_header(rows[0]):
         raise UserError(f"{file}: not a file of scores: its first line is no header. Choose another path.")
     header, *entries = rows
@@ -224,16 +189,3 @@ def _wrong(entry: Any, header: Mapping[str, Any]) -> str | None:
     if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
         return f"the score is {score!r:.40}"
     return None
-
-
-def _check_same(file: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key in sorted((there.keys() | wanted.keys()) - _FREE):
-        if there.get(key) != wanted.get(key):
-            raise UserError(
-                f"{file}: holds scores with {key} = {there.get(key)!r}; this run has {wanted.get(key)!r}, and the two "
-                "cannot be compared. Choose another --out, or delete the file."
-            )
-
-
-def _line(entry: Mapping[str, Any]) -> bytes:
-    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"

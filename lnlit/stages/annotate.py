@@ -7,14 +7,12 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-from tqdm import tqdm
 
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.folder import hf_config
@@ -35,10 +33,11 @@ from lnlit.interfaces import (
     RolloutSampling,
     Source,
 )
+from lnlit.journal import Journal
+from lnlit.progress import track
 from lnlit.rewards.pool import RewardPool, why_not
 from lnlit.rollout.native import NativeEngine
 from lnlit.rollout.sample import Prompt, request_seed
-from lnlit.rollout.work_file import WorkFile
 from lnlit.thinking import Thinking, on_or_off
 
 _REWARD = "reward"
@@ -92,10 +91,10 @@ def annotate(
     settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     sampling = RolloutSampling(max_new_tokens, temperature, tuple(encoder.end_ids()))
     file, pool = expanded(out), RewardPool({_REWARD: reward}, workers)
-    with WorkFile(file, settings) as work, closing(engine), closing(pool):
+    with Journal.beside(file, settings, "annotated rows") as work, closing(engine), closing(pool):
         _Annotator(encoder, engine, pool, sampling, samples, pass_at, seed).run(work, found, path, prompts_per_round)
-        lines = summary(list(work.rows()), samples, pool.outcomes)
-        work.finish()
+        lines = summary([row for _, row in work.numbered()], samples, pool.outcomes)
+        work.finish(file)
     for line in lines:
         print(f"annotate: {line}", file=sys.stderr)
     return file
@@ -111,15 +110,17 @@ class _Annotator:
     pass_at: float
     seed: int
 
-    def run(self, work: WorkFile, prompts: Sequence[Prompt], model: Path, prompts_per_round: int) -> None:
+    def run(self, work: Journal, prompts: Sequence[Prompt], model: Path, prompts_per_round: int) -> None:
         """Append what is missing in `work`, round by round."""
         if len(work) < len(prompts):
             work.keep(len(work) // prompts_per_round * prompts_per_round)  # a round is batched as it was before
             spec, weights = read_spec(model), open_checkpoint(model).weights(model)
             self.engine.load_weights(PolicyWeights(spec, hf_config(spec), weights, version=0))
-        for first in _rounds(len(work), len(prompts), prompts_per_round):
-            part = prompts[first : first + prompts_per_round]
-            work.append(self.rows(first, part, is_rest=first > 0 and len(part) < prompts_per_round))
+        starts = range(len(work), len(prompts), prompts_per_round)
+        rounds = [(first, prompts[first : first + prompts_per_round]) for first in starts]
+        done, total = len(work), len(prompts)
+        for first, part in track(rounds, "annotate", "prompt", total=total, done=done, size=lambda one: len(one[1])):
+            work.append(*self.rows(first, part, is_rest=first > 0 and len(part) < prompts_per_round))
 
     def rows(self, first: int, prompts: Sequence[Prompt], is_rest: bool = False) -> list[dict[str, Any]]:
         """The annotated rows of `prompts`, of which the first has the number `first` among all. That none can be judged
@@ -177,17 +178,6 @@ def summary(rows: Sequence[Mapping[str, Any]], samples: int, outcomes: Mapping[s
         bar = "#" * round(40 * counts[level] / widest)
         lines.append(f"pass rate {f'{level}/{levels}':>5} {counts[level]:>7}  {bar}".rstrip())
     return lines
-
-
-def _rounds(start: int, end: int, size: int) -> Iterator[int]:
-    """The first prompt of each round; a bar on a terminal, a line per round elsewhere."""
-    with tqdm(total=end, initial=start, desc="annotate", unit="prompt", disable=None) as bar:
-        for first in range(start, end, size):
-            yield first
-            done = min(first + size, end)
-            bar.update(done - first)
-            if bar.disable:
-                print(f"annotate: {done} of {end} prompts", file=sys.stderr, flush=True)
 
 
 def _read(source: Source, encoder: ChatEncoder, room: int, reward: Reward) -> list[Prompt]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from lnlit.checkpoint.by_layer import EMBEDDING, by_layer
 from lnlit.checkpoint.fingerprint import fingerprint, origin
@@ -22,6 +19,7 @@ from lnlit.errors import UserError
 from lnlit.files import check_output, expanded
 from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
+from lnlit.progress import track
 from lnlit.search.candidates import Candidates
 from lnlit.search.initialise import SampleStream, initialise_layer
 from lnlit.search.library import LibraryWriter
@@ -68,19 +66,11 @@ def build_library(
     x_RTD = guide.embed(tokens_RT).detach().to(torch_device(), getattr(torch, dtype))
     guide.embed_tokens.to("meta")
     stream = SampleStream(guide, x_RTD, max(batch_tokens // tokens_RT.shape[1], 1))
-    for layer, weights in _with_progress(islice(layers, len(spec.layers)), len(spec.layers)):
+    blocks = islice(layers, len(spec.layers))
+    for layer, weights in enumerate(track(blocks, "library", "layer", total=len(spec.layers))):
         if writer.has(layer):
             stream.advance(layer, weights)
         else:
             writer.write(layer, *initialise_layer(stream, layer, weights, candidates))
     header = {"parent_sha256": sha256, "calibration": calibration, "provenance": made_by}
     return writer.finish(parent, spec, header).folder
-
-
-def _with_progress(layers: Iterator[dict[str, Tensor]], total: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """A bar on a terminal, a line per layer elsewhere, on stderr."""
-    bar = tqdm(layers, "library", total, unit="layer", disable=None)
-    for layer, weights in enumerate(bar):
-        if bar.disable:
-            print(f"library: layer {layer + 1} of {total}", file=sys.stderr, flush=True)
-        yield layer, weights

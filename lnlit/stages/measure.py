@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -10,17 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from lnlit import registry
 from lnlit.checkpoint.folder import hf_config
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, write_json
 from lnlit.interfaces import Meter, Workload
 from lnlit.models.device import torch_device
+from lnlit.progress import track
 from lnlit.search.costs import Cost, CostTable, Timing, base_cost, dtype_bytes, part_cost
 from lnlit.search.hardware import Hardware
-from lnlit.search.latency_log import LatencyLog
+from lnlit.search.latency_log import LatencyLog, in_words
 from lnlit.search.library import Library
 from lnlit.search.measure import Plan, Times, estimate, make_workloads, schedule
 from lnlit.specs import ModelSpec, PartSpec
@@ -92,13 +90,14 @@ def measure_plan(
         )
     table = replace(bare, engine=engine, rounds=rounds, samples=samples, library=made_for or {})
     models = plan.models()
-    with LatencyLog(out.with_name(f"{out.name}.partial"), _settings(table, models)) as log:
-        for turn in with_progress("measure", [turn for turn in schedule(models, rounds) if turn not in log]):
+    with LatencyLog.beside(out, _settings(table, models)) as log:
+        missing = [turn for turn in schedule(models, rounds) if turn not in log]
+        for turn in track(missing, "measure", "model", label=in_words):
             spec = models[turn[1]]
             with model_folder(spec, dtype) as folder:
                 log.append(turn, meter.measure(spec, folder, table.workloads, dtype=dtype, samples=samples))
         timed(table, plan, log.times(models, rounds)).write(out)
-        log.file.unlink()
+        log.delete()
     return out
 
 
@@ -137,16 +136,6 @@ def _settings(table: CostTable, models: Mapping[str, ModelSpec]) -> dict[str, An
     kept = ("engine", "dtype", "hardware", "samples", "workloads")
     settings = {key: value for key, value in table.to_json().items() if key in kept}
     return {**settings, "models": {name: spec.to_json() for name, spec in models.items()}}
-
-
-def with_progress(what: str, turns: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """A bar on a terminal, a line per model elsewhere, on stderr."""
-    bar = tqdm(turns, desc=what, unit="model", disable=None)
-    for index, turn in enumerate(bar):
-        bar.set_postfix_str(turn[1])
-        if bar.disable:
-            print(f"{what}: {index + 1} of {len(turns)}, round {turn[0] + 1}: {turn[1]}", file=sys.stderr, flush=True)
-        yield turn
 
 
 def timed(table: CostTable, plan: Plan, times: Times) -> CostTable:

@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.formats import read_spec, resolve
@@ -25,11 +24,12 @@ from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
 from lnlit.files import expanded
 from lnlit.interfaces import Source, TokenBatch
+from lnlit.journal import Journal
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
+from lnlit.progress import track
 from lnlit.rollout.log_probs import token_log_probs
-from lnlit.rollout.work_file import WorkFile
 from lnlit.thinking import Thinking, on_or_off
 
 
@@ -69,21 +69,17 @@ def reference(
     rows = _read(data)
     settings = {"model": fingerprint(model), "rows": _digest(rows), "dtype": dtype, **numbers}
     settings["thinking"] = encoder.chat.thinking
-    with WorkFile(file, settings) as work:
+    with Journal.beside(file, settings, "rows with log-probs") as work:
         if len(work) < len(rows):
             work.keep(len(work) // rows_per_round * rows_per_round)  # a round is batched as it was before
             decoder = _load(path, dtype)
-            with tqdm(total=len(rows), initial=len(work), desc="reference", unit="row", disable=None) as bar:
-                for first in range(len(work), len(rows), rows_per_round):
-                    part = rows[first : first + rows_per_round]
-                    groups = cast(list[Group], encoder.encode_many(part))
-                    found = _log_probs(decoder, groups, temperature, batch_tokens)
-                    work.append(
-                        {**row, REFERENCE: _written(group, nats, temperature)}
-                        for row, group, nats in zip(part, groups, found, strict=True)
-                    )
-                    bar.update(len(part))
-        work.finish()
+            rounds = [rows[first : first + rows_per_round] for first in range(len(work), len(rows), rows_per_round)]
+            for part in track(rounds, "reference", "row", total=len(rows), done=len(work), size=len):
+                groups = cast(list[Group], encoder.encode_many(part))
+                found = _log_probs(decoder, groups, temperature, batch_tokens)
+                parts = zip(part, groups, found, strict=True)
+                work.append(*({**row, REFERENCE: _written(group, nats, temperature)} for row, group, nats in parts))
+        work.finish(file)
     print(
         f"reference: {sum(len(row['completions']) for row in rows)} completions of {len(rows)} prompts", file=sys.stderr
     )

@@ -5,18 +5,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
-from tqdm import tqdm
 
 from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import PYPI, read_spec, resolve
@@ -28,14 +26,12 @@ from lnlit.eval.multiple_choice import Choices, Questions
 from lnlit.files import check_output, expanded
 from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
+from lnlit.progress import track
 from lnlit.search.library import Library
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, Metric, MetricName, TopK
-from lnlit.search.score import Candidate, Granularity, Score, Scorer, candidates
-from lnlit.search.scores import Journal, make_header, merge, read_done
+from lnlit.search.score import Candidate, Granularity, Scorer, candidates
+from lnlit.search.scores import make_header, merge, open_scores, read_done
 from lnlit.specs import ModelSpec
-
-#: Seconds between lines of progress where there is no terminal.
-_LINE_EVERY_S = 10.0
 
 
 def score(
@@ -88,13 +84,21 @@ def score(
     batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
     scorer = Scorer(parent, opened, batches, _metric(metric, text, batches, parent.head_weight, k), metric)
     header["parent"] = scorer.parent_values
-    with Journal(target if world == 1 else _journal(target, rank), header) as journal:
-        for found, seconds in _with_progress(scorer, pending):
-            journal.add({**found.to_json(), "seconds": round(seconds, 4)})
+    with open_scores(target if world == 1 else _journal(target, rank), header) as journal:
+        work = {candidate: scorer.work(candidate) for candidate in pending}  # early layers cost more
+        for candidate in track(pending, "score", total=sum(work.values()), size=work.__getitem__, label=str):
+            journal.append(_timed(scorer, candidate))
     with _all_ranks(world):
         if rank == 0 and (parts := _journals(target)) != [target]:
             merge(target, parts, header, {candidate.key: index for index, candidate in enumerate(everything)})
     return target
+
+
+def _timed(scorer: Scorer, candidate: Candidate) -> dict[str, Any]:
+    """The line of one candidate."""
+    begin = time.perf_counter()
+    found = scorer.score(candidate).to_json()
+    return {**found, "seconds": round(time.perf_counter() - begin, 4)}
 
 
 def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:
@@ -163,25 +167,3 @@ def _all_ranks(world: int) -> Iterator[None]:
             distributed.destroy_process_group()
     else:
         yield
-
-
-def _with_progress(scorer: Scorer, pending: Sequence[Candidate]) -> Iterator[tuple[Score, float]]:
-    """(score, seconds) of each candidate. A bar on a terminal, a line now and then elsewhere; the time left takes into
-    account that early layers cost more.
-    """
-    work = [scorer.work(candidate) for candidate in pending]
-    form = "score: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-    start = printed = time.perf_counter()
-    with tqdm(total=sum(work), bar_format=form, disable=None) as bar:
-        for number, candidate in enumerate(pending, start=1):
-            bar.set_postfix_str(f"{number}/{len(pending)} {candidate}")
-            begin = time.perf_counter()
-            found = scorer.score(candidate)
-            now = time.perf_counter()
-            yield found, now - begin
-            bar.update(work[number - 1])
-            if bar.disable and (now - printed > _LINE_EVERY_S or number == len(pending)):
-                printed = now
-                left = (now - start) / sum(work[:number]) * sum(work[number:])
-                line = f"score: {number} of {len(pending)}, {timedelta(seconds=round(left))} left: {candidate}"
-                print(f"{line} {found.score:.4g}", file=sys.stderr, flush=True)

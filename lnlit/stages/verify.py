@@ -17,12 +17,13 @@ from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, write_json
 from lnlit.interfaces import Meter
 from lnlit.models.device import torch_device
+from lnlit.progress import track
 from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.hardware import Hardware
-from lnlit.search.latency_log import LatencyLog
+from lnlit.search.latency_log import LatencyLog, in_words
 from lnlit.search.measure import best_of_rounds, schedule
 from lnlit.search.problem import workload_name
-from lnlit.stages.measure import model_folder, with_progress
+from lnlit.stages.measure import model_folder
 
 
 def verify(
@@ -60,15 +61,16 @@ def verify(
     machine = Hardware.here(torch_device())
     settings = {"costs": table.to_json(), "engine": engine, "samples": samples, "hardware": machine.to_json()}
     architectures = {name: spec.to_json() for name, spec in specs.items()}
-    with LatencyLog(file.with_name(f"{file.name}.partial"), {**settings, "models": architectures}) as log:
-        for turn in with_progress("verify", [turn for turn in schedule(specs, rounds) if turn not in log]):
+    with LatencyLog.beside(file, {**settings, "models": architectures}) as log:
+        missing = [turn for turn in schedule(specs, rounds) if turn not in log]
+        for turn in track(missing, "verify", "model", label=in_words):
             spec = specs[turn[1]]
             with model_folder(spec, table.dtype) as folder:
                 log.append(turn, meter.measure(spec, folder, table.workloads, dtype=table.dtype, samples=samples))
         times = {name: np.median(best_of_rounds(found), axis=0) for name, found in log.times(specs, rounds).items()}
         found = [_compared(table, name, predicted[name], times[name]) for name in specs]
         write_json(file, {**_made_by(table, engine or table.engine), "models": found})
-        log.file.unlink()
+        log.delete()
     for line in _summary(table, found):
         print(line, file=sys.stderr)
     return file

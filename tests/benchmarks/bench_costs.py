@@ -22,6 +22,7 @@ import numpy as np
 from lnlit import registry
 from lnlit.checkpoint.formats import read_spec
 from lnlit.interfaces import Workload
+from lnlit.journal import Journal
 from lnlit.search.costs import CostTable
 from lnlit.search.latency_log import LatencyLog
 from lnlit.search.measure import PARENT, Plan, best_of_rounds, schedule
@@ -105,7 +106,7 @@ def main() -> None:
     models = plan.models() | {f"whole {name}": model for name, model in specs.items()}
     table = replace(untimed(plan, workloads, args.dtype), engine=args.engine, rounds=args.rounds, samples=args.samples)
     settings = {"table": table.to_json(), "models": {name: model.to_json() for name, model in models.items()}}
-    log = LatencyLog(args.log, settings)
+    log = LatencyLog(Journal(args.log, settings, "measurements"))
     meter = registry.build("meter", args.engine)
     start = time.monotonic()
     for turn in schedule(models, args.rounds):

@@ -58,10 +58,10 @@ def test_every_stage_looks_at_its_output_first(problem, lnlit, tmp_path, command
 
 
 def test_a_result_of_many_rounds_is_refused_before_the_first(tmp_path):
-    from lnlit.rollout.work_file import WorkFile
+    from lnlit.journal import Journal
 
     with pytest.raises(UserError, match="is a folder"):
-        WorkFile(tmp_path, {})
+        Journal.beside(tmp_path, {}, "rows")
     assert not list(tmp_path.iterdir())
 
 

@@ -145,14 +145,17 @@ def test_what_a_crash_tore_off_is_made_again(model, tmp_path, lost):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"samples": 3}, r"other settings \(samples\)"),
-        ({"pass_at": 0.5}, r"other settings \(pass_at\)"),
-        ({"seed": 1}, r"other settings \(seed\)"),
-        ({"max_new_tokens": 9, "temperature": 0.5}, r"other settings \(max_new_tokens, temperature\)"),
-        ({"thinking": "on"}, r"other settings \(prompts\)"),
-        ({"reward": FormatReward("on")}, r"other settings \(reward\)"),
-        ({"engine": NativeEngine(device="cpu")}, r"other settings \(engine\)"),
-        ({"engine": ScriptedEngine([[LETTERS["b"]]])}, r"other settings \(engine\)"),
+        ({"samples": 3}, r"other settings: samples is 2, now 3\."),
+        ({"pass_at": 0.5}, r"other settings: pass_at is 1\.0, now 0\.5\."),
+        ({"seed": 1}, r"other settings: seed is 0, now 1\."),
+        (
+            {"max_new_tokens": 9, "temperature": 0.5},
+            r"other settings: max_new_tokens is 8, now 9; temperature is 1\.0, now 0\.5\.",
+        ),
+        ({"thinking": "on"}, r"other settings: prompts is "),
+        ({"reward": FormatReward("on")}, r"other settings: reward\.class is "),
+        ({"engine": NativeEngine(device="cpu")}, r"other settings: engine\.class is "),
+        ({"engine": ScriptedEngine([[LETTERS["b"]]])}, r"other settings: engine\.\w+ is "),
     ],
     ids=["samples", "threshold", "seed", "sampling", "toggle", "reward", "engine", "engine's"],
 )
@@ -169,9 +172,9 @@ def test_other_prompts_or_weights_do_not_go_on_with_it(model, tmp_path):
     unfinished(model, tmp_path)
     settings = {"engine": scripted(), **SHORT}
     other = str(tiny_folder(tmp_path / "other", seed=1))
-    with pytest.raises(UserError, match=r"other settings \(model\)"):
+    with pytest.raises(UserError, match=r"other settings: model is "):
         annotate(other, write(tmp_path, 4), Verdicts(), str(tmp_path / "out.jsonl"), **settings)
-    with pytest.raises(UserError, match=r"other settings \(prompts\)"):
+    with pytest.raises(UserError, match=r"other settings: prompts is "):
         annotate(model, write(tmp_path, 4, answer="x"), Verdicts(), str(tmp_path / "out.jsonl"), **settings)
 
 
@@ -180,7 +183,7 @@ def test_two_processes_do_not_write_one_result(model, tmp_path):
     settings = {"engine": scripted(), **SHORT}
     with partial.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is writing it"):
+        with pytest.raises(UserError, match="another process is writing these annotated rows"):
             annotate(model, write(tmp_path, 4), Verdicts(), str(tmp_path / "out.jsonl"), **settings)
 
 

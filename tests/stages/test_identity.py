@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from lnlit.checkpoint.folder import read_provenance
 from lnlit.errors import UserError
-from lnlit.files import open_locked
 from lnlit.interfaces import Latency, Workload
+from lnlit.journal import Lines
 from lnlit.search.costs import CostTable
 from lnlit.search.latency_log import LatencyLog
 from lnlit.search.library import Library, layer_file
 from lnlit.search.measure import Plan
-from lnlit.search.scores import Journal, make_header, read_done, read_scores
+from lnlit.search.scores import make_header, open_scores, read_done, read_scores
 from lnlit.search.targets import Target
 from lnlit.stages.measure import measure, untimed
 from lnlit.stages.realize import realize
@@ -186,20 +186,21 @@ def test_a_candidate_that_is_scored_twice_is_refused(made, tmp_path):
 
 def test_two_measurements_do_not_share_a_file(tmp_path):
     file, turn = tmp_path / "costs.json.partial", (0, "parent")
-    with LatencyLog(file, {"engine": "native"}) as log:
+    with LatencyLog.beside(tmp_path / "costs.json", {"engine": "native"}) as log:
         log.append(turn, [Latency((1.0,), (2.0,))])
         with pytest.raises(UserError, match="another process is writing these measurements"):
-            LatencyLog(file, {"engine": "native"})
+            LatencyLog.beside(tmp_path / "costs.json", {"engine": "native"})
     with file.open("ab") as stream:
         stream.write(b'{"cut')
-    with LatencyLog(file, {"engine": "native"}) as log:
+    with LatencyLog.beside(tmp_path / "costs.json", {"engine": "native"}) as log:
         assert turn in log
         log.append((1, "parent"), [Latency((1.0,), (2.0,))])
     assert len(file.read_bytes().splitlines()) == 3
-    with Journal(tmp_path / "scores", {"format": 1}), pytest.raises(UserError, match="is writing these scores"):
-        Journal(tmp_path / "scores", {"format": 1})
+    with open_scores(tmp_path / "scores", {"format": 1}), pytest.raises(UserError, match="is writing these scores"):
+        open_scores(tmp_path / "scores", {"format": 1})
     (tmp_path / "gone").touch()
-    with open_locked(tmp_path / "gone") as stream:
+    with Lines(tmp_path / "gone", "lines") as stream:
         (tmp_path / "gone").unlink()
-        with open_locked(tmp_path / "gone") as another:  # not the one that its owner has finished and deleted
-            assert not another.read() and (tmp_path / "gone").stat().st_ino != 0 and stream.fileno() != another.fileno()
+        with Lines(tmp_path / "gone", "lines") as another:  # not the one that its owner has finished and deleted
+            another.append({})
+            assert len(stream) == 0 and (tmp_path / "gone").read_text() == "{}\n"

@@ -100,14 +100,16 @@ def test_times_taken_with_other_settings_are_not_mixed_in(change, names, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "costs.json")
     before = (tmp_path / "costs.json.partial").read_bytes()
-    with pytest.raises(UserError, match=rf"costs.json.partial holds .* other settings \({names}\). Repeat those"):
+    with pytest.raises(
+        UserError, match=rf"costs.json.partial: holds .* other settings: {names}\S* is .*\. Repeat those"
+    ):
         run(tmp_path / "costs.json", **change)
     assert (tmp_path / "costs.json.partial").read_bytes() == before
 
 
 def test_a_foreign_file_in_the_place_of_the_log_is_left_alone(tmp_path: Path):
     (tmp_path / "costs.json.partial").write_text("my notes\n")
-    with pytest.raises(UserError, match="not an unfinished measurement"):
+    with pytest.raises(UserError, match="not a file of measurements"):
         run(tmp_path / "costs.json")
     assert (tmp_path / "costs.json.partial").read_text() == "my notes\n"
 
@@ -115,7 +117,7 @@ def test_a_foreign_file_in_the_place_of_the_log_is_left_alone(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b"{", "JSONDecodeError"),
+        (b"{", "Expecting property name"),
         (b"[1]", "TypeError"),
         (b'{"round": 0, "model": "parent"}', "KeyError: 'latencies'"),
         (b'{"round": 0, "latencies": []}', "KeyError: 'model'"),
@@ -131,7 +133,7 @@ def test_a_broken_line_of_the_log_is_named_and_kept(line: bytes, why: str, tmp_p
     first, *others = partial.read_bytes().split(b"\n")
     partial.write_bytes(b"\n".join([first, line, *others]))
     before = partial.read_bytes()
-    with pytest.raises(UserError, match=rf"costs.json.partial:2: no measurement of a model .*{why}") as refusal:
+    with pytest.raises(UserError, match=rf"costs.json.partial:2: no.* measurement.*{why}") as refusal:
         run(tmp_path / "costs.json")
     assert "\n" not in str(refusal.value)
     assert partial.read_bytes() == before
@@ -140,7 +142,7 @@ def test_a_broken_line_of_the_log_is_named_and_kept(line: bytes, why: str, tmp_p
 @pytest.mark.parametrize("header", [b"[1]", b"5", b"null"])
 def test_a_log_whose_first_line_is_no_object_is_refused(header: bytes, tmp_path: Path):
     (tmp_path / "costs.json.partial").write_bytes(header + b"\n")
-    with pytest.raises(UserError, match="not an unfinished measurement"):
+    with pytest.raises(UserError, match="not a file of measurements"):
         run(tmp_path / "costs.json")
 
 

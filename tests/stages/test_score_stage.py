@@ -186,7 +186,7 @@ def test_k_beyond_the_vocabulary(folder, tmp_path):
 def test_scores_of_another_text_or_model_are_refused(folder, whole, tmp_path):
     text = TextSample(JsonlSource(str(folder / "text.jsonl")), rows=2, length=32)
     before = whole.read_bytes()
-    with pytest.raises(UserError, match="holds scores with sha256"):
+    with pytest.raises(UserError, match=r"holds scores with other settings: .*sha256 is "):
         run(folder, whole, data=text, granularity="subblock")
     assert whole.read_bytes() == before
     tiny_folder(tmp_path / "model")

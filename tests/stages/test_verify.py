@@ -103,5 +103,5 @@ def test_times_of_two_machines_are_not_mixed(search, tmp_path, monkeypatch):
         verify(costs, models, str(tmp_path / "measured.json"), rounds=2, samples=1)
     elsewhere = replace(Hardware.here("cpu"), cpu="another")
     monkeypatch.setattr(Hardware, "here", lambda _: elsewhere)
-    with pytest.raises(UserError, match=r"unfinished measurement with other settings \(hardware\)"):
+    with pytest.raises(UserError, match=r"with other settings: hardware\.fingerprint is .* hardware\.cpu is "):
         verify(costs, models, str(tmp_path / "measured.json"), rounds=2, samples=1, allow_other_hardware=True)
