@@ -62,6 +62,9 @@ BUILTINS: dict[str, dict[str, str]] = {
     },
 }
 
+#: What a search puts in place of any part, unless told otherwise (Puzzle, Bercovich et al. 2024, section 2).
+STUBS = ("single_linear", "noop")
+
 #: What each kind must subclass, for checks and for `lnlit plugins`.
 INTERFACES: dict[str, str] = {
     "attention": "lnlit.interfaces.layer:AttentionLayer",

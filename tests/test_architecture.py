@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shutil
 import subprocess
@@ -153,6 +154,38 @@ def test_files_and_functions_are_short(path: Path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines < 60, f"{relative(path)}:{node.lineno} {node.name} has {lines} lines"
+
+
+#: Who may know a built-in part by its name or by what its arguments are called: the list of them, their own files, the
+#: formats that models are kept in, and what makes models for tests.
+KNOWS_PARTS = re.compile(
+    r"lnlit/(builtins\.py|models/(attention|ffn|stubs)\.py|checkpoint/.*|testing/.*)|plugins/lnlit-vllm/.*/config\.py"
+)
+
+
+def built_in_words() -> set[str]:
+    """Names of built-in parts, but for `noop`, which is what a spec calls an empty slot, and of their arguments."""
+    from lnlit import registry
+    from lnlit.builtins import BUILTINS
+
+    words = set()
+    for slot in ("attention", "ffn"):
+        for name in BUILTINS[slot]:
+            words |= {name, *inspect.signature(registry.get(slot, name)).parameters}
+    return words - {"noop", "context", "bias"}
+
+
+def test_no_file_but_its_own_knows_a_part_by_its_name_or_its_arguments():
+    words, found = built_in_words(), []
+    assert {"gqa", "swiglu", "swiglu_fused", "single_linear", "head_dim", "intermediate_size"} <= words
+    for path in [*SOURCES, *PLUGINS]:
+        if not KNOWS_PARTS.fullmatch(relative(path)):
+            found += [
+                f"{relative(path)}:{node.lineno} {node.value!r}"
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Constant) and node.value in words
+            ]
+    assert not found, f"ask the part instead (lnlit/interfaces/layer.py): {found}"
 
 
 def test_no_machine_paths_in_committed_files():

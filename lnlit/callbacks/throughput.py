@@ -14,6 +14,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lnlit.interfaces import PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import has_cuda
+from lnlit.models.parts import layer_class
 
 _GIB = 2**30
 
@@ -51,17 +52,19 @@ class Throughput(L.Callback):
 
 
 def flops_per_token(decoder: Decoder, lengths: Sequence[int], tokens: int) -> float:
-    """Training FLOPs per token, forward and backward: 6 per matrix weight plus causal attention within documents.
+    """Training FLOPs per token: three times those of the forward pass, which are the head's and what each part says of
+    its own (`Layer.flops`).
 
-    Attention counts 12 x heads x head_dim x (attended length), and a document of n tokens attends (n + 1) / 2 on
-    average (PaLM, Chowdhery et al. 2022, appendix B). Documents of `lengths` may share some of the `tokens`.
+    A document of n tokens attends (n + 1) / 2 on average. Documents of `lengths` may share some of the `tokens`.
     """
-    weights = sum(p.numel() for p in decoder.parameters() if p.dim() == 2)
-    if decoder.lm_head is not None:  # a tied embedding is used once as the head; an untied one is a lookup
-        weights -= decoder.embed_tokens.weight.numel()
     attended = sum(n * (n + 1) / 2 for n in lengths) / tokens
-    width = sum(p.args["num_heads"] * p.args["head_dim"] for _, _, p in decoder.spec.parts() if "num_heads" in p.args)
-    return 6.0 * weights + 12.0 * width * attended
+    forward = 2.0 * decoder.head_weight.numel()
+    for block, parts in zip(decoder.layers, decoder.spec.layers, strict=True):
+        for slot, name, part in (("attention", "self_attn", parts.attention), ("ffn", "mlp", parts.ffn)):
+            own = block.named_parameters()
+            weights = sum(p.numel() for path, p in own if path.startswith(f"{name}.") and p.dim() == 2)
+            forward += layer_class(slot, part).flops(part.args, weights, attended)
+    return 3.0 * forward
 
 
 def peak_memory_gib() -> float:

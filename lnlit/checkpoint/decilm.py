@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnlit.checkpoint.blocks import block_config, read_blocks
-from lnlit.checkpoint.hf import CONFIG, Config, config_from_spec, model_type, stored_part
+from lnlit.checkpoint.hf import CONFIG, Config, config_from_spec, model_type
 from lnlit.checkpoint.safetensors_folder import folder_weights
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.interfaces import CheckpointFormat
+from lnlit.models.parts import stored
 from lnlit.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def decilm_config(spec: ModelSpec) -> dict[str, Any]:
     """The config.json of any spec made of our variants. Raises `UserError` naming a layer that the format cannot hold:
     query heads, head size and biases are one value for the whole model.
     """
-    blocks = spec.map_parts(stored_part)
+    blocks = stored(spec)
     attention = _shared_args(blocks, "attention", "gqa", ("num_heads", "head_dim", "bias"))
     ffn = _shared_args(blocks, "ffn", "swiglu", ("bias",))
     heads = attention.get("num_heads", 1)

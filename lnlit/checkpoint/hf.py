@@ -11,6 +11,7 @@ from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.interfaces import CheckpointFormat
+from lnlit.models.parts import stored
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec, is_finite
 
 if TYPE_CHECKING:
@@ -175,14 +176,9 @@ def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
     return config
 
 
-def stored_part(part: PartSpec) -> PartSpec:
-    """The part whose weights a checkpoint holds: a fused SwiGLU is stored as gate and up."""
-    return PartSpec("swiglu", part.args) if part.type == "swiglu_fused" else part
-
-
 def llama_config(spec: ModelSpec) -> dict[str, Any] | None:
     """The stock `LlamaForCausalLM` config of a homogeneous spec, or None when that class cannot express it."""
-    blocks = set(spec.map_parts(stored_part).layers)
+    blocks = set(stored(spec).layers)
     if len(blocks) != 1:
         return None
     attention, ffn = (block := blocks.pop()).attention, block.ffn

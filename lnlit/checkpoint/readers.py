@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lnlit.checkpoint.blocks import SINGLE_LINEAR, WIDTH_MULTIPLE, multiplier_of_width
-from lnlit.checkpoint.hf import llama_config, stored_part
+from lnlit.checkpoint.hf import llama_config
 from lnlit.files import read_json
+from lnlit.models.parts import stored
 from lnlit.specs import NOOP, ModelSpec
 
 _Finding = tuple[str, str]
@@ -28,8 +29,8 @@ def obstacles(spec: ModelSpec, folder: Path | None = None) -> dict[str, list[str
     """
     if llama_config(spec) is not None:
         return {reader: [] for reader in _RULES}
-    stored = spec.map_parts(stored_part)
-    found = {reader: _grouped(rule(stored)) for reader, rule in _RULES.items()}
+    written = stored(spec)
+    found = {reader: _grouped(rule(written)) for reader, rule in _RULES.items()}
     if folder is not None:
         found["llama.cpp"] += _vocabulary(spec, folder)
     return found

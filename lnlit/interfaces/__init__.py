@@ -1,9 +1,18 @@
-"""The sockets: everything a plugin author reads. Abstract classes and plain data; importing them imports no torch."""
+"""The sockets: everything a plugin author reads. Abstract classes and plain data; importing them imports no torch.
+
+What part authors need beside them is offered here by name, and imported when it is asked for:
+`apply_rope`, `RMSNorm`, `GatedFeedForward` (an FFN of gate, up and down: name, width, fusing and smaller variants come
+with it), `narrow_ffn`, `ffn_as_matrix`, `fuse_ffns`, `pool_kv_heads`, `attention_as_matrix` (first weights of smaller
+variants), and `kv_elements` (what a model caches per token).
+"""
+
+from importlib import import_module
+from typing import Any
 
 from lnlit.interfaces.attention_kernel import AttentionKernel, Segments
 from lnlit.interfaces.batch import IGNORE, PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.interfaces.checkpoint import CheckpointFormat
-from lnlit.interfaces.layer import AttentionLayer, FeedForwardLayer, LayerContext
+from lnlit.interfaces.layer import AttentionLayer, Conversion, FeedForwardLayer, LayerContext, Parent, SearchSpace
 from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
 from lnlit.interfaces.reward import BatchReward, NoVerdictError, Reward, RewardRequest, RewardResult
@@ -19,6 +28,7 @@ __all__ = [
     "Budget",
     "CheckpointFormat",
     "Choice",
+    "Conversion",
     "Count",
     "FeedForwardLayer",
     "Forbidden",
@@ -26,6 +36,7 @@ __all__ = [
     "LayerContext",
     "Meter",
     "NoVerdictError",
+    "Parent",
     "PolicyBatch",
     "PolicyWeights",
     "PreferenceBatch",
@@ -38,6 +49,7 @@ __all__ = [
     "RolloutRequest",
     "RolloutSampling",
     "Scenario",
+    "SearchSpace",
     "Segments",
     "Solution",
     "Solver",
@@ -46,3 +58,21 @@ __all__ = [
     "TokenBatch",
     "Workload",
 ]
+
+_OFFERED = {
+    "GatedFeedForward": "lnlit.models.ffn",
+    "RMSNorm": "lnlit.models.norm",
+    "apply_rope": "lnlit.models.rope",
+    "attention_as_matrix": "lnlit.models.surgery",
+    "ffn_as_matrix": "lnlit.models.surgery",
+    "fuse_ffns": "lnlit.models.surgery",
+    "kv_elements": "lnlit.models.parts",
+    "narrow_ffn": "lnlit.models.surgery",
+    "pool_kv_heads": "lnlit.models.surgery",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OFFERED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_OFFERED[name]), name)

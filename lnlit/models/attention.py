@@ -5,15 +5,15 @@ Shape suffixes: B rows, T tokens, D hidden, H query heads, K key/value heads, d 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
 from lnlit.errors import UserError
 from lnlit.interfaces import AttentionLayer, LayerContext
-from lnlit.interfaces.layer import Attend
+from lnlit.interfaces.layer import Args, Attend, Conversion, Parent, SearchSpace, Weights
 from lnlit.models.rope import apply_rope
+from lnlit.models.surgery import attention_as_matrix, pool_kv_heads
 
 
 class GroupedQueryAttention(nn.Module, AttentionLayer):
@@ -52,5 +52,34 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
         return self.o_proj(attend(q_BTHd, k_BTKd, v_BTKd).flatten(2))
 
     @classmethod
-    def kv_cache_shape(cls, args: Mapping[str, Any]) -> tuple[int, int]:
+    def kv_cache_shape(cls, args: Args) -> tuple[int, int]:
         return args["num_kv_heads"], args["head_dim"]
+
+    @classmethod
+    def whole_units(cls, args: Args) -> Mapping[str, int]:
+        return {"query heads": args["num_heads"], "KV heads": args["num_kv_heads"]}
+
+    @classmethod
+    def flops(cls, args: Args, weights: int, attended: float) -> float:
+        """Beside the matrices, q k' and its product with v: 4 x heads x head size for each token attended to (PaLM,
+        Chowdhery et al. 2022, appendix B).
+        """
+        return 2.0 * weights + 4.0 * args["num_heads"] * args["head_dim"] * attended
+
+    @classmethod
+    def short_name(cls, args: Args) -> str:
+        return f"kv{args['num_kv_heads']}"
+
+    @classmethod
+    def smaller(cls, args: Args, space: SearchSpace) -> Iterator[Args]:
+        return ({**args, "num_kv_heads": count} for count in space.fewer_heads(args["num_kv_heads"]))
+
+    @classmethod
+    def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
+        if parent.layer is not cls:
+            return None
+        return lambda weights, scores_F: pool_kv_heads(weights, parent.args["num_kv_heads"], args["num_kv_heads"])
+
+    @classmethod
+    def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor]:
+        return lambda weights: attention_as_matrix(weights, args["num_heads"], args["num_kv_heads"])

@@ -23,10 +23,11 @@ def check_spec(spec: ModelSpec) -> None:
     """Raises `UserError` for an unknown part name or a wrong argument anywhere, before anything is built."""
     check_rope(spec.rope)
     for path, kind, part in spec.parts():
-        _check_part(f"spec.{path}", kind, part)
+        check_part(f"spec.{path}", kind, part)
 
 
-def _check_part(path: str, kind: str, part: PartSpec) -> None:
+def check_part(path: str, kind: str, part: PartSpec) -> None:
+    """Raises `UserError`, which begins with `path`, for an unknown part name or a wrong argument."""
     try:
         cls = registry.get(kind, part.type)
     except UserError as error:
@@ -71,7 +72,7 @@ def build_block(spec: ModelSpec, index: int, block: BlockSpec) -> Block:
     `load_block` gives it weights. A block with `NOOP` in one slot computes the other slot alone.
     """
     for slot in ("attention", "ffn"):
-        _check_part(f"layers[{index}].{slot}", slot, getattr(block, slot))
+        check_part(f"layers[{index}].{slot}", slot, getattr(block, slot))
     with torch.device("meta"):
         return make_block(spec, index, block)
 

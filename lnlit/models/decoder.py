@@ -16,6 +16,7 @@ from lnlit.models.block import make_block
 from lnlit.models.kernels import make_segments, select_kernel
 from lnlit.models.norm import RMSNorm
 from lnlit.models.packed_attention import AttentionContext, PackedAttention, SharedAttention
+from lnlit.models.parts import attention_class
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import ModelSpec
 
@@ -44,6 +45,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(make_block(spec, index, block) for index, block in enumerate(spec.layers))
         self.norm = RMSNorm(spec.hidden_size, eps=spec.norm_eps)
         self.lm_head = None if spec.tie_embeddings else nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        attentions = [block.attention for block in spec.layers]
+        self._rope_sizes = {size for part in attentions if (size := attention_class(part).rope_dim(part.args))}
         self._rope_cache: dict[Any, Tensor] = {}
         self._kernels: dict[str, Any] = {}
 
@@ -132,9 +135,8 @@ class Decoder(nn.Module):
         return self._kernels[device_type]
 
     def _rope(self, positions_BT: Tensor, dtype: torch.dtype) -> Mapping[int, tuple[Tensor, Tensor]]:
-        sizes = {part.args["head_dim"] for _, _, part in self.spec.parts() if "head_dim" in part.args}
         tables = {}
-        for size in sizes:
+        for size in self._rope_sizes:
             key = (size, positions_BT.device)
             if key not in self._rope_cache:
                 self._rope_cache[key] = inverse_frequencies(self.spec.rope, size, positions_BT.device)

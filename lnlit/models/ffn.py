@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from lnlit.errors import UserError
 from lnlit.interfaces import FeedForwardLayer, LayerContext
-from lnlit.specs import ModelSpec, PartSpec
+from lnlit.interfaces.layer import Args, Conversion, Norm, Parent, SearchSpace, Weights
+from lnlit.models.surgery import ffn_as_matrix, fuse_ffns, narrow_ffn
 
 
-class SwiGLU(nn.Module, FeedForwardLayer):
-    """`down(silu(gate(x)) * up(x))` of any width (Shazeer 2020)."""
+class GatedFeedForward(nn.Module, FeedForwardLayer):
+    """`down(activation(gate(x)) * up(x))` of any width; a subclass writes `forward`.
+
+    What such a layer is does not depend on the activation: its channels can be left out one by one, and several layers
+    side by side are one wide one (FFN Fusion, Bercovich et al. 2025, Theorem 3.1).
+    """
 
     tensor_parallel = {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
+    reads_channels = "down_proj"
 
     def __init__(self, context: LayerContext, *, intermediate_size: int, bias: bool = False) -> None:
         super().__init__()
@@ -22,17 +30,60 @@ class SwiGLU(nn.Module, FeedForwardLayer):
         self.up_proj = nn.Linear(context.hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, context.hidden_size, bias=bias)
 
+    @classmethod
+    def whole_units(cls, args: Args) -> Mapping[str, int]:
+        return {"channels": args["intermediate_size"]}
+
+    @classmethod
+    def short_name(cls, args: Args) -> str:
+        return f"i{args['intermediate_size']}"
+
+    @classmethod
+    def smaller(cls, args: Args, space: SearchSpace) -> Iterator[Args]:
+        return ({**args, "intermediate_size": width} for width in space.narrower(args["intermediate_size"]))
+
+    @classmethod
+    def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
+        if parent.layer is not cls:
+            return None
+        return lambda weights, scores_F: narrow_ffn(weights, scores_F, args["intermediate_size"])
+
+    @classmethod
+    def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor]:
+        return ffn_as_matrix
+
+    @classmethod
+    def channels(cls, args: Args) -> int:
+        return args["intermediate_size"]
+
+    @classmethod
+    def side_by_side(cls, ffns: Sequence[Args]) -> Args:
+        biased = {"bias": True} if any(args.get("bias") for args in ffns) else {}
+        return {"intermediate_size": sum(args["intermediate_size"] for args in ffns), **biased}
+
+    @classmethod
+    def fuse(cls, ffns: Sequence[Weights], norm: Norm) -> dict[str, Tensor]:
+        return fuse_ffns(ffns, norm)
+
+
+class SwiGLU(GatedFeedForward):
+    """`down(silu(gate(x)) * up(x))` of any width (Shazeer 2020)."""
+
+    packed_as = "swiglu_fused"
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
 
 
-class FusedSwiGLU(nn.Module, FeedForwardLayer):
+class FusedSwiGLU(GatedFeedForward):
     """SwiGLU with gate and up projections in one matrix: one large GEMM instead of two. Same mathematics."""
 
+    stored_as = "swiglu"
     packed_weights = {"gate_up_proj": ("gate_proj", "up_proj")}
+    tensor_parallel = {}
 
     def __init__(self, context: LayerContext, *, intermediate_size: int, bias: bool = False) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         _check_width(context, intermediate_size)
         self.gate_up_proj = nn.Linear(context.hidden_size, 2 * intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, context.hidden_size, bias=bias)
@@ -40,12 +91,6 @@ class FusedSwiGLU(nn.Module, FeedForwardLayer):
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
         return self.down_proj(silu(gate_BTF) * up_BTF)
-
-
-def gate_and_up(spec: ModelSpec, together: bool) -> ModelSpec:
-    """The same model with each SwiGLU's gate and up projections stored in one matrix, or in two."""
-    before, after = ("swiglu", "swiglu_fused") if together else ("swiglu_fused", "swiglu")
-    return spec.map_parts(lambda part: PartSpec(after, part.args) if part.type == before else part)
 
 
 def _check_width(context: LayerContext, intermediate_size: int) -> None:

@@ -2,7 +2,7 @@
 
 Puzzle leaves runs of layers without attention. Such layers change the residual stream little and hardly depend on each
 other, so a run x + FFN_1(x) + FFN_2(x + FFN_1(x)) + ... is approximated by x + sum_j FFN_j(x), which is one FFN: exact
-algebra (`lineage.fuse_ffns`), an approximation only from sequential to parallel. A `FusionPlan` says which layers go
+algebra (`surgery.fuse_ffns`), an approximation only from sequential to parallel. A `FusionPlan` says which layers go
 together; `fused`, `removed` and `in_reverse` turn it into the child's `Lineage`.
 """
 
@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 from lnlit.errors import UserError, unknown_key
-from lnlit.models.lineage import EMPTY, Lineage, Norm, is_fusable
+from lnlit.interfaces.layer import Norm
+from lnlit.models.build import build_block, parameter_count
+from lnlit.models.lineage import EMPTY, Lineage, can_fuse, fusable_kind, fused_ffn
+from lnlit.models.parts import ffn_class
 from lnlit.models.pipeline import split_evenly
-from lnlit.specs import ModelSpec
+from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 
 @dataclass(frozen=True)
 class FusionPlan:
     """Which layers of a model become one: each of `groups` lists its layers in order. `left_out` are the last layers
-    of runs, which are the most sensitive and stay as they are. `norm`: see `lineage.Norm`.
+    of runs, which are the most sensitive and stay as they are. `norm`: see `interfaces.layer.Norm`.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -47,14 +51,12 @@ class FusionPlan:
 
 
 def attention_free_runs(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """The FFN layers of each longest run without attention. Layers with nothing in them do not interrupt a run."""
-    runs: list[list[int]] = [[]]
-    for index, block in enumerate(spec.layers):
-        if is_fusable(block):
-            runs[-1].append(index)
-        elif block != EMPTY:
-            runs.append([])
-    return [tuple(run) for run in runs if run]
+    """The FFN layers of each longest run without attention and of one kind. Layers with nothing in them do not
+    interrupt a run.
+    """
+    kinds = [(index, fusable_kind(block)) for index, block in enumerate(spec.layers) if block != EMPTY]
+    runs = (list(run) for kind, run in groupby(kinds, key=itemgetter(1)) if kind is not None)
+    return [tuple(index for index, _ in run) for run in runs]
 
 
 def plan_fusion(
@@ -68,7 +70,7 @@ def plan_fusion(
 ) -> FusionPlan:
     """Fuse every run but its last `leave_out` layers, into as few FFNs as the caps allow, and those of similar width.
 
-    `max_width` caps a fused FFN's intermediate size, `max_bytes` the bytes of its weights and norm at
+    `max_width` caps a fused FFN's channels, `max_bytes` the bytes of its weights and norm at
     `bytes_per_weight` each. An FFN that fits with no neighbour stays alone.
     """
     for name, value, least in (("leave_out", leave_out, 0), ("max_width", max_width, 1), ("max_bytes", max_bytes, 1)):
@@ -78,11 +80,10 @@ def plan_fusion(
     groups = []
     for run in runs:
         layers = run[: max(len(run) - leave_out, 0)]
-        widths = [spec.layers[index].ffn.args["intermediate_size"] for index in layers]
-        biased = any(spec.layers[index].ffn.args.get("bias") for index in layers)
+        widths = [_channels(spec.layers[index].ffn) for index in layers]
         cap = max_width or sum(widths)
-        if max_bytes is not None:
-            cap = min(cap, _width_within(max_bytes // bytes_per_weight, spec.hidden_size, biased))
+        if max_bytes is not None and layers:
+            cap = min(cap, _width_within(max_bytes // bytes_per_weight, spec, layers))
         groups += [layers[part.start : part.stop] for part in _split_under(widths, cap) if len(part) > 1]
     return FusionPlan(tuple(groups), tuple(chain(*(run[max(len(run) - leave_out, 0) :] for run in runs))), norm)
 
@@ -123,8 +124,9 @@ def _check_plan(spec: ModelSpec, plan: FusionPlan) -> None:
             block = spec.layers[index]
             if index in claimed:
                 raise UserError(f"{name} overlaps another group at layer {index}; a layer can go to one group only.")
-            if is_fusable(block) != (index in group) or (index not in group and block != EMPTY):
-                why = "is not in the group" if is_fusable(block) else "is not a lone SwiGLU FFN"
+            alike = can_fuse(block, spec.layers[group[0]])
+            if alike != (index in group) or (index not in group and block != EMPTY):
+                why = "is not in the group" if alike else "is not a lone FFN that can be fused with the group's"
                 raise UserError(f"{name}: layer {index} ({block.attention}, {block.ffn}) {why}.")
             claimed.add(index)
 
@@ -150,10 +152,21 @@ def _fewest(widths: Sequence[int], cap: int) -> int:
     return count
 
 
-def _width_within(weights: int, hidden_size: int, biased: bool) -> int:
-    """The widest SwiGLU that has, with its norm, at most so many weights."""
-    fixed, per_channel = (2, 3 * hidden_size + 2) if biased else (1, 3 * hidden_size)
-    return max((weights - fixed * hidden_size) // per_channel, 1)
+def _width_within(weights: int, spec: ModelSpec, layers: Sequence[int]) -> int:
+    """The most channels that an FFN like those of `layers` may have to hold, with its norm, at most so many weights.
+    What it holds grows by the same with each channel.
+    """
+    once = fused_ffn([spec.layers[index].ffn for index in layers])
+    twice = fused_ffn([once, once])
+    small, large = (parameter_count(build_block(spec, layers[0], BlockSpec(NOOP, ffn))) for ffn in (once, twice))
+    per_channel = (large - small) // _channels(once)
+    return max((weights - small + per_channel * _channels(once)) // per_channel, 1)
+
+
+def _channels(ffn: PartSpec) -> int:
+    channels = ffn_class(ffn).channels(ffn.args)
+    assert channels is not None, f"{ffn} cannot be fused"
+    return channels
 
 
 def _is_indices(value: Any) -> bool:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lnlit import registry
 from lnlit.interfaces.layer import Attend
+from lnlit.models.parts import attention_class
 from lnlit.specs import ModelSpec
 
 
@@ -28,7 +28,7 @@ class KVCache:
         self._keys: list[Tensor | None] = []
         self._values: list[Tensor | None] = []
         for block in spec.layers:
-            shape = registry.get("attention", block.attention.type).kv_cache_shape(block.attention.args)  # type: ignore[attr-defined]
+            shape = attention_class(block.attention).kv_cache_shape(block.attention.args)
             for store in (self._keys, self._values):
                 empty = shape and torch.zeros(rows, shape[0], capacity, shape[1], dtype=dtype, device=device)
                 store.append(empty)

@@ -3,33 +3,26 @@
 A `Lineage` lists, for each layer of a child, the parent layers it is made of. One parent layer is taken over as it is;
 several attention-free ones become one wide FFN; none gives a layer that does nothing. Parent layers that are not listed
 are dropped. Weights have the names of checkpoints, in which a fused gate-and-up projection is stored as two matrices.
-
-Shape suffixes: D hidden, F intermediate.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
+from lnlit.interfaces.layer import Norm
+from lnlit.models.build import block_weights, build_block
+from lnlit.models.parts import ffn_class
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 Lineage = tuple[tuple[int, ...], ...]
-#: Which norm fused FFNs see. "own": each its own, the gains folded into the matrices. "last": all of them the last
-#: one's, as in the FFN Fusion paper (equation 5).
-Norm = Literal["own", "last"]
 
 EMPTY = BlockSpec(NOOP, NOOP)
-FUSABLE = ("swiglu", "swiglu_fused")
 
-_NORM = "post_attention_layernorm.weight"
-_GATE, _UP, _DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 _LAYER = re.compile(r"(?P<above>(?:model\.)?layers\.)(?P<index>\d+)\.(?P<below>.+)")
 
 
@@ -48,6 +41,7 @@ def child_weights(
     """
     _check_lineage(spec, lineage)
     child_of = {parent: child for child, made_of in enumerate(lineage) for parent in made_of}
+    names = {index: _names(spec, index) for made_of in lineage if len(made_of) > 1 for index in made_of}
     waiting: dict[int, dict[int, dict[str, Tensor]]] = {}
     for name, tensor in weights:
         place = _LAYER.fullmatch(name)
@@ -64,9 +58,10 @@ def child_weights(
             continue
         ffns = waiting.setdefault(child, {index: {} for index in made_of})
         ffns[parent][below] = tensor
-        if all(ffns[index].keys() == _names(spec.layers[index].ffn) for index in made_of):
+        if all(ffns[index].keys() == names[index] for index in made_of):
             del waiting[child]
-            for below, fused in fuse_ffns([ffns.pop(index) for index in made_of], norm).items():
+            fuse = ffn_class(spec.layers[made_of[0]].ffn).fuse
+            for below, fused in fuse([ffns.pop(index) for index in made_of], norm).items():
                 yield f"{above}{child}.{below}", fused
     if waiting:
         layers = ", ".join(str(index) for child in waiting for index in lineage[child])
@@ -86,27 +81,6 @@ def hidden_pairs(lineage: Lineage) -> list[tuple[int, int]]:
     return pairs
 
 
-def fuse_ffns(ffns: Sequence[Mapping[str, Tensor]], norm: Norm = "own") -> dict[str, Tensor]:
-    """One SwiGLU and its norm that compute `sum_j FFN_j(norm_j(x))`; names below the block, as "mlp.up_proj.weight".
-
-    Rows of gate and up [F, D] are stacked, columns of down [D, F] put side by side (FFN Fusion, Theorem 3.1), biases of
-    down added. An RMSNorm's gain is diagonal, so `own` multiplies the columns of gate and up by it, in fp32, and leaves
-    a gain of one: every FFN then sees its own norm, exactly up to the rounding of the weights' dtype.
-    """
-    last = ffns[-1][_NORM]
-    fused = {_NORM: torch.ones_like(last) if norm == "own" else last}
-    for name in (_GATE, _UP):
-        rows = [_folded(ffn[f"{name}.weight"], ffn[_NORM]) if norm == "own" else ffn[f"{name}.weight"] for ffn in ffns]
-        fused[f"{name}.weight"] = torch.cat(rows)
-    fused[f"{_DOWN}.weight"] = torch.cat([ffn[f"{_DOWN}.weight"] for ffn in ffns], dim=1)
-    if any(f"{_DOWN}.bias" in ffn for ffn in ffns):
-        for name in (_GATE, _UP):
-            fused[f"{name}.bias"] = torch.cat([_bias(ffn, name) for ffn in ffns])
-        total = torch.stack([_wide(_bias(ffn, _DOWN)) for ffn in ffns]).sum(0)
-        fused[f"{_DOWN}.bias"] = total.to(last.dtype)
-    return fused
-
-
 def _check_lineage(spec: ModelSpec, lineage: Lineage) -> None:
     claimed: dict[int, int] = {}
     for child, made_of in enumerate(lineage):
@@ -120,43 +94,41 @@ def _check_lineage(spec: ModelSpec, lineage: Lineage) -> None:
                 )
             claimed[parent] = child
             block = spec.layers[parent]
-            if len(made_of) > 1 and not is_fusable(block):
+            if len(made_of) > 1 and not can_fuse(block, spec.layers[made_of[0]]):
                 raise UserError(
-                    f"layer {parent} ({block.attention}, {block.ffn}) cannot be fused: "
-                    f"that takes a layer without attention and an FFN of type {' or '.join(FUSABLE)}."
+                    f"layer {parent} ({block.attention}, {block.ffn}) cannot be fused: that takes a layer without "
+                    f"attention, and an FFN that can stand beside that of layer {made_of[0]}."
                 )
 
 
-def is_fusable(block: BlockSpec) -> bool:
-    """Whether a layer is nothing but an FFN that can be concatenated with others."""
-    return block.attention.type == "noop" and block.ffn.type in FUSABLE
+def _names(spec: ModelSpec, layer: int) -> set[str]:
+    """Names below the block of the weights that a checkpoint holds of a layer."""
+    return set(block_weights(build_block(spec, layer, spec.layers[layer])))
+
+
+def fusable_kind(block: BlockSpec) -> str | None:
+    """The registry name of the FFN that a layer is, where it is nothing else and can be fused with others of that
+    name: as what its weights are stored. None for any other layer.
+    """
+    layer = ffn_class(block.ffn)
+    if block.attention != NOOP or layer.channels(block.ffn.args) is None:
+        return None
+    return layer.stored_as or block.ffn.type
+
+
+def can_fuse(block: BlockSpec, other: BlockSpec) -> bool:
+    """Whether two layers are nothing but FFNs that can stand side by side."""
+    return fusable_kind(block) is not None and fusable_kind(block) == fusable_kind(other)
+
+
+def fused_ffn(parts: Sequence[PartSpec]) -> PartSpec:
+    """The FFN that computes the sum of several, packed where all of them are."""
+    types = {part.type for part in parts}
+    first = parts[0].type if len(types) == 1 else ffn_class(parts[0]).stored_as or parts[0].type
+    return PartSpec(first, ffn_class(parts[0]).side_by_side([part.args for part in parts]))
 
 
 def _child_block(blocks: Sequence[BlockSpec]) -> BlockSpec:
     if len(blocks) < 2:
         return blocks[0] if blocks else EMPTY
-    parts = [block.ffn for block in blocks]
-    kinds = {part.type for part in parts}
-    args = {"intermediate_size": sum(part.args["intermediate_size"] for part in parts)}
-    if any(part.args.get("bias") for part in parts):
-        args["bias"] = True
-    return BlockSpec(NOOP, PartSpec(kinds.pop() if len(kinds) == 1 else "swiglu", args))
-
-
-def _names(part: PartSpec) -> set[str]:
-    leaves = ("weight", "bias") if part.args.get("bias") else ("weight",)
-    return {_NORM, *(f"{name}.{leaf}" for name in (_GATE, _UP, _DOWN) for leaf in leaves)}
-
-
-def _folded(weight_FD: Tensor, gain_D: Tensor) -> Tensor:
-    return (_wide(weight_FD) * _wide(gain_D)).to(weight_FD.dtype)
-
-
-def _bias(ffn: Mapping[str, Tensor], name: str) -> Tensor:
-    """The bias of a projection; zeros when its FFN has none, but another in the group does."""
-    weight = ffn[f"{name}.weight"]
-    return ffn.get(f"{name}.bias", weight.new_zeros(weight.shape[0]))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return BlockSpec(NOOP, fused_ffn([block.ffn for block in blocks]))

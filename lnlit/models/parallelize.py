@@ -16,6 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
+from lnlit.models.parts import layer_class
 from lnlit.specs import PartSpec
 
 _STYLES = {
@@ -70,12 +71,12 @@ def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
             if (module := getattr(block, slot)) is None:
                 continue
             part = getattr(decoder.spec.layers[index], kind)
-            _check_split(module, part, f"layers[{index}].{kind}", mesh.size())
+            _check_split(module, kind, part, f"layers[{index}].{kind}", mesh.size())
             if plan := {name: _STYLES[style]() for name, style in module.tensor_parallel.items()}:  # type: ignore
                 parallelize_module(module, mesh, plan)  # type: ignore[arg-type]
 
 
-def _check_split(module: nn.Module, part: PartSpec, where: str, size: int) -> None:
+def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size: int) -> None:
     """Raises `UserError` unless each rank can have a part of its own: whole heads, and equally many columns."""
     if module.packed_weights:  # equal runs of rows would be parts of one weight on one rank, of another on the next
         raise UserError(
@@ -84,8 +85,8 @@ def _check_split(module: nn.Module, part: PartSpec, where: str, size: int) -> No
         )
     if any(hasattr(child, "lora_a") for child in module.children()):
         raise UserError("lora: adapters do not split over tensor-parallel ranks; set tensor_parallel_size: 1")
-    for name, what in (("num_heads", "query heads"), ("num_kv_heads", "KV heads"), ("intermediate_size", "channels")):
-        if (count := part.args.get(name, size)) % size:
+    for what, count in layer_class(slot, part).whole_units(part.args).items():
+        if count % size:
             raise UserError(f"tensor_parallel_size {size} does not divide {where}'s {count} {what}; choose a divisor.")
     for name, style in module.tensor_parallel.items():  # type: ignore[operator]
         linear = module.get_submodule(name)

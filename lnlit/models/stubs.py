@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from lnlit.interfaces import AttentionLayer, FeedForwardLayer, LayerContext
-from lnlit.interfaces.layer import Attend
+from lnlit.interfaces.layer import Args, Attend, Conversion, Layer, Parent
 
 
-class NoAttention(nn.Module, AttentionLayer):
-    """Adds nothing: the block has no attention and no norm for it."""
+class _Nothing(Layer):
+    """Adds nothing, and can be made of anything."""
 
     residual = False
+
+    @classmethod
+    def short_name(cls, args: Args) -> str:
+        return "noop"
+
+    @classmethod
+    def conversion(cls, args: Args, parent: Parent) -> Conversion:
+        return lambda weights, scores_F: {}
+
+
+class _SingleLinear(Layer):
+    """One [D, D] matrix: of every part that knows the one that comes closest to it."""
+
+    #: Where its weight lies below the block.
+    _weight: ClassVar[str]
+
+    @classmethod
+    def short_name(cls, args: Args) -> str:
+        return "linear"
+
+    @classmethod
+    def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
+        closest = parent.layer.as_matrix(parent.args)
+        return closest and (lambda weights, scores_F: {cls._weight: closest(weights)})
+
+
+class NoAttention(_Nothing, nn.Module, AttentionLayer):
+    """Adds nothing: the block has no attention and no norm for it."""
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
@@ -22,10 +51,8 @@ class NoAttention(nn.Module, AttentionLayer):
         return x_BTD.new_zeros(x_BTD.shape)
 
 
-class NoFeedForward(nn.Module, FeedForwardLayer):
+class NoFeedForward(_Nothing, nn.Module, FeedForwardLayer):
     """Adds nothing: the block has no FFN and no norm for it."""
-
-    residual = False
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
@@ -34,10 +61,11 @@ class NoFeedForward(nn.Module, FeedForwardLayer):
         return x_BTD.new_zeros(x_BTD.shape)
 
 
-class SingleLinearAttention(nn.Module, AttentionLayer):
+class SingleLinearAttention(_SingleLinear, nn.Module, AttentionLayer):
     """One [D, D] matrix in place of attention; each token attends only to itself."""
 
     tensor_parallel = {"linear_attn": "gathered"}
+    _weight = "self_attn.linear_attn.weight"
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
@@ -47,10 +75,11 @@ class SingleLinearAttention(nn.Module, AttentionLayer):
         return self.linear_attn(x_BTD)
 
 
-class SingleLinearFeedForward(nn.Module, FeedForwardLayer):
+class SingleLinearFeedForward(_SingleLinear, nn.Module, FeedForwardLayer):
     """One [D, D] matrix in place of the FFN."""
 
     tensor_parallel = {"linear_mlp": "gathered"}
+    _weight = "mlp.linear_mlp.weight"
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()

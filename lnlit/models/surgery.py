@@ -8,15 +8,16 @@ Shape suffixes: N tokens, D hidden, F intermediate, H query heads, K key/value h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.specs import PartSpec
+from lnlit.interfaces.layer import Norm, Weights
 
-Weights = Mapping[str, Tensor]
+_NORM = "post_attention_layernorm.weight"
+_GATE, _UP, _DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 
 def channel_contributions(inner_NF: Tensor, down_DF: Tensor) -> Tensor:
@@ -28,71 +29,86 @@ def channel_contributions(inner_NF: Tensor, down_DF: Tensor) -> Tensor:
     return inner_NF.flatten(0, -2).float().abs().mean(0) * down_DF.float().norm(dim=0)
 
 
-def narrow_ffn(weights: Weights, scores_F: Tensor, width: int) -> dict[str, Tensor]:
-    """A gated FFN's `width` highest-scoring channels, in their old order. The output bias stays whole."""
-    kept = scores_F.topk(width).indices.sort().values.to(weights["mlp.down_proj.weight"].device)
-    along = {"mlp.down_proj.weight": 1, "mlp.down_proj.bias": None}
+def narrow_ffn(weights: Weights, scores_F: Tensor | None, width: int, output: str = "down_proj") -> dict[str, Tensor]:
+    """An FFN's `width` highest-scoring channels, in their old order. The linear `output` reads the channels, all
+    others write them. The output bias stays whole. Raises `UserError` without scores.
+    """
+    if scores_F is None:
+        raise UserError(
+            f"an FFN's channels were not scored, so it cannot have {width}: set `reads_channels` of its part."
+        )
+    down = f"mlp.{output}.weight"
+    kept = scores_F.topk(width).indices.sort().values.to(weights[down].device)
+    along = {down: 1, f"mlp.{output}.bias": None}
     return {
         name: tensor if (dim := along.get(name, 0)) is None else tensor.index_select(dim, kept)
         for name, tensor in weights.items()
     }
 
 
-def ffn_to_linear(weights: Weights) -> dict[str, Tensor]:
-    """`down @ up`: the FFN with its gate ignored. Biases are dropped, as the linear has none."""
-    return {"mlp.linear_mlp.weight": _product(weights["mlp.down_proj.weight"], weights["mlp.up_proj.weight"])}
+def ffn_as_matrix(weights: Weights) -> Tensor:
+    """`down @ up` [D, D]: a gated FFN with its gate ignored. Biases are left out, as a matrix has none."""
+    return _product(weights[f"{_DOWN}.weight"], weights[f"{_UP}.weight"])
 
 
-def pool_kv_heads(weights: Weights, num_kv_heads: int, pooled: int) -> dict[str, Tensor]:
-    """Keys and values of neighbouring heads averaged, from `num_kv_heads` to `pooled` heads (Ainslie et al. 2023).
+def pool_kv_heads(
+    weights: Weights, num_kv_heads: int, pooled: int, linears: tuple[str, ...] = ("k_proj", "v_proj")
+) -> dict[str, Tensor]:
+    """Keys and values of neighbouring heads, which `linears` make, averaged, from `num_kv_heads` to `pooled` heads
+    (Ainslie et al. 2023).
 
     `pooled` must divide `num_kv_heads`, so that each query head reads the average of a group that held its own head.
     """
     if num_kv_heads % pooled:
         raise UserError(f"{num_kv_heads} KV heads cannot be averaged to {pooled}; use a divisor.")
     return {
-        name: _pool(tensor, num_kv_heads, pooled) if name.startswith(_KEYS_AND_VALUES) else tensor
+        name: _pool(tensor, num_kv_heads, pooled) if name.split(".")[1] in linears else tensor
         for name, tensor in weights.items()
     }
 
 
-def attention_to_linear(weights: Weights, num_heads: int, num_kv_heads: int) -> dict[str, Tensor]:
-    """`O @ V`, each value head repeated for the query heads that read it: attention in which every token attends to
-    itself only. Biases are dropped, as the linear has none.
+def attention_as_matrix(weights: Weights, num_heads: int, num_kv_heads: int) -> Tensor:
+    """`O @ V` [D, D], each value head repeated for the query heads that read it: attention in which every token attends
+    to itself only. Biases are left out, as a matrix has none.
     """
     value_KdD = weights["self_attn.v_proj.weight"].unflatten(0, (num_kv_heads, -1))
     value_HdD = value_KdD.repeat_interleave(num_heads // num_kv_heads, dim=0)
-    return {"self_attn.linear_attn.weight": _product(weights["self_attn.o_proj.weight"], value_HdD.flatten(0, 1))}
+    return _product(weights["self_attn.o_proj.weight"], value_HdD.flatten(0, 1))
 
 
-def convertible(parent: PartSpec, part: PartSpec) -> bool:
-    """Whether `convert_part` knows a way from one part to the other."""
-    return parent.type != "noop" and (part.type == "noop" or (parent.type, part.type) in _WAYS)
+def fuse_ffns(ffns: Sequence[Weights], norm: Norm = "own") -> dict[str, Tensor]:
+    """One gated FFN and its norm that compute `sum_j FFN_j(norm_j(x))`, whatever the gate's activation.
 
-
-def convert_part(
-    parent: PartSpec, part: PartSpec, weights: Weights, scores_F: Tensor | None = None
-) -> dict[str, Tensor]:
-    """First weights of `part` in the place of `parent`, whose weights are given. `scores_F` rank an FFN's channels and
-    are needed to narrow it. Raises `UserError` when no training-free way from the one to the other is known.
+    Rows of gate and up [F, D] are stacked, columns of down [D, F] put side by side (FFN Fusion, Theorem 3.1), biases of
+    down added. An RMSNorm's gain is diagonal, so `own` multiplies the columns of gate and up by it, in fp32, and leaves
+    a gain of one: every FFN then sees its own norm, exactly up to the rounding of the weights' dtype.
     """
-    if not convertible(parent, part):
-        raise UserError(f"no training-free way from {parent} to {part} is known; leave it out of the candidates.")
-    if part.type == "noop":
-        return {}
-    return _WAYS[parent.type, part.type](parent.args, part.args, weights, scores_F)
+    last = ffns[-1][_NORM]
+    fused = {_NORM: torch.ones_like(last) if norm == "own" else last}
+    for name in (_GATE, _UP):
+        rows = [_folded(ffn[f"{name}.weight"], ffn[_NORM]) if norm == "own" else ffn[f"{name}.weight"] for ffn in ffns]
+        fused[f"{name}.weight"] = torch.cat(rows)
+    fused[f"{_DOWN}.weight"] = torch.cat([ffn[f"{_DOWN}.weight"] for ffn in ffns], dim=1)
+    if any(f"{_DOWN}.bias" in ffn for ffn in ffns):
+        for name in (_GATE, _UP):
+            fused[f"{name}.bias"] = torch.cat([_bias(ffn, name) for ffn in ffns])
+        total = torch.stack([_wide(_bias(ffn, _DOWN)) for ffn in ffns]).sum(0)
+        fused[f"{_DOWN}.bias"] = total.to(last.dtype)
+    return fused
 
 
-#: (parent's type, candidate's type) -> the way between them.
-_WAYS: dict[tuple[str, str], Callable[..., dict[str, Tensor]]] = {
-    ("gqa", "gqa"): lambda old, new, w, _: pool_kv_heads(w, old["num_kv_heads"], new["num_kv_heads"]),
-    ("gqa", "single_linear"): lambda old, _, w, __: attention_to_linear(w, old["num_heads"], old["num_kv_heads"]),
-    ("swiglu", "swiglu"): lambda _, new, w, scores_F: narrow_ffn(w, scores_F, new["intermediate_size"]),
-    ("swiglu_fused", "swiglu_fused"): lambda _, new, w, scores_F: narrow_ffn(w, scores_F, new["intermediate_size"]),
-    ("swiglu", "single_linear"): lambda _, __, w, ___: ffn_to_linear(w),
-    ("swiglu_fused", "single_linear"): lambda _, __, w, ___: ffn_to_linear(w),
-}
-_KEYS_AND_VALUES = ("self_attn.k_proj.", "self_attn.v_proj.")
+def _folded(weight_FD: Tensor, gain_D: Tensor) -> Tensor:
+    return (_wide(weight_FD) * _wide(gain_D)).to(weight_FD.dtype)
+
+
+def _bias(ffn: Weights, name: str) -> Tensor:
+    """The bias of a projection; zeros when its FFN has none, but another in the group does."""
+    weight = ffn[f"{name}.weight"]
+    return ffn.get(f"{name}.bias", weight.new_zeros(weight.shape[0]))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _pool(tensor: Tensor, heads: int, pooled: int) -> Tensor:

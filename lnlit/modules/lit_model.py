@@ -26,11 +26,11 @@ from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
-from lnlit.models.ffn import gate_and_up
 from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
 from lnlit.models.layout import check_shapes
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
+from lnlit.models.parts import packed, stored
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW, numbered_like_the_model
 from lnlit.specs import ModelSpec
@@ -46,7 +46,7 @@ class Runtime:
         attention_kernel: a registered kernel, or "auto" for the device's fastest.
         activation_checkpointing: recompute each block in the backward pass, for less memory.
         compile: compile each block (one compilation serves all equal ones); "auto" does where a compiler is installed.
-        fuse_gate_up: store each FFN's gate and up projections as one matrix (part `swiglu_fused` in the spec).
+        fuse_gate_up: store each FFN's gate and up projections as one matrix (each part in its packed form).
         precision: "fp8" runs the linears in float8 by `fp8_recipe` (compute capability 8.9 or later); None leaves
             them to the trainer's precision.
         fp8_recipe: torchao's float8 scaling granularity.
@@ -93,9 +93,9 @@ class LitModel(L.LightningModule):
         spec = read_spec(self.model)
         self._check(spec)
         if self.runtime.fuse_gate_up:
-            spec = gate_and_up(spec, together=True)
+            spec = packed(spec)
         elif self._tensor_parallel_size() > 1:  # of one matrix ranks could not have parts of each
-            spec = gate_and_up(spec, together=False)
+            spec = stored(spec)
         runtime = self.runtime
         with torch.device("meta"):  # a strategy may have set another default device
             decoder = build_decoder(spec, "meta", None, runtime.attention_kernel, runtime.activation_checkpointing)

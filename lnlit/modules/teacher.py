@@ -19,8 +19,8 @@ from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
-from lnlit.models.ffn import gate_and_up
 from lnlit.models.parallelize import parallelize
+from lnlit.models.parts import stored
 from lnlit.specs import ModelSpec
 
 
@@ -72,7 +72,7 @@ def load_teacher(
 ) -> Decoder:
     """The frozen teacher on `device`, or sharded over `mesh`, in `dtype` (None: torch's default)."""
     if mesh is not None and mesh["tensor_parallel"].size() > 1:  # of one matrix ranks could not have parts of each
-        spec = gate_and_up(spec, together=False)
+        spec = stored(spec)
     with torch.device("meta"):  # a strategy may have set another default device
         decoder = build_decoder(spec, "meta", dtype, attention_kernel)
     decoder.requires_grad_(False).eval()

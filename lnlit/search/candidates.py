@@ -1,17 +1,20 @@
-"""Which variants are tried in place of the parent's sub-blocks (Puzzle, Bercovich et al. 2024, section 2)."""
+"""Which variants are tried in place of the parent's sub-blocks (Puzzle, Bercovich et al. 2024, section 2).
+
+A part says itself which smaller variants of it there are; the search says how small, and what else may take its place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
+from lnlit import registry
+from lnlit.builtins import STUBS
 from lnlit.errors import UserError
-from lnlit.models.surgery import convertible
-from lnlit.search.library import variant_name
+from lnlit.models.build import check_part
+from lnlit.models.parts import conversion, layer_class, short_name
 from lnlit.specs import ModelSpec, PartSpec
-
-Stub = Literal["single_linear", "noop"]
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,15 @@ class Candidates:
         kv_heads: numbers of KV heads for grouped-query attention; None takes every divisor of the parent's number.
         widths: FFN widths as shares of the parent's.
         width_multiple: widths are rounded to multiples of this. 256 is what the DeciLM format can hold.
-        attention_stubs: what else may replace attention.
-        ffn_stubs: what else may replace the FFN.
+        attention_stubs: what else may replace attention, by registry name, or as `{type: NAME, args: {...}}`.
+        ffn_stubs: what else may replace the FFN, likewise.
     """
 
     kv_heads: list[int] | None = None
     widths: tuple[float, ...] = (0.87, 0.75, 0.5, 0.25, 0.2, 0.1)
     width_multiple: int = 256
-    attention_stubs: tuple[Stub, ...] = ("single_linear", "noop")
-    ffn_stubs: tuple[Stub, ...] = ("single_linear", "noop")
+    attention_stubs: tuple[str | PartSpec, ...] = STUBS
+    ffn_stubs: tuple[str | PartSpec, ...] = STUBS
 
     def __post_init__(self) -> None:
         if self.width_multiple < 1:
@@ -40,13 +43,22 @@ class Candidates:
                 raise UserError(
                     f"candidates.widths: each is a share of the parent's width, above 0, below 1; got {share}"
                 )
+        for slot in ("attention", "ffn"):
+            for part in self._stubs(slot):
+                try:
+                    registry.get(slot, part.type)
+                except UserError as error:
+                    raise UserError(f"candidates.{slot}_stubs: {error}") from error
 
     def check(self, spec: ModelSpec) -> list[str]:
         """What becomes of values that cannot be had as they are written, one line each, for a parent like `spec`.
 
-        Raises `UserError` for KV heads that no layer of it can have.
+        Raises `UserError` for KV heads that no layer of it can have, and for a stub with wrong arguments.
         """
-        heads = list(dict.fromkeys(block.attention.args.get("num_kv_heads", 1) for block in spec.layers))
+        asked = _Asked()
+        for _, slot, part in spec.parts():
+            tuple(layer_class(slot, part).smaller(part.args, asked))
+        heads = list(dict.fromkeys(asked.heads))
         for count in self.kv_heads or ():
             if count < 1 or not any(own % count == 0 for own in heads):
                 fits = sorted({n for own in heads for n in range(1, own) if own % n == 0}, reverse=True)
@@ -54,8 +66,17 @@ class Candidates:
                     f"candidates.kv_heads: no layer's KV heads ({', '.join(map(str, heads))}) can be averaged to "
                     f"{count}. Allowed: {', '.join(map(str, fits)) or 'none, so leave kv_heads out'}."
                 )
-        widths = dict.fromkeys(block.ffn.args.get("intermediate_size") for block in spec.layers)
-        return [line for full in widths if full is not None for line in self._rounding(full)]
+        lines = [line for full in dict.fromkeys(asked.channels) for line in self._rounding(full)]
+        return lines + [line for slot in ("attention", "ffn") for line in self._unmade(spec, slot)]
+
+    def _unmade(self, spec: ModelSpec, slot: Literal["attention", "ffn"]) -> Iterator[str]:
+        """Which stubs cannot be made of any layer's part."""
+        parents = dict.fromkeys(part for _, kind, part in spec.parts() if kind == slot)
+        for part in self._stubs(slot):
+            check_part(f"candidates.{slot}_stubs", slot, part)
+            if all(part != parent and conversion(slot, parent, part) is None for parent in parents):
+                of = " or ".join(map(str, parents))
+                yield f"candidates.{slot}_stubs: {part.type} knows no way to be made of {of}, and is left out"
 
     def _rounding(self, full: int) -> Iterator[str]:
         """Which shares of a width come out as the whole of it, as another share's width, or far from what they say."""
@@ -78,18 +99,23 @@ class Candidates:
     def of(self, slot: Literal["attention", "ffn"], parent: PartSpec) -> dict[str, PartSpec]:
         """Name -> part of the candidates beside `parent` in one slot, largest first, without `parent` itself.
 
-        Where surgery knows no way (from a plugin's part), the part can only be removed. Raises `UserError` for KV heads
-        that the parent's cannot be averaged to.
+        Where no training-free way to a part is known, it is left out. Raises `UserError` for KV heads that the parent's
+        cannot be averaged to.
         """
-        smaller, stubs = {
-            "attention": (self._fewer_heads, self.attention_stubs),
-            "ffn": (self._narrower, self.ffn_stubs),
-        }[slot]
-        parts = [*smaller(parent), *map(PartSpec, stubs)]
-        return {variant_name(part): part for part in parts if part != parent and convertible(parent, part)}
+        smaller = layer_class(slot, parent).smaller(parent.args, self)
+        parts = [*(PartSpec(parent.type, args) for args in smaller), *self._stubs(slot)]
+        fit = [part for part in parts if part != parent and conversion(slot, parent, part) is not None]
+        return {short_name(slot, part): part for part in fit}
 
-    def _fewer_heads(self, parent: PartSpec) -> Iterator[PartSpec]:
-        heads = parent.args.get("num_kv_heads", 1)
+    def narrower(self, channels: int) -> list[int]:
+        """The widths to try in place of so many channels, largest first (`lnlit.interfaces.layer.SearchSpace`)."""
+        widths = {self._width(share, channels) for share in self.widths}
+        return [width for width in sorted(widths, reverse=True) if width < channels]
+
+    def fewer_heads(self, heads: int) -> list[int]:
+        """The numbers of KV heads to try in place of so many, as listed. Raises `UserError` for one that is no divisor
+        of it (`lnlit.interfaces.layer.SearchSpace`).
+        """
         divisors = [count for count in range(heads - 1, 0, -1) if heads % count == 0]
         wanted = divisors if self.kv_heads is None else [count for count in self.kv_heads if count < heads]
         if unfit := set(wanted) - set(divisors):
@@ -97,9 +123,24 @@ class Candidates:
                 f"candidates.kv_heads: {heads} KV heads cannot be averaged to {min(unfit)}. "
                 f"Allowed: {', '.join(map(str, divisors))}."
             )
-        return (parent.replace(num_kv_heads=count) for count in wanted)
+        return wanted
 
-    def _narrower(self, parent: PartSpec) -> Iterator[PartSpec]:
-        full = parent.args.get("intermediate_size", 1)
-        widths = {self._width(share, full) for share in self.widths}
-        return (parent.replace(intermediate_size=width) for width in sorted(widths, reverse=True) if width < full)
+    def _stubs(self, slot: str) -> list[PartSpec]:
+        listed = {"attention": self.attention_stubs, "ffn": self.ffn_stubs}[slot]
+        return [PartSpec(stub) if isinstance(stub, str) else stub for stub in listed]
+
+
+@dataclass
+class _Asked:
+    """A search space that holds nothing and keeps what parts ask it."""
+
+    heads: list[int] = field(default_factory=list)
+    channels: list[int] = field(default_factory=list)
+
+    def narrower(self, channels: int) -> Sequence[int]:
+        self.channels.append(channels)
+        return ()
+
+    def fewer_heads(self, heads: int) -> Sequence[int]:
+        self.heads.append(heads)
+        return ()

@@ -16,11 +16,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from lnlit import registry
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import read_json, write_json
 from lnlit.interfaces import Workload
 from lnlit.models.build import build_decoder, check_spec, parameter_count
+from lnlit.models.parts import kv_elements
 from lnlit.search.hardware import Hardware
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
@@ -226,12 +226,8 @@ def part_cost(spec: ModelSpec, slot: str, part: PartSpec, dtype: str) -> Cost:
     alone = spec.replace(layers=(block,))
     check_spec(alone)
     parameters = parameter_count(build_decoder(alone).layers)
-    shape = None
-    if slot == "attention":
-        shape = registry.get("attention", part.type).kv_cache_shape(part.args)  # type: ignore[attr-defined]
-    kv_elements = 2 * shape[0] * shape[1] if shape else 0
     size = dtype_bytes(dtype)
-    return Cost(parameters, parameters * size, kv_elements * size)
+    return Cost(parameters, parameters * size, kv_elements(alone) * size)
 
 
 def base_cost(spec: ModelSpec, dtype: str) -> Cost:

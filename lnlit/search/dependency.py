@@ -20,7 +20,7 @@ from lnlit.models.decoder import Decoder
 from lnlit.models.lineage import EMPTY
 from lnlit.objectives.cosine import cosine_distance
 from lnlit.progress import track
-from lnlit.specs import ModelSpec
+from lnlit.specs import NOOP, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def parallel_windows(dependency: Dependency, spec: ModelSpec, size: int = 4) -> 
     found = []
     for start in range(len(filled) - size + 1):
         layers = tuple(filled[start : start + size])
-        if all(layer in place and spec.layers[layer].attention.type != "noop" for layer in layers):
+        if all(layer in place and spec.layers[layer].attention != NOOP for layer in layers):
             entries = [dependency.matrix[place[i]][place[j]] for i in layers for j in layers]
             found.append(Window(layers, max(entries), sum(entries)))
     chosen: list[Window] = []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lnlit.errors import UserError
+from lnlit.specs import NOOP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -246,8 +247,8 @@ def _write_cells(axis: Axes, labels: Sequence[Sequence[str]], shares: Sequence[S
     size = 7 if len(labels[0]) <= 48 else 5.5
     for row, (names, filled) in enumerate(zip(labels, shares, strict=True)):
         for layer, (name, share) in enumerate(zip(names, filled, strict=True)):
-            colour = theme.muted if name == "noop" else deep if share > 0.5 else pale
-            text = "none" if name == "noop" else name
+            colour = theme.muted if name == NOOP.type else deep if share > 0.5 else pale
+            text = "none" if name == NOOP.type else name
             axis.text(layer + 0.5, row + 0.5, text, rotation=90, ha="center", va="center", size=size, color=colour)
 
 

@@ -16,10 +16,11 @@ from lnlit.errors import UserError
 from lnlit.models.block import Block
 from lnlit.models.build import build_block, load_block, parameter_count
 from lnlit.models.decoder import Decoder
-from lnlit.models.surgery import channel_contributions, convert_part
+from lnlit.models.parts import convert, short_name
+from lnlit.models.surgery import channel_contributions
 from lnlit.objectives.block_error import squared_errors
 from lnlit.search.candidates import Candidates
-from lnlit.search.library import NORMS, SLOTS, LayerVariants, Slot, Variant, slot_weights, variant_name
+from lnlit.search.library import NORMS, SLOTS, LayerVariants, Slot, Variant, slot_weights
 from lnlit.specs import NOOP, BlockSpec
 
 Weights = Mapping[str, Tensor]
@@ -85,10 +86,10 @@ def initialise_layer(
     for slot in SLOTS:
         part, own = getattr(block, slot), slot_weights(slot, weights)
         size = sum(tensor.numel() for tensor in own.values())
-        variants[slot] = {variant_name(part): Variant(part, size, parent=True)}
+        variants[slot] = {short_name(slot, part): Variant(part, size, parent=True)}
         norm = {name: own.pop(name) for name in NORMS.values() if name in own}
         for name, smaller in candidates.of(slot, part).items():
-            first = convert_part(part, smaller, own, sum(scores) if scores else None)  # type: ignore[arg-type]
+            first = convert(slot, part, smaller, own, sum(scores) if scores else None)  # type: ignore[arg-type]
             made[slot, name] = first | norm if first else {}
             child = stream.block(layer, BlockSpec(NOOP, NOOP).replace(**{slot: smaller}), made[slot, name])
             if slot == "attention":
@@ -110,15 +111,15 @@ def initialise_layer(
 def _channel_scores(parent: Block) -> Iterator[list[Tensor]]:
     """Collects the FFN's channel contributions, summed over the tokens of each forward pass; [] where it has none."""
     scores: list[Tensor] = []
-    down = getattr(parent.mlp, "down_proj", None)
-    if down is None:
+    if parent.mlp is None or parent.mlp.reads_channels is None:
         yield scores
         return
+    reader = parent.mlp.get_submodule(parent.mlp.reads_channels)  # type: ignore[operator, arg-type]
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         scores.append(channel_contributions(inputs[0], module.weight) * inputs[0][..., 0].numel())  # type: ignore
 
-    hook = down.register_forward_pre_hook(note)
+    hook = reader.register_forward_pre_hook(note)
     try:
         yield scores
     finally:

@@ -75,18 +75,6 @@ class LayerVariants:
     pairs: Mapping[str, Pair] = field(default_factory=dict)
 
 
-def variant_name(part: PartSpec) -> str:
-    """Short name of a part within its slot: noop, linear, kv2, i1536; a plugin's part by all its arguments."""
-    names = {
-        "noop": lambda _: "noop",
-        "single_linear": lambda _: "linear",
-        "gqa": lambda args: f"kv{args['num_kv_heads']}",
-        "swiglu": lambda args: f"i{args['intermediate_size']}",
-        "swiglu_fused": lambda args: f"i{args['intermediate_size']}",
-    }
-    return names.get(part.type, lambda _: str(part))(part.args)
-
-
 def pair_name(attention: str, ffn: str) -> str:
     """Name of a whole block's choice, as "kv1+i768"."""
     return f"{attention}+{ffn}"

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Workload
+from lnlit.models.parts import attention_class
 from lnlit.search.costs import Timing
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
@@ -162,4 +162,4 @@ def _reference_block(spec: ModelSpec) -> BlockSpec:
 
 
 def _caches(part: PartSpec) -> bool:
-    return registry.get("attention", part.type).kv_cache_shape(part.args) is not None  # type: ignore[attr-defined]
+    return attention_class(part).kv_cache_shape(part.args) is not None

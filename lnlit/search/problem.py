@@ -15,9 +15,10 @@ from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.library import SLOTS, Library, pair_name
 from lnlit.search.scores import Scores
 from lnlit.search.targets import ALL_PARTS, Parts, Target
+from lnlit.specs import NOOP
 
 MIB = 2**20
-_NOOP = "noop+*"
+_NO_ATTENTION = pair_name(NOOP.type, "*")
 
 
 def make_problem(
@@ -191,8 +192,8 @@ def _check_parts(library: Library, parts: Parts) -> None:
 
 def _first_attention(choices: Sequence[Choice], library: Library) -> list[Forbidden]:
     """The rule that keeps attention in layer 0, where there is one to keep and it could go."""
-    removable = bool(fitting(_NOOP, (choice.name for choice in choices)))
-    return [Forbidden(0, _NOOP)] if removable and library.parent_names(0)[0] != "noop" else []
+    removable = bool(fitting(_NO_ATTENTION, (choice.name for choice in choices)))
+    return [Forbidden(0, _NO_ATTENTION)] if removable and library.spec.layers[0].attention != NOOP else []
 
 
 def _choices(library: Library, layer: int, parts: Parts) -> list[tuple[str, str]]:

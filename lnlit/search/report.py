@@ -19,6 +19,7 @@ from lnlit.interfaces.solver import Solution
 from lnlit.search.charts import Budget, Frontier, Measured, Point, cost_label
 from lnlit.search.figures import Strip, plain
 from lnlit.search.library import Library, pair_name
+from lnlit.specs import NOOP
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,11 @@ def _changes(search: Search, child: Child) -> Iterator[str]:
         return
     halves = [name.partition("+")[::2] for name in child.choice]
     before = [name.partition("+")[::2] for name in parent]
-    words = {"attention": "fewer key/value heads", "FFN": "narrower"}
-    for at, (slot, less) in enumerate(words.items()):
-        kinds = Counter(_kind(half[at], own[at]) for half, own in zip(halves, before, strict=True))
-        told = {"removed": "removed", "linear": "one matrix in its place", "smaller": less, "same": "unchanged"}
-        counts = [f"{text} in {_layers(kinds[kind])}" for kind, text in told.items() if kinds[kind]]
-        yield f"{slot[:1].upper()}{slot[1:]}: {', '.join(counts)}."
+    for at, slot in enumerate(("Attention", "FFN")):
+        changes = Counter(_change(half[at], own[at]) for half, own in zip(halves, before, strict=True))
+        ends = {"removed": -1, "unchanged": 1}
+        counts = [f"{change} in {_layers(n)}" for change, n in sorted(changes.items(), key=lambda c: ends.get(c[0], 0))]
+        yield f"{slot}: {', '.join(counts)}."
 
 
 def _gains(search: Search, child: Child) -> Iterator[str]:
@@ -187,10 +187,10 @@ def _losses(search: Search, child: Child) -> Iterator[str]:
         yield f"Layers {', '.join(map(str, sorted(top)))} account for {share:.0%} of the score."
 
 
-def _kind(name: str, parent: str) -> str:
+def _change(name: str, parent: str) -> str:
     if name == parent:
-        return "same"
-    return {"noop": "removed", "linear": "linear"}.get(name, "smaller")
+        return "unchanged"
+    return "removed" if name == NOOP.type else name
 
 
 def _layers(count: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lnlit.errors import UserError
 from lnlit.search.frontier import Side
+from lnlit.specs import NOOP
 
 #: A child that costs so many times what its parent does is nobody's wish: the share was meant in percent.
 _PERCENT = 10.0
@@ -43,7 +44,7 @@ class Parts:
 
 
 ALL_PARTS = Parts()
-NOOP_ONLY = Parts(("noop",), ("noop",))
+NOOP_ONLY = Parts((NOOP.type,), (NOOP.type,))
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from lnlit.checkpoint.load import load_weights
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json, write_json
+from lnlit.interfaces.layer import Norm
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder, check_spec
 from lnlit.models.device import torch_device
 from lnlit.models.fusion import FusionPlan
-from lnlit.models.lineage import Norm, child_spec, child_weights
+from lnlit.models.lineage import child_spec, child_weights
 from lnlit.search.dependency import Dependency, block_dependency, parallel_windows
 from lnlit.search.figures import check_matplotlib, save_dependency
 from lnlit.specs import ModelSpec

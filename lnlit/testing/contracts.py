@@ -165,11 +165,11 @@ def _attention_runner(layer: Any, args: Mapping[str, Any], attend: Callable[...,
     """The layer as a function of x_BTD alone, over a packed batch of three documents in two rows."""
     segments = make_segments(_DOCUMENTS, torch.device("cpu"))
     positions_BT = torch.cat([torch.arange(length) for length in _DOCUMENTS]).view(_ROWS, _TOKENS)
-    head_dim = args.get("head_dim", 8)
-    frequencies = inverse_frequencies(RopeSpec(), head_dim)
+    size = type(layer).rope_dim(args)
+    frequencies = {size: inverse_frequencies(RopeSpec(), size)} if size else {}
 
     def run(x_BTD: Tensor) -> Tensor:
-        rope = {head_dim: rope_tables(frequencies, positions_BT, x_BTD.dtype)}
+        rope = {size: rope_tables(frequencies[size], positions_BT, x_BTD.dtype) for size in frequencies}
         return layer(x_BTD, attend or PackedAttention(SDPAKernel(), segments), rope)
 
     return run

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lnlit.models.build import block_weights, build_block, parameter_count
+from lnlit.models.parts import short_name
 from lnlit.search.library import (
     INDEX,
     SLOTS,
@@ -19,7 +20,6 @@ from lnlit.search.library import (
     Variant,
     layer_file,
     pair_name,
-    variant_name,
 )
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu
@@ -45,9 +45,9 @@ def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = Tru
         slots, tensors = {}, {}
         for slot in SLOTS:
             own = getattr(parent, slot)
-            slots[slot] = {variant_name(own): Variant(own, 0, parent=True)}
+            slots[slot] = {short_name(slot, own): Variant(own, 0, parent=True)}
             for part in _PARTS[slot]:
-                if (name := variant_name(part)) not in slots[slot]:
+                if (name := short_name(slot, part)) not in slots[slot]:
                     alone = BlockSpec(part, NOOP) if slot == "attention" else BlockSpec(NOOP, part)
                     tensors[slot, name] = weights(layer, alone)
                     slots[slot][name] = Variant(part, parameter_count(build_block(spec, layer, alone)))

@@ -16,7 +16,8 @@ from lnlit.errors import UserError
 from lnlit.models import fusion
 from lnlit.models.build import build_decoder
 from lnlit.models.fusion import FusionPlan, attention_free_runs, plan_fusion
-from lnlit.models.lineage import EMPTY, child_spec, child_weights, fuse_ffns, hidden_pairs
+from lnlit.models.lineage import EMPTY, child_spec, child_weights, hidden_pairs
+from lnlit.models.surgery import fuse_ffns
 from lnlit.models.weights import canonical_weights, fill
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_decoder, tiny_spec
@@ -216,9 +217,9 @@ def test_removal_keeps_the_last_and_reversal_permutes():
     [
         ([[1, 2], [2, 4]], r"overlaps another group at layer 2"),
         ([[1, 2, 4], [1, 2, 4]], r"overlaps another group at layer 1"),
-        ([[0, 1]], r"layer 0 \(gqa.*is not a lone SwiGLU"),
+        ([[0, 1]], r"layer 0 \(gqa.*is not a lone FFN that can be fused"),
         ([[1, 4]], r"layer 2 .*is not in the group"),
-        ([[1, 2, 3, 4]], r"layer 3 \(noop\(\), noop\(\)\) is not a lone SwiGLU"),
+        ([[1, 2, 3, 4]], r"layer 3 \(noop\(\), noop\(\)\) is not a lone FFN"),
         ([[5]], r"two or more layers"),
         ([[2, 1]], r"ascending order"),
         ([[5, 9]], r"layers 0 to 6"),

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, load_block
+from lnlit.models.parts import conversion, convert
 from lnlit.models.surgery import (
-    attention_to_linear,
+    attention_as_matrix,
     channel_contributions,
-    convert_part,
-    convertible,
-    ffn_to_linear,
+    ffn_as_matrix,
     narrow_ffn,
     pool_kv_heads,
 )
@@ -75,7 +74,7 @@ def test_a_narrowed_ffn_is_the_ffn_with_the_other_channels_silenced(fused):
     part = swiglu(24, fused).replace(bias=True)
     weights, scores, x = drawn("ffn", part), torch.randn(24), torch.randn(2, 3, 32)
     narrow = part.replace(intermediate_size=8)
-    got = run_ffn(narrow, convert_part(part, narrow, weights, scores), x)
+    got = run_ffn(narrow, convert("ffn", part, narrow, weights, scores), x)
     silent = {**weights, "mlp.down_proj.weight": weights["mlp.down_proj.weight"].clone()}
     silent["mlp.down_proj.weight"][:, scores.argsort()[:16]] = 0
     assert torch.allclose(got, run_ffn(part, silent, x), atol=1e-4)
@@ -85,14 +84,15 @@ def test_the_ffn_as_one_matrix_is_the_ffn_with_an_open_gate():
     part = swiglu(24)
     weights, x = drawn("ffn", part), torch.randn(2, 3, 32)
     ungated = x @ weights["mlp.up_proj.weight"].T @ weights["mlp.down_proj.weight"].T
-    assert torch.allclose(run_ffn(LINEAR, ffn_to_linear(weights), x), ungated, atol=1e-4)
+    assert torch.allclose(run_ffn(LINEAR, convert("ffn", part, LINEAR, weights), x), ungated, atol=1e-4)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_as_one_matrix_is_attention_of_each_token_to_itself(kv_heads):
     part = attention(kv_heads)
     weights, x = drawn("attention", part), torch.randn(2, 5, 32)
-    linear = attention_to_linear(weights, 4, kv_heads)
+    linear = convert("attention", part, LINEAR, weights)
+    assert torch.equal(linear["self_attn.linear_attn.weight"], attention_as_matrix(weights, 4, kv_heads))
     expected = run_attention(part, weights, x, to_itself)
     assert torch.allclose(run_attention(LINEAR, linear, x, None), expected, atol=1e-4)
 
@@ -128,13 +128,13 @@ def test_heads_pool_to_divisors_only():
 
 def test_half_precision_weights_stay_so_and_are_multiplied_in_full():
     weights = {name: tensor.bfloat16() for name, tensor in drawn("ffn", swiglu(24)).items()}
-    (product,) = ffn_to_linear(weights).values()
+    product = ffn_as_matrix(weights)
     exact = weights["mlp.down_proj.weight"].double() @ weights["mlp.up_proj.weight"].double()
     assert product.dtype == torch.bfloat16
     assert torch.equal(product, exact.bfloat16())
 
 
 def test_what_cannot_be_converted_is_refused():
-    assert not convertible(NOOP, NOOP) and convertible(PartSpec("plugin"), NOOP)
+    assert conversion("ffn", NOOP, NOOP) is None and convert("ffn", LINEAR, NOOP, {}) == {}
     with pytest.raises(UserError, match=r"no training-free way from single_linear\(\) to swiglu"):
-        convert_part(LINEAR, swiglu(8), {})
+        convert("ffn", LINEAR, swiglu(8), {})

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from lnlit import registry
 from lnlit.errors import UserError
+from lnlit.interfaces import FeedForwardLayer
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.decoder import Decoder
+from lnlit.models.parts import short_name
 from lnlit.search.candidates import Candidates
 from lnlit.search.library import (
     SLOTS,
@@ -22,11 +26,26 @@ from lnlit.search.library import (
     layer_file,
     layer_from_json,
     layer_to_json,
-    variant_name,
 )
 from lnlit.specs import NOOP, PartSpec
 from lnlit.testing.tiny import attention, mixed_spec, swiglu, tiny_decoder, tiny_spec
 from lnlit.testing.tiny_library import tiny_library
+
+
+class Nameless(nn.Module, FeedForwardLayer):
+    """A plugin's part that says nothing about itself."""
+
+    def __init__(self, context, *, width: int):
+        super().__init__()
+        self.linear = nn.Linear(context.hidden_size, context.hidden_size)
+
+    def forward(self, x_BTD):
+        return self.linear(x_BTD)
+
+
+@pytest.fixture(autouse=True)
+def nameless(monkeypatch) -> None:
+    monkeypatch.setitem(registry._added, ("ffn", "nameless"), Nameless)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +65,12 @@ def copied(library, tmp_path) -> Path:
 
 
 def test_names_of_variants():
-    parts = [NOOP, PartSpec("single_linear"), attention(2), swiglu(48), swiglu(48, fused=True)]
-    assert [variant_name(part) for part in parts] == ["noop", "linear", "kv2", "i48", "i48"]
-    assert variant_name(PartSpec("geglu", {"intermediate_size": 8})) == "geglu(intermediate_size=8)"
+    ffns = [NOOP, PartSpec("single_linear"), swiglu(48), swiglu(48, fused=True)]
+    assert [short_name("ffn", part) for part in ffns] == ["noop", "linear", "i48", "i48"]
+    attentions = [NOOP, PartSpec("single_linear"), attention(2)]
+    assert [short_name("attention", part) for part in attentions] == ["noop", "linear", "kv2"]
+    nameless = PartSpec("nameless", {"width": 8})
+    assert short_name("ffn", nameless) == "nameless(width=8)"
 
 
 def test_the_index_round_trips(library):
@@ -206,7 +228,7 @@ def test_candidates_fit_the_parents_part():
     assert list(of("ffn", swiglu(48))) == ["linear", "noop"]
     assert of("ffn", NOOP) == {}
     assert list(of("attention", PartSpec("single_linear"))) == ["noop"]
-    assert list(of("ffn", PartSpec("geglu", {"intermediate_size": 512}))) == ["noop"]
+    assert list(of("ffn", PartSpec("nameless", {"width": 512}))) == ["noop"]
 
 
 def test_candidates_that_cannot_be_are_refused():

@@ -93,7 +93,7 @@ def test_the_words_are_the_trade():
     words = trade_in_words(search_of(), search_of().child(0), [Measured("child", "latency_s", 1.2, 1.0)])
     assert words[0] == "1 of 4 layers are the parent's own."
     assert words[1] == "Attention: removed in 3 layers, unchanged in 1 layer."
-    assert words[2] == "FFN: narrower in 3 layers, unchanged in 1 layer."
+    assert words[2] == "FFN: i24 in 3 layers, unchanged in 1 layer."
     assert "Memory: down 47% to 96 MiB, within the budget of at most 110." in words
     assert any("sum to 0.09 (lower is better)" in line for line in words)
     assert any(line.endswith("beats 0.09; this is the best choice.") for line in words)

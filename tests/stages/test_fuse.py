@@ -72,7 +72,7 @@ def test_a_written_plan_is_followed(model, tmp_path):
     assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps({"groups": [[0, 1]]}))
-    with pytest.raises(UserError, match=r"layer 0 .*is not a lone SwiGLU"):
+    with pytest.raises(UserError, match=r"layer 0 .*is not a lone FFN"):
         fuse(str(model), str(tmp_path / "bad"), plan=str(bad))
     assert not (tmp_path / "bad").exists()
 

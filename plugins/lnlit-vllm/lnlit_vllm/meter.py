@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Latency, Meter, Workload
+from lnlit.interfaces import Latency, Meter, Workload, kv_elements
 from lnlit.specs import ModelSpec
 from lnlit_vllm.process import HOW_TO_INSTALL, PYTHON
 
@@ -34,7 +34,7 @@ class VllmMeter(Meter):
     ) -> list[Latency]:
         if dtype not in _BYTES:
             raise UserError(f"vLLM is measured in {' or '.join(_BYTES)}, got dtype {dtype!r}.")
-        if not _kv_elements(spec):
+        if not kv_elements(spec):
             raise UserError("no layer of this model has attention; vLLM serves models with at least one that has.")
         answer = _time_in_process(
             {
@@ -43,18 +43,12 @@ class VllmMeter(Meter):
                 "samples": samples,
                 "workloads": [dataclasses.asdict(workload) for workload in workloads],
                 "vocab_size": spec.vocab_size,
-                "kv_bytes_per_token": _kv_elements(spec) * _BYTES[dtype],
+                "kv_bytes_per_token": kv_elements(spec) * _BYTES[dtype],
             }
         )
         if "error" in answer:
             raise UserError(f"vLLM cannot time {folder}: {answer['error']}")
         return [Latency(tuple(times["prefill_s"]), tuple(times["decode_s"])) for times in answer["latencies"]]
-
-
-def _kv_elements(spec: ModelSpec) -> int:
-    """Keys and values that one token leaves in the caches of all layers."""
-    parts = [part.args for _, kind, part in spec.parts() if kind == "attention" and "num_kv_heads" in part.args]
-    return sum(2 * args["num_kv_heads"] * args["head_dim"] for args in parts)
 
 
 def _time_in_process(request: dict[str, Any]) -> dict[str, Any]:
