@@ -37,8 +37,10 @@ from lnlit.errors import UserError as UserError
 from lnlit.interfaces import AttentionLayer as AttentionLayer
 from lnlit.interfaces import BatchReward as BatchReward
 from lnlit.interfaces import FeedForwardLayer as FeedForwardLayer
+from lnlit.interfaces import FunctionReward as FunctionReward
 from lnlit.interfaces import LayerContext as LayerContext
 from lnlit.interfaces import NoVerdictError as NoVerdictError
+from lnlit.interfaces import PromptOrder as PromptOrder
 from lnlit.interfaces import Reward as Reward
 from lnlit.interfaces import RewardRequest as RewardRequest
 from lnlit.interfaces import RewardResult as RewardResult
@@ -66,7 +68,6 @@ from lnlit.rewards.math_answer import MathAnswerReward as MathAnswerReward
 from lnlit.rewards.reasoning_gym import ReasoningGymReward as ReasoningGymReward
 from lnlit.rollout.curriculum import GaussianCurriculum as GaussianCurriculum
 from lnlit.rollout.native import NativeEngine as NativeEngine
-from lnlit.rollout.order import PromptOrder as PromptOrder
 from lnlit.rollout.order import Uniform as Uniform
 from lnlit.rollout.sample import describe as describe
 from lnlit.search.candidates import Candidates as Candidates

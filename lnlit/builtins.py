@@ -38,6 +38,19 @@ BUILTINS: dict[str, dict[str, str]] = {
         "gguf": "lnlit.checkpoint.gguf:GGUFCheckpoint",
         "lightning": "lnlit.checkpoint.lightning:LightningCheckpoint",
     },
+    "method": {
+        "SFT": "lnlit.modules.sft:SFT",
+        "Distill": "lnlit.modules.distill:Distill",
+        "BlockDistill": "lnlit.modules.block_distill:BlockDistill",
+        "RewardModel": "lnlit.modules.reward_model:RewardModel",
+        "GRPO": "lnlit.modules.grpo:GRPO",
+        "RLOO": "lnlit.modules.rloo:RLOO",
+        "RPO": "lnlit.modules.rpo:RPO",
+    },
+    "prompt_order": {
+        "uniform": "lnlit.rollout.order:Uniform",
+        "gaussian_curriculum": "lnlit.rollout.curriculum:GaussianCurriculum",
+    },
     "meter": {
         "native": "lnlit.search.native_meter:NativeMeter",
     },
@@ -72,6 +85,8 @@ INTERFACES: dict[str, str] = {
     "attention_kernel": "lnlit.interfaces.attention_kernel:AttentionKernel",
     "source": "lnlit.interfaces.source:Source",
     "checkpoint": "lnlit.interfaces.checkpoint:CheckpointFormat",
+    "method": "lightning.pytorch.core.module:LightningModule",
+    "prompt_order": "lnlit.interfaces.prompt_order:PromptOrder",
     "meter": "lnlit.interfaces.meter:Meter",
     "reward": "lnlit.interfaces.reward:Reward",
     "rollout": "lnlit.interfaces.rollout:RolloutEngine",

@@ -1,17 +1,19 @@
 """Names to parts. Merges the built-ins with installed plugins (entry points in group `lnlit.<kind>`).
 
 Installing a plugin makes a name available and never changes a run. A part is imported when it is asked for. Two
-distributions may offer the same name: that is an error only for who uses the bare name; `distribution:name` picks one.
-`LNLIT_PLUGINS=off` leaves the built-ins.
+distributions may offer the same name: that is an error only for a user who writes the bare name; `distribution:name`
+picks one. What a model's spec or a default names is lnlit's own where lnlit has it. `LNLIT_PLUGINS=off` leaves the
+built-ins.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from lnlit import __version__
@@ -51,7 +53,28 @@ def entries(kind: str) -> list[Entry]:
     """Everything offered for `kind`, built-ins first, without importing any of it."""
     _check_kind(kind)
     builtin = [Entry(kind, name, target, "lnlit", __version__) for name, target in BUILTINS[kind].items()]
-    return builtin + (_plugins(kind) if os.environ.get("LNLIT_PLUGINS", "on").lower() != "off" else [])
+    return builtin + ([] if _without_plugins() else _plugins(kind))
+
+
+def _without_plugins() -> bool:
+    return os.environ.get("LNLIT_PLUGINS", "on").lower() == "off"
+
+
+def strays() -> list[Entry]:
+    """What plugins offer in groups `lnlit.<something>` that are no kind, which nobody looks at."""
+    if _without_plugins():
+        return []
+    groups = sorted(group for group in entry_points().groups if group.startswith("lnlit."))
+    kinds = [group.removeprefix("lnlit.") for group in groups]
+    return [entry for kind in kinds if kind not in BUILTINS for entry in _plugins(kind)]
+
+
+def _strays() -> str:
+    return "".join(
+        f" {entry.distribution} offers {entry.name!r} in the group 'lnlit.{entry.kind}', which is no kind."
+        f"{did_you_mean(f'lnlit.{entry.kind}', [f'lnlit.{kind}' for kind in BUILTINS])}"
+        for entry in strays()
+    )
 
 
 def names(kind: str) -> list[str]:
@@ -60,28 +83,53 @@ def names(kind: str) -> list[str]:
     return sorted({entry.name for entry in entries(kind)} | added)
 
 
+def spellings(kind: str) -> list[str]:
+    """Every part by the shortest name that means it alone, lnlit's own first."""
+    offered = entries(kind)
+    count = Counter(entry.name for entry in offered)
+    spelled = [e.name if count[e.name] == 1 else f"{e.distribution}:{e.name}" for e in offered]
+    return spelled + [name for of_kind, name in _added if of_kind == kind]
+
+
 def find(kind: str, name: str) -> Entry:
     """The entry behind a name or `distribution:name`. Raises `UserError` for an unknown or ambiguous one."""
-    owner, _, bare = name.rpartition(":")
-    offers = [e for e in entries(kind) if e.name == bare and owner in ("", e.distribution)]
-    if not offers:
-        known = names(kind)
-        allowed = f"Allowed: {', '.join(known)}; plugins that are installed add more."
-        raise UserError(f"unknown {kind} {name!r}.{did_you_mean(bare, known)} {allowed}")
+    offers = _offers(kind, name)
     if len(offers) > 1:
         owners = " and ".join(f"{e.distribution} ({e.target})" for e in offers)
-        choice = f"{offers[-1].distribution}:{bare}"
-        raise UserError(
-            f"{kind} {bare!r} is offered by {owners}. Write {choice!r} to choose one, or uninstall the other."
-        )
+        choices = " or ".join(repr(f"{entry.distribution}:{entry.name}") for entry in offers)
+        raise UserError(f"{kind} {name!r} is offered by {owners}. Write {choices} to choose one.")
     return offers[0]
 
 
 def get(kind: str, name: str) -> type:
-    """The class behind a name."""
+    """The class behind a name in a model's spec or of a default: lnlit's own where lnlit and a plugin have it."""
     if (kind, name) in _added:
         return _added[kind, name]
-    return find(kind, name).load()
+    offers = _offers(kind, name)
+    return (offers[0] if offers[0].distribution == "lnlit" else find(kind, name)).load()
+
+
+def named(kind: str, name: str) -> type:
+    """The class behind a name that a user wrote. Raises `UserError` where several have it."""
+    return _added.get((kind, name)) or find(kind, name).load()
+
+
+def name_of(kind: str, part: type) -> str | None:
+    """The name that a class is registered by, if any; imports nothing."""
+    targets = {entry.target: entry.name for entry in entries(kind)}
+    added = {cls: name for (of_kind, name), cls in _added.items() if of_kind == kind}
+    return added.get(part) or targets.get(f"{part.__module__}:{part.__qualname__}")
+
+
+def _offers(kind: str, name: str) -> list[Entry]:
+    owner, _, bare = name.rpartition(":")
+    offers = [e for e in entries(kind) if e.name == bare and owner in ("", e.distribution)]
+    if not offers:
+        known = names(kind)
+        near = did_you_mean(bare, [*known, *(entry.target.partition(":")[2] for entry in entries(kind))])
+        allowed = f"Allowed: {', '.join(known)}; plugins that are installed add more."
+        raise UserError(f"unknown {kind} {name!r}.{near} {allowed}{_strays()}")
+    return offers
 
 
 def build(kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -106,12 +154,13 @@ def _check_kind(kind: str) -> None:
 
 @cache
 def _plugins(kind: str) -> list[Entry]:
-    found = []
-    for point in entry_points(group=f"lnlit.{kind}"):
-        owner = point.dist
-        name, version = (owner.name, owner.version) if owner else ("unknown", "?")
-        found.append(Entry(kind, point.name, point.value, name, version))
+    found = [_entry(kind, point) for point in entry_points(group=f"lnlit.{kind}")]
     return sorted(found, key=lambda entry: (entry.name, entry.distribution))
+
+
+def _entry(kind: str, point: EntryPoint) -> Entry:
+    name, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "?")
+    return Entry(kind, point.name, point.value, name, version)
 
 
 def _resolve(target: str) -> Any:

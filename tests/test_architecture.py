@@ -28,6 +28,7 @@ _BOTTOM = {
     "specs",
     "interfaces",
     "registry",
+    "own",
 }
 _PURE = {"models", "objectives"}
 _MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint", "eval"}
@@ -46,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "builtins": set(),
     "specs": {"errors"},
     "interfaces": {"errors", "specs"},
+    "own": {"errors", "files"},
     "registry": {"errors", "builtins", "specs", "interfaces"},
     **dict.fromkeys(_PURE, _BOTTOM),
     **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),

@@ -25,15 +25,17 @@ class NotASource:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`install("name", module_text, numbers="module:Class")` makes a distribution with entry points importable."""
+    """`install("name", module_text, numbers="module:Class")` makes a distribution with entry points importable; a
+    group in place of the text is another than lnlit.source."""
 
     def install_one(distribution: str, text: str = PART, **points: str) -> None:
+        group, text = (text, PART) if text.startswith("lnlit.") else ("lnlit.source", text)
         module = distribution.replace("-", "_")
         info = tmp_path / f"{module}-1.2.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
         lines = [f"{name} = {target}" for name, target in points.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[lnlit.source]", *lines]))
+        (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
         (tmp_path / f"{module}.py").write_text(text)
         registry._plugins.cache_clear()
 
@@ -85,9 +87,36 @@ def test_a_clash_names_both_owners_and_only_for_who_uses_the_bare_name(install):
 
 def test_a_plugin_cannot_take_a_builtin_name_quietly(install):
     install("demo-thief", jsonl="demo_thief:Numbers")
-    with pytest.raises(UserError, match=r"offered by lnlit .* and demo-thief"):
-        registry.get("source", "jsonl")
-    assert registry.get("source", "lnlit:jsonl").__name__ == "JsonlSource"
+    with pytest.raises(UserError, match=r"offered by lnlit .* and demo-thief .* Write 'lnlit:jsonl' or 'demo-thief"):
+        registry.named("source", "jsonl")
+    assert registry.named("source", "lnlit:jsonl").__name__ == "JsonlSource"
+    assert registry.named("source", "demo-thief:jsonl").__name__ == "Numbers"
+
+
+def test_what_specs_and_defaults_name_stays_what_it_was(install):
+    """A model's spec says `swiglu` and a checkpoint is tried by every format; nobody has written these names."""
+    install("demo-thief", "lnlit.ffn", swiglu="demo_thief:Numbers")
+    install("demo-other", "lnlit.checkpoint", llama="demo_other:Numbers")
+    assert registry.get("ffn", "swiglu").__name__ == "SwiGLU"
+    assert {"lnlit:llama", "demo-other:llama", "gguf"} <= {*registry.spellings("checkpoint")}
+    assert "demo_thief" not in sys.modules
+
+
+def test_a_solver_has_the_name_it_is_registered_by(install):
+    from lnlit.search.baselines import Greedy
+
+    assert (registry.name_of("solver", Greedy), registry.name_of("solver", int)) == ("greedy", None)
+
+
+def test_a_group_that_is_no_kind_is_told(install, capsys):
+    install("demo-astray", "lnlit.sources", numbers="demo_astray:Numbers")
+    assert plugins_command.main([]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "demo-astray" in line)
+    assert line.endswith("not looked at: 'sources' is no kind. Did you mean 'source'?")
+    with pytest.raises(UserError) as caught:
+        registry.named("source", "numbers")
+    told = "demo-astray offers 'numbers' in the group 'lnlit.sources', which is no kind. Did you mean 'lnlit.source'?"
+    assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def open_checkpoint(path: str | Path) -> CheckpointFormat:
     """The registered format that recognises `path`. Raises `UserError` when none or several do."""
     source = resolve(path)
     readers, broken = {}, []
-    for name in registry.names("checkpoint"):
+    for name in registry.spellings("checkpoint"):
         try:
             reader = registry.build("checkpoint", name)
         except UserError as error:  # one broken plugin must not stop the others; it may have been the right one, though
@@ -63,7 +63,8 @@ def open_checkpoint(path: str | Path) -> CheckpointFormat:
     if len(readers) == 1:
         return next(iter(readers.values()))
     if readers:
-        raise UserError(f"{source}: {' and '.join(readers)} all recognise it; uninstall the plugins you do not mean.")
+        claimants = " and ".join(sorted(readers))
+        raise UserError(f"{source}: {claimants} all recognise it; uninstall the plugins you do not mean.")
     known = ", ".join(registry.names("checkpoint"))
     raise UserError(
         f"{source}: not a model that lnlit reads. {what_it_is(source, MODEL_TYPES)} Formats: {known}.{''.join(broken)}"

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from lnlit import own
 from lnlit.errors import UserError
 
-_PART = re.compile(r"Problem with given class_path '([\w.]+)'")
+_PART = re.compile(r"Problem with given class_path '([^']+)'")
 #: What a user adds to a Trainer, as folders of `lightning.pytorch`.
 _ADDED = ("callbacks", "loggers", "profilers", "tuner")
 _OURS = Path(__file__).parent.parent
@@ -34,7 +35,7 @@ def while_building(error: Exception) -> Exception:
     built = max((index for index, frame in enumerate(frames) if "jsonargparse" in frame.filename), default=-1) + 1
     if any(_is_ours(frame) for frame in frames[built:]):
         return error
-    parts = [found[1].rpartition(".")[2] for cause in chain for found in _PART.finditer(str(cause))]
+    parts = [found[1].replace(":", ".").rpartition(".")[2] for cause in chain for found in _PART.finditer(str(cause))]
     return UserError(f"{parts[0]}: {_said(chain[-1])}" if parts else _said(chain[-1]))
 
 
@@ -46,8 +47,11 @@ def blamed(verdict: Exception, error: Exception) -> NoReturn:
 
 
 def while_running(error: Exception) -> Exception:
-    """A `UserError` for what a callback, logger, profiler or tuner of Lightning's raised; else `error` itself."""
+    """A `UserError` for what a callback, logger, profiler or tuner of Lightning's or a file of the user's own raised;
+    else `error` itself."""
     frames = _frames(error)
+    if own.place(error) and not _is_ours(frames[-1]):
+        return UserError(f"{_said(error)} (--debug shows the traceback)")
     after_ours = max((index for index, frame in enumerate(frames) if _is_ours(frame)), default=-1) + 1
     for frame in frames[after_ours:]:
         parts = Path(frame.filename).parts
@@ -60,6 +64,8 @@ def _said(error: BaseException) -> str:
     words = " ".join(str(error).split())
     words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]} ..."
     speaks = isinstance(error, _SPEAKING) or type(error).__name__ == _LIGHTNINGS
+    if mine := own.place(error):
+        return f"{mine}{type(error).__name__}: {words}"
     if not words or not speaks:  # a KeyError's text is the key alone
         words = f"{type(error).__name__}: {words}"
     if isinstance(error, ImportError):

@@ -18,8 +18,8 @@ from typing import Any, Literal, NoReturn, Union
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse._typehints import ActionTypeHint
-from jsonargparse._util import import_object
 
+from lnlit import own
 from lnlit.cli import names
 from lnlit.cli.written import Place, Written
 from lnlit.errors import UserError, did_you_mean, unknown_key
@@ -132,12 +132,13 @@ def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
         path = names.resolve(bases, name)
         if "." not in path:
             raise _Problem(place, f"unknown class {name!r}.{near}{_offer(bases)}")
-        cls = import_object(path)
+        cls = names.imported(path)
     except UserError as error:
         raise _Problem(place, str(error)) from None
+    except names.Foreign:
+        policy = f"{names.POLICY}: here {_described(bases)}."
+        raise _Problem(place, f"{name!r} may not be named here. {policy}{_offer(bases)}") from None
     except (ImportError, AttributeError) as error:
-        if "not allowed" in str(error):
-            raise _Problem(place, f"{name!r} may not be named here. {names.POLICY} {names.WAY_OUT}") from None
         raise _Problem(place, f"cannot import {name!r}: {error}.{near}{_offer(bases)}") from None
     except ValueError as error:
         raise _Problem(place, _shortened(str(error))) from None
@@ -172,7 +173,7 @@ def _sub_file(name: str, place: Place) -> tuple[Path, Any]:
     places = [folder / name for folder in (*_folders.get(), Path())]
     file = next((path for path in places if path.is_file()), Path(name))
     try:
-        return file, yaml.safe_load(file.read_text(encoding="utf-8"))
+        return file, own.anchored(yaml.safe_load(file.read_text(encoding="utf-8")), file.parent)
     except (OSError, yaml.YAMLError):
         raise _Problem(place, f"expected a mapping or the name of a YAML file, got {name!r}") from None
 

@@ -1,59 +1,70 @@
-"""Short class names in a configuration: `SFT`, `ChatData`, a registry name such as `jsonl`, or `distribution:name`.
+"""Names of classes in a configuration: `SFT`, a registry name such as `jsonl`, `distribution:name`, `my_file.py:Mine`.
 
 jsonargparse knows short names of classes that are imported already. Ours need not be: a registry name is looked up in
-the registry, which imports only that part, and a class of `lnlit.modules`, `lnlit.data` or `lnlit.callbacks` is
-found by importing that package's modules.
+the registry, which imports only that part, and a class of `lnlit.data` or `lnlit.callbacks` is found by importing that
+package's modules. A user's own class, `my_package.Mine` or `my_file.py:Mine`, is taken where it is what its place asks
+for; nothing is imported that nobody wrote.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
+from typing import Any
 
 import jsonargparse._typehints as typehints
 from jsonargparse import set_parsing_settings
+from jsonargparse.typing import Path_fr
 
-from lnlit import registry
+from lnlit import own, registry
 from lnlit.builtins import INTERFACES
 from lnlit.errors import UserError
+from lnlit.interfaces import Reward
+from lnlit.interfaces.reward import reward_class
 
 #: Where the classes of a base live whose short name a configuration may use.
 _HOMES = {
-    "lightning.pytorch.core.module.LightningModule": ("lnlit.modules",),
     "lightning.pytorch.core.datamodule.LightningDataModule": ("lnlit.data", "lnlit.modules"),
     "lightning.pytorch.callbacks.callback.Callback": ("lnlit.callbacks",),
-    "lnlit.rollout.order.PromptOrder": ("lnlit.rollout",),
 }
-#: What a configuration may name. torch is not open as a whole: it holds functions that load pickles and compile code.
+#: Whose functions a configuration may name as well as classes. torch is not open as a whole: it holds functions that
+#: load pickles and compile code.
 _ALLOWED = ("lnlit", "lightning", "torch.optim", "torch.nn", "torch.profiler")
-POLICY = f"A configuration may name classes of {', '.join(_ALLOWED)} and installed lnlit plugins."
-#: How to have another class nevertheless.
-WAY_OUT = (
-    'To name one of yours, make it a plugin: [project.entry-points."lnlit.reward"] mine = "my_package:MyReward" in its '
-    "pyproject.toml, likewise for other kinds."
+POLICY = (
+    f"A configuration may name classes of {', '.join(_ALLOWED)}, and of others those that are what a place asks for"
 )
 
 _native_resolve = typehints.resolve_class_path_by_name
 
 
+class Foreign(ImportError):
+    """A name of somebody else's that its place has no use for."""
+
+
 def install() -> None:
-    """Teach jsonargparse our names, and let a configuration name no class outside `POLICY`.
+    """Teach jsonargparse our names, and let a configuration name nothing outside `POLICY`.
 
     jsonargparse has no public hook for names; the one function replaced here is called for YAML and command line alike.
     """
     typehints.resolve_class_path_by_name = resolve
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_ALLOWED, *_plugin_packages()])
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_ALLOWED])
 
 
 def resolve(base: type | tuple[type, ...], name: str) -> str:
-    """The class path behind `name` where a subclass of `base` is expected; a name that has a dot stays as it is.
+    """The class path behind `name` where a subclass of `base` is expected.
 
-    Raises `UserError` for a clash of names or a part that cannot be imported.
+    Raises `UserError` for a clash of names, a part that cannot be imported and a file that has no such part, `Foreign`
+    for a class that is no subclass of `base`.
     """
+    bases = base if isinstance(base, tuple) else (base,)
+    if own.split(name):
+        return _of_file(bases, name)
     if "." in name and ":" not in name:
-        return name
-    for one in base if isinstance(base, tuple) else (base,):
+        return name if _is_allowed(name) else _taken(bases, name, imported(name))
+    for one in bases:
         kind = _kind_of(one)
         if kind is not None:
             return _registered(kind, name)
@@ -61,6 +72,42 @@ def resolve(base: type | tuple[type, ...], name: str) -> str:
             if found.__name__ == name:
                 return _path(found)
     return _native_resolve(base, name)  # type: ignore[arg-type]
+
+
+def _of_file(bases: tuple[type, ...], name: str) -> str:
+    """jsonargparse's own type for paths knows the folder of the YAML file that is being read."""
+    file, attribute = own.split(name) or (Path(), "")
+    with contextlib.suppress(TypeError):  # it is not there, which is told below
+        file = Path(str(Path_fr(str(file)).absolute))  # type: ignore[operator]
+    return _taken(bases, f"{own.whole(file)}:{attribute}", own.load(file, attribute))
+
+
+def imported(name: str) -> Any:
+    """What `module.name` is. `UserError` where the module's own code is at fault."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError):
+        raise
+    except (Exception, SystemExit) as error:  # its own code is at fault
+        raise UserError(f"cannot import {module!r}: {own.said(error, module)}") from error
+
+
+def _taken(bases: tuple[type, ...], name: str, part: Any) -> str:
+    """The path of a user's own class, which from now on may be imported; a function that is a reward becomes one."""
+    if inspect.isfunction(part) and Reward in bases:
+        part = own.kept(reward_class(part), part)
+        return own.named(part, name)
+    if not (inspect.isclass(part) and issubclass(part, bases)):
+        raise Foreign(name)
+    return _open(part, name)
+
+
+def _open(cls: type, name: str) -> str:
+    path = own.named(cls, name)
+    if not _is_allowed(path):
+        set_parsing_settings(import_path_allowlist=[path])
+    return path
 
 
 def choices(base: type | tuple[type, ...]) -> list[str]:
@@ -81,11 +128,11 @@ def _registered(kind: str, name: str) -> str:
     """A registered part by registry name or by its class's name (`jsonl` or `JsonlSource`)."""
     same_class = [entry for entry in registry.entries(kind) if entry.target.rpartition(":")[2] == name]
     if not same_class or name in registry.names(kind):
-        return _path(registry.get(kind, name))
+        return _open(registry.named(kind, name), name)
     if len({entry.target for entry in same_class}) > 1:
         offers = " and ".join(f"{entry.distribution}:{entry.name}" for entry in same_class)
         raise UserError(f"{kind} class {name!r} is offered as {offers}. Write one of these instead.")
-    return _path(same_class[0].load())
+    return _open(same_class[0].load(), name)
 
 
 def _kind_of(base: type) -> str | None:
@@ -118,10 +165,4 @@ def _path(cls: type) -> str:
 
 
 def _is_allowed(path: str) -> bool:
-    return any(path == prefix or path.startswith(f"{prefix}.") for prefix in (*_ALLOWED, *_plugin_packages()))
-
-
-def _plugin_packages() -> set[str]:
-    offers = [entry for kind in registry.kinds() for entry in registry.entries(kind)]
-    packages = {entry.target.partition(":")[0].partition(".")[0] for entry in offers if entry.distribution != "lnlit"}
-    return {package for package in packages if package.isidentifier() and package != "jsonargparse"}
+    return any(path == prefix or path.startswith(f"{prefix}.") for prefix in _ALLOWED)

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from lnlit import own
 from lnlit.cli.rollout import STAGES as ROLLOUT
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded
@@ -23,6 +24,8 @@ from lnlit.files import expanded
 #: Keys of what a stage makes; `cache`, `save_dir` and `weights_folder` are its scratch.
 RESULTS, ROOT = "out", "default_root_dir"
 WRITES = (RESULTS, ROOT, "cache", "save_dir", "weights_folder")
+#: The key of a class, which may lie in a file of the user's own.
+CODE = "class_path"
 #: Where a fit writes that does not say.
 DEFAULT_ROOT = "runs"
 #: Keys that name what a stage reads.
@@ -211,10 +214,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 def _leaves(node: Any, key: str, place: Place, folder: Path, seen: set[Path]) -> Iterator[Leaf]:
     if isinstance(node, str):
-        text = node.rpartition(":")[0] if key == "class_path" and ".py:" in node else node
-        if key == "class_path" and not text.endswith(".py"):
+        if part := own.split(node):
+            yield Leaf(CODE, place, str(part[0]), folder)
+        if part or key == CODE:
             return
-        leaf = Leaf(key, place, text, folder)
+        leaf = Leaf(key, place, node, folder)
         yield leaf
         if (file := _included(leaf)) and file.resolve() not in seen:
             yield from _leaves(read_yaml(file), key, place, file.parent, {*seen, file.resolve()})
@@ -234,6 +238,8 @@ def _included(leaf: Leaf) -> Path | None:
 
 def _found(leaf: Leaf) -> list[Path]:
     """What a text names on the disk, seen from here or from its file's folder; all that fit a pattern."""
+    if leaf.key == CODE:
+        return own.files((leaf.folder / leaf.text).absolute())
     if not _is_plain(leaf.text):
         return []
     named = expanded(leaf.text)
@@ -255,6 +261,8 @@ def _is_path(leaf: Leaf, strict: bool, roots: set[str]) -> bool:
     `strict`: it is an argument of a stage of its own, where `READS` are paths whatever they look like.
     """
     text = leaf.text
+    if leaf.key == CODE:
+        return True
     if not _is_plain(text) or " " in text or text.startswith("pypi:"):
         return False
     if text.startswith(("/", "./", "../", "~")):

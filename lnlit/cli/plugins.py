@@ -8,7 +8,7 @@ from collections import Counter
 
 from lnlit import registry
 from lnlit.cli.arguments import CommandParser
-from lnlit.errors import UserError
+from lnlit.errors import UserError, did_you_mean
 from lnlit.registry import Entry
 
 
@@ -31,6 +31,9 @@ def _list(check: bool) -> int:
     entries = [entry for kind in registry.kinds() for entry in registry.entries(kind)]
     offers = Counter((entry.kind, entry.name) for entry in entries)
     states = [_state(entry, offers[entry.kind, entry.name], check) for entry in entries]
+    entries += (strays := registry.strays())
+    kinds = registry.kinds()
+    states += [f"not looked at: {stray.kind!r} is no kind.{did_you_mean(stray.kind, kinds)}" for stray in strays]
     rows = [(e.kind, e.name, e.distribution, e.version, s) for e, s in zip(entries, states, strict=True)]
     _print_table([("KIND", "NAME", "DISTRIBUTION", "VERSION", "STATE"), *rows])
     broken = sum(state.startswith("broken") for state in states)

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from torch.distributed.checkpoint.api import CheckpointException
 
 import lnlit.callbacks
+from lnlit import own
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.lightning import check_run_state, check_training_checkpoint
@@ -30,6 +31,11 @@ from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
 from lnlit.files import expanded
+
+
+class _Parser(LightningArgumentParser):
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        return own.restored(super().dump(*args, **kwargs))
 
 
 class LitCLI(LightningCLI):
@@ -50,6 +56,7 @@ class LitCLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "lnlit", **strict, self._command: dict(strict)},
+            parser_class=_Parser,
             auto_configure_optimizers=False,  # a training method owns its optimizer
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from lnlit import own
 from lnlit.errors import UserError
 
 #: A place in the tree: keys of mappings and indices of lists.
@@ -73,7 +74,7 @@ class Written:
             raise UserError(f"{value}: expected a mapping of keys such as trainer, model, data; got {tree!r:.60}.")
         if not _is_small(tree):
             raise UserError(f"{value}: its anchors (&name) and aliases (*name) go round in a circle, or on for ever.")
-        self.tree = _merged(self.tree, tree)
+        self.tree = _merged(self.tree, own.anchored(tree, path.parent))
         self._files.append((value, root))
 
     def _add_option(self, option: str, value: str | None) -> None:

@@ -15,7 +15,8 @@ from lnlit.interfaces.checkpoint import CheckpointFormat
 from lnlit.interfaces.layer import AttentionLayer, Conversion, FeedForwardLayer, LayerContext, Parent, SearchSpace
 from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
-from lnlit.interfaces.reward import BatchReward, NoVerdictError, Reward, RewardRequest, RewardResult
+from lnlit.interfaces.prompt_order import PromptOrder
+from lnlit.interfaces.reward import BatchReward, FunctionReward, NoVerdictError, Reward, RewardRequest, RewardResult
 from lnlit.interfaces.rollout import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.interfaces.solver import Solution, Solver, SolverResult
 from lnlit.interfaces.source import Source
@@ -32,6 +33,7 @@ __all__ = [
     "Count",
     "FeedForwardLayer",
     "Forbidden",
+    "FunctionReward",
     "Latency",
     "LayerContext",
     "Meter",
@@ -41,6 +43,7 @@ __all__ = [
     "PolicyWeights",
     "PreferenceBatch",
     "Problem",
+    "PromptOrder",
     "Reward",
     "RewardRequest",
     "RewardResult",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,3 +88,33 @@ class BatchReward(Reward):
 
     def close(self) -> None:
         """Give memory and connections back. May be called twice."""
+
+
+class FunctionReward(Reward):
+    """A plain function as a reward: `def polite(request: RewardRequest) -> float | None`."""
+
+    def __init__(self, function: Callable[..., float | None], **arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def score(self, request: RewardRequest) -> float | None:
+        return self.function(request, **self.arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.function, self.arguments)
+
+
+def _again(function: Callable[..., float | None], arguments: dict[str, Any]) -> FunctionReward:
+    return FunctionReward(function, **arguments)
+
+
+def reward_class(function: Callable[..., float | None]) -> type[FunctionReward]:
+    """The class of rewards that call `function`. What it takes beside the request are the arguments of the class."""
+
+    def __init__(self: FunctionReward, **arguments: Any) -> None:
+        FunctionReward.__init__(self, function, **arguments)
+
+    _, *others = inspect.signature(function, eval_str=True).parameters.values()
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    __init__.__signature__ = inspect.Signature([itself, *others])  # type: ignore[attr-defined]
+    members = {"__init__": __init__, "__doc__": inspect.getdoc(function)}
+    return type(function.__name__, (FunctionReward,), members)

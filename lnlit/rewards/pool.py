@@ -16,6 +16,7 @@ from functools import cached_property
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, NamedTuple, SupportsFloat
 
+from lnlit import own
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, NoVerdictError, Reward, RewardRequest, RewardResult
 
@@ -33,6 +34,23 @@ def _not_started() -> UserError:
     else:
         end = "rewards from where these are defined: put yours in a module, or make it a BatchReward, which needs none"
     return UserError(said + end)
+
+
+def _sendable(name: str, reward: Reward) -> Reward | bytes:
+    """What a process is sent: the reward, which it imports from where it is defined. Nobody can import a cell of a
+    notebook, so there the code goes with it.
+    """
+    if isinstance(reward, BatchReward) or hasattr(sys.modules["__main__"], "__file__"):
+        return reward
+    import dill
+
+    try:
+        return dill.dumps(reward, recurse=True)
+    except Exception as error:
+        raise UserError(
+            f"rewards.{name}: cannot be sent to the processes that judge ({type(error).__name__}: {error}). Put it in "
+            "a file of its own, or make it a BatchReward, which needs none."
+        ) from error
 
 
 def why_not(rewards: Iterable[Reward], row: Mapping[str, Any]) -> str | None:
@@ -74,6 +92,7 @@ class RewardPool:
             raise UserError(f"rewards: needs at least one reward and one worker, got {len(rewards)} and {workers}")
         self.rewards, self.workers = dict(rewards), workers
         self.outcomes: Counter[str] = Counter()
+        self._sent = {name: _sendable(name, reward) for name, reward in self.rewards.items()}
 
     def score(self, requests: Sequence[RewardRequest]) -> list[dict[str, RewardResult]]:
         """For each request what each reward says, by name."""
@@ -113,7 +132,9 @@ class RewardPool:
     def _schedule(self, name: str, request: RewardRequest) -> Any:
         reward = self.rewards[name]
         try:
-            return self._processes.schedule(_score, (name, reward, request), timeout=reward.time_limit_s + _WARM_UP_S)
+            return self._processes.schedule(
+                _score, (name, self._sent[name], request), timeout=reward.time_limit_s + _WARM_UP_S
+            )
         except RuntimeError as error:
             raise _not_started() from error
 
@@ -237,9 +258,10 @@ class _Spawning(SpawnContext):
     Process = _Process
 
 
-def _score(name: str, reward: Reward, request: RewardRequest) -> _Outcome:
+def _score(name: str, sent: Reward | bytes, request: RewardRequest) -> _Outcome:
     """What a completion is worth: in words where it went wrong, since some exceptions cannot be sent, and `sys.exit`
     means the worker. Its time begins when the reward is warm, and the system ends the process when it is up."""
+    reward = _received(sent)
     place = _places.pop(name, None)
     if place is not None and place.acquire(block=False):
         _alarm(_warm_up_s(reward))
@@ -255,9 +277,17 @@ def _score(name: str, reward: Reward, request: RewardRequest) -> _Outcome:
         return _Outcome(None, str(none.kind or "no_verdict"), str(none.why))
     except BaseException as problem:
         exhausted = isinstance(problem, (MemoryError, RecursionError))
-        return _Outcome(None, "raised", f"{type(problem).__name__}: {problem}", exhausted)
+        return _Outcome(None, "raised", f"{own.place(problem)}{type(problem).__name__}: {problem}", exhausted)
     finally:
         _alarm(0)
+
+
+def _received(sent: Reward | bytes) -> Reward:
+    if isinstance(sent, Reward):
+        return sent
+    import dill
+
+    return dill.loads(sent)  # noqa: S301  bytes that this run has made
 
 
 def _warm_up_s(reward: Reward) -> float:

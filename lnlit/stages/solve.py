@@ -129,8 +129,7 @@ def read_problem(file: Path) -> Problem:
 def _solver(solver: str | Solver) -> tuple[str, Solver]:
     """(registered name, solver)."""
     if isinstance(solver, Solver):
-        names = (name for name in registry.names("solver") if registry.get("solver", name) is type(solver))
-        return next(names, type(solver).__name__), solver
+        return registry.name_of("solver", type(solver)) or type(solver).__name__, solver
     name = solver
     if name == "highs" and name not in registry.names("solver"):
         raise UserError(

@@ -68,7 +68,7 @@ IN_FILE = {
     ),
     "unknown class": (
         ("class_path: SFT", "class_path: STF"),
-        "run.yaml:9: model.class_path: unknown class 'STF'. Did you mean 'SFT'? Allowed: ",
+        "run.yaml:9: model.class_path: unknown method 'STF'. Did you mean 'SFT'? Allowed: ",
     ),
     "class that is not in its module": (
         ("class_path: SFT", "class_path: lnlit.modules.sft.STF"),
@@ -130,7 +130,7 @@ ON_COMMAND_LINE = {
         "command line: data.init_args: unknown key 'sed'. Did you mean 'seed'?",
     ),
     "wrong type": (["--data.seed=x"], "command line: data.init_args.seed: expected int, got 'x'"),
-    "unknown class": (["--model", "STF"], "command line: model.class_path: unknown class 'STF'. Did you mean 'SFT'?"),
+    "unknown class": (["--model", "STF"], "command line: model.class_path: unknown method 'STF'. Did you mean 'SFT'?"),
     "one of several kinds of choice": (
         ["--trainer.precision", "bf16-mixd"],
         "command line: trainer.precision: expected one of 64, 32, 16, 'transformer-engine', ",

@@ -115,7 +115,7 @@ MISTAKES = {
     ),
     "misspelt order": (
         ("GaussianCurriculum", "GausianCurriculum"),
-        "run.yaml:34: data.init_args.order.class_path: unknown class 'GausianCurriculum'. Did you mean 'GaussianCurr",
+        "run.yaml:34: data.init_args.order.class_path: unknown prompt_order 'GausianCurriculum'. Did you mean 'Ga",
     ),
     "misspelt argument of the order": (
         ("sigma", "sgima"),

@@ -87,7 +87,7 @@ def test_a_clash_is_settled_by_the_distribution(install, lnlit, config):
     install("demo-two", numbers="demo_two:Numbers")
     code, _, err = lnlit("fit", "--config", source(config, "numbers"))
     assert code == 2 and err.count("\n") == 1, err
-    assert "offered by demo-one (demo_one:Numbers) and demo-two (demo_two:Numbers). Write 'demo-two:numbers'" in err
+    assert "offered by demo-one (demo_one:Numbers) and demo-two (demo_two:Numbers). Write 'demo-one:numbers' or " in err
     code, _, err = lnlit("fit", "--config", source(config, "Numbers"))
     assert code == 2 and "source class 'Numbers' is offered as demo-one:numbers and demo-two:numbers." in err, err
     code, out, err = lnlit("fit", "--config", source(config, "demo-one:numbers"), "--print_config")
@@ -110,9 +110,23 @@ def test_a_circle_of_causes_ends():
     assert blame.while_building(outer) is told
 
 
-def test_a_module_that_no_plugin_owns_may_not_be_named(install, lnlit, config):
+def test_a_module_that_no_plugin_owns_is_imported_where_it_is_written_and_must_fit(install, lnlit, config):
     install("demo-one", numbers="demo_one:Numbers")
-    (Path(sys.path[0]) / "demo_stranger.py").write_text(PART)
-    code, _, err = lnlit("fit", "--config", source(config, "demo_stranger.Numbers"))
-    assert code == 2 and "'demo_stranger.Numbers' may not be named here." in err, err
+    (Path(sys.path[0]) / "demo_stranger.py").write_text(f"{PART}\nclass Other: ...\n")
+    assert lnlit("fit", "--config", config(), "--print_config")[0] == 0
     assert "demo_stranger" not in sys.modules
+    code, _, err = lnlit("fit", "--config", source(config, "demo_stranger.Other"))
+    assert code == 2 and "'demo_stranger.Other' may not be named here." in err and "here a Source. Allowed: " in err, (
+        err
+    )
+    code, _, err = lnlit("fit", "--config", source(config, "demo_one.PART"))
+    assert code == 2 and "cannot import 'demo_one.PART'" in err, err
+    assert lnlit("fit", "--config", source(config, "demo_stranger.Numbers"))[0] == 0
+
+
+def test_a_clash_with_a_builtin_concerns_who_writes_the_bare_name(install, lnlit, config):
+    install("demo-one", jsonl="demo_one:Numbers")
+    code, _, err = lnlit("fit", "--config", config())
+    assert code == 2 and "offered by lnlit (lnlit.data.sources:JsonlSource) and demo-one (demo_one:Numbers)." in err
+    assert lnlit("fit", "--config", source(config, "demo-one:jsonl"), "--print_config")[0] == 0
+    assert lnlit("fit", "--config", config(("jsonl\n", "lnlit:jsonl\n")), "--print_config")[0] == 0
