@@ -6,6 +6,7 @@ from lnlit.callbacks import GracefulStop as GracefulStop
 from lnlit.callbacks import MemoryRecorder as MemoryRecorder
 from lnlit.callbacks import RandomState as RandomState
 from lnlit.callbacks import RolloutLog as RolloutLog
+from lnlit.callbacks import RunResults as RunResults
 from lnlit.callbacks import SampleGenerations as SampleGenerations
 from lnlit.callbacks import Stability as Stability
 from lnlit.callbacks import Throughput as Throughput
@@ -13,6 +14,7 @@ from lnlit.callbacks import ToggleReport as ToggleReport
 from lnlit.checkpoint.convert import export_model as export_model
 from lnlit.checkpoint.convert import import_model as import_model
 from lnlit.checkpoint.formats import read_spec as read_spec
+from lnlit.cli.ablate import ablate as ablate
 from lnlit.cli.python import chat as chat
 from lnlit.cli.python import data_show as data_show
 from lnlit.cli.python import fit as fit

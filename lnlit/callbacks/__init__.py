@@ -8,6 +8,7 @@ from lnlit.callbacks.interrupt import GracefulStop
 from lnlit.callbacks.memory import MemoryRecorder
 from lnlit.callbacks.progress import progress_bar
 from lnlit.callbacks.random_state import RandomState
+from lnlit.callbacks.results import RunResults
 from lnlit.callbacks.rollouts import RolloutLog
 from lnlit.callbacks.samples import SampleGenerations
 from lnlit.callbacks.stability import Stability
@@ -21,6 +22,7 @@ __all__ = [
     "MemoryRecorder",
     "RandomState",
     "RolloutLog",
+    "RunResults",
     "SampleGenerations",
     "Stability",
     "Throughput",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -45,6 +47,18 @@ class RolloutLog(L.Callback):
             )
         self.every_n_rollouts, self.keep, self.prompts = every_n_rollouts, keep, prompts
         self._trainer: L.Trainer | None = None
+        self._folder: Path | None = None
+        self._answers: Sequence[Sample] = ()
+
+    def per_question(self) -> Mapping[str, Mapping[str, float]]:
+        """The mean reward of each held-out prompt, and of each kind of reward, when they were answered last. A prompt
+        of which no answer could be judged is left out.
+        """
+        answers = self._answers
+        if not answers and self._folder is not None:  # resumed after the last validation
+            history = History(self._folder)
+            answers = history.samples("val", steps[-1]) if (steps := history.steps("val")) else ()
+        return _by_question(answers)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._data: Any = getattr(trainer, "datamodule", None)
@@ -55,7 +69,8 @@ class RolloutLog(L.Callback):
             )
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        self._trainer, self._history = trainer, History(Path(trainer.default_root_dir) / FOLDER)
+        self._trainer, self._folder = trainer, Path(trainer.default_root_dir) / FOLDER
+        self._history = History(self._folder)
         self._held: list[tuple[Entry, Sequence[Sample]]] = []
         self._has_begun = False
         self._start = -1
@@ -71,6 +86,8 @@ class RolloutLog(L.Callback):
     def record(self, stage: Stage, samples: Sequence[Sample]) -> None:
         """A rollout was drawn, or held-out prompts were answered."""
         assert self._trainer is not None
+        if stage == "val":
+            self._answers = samples
         before, self._phases = {} if stage == _TRAIN else self._phases, dict(self._data.phases.seconds)
         seconds = {name: value - before.get(name, 0.0) for name, value in self._phases.items()}
         drawn_for = self._data if stage == _TRAIN else self._data.held_out
@@ -162,6 +179,20 @@ def markdown(best: Sample, worst: Sample) -> str:
         reward, rest = in_words(sample)
         parts.append(f"**{name}: {reward}** ({rest})\n\n{_fenced(sample.text)}")
     return "\n\n".join(parts)
+
+
+def _by_question(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Metric -> prompt -> mean over its answers that have a value. The metrics' names are those of validation."""
+    found: dict[str, dict[str, float]] = {}
+    for prompt, answers in by_prompt(samples).items():
+        values = {"val/reward": [s.reward for s in answers if not math.isnan(s.reward)]}
+        for name in answers[0].rewards:
+            given = [s.rewards[name].value for s in answers]
+            values[f"val/rewards/{name}/mean"] = [value for value in given if value is not None]
+        for name, known in values.items():
+            if known:
+                found.setdefault(name, {})[prompt] = fmean(known)
+    return found
 
 
 def _fenced(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.data.rows import asked
 from lnlit.errors import UserError
-from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, score
+from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, is_correct, score
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.weights import inference_copy
@@ -39,6 +40,11 @@ class ToggleReport(L.Callback):
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
         self.sampling.check()
         self.results: dict[str, Any] = {}
+        self._right: dict[str, dict[str, float]] = {}
+
+    def per_question(self) -> Mapping[str, Mapping[str, float]]:
+        """Whether each question was answered right when it was asked last, by thinking mode."""
+        return self._right
 
     def state_dict(self) -> dict[str, Any]:
         return {"results": json.dumps(self.results)}
@@ -88,6 +94,8 @@ class ToggleReport(L.Callback):
         for mode in _MODES:
             texts, finished = self._answer(trainer, module, [q for q, _ in questions], mode)
             scored = score(texts, finished, [a for _, a in questions], mode)
+            right = {q: float(is_correct(text, a)) for (q, a), text in zip(questions, texts, strict=True)}
+            self._right[f"toggle/accuracy_{mode}"] = right
             result[mode] = {name: _counts(getattr(scored, name)) for name in ToggleScore.__dataclass_fields__}
             result[mode]["sample"] = {"question": questions[0][0], "answer": texts[0]}
             for name in ("accuracy", "obedience"):

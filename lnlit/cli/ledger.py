@@ -10,7 +10,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -41,10 +41,11 @@ class Ledger:
     """The record of one folder's stages.
 
     Per stage: what it was made by, `seconds` when it is finished, and then `outs`: the names in each of its results.
-    One without `seconds` was started with nothing at its results; one with `again` is to be run anew.
+    One without `seconds` was started with nothing at its results; one with `again` is to be run anew. `known`: digests
+    of files that somebody else has read.
     """
 
-    def __init__(self, runs: Path, folder: Path) -> None:
+    def __init__(self, runs: Path, folder: Path, known: Mapping[str, list[Any]] | None = None) -> None:
         self.runs, self.folder = runs, folder
         self.file = runs / f"{folder.resolve().name}.stages.json"
         place = os.path.relpath(folder.resolve(), runs.resolve())  # both may be moved together
@@ -56,7 +57,7 @@ class Ledger:
                 f"{self.file}: is the record of another folder of this name, {runs / self._stages['folder']}. Choose "
                 "another place with --runs, or rename the folder."
             )
-        self.digests = Digests(self._stages.get("digests", {}))
+        self.digests = Digests({**self._stages.get("digests", {}), **(known or {})})
 
     def verdict(self, stage: Stage, stages: Sequence[Stage]) -> Verdict:
         """How a stage stands now, among all stages of the folder."""

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("lnlit.cli.search:main", "find the best heterogeneous child of a model, stage by stage"),
     "rollout": ("lnlit.cli.rollout:main", "find out how hard prompts are for a model, before it learns from them"),
     "run": ("lnlit.cli.run:main", "run a folder of numbered stages in order; finished ones are skipped"),
+    "ablate": ("lnlit.cli.ablate:main", "compare variants of a configuration over several seeds, with intervals"),
     "data": ("lnlit.cli.data:main", "show what is learned of a configuration's rows: lnlit data show CONFIG"),
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),
     "plugins": (

@@ -11,7 +11,7 @@ from lnlit.errors import UserError
 from lnlit.files import expanded
 
 #: What a fit keeps in its `default_root_dir`, which may hold more than this one run.
-_OF_A_RUN = ("checkpoints", "logs", "rollouts", "rollouts.html")
+OF_A_RUN = ("checkpoints", "logs", "rollouts", "rollouts.html")
 
 
 def put_aside(stage: Stage, stages: Sequence[Stage], outs: Sequence[str] | None = None) -> Iterator[str]:
@@ -43,7 +43,7 @@ def _results(stage: Stage) -> Iterator[Path]:
         ranks = path.parent.glob(f"{glob.escape(path.stem)}.rank-*{glob.escape(path.suffix)}")
         yield from (each for each in (path, path.with_name(f"{path.name}.partial"), *sorted(ranks)) if each.exists())
     if stage.root is not None:
-        yield from (each for name in _OF_A_RUN if (each := expanded(stage.root) / name).exists())
+        yield from (each for name in OF_A_RUN if (each := expanded(stage.root) / name).exists())
 
 
 def _same(one: Path, other: Path) -> bool:

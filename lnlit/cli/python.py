@@ -25,7 +25,7 @@ R = TypeVar("R")
 Config = str | Path | Sequence[str | Path]
 
 
-def _told(function: Callable[P, R]) -> Callable[P, R]:
+def told(function: Callable[P, R]) -> Callable[P, R]:
     """Whatever the command line tells in one line is a `UserError` with that line."""
 
     @functools.wraps(function)
@@ -43,7 +43,7 @@ def _told(function: Callable[P, R]) -> Callable[P, R]:
     return telling
 
 
-@_told
+@told
 def fit(config: Config, overrides: Mapping[str, Any] | None = None) -> Trainer:
     """Train as `lnlit fit` does. Returns the trainer: its `callback_metrics`, `lightning_module` and `datamodule`.
 
@@ -57,7 +57,7 @@ def fit(config: Config, overrides: Mapping[str, Any] | None = None) -> Trainer:
     return _stage("fit", config, overrides)
 
 
-@_told
+@told
 def validate(config: Config, overrides: Mapping[str, Any] | None = None) -> Trainer:
     """Run the validation loop of a configuration as `lnlit validate` does; see `fit`."""
     return _stage("validate", config, overrides)
@@ -68,14 +68,14 @@ def _stage(command: str, config: Config, overrides: Mapping[str, Any] | None) ->
     from lnlit.cli.train import command_line
     from lnlit.cli.written import Written
 
-    arguments = _arguments(config, overrides)
-    trainer = command_line(command, arguments, Written(arguments)).trainer
+    given = arguments(config, overrides)
+    trainer = command_line(command, given, Written(given)).trainer
     if stopped_by(trainer) is not None:
         raise KeyboardInterrupt
     return trainer
 
 
-@_told
+@told
 def stage(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Path:
     """Run a stage of `lnlit search` or `lnlit rollout` from its YAML file, whose key `stage` says which; returns the
     path it wrote. Each is a function of its own as well: `search_solve`, `rollout_annotate`, ...
@@ -85,10 +85,11 @@ def stage(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Pat
 
     name = str(read_yaml(Path(config)).get("stage"))
     command = rollout.COMMAND if name in rollout.STAGES else search.COMMAND
-    return command.result(name, _arguments(config, overrides))
+    return command.result(name, arguments(config, overrides))
 
 
-def _arguments(config: Config, overrides: Mapping[str, Any] | None) -> list[str]:
+def arguments(config: Config, overrides: Mapping[str, Any] | None) -> list[str]:
+    """What the command line would say: files, and overrides as options."""
     files = [config] if isinstance(config, str | Path) else config
     found = [part for file in files for part in ("--config", str(file))]
     for key, value in (overrides or {}).items():
@@ -109,7 +110,7 @@ def _text(value: Any, key: str) -> str:
         ) from None
 
 
-@_told
+@told
 def trainer(**flags: Any) -> Trainer:
     """A Lightning Trainer with the flags, callbacks and TensorBoard logger that `lnlit fit` gives it.
 
@@ -131,7 +132,7 @@ def trainer(**flags: Any) -> Trainer:
     return trainer_flags.build(defaults | flags, lambda config: Trainer(**config))
 
 
-@_told
+@told
 def run(
     folder: str | Path,
     *,
@@ -154,7 +155,7 @@ def run(
         raise UserError(f"{folder}: a stage has ended with exit code {code}; standard error says why.")
 
 
-@_told
+@told
 def chat(
     model: str | Path,
     prompt: str,
@@ -183,7 +184,7 @@ def chat(
     return Chat(options).answer(prompt, lambda text: None)
 
 
-@_told
+@told
 def data_show(config: str | Path, rows: int = 1) -> None:
     """Print the first packed rows of a configuration's data as `lnlit data show` does."""
     from lnlit.cli.data import main

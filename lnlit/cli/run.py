@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         ledger = Ledger(options.runs, options.folder)  # nobody else writes it from here on
         ledger.ask_again(again)
         _check(stages, _to_run(ledger, stages, chosen))
-        return _run(ledger, stages, chosen, lock)
+        return run_stages(ledger, stages, chosen, lock)
 
 
 def _chosen(stages: Sequence[Stage], options: Namespace) -> Sequence[Stage]:
@@ -91,7 +91,10 @@ def _again(stages: Sequence[Stage], chosen: Sequence[Stage], options: Namespace)
     return found
 
 
-def _run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock: int) -> int:
+def run_stages(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock: int) -> int:
+    """Run the chosen of a folder's stages that are not finished. Returns the exit code of one that ended badly, or 0.
+    Raises `UserError` for a stage that has changed since it ran and nobody asked to run again.
+    """
     for stage in chosen:
         verdict = ledger.verdict(stage, stages)
         if verdict.state == "changed":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -143,14 +142,22 @@ class _Parsed(LitCLI):
     """Reads a configuration and builds nothing."""
 
     def before_instantiate_classes(self) -> None:
-        raise _Checked
+        raise _Checked(self._parser(self._command).dump(self.config[self._command], skip_none=False))
 
 
 def check(arguments: list[str]) -> None:
     """Raises `UserError` for a configuration that `fit` would refuse before it builds anything."""
+    resolved(arguments)
+
+
+def resolved(arguments: list[str]) -> dict[str, Any]:
+    """A fit's configuration with every default, as `--print_config` prints it. Raises `UserError` as `check` does."""
     quieten()
-    with contextlib.suppress(_Checked):
+    try:
         _Parsed("fit", arguments, Written(arguments))
+    except _Checked as checked:
+        return yaml.safe_load(str(checked))
+    raise AssertionError("a configuration was built that was to be read alone")
 
 
 def run(command: str, arguments: list[str], written: Written) -> int:

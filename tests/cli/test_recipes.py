@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lnlit import registry
 from lnlit.checkpoint.formats import read_spec
 from lnlit.cli import names, rollout, search
 from lnlit.cli.main import main
@@ -21,7 +19,13 @@ from lnlit.cli.run import numbered
 from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 ROOT = Path(__file__).parents[2]
-ALL = sorted(path for path in (ROOT / "yaml").rglob("*.yaml") if path.parent.name != "trainer")
+#: What `lnlit ablate` takes names such recipes; tests/cli/test_ablation_recipes.py looks at it.
+ABLATIONS = {
+    path for path in (ROOT / "yaml" / "ablations").rglob("*.yaml") if "arms" in yaml.safe_load(path.read_text())
+}
+ALL = sorted(
+    path for path in (ROOT / "yaml").rglob("*.yaml") if path.parent.name != "trainer" and path not in ABLATIONS
+)
 STAGES = {path: stage for path in ALL if (stage := yaml.safe_load(path.read_text()).get("stage"))}
 RECIPES = [path for path in ALL if path not in STAGES]
 CLUSTER = [path for path in RECIPES if path.parent.name.startswith("ln-")]
@@ -29,7 +33,7 @@ OVERLAYS = sorted((ROOT / "yaml" / "trainer").glob("*.yaml"))
 #: What trainer overlays are for: models under a `runtime`. Cluster recipes bring a strategy of their own, and block
 #: distillation has no runtime.
 SINGLE = [path for path in RECIPES if path not in CLUSTER and path.name != "1b_block_distill.yaml"]
-VLLM = ROOT / "plugins" / "lnlit-vllm"
+pytestmark = pytest.mark.usefixtures("vllm_plugin")
 JUDGE = "meta-llama/Llama-3.3-70B-Instruct"
 #: Table 2: math with and without reasoning, code likewise, science with; chat likewise, instructions, safety.
 TABLE_2 = {
@@ -131,22 +135,6 @@ CHOICES = {
     "thinking", "quantization", "dtype", "precision", "take_turns", "activation_checkpointing", "compile",
 }  # fmt: skip
 PAPERS = [path for path in ALL if path.parent.name.startswith("ln-")]
-
-
-@pytest.fixture(autouse=True)
-def vllm_plugin(tmp_path_factory, monkeypatch) -> Iterator[None]:
-    """The names that `pip install plugins/lnlit-vllm` gives. Its environment is vLLM's; to name a class needs none."""
-    points = tomllib.loads((VLLM / "pyproject.toml").read_text())["project"]["entry-points"]["lnlit.rollout"]
-    info = tmp_path_factory.mktemp("site") / "lnlit_vllm-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lnlit-vllm\nVersion: 0.1.0\n")
-    offers = "".join(f"{name} = {target}\n" for name, target in points.items())
-    (info / "entry_points.txt").write_text(f"[lnlit.rollout]\n{offers}")
-    for folder in (VLLM, info.parent):
-        monkeypatch.syspath_prepend(str(folder))
-    registry._plugins.cache_clear()
-    yield
-    registry._plugins.cache_clear()
 
 
 def name(path: Path) -> str:

@@ -1,0 +1,275 @@
+"""What an ablation compares: one base configuration, its arms and seeds, as runs with a folder and YAML files each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lnlit.cli.pipeline import DEFAULT_ROOT, RESULTS, ROOT, Stage, position, stages_of
+from lnlit.cli.put_aside import OF_A_RUN
+from lnlit.cli.python import arguments
+from lnlit.errors import UserError, shown, unknown_key
+from lnlit.files import expanded
+from lnlit.stages.compare import results_file, run_folder
+
+#: What an ablation sets itself in each run.
+_OURS = ("seed_everything", "data.seed", f"trainer.{ROOT}")
+_NAME, _NUMBERED = re.compile(r"[\w.+-]+"), re.compile(r"\d+[a-z]?_")
+Overrides = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A base configuration and what is tried of it.
+
+    Args:
+        base: A configuration of `lnlit fit`, a list of them, or of stages, that follow each other, or a folder of such.
+        arms: Name -> overrides by dotted key, as options of the command line. Of several files, file -> overrides, and
+            null leaves a file out. The others are compared with the first.
+        seeds: Each sets `seed_everything` and the seed of the data.
+        metrics: Names as they are logged, of the last file; another's as `FILE:NAME`. Of a stage that writes JSON, the
+            dotted path in it.
+        out: The folder of the runs and of the table.
+        settings: Overrides of every arm; an arm's own win.
+    """
+
+    base: tuple[Stage, ...]
+    arms: Mapping[str, Overrides]
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    out: Path
+    settings: Overrides
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], where: str, folder: Path) -> Ablation:
+        """From a mapping as in a YAML file; paths of `base` are seen from `folder`. `UserError` for what is not so."""
+        allowed = [field.name for field in fields(cls)]
+        for key in given:
+            if key not in allowed:
+                raise unknown_key(where, str(key), allowed)
+        for key in ("base", "arms", "seeds", "metrics", "out"):
+            if not given.get(key):
+                raise UserError(f"{where}: {key!r} is missing. An ablation has: {', '.join(allowed)}.")
+        base = _stages(given["base"], where, folder)
+        metrics = [given["metrics"]] if isinstance(given["metrics"], str) else given["metrics"]
+        seeds = given["seeds"]
+        if not (isinstance(seeds, list | tuple) and all(type(seed) is int and seed >= 0 for seed in seeds)):
+            raise UserError(f"{where}: seeds: expected a list of whole numbers, as in [0, 1, 2]; got {shown(seeds)}.")
+        if len(set(seeds)) < len(seeds):
+            raise UserError(f"{where}: seeds: {shown(seeds)} names one twice, which would count one run as two.")
+        if not isinstance(metrics, list | tuple) or not all(isinstance(metric, str) for metric in metrics):
+            raise UserError(f"{where}: metrics: expected names such as val/loss, got {shown(metrics)}.")
+        arms = given["arms"]
+        if not isinstance(arms, Mapping) or len(arms) < 2:
+            raise UserError(f"{where}: arms: expected two or more, as name: {{key: value}}; got {shown(arms)}.")
+        for name in arms:
+            if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("."):
+                raise UserError(
+                    f"{where}: arms: {shown(name)} names a folder too; allowed: letters, digits, and . + - _ within."
+                )
+        arms = {name: _overrides(arm, base, f"{where}: arms.{name}") for name, arm in arms.items()}
+        settings = _overrides(given.get("settings"), base, f"{where}: settings")
+        if None in settings.values():
+            raise UserError(f"{where}: settings: a file that no arm has is left out of base instead.")
+        found = cls(base, arms, tuple(seeds), tuple(metrics), expanded(given["out"]), settings)
+        for metric in metrics:
+            found.measured(metric)
+        return found
+
+    def measured(self, metric: str) -> tuple[str, str]:
+        """(name of the file that a metric is of, its name there)."""
+        stage, colon, name = metric.rpartition(":")
+        at = position(self.base, stage) if colon else len(self.base) - 1
+        return self.base[at].name, name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed. `texts`: file name -> the YAML of a stage, complete."""
+
+    arm: str
+    seed: int
+    folder: Path
+    texts: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+    def stages(self, root: Path) -> list[Stage]:
+        """Its stages, with their files below `root`."""
+        return [Stage(root / name, name.partition("_")[0]) for name in self.texts]
+
+    def write(self, root: Path) -> list[Stage]:
+        """The same, written. A file that says the same already is left as it is."""
+        root.mkdir(parents=True, exist_ok=True)
+        for name, text in self.texts.items():
+            if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text:
+                (root / name).write_text(text, encoding="utf-8")
+        return self.stages(root)
+
+
+def runs_of(ablation: Ablation) -> list[Run]:
+    """All runs, seed by seed, so that arms can be compared early. Raises `UserError` for a key or value that a stage
+    refuses.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    arms = {arm: _resolved(ablation, arm, known) for arm in ablation.arms}
+    return [_run(ablation, arm, seed, resolved) for seed in ablation.seeds for arm, resolved in arms.items()]
+
+
+def stage_file(stage: Stage) -> str:
+    """The name of a stage's file in a run: numbered, as `lnlit run` wants it."""
+    return stage.file.name if _NUMBERED.match(stage.file.name) else f"1_{stage.file.name}"
+
+
+# reading
+
+
+def _stages(base: Any, where: str, folder: Path) -> tuple[Stage, ...]:
+    given = [base] if isinstance(base, str | Path) else base
+    if not isinstance(given, list | tuple) or not all(isinstance(file, str | Path) for file in given):
+        raise UserError(f"{where}: base: expected a YAML file, a list of them or a folder; got {shown(base)}.")
+    paths = [folder / expanded(file) for file in given]
+    if len(paths) == 1 and paths[0].is_dir():
+        return tuple(stages_of(paths[0]))
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{where}: base: there is no file {str(path)!r}.")
+        if len(paths) > 1 and not _NUMBERED.match(path.name):
+            raise UserError(f"{where}: base: files that follow each other are named like 1_name.yaml, not {path.name}.")
+    stages = tuple(Stage(path, path.name.partition("_")[0]) for path in paths)
+    for stage in stages:
+        if sum(stage.name == other.name for other in stages) > 1:
+            raise UserError(f"{where}: base: two files are named {stage.name}.")
+    return stages
+
+
+def _overrides(given: Any, base: Sequence[Stage], where: str) -> dict[str, dict[str, Any] | None]:
+    """Name of a stage -> its overrides, None where it is left out."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: expected key: value, as in {{trainer.max_steps: 100}}; got {shown(given)}.")
+    single = len(base) == 1
+    by_stage = {base[0].name: given} if single else {base[position(base, str(key))].name: given[key] for key in given}
+    if len(by_stage) < len(given) and not single:
+        raise UserError(f"{where}: {', '.join(map(str, given))}: two of these name the same file.")
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, overrides in by_stage.items():
+        if not single and overrides is not None and not isinstance(overrides, Mapping):
+            raise UserError(f"{where}: {name}: expected key: value, or null to leave it out; got {shown(overrides)}.")
+        for key in overrides or ():
+            plain = str(key).replace(".init_args.", ".").removesuffix("+")
+            if plain in _OURS or plain.rpartition(".")[2] in ("help", "config", "print_config"):
+                raise UserError(f"{where}: {key} is not for an arm: seeds and folders are the ablation's to choose.")
+        found[name] = None if overrides is None else {str(key): value for key, value in overrides.items()}
+    return found
+
+
+# resolving
+
+
+def _resolved(ablation: Ablation, arm: str, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """File name -> the complete configuration of each stage of an arm, without seeds and as if in the base's place.
+    `known`: those of other arms by their options, since each takes a while to read.
+    """
+    own = ablation.arms[arm]
+    found = {}
+    for stage in ablation.base:
+        if own.get(stage.name, {}) is None:
+            continue
+        overrides = {**(ablation.settings.get(stage.name) or {}), **(own.get(stage.name) or {})}
+        options = arguments(stage.file, overrides)
+        if str(options) not in known:
+            try:
+                known[str(options)] = _configuration(stage, options)
+            except UserError as error:
+                raise UserError(f"arm {arm}: {error}") from error
+        found[stage_file(stage)] = known[str(options)]
+    return found
+
+
+def _configuration(stage: Stage, options: list[str]) -> dict[str, Any]:
+    if stage.kind is None:
+        from lnlit.cli.train import resolved
+
+        return resolved([*options, "--seed_everything=false"])  # each run has its own
+    from lnlit.cli import rollout, search
+
+    parsed = {"rollout": rollout.parsed, "search": search.parsed}[stage.command[0]]
+    _, parser, config = parsed(stage.kind, options)
+    return {
+        key: value for key, value in yaml.safe_load(parser.dump(config, skip_none=False)).items() if key != "config"
+    }
+
+
+def _run(ablation: Ablation, arm: str, seed: int, resolved: Mapping[str, Mapping[str, Any]]) -> Run:
+    """One run's files: with its seed, writing into its own folder and reading there what its own stages write."""
+    folder = run_folder(ablation.out, arm, seed)
+    moved = _moved(resolved.values(), folder)
+    texts = {}
+    for name, config in resolved.items():
+        config = _placed(deepcopy(dict(config)), moved)
+        if "stage" in config:
+            config |= {"seed": seed} if "seed" in config else {}
+        else:
+            config["seed_everything"] = seed
+            settings = config["data"].get("init_args", {})
+            settings |= {"seed": seed} if "seed" in settings else {}
+            results = {"out": str(results_file(folder, Path(name).stem))}
+            callback = {"class_path": "lnlit.callbacks.RunResults", "init_args": results}
+            config["trainer"]["callbacks"] = [*_listed(config["trainer"].get("callbacks")), callback]
+        texts[name] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return Run(arm, seed, folder, texts)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _moved(configs: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, str]:
+    """Path that a stage writes -> its place in the run's folder, which keeps as much of it as tells them apart. What
+    lies below a result moves with it; of a fit's own folder, which may hold other things too, what every fit has there.
+    """
+    written = [(key, text) for config in configs for key, text in _texts(config) if key in (RESULTS, ROOT)]
+    if not written:
+        return {}
+    absolute = {text: expanded(text).absolute() for _, text in written}
+    above = os.path.commonpath([path.parent for path in absolute.values()])
+    moved = {}
+    for key, text in written:
+        place = str(folder / os.path.relpath(absolute[text], above))
+        within = ["", "/"] if key == RESULTS else ["", *(f"/{name}" for name in OF_A_RUN)]
+        moved |= {text + part: place + part for part in within}
+    return moved
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text of a configuration."""
+    if isinstance(node, str):
+        yield key, node
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield from _texts(value, str(name))
+    for value in node if isinstance(node, list) else ():
+        yield from _texts(value, key)
+
+
+def _placed(node: Any, moved: Mapping[str, str], key: str = "") -> Any:
+    """A configuration whose paths lead into the run's folder where one of its stages writes there."""
+    if isinstance(node, dict):
+        return {name: _placed(value, moved, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_placed(value, moved, key) for value in node]
+    if not isinstance(node, str) or (node == DEFAULT_ROOT and key != ROOT):
+        return node
+    if node in moved:
+        return moved[node]
+    above = max((path for path in moved if path.endswith("/") and node.startswith(path)), key=len, default=None)
+    return node if above is None else moved[above] + node[len(above) :]

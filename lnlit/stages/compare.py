@@ -1,0 +1,284 @@
+"""What the runs of an ablation have come to, arm beside arm: a table as Markdown and JSON, and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lnlit.errors import did_you_mean
+from lnlit.eval.intervals import FEW, Estimate, estimate
+from lnlit.files import expanded, read_json, replaced_file, write_json
+from lnlit.search.figures import Theme, new_figure, plain, save_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: The outcome of a run whose results count.
+FINISHED = "finished"
+TABLE, DATA, PICTURE = "ablation.md", "ablation.json", "ablation.png"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What to read of a run: `key` in the results of the fit `file` (without .yaml), or by a dotted path in the JSON
+    that another stage has written.
+    """
+
+    file: str
+    key: str
+    is_fit: bool = True
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to compare: metrics by name, and the arms, of which the first is what the others are compared with."""
+
+    metrics: Mapping[str, Metric]
+    arms: Sequence[str]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one arm with one seed has ended, in words. Only a `FINISHED` run is read; `about` is told with it."""
+
+    arm: str
+    seed: int
+    text: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one arm. `values` and `questions` are by seed; `left_out` counts runs that have no value, by why;
+    `early` runs were validated before their last step; `logged` is what those without this metric have.
+    """
+
+    values: Mapping[int, float]
+    questions: Mapping[int, Mapping[str, float]]
+    left_out: Mapping[str, int]
+    early: int = 0
+    logged: Collection[str] = ()
+    over_seeds: Estimate | None = None
+    over_questions: Estimate | None = None
+    differences: Mapping[int, float] = field(default_factory=dict)
+
+
+def compare(out: Path, asked: Asked, outcomes: Sequence[Outcome]) -> str:
+    """Write the table and the picture of the runs `out`/ARM/seed-N; returns the table.
+
+    Args:
+        out: The folder of the ablation.
+        asked: What to compare.
+        outcomes: Of every arm and seed.
+    """
+    finished = {(each.arm, each.seed) for each in outcomes if each.text == FINISHED}
+    found = {name: _row(out, asked, metric, finished) for name, metric in asked.metrics.items()}
+    cells = {name: _compared(row, asked.arms[0]) for name, row in found.items()}
+    table = render(cells, asked)
+    runs = [
+        {"arm": each.arm, "seed": each.seed, "outcome": each.text, **each.about, "folder": str(folder)}
+        for each in outcomes
+        for folder in [run_folder(out, each.arm, each.seed)]
+    ]
+    metrics = {name: {arm: _as_json(cell) for arm, cell in row.items()} for name, row in cells.items()}
+    save_png(out / PICTURE, lambda theme: picture(theme, cells, asked))
+    with replaced_file(out / TABLE) as scratch:
+        scratch.write_text(table, encoding="utf-8")
+    write_json(out / DATA, {"compared_with": asked.arms[0], "metrics": metrics, "runs": runs})
+    return table
+
+
+def run_folder(out: Path, arm: str, seed: int) -> Path:
+    """Where one arm with one seed runs."""
+    return out / arm / f"seed-{seed}"
+
+
+def results_file(folder: Path, file: str) -> Path:
+    """Where a fit of a run writes what it has come to. `file`: the name of its YAML, without .yaml."""
+    return folder / f"{file}.results.json"
+
+
+# reading
+
+
+def _row(out: Path, asked: Asked, metric: Metric, finished: Collection[tuple[str, int]]) -> dict[str, Cell]:
+    found = {}
+    for arm in asked.arms:
+        values, questions, left_out, early, logged = {}, {}, Counter(), 0, set()
+        for seed in asked.seeds:
+            folder = run_folder(out, arm, seed)
+            if (arm, seed) not in finished:
+                left_out["failed"] += 1
+                continue
+            value, answers, is_early = _read(folder, metric)
+            if value is None:
+                left_out["without this metric"] += 1
+                logged |= _logged(folder, metric)
+            elif not math.isfinite(value):
+                left_out["not finite"] += 1
+            else:
+                values[seed], questions[seed] = value, answers
+                early += is_early
+        found[arm] = Cell(values, questions, dict(left_out), early, logged)
+    return found
+
+
+def _logged(folder: Path, metric: Metric) -> set[str]:
+    file = results_file(folder, metric.file)
+    return set(read_json(file)["metrics"]) if metric.is_fit and file.is_file() else set()
+
+
+def _read(folder: Path, metric: Metric) -> tuple[float | None, Mapping[str, float], bool]:
+    """(value: None for one that is not there, question -> value, whether it is of a step before the last)."""
+    if metric.is_fit:
+        file = results_file(folder, metric.file)
+        if not file.is_file():  # an arm without this stage
+            return None, {}, False
+        results = read_json(file, "the results of a run")
+        if metric.key not in results["metrics"]:
+            return None, {}, False
+        value = results["metrics"][metric.key]
+        is_early = metric.key.startswith("val/") and results["validated_at"] not in (None, results["step"])
+        return math.nan if value is None else value, results["questions"].get(metric.key, {}), is_early
+    stage = folder / f"{metric.file}.yaml"
+    if not stage.is_file():
+        return None, {}, False
+    node: Any = read_json(expanded(yaml.safe_load(stage.read_text(encoding="utf-8"))["out"]))
+    for part in metric.key.split("."):
+        try:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        except (LookupError, TypeError, ValueError):
+            return None, {}, False
+    return (math.nan if node is None else float(node)) if isinstance(node, int | float | None) else None, {}, False
+
+
+# comparing
+
+
+def _compared(row: Mapping[str, Cell], first: str) -> dict[str, Cell]:
+    """Each arm with its paired differences from the first."""
+    return {arm: cell if arm == first else _paired(cell, row[first]) for arm, cell in row.items()}
+
+
+def _paired(cell: Cell, first: Cell) -> Cell:
+    seeds = [seed for seed in cell.values if seed in first.values]
+    differences = {seed: cell.values[seed] - first.values[seed] for seed in seeds}
+    by_question: dict[str, list[float]] = {}
+    for seed in seeds:
+        for question, value in cell.questions[seed].items():
+            if question in first.questions[seed]:
+                by_question.setdefault(question, []).append(value - first.questions[seed][question])
+    means = [fmean(values) for values in by_question.values()]
+    return replace(
+        cell,
+        over_seeds=estimate(list(differences.values()), "seeds") if differences else None,
+        over_questions=estimate(means, "questions") if means else None,
+        differences=differences,
+    )
+
+
+def _as_json(cell: Cell) -> dict[str, Any]:
+    over = {"seeds": cell.over_seeds, "questions": cell.over_questions}
+    return {
+        "mean": fmean(cell.values.values()) if cell.values else None,
+        "values": {str(seed): value for seed, value in cell.values.items()},
+        "left_out": dict(cell.left_out),
+        "validated_before_the_end": cell.early,
+        "difference": {name: None if found is None else asdict(found) for name, found in over.items()},
+    }
+
+
+# showing
+
+
+def render(cells: Mapping[str, Mapping[str, Cell]], asked: Asked) -> str:
+    """The table as Markdown, one for each metric."""
+    first, total = asked.arms[0], len(asked.seeds)
+    parts = []
+    for metric, row in cells.items():
+        parts.append(f"## {metric}\n")
+        parts.append(f"| arm | runs | mean | less {first} | over seeds | over questions | left out |")
+        parts.append("|---|---|---|---|---|---|---|")
+        for arm, cell in row.items():
+            left_out = [f"{count} {why}" for why, count in cell.left_out.items()]
+            left_out += [f"({cell.early} validated before the end)"] if cell.early else []
+            is_first = arm == first
+            difference = "" if is_first else "no pair" if cell.over_seeds is None else _signed(cell.over_seeds.mean)
+            over = ["" if is_first else _told(each) for each in (cell.over_seeds, cell.over_questions)]
+            columns = [arm, f"{len(cell.values)} of {total}", _mean(cell), difference, *over, ", ".join(left_out)]
+            parts.append(f"| {' | '.join(columns)} |")
+        parts.append("")
+        logged = sorted({name for cell in row.values() for name in cell.logged})
+        if logged and not any(cell.values for cell in row.values()):
+            guess = did_you_mean(asked.metrics[metric].key, logged)
+            parts.append(f"No run has logged this at its end.{guess} Logged: {', '.join(logged)}.\n")
+    parts.append(
+        f"Means are over seeds, with their standard deviation. Differences are from {first} with the same seed and,"
+        " where runs kept them, the same question. Intervals are of 95 %, each comparison by itself: Student's t below "
+        f"{FEW} pairs, else the percentile bootstrap. One over seeds is of other training runs on these questions, one "
+        "over questions of other questions to these runs.\n"
+    )
+    return "\n".join(parts)
+
+
+def _mean(cell: Cell) -> str:
+    values = list(cell.values.values())
+    if not values:
+        return "none"
+    return plain(fmean(values)) + (f" ± {plain(float(f'{stdev(values):.2g}'))}" if len(values) > 1 else "")
+
+
+def _told(found: Estimate | None) -> str:
+    if found is None:
+        return "not known"
+    if found.low is None or found.high is None:
+        return f"no interval: {found.why_none}"
+    return f"{_signed(found.low)} to {_signed(found.high)} ({found.method}, {found.pairs} pairs)"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}"
+
+
+def picture(theme: Theme, cells: Mapping[str, Mapping[str, Cell]], asked: Asked) -> Figure:
+    """Each arm's difference from the first, for each metric: dots are seeds, bars are intervals."""
+    others = list(asked.arms[1:])
+    figure = new_figure(8, len(cells) * (1.1 + 0.5 * len(others)))
+    axes = figure.subplots(len(cells), 1, squeeze=False)[:, 0]
+    for axis, (metric, row) in zip(axes, cells.items(), strict=True):
+        axis.axvline(0, color=theme.muted, linewidth=1)
+        for at, arm in enumerate(others):
+            _arm(axis, theme, at, row[arm])
+        axis.set_yticks(range(len(others)), others)
+        axis.set_ylim(len(others) - 0.4, -0.6)
+        axis.set_title(metric)
+        axis.set_xlabel(f"difference from {asked.arms[0]}")
+        axis.grid(axis="x")
+    handles = [axes[0].plot([], [], color=theme.accents[at], linewidth=3)[0] for at in (0, 1)]
+    dot = axes[0].plot([], [], "o", color=theme.accents[0], markersize=4)[0]
+    labels = ["one seed", "95 % over seeds", "95 % over questions"]
+    figure.legend([dot, *handles], labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _arm(axis: Axes, theme: Theme, at: int, cell: Cell) -> None:
+    if not cell.differences:
+        axis.text(0, at, "  no pair of runs", va="center", color=theme.muted)
+        return
+    for found, height, colour in ((cell.over_seeds, at - 0.12, 0), (cell.over_questions, at + 0.18, 1)):
+        if found is not None and found.low is not None and found.high is not None:
+            axis.plot([found.low, found.high], [height, height], color=theme.accents[colour], linewidth=3, alpha=0.55)
+        if found is not None:
+            axis.plot([found.mean], [height], "D", color=theme.accents[colour], markersize=5)
+    axis.plot(
+        list(cell.differences.values()), [at - 0.12] * len(cell.differences), "o", color=theme.accents[0], markersize=4
+    )
