@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 _REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[\w,]+\])?\s*(?:==|>=)\s*([\w.]+)")
 
 
-def lowest(extras: tuple[str, ...] = ("quickstart", "report", "rl")) -> dict[str, str]:
+def lowest(extras: tuple[str, ...] = ("quickstart", "rl")) -> dict[str, str]:
     """Name -> version of every requirement of a user that states one; what tests are run with is newer."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     stated = [*project["dependencies"], *(item for extra in extras for item in project["optional-dependencies"][extra])]

@@ -17,9 +17,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.errors import UserError
+from lnlit.report.rollouts import by_prompt, in_words, widest, write_page
 from lnlit.rollout.history import FOLDER, PAGE, Entry, History, Stage, finite
-from lnlit.rollout.page import by_prompt, widest, write_page
-from lnlit.rollout.page_html import in_words
 from lnlit.rollout.sample import Sample, describe
 
 _TRAIN: Stage = "train"

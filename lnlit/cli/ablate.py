@@ -25,7 +25,6 @@ from lnlit.cli.run import run_stages
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
 from lnlit.files import check_output, read_json
-from lnlit.search.figures import check_matplotlib
 from lnlit.stages.compare import DATA, FINISHED, Asked, Metric, Outcome, compare
 
 #: Exit codes of a stage that a signal has stopped: SIGHUP, SIGINT, SIGTERM.
@@ -199,7 +198,6 @@ def _is_whole(stage: Stage, verdict: Verdict) -> bool:
 
 def _carry_out(ablation: Ablation) -> tuple[str, int]:
     """(the table, exit code): 0 when every run is finished, 2 when some have failed, 130 or so when one was stopped."""
-    check_matplotlib()
     check_output(ablation.out, folder=True)
     runs = runs_of(ablation)
     _standings(runs, check=True)

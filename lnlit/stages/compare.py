@@ -15,7 +15,8 @@ import yaml
 from lnlit.errors import did_you_mean
 from lnlit.eval.intervals import FEW, Estimate, estimate
 from lnlit.files import expanded, read_json, replaced_file, write_json
-from lnlit.search.figures import Theme, new_figure, plain, save_png
+from lnlit.report.picture import png
+from lnlit.report.theme import Theme, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +91,7 @@ def compare(out: Path, asked: Asked, outcomes: Sequence[Outcome]) -> str:
         for folder in [run_folder(out, each.arm, each.seed)]
     ]
     metrics = {name: {arm: _as_json(cell) for arm, cell in row.items()} for name, row in cells.items()}
-    save_png(out / PICTURE, lambda theme: picture(theme, cells, asked))
+    (out / PICTURE).write_bytes(png(lambda theme: picture(theme, cells, asked)))
     with replaced_file(out / TABLE) as scratch:
         scratch.write_text(table, encoding="utf-8")
     write_json(out / DATA, {"compared_with": asked.arms[0], "metrics": metrics, "runs": runs})

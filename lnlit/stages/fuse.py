@@ -21,8 +21,9 @@ from lnlit.models.build import build_decoder, check_spec
 from lnlit.models.device import torch_device
 from lnlit.models.fusion import FusionPlan
 from lnlit.models.lineage import child_spec, child_weights
+from lnlit.report.maps import dependency_map
+from lnlit.report.picture import png
 from lnlit.search.dependency import Dependency, block_dependency, parallel_windows
-from lnlit.search.figures import check_matplotlib, save_dependency
 from lnlit.specs import ModelSpec
 
 _METHODS = {"fuse": fusion.fused, "remove": fusion.removed, "reverse": fusion.in_reverse}
@@ -111,7 +112,6 @@ def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> N
 def _dependency(spec: ModelSpec, path: Path, data: TextSample) -> Dependency:
     if not path.is_dir():
         raise UserError(f"fuse: dependencies need the model's tokenizer; run `lnlit import {path} OUT` and fuse OUT.")
-    check_matplotlib()
     device = torch_device()
     decoder = build_decoder(spec, device).eval()
     load_weights(decoder, path)
@@ -124,4 +124,5 @@ def _add_record(folder: Path, spec: ModelSpec, plan: FusionPlan, dependency: Dep
         windows = parallel_windows(dependency, spec)
         data = {**dependency.to_json(), "parallel_windows": [vars(window) for window in windows]}
         write_json(folder / "dependency.json", data)
-        save_dependency(folder / "dependency.png", dependency, plan.groups)
+        picture = png(lambda theme: dependency_map(theme, dependency, plan.groups))
+        (folder / "dependency.png").write_bytes(picture)

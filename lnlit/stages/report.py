@@ -8,13 +8,12 @@ from pathlib import Path
 from lnlit import __version__
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, read_json, replaced_folder
-from lnlit.search.charts import Measured
+from lnlit.report.charts import Measured
+from lnlit.report.picture import png
+from lnlit.report.search import read_measured, read_search
+from lnlit.report.search_page import page, pictures
 from lnlit.search.costs import CostTable
-from lnlit.search.figures import check_matplotlib, save_png
 from lnlit.search.library import Library
-from lnlit.search.report_files import read_measured, read_search
-from lnlit.search.report_html import page
-from lnlit.search.report_pictures import pictures
 from lnlit.stages.solve import problem_path, read_problem
 
 PAGE = "report.html"
@@ -40,7 +39,6 @@ def report(
         measured: JSON {"models": [{"name", "predicted": {cost: value}, "measured": {cost: value}}]} of real children.
         index: Which of the solutions the report is about.
     """
-    check_matplotlib()
     file, target = expanded(solution), expanded(out).resolve()
     _check_target(check_output(target, folder=True))
     data = read_json(file, "a solution that `lnlit search solve` wrote")
@@ -62,7 +60,7 @@ def report(
     shown = pictures(search, child, opened, checked)
     with replaced_folder(target) as folder:
         for picture in shown:
-            save_png(folder / f"{picture.name}.png", picture.draw)
+            (folder / f"{picture.name}.png").write_bytes(png(picture.draw))
         facts = _facts(file, index, opened, table)
         (folder / PAGE).write_text(page(search, child, shown, checked, facts), encoding="utf-8")
     return target

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded
+from lnlit.report.rollouts import write_page
 from lnlit.rollout.history import FOLDER, PAGE, History
-from lnlit.rollout.page import write_page
 
 
 def page(run: str, out: str | None = None) -> Path:

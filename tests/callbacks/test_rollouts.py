@@ -20,9 +20,9 @@ from lnlit.interfaces import PolicyBatch, PreferenceBatch, Reward, TokenBatch
 from lnlit.modules.experience import Experience, HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.report.rollouts import page
 from lnlit.rollout.history import History
 from lnlit.rollout.native import NativeEngine
-from lnlit.rollout.page import page
 from lnlit.rollout.sample import Sample
 from lnlit.testing.tiny import tiny_folder
 
@@ -155,6 +155,13 @@ def test_tensorboard_has_text_and_the_curves_that_are_not_drawn_here(whole):
     assert "perf/tokens_per_s" in scalars
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Pages without pictures: these take a second for each page."""
+    monkeypatch.setattr("lnlit.report.picture.Picture.svg", lambda picture: f"<svg>{picture.name}</svg>")
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_run_continues_its_history(whole, model, prompts, tmp_path, stop):
     fit(model, prompts, tmp_path, stop)
@@ -167,6 +174,7 @@ def test_a_resumed_run_continues_its_history(whole, model, prompts, tmp_path, st
     assert (tmp_path / "rollouts.html").read_text(encoding="utf-8") == page(History(tmp_path / "rollouts"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_is_refused_leaves_an_earlier_ones_files(model, prompts, tmp_path):
     fit(model, prompts, tmp_path, 2)
     before = contents(tmp_path)
@@ -175,6 +183,7 @@ def test_a_run_that_is_refused_leaves_an_earlier_ones_files(model, prompts, tmp_
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_fewer_rollouts_are_kept_where_fewer_are_wanted(model, prompts, tmp_path):
     fit(model, prompts, tmp_path, 8, log=RolloutLog(every_n_rollouts=2), held_out=False)
     history = History(tmp_path / "rollouts")
@@ -203,6 +212,7 @@ def test_a_run_without_rollouts_is_refused():
         RolloutLog().on_fit_start(trainer, None)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_fails_has_its_page_and_tells_why(model, prompts, tmp_path):
     class Failing(L.Callback):
         def on_train_batch_end(self, trainer, *args):

@@ -10,13 +10,13 @@ import pytest
 
 from lnlit.errors import UserError
 from lnlit.interfaces.problem import Problem
-from lnlit.search.charts import Budget, Frontier, Measured, Point, cost_label, frontier_chart, measured_chart
-from lnlit.search.figures import DARK, LIGHT, architecture_map, plain, png
+from lnlit.report.charts import Frontier, Limit, Measured, Point, cost_label, frontier_chart, measured_chart
+from lnlit.report.maps import Strip, architecture_map
+from lnlit.report.picture import png
+from lnlit.report.search import read_measured, read_search
+from lnlit.report.search_page import page, pictures, trade_in_words
+from lnlit.report.theme import DARK, LIGHT, plain
 from lnlit.search.library import Library
-from lnlit.search.report import strips, trade_in_words
-from lnlit.search.report_files import read_measured, read_search
-from lnlit.search.report_html import page
-from lnlit.search.report_pictures import pictures
 from lnlit.specs import BlockSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_spec
 from lnlit.testing.tiny_library import tiny_library
@@ -66,6 +66,10 @@ def library(tmp_path_factory):
     return tiny_library(tmp_path_factory.mktemp("report") / "library", "parent", spec)
 
 
+def ids(root: ET.Element) -> list[str]:
+    return [node.get("id", "") for node in root.iter() if "id" in node.attrib]
+
+
 def text_of(html: str) -> str:
     return " ".join(" ".join(ET.fromstring(html.partition("\n")[2]).itertext()).split())
 
@@ -77,7 +81,7 @@ def test_the_ledger_counts_base_costs_and_knows_the_parent():
     assert (memory.parent, memory.used, memory.limit, memory.slack) == (180.0, 96.0, 110.0, 14.0)
     assert (most.cost, most.slack, least.slack) == ("latency_s", pytest.approx(1.24), pytest.approx(0.26))
     assert least.least and all(row.is_kept for row in (memory, most, least))
-    assert not Budget("x", limit=1.0, used=1.1).is_kept and not Budget("x", limit=1.0, used=0.9, least=True).is_kept
+    assert not Limit("x", limit=1.0, used=1.1).is_kept and not Limit("x", limit=1.0, used=0.9, least=True).is_kept
 
 
 def test_without_one_zero_score_per_layer_the_parent_is_unknown():
@@ -114,21 +118,24 @@ def test_every_layer_and_budget_is_on_a_page_that_needs_no_network(library):
     root = ET.fromstring(html.partition("\n")[2])
     tables = list(root.iter("{http://www.w3.org/1999/xhtml}tbody"))
     assert any([row[0].text for row in table] == ["0", "1", "2", "3"] for table in tables)
-    links = re.findall(r'(?:src|srcset|href)="(.{22})', html)
-    assert len(links) == 2 * len(shown) and set(links) == {"data:image/png;base64,"}
-    assert not re.search(r"<script|<link|@import|url\(", html) and "default-src 'none'" in html
+    drawings = [node for node in root.iter() if node.tag.endswith("}svg")]
+    assert [node.get("aria-label") for node in drawings] == [picture.caption for picture in shown]
+    links = re.findall(r'(?:src|srcset|href)="(.*?)"', html) + re.findall(r"url\((.*?)\)", html)
+    assert links and {link[0] for link in links} == {"#"} and {link[1:] for link in links} <= set(ids(root))
+    assert len(ids(root)) == len(set(ids(root)))
+    assert not re.search(r"<script|<link|@import", html) and "default-src 'none'" in html
 
 
 def test_shares_are_of_the_parents_part(library):
     search = search_of(["kv1+i48", "noop+i24", "noop+noop", "kv2+i48"], library=library)
-    rows, label = strips(search, [search.child(0)], library)
+    rows, label = search.strips([search.child(0)], library)
     assert label.endswith("parent's parameters") and [row.slot for row in rows] == ["attention", "FFN"]
     assert rows[0].labels == ["kv1", "noop", "noop", "kv2"] and rows[1].labels == ["i48", "i24", "noop", "i48"]
 
 
 def test_without_a_library_shares_are_of_the_dearest_candidate():
     search = search_of()
-    (row,), label = strips(search, [search.child(0)], None)
+    (row,), label = search.strips([search.child(0)], None)
     assert label.endswith("memory") and row.shares == [1.0, 0.3, 0.3, 0.3]
 
 
@@ -150,8 +157,8 @@ def test_extreme_data_draw_without_warnings():
     same = [Measured("a", "latency_s", 1.0, 1.0), Measured("b", "latency_s", 1.0, 1.0)]
     png(lambda theme: measured_chart(theme, same), LIGHT)
     wide = search_of()
-    rows, label = strips(wide, [wide.child(0)], None)
-    many = [type(row)(row.model, row.slot, list(row.labels) * 40, list(row.shares) * 40) for row in rows]
+    rows, label = wide.strips([wide.child(0)], None)
+    many = [Strip(row.model, row.slot, list(row.labels) * 40, list(row.shares) * 40) for row in rows]
     png(lambda theme: architecture_map(theme, many, label), LIGHT)
 
 
@@ -161,7 +168,7 @@ def test_the_proof_shades_what_its_limit_rules_out():
     def floor(side: str, cost: float) -> float:
         drawn = []
         data = Frontier("memory_mib", points, {}, is_sweep=True, side=side)
-        png(lambda theme: drawn.append(frontier_chart(theme, data)) or drawn[0], LIGHT)
+        png(lambda theme: drawn.append(frontier_chart(theme, data)) or drawn[0])
         (area,) = drawn[0].axes[0].collections
         path = area.get_paths()[0]
         return max(y / 100 for y in range(1000) if path.contains_point((cost, y / 100)))

@@ -113,7 +113,7 @@ def test_a_picture_that_fails_leaves_no_folder(model, tmp_path, data, monkeypatc
     def broken(*_):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr("lnlit.stages.fuse.save_dependency", broken)
+    monkeypatch.setattr("lnlit.stages.fuse.dependency_map", broken)
     with pytest.raises(RuntimeError, match="no picture"):
         fuse(str(model), str(tmp_path / "made" / "out"), data=data)
     assert list((tmp_path / "made").iterdir()) == []

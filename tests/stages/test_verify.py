@@ -10,8 +10,8 @@ import pytest
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Meter, Workload
+from lnlit.report.search import read_measured
 from lnlit.search.measure import Plan
-from lnlit.search.report_files import read_measured
 from lnlit.specs import NOOP
 from lnlit.stages.measure import measure_plan, untimed
 from lnlit.stages.verify import verify

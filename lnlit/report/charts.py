@@ -1,0 +1,308 @@
+"""Charts: quality against cost, predicted against measured, budgets used, curves and bars over optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from lnlit.report.picture import tips
+from lnlit.report.theme import Theme, new_figure, percent, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Unit of a cost by the ending of its name.
+_UNITS = {
+    "_mib": "MiB",
+    "_gib": "GiB",
+    "_bytes": "bytes",
+    "_ms": "ms",
+    "_s": "s",
+    "_tokens": "tokens",
+    "throughput": "tokens/s",
+}
+#: Predictions this near to what was measured are good.
+BAND = 0.10
+#: Beyond this many, neighbours are drawn as their mean.
+_MOST_POINTS, _MOST_BARS = 160, 80
+
+Points = Sequence[tuple[float, float]]
+
+
+def cost_label(cost: str) -> str:
+    """Name and unit, as "memory, MiB"; of one workload ("latency_s @ 8x256+64"), as "latency @ 8x256+64, s"."""
+    name, at, workload = cost.partition(" @ ")
+    ending = next((ending for ending in _UNITS if name.endswith(ending)), "")
+    said = name.removesuffix(ending if name != "throughput" else "").replace("_", " ")
+    unit = f", {_UNITS[ending]}" if ending else ""
+    return f"{said}{at}{workload}{unit}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One architecture: what it costs and how it scores. `bound`: the solver's proof of how well any could score."""
+
+    cost: float
+    score: float
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Ways to choose, the best and `others`, each with its architectures, on the axes `cost` and score.
+
+    `is_sweep`: each way was tried at many limits on `cost`, so its points belong on a line. `side`: "max" where the
+    limits are highest costs allowed, "min" where they are lowest.
+    """
+
+    cost: str
+    best: Sequence[Point]
+    others: Mapping[str, Sequence[Point]]
+    is_sweep: bool
+    best_name: str = "optimum"
+    side: str = "max"
+    parent_cost: float | None = None
+    lower_is_better: bool = True
+
+
+def frontier_chart(theme: Theme, data: Frontier) -> Figure:
+    """Score against cost: the best way, what its proof rules out, the others, the parent's cost."""
+    figure = new_figure(9, 5.2)
+    axis = figure.subplots()
+    scores = [point.score for points in (data.best, *data.others.values()) for point in points]
+    if min(scores, default=0) > 0 and max(scores) > 12 * min(scores):
+        axis.set_yscale("log")
+        axis.yaxis.set_minor_formatter(few_digits)
+    for number, (name, points) in enumerate({data.best_name: data.best, **data.others}.items()):
+        line = sorted(points, key=lambda point: point.cost)
+        costs, values = [point.cost for point in line], [point.score for point in line]
+        marker, colour = "os^Dv"[number % 5], theme.accents[number % len(theme.accents)]
+        look = {"ls": "-" if number == 0 else "--"} if data.is_sweep else {"ls": ""}
+        look |= {"lw": 1.1, "ms": 5.5} if number else {"lw": 2, "ms": 6}
+        axis.plot(costs, values, marker=marker, color=colour, label=_label(name), zorder=look["ms"], **look)
+        said = (f"{name}: {plain(point.score)} at {plain(point.cost)}" for point in line)
+        _hover(axis, list(zip(costs, values, strict=True)), said, colour)
+    if data.parent_cost is not None:
+        axis.axvline(data.parent_cost, color=theme.muted, lw=1.2, ls=":", label="the parent's cost")
+    _proof(axis, data, theme)
+    axis.yaxis.set_major_formatter(plain if axis.get_yscale() == "linear" else few_digits)
+    axis.xaxis.set_major_formatter(plain)
+    better = "lower" if data.lower_is_better else "higher"
+    axis.set(xlabel=cost_label(data.cost), ylabel=f"summed score, {better} is better")
+    axis.set_title("Quality against cost")
+    axis.grid()
+    _legend(figure, axis)
+    return figure
+
+
+def _proof(axis: Axes, data: Frontier, theme: Theme) -> None:
+    """Shade what no choice from the library can reach: within limit c, no score beyond the bound proven for c."""
+    proven = sorted((point.cost, point.bound) for point in data.best if point.bound is not None)
+    if not proven:
+        return
+    axis.update_datalim([(cost, bound) for cost, bound in proven if bound > 0 or axis.get_yscale() == "linear"])
+    axis.autoscale_view()
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    ends = [(left, proven[0][1]), *proven] if data.side == "max" else [*proven, (right, proven[-1][1])]
+    costs, bounds = zip(*ends, strict=True)
+    step = "pre" if data.side == "max" else "post"
+    beyond = bottom if data.lower_is_better else top
+    axis.fill_between(costs, beyond, bounds, step=step, color=theme.faint, lw=0, label="proven out of reach", zorder=1)
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cost of one model, as predicted from the table and as measured on the realized model."""
+
+    name: str
+    cost: str
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative to the measured value: +0.1 means that the prediction is a tenth too high."""
+        return self.predicted / self.measured - 1
+
+
+def measured_chart(theme: Theme, points: Sequence[Measured]) -> Figure:
+    """Predicted against measured, one square per cost, with the diagonal and a band around it."""
+    from matplotlib.ticker import MaxNLocator
+
+    costs = list(dict.fromkeys(point.cost for point in points))
+    columns = min(len(costs), 3)
+    rows = -(-len(costs) // columns)
+    figure = new_figure(max(3.7 * columns, 5.5), 0.5 + 3.7 * rows)
+    figure.suptitle(f"Predicted against measured; the band is ±{BAND:.0%}", x=0.01, ha="left", size=11, weight="bold")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[len(costs) :]:
+        axis.set_visible(False)
+    for axis, cost in zip(axes, costs, strict=False):
+        mine = [point for point in points if point.cost == cost]
+        values = [value for point in mine for value in (point.predicted, point.measured)]
+        margin = 0.15 * (max(values) - min(values)) or 0.1 * max(values)
+        ends = [max(min(values) - margin, 0), max(values) + margin]
+        axis.fill_between(ends, [(1 - BAND) * e for e in ends], [(1 + BAND) * e for e in ends], color=theme.faint, lw=0)
+        axis.plot(ends, ends, color=theme.muted, lw=1)
+        for point in mine:
+            good, at = abs(point.error) <= BAND, (point.measured, point.predicted)
+            said = f"{point.name}: {plain(point.predicted)} predicted, {plain(point.measured)} measured"
+            axis.plot(*at, "o" if good else "X", color=theme.accents[0 if good else 1], ms=7, gid=tips([said]))
+            right = point.measured > sum(ends) / 2
+            place = {"xytext": (-7 if right else 7, -4), "ha": "right" if right else "left"}
+            axis.annotate(point.name, at, textcoords="offset points", size=8, **place)
+        name, _, unit = cost_label(cost).partition(", ")
+        axis.set(xlim=ends, ylim=ends, xlabel=f"measured, {unit}", ylabel=f"predicted, {unit}", aspect="equal")
+        axis.set_title(f"{name[:1].upper()}{name[1:]}", size=9.5)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(MaxNLocator(5))
+            ticks.set_major_formatter(plain)
+    return figure
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: what is allowed, what the child uses, what the parent would. `least`: the limit is a minimum."""
+
+    cost: str
+    limit: float
+    used: float
+    parent: float | None = None
+    least: bool = False
+
+    @property
+    def slack(self) -> float:
+        """What is left, in the cost's unit; negative where the limit is broken."""
+        return self.used - self.limit if self.least else self.limit - self.used
+
+    @property
+    def is_kept(self) -> bool:
+        return self.slack >= -1e-9 * abs(self.limit)
+
+    def __str__(self) -> str:
+        return f"{'at least' if self.least else 'at most'} {plain(self.limit)}"
+
+
+def budget_chart(theme: Theme, limits: Sequence[Limit]) -> Figure:
+    """Each budget as bars relative to its limit: the parent's before, the child's after."""
+    figure = new_figure(9, 1.3 + 0.75 * len(limits))
+    axis = figure.subplots()
+    for row, limit in enumerate(limits):
+        child = theme.accents[0 if limit.is_kept else 1]
+        for name, value, colour in (("parent", limit.parent, theme.muted), ("child", limit.used, child)):
+            if value is not None:
+                share = value / limit.limit if limit.limit else 0.0
+                bar = axis.barh(row + (0.19 if name == "child" else -0.19), share, height=0.34, color=colour)
+                over = {"facecolor": theme.page, "edgecolor": "none", "pad": 0.6}  # the line of the limit
+                axis.bar_label(bar, [f"{name} {plain(value)}"], color=theme.ink, size=8, padding=4, bbox=over, zorder=3)
+    axis.axvline(1, color=theme.accents[1], lw=1.4)
+    axis.set_yticks(range(len(limits)), [f"{cost_label(limit.cost)}\n{limit}" for limit in limits])
+    axis.set_xlim(0, 1.22 * max(1, *(value / b.limit for b in limits for value in (b.used, b.parent or 0) if b.limit)))
+    axis.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axis.invert_yaxis()
+    axis.set(xlabel="share of the limit (line)")
+    axis.set_title("Budgets, before and after")
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve over optimizer steps. One with `dots` shows each of its points; a `dashed` one stands back."""
+
+    name: str
+    points: Points
+    dots: bool = False
+    dashed: bool = False
+
+
+def line_chart(theme: Theme, title: str, unit: str, lines: Sequence[Line], shares: bool = False) -> Figure:
+    """Curves over optimizer steps, each with its latest value; `shares` are of 1. A colour is a line's place."""
+    figure, axis, number = *_over_steps(title, unit, len(lines)), percent if shares else plain
+    for line, colour in zip(lines, theme.accents, strict=False):
+        if line.points:
+            points = thinned(line.points, _MOST_POINTS)
+            marker = "o" if line.dots or len(points) == 1 else ""
+            style = {"ls": (0, (4, 2.5)), "lw": 1.3} if line.dashed else {}
+            label = f"{line.name}: {number(line.points[-1][1])}"
+            axis.plot(*zip(*points, strict=True), marker=marker, ms=5, color=colour, label=_label(label), **style)
+            _hover(axis, points, (f"{line.name}, step {x:g}: {number(y)}" for x, y in points), colour)
+    if shares:
+        axis.set_ylim(0, 1)
+    elif 0 <= axis.dataLim.y0 < 0.4 * axis.dataLim.y1:
+        axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(number)
+    _legend(figure, axis)
+    return figure
+
+
+def stacked_bars(theme: Theme, title: str, unit: str, parts: Mapping[str, Points]) -> Figure:
+    """Bars of parts that add up, one at each step, every part at the same ones; each with its mean."""
+    figure, axis = _over_steps(title, unit, len(parts))
+    thin = {name: thinned(points, _MOST_BARS) for name, points in parts.items()}
+    steps = [x for x, _ in next(iter(thin.values()))]
+    totals = [sum(points[at][1] for points in thin.values()) for at in range(len(steps))]
+    width = 0.82 * min((b - a for a, b in pairwise(steps)), default=1.0)
+    base = [0.0] * len(steps)
+    for number, (name, points) in enumerate(thin.items()):
+        heights = [y for _, y in points]
+        label = f"{name}: {plain(fmean(y for _, y in parts[name]))} {unit} on average"
+        colour = theme.accents[number % len(theme.accents)]
+        bars = axis.bar(steps, heights, width, base, color=colour, label=_label(label))
+        for bar, x, y, total in zip(bars, steps, heights, totals, strict=True):
+            bar.set_gid(tips([f"{name}, step {x:g}: {plain(y)} {unit} of {plain(total)}"]))
+        base = [low + y for low, y in zip(base, heights, strict=True)]
+    axis.yaxis.set_major_formatter(plain)
+    _legend(figure, axis)
+    return figure
+
+
+def thinned(points: Points, most: int) -> Points:
+    """At most so many points, each the mean of as many neighbours."""
+    count = len(points)
+    if count <= most:
+        return points
+    groups = [points[start:end] for start, end in pairwise(count * part // most for part in range(most + 1))]
+    return [(fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups]
+
+
+def few_digits(value: float, _: Any = None) -> str:
+    """Labels at 1, 2 and 5 of each decade of a logarithmic axis."""
+    return plain(value) if f"{value:e}"[0] in "125" else ""
+
+
+def _over_steps(title: str, unit: str, lines: int) -> tuple[Figure, Axes]:
+    figure = new_figure(5.8, 2.7 + 0.1 * lines)
+    axis = figure.subplots()
+    axis.set(xlabel="optimizer step", ylabel=unit)
+    axis.set_title(title, size=10)
+    axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
+    axis.xaxis.set_major_formatter(plain)
+    axis.grid(axis="y")
+    return figure, axis
+
+
+def _hover(axis: Axes, points: Points, said: Any, colour: str) -> None:
+    """Places that say something where the pointer is, and are not seen before."""
+    axis.plot(*zip(*points, strict=True), "o", color=colour, ms=7, alpha=0, gid=tips(said))
+
+
+def _label(text: str) -> str:
+    """A name on one line of the legend, which would leave out one that starts with an underscore."""
+    line = text.replace("\n", " ")
+    return f" {line}" if line.startswith("_") else line
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    """Below the axes, in as many columns as there is room for."""
+    handles, labels = axis.get_legend_handles_labels()
+    widest = max(map(len, labels), default=1)
+    across = int(figure.get_figwidth() * 14) // (widest + 6)
+    figure.legend(handles, labels, loc="outside lower left", ncols=max(1, min(across, len(labels))))

@@ -1,0 +1,320 @@
+"""The page of a run's rollouts: is it learning, from what, and what does it say now that it did not say before."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lnlit.errors import UserError
+from lnlit.files import replaced_file
+from lnlit.report.charts import Line, Points, line_chart, stacked_bars
+from lnlit.report.pages import Table, render
+from lnlit.report.picture import Picture
+from lnlit.report.theme import LIGHT, percent, plain
+from lnlit.rollout.history import Entry, History
+from lnlit.rollout.sample import Sample
+from lnlit.rollout.table import prompt_key
+
+#: Prompts that are shown with their answers, and characters of a long text's start and end.
+_PROMPTS, _HEAD, _TAIL = 4, 4000, 2000
+#: In the order of a rollout.
+_VALIDATION = "validation"
+_PHASES = ("sync", "generate", "reward", "score", "train", _VALIDATION)
+_KINDS = {"pass_rate": "Reward by difficulty", "thinking": "Reward by thinking mode", "task": "Reward by task"}
+#: As many lines as there are colours.
+_MOST_LINES = len(LIGHT.accents)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with pictures, and what has to be said of them."""
+
+    title: str
+    pictures: Sequence[Picture]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and completions of it, each with what it is called."""
+
+    turns: Sequence[tuple[str, str]]
+    answers: Sequence[tuple[str, Sample]]
+
+
+def write_page(file: Path, history: History) -> None:
+    """Write the page, atomically."""
+    text = page(history)
+    with replaced_file(file) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def page(history: History) -> str:
+    """The whole document. The same folder gives the same page. Raises `UserError` where there is nothing to show."""
+    train, val = history.entries("train"), history.entries("val")
+    if not train and not val:
+        raise UserError(
+            f"{history.folder}: there are no rollouts in it. The callback `RolloutLog` of a run with rollouts writes "
+            "them, into the folder `rollouts` of its trainer.default_root_dir."
+        )
+    last = max(entry.step for entry in (*train, *val))
+    drawn = _count(sum(entry.samples for entry in train), "sample")
+    steps = history.steps("train")
+    note, same = _over_time(history) if history.steps("val") else _repeated(history)
+    return render(
+        "rollouts.html.j2",
+        title="Rollouts",
+        lead=f"{_count(len(train), 'rollout')} of {drawn} in all and {_count(len(val), 'validation')}, "
+        f"to step {last:,}",
+        numbers=_tiles(train, val),
+        same=same,
+        same_note=note,
+        sections=sections(train, val),
+        latest=_latest(history.samples("train", steps[-1])) if steps else (),
+        latest_step=steps[-1] if steps else 0,
+        all_numbers=_numbers(train, val),
+        in_words=in_words,
+        shortened=_shortened,
+    )
+
+
+def sections(train: Sequence[Entry], val: Sequence[Entry]) -> list[Section]:
+    """Every chart that the numbers allow, in the order of the page."""
+    found = [_rewards(train, val), _lengths(train, val)]
+    found += [_by_kind(kind, title, train, val) for kind, title in _KINDS.items()]
+    return [section for section in (*found, _times(train, val)) if section.pictures]
+
+
+# numbers
+
+
+def _tiles(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    if held_out := _points(val, "reward"):
+        first, last = held_out[0], held_out[-1]
+        yield f"{plain(first[1])} → {plain(last[1])}", f"held-out reward, step {first[0]:,.0f} and {last[0]:,.0f}"
+    tenth = max(len(train) // 10, 1)
+    early, late = train[:tenth], train[-tenth:]
+    which = "first and latest rollout" if tenth == 1 else f"first and latest {tenth} rollouts"
+    for name, said, number in (
+        ("reward", "training reward", plain),
+        ("completions/mean_length", "tokens of a completion", plain),
+        ("completions/clipped_ratio", "completions cut off", percent),
+        ("frac_reward_zero_std", "prompts that teach nothing", percent),
+    ):
+        before, after = ([y for _, y in _points(entries, name)] for entries in (early, late))
+        if before and after:
+            yield f"{number(fmean(before))} → {number(fmean(after))}", f"{said}, {which}"
+
+
+def _rewards(train: Sequence[Entry], val: Sequence[Entry]) -> Section:
+    names = _named(train or val, lambda name: name.startswith("rewards/") and name.endswith("/mean"))
+    parts = names if len(names) > 1 else []  # one part is the reward, but for its weight
+    lines = [Line("training", _points(train, "reward")), Line("held out", _points(val, "reward"), dots=True)]
+    lines += [
+        Line(name.removeprefix("rewards/").removesuffix("/mean"), _points(train, name), dashed=True)
+        for name in parts[: _MOST_LINES - 2]
+    ]
+    unjudged = _points(train, "rewards/unscorable")
+    shares = [
+        Line("prompts whose samples are all equally good", _points(train, "frac_reward_zero_std")),
+        Line("samples that could not be judged", unjudged if any(y for _, y in unjudged) else ()),
+    ]
+    pictures = [
+        *_curves("reward", "Mean reward", "reward", lines),
+        *_curves("nothing-learned", "Share from which nothing can be learned", "share", shares),
+    ]
+    note = "Dashed: the parts of the training reward, before they are weighted." if parts else ""
+    return Section("Reward", pictures, note)
+
+
+def _lengths(train: Sequence[Entry], val: Sequence[Entry]) -> Section:
+    mean, ended, cut = "completions/mean_length", "completions/mean_terminated_length", "completions/clipped_ratio"
+    lengths = [
+        Line("training", _points(train, mean)),
+        Line("held out", _points(val, mean), dots=True),
+        Line("training, those that were not cut off", _points(train, ended), dashed=True),
+    ]
+    shares = [Line("training", _points(train, cut)), Line("held out", _points(val, cut), dots=True)]
+    pictures = [
+        *_curves("length", "Mean length", "tokens", lengths),
+        *_curves("cut-off", "Share that was cut off", "share", shares),
+    ]
+    return Section("Length of completions, tokens", pictures)
+
+
+def _by_kind(kind: str, title: str, train: Sequence[Entry], val: Sequence[Entry]) -> Section:
+    prefix = f"reward/{kind}_"
+    label = "pass rate " if kind == "pass_rate" else ""
+    pictures, left_out = [], 0
+    for entries, where in ((train, "training"), (val, "held out")):
+        names = sorted(_named(entries, lambda name: name.startswith(prefix)))
+        lines = [
+            Line(label + name.removeprefix(prefix), _points(entries, name), dots=where != "training")
+            for name in names[:_MOST_LINES]
+        ]
+        pictures += _curves(f"reward-{kind}-{where.replace(' ', '-')}", f"{title}, {where}", "reward", lines)
+        left_out = max(left_out, len(names) - _MOST_LINES)
+    return Section(title, pictures, f"{left_out} more are in the table at the end." if left_out > 0 else "")
+
+
+def _curves(name: str, title: str, unit: str, lines: Sequence[Line]) -> Iterator[Picture]:
+    """One picture, or none without a point."""
+    shares = unit == "share"
+    number = percent if shares else plain
+    told = [
+        f"{line.name} {number(line.points[0][1])} at step {line.points[0][0]:g}, "
+        f"{number(line.points[-1][1])} at step {line.points[-1][0]:g}"
+        for line in lines
+        if line.points
+    ]
+    if told:
+        caption = f"{title} over optimizer steps: {'; '.join(told)}."
+        yield Picture(name, title, caption, lambda theme: line_chart(theme, title, unit, lines, shares))
+
+
+def _times(train: Sequence[Entry], val: Sequence[Entry]) -> Section:
+    """By phase. A validation counts to the rollout before it."""
+    spent = {entry.rollout: dict(entry.seconds) for entry in train}
+    for entry in val:
+        if entry.rollout in spent:
+            phases = spent[entry.rollout]
+            phases[_VALIDATION] = phases.get(_VALIDATION, 0.0) + sum(entry.seconds.values())
+    there = {name for phases in spent.values() for name in phases}
+    names = [*(name for name in _PHASES if name in there), *sorted(there - set(_PHASES))]
+    parts = {name: [(float(entry.step), spent[entry.rollout].get(name, 0.0)) for entry in train] for name in names}
+    title = "Seconds of each rollout"
+    caption = f"{title}, divided into {', '.join(parts)}."
+    picture = Picture("seconds", title, caption, lambda theme: stacked_bars(theme, title, "s", parts))
+    note = "Training and validation are those between one rollout and the next."
+    return Section("Where the time goes", [picture] if parts else [], note)
+
+
+def _numbers(train: Sequence[Entry], val: Sequence[Entry]) -> Table:
+    shown = [*train[:1], *train[1:][-1:], *val[:1], *val[1:][-1:]]
+    names = sorted({name for entry in shown for name in entry.numbers})
+    cells = ([plain(entry.numbers[name]) if name in entry.numbers else "" for entry in shown] for name in names)
+    head = ["", *(f"{entry.stage}, step {entry.step:,}" for entry in shown)]
+    return Table(head, [("", [name, *row]) for name, row in zip(names, cells, strict=True)])
+
+
+def _named(entries: Sequence[Entry], fits: Callable[[str], bool]) -> list[str]:
+    """Names of numbers that any of the entries has, in their order."""
+    return list(dict.fromkeys(name for entry in entries for name in entry.numbers if fits(name)))
+
+
+def _points(entries: Sequence[Entry], name: str) -> Points:
+    return [(float(entry.step), entry.numbers[name]) for entry in entries if name in entry.numbers]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+# samples
+
+
+def _over_time(history: History) -> tuple[str, list[Asked]]:
+    """The same prompts at the first, the middle and the latest validation, and what is said of them."""
+    rollouts = {step: by_prompt(history.samples("val", step)) for step in moments(history.steps("val"))}
+    first, *later = rollouts.values()
+    everywhere = (key for key in first if all(key in rollout for rollout in later))
+    means = (f"{plain(_mean_reward(rollout))} at step {step:,}" for step, rollout in rollouts.items())
+    note = f"The first of the held-out prompts. Mean reward of all: {', '.join(means)}."
+    return note, [_asked(key, rollouts) for key in islice(everywhere, _PROMPTS)]
+
+
+def _repeated(history: History) -> tuple[str, list[Asked]]:
+    """Without held-out prompts: those of the first rollout that came again, and what is said of them."""
+    steps = history.steps("train")
+    asked = {step: history.prompts("train", step) for step in steps}
+    shown = []
+    for key in asked[steps[0]] if steps else ():
+        again = moments([step for step in steps if key in asked[step]])
+        if len(again) > 1 and len(shown) < _PROMPTS:
+            shown.append((key, again))
+    rollouts = {step: by_prompt(history.samples("train", step)) for step in {s for _, again in shown for s in again}}
+    if not shown:
+        return "No prompt was asked twice. Set data.held_out to see some answered again and again.", []
+    note = (
+        "Prompts of the first rollout that were drawn again. Set data.held_out to ask some that are not learned from."
+    )
+    return note, [_asked(key, {step: rollouts[step] for step in again}) for key, again in shown]
+
+
+def _asked(key: str, rollouts: Mapping[int, Mapping[str, Sequence[Sample]]]) -> Asked:
+    """The first completion that each of the rollouts has of a prompt."""
+    answers = [(f"step {step:,}", rollout[key][0]) for step, rollout in rollouts.items()]
+    return Asked(_turns(answers[0][1]), answers)
+
+
+def _latest(samples: Sequence[Sample]) -> list[Asked]:
+    """Best and worst samples of the prompts from which a rollout had most to learn."""
+    return [
+        Asked(_turns(best), [("best", best), ("worst", worst)] if best.reward > worst.reward else [("any", best)])
+        for best, worst in widest(samples)[:_PROMPTS]
+    ]
+
+
+def _turns(sample: Sample) -> list[tuple[str, str]]:
+    turns = [(str(message.get("role", "")), _content(message)) for message in sample.prompt.messages]
+    expected = sample.prompt.row.get("answer")
+    return [*turns, ("expected", str(expected))] if isinstance(expected, str | int | float) else turns
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else json.dumps(dict(message), ensure_ascii=False, default=str)
+
+
+def _shortened(text: str) -> str:
+    hidden = len(text) - _HEAD - _TAIL
+    return text if hidden <= 0 else f"{text[:_HEAD]}\n\n[... {hidden:,} characters ...]\n\n{text[-_TAIL:]}"
+
+
+def in_words(sample: Sample) -> tuple[str, str]:
+    """(its reward, the rest of what became of it)."""
+    parts = [
+        f"{part} {plain(result.value)}" if result.value is not None else f"{part} not judged: {result.error}"
+        for part, result in sample.rewards.items()
+    ]
+    parts += [_count(len(sample.rollout.token_ids), "token") + (", cut off" if sample.truncated else "")]
+    if sample.advantage:
+        parts += [f"advantage {sample.advantage:+.3g}"]
+    return "no reward" if math.isnan(sample.reward) else f"reward {plain(sample.reward)}", " · ".join(parts)
+
+
+def moments(steps: Sequence[int]) -> list[int]:
+    """The first, the one nearest to the middle, and the latest."""
+    if len(steps) < 3:
+        return list(steps)
+    middle = min(steps[1:-1], key=lambda step: abs(2 * step - steps[0] - steps[-1]))
+    return [steps[0], middle, steps[-1]]
+
+
+def widest(samples: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
+    """(best, worst) of each prompt that has a reward, the largest difference first."""
+    pairs = []
+    for group in by_prompt(samples).values():
+        judged = sorted((s for s in group if not math.isnan(s.reward)), key=lambda sample: -sample.reward)
+        if judged:
+            pairs.append((judged[0], judged[-1]))
+    return sorted(pairs, key=lambda pair: pair[1].reward - pair[0].reward)
+
+
+def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """All samples of each prompt, in their order."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(prompt_key(sample.prompt.messages), []).append(sample)
+    return groups
+
+
+def _mean_reward(groups: Mapping[str, Sequence[Sample]]) -> float:
+    rewards = [sample.reward for group in groups.values() for sample in group if not math.isnan(sample.reward)]
+    return fmean(rewards) if rewards else math.nan
