@@ -32,9 +32,15 @@ BUILTINS: dict[str, dict[str, str]] = {
         "preference": "lnlit.data.preference_rows:PreferenceRows",
     },
     "checkpoint": {
-        "lnlit": "lnlit.checkpoint.folder:LnlitFolder",
-        "llama": "lnlit.checkpoint.hf:LlamaCheckpoint",
+        # Those that write are asked in this order, from the plainest on.
+        "llama": "lnlit.checkpoint.families.llama:Llama",
+        "mistral": "lnlit.checkpoint.families.mistral:Mistral",
+        "qwen2": "lnlit.checkpoint.families.qwen2:Qwen2",
+        "qwen3": "lnlit.checkpoint.families.qwen3:Qwen3",
+        "phi3": "lnlit.checkpoint.families.phi3:Phi3",
+        "smollm3": "lnlit.checkpoint.families.smollm3:SmolLM3",
         "decilm": "lnlit.checkpoint.decilm:DeciLMCheckpoint",
+        "lnlit": "lnlit.checkpoint.folder:LnlitFolder",
         "gguf": "lnlit.checkpoint.gguf:GGUFCheckpoint",
         "lightning": "lnlit.checkpoint.lightning:LightningCheckpoint",
     },

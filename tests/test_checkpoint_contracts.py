@@ -27,9 +27,12 @@ def decoder_of(layers: tuple[BlockSpec, ...], tied: bool) -> Decoder:
     return init_weights(build_decoder(ModelSpec(64, 32, layers, 128, tie_embeddings=tied), "cpu"))
 
 
-def in_folder(folder: Path, layers: tuple[BlockSpec, ...], tied: bool, keep_spec: bool) -> Path:
+def in_folder(folder: Path, layers: tuple[BlockSpec, ...], tied: bool, keep_spec: bool, like: str = "") -> Path:
     decoder = decoder_of(layers, tied)
-    save_folder(folder, decoder.spec, canonical_weights(decoder), tokenizer_from=None, provenance={})
+    (model := folder.with_name("before")).mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": like}))
+    save_folder(folder, decoder.spec, canonical_weights(decoder), tokenizer_from=model, provenance={})
+    assert json.loads((folder / "config.json").read_text())["model_type"].startswith(like)
     if not keep_spec:
         (folder / "lnlit.json").unlink()
     return folder
@@ -64,7 +67,19 @@ def in_gguf(file: Path, tied: bool) -> Path:
     return file
 
 
+def in_family(name: str, first: dict, second: dict):
+    """A writer of layers whose attention has further arguments."""
+    layers = tuple(BlockSpec(GQA.replace(**args), SWIGLU) for args in (first, second))
+    return lambda folder, tied: in_folder(folder / "model", layers, tied, keep_spec=False, like=name)
+
+
+QKV_BIAS = {"bias": True, "output_bias": False}
 WRITERS = {
+    "mistral": in_family("mistral", {"window": 5}, {"window": 5}),
+    "qwen2": in_family("qwen2", QKV_BIAS, {**QKV_BIAS, "window": 5}),
+    "qwen3": in_family("qwen3", {"qk_norm": True, "window": 5}, {"qk_norm": True}),
+    "phi3": in_family("phi3", {"rotary_dim": 4}, {"rotary_dim": 4}),
+    "smollm3": in_family("smollm3", {"rotary_dim": 0}, {}),
     "lnlit": lambda folder, tied: in_folder(folder / "model", MIXED, tied, keep_spec=True),
     "llama": lambda folder, tied: in_folder(folder / "model", PLAIN, tied, keep_spec=False),
     "decilm": lambda folder, tied: in_folder(folder / "model", MIXED, tied, keep_spec=False),

@@ -23,13 +23,22 @@ from lnlit.interfaces import (
     SolverResult,
     Source,
 )
+from lnlit.models.kernels import SDPAKernel
 from lnlit.testing import contracts
 from lnlit.testing.meter_contract import check_meter
 from lnlit.testing.solver_contract import check_solver
 
 GQA = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
+NORMED = {**GQA, "qk_norm": True, "window": 3, "rotary_dim": 4}
+PLACELESS = {**GQA, "bias": True, "output_bias": False, "rotary_dim": 0}
 LAYERS: dict[tuple[str, str], list[dict[str, Any]]] = {
-    ("attention", "gqa"): [GQA, {**GQA, "bias": True}, {"num_heads": 5, "num_kv_heads": 1, "head_dim": 6}],
+    ("attention", "gqa"): [
+        GQA,
+        {**GQA, "bias": True},
+        {"num_heads": 5, "num_kv_heads": 1, "head_dim": 6},
+        NORMED,
+        PLACELESS,
+    ],
     ("attention", "single_linear"): [{}],
     ("attention", "noop"): [{}],
     ("ffn", "swiglu"): [{"intermediate_size": 48}, {"intermediate_size": 7, "bias": True}],
@@ -202,7 +211,7 @@ def test_a_broken_attention_is_caught(part, promise, monkeypatch):
 
 
 class CrossesDocuments(AttentionKernel):
-    def attend(self, q_BTHd, k_BTKd, v_BTKd, segments):
+    def attend(self, q_BTHd, k_BTKd, v_BTKd, segments, window=None):
         q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
         out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return out.transpose(1, 2)
@@ -211,6 +220,17 @@ class CrossesDocuments(AttentionKernel):
 def test_a_kernel_that_crosses_documents_is_caught(monkeypatch):
     monkeypatch.setattr(registry, "_added", {("attention_kernel", "broken"): CrossesDocuments})
     with pytest.raises(AssertionError, match=r"differs from softmax for \(5, 7, 12\)"):
+        contracts.check_attention_kernel("broken")
+
+
+class ForgetsTheWindow(SDPAKernel):
+    def attend(self, q_BTHd, k_BTKd, v_BTKd, segments, window=None):
+        return super().attend(q_BTHd, k_BTKd, v_BTKd, segments)
+
+
+def test_a_kernel_that_forgets_the_window_is_caught(monkeypatch):
+    monkeypatch.setattr(registry, "_added", {("attention_kernel", "broken"): ForgetsTheWindow})
+    with pytest.raises(AssertionError, match=r"differs from softmax for \(12, 12\), window 4"):
         contracts.check_attention_kernel("broken")
 
 

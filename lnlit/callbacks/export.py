@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit import __version__
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.descent import descent
-from lnlit.checkpoint.folder import check_target, hf_config, save_folder, tell_readers
-from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
+from lnlit.checkpoint.formats import resolve
 from lnlit.data.chat import ChatEncoder, chat_folder
 from lnlit.errors import UserError
 from lnlit.interfaces.batch import TokenBatch
@@ -49,7 +49,6 @@ class ExportModel(L.Callback):
                 )
             given = [value for value in vars(pl_module).values() if isinstance(value, str)]  # model, teacher, ...
             check_target(Path(self.out), self.overwrite, given)
-            hf_config(read_spec(str(pl_module.model)))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int

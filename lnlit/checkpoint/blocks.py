@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = {"weights_precision": "bf16"}
 def read_blocks(config: Config) -> tuple[BlockSpec, ...]:
     """One block per layer. Raises `UserError` naming the first setting that is not understood."""
     blocks = config.values.get("block_configs")
-    count = config.integer("num_hidden_layers", 32)
+    count = config.integer("num_hidden_layers")
     if not isinstance(blocks, list) or len(blocks) != count:
         got = f"{len(blocks)} entries" if isinstance(blocks, list) else repr(blocks)
         raise UserError(f"{config.where}: block_configs must list {count} blocks (num_hidden_layers), got {got}.")
@@ -46,7 +46,8 @@ def _block(config: Config, block: Any, index: int) -> BlockSpec:
     ffn = _Slot(block.get("ffn"), f"{where}.ffn", _WIDTH_KEYS)
     return BlockSpec(
         attention.stub or PartSpec("gqa", _attention_args(config, attention)),
-        ffn.stub or PartSpec("swiglu", {"intermediate_size": _width(config, ffn)} | config.bias("mlp_bias")),
+        ffn.stub
+        or PartSpec("swiglu", {"intermediate_size": _width(config, ffn), **config.arguments({"bias": "mlp_bias"})}),
     )
 
 
@@ -80,19 +81,18 @@ class _Slot:
 
 
 def _attention_args(config: Config, slot: _Slot) -> dict[str, Any]:
-    heads = config.integer("num_attention_heads", 32)
+    heads = config.integer("num_attention_heads")
     key, size = slot.size()
     if size != int(size) or heads % int(size):
         raise UserError(f"{slot.where}.{key}: {size} does not divide num_attention_heads ({heads}).")
     kv_heads = heads // int(size) if key == "n_heads_in_group" else int(size)
-    return {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": config.head_dim(heads)} | config.bias(
-        "attention_bias"
-    )
+    shared = config.arguments({"head_dim": "head_dim", "bias": "attention_bias"})
+    return {"num_heads": heads, "num_kv_heads": kv_heads, **shared}
 
 
 def _width(config: Config, slot: _Slot) -> int:
     key, size = slot.size()
-    hidden = config.integer("hidden_size", 4096)
+    hidden = config.integer("hidden_size")
     width = width_of_multiplier(size, hidden) if key == "ffn_mult" else int(size)
     if width == 0 or (key == "intermediate_size" and width != size):
         raise UserError(f"{slot.where}.{key}: {size} is no FFN width; it must be a whole number above 0.")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.descent import descent
-from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, hf_config, save_folder
+from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.lightning import LightningCheckpoint
 from lnlit.checkpoint.templates import put_template
@@ -88,7 +88,6 @@ def _convert(
         weights = child_weights(spec, lineage, weights)
         spec = child_spec(spec, lineage)
         provenance = {"pipeline_stages": pipeline_stages, **descent(source, lineage)}
-    hf_config(spec)
     tokenizer = _tokenizer_source(path)
     check_target(out, overwrite, [path, *filter(None, [tokenizer])])
     return save_folder(

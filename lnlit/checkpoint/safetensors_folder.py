@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lnlit.checkpoint.foreign import is_safetensors, what_file
+from lnlit.checkpoint.names import Rules, stored_names, stored_shapes
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.models.layout import Shape, check_shapes, expected_shapes
@@ -34,12 +35,12 @@ class SafetensorsFolder:
         for file, promised in _weight_files(folder).items():
             self._read_header(file, promised)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the file's dtype."""
+    def read(self, name: str, first: int = 0, rows: int | None = None) -> Tensor:
+        """One tensor, or `rows` of it from `first` on; on the CPU, in the file's dtype."""
         file = self._files[name]
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
-                return tensors.get_tensor(name)
+                return tensors.get_tensor(name) if rows is None else tensors.get_slice(name)[first : first + rows]
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
 
@@ -71,8 +72,10 @@ class SafetensorsFolder:
             raise UserError(f"{file}: the index promises tensor {absent[0]} in this file, which does not hold it.")
 
 
-def folder_weights(folder: Path, spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of `spec` once, after checking all names and shapes against the headers."""
+def folder_weights(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of `spec` once, after checking all names and shapes against the headers. `rules` say under which
+    names the folder holds them (see `names`).
+    """
     tensors = SafetensorsFolder(folder)
     stored_as = {name: name for name in tensors.shapes if not name.endswith(".rotary_emb.inv_freq")}
     if spec.tie_embeddings and HEAD in stored_as:  # a tied pair stored twice, or under the head's name alone
@@ -84,9 +87,14 @@ def folder_weights(folder: Path, spec: ModelSpec) -> Iterator[tuple[str, Tensor]
         head = stored_as.pop(HEAD)
         stored_as.setdefault(EMBEDDING, head)
     expected = expected_shapes(spec)
-    check_shapes(str(folder), {name: tensors.shapes[stored] for name, stored in stored_as.items()}, expected)
-    for name in expected:
-        yield name, tensors.read(stored_as[name])
+    found = {name: tensors.shapes[stored] for name, stored in stored_as.items()}
+    check_shapes(str(folder), found, stored_shapes(expected, rules or {}))
+    for stored, parts in stored_names(expected, rules or {}).items():
+        first = 0
+        for name in parts:
+            rows = expected[name][0]
+            yield name, tensors.read(stored_as[stored], *((first, rows) if len(parts) > 1 else ()))
+            first += rows
 
 
 def is_tied(folder: Path, configured: bool) -> bool:

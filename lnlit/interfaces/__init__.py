@@ -11,7 +11,7 @@ from typing import Any
 
 from lnlit.interfaces.attention_kernel import AttentionKernel, Segments
 from lnlit.interfaces.batch import IGNORE, PolicyBatch, PreferenceBatch, TokenBatch
-from lnlit.interfaces.checkpoint import CheckpointFormat
+from lnlit.interfaces.checkpoint import CheckpointFormat, Export
 from lnlit.interfaces.layer import AttentionLayer, Conversion, FeedForwardLayer, LayerContext, Parent, SearchSpace
 from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
@@ -31,6 +31,7 @@ __all__ = [
     "Choice",
     "Conversion",
     "Count",
+    "Export",
     "FeedForwardLayer",
     "Forbidden",
     "FunctionReward",

@@ -36,5 +36,9 @@ class AttentionKernel(ABC):
         return None
 
     @abstractmethod
-    def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
-        """Returns [B, T, H, d]. Query head h reads key/value head h // (H / K)."""
+    def attend(
+        self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments, window: int | None = None
+    ) -> Tensor:
+        """Returns [B, T, H, d]. Query head h reads key/value head h // (H / K). With a `window` each token sees that
+        many tokens at most, itself and those just before it.
+        """

@@ -38,12 +38,16 @@ class LayerContext:
     layer_index: int
     rope: RopeSpec
     context_length: int
+    norm_eps: float = 1e-5
 
 
 class Attend(Protocol):
-    """Softmax attention of one layer, [B, T, H, d] out. Hides kernel, document boundaries and KV cache from it."""
+    """Softmax attention of one layer, [B, T, H, d] out. Hides kernel, document boundaries and KV cache from it.
 
-    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor: ...
+    With a `window` each token sees that many tokens at most, itself and those just before it.
+    """
+
+    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor: ...
 
 
 class SearchSpace(Protocol):
@@ -79,7 +83,8 @@ class Layer:
     #: The inverse: the registry name of the part that packs this one's weights, if there is one.
     packed_as: ClassVar[str | None] = None
     #: Tensor-parallel style of each linear: "colwise" splits its outputs, "rowwise" its inputs and sums the results,
-    #: "gathered" splits its outputs and puts them together again. Others are whole on every rank, which a run tells.
+    #: "gathered" splits its outputs and puts them together again. A norm of each head is "per_head": whole, and each
+    #: rank applies it to its own heads. Others are whole on every rank, which a run tells.
     tensor_parallel: ClassVar[Mapping[str, str]] = {}
 
     if TYPE_CHECKING:

@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 def make_block(spec: ModelSpec, index: int, block: BlockSpec) -> Block:
     """`block` as layer `index` of `spec`'s model; it need not be the block that `spec` has there."""
-    context = LayerContext(spec.hidden_size, index, spec.rope, spec.context_length)
+    context = LayerContext(spec.hidden_size, index, spec.rope, spec.context_length, spec.norm_eps)
     attention = registry.build("attention", block.attention.type, context, **block.attention.args)
     ffn = registry.build("ffn", block.ffn.type, context, **block.ffn.args)
     return Block(attention, ffn, spec.hidden_size, spec.norm_eps)

@@ -36,7 +36,8 @@ def check_part(path: str, kind: str, part: PartSpec) -> None:
     for key, value in part.args.items():
         if key not in parameters:
             raise unknown_key(f"{path}.args", key, parameters)
-        expected = _SCALARS.get(str(parameters[key].annotation))
+        annotation, _, none = str(parameters[key].annotation).partition(" | None")
+        expected = None if none and value is None else _SCALARS.get(annotation)
         if expected and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
             raise UserError(f"{path}.args.{key}: expected {parameters[key].annotation}, got {value!r}")
     for key, parameter in parameters.items():

@@ -17,19 +17,24 @@ from lnlit.interfaces import Segments
 _BLOCK = 128
 
 
-def document_mask(segments: Segments, total: int) -> BlockMask:
-    """Causal attention within documents over `total` tokens: what `create_block_mask` would make."""
+def document_mask(segments: Segments, total: int, window: int | None = None) -> BlockMask:
+    """Causal attention within documents over `total` tokens: what `create_block_mask` would make. With a `window` each
+    token sees that many tokens at most, itself and those just before it.
+    """
+    reach = total if window is None else window
     bounds, device = segments.cu_seqlens, segments.cu_seqlens.device
     document_T = torch.searchsorted(bounds[1:], torch.arange(total, device=device), right=True)
 
     def same_document(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (document_T[query] == document_T[key])
+        return (query >= key) & (query - key < reach) & (document_T[query] == document_T[key])
 
     first_N = torch.arange(0, total, _BLOCK, device=device)  # each block's first and last token
     last_N = (first_N + _BLOCK).clamp(max=total) - 1
-    begin_first_N, begin_last_N = (bounds[document_T[tokens_N]] for tokens_N in (first_N, last_N))
-    # A query sees keys from its document's begin to itself, so the queries of a block see all blocks from where the
-    # document of the first one begins. Of those before their own, all see the whole where the last one's begins before.
+    begin_first_N, begin_last_N = (
+        torch.maximum(bounds[document_T[tokens_N]], tokens_N - reach + 1) for tokens_N in (first_N, last_N)
+    )
+    # A query sees keys from its document's or its window's begin to itself, so the queries of a block see all blocks
+    # from where the first one's view begins. Of those before their own, all see the whole where the last one's does.
     block_N = torch.arange(len(first_N), device=device)
     seen_NN = (block_N * _BLOCK + _BLOCK > begin_first_N[:, None]) & (block_N <= block_N[:, None])
     whole_NN = (block_N * _BLOCK >= begin_last_N[:, None]) & (block_N < block_N[:, None])

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import AttentionKernel, Segments
+from lnlit.models.causal_attention import causal_attention
 from lnlit.models.device import has_cuda
 from lnlit.models.short_attention import MAX_LENGTH, attend_short, buckets
 
@@ -65,18 +65,24 @@ class SDPAKernel(AttentionKernel):
         self._grouped: tuple[Segments, Any] | None = None
 
     @torch.compiler.disable  # a data-dependent loop: compiled blocks break their graph here
-    def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
+    def attend(
+        self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments, window: int | None = None
+    ) -> Tensor:
         rows, tokens = q_BTHd.shape[:2]
         flat = [x.reshape(rows * tokens, *x.shape[2:]) for x in (q_BTHd, k_BTKd, v_BTKd)]
         trains = torch.is_grad_enabled() and any(x.requires_grad for x in flat)
         if trains and not q_BTHd.is_cuda and min(segments.lengths) <= MAX_LENGTH:
-            return self._attend_mixed(*flat, segments).view(q_BTHd.shape)  # type: ignore
+            return self._attend_mixed(*flat, segments, window).view(q_BTHd.shape)  # type: ignore
         if segments.lengths == (tokens,) * rows:  # every row is one document
-            return _causal(q_BTHd, k_BTKd, v_BTKd)
+            return causal_attention(q_BTHd, k_BTKd, v_BTKd, window)
         parts = [x[None].split(segments.lengths, dim=1) for x in flat]
-        return torch.cat([_causal(q, k, v) for q, k, v in zip(*parts, strict=True)], dim=1).view(q_BTHd.shape)
+        return torch.cat([causal_attention(q, k, v, window) for q, k, v in zip(*parts, strict=True)], dim=1).view(
+            q_BTHd.shape
+        )
 
-    def _attend_mixed(self, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, segments: Segments) -> Tensor:
+    def _attend_mixed(
+        self, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, segments: Segments, window: int | None
+    ) -> Tensor:
         """Short documents in batches, each long one by itself."""
         if self._grouped is None or self._grouped[0] is not segments:  # the layers of a batch share the grouping
             spans = list(zip(accumulate(segments.lengths, initial=0), segments.lengths, strict=False))
@@ -84,7 +90,7 @@ class SDPAKernel(AttentionKernel):
             long = [(start, length) for start, length in spans if length > MAX_LENGTH]
             self._grouped = segments, (buckets(*zip(*short, strict=True), q_THd.device), long)  # type: ignore
         groups, long = self._grouped[1]
-        out_THd = attend_short(q_THd, k_TKd, v_TKd, groups)
+        out_THd = attend_short(q_THd, k_TKd, v_TKd, groups, window)
         if not long:
             return out_THd
         pieces, done = [], 0
@@ -92,16 +98,10 @@ class SDPAKernel(AttentionKernel):
             document = slice(start, start + length)
             pieces += [
                 out_THd[done:start],
-                _causal(q_THd[None, document], k_TKd[None, document], v_TKd[None, document])[0],
+                causal_attention(q_THd[None, document], k_TKd[None, document], v_TKd[None, document], window)[0],
             ]
             done = start + length
         return torch.cat([*pieces, out_THd[done:]])
-
-
-def _causal(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
-    grouped = q.shape[1] != k.shape[1]
-    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
 
 
 class FlexKernel(AttentionKernel):
@@ -112,24 +112,29 @@ class FlexKernel(AttentionKernel):
         return None if has_cuda() else "FlexAttention has no backward pass without CUDA."
 
     def __init__(self) -> None:
-        self._masked: tuple[Segments, Any] | None = None
+        self._masked: tuple[Segments, dict[int | None, Any]] | None = None
 
-    def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
+    def attend(
+        self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments, window: int | None = None
+    ) -> Tensor:
         q, k, v = (x.reshape(1, -1, *x.shape[2:]).transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
-        mask = self._mask(segments, q.shape[2])  # type: ignore
+        mask = self._mask(segments, q.shape[2], window)  # type: ignore
         grouped = q.shape[1] != k.shape[1]
         # Left to itself torch takes its decoding kernel below 128 tokens, which cannot do groups of three query heads.
         out = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped, kernel_options={"BACKEND": "TRITON"})
         return out.transpose(1, 2).reshape(q_BTHd.shape)
 
     @torch.compiler.disable
-    def _mask(self, segments: Segments, total: int) -> Any:
-        """The block mask of a batch; its layers share one."""
+    def _mask(self, segments: Segments, total: int, window: int | None) -> Any:
+        """The block mask of a batch; its layers with the same window share one."""
         from lnlit.models.document_mask import document_mask  # FlexAttention takes a second to import
 
         if self._masked is None or self._masked[0] is not segments:
-            self._masked = (segments, document_mask(segments, total))
-        return self._masked[1]
+            self._masked = (segments, {})
+        masks = self._masked[1]
+        if window not in masks:
+            masks[window] = document_mask(segments, total, window)
+        return masks[window]
 
 
 @cache
@@ -148,14 +153,17 @@ class VarlenKernel(AttentionKernel):
             return "torch.nn.attention.varlen has no kernel without CUDA."
         return None if torch.cuda.get_device_capability() >= (8, 0) else "it needs compute capability 8.0 or later."
 
-    def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
+    def attend(
+        self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments, window: int | None = None
+    ) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         if q_BTHd.dtype == torch.float32:  # the kernel is half-precision; exact fp32 goes through SDPA
-            return SDPAKernel().attend(q_BTHd, k_BTKd, v_BTKd, segments)  # type: ignore
+            return SDPAKernel().attend(q_BTHd, k_BTKd, v_BTKd, segments, window)  # type: ignore
         q, k, v = (x.flatten(0, 1) for x in (q_BTHd, k_BTKd, v_BTKd))
         bounds, longest = segments.cu_seqlens, segments.max_length
         grouped = q.shape[1] != k.shape[1]
-        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), enable_gqa=grouped)
+        before = -1 if window is None else window - 1
+        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(before, 0), enable_gqa=grouped)
         assert isinstance(out, Tensor)  # a tuple only when the log-sum-exp is asked for as well
         return out.view(q_BTHd.shape)

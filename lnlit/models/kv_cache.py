@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lnlit.interfaces.layer import Attend
+from lnlit.models.causal_attention import causal_attention
 from lnlit.models.parts import attention_class
 from lnlit.specs import ModelSpec
 
@@ -54,16 +55,18 @@ class KVCache:
             for layer, kept in enumerate(store):  # one at a time, so that never two caches are held
                 store[layer] = None if kept is None else kept[rows]
 
-    def _attend(self, index: int, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+    def _attend(self, index: int, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
         keys_BKSd, values_BKSd = self._keys[index], self._values[index]
         assert keys_BKSd is not None and values_BKSd is not None, "a layer without kv_cache_shape attends"
         keys_BKSd[self._rows_B1, :, self._positions_BT] = k_BTKd.to(keys_BKSd.dtype)
         values_BKSd[self._rows_B1, :, self._positions_BT] = v_BTKd.to(values_BKSd.dtype)
         if self._is_prefill:  # padding is on the right, so plain causal attention is exact and needs no mask
-            q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
-            grouped = q.shape[1] != k.shape[1]
-            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+            return causal_attention(q_BTHd, k_BTKd, v_BTKd, window)
         # One token a row: the query heads of a group are the queries of one head, and its keys are read once.
         k, v = keys_BKSd[:, :, : self._used], values_BKSd[:, :, : self._used]
         q_BKGd = q_BTHd[:, 0].unflatten(1, (k.shape[1], -1))
-        return scaled_dot_product_attention(q_BKGd, k, v, attn_mask=self._mask_B1TS).flatten(1, 2)[:, None]
+        seen_B1TS = self._mask_B1TS
+        if window is not None:
+            slots_S = torch.arange(self._used, device=q_BTHd.device)
+            seen_B1TS = seen_B1TS & (slots_S > self._positions_BT[:, None, :, None] - window)
+        return scaled_dot_product_attention(q_BKGd, k, v, attn_mask=seen_B1TS).flatten(1, 2)[:, None]

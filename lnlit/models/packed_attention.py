@@ -32,8 +32,8 @@ class PackedAttention:
     def layer(self, index: int) -> Attend:
         return self
 
-    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
-        return self.kernel.attend(q_BTHd, k_BTKd, v_BTKd, self.segments)
+    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
+        return self.kernel.attend(q_BTHd, k_BTKd, v_BTKd, self.segments, window)
 
 
 class SharedAttention(PackedAttention):
@@ -48,9 +48,9 @@ class SharedAttention(PackedAttention):
         entries_E = torch.arange(len(places_E), device=places_E.device)
         self.first_T = entries_E.new_full((tokens,), len(places_E)).scatter_reduce_(0, places_E, entries_E, "amin")
 
-    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
         q, k, v = (_Read.apply(x.flatten(0, 1), self.places_E)[None] for x in (q_BTHd, k_BTKd, v_BTKd))  # type: ignore
-        out_EHd = super().__call__(q, k, v)[0]
+        out_EHd = super().__call__(q, k, v, window)[0]
         return out_EHd.index_select(0, self.first_T).view_as(q_BTHd)
 
 

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
@@ -23,6 +28,7 @@ _STYLES = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
     "gathered": partial(ColwiseParallel, output_layouts=Replicate()),
+    "per_head": partial(SequenceParallel, sequence_dim=2, use_local_output=True),  # heads are dim 2; sums gradients
 }
 
 
@@ -72,8 +78,15 @@ def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
                 continue
             part = getattr(decoder.spec.layers[index], kind)
             _check_split(module, kind, part, f"layers[{index}].{kind}", mesh.size())
-            if plan := {name: _STYLES[style]() for name, style in module.tensor_parallel.items()}:  # type: ignore
+            plan = {
+                name: _STYLES[style]() for name, style in module.tensor_parallel.items() if _has_weights(module, name)
+            }
+            if plan:
                 parallelize_module(module, mesh, plan)  # type: ignore[arg-type]
+
+
+def _has_weights(module: nn.Module, name: str) -> bool:
+    return next(module.get_submodule(name).parameters(), None) is not None
 
 
 def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size: int) -> None:
@@ -90,6 +103,8 @@ def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size:
             raise UserError(f"tensor_parallel_size {size} does not divide {where}'s {count} {what}; choose a divisor.")
     for name, style in module.tensor_parallel.items():  # type: ignore[operator]
         linear = module.get_submodule(name)
+        if style == "per_head":
+            continue
         width: int = linear.in_features if style == "rowwise" else linear.out_features  # type: ignore[assignment]
         if width % size:
             side = "inputs" if style == "rowwise" else "outputs"

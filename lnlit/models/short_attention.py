@@ -38,20 +38,31 @@ def buckets(starts: Sequence[int], lengths: Sequence[int], device: torch.device)
     return made
 
 
-def attend_short(q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, groups: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Causal attention within each document of `groups`, [T, H, d]; zero at tokens of no group."""
-    return _ShortAttention.apply(q_THd, k_TKd, v_TKd, groups)  # type: ignore[return-value]
+def attend_short(
+    q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, groups: list[tuple[Tensor, Tensor]], window: int | None = None
+) -> Tensor:
+    """Causal attention within each document of `groups`, [T, H, d]; zero at tokens of no group. With a `window` each
+    token sees that many tokens at most, itself and those just before it.
+    """
+    return _ShortAttention.apply(q_THd, k_TKd, v_TKd, groups, window)  # type: ignore[return-value]
 
 
 class _ShortAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, groups: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(
+        ctx: Any,
+        q_THd: Tensor,
+        k_TKd: Tensor,
+        v_TKd: Tensor,
+        groups: list[tuple[Tensor, Tensor]],
+        window: int | None,
+    ) -> Tensor:
         ctx.save_for_backward(q_THd, k_TKd, v_TKd)
-        ctx.groups = groups
+        ctx.groups, ctx.window = groups, window
         out_THd = torch.zeros_like(q_THd)
         for index, is_token in groups:
             q, k, v = (_gather(x, index, k_TKd.shape[1]) for x in (q_THd, k_TKd, v_TKd))
-            _scatter(out_THd, _weights(q, k) @ v, index, is_token)
+            _scatter(out_THd, _weights(q, k, window) @ v, index, is_token)
         return out_THd
 
     @staticmethod
@@ -63,14 +74,14 @@ class _ShortAttention(torch.autograd.Function):
             q, k, v = (_gather(x, index, k_TKd.shape[1]) for x in (q_THd, k_TKd, v_TKd))
             masked = grad_THd[index] * is_token[..., None, None]  # padding repeats a token; it must not count
             grad = _by_kv_head(masked, k_TKd.shape[1])
-            weights = _weights(q, k)
+            weights = _weights(q, k, ctx.window)
             grad_weights = grad @ v.transpose(-1, -2)
             # torch's own derivative of softmax: one pass, in fp32 inside
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype) * q.shape[-1] ** -0.5
             _scatter(grad_q, grad_scores @ k, index, is_token)
             _scatter(grad_k, grad_scores.transpose(-1, -2) @ q, index, is_token)
             _scatter(grad_v, weights.transpose(-1, -2) @ grad, index, is_token)
-        return grad_q, grad_k, grad_v, None
+        return grad_q, grad_k, grad_v, None, None
 
 
 def _by_kv_head(x_NLHd: Tensor, kv_heads: int) -> Tensor:
@@ -92,15 +103,20 @@ def _scatter(out_THd: Tensor, x_NKMd: Tensor, index_NL: Tensor, is_token_NL: Ten
     out_THd[index_NL[is_token_NL]] = x_NLHd.reshape(documents, length, -1, size)[is_token_NL]
 
 
-def _weights(q_NKMd: Tensor, k_NKLd: Tensor) -> Tensor:
+def _weights(q_NKMd: Tensor, k_NKLd: Tensor, window: int | None) -> Tensor:
     """Softmax of the causal scores, [N, K, M, L]. Padding comes last, so that no token can look at it.
 
     Two passes over the scores, which is what time goes by here: mask and scale go into the product, and softmax reads
     and writes its own precision but sums in fp32.
     """
     length = k_NKLd.shape[2]
-    future = q_NKMd.new_full((length, length), float("-inf")).triu_(1).repeat(q_NKMd.shape[2] // length, 1)
+    hidden = q_NKMd.new_full((length, length), float("-inf")).triu_(1)
+    if window is not None:
+        hidden += torch.full_like(hidden, float("-inf")).tril_(-window)
     scores = torch.baddbmm(
-        future, q_NKMd.flatten(0, 1), k_NKLd.flatten(0, 1).transpose(-1, -2), alpha=q_NKMd.shape[-1] ** -0.5
+        hidden.repeat(q_NKMd.shape[2] // length, 1),
+        q_NKMd.flatten(0, 1),
+        k_NKLd.flatten(0, 1).transpose(-1, -2),
+        alpha=q_NKMd.shape[-1] ** -0.5,
     )
     return scores.softmax(-1).view(*q_NKMd.shape[:3], length)

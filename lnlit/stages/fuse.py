@@ -9,7 +9,7 @@ from typing import Literal
 
 from lnlit.checkpoint.convert import with_progress
 from lnlit.checkpoint.descent import descent
-from lnlit.checkpoint.folder import check_target, hf_config, save_folder, tell_readers
+from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.text import TextSample
@@ -73,7 +73,6 @@ def fuse(
         )
     lineage = _METHODS[method](spec, chosen)
     child = child_spec(spec, lineage)
-    hf_config(child)
     dependency = None if data is None else _dependency(spec, path, data)
     _tell(spec, child, chosen, method)
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {target.name}")

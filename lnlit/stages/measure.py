@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -126,8 +126,7 @@ def untimed(plan: Plan, workloads: Sequence[Workload], dtype: str) -> CostTable:
 def model_folder(spec: ModelSpec, dtype: str) -> Iterator[Path]:
     """A temporary model folder without weights, as a meter gets it."""
     with tempfile.TemporaryDirectory() as name:
-        with suppress(UserError):  # transformers' format cannot hold every part, and not every engine needs it
-            write_json(Path(name) / "config.json", {**hf_config(spec), "dtype": dtype})
+        write_json(Path(name) / "config.json", {**hf_config(spec), "dtype": dtype})
         yield Path(name)
 
 

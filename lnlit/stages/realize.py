@@ -13,7 +13,7 @@ from torch import Tensor
 from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.fingerprint import fingerprint
-from lnlit.checkpoint.folder import check_target, hf_config, save_folder, tell_readers
+from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json
@@ -41,7 +41,6 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
     spec = composed_spec(opened, pairs)
     source = resolve(opened.model)
     check_target(target, overwrite, [source, opened.folder, solution])
-    hf_config(spec)
     checkpoint = open_checkpoint(source)
     opened.check_parent(opened.model, checkpoint.read_spec(source), fingerprint(opened.model))
     groups = by_layer(opened.spec, checkpoint.weights(source))

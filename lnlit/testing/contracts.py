@@ -33,7 +33,7 @@ from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
 
 _HIDDEN, _ROWS, _TOKENS, _DOCUMENTS = 32, 2, 12, (5, 7, 12)
-_STYLES = {"colwise", "rowwise", "gathered"}
+_STYLES = {"colwise", "rowwise", "gathered", "per_head"}
 
 
 def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
@@ -184,11 +184,13 @@ def _check_arguments(kind: str, name: str, label: str) -> None:
 
 
 def _check_declarations(layer: Any, label: str) -> None:
-    """`packed_weights` and `tensor_parallel` name linears that exist."""
+    """`packed_weights` and `tensor_parallel` name modules that exist: linears, but for the norm of each head."""
     _expect(isinstance(layer, nn.Module), label, "a part is an nn.Module")
     modules = dict(layer.named_modules())
+    per_head = {name for name, style in layer.tensor_parallel.items() if style == "per_head"}
     for name in (*layer.packed_weights, *layer.tensor_parallel):
-        _expect(isinstance(modules.get(name), nn.Linear), label, f"declares {name!r}, which is no linear of it")
+        kind = nn.Module if name in per_head else nn.Linear
+        _expect(isinstance(modules.get(name), kind), label, f"declares {name!r}, which is no linear of it")
     for name, parts in layer.packed_weights.items():
         _expect(modules[name].out_features % len(parts) == 0, label, f"{name!r} does not split into {parts}")
     styles = set(layer.tensor_parallel.values())
@@ -253,7 +255,7 @@ def _check_cache_shape(layer: Any, args: Mapping[str, Any], label: str) -> None:
     """`kv_cache_shape` is what the layer hands to `attend`, at most once."""
     calls: list[tuple[int, int]] = []
 
-    def attend(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor) -> Tensor:
+    def attend(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
         calls.append((k_BTKd.shape[2], k_BTKd.shape[3]))
         return torch.zeros_like(q_BTHd)
 
@@ -282,32 +284,38 @@ def _check_kernel(
     tensors = [torch.randn(2, 12, n, size, generator=generator) for n in (heads, kv_heads, kv_heads)]
     upstream = torch.randn(2, 12, heads, size, generator=generator).to(device)
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    for lengths in ((12, 12), (5, 7, 12), (1, 11, 3, 1, 8)):
+    cases = itertools.product((None, 4), ((12, 12), (5, 7, 12), (1, 11, 3, 1, 8)))
+    for window, lengths in cases:
         ours = [t.detach().clone().to(device, dtype).requires_grad_() for t in tensors]
         exact = [t.detach().to(dtype).float().to(device).requires_grad_() for t in tensors]
         segments = make_segments(lengths, torch.device(device))
         out, wanted = (
-            kernel.attend(ours[0], ours[1], ours[2], segments),
-            _reference(exact[0], exact[1], exact[2], lengths),
+            kernel.attend(ours[0], ours[1], ours[2], segments, window),
+            _reference(exact[0], exact[1], exact[2], lengths, window),
         )
         _expect(out.shape == wanted.shape and out.dtype == dtype, label, f"got {tuple(out.shape)} {out.dtype}")
-        _expect(torch.allclose(out.float(), wanted, atol=tolerance), label, f"differs from softmax for {lengths}")
-        _expect(torch.equal(kernel.attend(ours[0], ours[1], ours[2], segments), out), label, "two calls differ")
+        _expect(
+            torch.allclose(out.float(), wanted, atol=tolerance),
+            label,
+            f"differs from softmax for {lengths}, window {window}",
+        )
+        _expect(torch.equal(kernel.attend(ours[0], ours[1], ours[2], segments, window), out), label, "two calls differ")
         (out.float() * upstream).sum().backward()
         (wanted * upstream).sum().backward()
         for one, two in zip(ours, exact, strict=True):
             assert one.grad is not None and two.grad is not None
             close = torch.allclose(one.grad.float(), two.grad, atol=10 * tolerance)
-            _expect(close, label, f"gradients differ for {lengths}")
+            _expect(close, label, f"gradients differ for {lengths}, window {window}")
 
 
-def _reference(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, lengths: Sequence[int]) -> Tensor:
+def _reference(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, lengths: Sequence[int], window: int | None) -> Tensor:
     """Softmax attention with an explicit mask over all B * T tokens."""
     q, k, v = (x.flatten(0, 1).transpose(0, 1) for x in (q_BTHd, k_BTKd, v_BTKd))
     k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for x in (k, v))
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(q.device)
     index = torch.arange(len(document), device=q.device)
-    visible = (document[:, None] == document) & (index[:, None] >= index)
+    behind = index[:, None] - index
+    visible = (document[:, None] == document) & (behind >= 0) & (behind < (window or len(index)))
     scores = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(~visible, float("-inf"))
     return (scores.softmax(-1) @ v).transpose(0, 1).reshape(q_BTHd.shape)
 

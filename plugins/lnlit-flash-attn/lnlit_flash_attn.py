@@ -30,7 +30,9 @@ class FlashAttnKernel(AttentionKernel):
             return "flash-attn is not installed. Run: pip install --no-build-isolation 'lnlit-flash-attn[cuda]'"
         return None
 
-    def attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments) -> Tensor:
+    def attend(
+        self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments, window: int | None = None
+    ) -> Tensor:
         from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
         if q_BTHd.dtype not in _HALF or q_BTHd.shape[-1] > _LARGEST_HEAD:
@@ -40,4 +42,6 @@ class FlashAttnKernel(AttentionKernel):
             )
         q, k, v = (x.flatten(0, 1) for x in (q_BTHd, k_BTKd, v_BTKd))
         bounds, longest = segments.cu_seqlens, segments.max_length
-        return flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest, causal=True).view(q_BTHd.shape)
+        seen = (-1 if window is None else window - 1, 0)
+        out = flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest, causal=True, window_size=seen)
+        return out.view(q_BTHd.shape)

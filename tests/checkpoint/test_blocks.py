@@ -10,7 +10,8 @@ import pytest
 from checkpoint_models import LINEAR
 
 from lnlit.checkpoint.blocks import multiplier_of_width, width_of_multiplier
-from lnlit.checkpoint.decilm import decilm_config
+from lnlit.checkpoint.decilm import DeciLMCheckpoint
+from lnlit.checkpoint.formats import spec_as_stored
 from lnlit.checkpoint.readers import obstacles, sentences
 from lnlit.models.layout import expected_shapes
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
@@ -107,6 +108,10 @@ def documented_shapes(config: dict) -> dict[str, tuple[int, ...]]:
                 shapes[f"{layer}.mlp.{name}_proj.weight"] = (width, hidden)
             shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, width)
     return shapes
+
+
+def decilm_config(spec: ModelSpec) -> dict:
+    return DeciLMCheckpoint().export(spec_as_stored(spec)).config
 
 
 EVERY_VARIANT = child(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from checkpoint_models import LINEAR, mixed_spec
 
-from lnlit.checkpoint.decilm import decilm_config
-from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.decilm import DeciLMCheckpoint
+from lnlit.checkpoint.formats import read_spec, spec_as_stored
 from lnlit.checkpoint.readers import obstacles
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder, parameter_count
@@ -114,12 +114,12 @@ def change_last(spec, slot, **args):
 )
 def test_what_the_format_cannot_hold_is_named(slot, args, message):
     with pytest.raises(UserError, match=message):
-        decilm_config(change_last(mixed_spec(), slot, **args))
+        DeciLMCheckpoint().export(spec_as_stored(change_last(mixed_spec(), slot, **args)))
 
 
 def test_the_written_config_is_read_back(tmp_path):
     spec = mixed_spec()
-    (tmp_path / "config.json").write_text(json.dumps(decilm_config(spec)))
+    (tmp_path / "config.json").write_text(json.dumps(DeciLMCheckpoint().export(spec_as_stored(spec)).config))
     expected = spec.map_parts(lambda part: PartSpec("swiglu", part.args) if part.type == "swiglu_fused" else part)
     assert read_spec(tmp_path) == expected
 

@@ -6,8 +6,8 @@ import pytest
 from checkpoint_models import save_tiny
 
 from lnlit import registry
+from lnlit.checkpoint.families.llama import Llama
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
-from lnlit.checkpoint.hf import LlamaCheckpoint
 from lnlit.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_a_config_that_is_no_json_is_named(tmp_path):
 
 
 def test_two_formats_that_claim_one_folder_are_both_named(tmp_path, monkeypatch):
-    class Greedy(LlamaCheckpoint):
+    class Greedy(Llama):
         pass
 
     monkeypatch.setattr(registry, "_added", {})

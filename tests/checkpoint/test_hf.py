@@ -159,7 +159,10 @@ def test_frequencies_stored_by_old_versions_are_skipped(tmp_path):
         ({"num_hidden_layers": 2}, "model.layers.2.* unexpected"),
         ({"attention_bias": True}, "q_proj.bias.* missing"),
         ({"model_type": "lama"}, r"model_type 'lama', .* Did you mean 'llama'\?"),
-        ({"model_type": "qwen2"}, r"'qwen2', a decoder of a family .*Supported model types: llama, nemotron-nas"),
+        (
+            {"model_type": "granite"},
+            r"'granite', a decoder of a family .*Supported model types: llama, mistral, .*, nemotron-nas",
+        ),
     ],
 )
 def test_an_unsupported_or_wrong_config_is_named(tmp_path, changes, message):

@@ -32,12 +32,15 @@ def kernel(monkeypatch):
 def stand_in(kernel, monkeypatch):
     """A `flash_attn` module whose function takes what the real one takes and computes it on CPU."""
 
-    def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, causal=False):
+    def flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, causal=False, window_size=(-1, -1)
+    ):
         assert causal and q.dim() == 3 and cu_seqlens_q.dtype == torch.int32
         assert torch.equal(cu_seqlens_q, cu_seqlens_k) and max_seqlen_q == max_seqlen_k
         lengths = cu_seqlens_q.diff().tolist()
         assert max_seqlen_q >= max(lengths)  # an upper bound will do
-        return SDPAKernel().attend(q[None], k[None], v[None], make_segments(lengths, q.device))[0]
+        window = None if window_size[0] < 0 else window_size[0] + 1  # it counts those to the left
+        return SDPAKernel().attend(q[None], k[None], v[None], make_segments(lengths, q.device), window)[0]
 
     module = ModuleType("flash_attn")
     module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]

@@ -22,14 +22,15 @@ def drawn(seed: int) -> list[int]:
     return [draw.choice([1, 3, 127, 128, 129, 256, 300, draw.randint(1, 700)]) for _ in range(draw.randint(1, 9))]
 
 
+@pytest.mark.parametrize("window", [None, 1, 128, 200])
 @pytest.mark.parametrize("lengths", [[5], [128], [640], [128, 128], [1, 127, 300], *map(drawn, range(20))], ids=str)
-def test_blocks_are_torchs(lengths):
+def test_blocks_are_torchs(lengths, window):
     total = sum(lengths)
-    found = document_mask(make_segments(lengths, torch.device("cpu")), total)
+    found = document_mask(make_segments(lengths, torch.device("cpu")), total, window)
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
 
     def mask(_batch, _head, query, key):
-        return (query >= key) & (document[query] == document[key])
+        return (query >= key) & (query - key < (window or total)) & (document[query] == document[key])
 
     expected = create_block_mask(mask, None, None, total, total, device="cpu")
     for kind in ("kv", "full_kv", "q", "full_q"):
@@ -49,12 +50,14 @@ def test_it_takes_little_memory():
     assert mask.kv_indices.numel() == 1024**2
 
 
-def test_attention_under_it_is_attention_within_documents(monkeypatch):
+@pytest.mark.parametrize("window", [None, 50])
+def test_attention_under_it_is_attention_within_documents(monkeypatch, window):
     """FlexAttention's forward pass, not compiled, which a CPU has; with three query heads to a key head."""
     from torch.nn.attention.flex_attention import flex_attention
 
     monkeypatch.setattr(kernels, "_compiled_flex", lambda: flex_attention)
     segments = make_segments([3, 60, 130, 7], torch.device("cpu"))
     q, k, v = (torch.randn(2, 100, heads, 16) for heads in (6, 2, 2))
-    found, expected = (kernel.attend(q, k, v, segments) for kernel in (kernels.FlexKernel(), kernels.SDPAKernel()))
+    both = (kernels.FlexKernel(), kernels.SDPAKernel())
+    found, expected = (kernel.attend(q, k, v, segments, window) for kernel in both)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -1,0 +1,1 @@
+"""Families of transformers' decoders, one file each."""

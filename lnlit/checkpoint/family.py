@@ -1,0 +1,94 @@
+"""A family of transformers' decoders: rules between its config.json and a spec, used in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lnlit.checkpoint.hf import CONFIG, Config, config_from_spec, model_type
+from lnlit.checkpoint.names import Rules
+from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
+from lnlit.errors import UserError
+from lnlit.files import read_json
+from lnlit.interfaces import CheckpointFormat, Export
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Family(CheckpointFormat):
+    """One `model_type` of pre-norm decoders. Reading follows the rules; writing puts a spec's values under the rules'
+    keys and reads the result again: what is not the spec then, the family has no words for.
+    """
+
+    #: transformers' class.
+    architecture: ClassVar[str]
+    #: What that class assumes of keys that a config.json leaves out, where it differs from the common ones.
+    defaults: ClassVar[Mapping[str, Any]]
+    #: Arguments of each attention and FFN, and the keys that say them.
+    attention: ClassVar[Mapping[str, str]] = {
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+    }
+    ffn: ClassVar[Mapping[str, str]] = {"intermediate_size": "intermediate_size"}
+    #: Arguments that the family's every attention has.
+    always: ClassVar[Mapping[str, Any]] = {}
+    #: Names of weights that are not Llama's: an `Export`'s `names`.
+    names: ClassVar[Rules] = {}
+
+    def layer(self, config: Config, index: int) -> dict[str, Any]:
+        """Further arguments of the attention in one layer."""
+        config.rotates_all()
+        return {}
+
+    def keys(self, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The keys that say what `layer` reads, from the arguments of every layer's attention."""
+        return {}
+
+    def block(self, config: Config, index: int) -> BlockSpec:
+        attention = {**config.arguments(self.attention), **self.always, **self.layer(config, index)}
+        return BlockSpec(PartSpec("gqa", attention), PartSpec("swiglu", config.arguments(self.ffn)))
+
+    def recognises(self, path: Path) -> bool:
+        return model_type(path) == self.model_type
+
+    def read_spec(self, path: Path) -> ModelSpec:
+        spec = self._spec(read_json(path / CONFIG), path / CONFIG)
+        return spec.replace(tie_embeddings=is_tied(path, spec.tie_embeddings))
+
+    def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        yield from folder_weights(path, self.read_spec(path), self.names)
+
+    def export(self, spec: ModelSpec) -> Export:
+        first = spec.layers[0] if spec.layers else BlockSpec(PartSpec(""), PartSpec(""))
+        config = {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),  # or the class puts ids of its own there
+            **config_from_spec(spec),
+            **{key: first.ffn.args.get(name, False) for name, key in self.ffn.items()},
+            **{key: first.attention.args.get(name, False) for name, key in self.attention.items()},
+            **self.keys([block.attention.args for block in spec.layers]),
+        }
+        try:
+            said = self._spec(config, Path(CONFIG))
+        except UserError as error:
+            raise UserError(f"it cannot be said: {error}") from error
+        check_said(spec, said)
+        return Export(config, self.names)
+
+    def _spec(self, values: Mapping[str, Any], where: Path) -> ModelSpec:
+        config = Config(values, where, self.defaults)
+        return config.spec(tuple(self.block(config, index) for index in range(config.integer("num_hidden_layers"))))
+
+
+def check_said(spec: ModelSpec, said: ModelSpec) -> None:
+    """Raises `UserError` that names the first place where `said`, which a config.json says, is not `spec`."""
+    for (path, _, wanted), (_, _, part) in zip(spec.parts(), said.parts(), strict=False):
+        if part != wanted:
+            raise UserError(f"{path}: its config.json would say {part}, and there is {wanted}")
+    if said != spec:
+        raise UserError(f"its config.json would not say the same: {spec.diff(said)[0]}")
