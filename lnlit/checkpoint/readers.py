@@ -45,8 +45,10 @@ def of_lnlit(spec: ModelSpec) -> dict[str, list[str]]:
     """What keeps readers from a folder that only lnlit has words for: the reason of the format that was asked last,
     which holds more than those before.
     """
-    with_plugin = {"vLLM with lnlit-vllm": _grouped(_vllm_with_plugin(spec))}
-    return dict.fromkeys(_RULES, list(written(spec).refusals[-1:])) | with_plugin
+    reasons = written(spec).refusals[-1:]
+    return {reader: list(reasons) for reader in _RULES} | {
+        "vLLM with lnlit-vllm": _grouped(_vllm_with_plugin(spec)),
+    }
 
 
 def sentences(found: Mapping[str, list[str]]) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, load_block
+from lnlit.models.causal_attention import causal_attention
 from lnlit.models.parts import conversion, convert
 from lnlit.models.surgery import (
     attention_as_matrix,
@@ -28,7 +29,7 @@ def drawn(slot: str, part: PartSpec) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     for parameter in block.parameters():
         parameter.data.normal_(generator=generator)
-    return {name: tensor for name, tensor in block_weights(block).items() if "norm" not in name}
+    return {name: tensor for name, tensor in block_weights(block).items() if "layernorm" not in name}
 
 
 def run_ffn(part: PartSpec, weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def run_attention(part: PartSpec, weights: dict[str, Tensor], x: Tensor, attend)
     return block.self_attn(x, attend, {8: tables})
 
 
-def to_itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def to_itself(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     """Attention in which every token attends to itself only."""
     return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2)
 
@@ -87,9 +88,10 @@ def test_the_ffn_as_one_matrix_is_the_ffn_with_an_open_gate():
     assert torch.allclose(run_ffn(LINEAR, convert("ffn", part, LINEAR, weights), x), ungated, atol=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "window": 3}, {"rotary_dim": 0}], ids=str)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_as_one_matrix_is_attention_of_each_token_to_itself(kv_heads):
-    part = attention(kv_heads)
+def test_attention_as_one_matrix_is_attention_of_each_token_to_itself(kv_heads, more):
+    part = attention(kv_heads).replace(**more)
     weights, x = drawn("attention", part), torch.randn(2, 5, 32)
     linear = convert("attention", part, LINEAR, weights)
     assert torch.equal(linear["self_attn.linear_attn.weight"], attention_as_matrix(weights, 4, kv_heads))
@@ -97,9 +99,13 @@ def test_attention_as_one_matrix_is_attention_of_each_token_to_itself(kv_heads):
     assert torch.allclose(run_attention(LINEAR, linear, x, None), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_pooled_heads_are_means_of_neighbouring_heads(bias):
-    weights = drawn("attention", attention(4).replace(bias=bias))
+BIASED = {"bias": True}
+INPUTS_BIASED = {"bias": True, "output_bias": False}
+
+
+@pytest.mark.parametrize("more", [{}, BIASED, INPUTS_BIASED, {"qk_norm": True}], ids=str)
+def test_pooled_heads_are_means_of_neighbouring_heads(more):
+    weights = drawn("attention", attention(4).replace(**more))
     pooled = pool_kv_heads(weights, 4, 2)
     for name, tensor in weights.items():
         if "k_proj" in name or "v_proj" in name:
@@ -110,15 +116,19 @@ def test_pooled_heads_are_means_of_neighbouring_heads(bias):
             assert torch.equal(pooled[name], tensor), name
 
 
-def test_pooling_equal_heads_changes_no_output():
-    """Each query head reads the pool that its own head went into."""
-    part, fewer, x = attention(4), attention(2), torch.randn(1, 5, 32)
+@pytest.mark.parametrize("more", [{}, INPUTS_BIASED, {"qk_norm": True}, {"window": 3}, {"rotary_dim": 0}], ids=str)
+def test_pooling_equal_heads_changes_no_output(more):
+    """Each query head reads the pool that its own head went into. What normalises heads stays."""
+    part, fewer = (attention(heads).replace(**more) for heads in (4, 2))
+    x = torch.randn(1, 5, 32)
     weights = drawn("attention", part)
-    for name in ("self_attn.k_proj.weight", "self_attn.v_proj.weight"):
-        one, _, two, _ = weights[name].split(8)
-        weights[name] = torch.cat([one, one, two, two])
-    expected = run_attention(part, weights, x, to_itself)
-    assert torch.allclose(run_attention(fewer, pool_kv_heads(weights, 4, 2), x, to_itself), expected, atol=1e-5)
+    for name in weights:
+        if name.startswith(("self_attn.k_proj.", "self_attn.v_proj.")):
+            one, _, two, _ = weights[name].split(8)
+            weights[name] = torch.cat([one, one, two, two])
+    expected = run_attention(part, weights, x, causal_attention)
+    pooled = run_attention(fewer, pool_kv_heads(weights, 4, 2), x, causal_attention)
+    assert torch.allclose(pooled, expected, atol=1e-5)
 
 
 def test_heads_pool_to_divisors_only():
