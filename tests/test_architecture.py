@@ -167,7 +167,9 @@ KNOWS_PARTS = re.compile(
 
 
 def built_in_words() -> set[str]:
-    """Names of built-in parts, but for `noop`, which is what a spec calls an empty slot, and of their arguments."""
+    """Names of built-in parts, but for `noop`, which is what a spec calls an empty slot, and of their arguments, but
+    for words that others have uses of their own for.
+    """
     from lnlit import registry
     from lnlit.builtins import BUILTINS
 
@@ -175,7 +177,7 @@ def built_in_words() -> set[str]:
     for slot in ("attention", "ffn"):
         for name in BUILTINS[slot]:
             words |= {name, *inspect.signature(registry.get(slot, name)).parameters}
-    return words - {"noop", "context", "bias"}
+    return words - {"noop", "context", "bias", "window"}
 
 
 def test_no_file_but_its_own_knows_a_part_by_its_name_or_its_arguments():

@@ -56,6 +56,7 @@ def test_what_only_lnlit_has_words_for_is_saved_and_says_so(tmp_path, monkeypatc
     saved = dict(open_checkpoint(folder).weights(folder))
     assert all(torch.equal(saved.pop(name), tensor) for name, tensor in canonical_weights(decoder))
     assert not saved
+    capsys.readouterr()
     tell_readers(folder)
     able, *unable = capsys.readouterr().err.splitlines()
     assert able == "vLLM with lnlit-vllm can run this architecture"
