@@ -57,6 +57,16 @@ class PartSpec:
     def replace(self, **changes: Any) -> PartSpec:
         return PartSpec(self.type, {**self.args, **changes})
 
+    @classmethod
+    def from_json(cls, data: Any, path: str) -> PartSpec:
+        """Raises `UserError`, which begins with `path`, for anything but a name and a mapping of arguments."""
+        part = fields_of(cls, data, path)
+        if not isinstance(part["type"], str):
+            raise UserError(f"{path}.type: expected a name, got {part['type']!r}")
+        if not isinstance(part.get("args", {}), Mapping):
+            raise UserError(f"{path}.args: expected a mapping, got {part['args']!r}")
+        return cls(part["type"], part.get("args", {}))
+
     def __str__(self) -> str:
         return f"{self.type}({', '.join(f'{k}={v}' for k, v in self.args.items())})"
 
@@ -182,15 +192,6 @@ def fields_of(kind: type, data: Any, path: str) -> dict[str, Any]:
     return dict(data)
 
 
-def _read_part(data: Any, path: str) -> PartSpec:
-    part = fields_of(PartSpec, data, path)
-    if not isinstance(part["type"], str):
-        raise UserError(f"{path}.type: expected a name, got {part['type']!r}")
-    if not isinstance(part.get("args", {}), Mapping):
-        raise UserError(f"{path}.args: expected a mapping, got {part['args']!r}")
-    return PartSpec(part["type"], part.get("args", {}))
-
-
 def _read_model(data: Any, path: str) -> ModelSpec:
     values = fields_of(ModelSpec, data, path)
     if not isinstance(values["layers"], (list, tuple)):
@@ -199,12 +200,12 @@ def _read_model(data: Any, path: str) -> ModelSpec:
     for index, item in enumerate(values["layers"]):
         where = f"{path}.layers[{index}]"
         block = fields_of(BlockSpec, item, where)
-        blocks.append(BlockSpec(*(_read_part(block[slot], f"{where}.{slot}") for slot in ("attention", "ffn"))))
+        blocks.append(BlockSpec(*(PartSpec.from_json(block[slot], f"{where}.{slot}") for slot in ("attention", "ffn"))))
     values["layers"] = tuple(blocks)
     if "rope" in values:
         rope = fields_of(RopeSpec, values["rope"], f"{path}.rope")
         if rope.get("scaling") is not None:
-            rope["scaling"] = _read_part(rope["scaling"], f"{path}.rope.scaling")
+            rope["scaling"] = PartSpec.from_json(rope["scaling"], f"{path}.rope.scaling")
         values["rope"] = _placed(RopeSpec, rope, path)
     return _placed(ModelSpec, values, path)
 

@@ -114,9 +114,10 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
 
     @classmethod
     def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
-        if parent.layer is not cls:
+        heads, pooled = parent.args["num_kv_heads"], args["num_kv_heads"]
+        if parent.layer is not cls or {**parent.args, "num_kv_heads": pooled} != args or heads % pooled:
             return None
-        return lambda weights, scores_F: pool_kv_heads(weights, parent.args["num_kv_heads"], args["num_kv_heads"])
+        return lambda weights, scores_F: pool_kv_heads(weights, heads, pooled)
 
     @classmethod
     def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor]:

@@ -44,9 +44,12 @@ class GatedFeedForward(nn.Module, FeedForwardLayer):
 
     @classmethod
     def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
-        if parent.layer is not cls:
+        width = args["intermediate_size"]
+        if parent.layer is not cls or {**parent.args, "intermediate_size": width} != args:
             return None
-        return lambda weights, scores_F: narrow_ffn(weights, scores_F, args["intermediate_size"])
+        if width > parent.args["intermediate_size"]:
+            return None
+        return lambda weights, scores_F: narrow_ffn(weights, scores_F, width)
 
     @classmethod
     def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor]:

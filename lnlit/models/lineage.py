@@ -16,7 +16,7 @@ from torch import Tensor
 from lnlit.errors import UserError
 from lnlit.interfaces.layer import Norm
 from lnlit.models.build import block_weights, build_block
-from lnlit.models.parts import ffn_class
+from lnlit.models.parts import ffn_class, stored_part
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 Lineage = tuple[tuple[int, ...], ...]
@@ -110,10 +110,9 @@ def fusable_kind(block: BlockSpec) -> str | None:
     """The registry name of the FFN that a layer is, where it is nothing else and can be fused with others of that
     name: as what its weights are stored. None for any other layer.
     """
-    layer = ffn_class(block.ffn)
-    if block.attention != NOOP or layer.channels(block.ffn.args) is None:
+    if block.attention != NOOP or ffn_class(block.ffn).channels(block.ffn.args) is None:
         return None
-    return layer.stored_as or block.ffn.type
+    return stored_part("ffn", block.ffn).type
 
 
 def can_fuse(block: BlockSpec, other: BlockSpec) -> bool:
@@ -123,9 +122,9 @@ def can_fuse(block: BlockSpec, other: BlockSpec) -> bool:
 
 def fused_ffn(parts: Sequence[PartSpec]) -> PartSpec:
     """The FFN that computes the sum of several, packed where all of them are."""
-    types = {part.type for part in parts}
-    first = parts[0].type if len(types) == 1 else ffn_class(parts[0]).stored_as or parts[0].type
-    return PartSpec(first, ffn_class(parts[0]).side_by_side([part.args for part in parts]))
+    alike = len({part.type for part in parts}) == 1
+    kind = parts[0] if alike else stored_part("ffn", parts[0])
+    return PartSpec(kind.type, ffn_class(kind).side_by_side([part.args for part in parts]))
 
 
 def _child_block(blocks: Sequence[BlockSpec]) -> BlockSpec:

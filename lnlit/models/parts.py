@@ -49,23 +49,37 @@ def convert(
     return way(weights, scores_F)
 
 
+def stored_part(slot: str, part: PartSpec) -> PartSpec:
+    """The part whose weights a checkpoint holds: itself, unless it packs those of another one that says so too. A
+    subclass has its own name and function, so what it inherits does not count.
+    """
+    name = layer_class(slot, part).stored_as
+    if name is None or layer_class(slot, PartSpec(name)).packed_as != part.type:
+        return part
+    return PartSpec(name, part.args)
+
+
+def packed_part(slot: str, part: PartSpec) -> PartSpec:
+    """The part that packs the weights of this one: the inverse of `stored_part`. Itself where there is none."""
+    name = layer_class(slot, part).packed_as
+    if name is None or layer_class(slot, PartSpec(name)).stored_as != part.type:
+        return part
+    return PartSpec(name, part.args)
+
+
 def stored(spec: ModelSpec) -> ModelSpec:
     """The same model of the parts whose weights a checkpoint holds, none of them packed."""
-    return _renamed(spec, lambda layer: layer.stored_as)
+    return _mapped(spec, stored_part)
 
 
 def packed(spec: ModelSpec) -> ModelSpec:
     """The same model with every part that has one in its packed form."""
-    return _renamed(spec, lambda layer: layer.packed_as)
+    return _mapped(spec, packed_part)
 
 
-def _renamed(spec: ModelSpec, name: Callable[[type[Layer]], str | None]) -> ModelSpec:
-    def change(slot: str, part: PartSpec) -> PartSpec:
-        return PartSpec(name(layer_class(slot, part)) or part.type, part.args)
-
-    return spec.replace(
-        layers=tuple(BlockSpec(change("attention", b.attention), change("ffn", b.ffn)) for b in spec.layers)
-    )
+def _mapped(spec: ModelSpec, change: Callable[[str, PartSpec], PartSpec]) -> ModelSpec:
+    blocks = (BlockSpec(change("attention", block.attention), change("ffn", block.ffn)) for block in spec.layers)
+    return spec.replace(layers=tuple(blocks))
 
 
 def kv_elements(spec: ModelSpec) -> int:

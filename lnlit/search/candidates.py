@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lnlit import registry
 from lnlit.builtins import STUBS
@@ -32,8 +32,8 @@ class Candidates:
     kv_heads: list[int] | None = None
     widths: tuple[float, ...] = (0.87, 0.75, 0.5, 0.25, 0.2, 0.1)
     width_multiple: int = 256
-    attention_stubs: tuple[str | PartSpec, ...] = STUBS
-    ffn_stubs: tuple[str | PartSpec, ...] = STUBS
+    attention_stubs: tuple[str | dict[str, Any], ...] = STUBS
+    ffn_stubs: tuple[str | dict[str, Any], ...] = STUBS
 
     def __post_init__(self) -> None:
         if self.width_multiple < 1:
@@ -127,7 +127,8 @@ class Candidates:
 
     def _stubs(self, slot: str) -> list[PartSpec]:
         listed = {"attention": self.attention_stubs, "ffn": self.ffn_stubs}[slot]
-        return [PartSpec(stub) if isinstance(stub, str) else stub for stub in listed]
+        where = f"candidates.{slot}_stubs"
+        return [PartSpec(stub) if isinstance(stub, str) else PartSpec.from_json(stub, where) for stub in listed]
 
 
 @dataclass

@@ -31,6 +31,7 @@ from lnlit.models.kernels import SDPAKernel, make_segments
 from lnlit.models.packed_attention import PackedAttention
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
+from lnlit.testing.part_contract import check_knowledge
 
 _HIDDEN, _ROWS, _TOKENS, _DOCUMENTS = 32, 2, 12, (5, 7, 12)
 _STYLES = {"colwise", "rowwise", "gathered", "per_head"}
@@ -57,6 +58,7 @@ def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
     else:
         _check_tokenwise(run, label)
     _check_packed(spec, label)
+    check_knowledge(spec, kind, PartSpec(name, args), lambda condition, promise: _expect(condition, label, promise))
 
 
 def check_attention_kernel(
