@@ -68,10 +68,10 @@ from lnlit.rewards.instructions import InstructionsReward as InstructionsReward
 from lnlit.rewards.llm_judge import LLMJudgeReward as LLMJudgeReward
 from lnlit.rewards.math_answer import MathAnswerReward as MathAnswerReward
 from lnlit.rewards.reasoning_gym import ReasoningGymReward as ReasoningGymReward
-from lnlit.rollout.curriculum import GaussianCurriculum as GaussianCurriculum
+from lnlit.rl.metrics import describe as describe
 from lnlit.rollout.native import NativeEngine as NativeEngine
-from lnlit.rollout.order import Uniform as Uniform
-from lnlit.rollout.sample import describe as describe
+from lnlit.sampling.curriculum import GaussianCurriculum as GaussianCurriculum
+from lnlit.sampling.order import Uniform as Uniform
 from lnlit.search.candidates import Candidates as Candidates
 from lnlit.search.costs import CostTable as CostTable
 from lnlit.search.library import Library as Library

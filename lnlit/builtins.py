@@ -54,8 +54,8 @@ BUILTINS: dict[str, dict[str, str]] = {
         "RPO": "lnlit.modules.rpo:RPO",
     },
     "prompt_order": {
-        "uniform": "lnlit.rollout.order:Uniform",
-        "gaussian_curriculum": "lnlit.rollout.curriculum:GaussianCurriculum",
+        "uniform": "lnlit.sampling.order:Uniform",
+        "gaussian_curriculum": "lnlit.sampling.curriculum:GaussianCurriculum",
     },
     "meter": {
         "native": "lnlit.search.native_meter:NativeMeter",

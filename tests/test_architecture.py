@@ -31,6 +31,7 @@ _BOTTOM = {
 }
 _PURE = {"models", "objectives"}
 _MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint", "eval"}
+_SAMPLED = {"sampling", "rl"}
 _LIGHTNING = {"modules", "callbacks"}
 
 #: What each part of lnlit may import from lnlit, itself aside. An arrow that is not here points up or sideways.
@@ -49,11 +50,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"errors", "builtins", "specs", "interfaces"},
     **dict.fromkeys(_PURE, _BOTTOM),
     **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),
-    "report": _BOTTOM | _PURE | _MIDDLE,
-    **dict.fromkeys(_LIGHTNING, _BOTTOM | _PURE | _MIDDLE | {"report"}),
-    "testing": _BOTTOM | _PURE | _MIDDLE,
-    "stages": _BOTTOM | _PURE | _MIDDLE | {"report"},
-    "cli": _BOTTOM | _PURE | _MIDDLE | _LIGHTNING | {"stages", "report"},
+    "sampling": _BOTTOM | _PURE | _MIDDLE,
+    "rl": _BOTTOM | _PURE | _MIDDLE | {"sampling"},
+    "report": _BOTTOM | _PURE | _MIDDLE | {"sampling"},
+    **dict.fromkeys(_LIGHTNING, _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"}),
+    "testing": _BOTTOM | _PURE | _MIDDLE | _SAMPLED,
+    "stages": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"},
+    "cli": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | _LIGHTNING | {"stages", "report"},
 }
 USES_LIGHTNING = {"modules", "callbacks", "cli", "data"}
 WITHOUT_TORCH = _BOTTOM

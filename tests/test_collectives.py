@@ -39,8 +39,8 @@ RANK = {"is_global_zero", "global_rank", "local_rank", "rank", "get_rank", "node
 DECORATORS = {"rank_zero_only"}
 #: (file, what is called) that is right as it is, with the reason.
 ALLOWED = {
-    ("lnlit/modules/ranks.py", "send_object_list"): "from one rank to another: the owner sends",
-    ("lnlit/modules/ranks.py", "recv_object_list"): "and rank 0 receives",
+    ("lnlit/models/ranks.py", "send_object_list"): "from one rank to another: the owner sends",
+    ("lnlit/models/ranks.py", "recv_object_list"): "and rank 0 receives",
 }
 
 

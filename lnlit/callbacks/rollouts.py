@@ -18,8 +18,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.errors import UserError
 from lnlit.report.rollouts import by_prompt, in_words, widest, write_page
-from lnlit.rollout.history import FOLDER, PAGE, Entry, History, Stage, finite
-from lnlit.rollout.sample import Sample, describe
+from lnlit.rl.metrics import describe
+from lnlit.sampling.history import FOLDER, PAGE, Entry, History, Stage, finite
+from lnlit.sampling.sample import Sample
 
 _TRAIN: Stage = "train"
 

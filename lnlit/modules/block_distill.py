@@ -29,11 +29,11 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
+from lnlit.models.ranks import merged, rows_of_all_ranks, streamed
 from lnlit.modules.block_parent import load_parent, parent_weights
 from lnlit.modules.lit_model import check_run, planned_steps
 from lnlit.modules.micro_batches import documents_in_rows, real_tokens, split_rows
 from lnlit.modules.optim import AdamW
-from lnlit.modules.ranks import merged, rows_of_all_ranks, streamed
 from lnlit.objectives.block_error import squared_difference, sum_of_squares
 from lnlit.search.library import Library, LibraryWriter
 from lnlit.search.trainee import Place, Trainee, parameters, parent_steps, places, trained_layer

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
 from lnlit.models.decoder import Decoder
-from lnlit.modules.ranks import is_distributed
+from lnlit.models.ranks import is_distributed
 from lnlit.modules.teacher import load_teacher
 from lnlit.search.trainee import Place
 from lnlit.specs import ModelSpec

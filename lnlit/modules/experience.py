@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lnlit.data.chat import ChatEncoder
@@ -21,16 +22,19 @@ from lnlit.data.loader import count_batches
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
-from lnlit.interfaces import Reward, RolloutEngine, Source
+from lnlit.interfaces import PromptOrder, Reward, RolloutEngine, Source
+from lnlit.models.ranks import everyones
 from lnlit.modules.experience_checks import check_judged, check_numbers, check_resumed, check_run, prompts_state
 from lnlit.modules.experience_loader import ExperienceLoader, HeldOutLoader
-from lnlit.modules.ranks import everyones
 from lnlit.modules.rollouts import Phases, Rollouts, Weighted
-from lnlit.modules.sampled import Packed, SampledModel, pack
+from lnlit.modules.sampled import SampledModel
 from lnlit.objectives.advantage import without_spread
 from lnlit.rewards.pool import why_not
-from lnlit.rollout.order import PromptOrder, Uniform
-from lnlit.rollout.sample import Prompt, Sample, describe, micro_batches, penalised_table, request_seed, rewards_table
+from lnlit.rl.batch import Packed, micro_batches, pack
+from lnlit.rl.metrics import describe, rewards_table
+from lnlit.sampling.order import Uniform
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sample import Judged, Sample, request_seed
 from lnlit.thinking import Thinking, on_or_off
 
 __all__ = ["Experience", "HeldOut", "Weighted"]
@@ -266,86 +270,80 @@ class Experience(L.LightningDataModule):
     def collect(self) -> None:
         """Fills `pending` with the samples of one rollout, scored, in the order in which they are learned from."""
         self.phases.seconds.clear()
-        groups, drawn, metrics = self._draw()
+        drawn, chosen, metrics = self._draw()
         if not self.rollouts:
             check_judged(drawn)
-        updates = [
-            [sample for group in groups[slice(*ends)] for sample in group]
-            for ends in _ranges(len(groups), self.updates_per_rollout)
-        ]
-        for sample in drawn:
-            sample.learned = False
-        for sample in (sample for update in updates for sample in update):
-            known = sample.is_finite and not math.isnan(sample.reward)
-            sample.learned = known and not (self.truncated == "mask" and sample.truncated)
+        size = self.samples_per_prompt
+        samples = [Sample(**vars(sample), learned=False) for sample in drawn]
+        rows = [row for group in chosen for row in range(group * size, (group + 1) * size)]
+        updates = [rows[first * size : last * size] for first, last in _ranges(len(chosen), self.updates_per_rollout)]
+        for row in rows:
+            samples[row] = replace(samples[row], learned=self._is_learned(samples[row]))
         with self.phases("score"):
             for number, update in enumerate(updates):
-                self._score(update, self.policy.wants_own_log_probs(number))
-        self._compare([sample for update in updates for sample in update])
-        self.pending.extend(updates)
+                scored = self._score([samples[row] for row in update], self.policy.wants_own_log_probs(number))
+                for row, sample in zip(update, scored, strict=True):
+                    samples[row] = sample
+        for row, sample in zip(rows, self._compare([samples[row] for row in rows]), strict=True):
+            samples[row] = sample
+        self.pending.extend([samples[row] for row in update] for update in updates)
         self.rollouts += 1
         for listener in self.listeners:
-            listener("train", drawn)
-        metrics |= describe(drawn, self.samples_per_prompt) | self.sampler.counts()
+            listener("train", samples)
+        metrics |= describe(samples, size) | self.sampler.counts()
         metrics |= {f"time/{name}": seconds for name, seconds in self.phases.seconds.items()}
         self._metrics |= metrics
 
-    def _draw(self) -> tuple[list[list[Sample]], list[Sample], dict[str, float]]:
-        """(the samples to learn from by prompt, all that were drawn, what to log)."""
-        size, groups, drawn = self.samples_per_prompt, [], []
+    def _is_learned(self, sample: Sample) -> bool:
+        known = sample.is_finite and not math.isnan(sample.reward)
+        return known and not (self.truncated == "mask" and sample.truncated)
+
+    def _draw(self) -> tuple[list[Judged], list[int], dict[str, float]]:
+        """(all samples that were drawn, the numbers of the prompts among them to learn from, what to log)."""
+        size = self.samples_per_prompt
+        drawn: list[Judged] = []
+        useful: list[int] = []
         metrics: dict[str, float] = {}
         for _ in range(1 + self.resample):
-            missing = self.prompts_per_rollout - len(groups)
             first = len(drawn) // size
-            prompts = [self.prompts[index] for index in self.order.take(missing, self.rollouts)]
-            seeds = [
-                [request_seed(self.seed, self.rollouts, first + at, sample) for sample in range(size)]
-                for at in range(len(prompts))
+            indices = self.order.take(self.prompts_per_rollout - len(useful), self.rollouts)
+            asked = [
+                (self.prompts[index], [request_seed(self.seed, self.rollouts, number, at) for at in range(size)])
+                for number, index in enumerate(indices, start=first)
             ]
-            samples, agreement = self.sampler.sample(
-                self.policy, list(zip(prompts, seeds, strict=True)), self.max_new_tokens
-            )
+            samples, agreement = self.sampler.sample(self.policy, asked, self.max_new_tokens)
             metrics |= agreement
             drawn += samples
             flat = without_spread(rewards_table(samples, size)).tolist()
-            new = [samples[at * size : (at + 1) * size] for at in range(len(prompts))]
-            spare = [group for group, is_flat in zip(new, flat, strict=True) if is_flat]
-            groups += [group for group, is_flat in zip(new, flat, strict=True) if not is_flat]
+            spare = [number for number, is_flat in enumerate(flat, start=first) if is_flat]
+            useful += [number for number, is_flat in enumerate(flat, start=first) if not is_flat]
             if not spare:
                 break
         if self.resample:
             metrics["resampled"] = float(len(drawn) // size - self.prompts_per_rollout)
         metrics["sampling/nan_logprobs"] = float(sum(not sample.is_finite for sample in drawn))
-        return self._in_order(groups, spare, drawn), drawn, metrics
+        # the last flat ones fill what stayed empty
+        return drawn, sorted(useful + spare[: self.prompts_per_rollout - len(useful)]), metrics
 
-    def _in_order(
-        self, groups: list[list[Sample]], spare: list[list[Sample]], drawn: list[Sample]
-    ) -> list[list[Sample]]:
-        """As many prompts as a rollout has, as they were drawn; the last flat ones fill what stayed empty."""
-        place = {id(sample): number for number, sample in enumerate(drawn)}
-        chosen = groups + spare[: self.prompts_per_rollout - len(groups)]
-        return sorted(chosen, key=lambda group: place[id(group[0])])
-
-    def _score(self, samples: list[Sample], own: bool) -> None:
-        """Log-probs that must be known before the weights change, each rank for its own micro-batches. Collective."""
+    def _score(self, samples: list[Sample], own: bool) -> list[Sample]:
+        """With log-probs that must be known before the weights change: each rank its own micro-batches'. Collective."""
         policy, found = self.policy, {}
         for part in self._parts(samples):
             packed = self._packed([samples[index] for index in part], [True] * len(part))  # all are compared
-            values = {"reference": policy.reference_log_probs(packed.tokens)}
+            values = {"reference_log_probs": policy.reference_log_probs(packed.tokens)}
             if own:
-                values["own"] = policy.current_log_probs(packed.tokens)
+                values["old_log_probs"] = policy.current_log_probs(packed.tokens)
             split = {name: packed.split(values_N) for name, values_N in values.items() if values_N is not None}
             found |= {index: {name: parts[at] for name, parts in split.items()} for at, index in enumerate(part)}
-        for theirs in everyones(found):
-            for index, values in theirs.items():
-                for name, value in values.items():
-                    setattr(samples[index], name, value)
+        everyone = {index: values for theirs in everyones(found) for index, values in theirs.items()}
+        return [replace(sample, **everyone[index]) for index, sample in enumerate(samples)]
 
-    def _compare(self, samples: Sequence[Sample]) -> None:
-        """Advantages over the whole rollout, of rewards less the divergence where that is part of the reward."""
-        table_PG = penalised_table(samples, self.samples_per_prompt, self.policy.penalty)
-        for sample, advantage in zip(samples, self.policy.advantages(table_PG).flatten().tolist(), strict=True):
-            sample.advantage = advantage
+    def _compare(self, samples: Sequence[Sample]) -> list[Sample]:
+        """With advantages over the whole rollout, of rewards less the divergence where that is part of the reward."""
+        charged = torch.tensor([self.policy.penalty(sample) for sample in samples], dtype=torch.float64)
+        table_PG = rewards_table(samples, self.samples_per_prompt)
+        advantages = self.policy.advantages(table_PG - charged.view_as(table_PG)).flatten().tolist()
+        return [replace(sample, advantage=value) for sample, value in zip(samples, advantages, strict=True)]
 
     # batches
 
@@ -382,9 +380,8 @@ class Experience(L.LightningDataModule):
             (prompt, [request_seed(self.seed, -1, number, sample) for sample in range(size)])
             for number, prompt in enumerate(self.held_out_prompts)
         ]
-        samples, agreement = self.sampler.sample(self.policy, asked, self.max_new_tokens)
-        for sample in samples:
-            sample.learned = False
+        judged, agreement = self.sampler.sample(self.policy, asked, self.max_new_tokens)
+        samples = [Sample(**vars(sample), learned=False) for sample in judged]
         for listener in self.listeners:
             listener("val", samples)
         return describe(samples, size) | agreement

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.errors import UserError
-from lnlit.rollout.sample import Prompt, Sample, digest
+from lnlit.sampling.prompt import Prompt, digest
+from lnlit.sampling.sample import Judged
 
 if TYPE_CHECKING:
     from lnlit.modules.experience import Experience
@@ -64,7 +65,7 @@ def check_run(data: Experience) -> None:
         )
 
 
-def check_judged(samples: Sequence[Sample]) -> None:
+def check_judged(samples: Sequence[Judged]) -> None:
     """Later a judge may be down for a while; of which nothing is known from the start never worked."""
     if all(math.isnan(sample.reward) for sample in samples):
         name, result = next((n, r) for n, r in samples[0].rewards.items() if r.value is None)

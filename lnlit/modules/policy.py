@@ -17,11 +17,12 @@ from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW
-from lnlit.modules.sampled import Packed, SampledModel
+from lnlit.modules.sampled import SampledModel
 from lnlit.objectives import policy
 from lnlit.objectives.kl import KL, k3
 from lnlit.objectives.policy import Clip, Correction, RatioOf, clipped_loss, log_ratios
-from lnlit.rollout.sample import Sample
+from lnlit.rl.batch import Packed
+from lnlit.sampling.sample import Sample
 
 ReductionName = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 
@@ -69,8 +70,8 @@ class PolicyModel(SampledModel):
         """The divergence from the reference, where it is part of the reward."""
         if not self.kl.in_reward:
             return 0.0
-        assert sample.own is not None and sample.reference is not None
-        return self.kl.weight * (sample.own - sample.reference).double().sum().item()
+        assert sample.old_log_probs is not None and sample.reference_log_probs is not None
+        return self.kl.weight * (sample.old_log_probs - sample.reference_log_probs).double().sum().item()
 
     def sample_settings(self) -> dict[str, Any]:
         """Advantages are of rewards less the divergence, where that is part of them."""
@@ -81,15 +82,16 @@ class PolicyModel(SampledModel):
         self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
     ) -> PolicyBatch:
         advantages_S = torch.tensor([sample.advantage for sample in samples], dtype=torch.float64)
-        own_S, reference_S = ([getattr(sample, name) for sample in samples] for name in ("own", "reference"))
+        own_S = [sample.old_log_probs for sample in samples if sample.old_log_probs is not None]
+        reference_S = [sample.reference_log_probs for sample in samples if sample.reference_log_probs is not None]
         return PolicyBatch(
             packed.tokens,
             packed.sample_N,
             len(samples),
             advantages_S.to(packed.sample_N.device)[packed.sample_N],
-            None if own_S[0] is None else packed.join(own_S),
-            packed.join([sample.engine for sample in samples]),
-            None if reference_S[0] is None else packed.join(reference_S),
+            packed.join(own_S) if own_S else None,
+            packed.join([sample.engine_log_probs for sample in samples]),
+            packed.join(reference_S) if reference_S else None,
             max_new_tokens,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -12,13 +12,23 @@ from lnlit.checkpoint.folder import hf_config
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.tokenizer import pad_id
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyWeights, Reward, RewardRequest, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.interfaces import (
+    PolicyWeights,
+    Reward,
+    RewardRequest,
+    RewardResult,
+    RolloutEngine,
+    RolloutRequest,
+    RolloutSampling,
+)
+from lnlit.models.ranks import everyones
 from lnlit.models.weights import canonical_weights
 from lnlit.modules.offload import offloaded
-from lnlit.modules.ranks import everyones
-from lnlit.modules.sampled import SampledModel, pack
+from lnlit.modules.sampled import SampledModel
 from lnlit.rewards.pool import RewardPool
-from lnlit.rollout.sample import Prompt, Sample
+from lnlit.rl.batch import pack
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sample import Drawn, Judged
 
 #: The share of tokens about which engine and trainer may disagree by more than they are allowed to.
 _OUTSIDE = 0.01
@@ -123,17 +133,17 @@ class Rollouts:
 
     def sample(
         self, policy: SampledModel, prompts: Sequence[tuple[Prompt, Sequence[int]]], max_new_tokens: int
-    ) -> tuple[list[Sample], dict[str, float]]:
+    ) -> tuple[list[Judged], dict[str, float]]:
         """(samples, how well engine and trainer agree where that was not looked at since the last sync). Each prompt
         comes with the seeds of its samples. Collective.
         """
         rank, ranks = policy.trainer.global_rank, policy.trainer.world_size
         self.sync(policy)
-        mine: list[Sample] = []
+        mine: list[Judged] = []
         if share := prompts[rank::ranks]:  # few prompts, as where some are replaced, leave a rank none
-            mine = self._generate(policy, share, RolloutSampling(max_new_tokens, policy.temperature, self._ends))
+            drawn = self._generate(policy, share, RolloutSampling(max_new_tokens, policy.temperature, self._ends))
             with self.phases("reward"):
-                self._judge(mine)
+                mine = self._judge(drawn)
         else:
             self.rest()
         agreement = {}
@@ -141,7 +151,7 @@ class Rollouts:
             with self.phases("score"):
                 agreement = self._prove(policy, mine)
             self._proven = True
-        groups: list[Sequence[Sample]] = [()] * len(prompts)
+        groups: list[Sequence[Judged]] = [()] * len(prompts)
         for other, theirs in enumerate(everyones(mine)):
             at = 0
             for index in range(other, len(prompts), ranks):
@@ -169,26 +179,29 @@ class Rollouts:
 
     def _generate(
         self, policy: SampledModel, prompts: Sequence[tuple[Prompt, Sequence[int]]], sampling: RolloutSampling
-    ) -> list[Sample]:
+    ) -> list[Drawn]:
         owners = [prompt for prompt, seeds in prompts for _ in seeds]
         requests = [RolloutRequest(prompt.token_ids, seed) for prompt, seeds in prompts for seed in seeds]
         with self.phases("generate"), offloaded(policy) if self.take_turns else nullcontext():
             rollouts = self.engine.generate(requests, sampling)
             self.rest()  # before the policy comes back
         texts = [self.encoder.completion(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
-        return [Sample(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
+        return [Drawn(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
 
-    def _judge(self, samples: Sequence[Sample]) -> None:
+    def _judge(self, samples: Sequence[Drawn]) -> list[Judged]:
         requests = [RewardRequest(s.prompt.messages, s.text, s.truncated, s.prompt.row) for s in samples]
-        for sample, rewards in zip(samples, self.pool.score(requests), strict=True):
-            sample.rewards = rewards
-            sample.reward = sum(
-                math.nan if result.value is None else self.weights[name] * result.value
-                for name, result in rewards.items()
-                if self.weights[name]  # what is only watched decides nothing, not even by its absence
-            )
+        judged = zip(samples, self.pool.score(requests), strict=True)
+        return [Judged(s.prompt, s.rollout, s.text, rewards, self._sum(rewards)) for s, rewards in judged]
 
-    def _prove(self, policy: SampledModel, samples: Sequence[Sample]) -> dict[str, float]:
+    def _sum(self, rewards: Mapping[str, RewardResult]) -> float:
+        """What is only watched decides nothing, not even by its absence."""
+        return sum(
+            math.nan if result.value is None else self.weights[name] * result.value
+            for name, result in rewards.items()
+            if self.weights[name]
+        )
+
+    def _prove(self, policy: SampledModel, samples: Sequence[Judged]) -> dict[str, float]:
         """The trainer's log-probs of a few samples beside the engine's. Raises `UserError` where they disagree, and
         where the engine has none to show: all ranks do, for all look at the largest difference.
         """
@@ -196,7 +209,7 @@ class Rollouts:
         chosen = finite[:: max(len(finite) // self.proof, 1)][: self.proof] or samples[:1]
         packed = pack(chosen, [True] * len(chosen), pad_id(self.encoder.tokenizer))
         trainer_N = policy.current_log_probs(policy.trainer.strategy.batch_to_device(packed.tokens)).cpu()
-        difference_N = (trainer_N - packed.join([sample.engine for sample in chosen])).abs()
+        difference_N = (trainer_N - packed.join([sample.engine_log_probs for sample in chosen])).abs()
         if not finite:  # other ranks may have some
             difference_N = difference_N[:0]
         largest = difference_N.max().item() if len(difference_N) else 0.0

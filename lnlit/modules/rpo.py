@@ -16,12 +16,13 @@ from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW
-from lnlit.modules.sampled import Packed, SampledModel
+from lnlit.modules.sampled import SampledModel
 from lnlit.objectives.advantage import centred
 from lnlit.objectives.policy import sums
 from lnlit.objectives.preference import LOSSES
 from lnlit.objectives.reward import pair_accuracy
-from lnlit.rollout.sample import Sample
+from lnlit.rl.batch import Packed
+from lnlit.sampling.sample import Sample
 from lnlit.specs import ModelSpec
 
 #: References that are no paths: the policy that drew the samples, and what the rows say.
@@ -98,7 +99,7 @@ class RPO(SampledModel):
     def make_batch(
         self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
     ) -> PreferenceBatch:
-        reference_S = [sample.own if self.by_rollout else sample.reference for sample in samples]
+        reference_S = [sample.old_log_probs if self.by_rollout else sample.reference_log_probs for sample in samples]
         # Half a comparison is none: a completion without tokens to learn from leaves its prompt out, like one unjudged.
         rewards = [sample.reward if sample.learned else float("nan") for sample in samples]
         rewards_PK = torch.tensor(rewards, dtype=torch.float64, device=packed.sample_N.device).view(

@@ -7,80 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lnlit.data.packing import round_up
 from lnlit.errors import UserError
-from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.interfaces import TokenBatch
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.optim import AdamW
 from lnlit.modules.reference import Reference, token_log_probs
 from lnlit.objectives.log_probs import TokenLogProbs
-from lnlit.rollout.sample import Sample
+from lnlit.rl.batch import Packed
+from lnlit.sampling.sample import Sample
 from lnlit.specs import ModelSpec
-
-#: Batches have a multiple of so many tokens, as FP8 matrix products want it.
-_MULTIPLE = 16
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Samples as a packed batch. N of its positions have a label, sample by sample; `sample_N` says whose each is."""
-
-    tokens: TokenBatch
-    sample_N: Tensor
-    samples: int
-
-    def join(self, values_S: Sequence[Tensor]) -> Tensor:
-        """One tensor per sample, of all its tokens -> [N], without samples that are not learned from."""
-        return torch.cat([v[:n] for v, n in zip(values_S, self._counts(), strict=True)]).to(self.sample_N.device)
-
-    def split(self, values_N: Tensor) -> list[Tensor]:
-        """[N] -> one tensor per sample, on the CPU."""
-        return [part.clone() for part in values_N.cpu().split(self._counts())]  # a view would pickle all the others too
-
-    def _counts(self) -> list[int]:
-        return torch.bincount(self.sample_N.cpu(), minlength=self.samples).tolist()
-
-
-def pack(samples: Sequence[Sample], learned_S: Sequence[bool], padding_id: int) -> Packed:
-    """All tokens that predict what is learned, in one row. Samples of a prompt that follow each other share it: what
-    each has of its own begins with the prompt's last token, which predicts the completion's first.
-    """
-    tokens, labels, positions, counts = [], [], [], []
-    documents: list[list[int]] = []
-    written, prompt = None, range(0)
-    for sample, learned in zip(samples, learned_S, strict=True):
-        answer = sample.rollout.token_ids if learned else ()
-        counts.append(len(answer))
-        if not answer:
-            continue
-        prompt_ids = sample.rollout.prompt_ids
-        if prompt_ids != written:
-            written = prompt_ids
-            prompt = range(len(tokens), len(tokens) + len(prompt_ids) - 1)
-            tokens += prompt_ids[:-1]
-            labels += [IGNORE] * len(prompt)
-            positions += range(len(prompt))
-        documents.append([*prompt, *range(len(tokens), len(tokens) + len(answer))])
-        tokens += [prompt_ids[-1], *answer[:-1]]
-        labels += answer
-        positions += range(len(prompt), len(prompt) + len(answer))
-    if padding := round_up(max(len(tokens), 1), _MULTIPLE) - len(tokens):
-        documents.append([*range(len(tokens), len(tokens) + padding)])
-        tokens += [padding_id] * padding
-        labels += [IGNORE] * padding
-        positions += range(padding)
-    places = [place for document in documents for place in document]
-    tokens_1T, labels_1T, positions_1T = (torch.tensor([row]) for row in (tokens, labels, positions))
-    places_E = torch.tensor(places) if len(places) > len(tokens) else None
-    batch = TokenBatch(tokens_1T, labels_1T, positions_1T, [len(document) for document in documents], places_E)
-    return Packed(batch, torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)), len(samples))
 
 
 class SampledModel(LitModel, ABC):

@@ -17,9 +17,9 @@ from lnlit.report.charts import Line, Points, line_chart, stacked_bars
 from lnlit.report.pages import Table, render
 from lnlit.report.picture import Picture
 from lnlit.report.theme import LIGHT, percent, plain
-from lnlit.rollout.history import Entry, History
-from lnlit.rollout.sample import Sample
-from lnlit.rollout.table import prompt_key
+from lnlit.sampling.history import Entry, History
+from lnlit.sampling.sample import Sample
+from lnlit.sampling.table import prompt_key
 
 #: Prompts that are shown with their answers, and characters of a long text's start and end.
 _PROMPTS, _HEAD, _TAIL = 4, 4000, 2000

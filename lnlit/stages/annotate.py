@@ -37,7 +37,8 @@ from lnlit.journal import Journal
 from lnlit.progress import track
 from lnlit.rewards.pool import RewardPool, why_not
 from lnlit.rollout.native import NativeEngine
-from lnlit.rollout.sample import Prompt, request_seed
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sample import request_seed
 from lnlit.thinking import Thinking, on_or_off
 
 _REWARD = "reward"

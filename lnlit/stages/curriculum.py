@@ -10,7 +10,7 @@ from lnlit.files import check_output, expanded, replaced_file
 from lnlit.interfaces import Source
 from lnlit.report.maps import curriculum_map, mean_rate
 from lnlit.report.picture import png
-from lnlit.rollout.curriculum import GaussianCurriculum
+from lnlit.sampling.curriculum import GaussianCurriculum
 
 
 def curriculum(

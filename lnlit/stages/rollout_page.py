@@ -7,7 +7,7 @@ from pathlib import Path
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded
 from lnlit.report.rollouts import write_page
-from lnlit.rollout.history import FOLDER, PAGE, History
+from lnlit.sampling.history import FOLDER, PAGE, History
 
 
 def page(run: str, out: str | None = None) -> Path:

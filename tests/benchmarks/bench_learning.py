@@ -19,7 +19,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -48,16 +48,17 @@ from lnlit.modules.optim import AdamW
 from lnlit.modules.reference import token_log_probs
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
-from lnlit.modules.sampled import SampledModel, pack
+from lnlit.modules.sampled import SampledModel
 from lnlit.modules.sft import SFT
 from lnlit.objectives.kl import KL
 from lnlit.rewards.format import FormatReward
 from lnlit.rewards.instructions import InstructionsReward
 from lnlit.rewards.math_answer import MathAnswerReward
-from lnlit.rollout.curriculum import GaussianCurriculum
+from lnlit.rl.batch import pack
 from lnlit.rollout.native import NativeEngine
-from lnlit.rollout.order import PromptOrder, Uniform
-from lnlit.rollout.sample import Sample
+from lnlit.sampling.curriculum import GaussianCurriculum
+from lnlit.sampling.order import PromptOrder, Uniform
+from lnlit.sampling.sample import Sample
 from lnlit.stages.annotate import annotate
 
 RUNS = Path("runs/learning")
@@ -177,12 +178,11 @@ STUDIES = {
 class ShuffledRewards(Experience):
     """The control: each sample gets the reward of another one, drawn by the run's seed."""
 
-    def _compare(self, samples: Sequence[Sample]) -> None:
+    def _compare(self, samples: Sequence[Sample]) -> list[Sample]:
         rewards = [sample.reward for sample in samples]
         random.Random(f"{self.seed}/{self.rollouts}").shuffle(rewards)
-        for sample, reward in zip(samples, rewards, strict=True):
-            sample.reward = reward
-        super()._compare(samples)
+        shuffled = zip(samples, rewards, strict=True)
+        return super()._compare([replace(sample, reward=reward) for sample, reward in shuffled])
 
 
 class Judged(L.Callback):
@@ -264,7 +264,9 @@ def divergence(start: str, samples: Sequence[Sample], data: Experience) -> list[
         part = samples[at : at + 16]
         packed = pack(part, [True] * len(part), pad_id(data.encoder.tokenizer))
         before = packed.split(token_log_probs(decoder, packed.tokens).log_probs_N.float())
-        found += [(sample.engine - log_probs).sum().item() for sample, log_probs in zip(part, before, strict=True)]
+        found += [
+            (sample.engine_log_probs - log_probs).sum().item() for sample, log_probs in zip(part, before, strict=True)
+        ]
     return found
 
 

@@ -29,8 +29,8 @@ from lnlit.objectives.policy import Clip, Correction
 from lnlit.rewards.code_tests import CodeTestsReward
 from lnlit.rewards.format import FormatReward
 from lnlit.rewards.llm_judge import LLMJudgeReward
-from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.rollout.native import NativeEngine
+from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.search.candidates import Candidates
 
 PARTS: list[type] = [

@@ -16,8 +16,8 @@ from policy_runs import CASES, run, write_prompts
 from lnlit.data.chat import Document
 from lnlit.data.packing import collate
 from lnlit.modules import experience
-from lnlit.modules.sampled import Packed
-from lnlit.rollout.sample import Sample
+from lnlit.rl.batch import Packed
+from lnlit.sampling.sample import Sample
 from lnlit.testing.tiny import tiny_decoder, tiny_folder
 
 CHANGE = "relative change of a weight"

@@ -20,8 +20,8 @@ from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
-from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.rollout.native import NativeEngine
+from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.testing.tiny import tiny_folder
 
 
@@ -224,8 +224,10 @@ def test_a_masked_completion_pays_for_its_divergence_like_its_siblings(model, pr
     other = str(tiny_folder(tmp_path / "other", seed=1))
     trainer(tmp_path, 1).fit(policy(model, RLOO, kl=KL(10.0, "k1", "reward"), reference=other), experience)
     (samples,) = seen
-    assert any(not s.learned and (s.own - s.reference).sum().abs() > 0.1 for s in samples)
-    paid = torch.tensor([s.reward - 10 * (s.own - s.reference).sum().item() for s in samples]).view(-1, 3)
+    assert any(not s.learned and (s.old_log_probs - s.reference_log_probs).sum().abs() > 0.1 for s in samples)
+    paid = torch.tensor([s.reward - 10 * (s.old_log_probs - s.reference_log_probs).sum().item() for s in samples]).view(
+        -1, 3
+    )
     expected = (paid - (paid.sum(1, keepdim=True) - paid) / 2).flatten().tolist()
     assert [sample.advantage for sample in samples] == pytest.approx(expected, abs=1e-4)
 

@@ -24,8 +24,8 @@ from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
 from lnlit.rewards.llm_judge import LLMJudgeReward
-from lnlit.rollout.curriculum import GaussianCurriculum
 from lnlit.rollout.native import NativeEngine
+from lnlit.sampling.curriculum import GaussianCurriculum
 
 
 class Short(BatchReward):

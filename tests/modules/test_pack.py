@@ -7,16 +7,17 @@ import torch
 
 from lnlit.interfaces import IGNORE, Rollout
 from lnlit.modules.reference import token_log_probs
-from lnlit.modules.sampled import pack
-from lnlit.rollout.sample import Prompt, Sample, micro_batches
+from lnlit.rl.batch import micro_batches, pack
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sample import Drawn
 from lnlit.testing.tiny import mixed_spec, tiny_decoder, tiny_spec
 
 
-def sample(prompt_length: int, answer_length: int, prompt_seed: int = 0) -> Sample:
+def sample(prompt_length: int, answer_length: int, prompt_seed: int = 0) -> Drawn:
     prompt_ids = tokens(prompt_length, prompt_seed)
     answer = tokens(answer_length, 1000 + 7 * answer_length + prompt_seed)
     prompt = Prompt([], prompt_ids, {})
-    return Sample(prompt, Rollout(prompt_ids, answer, (-1.0,) * answer_length, "stop", 0, 0), "")
+    return Drawn(prompt, Rollout(prompt_ids, answer, (-1.0,) * answer_length, "stop", 0, 0), "")
 
 
 def tokens(count: int, seed: int) -> tuple[int, ...]:
@@ -33,7 +34,7 @@ SAMPLES = [
 LEARNED = [True, True, True, True, False, True, True, True, True]
 
 
-def alone(decoder, sample: Sample) -> torch.Tensor:
+def alone(decoder, sample: Drawn) -> torch.Tensor:
     """log p of a completion, by all logits of one unpadded sequence."""
     prompt_ids, answer = sample.rollout.prompt_ids, torch.tensor(sample.rollout.token_ids, dtype=torch.int64)
     logits = decoder(torch.tensor([[*prompt_ids, *answer.tolist()]]))[0, len(prompt_ids) - 1 : -1]

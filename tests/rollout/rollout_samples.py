@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from lnlit.interfaces import RewardResult, Rollout
-from lnlit.rollout.history import Entry, History
-from lnlit.rollout.sample import Prompt, Sample, describe
+from lnlit.rl.metrics import describe
+from lnlit.sampling.history import Entry, History
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sample import Sample
 
 
 def sample(text: str, reward: float, asked: Prompt | str = "say it", seed: int = 0, **parts: float | None) -> Sample:

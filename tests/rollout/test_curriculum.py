@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.rollout.curriculum import GaussianCurriculum, allocate, rationed
+from lnlit.sampling.curriculum import GaussianCurriculum, allocate, rationed
 
 #: Prompts of each pass rate from 0/8 to 8/8.
 POOLS = {

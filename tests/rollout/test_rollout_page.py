@@ -19,8 +19,8 @@ from lnlit.report.charts import Line, line_chart, stacked_bars, thinned
 from lnlit.report.picture import Picture, png
 from lnlit.report.rollouts import moments, page
 from lnlit.report.theme import visible
-from lnlit.rollout.history import Entry, History
-from lnlit.rollout.sample import describe
+from lnlit.rl.metrics import describe
+from lnlit.sampling.history import Entry, History
 from lnlit.stages.rollout_page import page as page_stage
 
 EVIL = '</pre><script>alert("1")</script><!-- \x00\x1b[31m\u202e &amp; ]]> ```\n``` \ufffe'

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rollout_samples import add, prompt, sample
 
 from lnlit.errors import UserError
-from lnlit.rollout.history import Entry, History
-from lnlit.rollout.sample import Sample
-from lnlit.rollout.table import read_table, write_table
+from lnlit.sampling.history import Entry, History
+from lnlit.sampling.sample import Sample
+from lnlit.sampling.table import read_table, write_table
 
 
 def same(found: Sample, given: Sample) -> bool:
@@ -27,7 +28,7 @@ def test_samples_come_back_as_they_were(tmp_path):
         sample("y \u2028 \U0001f600", -1.0, rich, 2, good=0.0, brief=None),
         sample("", math.nan, odd, 3, good=None, brief=None),
     ]
-    given[1].learned = False
+    given[1] = replace(given[1], learned=False)
     write_table(tmp_path / "a.parquet", "train", 12, given)
     found = read_table(tmp_path / "a.parquet")
     assert all(map(same, found, given)) and len(found) == 3

@@ -18,8 +18,8 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardResult
 from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
-from lnlit.rollout.sample import request_seed
 from lnlit.rollout.scripted import ScriptedEngine
+from lnlit.sampling.sample import request_seed
 from lnlit.stages.annotate import annotate, summary
 from lnlit.testing.tiny import tiny_folder
 

@@ -9,7 +9,7 @@ import pytest
 from lnlit.data.difficulty import DifficultySource
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.rollout.curriculum import GaussianCurriculum
+from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.stages.curriculum import curriculum, follow
 
 

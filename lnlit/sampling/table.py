@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lnlit.errors import UserError
 from lnlit.files import replaced_file
 from lnlit.interfaces import RewardResult, Rollout
-from lnlit.rollout.sample import Prompt, Sample
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sample import Sample
 from lnlit.thinking import mode
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def write_table(file: Path, stage: str, step: int, samples: Sequence[Sample]) ->
     Columns: `prompt` are the messages and `row` what else is in the prompt's row of data, both as JSON; `logprobs` the
     engine's, of `token_ids`, in nats; `reward` the weighted sum of the parts `rewards/<name>`, null like them where
     there is none, for the reason in `rewards/<name>/error`; `learned` whether its tokens are learned from; `group`
-    counts the prompts of the file. `own` and `reference` are not kept.
+    counts the prompts of the file. Log-probs of the policy and of the reference are not kept.
     """
     import pyarrow
     import pyarrow.parquet as parquet

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lnlit.errors import UserError
-from lnlit.rollout.order import PromptOrder
+from lnlit.interfaces import PromptOrder
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 from lnlit.errors import UserError
 from lnlit.journal import Lines, read_lines, write_lines
-from lnlit.rollout.sample import Sample
-from lnlit.rollout.table import read_prompts, read_table, write_table
+from lnlit.sampling.sample import Sample
+from lnlit.sampling.table import read_prompts, read_table, write_table
 
 Stage = Literal["train", "val"]
 
