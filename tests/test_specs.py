@@ -123,13 +123,13 @@ def test_a_misspelt_key_is_named_at_every_depth(path, key, where, meant):
 @pytest.mark.parametrize(
     ("path", "key", "value", "message"),
     [
-        ([], "vocab_size", "many", "spec.vocab_size: expected a positive integer, got 'many'"),
-        ([], "hidden_size", -1, "spec.hidden_size: expected a positive integer, got -1"),
-        ([], "layers", 3, "spec.layers: expected a list of blocks, got 3"),
-        ([], "rope", 3, "spec.rope: expected a mapping, got 3"),
-        (["layers", 0], "ffn", "swiglu", "spec.layers[0].ffn: expected a mapping, got 'swiglu'"),
-        (["layers", 0, "ffn"], "type", 3, "spec.layers[0].ffn.type: expected a name, got 3"),
-        (["layers", 0, "ffn"], "args", [3], "spec.layers[0].ffn.args: expected a mapping, got [3]"),
+        ([], "vocab_size", "many", "spec.vocab_size: expected a whole number, 1 or more, got 'many'."),
+        ([], "hidden_size", -1, "spec.hidden_size: expected a whole number, 1 or more, got -1."),
+        ([], "layers", 3, "spec.layers: expected a list, got 3."),
+        ([], "rope", 3, "spec.rope: expected a mapping, got 3."),
+        (["layers", 0], "ffn", "swiglu", "spec.layers[0].ffn: expected a mapping, got 'swiglu'."),
+        (["layers", 0, "ffn"], "type", 3, "spec.layers[0].ffn.type: expected a text, got 3."),
+        (["layers", 0, "ffn"], "args", [3], "spec.layers[0].ffn.args: expected a mapping, got [3]."),
     ],
 )
 def test_a_wrong_type_is_named(path, key, value, message):

@@ -8,7 +8,8 @@ from typing import Any
 
 from lnlit.errors import UserError
 from lnlit.files import read_json
-from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec, is_finite
+from lnlit.schema import is_finite
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec, RopeSpec
 
 CONFIG, SPEC_FILE = "config.json", "lnlit.json"
 _ROPE_ARGS = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lnlit.schema import NotNegative, Whole
 from lnlit.specs import ModelSpec
 
 
@@ -14,9 +15,9 @@ from lnlit.specs import ModelSpec
 class Workload:
     """A batch of equal requests: `batch_size` prompts of `prompt_tokens`, each answered with `new_tokens` tokens."""
 
-    batch_size: int
-    prompt_tokens: int
-    new_tokens: int
+    batch_size: Whole
+    prompt_tokens: Whole
+    new_tokens: Whole
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Latency:
     every request, together.
     """
 
-    prefill_s: tuple[float, ...]
-    decode_s: tuple[float, ...]
+    prefill_s: tuple[NotNegative, ...]
+    decode_s: tuple[NotNegative, ...]
 
 
 class Meter(ABC):

@@ -17,17 +17,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lnlit.errors import UserError, did_you_mean
 from lnlit.interfaces.patterns import fitting
-from lnlit.interfaces.plain_json import all_of, list_of, without_none
-from lnlit.specs import fields_of
+from lnlit.schema import NotNegative, Size, Whole, check, read
 
 Objective = Literal["minimize", "maximize"]
 
-#: Numbers are at most so large: sums of them stay finite.
-LARGEST = 1e300
 #: A limit counts as kept up to this fraction of it: the rounding of a sum over a few hundred layers.
 TOLERANCE = 1e-9
 
@@ -38,7 +35,7 @@ class Choice:
 
     name: str
     score: float
-    costs: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, NotNegative] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,15 @@ class Count:
     """How many layers may take a choice whose name matches a pattern (see `fitting`)."""
 
     names: str
-    min: int = 0
-    max: int | None = None
+    min: Whole = 0
+    max: Whole | None = None
 
 
 @dataclass(frozen=True)
 class Forbidden:
     """Choices, by a pattern over their names, that one layer must not take."""
 
-    layer: int
+    layer: Whole
     names: str
 
 
@@ -88,11 +85,11 @@ class Problem:
     layers: tuple[tuple[Choice, ...], ...]
     objective: Objective = "minimize"
     budgets: tuple[Budget, ...] = ()
-    base_costs: Mapping[str, float] = field(default_factory=dict)
-    parent_costs: Mapping[str, float] = field(default_factory=dict)
+    base_costs: Mapping[str, NotNegative] = field(default_factory=dict)
+    parent_costs: Mapping[str, NotNegative] = field(default_factory=dict)
     counts: tuple[Count, ...] = ()
     forbidden: tuple[Forbidden, ...] = ()
-    num_solutions: int = 1
+    num_solutions: Size = 1
     max_overlap: float = 0.8
     scenarios: tuple[Scenario, ...] = ()
     library: Mapping[str, str] = field(default_factory=dict)
@@ -166,23 +163,12 @@ class Problem:
 
     def to_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)
-        return without_none(data if self.library else {key: data[key] for key in data if key != "library"})
+        return _without_none(data if self.library else {key: data[key] for key in data if key != "library"})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "problem") -> Problem:
         """Raises `UserError` naming the place of an unknown, missing, mistyped or impossible entry."""
-        values = fields_of(cls, data, path)
-        layers = enumerate(list_of(values["layers"], f"{path}.layers"))
-        values["layers"] = tuple(all_of(Choice, layer, f"{path}.layers[{i}]") for i, layer in layers)
-        for key, kind in {"budgets": Budget, "counts": Count, "forbidden": Forbidden, "scenarios": Scenario}.items():
-            if key in values:
-                values[key] = all_of(kind, values[key], f"{path}.{key}")
-        scenarios = enumerate(values.get("scenarios", ()))
-        values["scenarios"] = tuple(
-            dataclasses.replace(s, budgets=all_of(Budget, s.budgets, f"{path}.scenarios[{i}].budgets"))
-            for i, s in scenarios
-        )
-        return cls(**values)
+        return read(cls, data, path)
 
 
 def _limits(budgets: Sequence[Budget]) -> dict[str, tuple[float, float]]:
@@ -199,28 +185,20 @@ def _limits(budgets: Sequence[Budget]) -> dict[str, tuple[float, float]]:
 
 
 def _check(problem: Problem) -> None:
-    if problem.objective not in get_args(Objective):
-        raise UserError(f"problem.objective: got {problem.objective!r}; allowed are {', '.join(get_args(Objective))}.")
+    check(problem, "problem")
     if not problem.layers:
         raise UserError("problem.layers: there are none; a problem has at least one layer.")
-    library = problem.library
-    if not isinstance(library, Mapping) or not (
-        not library or (library.keys() == {"folder", "sha256"} and all(isinstance(v, str) for v in library.values()))
-    ):
-        raise UserError(f"problem.library: expected texts at the keys folder and sha256, got {library!r:.80}.")
+    if problem.library.keys() not in (set(), {"folder", "sha256"}):
+        raise UserError(f"problem.library: expected the keys folder and sha256, got {', '.join(problem.library)}.")
     names = _check_layers(problem.layers)
     for key in ("base_costs", "parent_costs"):
-        costs = getattr(problem, key)
-        if not isinstance(costs, Mapping):
-            raise UserError(f"problem.{key}: expected an object of numbers, got {costs!r:.80}.")
-        for cost, value in costs.items():
+        for cost in getattr(problem, key):
             _known_cost(cost, names, f"problem.{key}")
-            _not_negative(value, f"problem.{key}[{cost!r}]")
     _check_budgets(problem.budgets, (), names, "problem.budgets")
     scenarios = [scenario.name for scenario in problem.scenarios]
     for index, scenario in enumerate(problem.scenarios):
         where = f"problem.scenarios[{index}]"
-        if not isinstance(scenario.name, str) or scenarios.count(scenario.name) > 1:
+        if scenarios.count(scenario.name) > 1:
             raise UserError(f"{where}.name: expected a name of its own, got {scenario.name!r}.")
         _check_budgets(scenario.budgets, problem.budgets, names, f"{where}.budgets")
     _check_patterns(problem)
@@ -229,37 +207,32 @@ def _check(problem: Problem) -> None:
 
 def _check_layers(layers: Sequence[Sequence[Choice]]) -> list[str]:
     """The names of the costs, after checking every choice."""
-    costs = list(layers[0][0].costs) if layers[0] and isinstance(layers[0][0].costs, Mapping) else []
+    costs = list(layers[0][0].costs) if layers[0] else []
     for index, layer in enumerate(layers):
         if not layer:
             raise UserError(f"problem.layers[{index}]: has no choices; every layer needs at least one.")
         seen = set()
         for position, choice in enumerate(layer):
             where = f"problem.layers[{index}][{position}]"
-            if not isinstance(choice.name, str) or not choice.name or choice.name in seen:
+            check(choice, where)
+            if not choice.name or choice.name in seen:
                 raise UserError(f"{where}.name: expected a name of its own within the layer, got {choice.name!r}.")
             seen.add(choice.name)
-            where = f"{where} ({choice.name})"
-            _finite(choice.score, f"{where}.score")
-            if not isinstance(choice.costs, Mapping):
-                raise UserError(f"{where}.costs: expected an object of numbers, got {choice.costs!r:.80}.")
             if choice.costs.keys() != set(costs):
                 differing = ", ".join(sorted(choice.costs.keys() ^ set(costs)))
-                raise UserError(f"{where}.costs: all choices need the same costs; this one differs in: {differing}.")
-            for cost, value in choice.costs.items():
-                _not_negative(value, f"{where}.costs[{cost!r}]")
+                raise UserError(
+                    f"{where} ({choice.name}).costs: all choices need the same costs; this one differs in: {differing}."
+                )
     return costs
 
 
 def _check_budgets(budgets: Sequence[Budget], others: Sequence[Budget], costs: Sequence[str], path: str) -> None:
     for index, budget in enumerate(budgets):
         where = f"{path}[{index}]"
+        check(budget, where)
         _known_cost(budget.cost, costs, f"{where}.cost")
         if budget.min is None and budget.max is None:
             raise UserError(f"{where}: a budget needs 'min', 'max' or both.")
-        for side in ("min", "max"):
-            if getattr(budget, side) is not None:
-                _finite(getattr(budget, side), f"{where}.{side}")
     for cost, (low, high) in _limits([*others, *budgets]).items():
         if low > high:
             raise UserError(f"{path}: {cost} has min {low:g} above max {high:g}.")
@@ -271,14 +244,14 @@ def _check_patterns(problem: Problem) -> None:
     every = sorted({choice.name for layer in problem.layers for choice in layer})
     for index, count in enumerate(problem.counts):
         where, high = f"problem.counts[{index}]", size if count.max is None else count.max
-        if not _is_count(count.min) or not _is_count(high):
-            raise UserError(f"{where}: min and max are whole numbers, 0 or more, got {count.min!r} and {count.max!r}.")
+        check(count, where)
         if count.min > min(high, size):
             raise UserError(f"{where}: min {count.min} is above {'max' if high < size else 'the layers,'} {high}.")
         _matches(count.names, every, where)
     for index, rule in enumerate(problem.forbidden):
         where = f"problem.forbidden[{index}]"
-        if not _is_count(rule.layer) or rule.layer >= size:
+        check(rule, where)
+        if rule.layer >= size:
             raise UserError(f"{where}.layer: expected a layer from 0 to {size - 1}, got {rule.layer!r}.")
         _matches(rule.names, [choice.name for choice in problem.layers[rule.layer]], where)
         if not problem.allowed(rule.layer):
@@ -287,9 +260,7 @@ def _check_patterns(problem: Problem) -> None:
 
 def _check_diversity(problem: Problem) -> None:
     number, overlap = problem.num_solutions, problem.max_overlap
-    if not _is_count(number) or number < 1:
-        raise UserError(f"problem.num_solutions: expected a whole number, 1 or more, got {number!r}.")
-    if not 0 <= _finite(overlap, "problem.max_overlap") < 1:
+    if not 0 <= overlap < 1:
         raise UserError(f"problem.max_overlap: expected a share of the layers from 0 to below 1, got {overlap!r}.")
     choices = [len(problem.allowed(layer)) for layer in range(len(problem.layers))]
     most = math.prod(choices) if problem.most_shared else min(choices)
@@ -297,28 +268,20 @@ def _check_diversity(problem: Problem) -> None:
         raise UserError(f"problem.num_solutions: {number} solutions, but only {most} can differ as max_overlap asks.")
 
 
-def _matches(pattern: Any, names: Sequence[str], where: str) -> None:
-    if not isinstance(pattern, str) or not fitting(pattern, names):
+def _matches(pattern: str, names: Sequence[str], where: str) -> None:
+    if not fitting(pattern, names):
         some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise UserError(f"{where}.names: {pattern!r} matches no choice. There are {some}.")
 
 
-def _known_cost(cost: Any, costs: Sequence[str], where: str) -> None:
+def _known_cost(cost: str, costs: Sequence[str], where: str) -> None:
     if cost not in costs:
         listing = ", ".join(costs) or "none"
-        raise UserError(f"{where}: unknown cost {cost!r}.{did_you_mean(str(cost), costs)} The choices have: {listing}.")
+        raise UserError(f"{where}: unknown cost {cost!r}.{did_you_mean(cost, costs)} The choices have: {listing}.")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _finite(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
-        raise UserError(f"{where}: expected a finite number, got {value!r:.40}.")
-    return float(value)
-
-
-def _not_negative(value: Any, where: str) -> None:
-    if _finite(value, where) < 0:
-        raise UserError(f"{where}: costs are 0 or more, got {value!r}.")
+def _without_none(value: Any) -> Any:
+    """JSON with the keys that hold null left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

@@ -7,12 +7,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from lnlit.errors import UserError
-from lnlit.interfaces.plain_json import all_of, list_of
 from lnlit.interfaces.problem import Problem
-from lnlit.specs import fields_of
+from lnlit.schema import read
 
 #: optimal: proven within the gap that each solution states. feasible: found by a heuristic. infeasible: proven.
 #: time_limit: stopped early, with what was found until then. not_found: a heuristic found nothing.
@@ -51,17 +49,7 @@ class SolverResult:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "solution") -> SolverResult:
         """Reads the keys of a result; a file may hold others beside them."""
-        if not isinstance(data, Mapping):
-            raise UserError(f"{path}: expected an object, got {data!r:.80}.")
-        names = [f.name for f in dataclasses.fields(cls)]
-        values = fields_of(cls, {key: value for key, value in data.items() if key in names}, path)
-        if values["status"] not in get_args(Status):
-            raise UserError(f"{path}.status: {values['status']!r} is none of {', '.join(get_args(Status))}.")
-        values["solutions"] = tuple(
-            dataclasses.replace(solution, choice=tuple(list_of(solution.choice, f"{path}.solutions")))
-            for solution in all_of(Solution, values.get("solutions", []), f"{path}.solutions")
-        )
-        return cls(**values)
+        return read(cls, data, path, others=True)
 
 
 class Solver(ABC):

@@ -14,12 +14,13 @@ from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
-from lnlit.errors import UserError, unknown_key
+from lnlit.errors import UserError
 from lnlit.interfaces.layer import Norm
 from lnlit.models.build import build_block, parameter_count
 from lnlit.models.lineage import EMPTY, Lineage, can_fuse, fusable_kind, fused_ffn
 from lnlit.models.parts import ffn_class
 from lnlit.models.pipeline import split_evenly
+from lnlit.schema import Whole, read
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 
@@ -29,8 +30,8 @@ class FusionPlan:
     of runs, which are the most sensitive and stay as they are. `norm`: see `interfaces.layer.Norm`.
     """
 
-    groups: tuple[tuple[int, ...], ...]
-    left_out: tuple[int, ...] = ()
+    groups: tuple[tuple[Whole, ...], ...]
+    left_out: tuple[Whole, ...] = ()
     norm: Norm = "own"
 
     def to_json(self) -> dict[str, Any]:
@@ -39,15 +40,7 @@ class FusionPlan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "plan") -> FusionPlan:
         """Read a plan back. Raises `UserError` naming what is wrong."""
-        for key in data:
-            if key not in ("groups", "left_out", "norm"):
-                raise unknown_key(where, key, ("groups", "left_out", "norm"))
-        groups, left_out, norm = data.get("groups"), data.get("left_out", []), data.get("norm", "own")
-        if not isinstance(groups, list) or not all(map(_is_indices, [*groups, left_out])):
-            raise UserError(f"{where}: groups must be a list of lists of layer numbers, left_out a list of them.")
-        if norm not in ("own", "last"):
-            raise UserError(f"{where}.norm: expected 'own' or 'last', got {norm!r}.")
-        return cls(tuple(map(tuple, groups)), tuple(left_out), norm)
+        return read(cls, data, where)
 
 
 def attention_free_runs(spec: ModelSpec) -> list[tuple[int, ...]]:
@@ -167,7 +160,3 @@ def _channels(ffn: PartSpec) -> int:
     channels = ffn_class(ffn).channels(ffn.args)
     assert channels is not None, f"{ffn} cannot be fused"
     return channels
-
-
-def _is_indices(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(index, int) and not isinstance(index, bool) for index in value)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lnlit.errors import UserError, unknown_key
-from lnlit.specs import RopeSpec, is_finite
+from lnlit.schema import is_finite
+from lnlit.specs import RopeSpec
 
 _SCALING_ARGS = {
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},

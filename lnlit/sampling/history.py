@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from lnlit.errors import UserError
 from lnlit.journal import Lines, read_lines, write_lines
 from lnlit.sampling.sample import Sample
 from lnlit.sampling.table import read_prompts, read_table, write_table
+from lnlit.schema import read
 
 Stage = Literal["train", "val"]
 
@@ -101,7 +101,4 @@ def _read(file: Path) -> Iterable[Entry]:
     if not file.exists():
         return
     for number, data in read_lines(file, _WHAT):
-        try:
-            yield Entry(**data)
-        except TypeError as error:
-            raise UserError(f"{file}:{number}: not the numbers of a rollout: {error}. Delete the line.") from error
+        yield read(Entry, data, f"{file}:{number}:", then="Delete the line.")

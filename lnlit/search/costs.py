@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from lnlit.files import read_json, write_json
 from lnlit.interfaces import Workload
 from lnlit.models.build import build_decoder, check_spec, parameter_count
 from lnlit.models.parts import kv_elements
+from lnlit.schema import NotNegative, Whole, read
 from lnlit.search.hardware import Hardware
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
@@ -28,9 +28,8 @@ FORMAT = 1
 MIB = 2**20
 #: Bytes of a weight, and of a number in the KV cache.
 DTYPES = {"float32": 4, "bfloat16": 2, "float8": 1}
-_COUNTS = ("parameters", "weight_bytes", "kv_bytes_per_token")
 _TIMES = ("prefill_s", "decode_s", "prefill_spread_s", "decode_spread_s")
-_WHAT = "a cost table of `lnlit search measure`"
+_WHAT, _THEN = "a cost table of `lnlit search measure`", "Measure again."
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class CostTable:
     def read(cls, path: str | Path) -> CostTable:
         """A table from `costs.json`. Raises `UserError` naming a missing, negative or not finite entry."""
         file = Path(path)
-        return _read_table(_Node(read_json(file, _WHAT), str(file)))
+        return _read_table(read_json(file, _WHAT), str(file))
 
     def write(self, path: str | Path) -> Path:
         """Write `costs.json`, whole or not at all."""
@@ -260,107 +259,72 @@ def _cost_json(cost: Cost) -> dict[str, Any]:
     return values | {key: list(seconds) for key, seconds in timing.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    parameters: Whole
+    weight_bytes: Whole
+    kv_bytes_per_token: Whole
+    prefill_s: Any = None
+    decode_s: Any = None
+    prefill_spread_s: Any = None
+    decode_spread_s: Any = None
+
+    def cost(self, workloads: int | None, place: str) -> Cost:
+        """With times where `workloads`, how many there are, is given."""
+        counts = self.parameters, self.weight_bytes, self.kv_bytes_per_token
+        if workloads is None:
+            return Cost(*counts)
+        seconds = tuple[(NotNegative,) * workloads]
+        times = {key: read(seconds, getattr(self, key), f"{place}.{key}", then=_THEN) for key in _TIMES}
+        return Cost(*counts, Timing(**times))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PartEntry(_Entry):
+    part: PartSpec
+
+
 @dataclass(frozen=True)
-class _Node:
-    """A JSON value and where it is, so that every complaint names the place."""
-
-    value: Any
-    where: str
-
-    def names(self) -> Iterable[str]:
-        if not isinstance(self.value, Mapping):
-            raise self.wrong("an object")
-        return self.value.keys()
-
-    def __getitem__(self, key: str) -> _Node:
-        if key not in self.names():
-            raise UserError(f"{self.where}: {key!r} is missing, so this is not {_WHAT}. Measure again.")
-        return _Node(self.value[key], f"{self.where}: {key}" if ": " not in self.where else f"{self.where}.{key}")
-
-    def wrong(self, expected: str) -> UserError:
-        return UserError(f"{self.where}: expected {expected}, got {self.value!r:.80}. Measure again.")
-
-    def text(self) -> str:
-        if not isinstance(self.value, str):
-            raise self.wrong("a text")
-        return self.value
-
-    def flag(self) -> bool:
-        if not isinstance(self.value, bool):
-            raise self.wrong("true or false")
-        return self.value
-
-    def count(self) -> int:
-        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < 0:
-            raise self.wrong("a whole number, 0 or more")
-        return self.value
-
-    def seconds(self) -> float:
-        value = self.value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise self.wrong("a finite number, 0 or more")
-        return float(value)
-
-    def items(self, length: int | None = None) -> list[_Node]:
-        if not isinstance(self.value, list) or (length is not None and len(self.value) != length):
-            raise self.wrong("a list" if length is None else f"a list of {length}")
-        return [_Node(item, f"{self.where}[{index}]") for index, item in enumerate(self.value)]
+class _Library:
+    folder: str
+    sha256: str
 
 
-def _read_table(node: _Node) -> CostTable:
-    if (found := node["format"].value) != FORMAT:
-        raise UserError(f"{node.where}: format {found!r}; this lnlit reads format {FORMAT}. Update lnlit.")
-    workloads = tuple(
-        Workload(*(item[f.name].count() for f in dataclasses.fields(Workload))) for item in node["workloads"].items()
-    )
-    length = len(workloads) if "prefill_s" in node["base"].names() else None
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    engine: str
+    dtype: str
+    hardware: Hardware
+    rounds: Whole
+    samples: Whole
+    layers: Whole
+    workloads: tuple[Workload, ...]
+    hidden_size: Whole
+    vocab_size: Whole
+    tie_embeddings: bool
+    notes: tuple[str, ...]
+    library: _Library | None = None
+    base: _Entry
+    attention: Mapping[str, _PartEntry]
+    ffn: Mapping[str, _PartEntry]
+
+
+def _read_table(data: dict[str, Any], where: str) -> CostTable:
+    if data.get("format") != FORMAT:
+        raise UserError(f"{where}: format {data.get('format')!r}; this lnlit reads format {FORMAT}. Update lnlit.")
+    if isinstance(machine := data.get("hardware"), dict):  # whose fingerprint is there for people
+        data = {**data, "hardware": {key: value for key, value in machine.items() if key != "fingerprint"}}
+    file: _File = read(_File, data, f"{where}:", then=_THEN, others=True)
+    timed = None if file.base.prefill_s is None else len(file.workloads)
+
+    def costs(slot: str, entries: Mapping[str, _PartEntry]) -> dict[PartSpec, Cost]:
+        return {entry.part: entry.cost(timed, f"{where}: {slot}[{key!r}]") for key, entry in entries.items()}
+
+    same = {key: value for key, value in vars(file).items() if key not in ("base", "attention", "ffn", "library")}
     return CostTable(
-        engine=node["engine"].text(),
-        dtype=node["dtype"].text(),
-        hardware=_read_hardware(node["hardware"]),
-        rounds=node["rounds"].count(),
-        samples=node["samples"].count(),
-        layers=node["layers"].count(),
-        workloads=workloads,
-        hidden_size=node["hidden_size"].count(),
-        vocab_size=node["vocab_size"].count(),
-        tie_embeddings=node["tie_embeddings"].flag(),
-        notes=tuple(item.text() for item in node["notes"].items()),
-        library=(
-            {key: node["library"][key].text() for key in ("folder", "sha256")} if "library" in node.names() else {}
-        ),
-        base_cost=_read_cost(node["base"], length),
-        attention=_read_parts(node["attention"], length),
-        ffn=_read_parts(node["ffn"], length),
+        **same,
+        library=asdict(file.library) if file.library else {},
+        base_cost=file.base.cost(timed, f"{where}: base"),
+        attention=costs("attention", file.attention),
+        ffn=costs("ffn", file.ffn),
     )
-
-
-def _read_hardware(node: _Node) -> Hardware:
-    return Hardware(
-        cpu=node["cpu"].text(),
-        cores=node["cores"].count(),
-        memory_gib=node["memory_gib"].count(),
-        device=node["device"].text(),
-        device_count=node["device_count"].count(),
-        torch=node["torch"].text(),
-        threads=node["threads"].count(),
-    )
-
-
-def _read_parts(node: _Node, length: int | None) -> dict[PartSpec, Cost]:
-    parts = {}
-    for key in node.names():
-        part, args = node[key]["part"], node[key]["part"]["args"]
-        parts[PartSpec(part["type"].text(), {name: args[name].value for name in args.names()})] = _read_cost(
-            node[key], length
-        )
-    return parts
-
-
-def _read_cost(node: _Node, length: int | None) -> Cost:
-    timing = None
-    if length is not None:
-        seconds = {key: tuple(item.seconds() for item in node[key].items(length)) for key in _TIMES}
-        timing = Timing(**seconds)
-    parameters, weight_bytes, kv_bytes = (node[key].count() for key in _COUNTS)
-    return Cost(parameters, weight_bytes, kv_bytes, timing)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from lnlit.errors import UserError
 from lnlit.interfaces import Budget, Problem, Solver
+from lnlit.schema import read
 
 Side = Literal["min", "max"]
 
@@ -19,8 +18,7 @@ def with_budget(problem: Problem, cost: str, side: Side, value: float) -> Proble
     In scenarios, `cost` may leave out the label: "latency_s" then moves "latency_s @ 64x512+128" of each. Raises
     `UserError` for a cost that the problem does not have and a value that is no bound.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"frontier: expected finite budget values, got {value!r:.40}.")
+    read(float, value, "frontier")
 
     def moves(budget: Budget) -> bool:
         return _means(cost, budget.cost) and getattr(budget, side) is not None

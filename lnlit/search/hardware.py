@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lnlit.models.device import has_cuda
+from lnlit.schema import Whole
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class Hardware:
     """One machine as timings see it. `device` is "cpu" or the name of the GPU, `device_count` how many there are."""
 
     cpu: str
-    cores: int
-    memory_gib: int
+    cores: Whole
+    memory_gib: Whole
     device: str
-    device_count: int
+    device_count: Whole
     torch: str
-    threads: int
+    threads: Whole
 
     @classmethod
     def here(cls, device: str) -> Hardware:

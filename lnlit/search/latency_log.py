@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,19 @@ from typing import Any
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency
 from lnlit.journal import Journal
+from lnlit.schema import Whole, read
 from lnlit.search.measure import Times
 
 #: Which round, and which model in it.
 Turn = tuple[int, str]
+_THEN = "Delete this line to measure that model again, or the file to start anew."
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    round: Whole
+    model: str
+    latencies: tuple[Latency, ...]
 
 
 class LatencyLog:
@@ -29,8 +37,10 @@ class LatencyLog:
         self._latencies: dict[Turn, list[Latency]] = {}
         try:
             for number, entry in journal.numbered():
-                turn, latencies = self._read(number, entry)
-                self._latencies[turn] = latencies
+                found = read(_Line, entry, f"{journal.file}:{number}:", then=_THEN)
+                if not all(one.prefill_s and one.decode_s for one in found.latencies):
+                    raise UserError(f"{journal.file}:{number}: latencies: a workload without times. {_THEN}")
+                self._latencies[found.round, found.model] = list(found.latencies)
         except BaseException:
             journal.close()
             raise
@@ -63,23 +73,6 @@ class LatencyLog:
         """The table that it was for is written."""
         self.journal.file.unlink()
 
-    def _read(self, number: int, entry: Any) -> tuple[Turn, list[Latency]]:
-        try:
-            latencies = [Latency(_seconds(one["prefill_s"]), _seconds(one["decode_s"])) for one in entry["latencies"]]
-            return (int(entry["round"]), str(entry["model"])), latencies
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{self.journal.file}:{number}: no measurement of a model ({type(error).__name__}: {error}). Delete "
-                "this line to measure that model again, or the file to start anew."
-            ) from error
-
 
 def in_words(turn: Turn) -> str:
     return f"round {turn[0] + 1}, {turn[1]}"
-
-
-def _seconds(values: Iterable[Any]) -> tuple[float, ...]:
-    seconds = tuple(map(float, values))
-    if not seconds or not all(0 <= value < math.inf for value in seconds):
-        raise ValueError(f"expected seconds, got {values!r:.80}")
-    return seconds

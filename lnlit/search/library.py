@@ -28,6 +28,7 @@ from torch import Tensor
 from lnlit import __version__
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded, read_json, replaced_file, write_json
+from lnlit.schema import Whole, read
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 FORMAT = 1
@@ -49,7 +50,7 @@ class Variant:
     """
 
     part: PartSpec
-    parameters: int
+    parameters: Whole
     parent: bool = False
     init_error: float | None = None
     trained_error: float | None = None
@@ -60,7 +61,7 @@ class Variant:
 class Pair:
     """Both slots of one layer trained together (coupled distillation). Errors are those of the block they make."""
 
-    parameters: int
+    parameters: Whole
     init_error: float | None = None
     trained_error: float | None = None
     sha256: str | None = None
@@ -73,6 +74,15 @@ class LayerVariants:
     attention: Mapping[str, Variant]
     ffn: Mapping[str, Variant]
     pairs: Mapping[str, Pair] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What `library.json` has, beside where it comes from."""
+
+    model: str
+    parent_spec: ModelSpec
+    layers: tuple[LayerVariants, ...]
 
 
 def pair_name(attention: str, ffn: str) -> str:
@@ -107,11 +117,8 @@ class Library:
             raise UserError(
                 f"{folder / INDEX}: format {data.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit."
             )
-        try:
-            layers = tuple(layer_from_json(layer) for layer in data["layers"])
-            model, spec = data["model"], ModelSpec.from_json(data["parent_spec"], f"{folder / INDEX}: parent_spec")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / INDEX}: not a block library: {type(error).__name__} {error}.") from error
+        read_index: _Index = read(_Index, data, f"{folder / INDEX}:", then="Build the library anew.", others=True)
+        layers, model, spec = read_index.layers, read_index.model, read_index.parent_spec
         if len(layers) != len(spec.layers):
             raise UserError(f"{folder / INDEX}: lists {len(layers)} layers, its parent has {len(spec.layers)}.")
         for index, layer in enumerate(layers):
@@ -320,18 +327,6 @@ def layer_to_json(layer: LayerVariants) -> dict[str, Any]:
                 key: value for key, value in asdict(choice).items() if value is not None and value is not False
             }
     return slots
-
-
-def layer_from_json(data: Mapping[str, Any]) -> LayerVariants:
-    """The inverse of `layer_to_json`. Raises `KeyError` or `TypeError` for anything else."""
-    slots = {
-        slot: {
-            name: Variant(**{**choice, "part": PartSpec(choice["part"]["type"], choice["part"]["args"])})
-            for name, choice in data[slot].items()
-        }
-        for slot in SLOTS
-    }
-    return LayerVariants(**slots, pairs={name: Pair(**pair) for name, pair in data.get("pairs", {}).items()})
 
 
 def _with_digests(layer: LayerVariants, weights: Mapping[tuple[Slot, str], Mapping[str, Tensor]]) -> LayerVariants:

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lnlit.errors import UserError
 from lnlit.files import expanded
-from lnlit.interfaces.problem import LARGEST
 from lnlit.journal import Journal, check_header, is_cut_header, line, read_lines, write_lines
+from lnlit.schema import Whole, read
 from lnlit.search.library import SLOTS, Library, pair_name
 
 FORMAT = 1
@@ -30,6 +30,24 @@ WHAT = "scores"
 Key = tuple[int, str, str]
 #: Header entries that two runs may differ in: results, by rounding, and where the library lies (its digest counts).
 _FREE = {"parent", "library"}
+
+
+_THEN = "Delete this line and run `lnlit search score` again: it adds what is missing."
+
+
+@dataclass(frozen=True)
+class _BlockScore:
+    """What each line has, where whole blocks were scored; measurements stand beside it."""
+
+    layer: Whole
+    slot: Literal["block"]
+    name: str
+    score: float
+
+
+@dataclass(frozen=True)
+class _SubblockScore(_BlockScore):
+    slot: Literal["attention", "ffn", "block"]  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -148,13 +166,13 @@ def _parsed(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     header, *entries = rows
     if header.get("format") != FORMAT:
         raise UserError(f"{file}: format {header.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit.")
+    kind = _SubblockScore if header["granularity"] == "subblock" else _BlockScore
     places: dict[Key, int] = {}
     for number, entry in enumerate(entries, start=2):
-        if wrong := _wrong(entry, header):
-            raise UserError(
-                f"{file}:{number}: no score of a candidate: {wrong}. Delete this line and run `lnlit search score` "
-                "again: it adds what is missing."
-            )
+        read(kind, entry, f"{file}:{number}:", then=_THEN, others=True)
+        if entry["layer"] >= len(header["parent_names"]):
+            last = len(header["parent_names"]) - 1
+            raise UserError(f"{file}:{number}: layer: there are 0 to {last}, got {entry['layer']}. {_THEN}")
         if (first := places.setdefault(key_of(entry), number)) != number:
             raise UserError(
                 f"{file}:{number}: {_candidate(entry)} has a score in line {first} already. Delete one of the two "
@@ -171,21 +189,3 @@ def _is_header(row: Any) -> bool:
     names = row.get("parent_names") if isinstance(row, dict) else None
     pairs = isinstance(names, list) and all(isinstance(own, list) and len(own) == len(SLOTS) for own in names)
     return pairs and row.get("granularity") in ("subblock", "block")
-
-
-def _wrong(entry: Any, header: Mapping[str, Any]) -> str | None:
-    """Why a line is no entry, if it is none."""
-    layers, slots = (
-        len(header["parent_names"]),
-        (*SLOTS, "block") if header["granularity"] == "subblock" else ("block",),
-    )
-    if not isinstance(entry, dict) or not {"layer", "slot", "name", "score"} <= entry.keys():
-        return f"expected layer, slot, name and score, got {entry!r:.80}"
-    layer, score = entry["layer"], entry["score"]
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < layers:
-        return f"the layer is {layer!r:.40}, there are 0 to {layers - 1}"
-    if entry["slot"] not in slots or not isinstance(entry["name"], str):
-        return f"the slot is {entry['slot']!r:.40} and the name {entry['name']!r:.40}; slots are {', '.join(slots)}"
-    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= LARGEST:
-        return f"the score is {score!r:.40}"
-    return None

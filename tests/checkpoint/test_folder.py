@@ -310,9 +310,9 @@ def test_a_misspelt_key_in_the_spec_names_file_and_key(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spec": {"vocab_size": True}}, "spec.vocab_size: expected a positive integer, got True"),
-        ({"spec": {"norm_eps": "x"}}, "spec.norm_eps: expected a number from 0 on, got 'x'"),
-        ({"spec": {"rope": {"theta": 0}}}, "spec.rope.theta: expected a positive number, got 0"),
+        ({"spec": {"vocab_size": True}}, "spec.vocab_size: expected a whole number, 1 or more, got True"),
+        ({"spec": {"norm_eps": "x"}}, "spec.norm_eps: expected a finite number, 0 or more, got 'x'"),
+        ({"spec": {"rope": {"theta": 0}}}, "spec.rope.theta: expected a finite number, above 0, got 0"),
         ({"spec": {"rope": {"scaling": {"type": "linear", "args": {"factor": "2"}}}}}, "factor: expected a positive"),
         ({"spec": {"tie_embeddings": "no"}}, "spec.tie_embeddings: expected true or false, got 'no'"),
         ({"provenance": [1]}, r"provenance: expected a mapping, got \[1\]"),

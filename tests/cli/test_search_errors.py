@@ -124,11 +124,11 @@ def foreign_hardware(search: Path) -> dict:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (nan_score, "no score of a candidate: the score is nan"),
+        (nan_score, "score: expected a finite number, got nan"),
         (missing_score, "layer 1: ffn 'i24' has no score"),
         (missing_cost, "the cost table has no ffn swiglu(intermediate_size=24)"),
         (negative_cost, "weight_bytes: expected a whole number, 0 or more, got -"),
-        (negative_cost_in_a_problem, "problem.layers[0][0] (x).costs['m']: costs are 0 or more, got -1"),
+        (negative_cost_in_a_problem, "problem.layers[0][0].costs['m']: expected a finite number, 0 or more, got -1"),
         (impossible_budget, "memory_mib: at most 0.001 asked, 0"),
         (half_written_library, "a half-built library (2 layers, no library.json)"),
         (foreign_hardware, "the cost table was measured on other hardware (cpu: M68000 there, "),

@@ -249,9 +249,9 @@ def test_a_plan_is_plain_data():
     assert FusionPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     with pytest.raises(UserError, match=r"plan: unknown key 'grops'. Did you mean 'groups'"):
         FusionPlan.from_json({"grops": []})
-    with pytest.raises(UserError, match=r"plan.norm: expected 'own' or 'last', got 'mean'"):
+    with pytest.raises(UserError, match=r"plan.norm: expected one of own, last, got 'mean'"):
         FusionPlan.from_json({"groups": [], "norm": "mean"})
-    with pytest.raises(UserError, match=r"list of lists of layer numbers"):
+    with pytest.raises(UserError, match=r"plan\.groups\[0\]\[1\]: expected a whole number, 0 or more, got '2'"):
         FusionPlan.from_json({"groups": [[1, "2"]]})
     with pytest.raises(UserError, match="leave_out must be at least 0, got -1"):
         plan_fusion(RUN, leave_out=-1)

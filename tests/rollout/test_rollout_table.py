@@ -99,5 +99,5 @@ def test_a_step_has_one_entry_the_last(tmp_path):
 
 def test_a_line_that_is_no_entry_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"stage": "train"}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl:1: not the numbers of a rollout"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1: the key 'step' is missing"):
         History(tmp_path).entries("train")

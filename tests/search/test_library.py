@@ -16,6 +16,7 @@ from lnlit.interfaces import FeedForwardLayer
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.decoder import Decoder
 from lnlit.models.parts import short_name
+from lnlit.schema import read
 from lnlit.search.candidates import Candidates
 from lnlit.search.library import (
     SLOTS,
@@ -24,7 +25,6 @@ from lnlit.search.library import (
     LibraryWriter,
     Variant,
     layer_file,
-    layer_from_json,
     layer_to_json,
 )
 from lnlit.specs import NOOP, PartSpec
@@ -75,7 +75,7 @@ def test_names_of_variants():
 
 def test_the_index_round_trips(library):
     for layer in library.layers:
-        assert layer_from_json(json.loads(json.dumps(layer_to_json(layer)))) == layer
+        assert read(LayerVariants, json.loads(json.dumps(layer_to_json(layer))), "layer") == layer
     assert Library.open(library.folder).layers == library.layers
 
 
@@ -164,7 +164,7 @@ def test_a_truncated_layer_is_named(copied):
     ("change", "message"),
     [
         ({"format": 2}, "format 2; this lnlit reads 1"),
-        ({"layers": [{"attention": {}}]}, "not a block library: KeyError"),
+        ({"layers": [{"attention": {}}]}, r"library.json: layers\[0\]: the key 'ffn' is missing"),
         ({"layers": []}, "lists 0 layers, its parent has 6"),
         ({"parent_spec": {"hidden": 3}}, "parent_spec: unknown key 'hidden'"),
     ],

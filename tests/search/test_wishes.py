@@ -96,7 +96,7 @@ def test_the_exact_solver_counts_by_a_choices_own_name():
 
 
 def test_a_missing_key_is_named_with_the_required_ones_alone():
-    with pytest.raises(UserError, match=r"problem: the key 'layers' is missing; required are layers\Z"):
+    with pytest.raises(UserError, match=r"problem: the key 'layers' is missing; required are layers\.\Z"):
         Problem.from_json({})
 
 

@@ -1,0 +1,194 @@
+"""Frozen dataclasses from JSON or YAML, and one way to say what is wrong with a value: place, expected, got, next step.
+
+The annotations of a dataclass are its schema: other dataclasses, `bool`, `int`, `float`, `str`, `Any`, `Literal`,
+unions, `tuple`, `list`, `Sequence` and `Mapping`. Numbers have bounds with `Annotated[float, AtLeast(0)]`. Every
+`float` is finite, truth values are no numbers, and an `int` has no fraction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from lnlit.errors import UserError, did_you_mean, shown, unknown_key
+
+T = TypeVar("T")
+
+#: Numbers are at most so large: sums of them stay finite.
+LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A bound of a number: `least` or more; with `itself=False` more than that."""
+
+    least: float
+    itself: bool = True
+
+    def holds(self, value: float) -> bool:
+        return value >= self.least if self.itself else value > self.least
+
+    def __str__(self) -> str:
+        return f"{self.least:g} or more" if self.itself else f"above {self.least:g}"
+
+
+Whole = Annotated[int, AtLeast(0)]
+Size = Annotated[int, AtLeast(1)]
+NotNegative = Annotated[float, AtLeast(0)]
+Positive = Annotated[float, AtLeast(0, itself=False)]
+
+
+def is_finite(value: object) -> bool:
+    """Whether `value` is a number to reckon with: no truth value, NaN or infinity, and at most `LARGEST` in size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def read(kind: Any, data: Any, place: str, *, then: str = "", others: bool = False) -> Any:
+    """`data` as a value of the type `kind`.
+
+    Args:
+        kind: A dataclass, or any other annotation that the schema has.
+        data: What JSON or YAML holds there.
+        place: Where that is, for errors: "problem", or "costs.json:" with a colon for a file.
+        then: What to do about anything wrong, a sentence.
+        others: Whether the outermost object may have keys that its dataclass has not.
+
+    Raises `UserError` naming the place of an unknown, missing, mistyped or impossible value.
+    """
+    if others and isinstance(data, Mapping):
+        data = {key: data[key] for key in _hints(kind) if key in data}
+    return _Reader(then).value(kind, data, place)
+
+
+def check(instance: Any, place: str) -> None:
+    """Raises `UserError` unless the fields of a dataclass's `instance` hold what they say. Dataclasses in them count as
+    checked when they were made."""
+    reader = _Reader()
+    for name, kind in _hints(type(instance)).items():
+        reader.value(kind, getattr(instance, name), f"{place}.{name}")
+
+
+def inside(place: str, key: str) -> str:
+    """The place of a key in an object at `place`."""
+    return f"{place} {key}" if place.endswith(":") else f"{place}.{key}"
+
+
+_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+_LISTS = (tuple, list, Sequence)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+@cache
+def _required(kind: type) -> list[str]:
+    missing = dataclasses.MISSING
+    own = [field for field in dataclasses.fields(kind) if field.init]
+    return [field.name for field in own if field.default is missing and field.default_factory is missing]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    then: str = ""
+
+    def value(self, kind: Any, data: Any, place: str) -> Any:
+        origin, args = typing.get_origin(kind), typing.get_args(kind)
+        if kind in _WORDS:
+            return self._scalar(kind, data, place)
+        if dataclasses.is_dataclass(kind):
+            return data if isinstance(data, kind) else self._object(kind, data, place)  # type: ignore[arg-type]
+        if origin is Annotated:
+            return self._bounded(args[0], args[1:], data, place)
+        if origin is Literal:
+            return self._one_of(args, data, place)
+        if origin in (typing.Union, types.UnionType):
+            return self._any_of(args, data, place)
+        if origin in _LISTS:
+            return self._list(origin, args, data, place)
+        if origin is Mapping or origin is dict:
+            return self._mapping(args, data, place)
+        if kind is Any:
+            return data
+        raise TypeError(f"{place}: a schema has no {kind!r}")
+
+    def wrong(self, place: str, expected: str, data: Any, hint: str = "") -> UserError:
+        return UserError(f"{place.rstrip(':')}: expected {expected}, got {shown(data)}.{hint}{self._next}")
+
+    @property
+    def _next(self) -> str:
+        return f" {self.then}" if self.then else ""
+
+    def _scalar(self, kind: Any, data: Any, place: str, bounds: str = "") -> Any:
+        is_number = kind is float and is_finite(data)
+        if is_number or (isinstance(data, kind) and kind is not float and (kind is bool) == isinstance(data, bool)):
+            return data
+        raise self.wrong(place, _WORDS[kind] + bounds, data)
+
+    def _bounded(self, kind: Any, bounds: tuple[AtLeast, ...], data: Any, place: str) -> Any:
+        told = "".join(f", {bound}" for bound in bounds)
+        value = self._scalar(kind, data, place, told)
+        if not all(bound.holds(value) for bound in bounds):
+            raise self.wrong(place, _WORDS[kind] + told, data)
+        return value
+
+    def _one_of(self, allowed: tuple[Any, ...], data: Any, place: str) -> Any:
+        if not any(data == one and type(data) is type(one) for one in allowed):
+            words = [str(one) for one in allowed]
+            hint = did_you_mean(data, words) if isinstance(data, str) else ""
+            raise self.wrong(place, f"one of {', '.join(words)}", data, hint)
+        return data
+
+    def _any_of(self, kinds: tuple[Any, ...], data: Any, place: str) -> Any:
+        if data is None and types.NoneType in kinds:
+            return None
+        kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+        for kind in kinds[:-1]:
+            try:
+                return self.value(kind, data, place)
+            except UserError:
+                continue
+        try:
+            return self.value(kinds[-1], data, place)
+        except UserError:
+            if len(kinds) == 1 or not all(kind in _WORDS for kind in kinds):
+                raise
+            raise self.wrong(place, " or ".join(_WORDS[kind] for kind in kinds), data) from None
+
+    def _list(self, origin: Any, kinds: tuple[Any, ...], data: Any, place: str) -> Any:
+        length = len(kinds) if origin is tuple and ... not in kinds else None
+        if not isinstance(data, list | tuple) or (length is not None and len(data) != length):
+            raise self.wrong(place, "a list" if length is None else f"a list of {length}", data)
+        each = kinds if length is not None else [kinds[0]] * len(data)
+        items = [self.value(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(each, data, strict=True))]
+        return items if origin is list else tuple(items)
+
+    def _mapping(self, kinds: tuple[Any, ...], data: Any, place: str) -> dict[Any, Any]:
+        if not isinstance(data, Mapping):
+            raise self.wrong(place, "a mapping", data)
+        of_key, of_value = kinds
+        return {
+            self.value(of_key, key, f"{place}: the key"): self.value(of_value, item, f"{place}[{key!r}]")
+            for key, item in data.items()
+        }
+
+    def _object(self, kind: type[T], data: Any, place: str) -> T:
+        if not isinstance(data, Mapping):
+            raise self.wrong(place, "a mapping", data)
+        hints = _hints(kind)
+        for key in data:
+            if key not in hints:
+                raise UserError(f"{unknown_key(place.rstrip(':'), key, hints)}{self._next}")
+        for name in _required(kind):
+            if name not in data:
+                told = f"the key {name!r} is missing; required are {', '.join(_required(kind))}."
+                raise UserError(f"{place.rstrip(':')}: {told}{self._next}")
+        given = [name for name in hints if name in data]
+        return kind(**{name: self.value(hints[name], data[name], inside(place, name)) for name in given})
