@@ -90,7 +90,8 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
 
     @classmethod
     def rope_dim(cls, args: Args) -> int | None:
-        return args.get("rotary_dim", args["head_dim"]) or None
+        rotated = args.get("rotary_dim")
+        return (args["head_dim"] if rotated is None else rotated) or None
 
     @classmethod
     def whole_units(cls, args: Args) -> Mapping[str, int]:
@@ -114,8 +115,10 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
 
     @classmethod
     def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
-        heads, pooled = parent.args["num_kv_heads"], args["num_kv_heads"]
-        if parent.layer is not cls or {**parent.args, "num_kv_heads": pooled} != args or heads % pooled:
+        pooled = args["num_kv_heads"]
+        if parent.layer is not cls or {**parent.args, "num_kv_heads": pooled} != args:
+            return None
+        if (heads := parent.args["num_kv_heads"]) % pooled:
             return None
         return lambda weights, scores_F: pool_kv_heads(weights, heads, pooled)
 

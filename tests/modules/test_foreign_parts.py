@@ -25,7 +25,8 @@ from lnlit.errors import UserError
 from lnlit.interfaces import AttentionLayer, apply_rope, pool_kv_heads
 from lnlit.models.build import build_decoder
 from lnlit.models.generate import Sampling, generate
-from lnlit.models.parts import packed, short_name
+from lnlit.models.lineage import child_spec
+from lnlit.models.parts import packed, short_name, stored
 from lnlit.models.weights import canonical_weights
 from lnlit.modules.distill import Distill
 from lnlit.modules.optim import AdamW
@@ -41,7 +42,7 @@ from lnlit.stages.realize import realize
 from lnlit.stages.score import score
 from lnlit.stages.solve import solve
 from lnlit.testing import contracts
-from lnlit.testing.tiny import swiglu, tiny_decoder, tiny_folder, tiny_spec
+from lnlit.testing.tiny import attention, swiglu, tiny_decoder, tiny_folder, tiny_spec
 
 TEMPLATE = Path(__file__).parents[2] / "plugins" / "template"
 MINE = PartSpec("mine", {"queries": 4, "groups": 2, "d_head": 8})
@@ -91,8 +92,6 @@ def registered(monkeypatch) -> None:
     monkeypatch.syspath_prepend(TEMPLATE)
     geglu_class = import_module("lnlit_geglu").GEGLU
     monkeypatch.setattr(registry, "_added", {("attention", "mine"): Mine, ("ffn", "geglu"): geglu_class})
-    config = {"model_type": "none"}  # no program but lnlit knows these parts
-    monkeypatch.setattr("lnlit.checkpoint.folder.decilm_config", lambda spec: dict(config), raising=False)
 
 
 def test_they_keep_the_contract():
@@ -105,6 +104,16 @@ def test_they_are_known_by_what_they_say():
     assert packed(FOREIGN) == FOREIGN  # nothing packs a GEGLU
     decoder = tiny_decoder(FOREIGN)
     assert flops_per_token(decoder, [10], 10) == 6 * sum(p.numel() for p in decoder.parameters() if p.dim() == 2)
+
+
+def test_what_a_subclass_inherits_of_packing_does_not_make_it_another_part(monkeypatch):
+    for name in ("swiglu", "swiglu_fused"):
+        heir = type("Heir", (registry.get("ffn", name),), {})
+        monkeypatch.setitem(registry._added, ("ffn", f"heir_of_{name}"), heir)
+        spec = tiny_spec().replace(layers=(BlockSpec(NOOP, PartSpec(f"heir_of_{name}", swiglu().args)),) * 2)
+        assert packed(spec) == stored(spec) == spec
+        with pytest.raises(UserError, match="cannot be fused"):
+            child_spec(spec.replace(layers=(spec.layers[0], BlockSpec(NOOP, swiglu()))), ((0, 1),))
 
 
 def test_they_generate_as_they_compute():
@@ -135,6 +144,8 @@ def test_they_are_candidates_and_say_what_they_are_made_of():
     assert list(space.of("ffn", geglu())) == ["i24", "linear", "i16"]
     fewer = MINE.replace(groups=1)
     assert space.of("attention", MINE) == {str(fewer): fewer, "noop": NOOP}  # it knows no matrix that is close to it
+    ours = Candidates(widths=(), attention_stubs=(asdict(attention(1)),), ffn_stubs=(asdict(swiglu(16)),))
+    assert list(ours.of("attention", MINE)) == [str(fewer)] and not ours.of("ffn", geglu())
     (left_out,) = space.check(FOREIGN)
     assert left_out.startswith("candidates.attention_stubs: single_linear knows no way to be made of mine(queries=4")
     with pytest.raises(UserError, match=r"candidates.ffn_stubs: unknown ffn 'geglue'. Did you mean 'geglu'"):
