@@ -19,6 +19,7 @@ from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_numbe
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.weights import inference_copy
+from lnlit.thinking import obeys
 
 _MODES = ("on", "off")
 
@@ -40,11 +41,11 @@ class ToggleReport(L.Callback):
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
         self.sampling.check()
         self.results: dict[str, Any] = {}
-        self._right: dict[str, dict[str, float]] = {}
+        self._answers: dict[str, dict[str, float]] = {}
 
     def per_question(self) -> Mapping[str, Mapping[str, float]]:
-        """Whether each question was answered right when it was asked last, by thinking mode."""
-        return self._right
+        """Whether each question's last answer was right, obeyed the toggle, and was cut off, by thinking mode."""
+        return self._answers
 
     def state_dict(self) -> dict[str, Any]:
         return {"results": json.dumps(self.results)}
@@ -94,8 +95,10 @@ class ToggleReport(L.Callback):
         for mode in _MODES:
             texts, finished = self._answer(trainer, module, [q for q, _ in questions], mode)
             scored = score(texts, finished, [a for _, a in questions], mode)
-            right = {q: float(is_correct(text, a)) for (q, a), text in zip(questions, texts, strict=True)}
-            self._right[f"toggle/accuracy_{mode}"] = right
+            for (question, answer), text, done in zip(questions, texts, finished, strict=True):
+                said = {"accuracy": is_correct(text, answer), "obedience": obeys(text, mode), "truncated": not done}
+                for name, value in said.items():
+                    self._answers.setdefault(f"toggle/{name}_{mode}", {})[question] = float(value)
             result[mode] = {name: _counts(getattr(scored, name)) for name in ToggleScore.__dataclass_fields__}
             result[mode]["sample"] = {"question": questions[0][0], "answer": texts[0]}
             for name in ("accuracy", "obedience"):

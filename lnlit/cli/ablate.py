@@ -210,7 +210,7 @@ def _carry_out(ablation: Ablation) -> tuple[str, int]:
             if code in _STOPPED:
                 return "", code
             settings = {"settings": ablation.settings, "arm_settings": ablation.arms[run.arm]}
-            outcomes.append(Outcome(run.arm, run.seed, text, {**settings, "made_by": digests}))
+            outcomes.append(Outcome(run.arm, run.seed, text, run.files, {**settings, "made_by": digests}))
         table = compare(ablation.out, _asked(ablation), outcomes)
     if failed := [f"{each.arm}, seed {each.seed}: {each.text}" for each in outcomes if each.text != FINISHED]:
         some = f"{len(failed)} of {len(runs)} runs have failed; the same command tries them again"

@@ -103,6 +103,11 @@ class Run:
     def name(self) -> str:
         return f"{self.arm}, seed {self.seed}"
 
+    @property
+    def files(self) -> list[str]:
+        """Without .yaml."""
+        return [Path(name).stem for name in self.texts]
+
     def stages(self, root: Path) -> list[Stage]:
         """Its stages, with their files below `root`."""
         return [Stage(root / name, name.partition("_")[0]) for name in self.texts]

@@ -63,6 +63,10 @@ class LitCLI(LightningCLI):
         """Only the command that runs: building the parsers of the other three takes time."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 
+    def complete(self) -> dict[str, Any]:
+        """The configuration with every default, as plain data."""
+        return yaml.safe_load(self._parser(self._command).dump(self.config[self._command], skip_none=False))
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
         try:
@@ -113,9 +117,9 @@ class LitCLI(LightningCLI):
         checkpoints = any(isinstance(c, lnlit.callbacks.Checkpoint) for c in self.trainer.callbacks)  # type: ignore
         if checkpoints and self.config[self._command].ckpt_path is None and not self.trainer.fast_dev_run:  # type: ignore
             check_unused(self.trainer.default_root_dir)
-        resolved = yaml.safe_load(self._parser(self._command).dump(self.config[self._command], skip_none=False))
+        complete = self.complete()
         for logger in self.trainer.loggers:
-            logger.log_hyperparams({key: resolved[key] for key in ("seed_everything", "model", "data", "trainer")})
+            logger.log_hyperparams({key: complete[key] for key in ("seed_everything", "model", "data", "trainer")})
 
     def after_validate(self) -> None:
         """A validation of nothing is a mistake in the configuration."""
@@ -142,22 +146,25 @@ class _Parsed(LitCLI):
     """Reads a configuration and builds nothing."""
 
     def before_instantiate_classes(self) -> None:
-        raise _Checked(self._parser(self._command).dump(self.config[self._command], skip_none=False))
+        raise _Checked(self)
 
 
 def check(arguments: list[str]) -> None:
     """Raises `UserError` for a configuration that `fit` would refuse before it builds anything."""
-    resolved(arguments)
+    _parsed(arguments)
 
 
 def resolved(arguments: list[str]) -> dict[str, Any]:
     """A fit's configuration with every default, as `--print_config` prints it. Raises `UserError` as `check` does."""
+    return _parsed(arguments).complete()
+
+
+def _parsed(arguments: list[str]) -> LitCLI:
     quieten()
     try:
-        _Parsed("fit", arguments, Written(arguments))
+        return _Parsed("fit", arguments, Written(arguments))
     except _Checked as checked:
-        return yaml.safe_load(str(checked))
-    raise AssertionError("a configuration was built that was to be read alone")
+        return checked.args[0]
 
 
 def run(command: str, arguments: list[str], written: Written) -> int:

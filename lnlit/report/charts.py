@@ -1,4 +1,5 @@
-"""Charts: quality against cost, predicted against measured, budgets used, curves and bars over optimizer steps."""
+"""Charts: quality against cost, predicted against measured, budgets used, curves and bars over optimizer steps, and
+differences with their intervals."""
 
 from __future__ import annotations
 
@@ -262,6 +263,51 @@ def stacked_bars(theme: Theme, title: str, unit: str, parts: Mapping[str, Points
     axis.yaxis.set_major_formatter(plain)
     _legend(figure, axis)
     return figure
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one thing is from another: in each repetition, and per kind of interval its (mean, low, high); None where
+    there is no interval, or nothing to have one of.
+    """
+
+    each: Sequence[float]
+    intervals: Mapping[str, tuple[float, float | None, float | None] | None]
+
+
+def difference_chart(theme: Theme, charts: Mapping[str, Mapping[str, Difference]], first: str) -> Figure:
+    """For each title a chart of differences from `first`, a line of dots and intervals each."""
+    figure = new_figure(8, 0.6 + sum(0.9 + 0.5 * len(rows) for rows in charts.values()))
+    axes = figure.subplots(len(charts), 1, squeeze=False)[:, 0]
+    kinds = list(dict.fromkeys(kind for rows in charts.values() for row in rows.values() for kind in row.intervals))
+    for axis, (title, rows) in zip(axes, charts.items(), strict=True):
+        axis.axvline(0, color=theme.muted, linewidth=1)
+        for at, row in enumerate(rows.values()):
+            if not row.each:
+                axis.text(0, at, "  nothing to compare", va="center", color=theme.muted)
+                continue
+            axis.plot(row.each, [at - 0.15] * len(row.each), "o", color=theme.accents[0], ms=4)
+            for number, kind in enumerate(kinds):
+                _interval(axis, row.intervals.get(kind), at - 0.15 + 0.3 * number, theme.accents[number])
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"difference from {first}")
+        axis.set_title(title)
+        axis.xaxis.set_major_formatter(plain)
+        axis.grid(axis="x")
+    dots = axes[0].plot([], [], "o", color=theme.accents[0], ms=4, label="one repetition")
+    for kind, colour in zip(kinds, theme.accents, strict=False):
+        dots += axes[0].plot([], [], color=colour, lw=3, label=f"95 % over {kind}")
+    figure.legend(handles=dots, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _interval(axis: Axes, bar: tuple[float, float | None, float | None] | None, height: float, colour: str) -> None:
+    if bar is None:
+        return
+    mean, low, high = bar
+    if low is not None and high is not None:
+        axis.plot([low, high], [height, height], color=colour, lw=3, alpha=0.55)
+    axis.plot([mean], [height], "D", color=colour, ms=5)
 
 
 def thinned(points: Points, most: int) -> Points:

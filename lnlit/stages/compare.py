@@ -8,19 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from lnlit.errors import did_you_mean
 from lnlit.eval.intervals import FEW, Estimate, estimate
 from lnlit.files import expanded, read_json, replaced_file, write_json
+from lnlit.report.charts import Difference, difference_chart
 from lnlit.report.picture import png
-from lnlit.report.theme import Theme, new_figure, plain
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from lnlit.report.theme import plain
 
 #: The outcome of a run whose results count.
 FINISHED = "finished"
@@ -49,11 +46,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one arm with one seed has ended, in words. Only a `FINISHED` run is read; `about` is told with it."""
+    """How one arm with one seed has ended, in words. Only a `FINISHED` run is read, and of it the results of its
+    `files` (without .yaml): there may be older ones of others. `about` is told with it.
+    """
 
     arm: str
     seed: int
     text: str
+    files: Collection[str]
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -81,7 +81,7 @@ def compare(out: Path, asked: Asked, outcomes: Sequence[Outcome]) -> str:
         asked: What to compare.
         outcomes: Of every arm and seed.
     """
-    finished = {(each.arm, each.seed) for each in outcomes if each.text == FINISHED}
+    finished = {(each.arm, each.seed): each.files for each in outcomes if each.text == FINISHED}
     found = {name: _row(out, asked, metric, finished) for name, metric in asked.metrics.items()}
     cells = {name: _compared(row, asked.arms[0]) for name, row in found.items()}
     table = render(cells, asked)
@@ -91,7 +91,9 @@ def compare(out: Path, asked: Asked, outcomes: Sequence[Outcome]) -> str:
         for folder in [run_folder(out, each.arm, each.seed)]
     ]
     metrics = {name: {arm: _as_json(cell) for arm, cell in row.items()} for name, row in cells.items()}
-    (out / PICTURE).write_bytes(png(lambda theme: picture(theme, cells, asked)))
+    charts = {name: _chart(row, asked) for name, row in cells.items()}
+    with replaced_file(out / PICTURE) as scratch:
+        scratch.write_bytes(png(lambda theme: difference_chart(theme, charts, asked.arms[0])))
     with replaced_file(out / TABLE) as scratch:
         scratch.write_text(table, encoding="utf-8")
     write_json(out / DATA, {"compared_with": asked.arms[0], "metrics": metrics, "runs": runs})
@@ -111,19 +113,23 @@ def results_file(folder: Path, file: str) -> Path:
 # reading
 
 
-def _row(out: Path, asked: Asked, metric: Metric, finished: Collection[tuple[str, int]]) -> dict[str, Cell]:
+def _row(
+    out: Path, asked: Asked, metric: Metric, finished: Mapping[tuple[str, int], Collection[str]]
+) -> dict[str, Cell]:
     found = {}
     for arm in asked.arms:
-        values, questions, left_out, early, logged = {}, {}, Counter(), 0, set()
+        values, questions, early, logged = {}, {}, 0, set()
+        left_out: Counter[str] = Counter()
         for seed in asked.seeds:
-            folder = run_folder(out, arm, seed)
             if (arm, seed) not in finished:
                 left_out["failed"] += 1
                 continue
-            value, answers, is_early = _read(folder, metric)
+            folder = run_folder(out, arm, seed)
+            is_there = metric.file in finished[arm, seed]
+            value, answers, is_early = _read(folder, metric) if is_there else (None, {}, False)
             if value is None:
                 left_out["without this metric"] += 1
-                logged |= _logged(folder, metric)
+                logged |= _logged(folder, metric) if is_there else set()
             elif not math.isfinite(value):
                 left_out["not finite"] += 1
             else:
@@ -133,33 +139,29 @@ def _row(out: Path, asked: Asked, metric: Metric, finished: Collection[tuple[str
     return found
 
 
-def _logged(folder: Path, metric: Metric) -> set[str]:
-    file = results_file(folder, metric.file)
-    return set(read_json(file)["metrics"]) if metric.is_fit and file.is_file() else set()
-
-
 def _read(folder: Path, metric: Metric) -> tuple[float | None, Mapping[str, float], bool]:
     """(value: None for one that is not there, question -> value, whether it is of a step before the last)."""
     if metric.is_fit:
-        file = results_file(folder, metric.file)
-        if not file.is_file():  # an arm without this stage
-            return None, {}, False
-        results = read_json(file, "the results of a run")
+        results = read_json(results_file(folder, metric.file), "the results of a run")
         if metric.key not in results["metrics"]:
             return None, {}, False
         value = results["metrics"][metric.key]
         is_early = metric.key.startswith("val/") and results["validated_at"] not in (None, results["step"])
         return math.nan if value is None else value, results["questions"].get(metric.key, {}), is_early
-    stage = folder / f"{metric.file}.yaml"
-    if not stage.is_file():
-        return None, {}, False
-    node: Any = read_json(expanded(yaml.safe_load(stage.read_text(encoding="utf-8"))["out"]))
+    stage = yaml.safe_load((folder / f"{metric.file}.yaml").read_text(encoding="utf-8"))
+    node: Any = read_json(expanded(stage["out"]))
     for part in metric.key.split("."):
         try:
             node = node[int(part)] if isinstance(node, list) else node[part]
         except (LookupError, TypeError, ValueError):
             return None, {}, False
-    return (math.nan if node is None else float(node)) if isinstance(node, int | float | None) else None, {}, False
+    if node is None:
+        return math.nan, {}, False
+    return float(node) if isinstance(node, int | float) else None, {}, False
+
+
+def _logged(folder: Path, metric: Metric) -> set[str]:
+    return set(read_json(results_file(folder, metric.file))["metrics"]) if metric.is_fit else set()
 
 
 # comparing
@@ -207,7 +209,7 @@ def render(cells: Mapping[str, Mapping[str, Cell]], asked: Asked) -> str:
     parts = []
     for metric, row in cells.items():
         parts.append(f"## {metric}\n")
-        parts.append(f"| arm | runs | mean | less {first} | over seeds | over questions | left out |")
+        parts.append(f"| arm | runs | mean | difference from {first} | over seeds | over questions | left out |")
         parts.append("|---|---|---|---|---|---|---|")
         for arm, cell in row.items():
             left_out = [f"{count} {why}" for why, count in cell.left_out.items()]
@@ -250,36 +252,12 @@ def _signed(value: float) -> str:
     return f"{value:+.3g}"
 
 
-def picture(theme: Theme, cells: Mapping[str, Mapping[str, Cell]], asked: Asked) -> Figure:
-    """Each arm's difference from the first, for each metric: dots are seeds, bars are intervals."""
-    others = list(asked.arms[1:])
-    figure = new_figure(8, len(cells) * (1.1 + 0.5 * len(others)))
-    axes = figure.subplots(len(cells), 1, squeeze=False)[:, 0]
-    for axis, (metric, row) in zip(axes, cells.items(), strict=True):
-        axis.axvline(0, color=theme.muted, linewidth=1)
-        for at, arm in enumerate(others):
-            _arm(axis, theme, at, row[arm])
-        axis.set_yticks(range(len(others)), others)
-        axis.set_ylim(len(others) - 0.4, -0.6)
-        axis.set_title(metric)
-        axis.set_xlabel(f"difference from {asked.arms[0]}")
-        axis.grid(axis="x")
-    handles = [axes[0].plot([], [], color=theme.accents[at], linewidth=3)[0] for at in (0, 1)]
-    dot = axes[0].plot([], [], "o", color=theme.accents[0], markersize=4)[0]
-    labels = ["one seed", "95 % over seeds", "95 % over questions"]
-    figure.legend([dot, *handles], labels, loc="outside lower center", ncols=3)
-    return figure
+def _chart(row: Mapping[str, Cell], asked: Asked) -> dict[str, Difference]:
+    """The arms behind the first, as the picture shows them."""
 
-
-def _arm(axis: Axes, theme: Theme, at: int, cell: Cell) -> None:
-    if not cell.differences:
-        axis.text(0, at, "  no pair of runs", va="center", color=theme.muted)
-        return
-    for found, height, colour in ((cell.over_seeds, at - 0.12, 0), (cell.over_questions, at + 0.18, 1)):
-        if found is not None and found.low is not None and found.high is not None:
-            axis.plot([found.low, found.high], [height, height], color=theme.accents[colour], linewidth=3, alpha=0.55)
-        if found is not None:
-            axis.plot([found.mean], [height], "D", color=theme.accents[colour], markersize=5)
-    axis.plot(
-        list(cell.differences.values()), [at - 0.12] * len(cell.differences), "o", color=theme.accents[0], markersize=4
-    )
+    found = {}
+    for arm in asked.arms[1:]:
+        over = {"seeds": row[arm].over_seeds, "questions": row[arm].over_questions}
+        bars = {kind: None if each is None else (each.mean, each.low, each.high) for kind, each in over.items()}
+        found[arm] = Difference(list(row[arm].differences.values()), bars)
+    return found

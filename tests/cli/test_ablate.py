@@ -176,4 +176,4 @@ def test_a_function_does_the_same_with_settings_for_all(ablation, stages, tmp_pa
     assert data["metrics"]["val/loss"]["lora"]["difference"]["seeds"]["low"] is None
     assert [run["outcome"] for run in data["runs"]] == ["finished"] * 2
     with pytest.raises(UserError, match="metrics: expected names"):
-        front.ablate("run.yaml", arms, [5], metrics=[3], out="out")
+        front.ablate("run.yaml", arms, [5], metrics=[3], out="out")  # type: ignore[list-item]

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -276,9 +277,15 @@ def test_the_quickstart_fills_every_cell_of_its_table(tiny_model, lnlit, tmp_pat
     recipe["trainer"] |= {"max_steps": 2, "accelerator": "cpu"}
     report = recipe["trainer"]["callbacks"][0]["init_args"]
     report |= {"rows": 4, "max_new_tokens": 5}
+    recipe["trainer"]["callbacks"].append({"class_path": "RunResults", "init_args": {"out": "results.json"}})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["fit", "--config", "tiny.yaml"]) == 0
     results = json.loads((tmp_path / "runs/quickstart/toggle_report.json").read_text())
+    run = json.loads((tmp_path / "results.json").read_text())
+    for name, mode in product(("accuracy", "obedience", "truncated"), ("on", "off")):
+        answers = run["questions"][f"toggle/{name}_{mode}"]
+        assert [sum(answers.values()), len(answers)] == results["after"][mode][name]
+        assert run["metrics"][f"toggle/{name}_{mode}"] == sum(answers.values()) / 4
     for stage in ("before", "after"):
         for mode in ("on", "off"):
             assert results[stage][mode]["accuracy"][1] == results[stage][mode]["obedience"][1] == 4

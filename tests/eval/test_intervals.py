@@ -58,6 +58,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says(count, least, record_p
         luck = [rng.gauss(0, 5) for _ in range(count)]
         differences = [(rng.gauss(0.5, 1) + of) - (rng.gauss(0, 1) + of) for of in luck]
         found = estimate(differences, "seeds")
+        assert found.low is not None and found.high is not None
         hits += found.low <= 0.5 <= found.high
     record_property("coverage", hits / trials)
     assert least <= hits / trials <= 0.985

@@ -22,9 +22,15 @@ def results(out: Path, arm: str, seed: int, value: float | None, answers: dict[s
     file.write_text(json.dumps(data))
 
 
-def table(out: Path, outcomes: dict[tuple[str, int], str] | None = None, metric: Metric | None = None) -> list[str]:
+def table(
+    out: Path,
+    outcomes: dict[tuple[str, int], str] | None = None,
+    metric: Metric | None = None,
+    files: tuple[str, ...] = ("1_fit", "3_solve"),
+) -> list[str]:
     """The cells of the second arm."""
-    told = [Outcome(arm, seed, (outcomes or {}).get((arm, seed), FINISHED)) for arm in ARMS for seed in SEEDS]
+    ends = {(arm, seed): FINISHED for arm in ARMS for seed in SEEDS} | (outcomes or {})
+    told = [Outcome(arm, seed, end, files) for (arm, seed), end in ends.items()]
     text = compare(out, Asked({"acc": metric or Metric("1_fit", "val/acc")}, ARMS, SEEDS), told)
     assert (out / "ablation.md").read_text() == text and (out / "ablation.png").stat().st_size > 5000
     row = next(line for line in text.splitlines() if line.startswith("| other"))
@@ -46,7 +52,7 @@ def test_seeds_and_questions_are_paired(tmp_path):
     by_question = estimate(
         [fmean(b[q] - a[q] for a, b in zip(questions, better, strict=True)) for q in questions[0]], "questions"
     )
-    assert data["difference"]["seeds"] == pytest.approx(vars(by_seed)) and by_seed.low > 0
+    assert data["difference"]["seeds"] == pytest.approx(vars(by_seed)) and (by_seed.low or 0) > 0
     assert data["difference"]["questions"]["low"] == pytest.approx(by_question.low)
     assert (data["difference"]["questions"]["method"], data["difference"]["questions"]["pairs"]) == ("bootstrap", 30)
     assert over_seeds == f"{by_seed.low:+.3g} to {by_seed.high:+.3g} (t, 3 pairs)"
@@ -62,6 +68,9 @@ def test_a_run_without_a_value_is_counted_by_why(tmp_path):
         "other", "0 of 3", "none", "no pair", "not known", "not known", "1 not finite, 1 without this metric, 1 failed",
     ]  # fmt: skip
     runs = json.loads((tmp_path / "ablation.json").read_text())["runs"]
+    assert (
+        table(tmp_path, files=("2_other",))[6] == "3 without this metric"
+    )  # results of a file that the arm had before
     assert len(runs) == 6 and runs[-1]["outcome"] == "failed: exit code 1"
 
 
