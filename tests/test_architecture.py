@@ -56,11 +56,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rl": _BOTTOM | _PURE | _MIDDLE | {"sampling"},
     "report": _BOTTOM | _PURE | _MIDDLE | {"sampling"},
     **dict.fromkeys(_LIGHTNING, _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"}),
-    "testing": _BOTTOM | _PURE | _MIDDLE | _SAMPLED,
+    "testing": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | _LIGHTNING,
     "stages": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"},
     "cli": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | _LIGHTNING | {"stages", "report"},
 }
-USES_LIGHTNING = {"modules", "callbacks", "cli", "data"}
+USES_LIGHTNING = {"modules", "callbacks", "cli", "data", "testing"}
 WITHOUT_TORCH = _BOTTOM
 HEAVY = {"torch", "lightning", "transformers", "vllm", "cvxpy", "flash_attn", "torchtune", "torchao", "jsonargparse"}
 #: May not be imported before something is drawn or shown.

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),
     "plugins": (
         "lnlit.cli.plugins:main",
-        "list every part by kind and name, or find one: lnlit plugins find KIND NAME",
+        "list every part by kind and name, find one, or begin one of yours: lnlit plugins new KIND NAME",
     ),
 }
 

@@ -5,24 +5,33 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections import Counter
+from pathlib import Path
 
 from lnlit import registry
 from lnlit.cli.arguments import CommandParser
+from lnlit.cli.new_plugin import write_plugin
 from lnlit.errors import UserError, did_you_mean
 from lnlit.registry import Entry
 
 
 def main(argv: list[str]) -> int:
-    """List the parts, or find one. Returns 1 when `--check` met a part that cannot be used, else 0."""
+    """List the parts, find one, or begin one. Returns 1 when `--check` met a part that cannot be used, else 0."""
     parser = CommandParser(prog="lnlit plugins", description="Every part by kind and name.")
     parser.add_argument("--check", action="store_true", help="import every part and show what is broken")
-    commands = parser.add_subparsers(dest="command", metavar="find")
+    commands = parser.add_subparsers(dest="command", metavar="find | new")
     find = commands.add_parser("find", help="print file:line and the first docstring line of one part")
     find.add_argument("kind", help=", ".join(registry.kinds()))
     find.add_argument("name", help="a name of that kind, or distribution:name")
+    new = commands.add_parser("new", help="write a package with a part that works, its entry point and its test")
+    new.add_argument("kind", help=", ".join(registry.kinds()))
+    new.add_argument("name", help="what configurations and specs will call it")
+    new.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="where to (default: ./lnlit-NAME)")
     options = parser.parse_args(argv)
     if options.command == "find":
         print(_location(options.kind, options.name))
+        return 0
+    if options.command == "new":
+        print(write_plugin(options.kind, options.name, options.folder))
         return 0
     return _list(options.check)
 

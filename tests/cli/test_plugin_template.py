@@ -1,4 +1,4 @@
-"""The template is built into a wheel, installed into a fresh environment and used there, as a stranger would."""
+"""What `lnlit plugins new` writes is built into a wheel, installed into a fresh environment and used there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
+from lnlit.cli.new_plugin import write_plugin
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +26,7 @@ def run(*command: object, **options) -> str:
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a new environment that holds the plugin's wheel and sees this one's packages, torch above all."""
     folder = tmp_path_factory.mktemp("stranger")
-    source = shutil.copytree(ROOT / "plugins" / "template", folder / "source")
+    source = write_plugin("ffn", "geglu", folder / "source")
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", folder, source)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env")
     new = folder / "env" / "bin" / "python"
@@ -60,7 +62,7 @@ def test_find_prints_where_it_lives(python):
 
 
 def test_its_own_tests_pass(python):
-    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "plugins" / "template" / "tests")
+    run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", python.parents[2] / "source" / "tests")
 
 
 def test_a_model_folder_that_names_it_trains(python, geglu_model, config, tiny_model, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 
 import lightning as L
@@ -42,9 +41,9 @@ from lnlit.stages.realize import realize
 from lnlit.stages.score import score
 from lnlit.stages.solve import solve
 from lnlit.testing import contracts
+from lnlit.testing.plugin.ffn import Example as GEGLU
 from lnlit.testing.tiny import attention, swiglu, tiny_decoder, tiny_folder, tiny_spec
 
-TEMPLATE = Path(__file__).parents[2] / "plugins" / "template"
 MINE = PartSpec("mine", {"queries": 4, "groups": 2, "d_head": 8})
 LINEAR = PartSpec("single_linear")
 
@@ -89,9 +88,7 @@ class Mine(nn.Module, AttentionLayer):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(TEMPLATE)
-    geglu_class = import_module("lnlit_geglu").GEGLU
-    monkeypatch.setattr(registry, "_added", {("attention", "mine"): Mine, ("ffn", "geglu"): geglu_class})
+    monkeypatch.setattr(registry, "_added", {("attention", "mine"): Mine, ("ffn", "geglu"): GEGLU})
 
 
 def test_they_keep_the_contract():

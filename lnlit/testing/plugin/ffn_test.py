@@ -10,11 +10,11 @@ from lnlit.testing import contracts
 
 
 def test_contract():
-    contracts.check_layer("ffn", "geglu", {"intermediate_size": 48})
+    contracts.check_layer("ffn", "example", {"intermediate_size": 48})
 
 
 def test_the_gate_is_gelu():
-    layer = registry.build("ffn", "geglu", LayerContext(4, 0, RopeSpec(), 16), intermediate_size=4)
+    layer = registry.build("ffn", "example", LayerContext(4, 0, RopeSpec(), 16), intermediate_size=4)
     for linear in (layer.gate_proj, layer.up_proj, layer.down_proj):
         torch.nn.init.eye_(linear.weight)
     x_BTD = torch.randn(1, 3, 4)

@@ -8,7 +8,7 @@ from torch.nn.functional import gelu
 from lnlit.interfaces import GatedFeedForward
 
 
-class GEGLU(GatedFeedForward):
+class Example(GatedFeedForward):
     """`down(gelu(gate(x)) * up(x))` of any width (Shazeer 2020, eq. 6)."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -1,0 +1,96 @@
+"""`lnlit plugins new KIND NAME`: a package with a part that works, its entry point and its contract test."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from lnlit import __version__, registry
+from lnlit.errors import UserError
+from lnlit.files import expanded, replaced_folder
+
+_PYPROJECT = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{distribution}"
+version = "0.1.0"
+description = "{kind} {name!r} for lnlit"
+readme = "README.md"
+requires-python = ">=3.11"
+dependencies = ["lnlit>={major}.{minor},<{major}.{next_minor}"]
+
+[project.entry-points."lnlit.{kind}"]
+{name} = "{module}:{cls}"
+
+[tool.setuptools]
+py-modules = ["{module}"]
+"""
+
+_README = """\
+# {distribution}
+
+`{module}.py` holds `{cls}`, a part of kind `{kind}` that works; put yours in its place. Its constructor's arguments are
+the keys that a configuration or a model's spec may give it. The entry point in `pyproject.toml` gives it its name.
+
+1. `pip install -e .`, then `lnlit plugins` lists it, `lnlit plugins --check` imports it, and
+   `lnlit plugins find {kind} {name}` prints where it lives.
+2. `pytest` tries what lnlit promises of every {kind} (`lnlit.testing`).
+3. {use}
+
+Installing it changes no run. A name that two installed distributions offer is written `{distribution}:{name}` by
+whoever uses it.
+"""
+
+_LAYER = 'A model folder\'s `lnlit.json` names the part of each slot: `{{"type": "{name}", "args": {{...}}}}`.'
+_LAYERS = ("attention", "ffn")
+_USES = {
+    **dict.fromkeys(_LAYERS, _LAYER),
+    "attention_kernel": "`--model.runtime.attention_kernel {name}` runs a model with it.",
+    "checkpoint": "`lnlit import PATH OUT` reads what it recognises.",
+    "method": "`lnlit fit --model {name}`, or `model: {{class_path: {name}}}` in YAML.",
+    "meter": "`lnlit search measure --engine {name}`.",
+    "solver": "`lnlit search solve --solver {name}`.",
+}
+_CLASS_PATH = "In YAML: `class_path: {name}`, with its arguments under `init_args`."
+
+
+def write_plugin(kind: str, name: str, folder: Path | None) -> Path:
+    """Write the package, by default into a new folder called as its distribution; returns the folder.
+
+    Raises `UserError` for a name that is no identifier or taken, and a folder that holds something.
+    """
+    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
+        raise UserError(f"name: got {name!r}; expected letters, digits and underscores, as in my_{kind}.")
+    if name in registry.names(kind):
+        raise UserError(f"{kind} {name!r} exists already; choose another name. `lnlit plugins` lists them.")
+    major, minor = (*__version__.partition("+")[0].split("."), "0")[:2]
+    words = {
+        "kind": kind,
+        "name": name,
+        "cls": "".join(word[:1].upper() + word[1:] for word in name.split("_")),
+        "distribution": f"lnlit-{name.lower().strip('_').replace('_', '-')}",
+        "module": f"lnlit_{name.lower()}",
+        "major": major,
+        "minor": minor,
+        "next_minor": int(minor) + 1,
+    }
+    words["use"] = _USES.get(kind, _CLASS_PATH).format(**words)
+    out = (expanded(folder) if folder is not None else Path(str(words["distribution"]))).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already and not empty. Give another folder.")
+    examples = files("lnlit.testing.plugin")
+    with replaced_folder(out) as scratch:
+        (scratch / "tests").mkdir()
+        for template, file in ((f"{kind}.py", f"{words['module']}.py"), (f"{kind}_test.py", f"tests/test_{name}.py")):
+            text = (examples / template).read_text(encoding="utf-8")
+            text = re.sub(r"\bExample\b", str(words["cls"]), re.sub(r"\bexample\b", name, text))
+            (scratch / file).write_text(text, encoding="utf-8")
+        (scratch / "pyproject.toml").write_text(_PYPROJECT.format(**words), encoding="utf-8")
+        told = (examples / "layer.md").read_text(encoding="utf-8") if kind in _LAYERS else ""
+        (scratch / "README.md").write_text("\n".join(filter(None, [_README.format(**words), told])), encoding="utf-8")
+    return out

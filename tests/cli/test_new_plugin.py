@@ -1,0 +1,66 @@
+"""`lnlit plugins new` writes a package of each kind that works: found by its entry point, and true to its contract."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lnlit import registry
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`installed(folder)` makes a package findable as its installation would."""
+
+    def install(folder: Path) -> None:
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
+        points = [f"[{g}]\n{n} = {t}\n" for g, parts in project["entry-points"].items() for n, t in parts.items()]
+        (info / "entry_points.txt").write_text("".join(points))
+        monkeypatch.syspath_prepend(str(folder))
+        registry._plugins.cache_clear()
+
+    yield install
+    registry._plugins.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("lnlit_my_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("kind", registry.kinds())
+def test_a_new_part_passes_its_contract(kind, lnlit, installed, tmp_path_factory, tmp_path):
+    code, out, err = lnlit("plugins", "new", kind, f"my_{kind}")
+    folder = Path(out.strip())
+    assert code == 0 and folder.name == f"lnlit-my-{kind.replace('_', '-')}", err
+    assert "example" not in "".join(file.read_text() for file in folder.rglob("*.py")).lower()
+    installed(folder)
+    entry = registry.find(kind, f"my_{kind}")
+    assert entry.distribution == folder.name and inspect.getdoc(entry.load())
+    tests = runpy.run_path(str(folder / "tests" / f"test_my_{kind}.py"))
+    for name, test in tests.items():
+        if name.startswith("test_"):
+            test(
+                **{"tmp_path": tmp_path_factory.mktemp("test")}
+                if "tmp_path" in inspect.signature(test).parameters
+                else {}
+            )
+
+
+def test_a_name_and_a_folder_that_cannot_be(lnlit, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for arguments, told in {
+        ("reward", "no-name"): "error: name: got 'no-name'; expected letters, digits and underscores",
+        ("reward", "format"): "error: reward 'format' exists already; choose another name.",
+        ("rewrad", "mine"): "error: unknown kind 'rewrad'. Did you mean 'reward'?",
+        ("reward", "mine", "full"): f"error: {tmp_path}/full: is there already and not empty.",
+    }.items():
+        code, _, err = lnlit("plugins", "new", *arguments)
+        assert code == 2 and err.startswith(told) and err.count("\n") == 1, err
+    assert not (tmp_path / "lnlit-mine").exists()
