@@ -78,7 +78,7 @@ def ablate(
     Raises `UserError` for settings that do not fit, `KeyboardInterrupt` when a signal has stopped a run. Runs that fail
     are counted in the table.
     """
-    base = [config] if isinstance(config, str | Path) else list(config)
+    base = [str(file) for file in ([config] if isinstance(config, str | Path) else config)]
     given = {"base": base, "arms": arms, "seeds": list(seeds), "metrics": metrics, "out": str(out)}
     ablation = Ablation.of({**given, "settings": settings}, "ablate", Path())
     _, code = _carry_out(ablation)

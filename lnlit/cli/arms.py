@@ -6,16 +6,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lnlit import schema
 from lnlit.cli.pipeline import DEFAULT_ROOT, RESULTS, ROOT, Stage, position, stages_of
 from lnlit.cli.put_aside import OF_A_RUN
 from lnlit.cli.python import arguments
-from lnlit.errors import UserError, shown, unknown_key
+from lnlit.errors import UserError, shown
 from lnlit.files import expanded
 from lnlit.stages.compare import results_file, run_folder
 
@@ -50,35 +51,25 @@ class Ablation:
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str, folder: Path) -> Ablation:
         """From a mapping as in a YAML file; paths of `base` are seen from `folder`. `UserError` for what is not so."""
-        allowed = [field.name for field in fields(cls)]
-        for key in given:
-            if key not in allowed:
-                raise unknown_key(where, str(key), allowed)
-        for key in ("base", "arms", "seeds", "metrics", "out"):
-            if not given.get(key):
-                raise UserError(f"{where}: {key!r} is missing. An ablation has: {', '.join(allowed)}.")
-        base = _stages(given["base"], where, folder)
-        metrics = [given["metrics"]] if isinstance(given["metrics"], str) else given["metrics"]
-        seeds = given["seeds"]
-        if not (isinstance(seeds, list | tuple) and all(type(seed) is int and seed >= 0 for seed in seeds)):
-            raise UserError(f"{where}: seeds: expected a list of whole numbers, as in [0, 1, 2]; got {shown(seeds)}.")
-        if len(set(seeds)) < len(seeds):
-            raise UserError(f"{where}: seeds: {shown(seeds)} names one twice, which would count one run as two.")
-        if not isinstance(metrics, list | tuple) or not all(isinstance(metric, str) for metric in metrics):
-            raise UserError(f"{where}: metrics: expected names such as val/loss, got {shown(metrics)}.")
-        arms = given["arms"]
-        if not isinstance(arms, Mapping) or len(arms) < 2:
-            raise UserError(f"{where}: arms: expected two or more, as name: {{key: value}}; got {shown(arms)}.")
-        for name in arms:
-            if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("."):
+        asked: _Asked = schema.read(_Asked, dict(given), f"{where}:", then="See `lnlit ablate --help`.")
+        base = _stages([asked.base] if isinstance(asked.base, str) else asked.base, where, folder)
+        metrics = (asked.metrics,) if isinstance(asked.metrics, str) else tuple(asked.metrics)
+        if not metrics:
+            raise UserError(f"{where}: metrics: name one or more, such as val/loss.")
+        if len(set(asked.seeds)) < len(asked.seeds) or not asked.seeds:
+            raise UserError(f"{where}: seeds: expected one or more, each once; got {shown(asked.seeds)}.")
+        if len(asked.arms) < 2:
+            raise UserError(f"{where}: arms: expected two or more, as name: {{key: value}}; got {shown(asked.arms)}.")
+        for name in asked.arms:
+            if not _NAME.fullmatch(name) or name.startswith("."):
                 raise UserError(
                     f"{where}: arms: {shown(name)} names a folder too; allowed: letters, digits, and . + - _ within."
                 )
-        arms = {name: _overrides(arm, base, f"{where}: arms.{name}") for name, arm in arms.items()}
-        settings = _overrides(given.get("settings"), base, f"{where}: settings")
+        arms = {name: _overrides(arm, base, f"{where}: arms.{name}") for name, arm in asked.arms.items()}
+        settings = _overrides(asked.settings, base, f"{where}: settings")
         if None in settings.values():
             raise UserError(f"{where}: settings: a file that no arm has is left out of base instead.")
-        found = cls(base, arms, tuple(seeds), tuple(metrics), expanded(given["out"]), settings)
+        found = cls(base, arms, tuple(asked.seeds), metrics, expanded(asked.out), settings)
         for metric in metrics:
             found.measured(metric)
         return found
@@ -88,6 +79,18 @@ class Ablation:
         stage, colon, name = metric.rpartition(":")
         at = position(self.base, stage) if colon else len(self.base) - 1
         return self.base[at].name, name
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An `Ablation` as it is written."""
+
+    base: str | list[str]
+    arms: Mapping[str, Any]
+    seeds: list[schema.Whole]
+    metrics: str | list[str]
+    out: str
+    settings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,11 +141,8 @@ def stage_file(stage: Stage) -> str:
 # reading
 
 
-def _stages(base: Any, where: str, folder: Path) -> tuple[Stage, ...]:
-    given = [base] if isinstance(base, str | Path) else base
-    if not isinstance(given, list | tuple) or not all(isinstance(file, str | Path) for file in given):
-        raise UserError(f"{where}: base: expected a YAML file, a list of them or a folder; got {shown(base)}.")
-    paths = [folder / expanded(file) for file in given]
+def _stages(base: Sequence[str], where: str, folder: Path) -> tuple[Stage, ...]:
+    paths = [folder / expanded(file) for file in base]
     if len(paths) == 1 and paths[0].is_dir():
         return tuple(stages_of(paths[0]))
     for path in paths:

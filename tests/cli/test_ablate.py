@@ -145,9 +145,11 @@ def test_stages_of_one_run_read_what_its_others_write(tmp_path, config, tiny_mod
     ("settings", "told"),
     [
         ({"arm": {}}, "ablation.yaml: unknown key 'arm'. Did you mean 'arms'?"),
-        ({"seeds": []}, "'seeds' is missing"),
-        ({"seeds": [0, 0]}, "names one twice"),
-        ({"seeds": [-1]}, "expected a list of whole numbers"),
+        ({"seeds": []}, "ablation.yaml: seeds: expected one or more, each once; got []"),
+        ({"seeds": [0, 0]}, "each once; got [0, 0]"),
+        ({"seeds": [-1]}, "ablation.yaml: seeds[0]: expected a whole number, 0 or more, got -1"),
+        ({"seeds": "0, 1"}, "ablation.yaml: seeds: expected"),
+        ({"metrics": []}, "metrics: name one or more"),
         ({"base": "nowhere.yaml"}, "there is no file 'nowhere.yaml'"),
         ({"arms": {"one": {}}}, "expected two or more"),
         ({"arms": {"a/b": {}, "c": {}}}, "'a/b' names a folder too"),
@@ -175,5 +177,5 @@ def test_a_function_does_the_same_with_settings_for_all(ablation, stages, tmp_pa
     data = front.ablate("run.yaml", arms, [5], metrics="val/loss", out=tmp_path / "out", settings=settings)
     assert data["metrics"]["val/loss"]["lora"]["difference"]["seeds"]["low"] is None
     assert [run["outcome"] for run in data["runs"]] == ["finished"] * 2
-    with pytest.raises(UserError, match="metrics: expected names"):
+    with pytest.raises(UserError, match=r"ablate: metrics\[0\]: expected a text, got 3"):
         front.ablate("run.yaml", arms, [5], metrics=[3], out="out")  # type: ignore[list-item]
