@@ -16,8 +16,9 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lnlit.callbacks.pictures import log_pictures
 from lnlit.errors import UserError
-from lnlit.report.rollouts import by_prompt, in_words, widest, write_page
+from lnlit.report.rollouts import by_prompt, in_words, sections, widest, write_page
 from lnlit.rl.metrics import describe
 from lnlit.sampling.history import FOLDER, PAGE, Entry, History, Stage, finite
 from lnlit.sampling.sample import Sample
@@ -30,7 +31,8 @@ class RolloutLog(L.Callback):
     makes a page of it, `<default_root_dir>/rollouts.html`, after each validation and at the end.
 
     TensorBoard gets text: best and worst answers to the prompts whose samples differ most, and validation's answers to
-    its first prompts. A resumed run goes on where its checkpoint was; one from the start takes an earlier one's place.
+    its first prompts. Every logger that takes images gets the page's pictures at the end. A resumed run goes on where
+    its checkpoint was; one from the start takes an earlier one's place.
     `lnlit rollout page` makes the page anew.
 
     Args:
@@ -151,6 +153,9 @@ class RolloutLog(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._write_page():
             rank_zero_info(f"wrote {Path(trainer.default_root_dir) / PAGE}")
+            drawn = sections(self._history.entries("train"), self._history.entries("val"))
+            pictures = (picture for _, pictures, _ in drawn for picture in pictures)
+            log_pictures(trainer.loggers, "rollouts", pictures, trainer.global_step)
         self._leave()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

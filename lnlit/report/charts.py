@@ -82,9 +82,9 @@ def frontier_chart(theme: Theme, data: Frontier) -> Figure:
         line = sorted(points, key=lambda point: point.cost)
         costs, values = [point.cost for point in line], [point.score for point in line]
         marker, colour = "os^Dv"[number % 5], theme.accents[number % len(theme.accents)]
-        look = {"ls": "-" if number == 0 else "--"} if data.is_sweep else {"ls": ""}
-        look |= {"lw": 1.1, "ms": 5.5} if number else {"lw": 2, "ms": 6}
-        axis.plot(costs, values, marker=marker, color=colour, label=_label(name), zorder=look["ms"], **look)
+        dash, width, size = ("--", 1.1, 5.5) if number else ("-", 2, 6)
+        (drawn,) = axis.plot(costs, values, dash, lw=width, marker=marker, ms=size, color=colour, label=_label(name))
+        drawn.set(zorder=size, linestyle=dash if data.is_sweep else "")
         said = (f"{name}: {plain(point.score)} at {plain(point.cost)}" for point in line)
         _hover(axis, list(zip(costs, values, strict=True)), said, colour)
     if data.parent_cost is not None:
@@ -185,6 +185,17 @@ class Limit:
     def is_kept(self) -> bool:
         return self.slack >= -1e-9 * abs(self.limit)
 
+    @property
+    def change(self) -> float:
+        """Of the parent's; 0 where that is not known."""
+        return self.used / self.parent - 1 if self.parent else 0.0
+
+    @property
+    def amount(self) -> tuple[str, str]:
+        """Name of the cost, and what the child uses of it with its unit."""
+        name, _, unit = cost_label(self.cost).partition(", ")
+        return name, f"{plain(self.used)} {unit}".strip()
+
     def __str__(self) -> str:
         return f"{'at least' if self.least else 'at most'} {plain(self.limit)}"
 
@@ -224,18 +235,17 @@ class Line:
     dashed: bool = False
 
 
-def line_chart(theme: Theme, title: str, unit: str, lines: Sequence[Line], shares: bool = False) -> Figure:
-    """Curves over optimizer steps, each with its latest value; `shares` are of 1. A colour is a line's place."""
-    figure, axis, number = *_over_steps(title, unit, len(lines)), percent if shares else plain
+def line_chart(theme: Theme, title: str, unit: str, lines: Sequence[Line]) -> Figure:
+    """Curves over optimizer steps, each with its latest value; those of the unit "share" are of 1."""
+    figure, axis, number = *_over_steps(title, unit, len(lines)), percent if unit == "share" else plain
     for line, colour in zip(lines, theme.accents, strict=False):
-        if line.points:
-            points = thinned(line.points, _MOST_POINTS)
-            marker = "o" if line.dots or len(points) == 1 else ""
-            style = {"ls": (0, (4, 2.5)), "lw": 1.3} if line.dashed else {}
-            label = f"{line.name}: {number(line.points[-1][1])}"
-            axis.plot(*zip(*points, strict=True), marker=marker, ms=5, color=colour, label=_label(label), **style)
-            _hover(axis, points, (f"{line.name}, step {x:g}: {number(y)}" for x, y in points), colour)
-    if shares:
+        points = thinned(line.points, _MOST_POINTS)
+        marker = "o" if line.dots or len(points) == 1 else ""
+        look = {"ls": (0, (4, 2.5)), "lw": 1.3} if line.dashed else {}
+        label = _label(f"{line.name}: {number(line.points[-1][1])}")
+        axis.plot(*zip(*points, strict=True), marker=marker, ms=5, color=colour, label=label, clip_on=False, **look)
+        _hover(axis, points, (f"{line.name}, step {x:g}: {number(y)}" for x, y in points), colour)
+    if unit == "share":
         axis.set_ylim(0, 1)
     elif 0 <= axis.dataLim.y0 < 0.4 * axis.dataLim.y1:
         axis.set_ylim(bottom=0)

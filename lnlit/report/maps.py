@@ -68,7 +68,7 @@ def architecture_map(theme: Theme, strips: Sequence[Strip], label: str) -> Figur
 
 
 def score_map(
-    theme: Theme, scores: Sequence[Mapping[str, float]], chosen: Sequence[str], label: str, lower_is_better: bool = True
+    theme: Theme, scores: Sequence[Mapping[str, float]], chosen: Sequence[str], lower_is_better: bool = True
 ) -> Figure:
     """Candidate x layer, coloured by score, chosen candidates ringed. A cell is empty where a layer has no such one."""
     names = list(dict.fromkeys(name for layer in scores for name in layer))
@@ -78,7 +78,7 @@ def score_map(
     axis = figure.subplots()
     norm = _norm(flat, logarithmic=lower_is_better and min(flat, default=0) >= 0)
     said = [
-        f"{name}, layer {layer}: " + ("no such candidate" if math.isnan(value) else f"{label} {plain(value)}")
+        f"{name}, layer {layer}: " + ("no such candidate" if math.isnan(value) else f"score {plain(value)}")
         for name, row in zip(names, values, strict=True)
         for layer, value in enumerate(row)
     ]
@@ -92,7 +92,7 @@ def score_map(
     axis.set_title("What each candidate alone costs in quality; rings mark the choice")
     axis.set_xlabel("layer")
     _layer_ticks(axis.xaxis, range(len(scores)))
-    _colour_bar(figure, mesh, axis, label)
+    _colour_bar(figure, mesh, axis, "score")
     return figure
 
 

@@ -34,8 +34,8 @@ class Picture:
     def svg(self) -> str:
         """An element for a page: its colours are the page's variables, its texts in the page's font; what was given to
         `tips` is shown where the pointer is. On a narrow page it is scrolled before it cannot be read."""
-        keys = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        root = ElementTree.fromstring(visible(_written(self.draw, io.StringIO(), LIGHT, self.name, "svg", keys)))
+        unsaid = {"Creator": None, "Date": None, "Format": None, "Type": None}
+        root = ElementTree.fromstring(visible(_written(self.draw, io.StringIO(), LIGHT, self.name, "svg", unsaid)))
         variable = {colour: f"var(--{name})" for name, colour in LIGHT.variables().items()}
         for node in root.iter():
             if node.tag == f"{_SVG}g":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from lnlit.errors import UserError
 from lnlit.files import replaced_file
@@ -27,25 +26,10 @@ _PROMPTS, _HEAD, _TAIL = 4, 4000, 2000
 _VALIDATION = "validation"
 _PHASES = ("sync", "generate", "reward", "score", "train", _VALIDATION)
 _KINDS = {"pass_rate": "Reward by difficulty", "thinking": "Reward by thinking mode", "task": "Reward by task"}
-#: As many lines as there are colours.
-_MOST_LINES = len(LIGHT.accents)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with pictures, and what has to be said of them."""
-
-    title: str
-    pictures: Sequence[Picture]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A prompt, and completions of it, each with what it is called."""
-
-    turns: Sequence[tuple[str, str]]
-    answers: Sequence[tuple[str, Sample]]
+#: A heading, its pictures, and what has to be said of them.
+Section = tuple[str, list[Picture], str]
+#: A prompt's (role, text)s, and completions of it, each with what it is called.
+Asked = tuple[list[tuple[str, str]], list[tuple[str, Sample]]]
 
 
 def write_page(file: Path, history: History) -> None:
@@ -75,20 +59,13 @@ def page(history: History) -> str:
         numbers=_tiles(train, val),
         same=same,
         same_note=note,
-        sections=sections(train, val),
+        sections=[section for section in sections(train, val) if section[1]],
         latest=_latest(history.samples("train", steps[-1])) if steps else (),
         latest_step=steps[-1] if steps else 0,
         all_numbers=_numbers(train, val),
         in_words=in_words,
         shortened=_shortened,
     )
-
-
-def sections(train: Sequence[Entry], val: Sequence[Entry]) -> list[Section]:
-    """Every chart that the numbers allow, in the order of the page."""
-    found = [_rewards(train, val), _lengths(train, val)]
-    found += [_by_kind(kind, title, train, val) for kind, title in _KINDS.items()]
-    return [section for section in (*found, _times(train, val)) if section.pictures]
 
 
 # numbers
@@ -112,87 +89,72 @@ def _tiles(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[tuple[str, 
             yield f"{number(fmean(before))} → {number(fmean(after))}", f"{said}, {which}"
 
 
-def _rewards(train: Sequence[Entry], val: Sequence[Entry]) -> Section:
-    names = _named(train or val, lambda name: name.startswith("rewards/") and name.endswith("/mean"))
+def sections(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[Section]:
+    """All that is drawn, in the order of the page. A section without numbers has no picture."""
+
+    def of(where: str, name: str, label: str = "", dashed: bool = False) -> Line:
+        is_val = where == "held out"
+        return Line(label or where, _points(val if is_val else train, name), dots=is_val, dashed=dashed)
+
+    names = [name for name in _named(train or val, "rewards/") if name.endswith("/mean")]
     parts = names if len(names) > 1 else []  # one part is the reward, but for its weight
-    lines = [Line("training", _points(train, "reward")), Line("held out", _points(val, "reward"), dots=True)]
-    lines += [
-        Line(name.removeprefix("rewards/").removesuffix("/mean"), _points(train, name), dashed=True)
-        for name in parts[: _MOST_LINES - 2]
+    dashed = [of("training", name, name.split("/", 1)[1].removesuffix("/mean"), True) for name in parts]
+    nothing = [of("training", "frac_reward_zero_std", "prompts whose samples are all equally good")]
+    unjudged = of("training", "rewards/unscorable", "samples that could not be judged")
+    nothing += [unjudged] if any(y for _, y in unjudged.points) else []
+    drawn = [
+        *_curves("Mean reward", "reward", [of("training", "reward"), of("held out", "reward"), *dashed]),
+        *_curves("Share from which nothing can be learned", "share", nothing),
     ]
-    unjudged = _points(train, "rewards/unscorable")
-    shares = [
-        Line("prompts whose samples are all equally good", _points(train, "frac_reward_zero_std")),
-        Line("samples that could not be judged", unjudged if any(y for _, y in unjudged) else ()),
-    ]
-    pictures = [
-        *_curves("reward", "Mean reward", "reward", lines),
-        *_curves("nothing-learned", "Share from which nothing can be learned", "share", shares),
-    ]
-    note = "Dashed: the parts of the training reward, before they are weighted." if parts else ""
-    return Section("Reward", pictures, note)
-
-
-def _lengths(train: Sequence[Entry], val: Sequence[Entry]) -> Section:
+    yield "Reward", drawn, "Dashed: the parts of the training reward, before they are weighted." if parts else ""
     mean, ended, cut = "completions/mean_length", "completions/mean_terminated_length", "completions/clipped_ratio"
-    lengths = [
-        Line("training", _points(train, mean)),
-        Line("held out", _points(val, mean), dots=True),
-        Line("training, those that were not cut off", _points(train, ended), dashed=True),
+    uncut = of("training", ended, "training, those that were not cut off", True)
+    drawn = [
+        *_curves("Mean length", "tokens", [of("training", mean), of("held out", mean), uncut]),
+        *_curves("Share that was cut off", "share", [of("training", cut), of("held out", cut)]),
     ]
-    shares = [Line("training", _points(train, cut)), Line("held out", _points(val, cut), dots=True)]
-    pictures = [
-        *_curves("length", "Mean length", "tokens", lengths),
-        *_curves("cut-off", "Share that was cut off", "share", shares),
-    ]
-    return Section("Length of completions, tokens", pictures)
+    yield "Length of completions, tokens", drawn, ""
+    for kind, title in _KINDS.items():
+        prefix = f"reward/{kind}_"
+        label = "pass rate " if kind == "pass_rate" else ""
+        drawn, most = [], 0
+        for where, entries in (("training", train), ("held out", val)):
+            lines = [of(where, name, label + name.removeprefix(prefix)) for name in sorted(_named(entries, prefix))]
+            drawn += _curves(f"{title}, {where}", "reward", lines)
+            most = max(most, len(lines))
+        left_out = most - len(LIGHT.accents)
+        yield title, drawn, f"{left_out} more are in the table at the end." if left_out > 0 else ""
+    about = "Training and validation are those between one rollout and the next."
+    yield "Where the time goes", list(_times(train, val)), about
 
 
-def _by_kind(kind: str, title: str, train: Sequence[Entry], val: Sequence[Entry]) -> Section:
-    prefix = f"reward/{kind}_"
-    label = "pass rate " if kind == "pass_rate" else ""
-    pictures, left_out = [], 0
-    for entries, where in ((train, "training"), (val, "held out")):
-        names = sorted(_named(entries, lambda name: name.startswith(prefix)))
-        lines = [
-            Line(label + name.removeprefix(prefix), _points(entries, name), dots=where != "training")
-            for name in names[:_MOST_LINES]
-        ]
-        pictures += _curves(f"reward-{kind}-{where.replace(' ', '-')}", f"{title}, {where}", "reward", lines)
-        left_out = max(left_out, len(names) - _MOST_LINES)
-    return Section(title, pictures, f"{left_out} more are in the table at the end." if left_out > 0 else "")
-
-
-def _curves(name: str, title: str, unit: str, lines: Sequence[Line]) -> Iterator[Picture]:
-    """One picture, or none without a point."""
-    shares = unit == "share"
-    number = percent if shares else plain
+def _curves(title: str, unit: str, lines: Sequence[Line]) -> Iterator[Picture]:
+    """One picture, or none without a point. There are as many lines as colours."""
+    number = percent if unit == "share" else plain
+    lines = [line for line in lines[: len(LIGHT.accents)] if line.points]
     told = [
         f"{line.name} {number(line.points[0][1])} at step {line.points[0][0]:g}, "
         f"{number(line.points[-1][1])} at step {line.points[-1][0]:g}"
         for line in lines
-        if line.points
     ]
     if told:
         caption = f"{title} over optimizer steps: {'; '.join(told)}."
-        yield Picture(name, title, caption, lambda theme: line_chart(theme, title, unit, lines, shares))
+        yield Picture(title.lower(), title, caption, partial(line_chart, title=title, unit=unit, lines=lines))
 
 
-def _times(train: Sequence[Entry], val: Sequence[Entry]) -> Section:
-    """By phase. A validation counts to the rollout before it."""
+def _times(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[Picture]:
+    """Seconds by phase. A validation counts to the rollout before it."""
     spent = {entry.rollout: dict(entry.seconds) for entry in train}
     for entry in val:
-        if entry.rollout in spent:
-            phases = spent[entry.rollout]
+        if phases := spent.get(entry.rollout):
             phases[_VALIDATION] = phases.get(_VALIDATION, 0.0) + sum(entry.seconds.values())
     there = {name for phases in spent.values() for name in phases}
     names = [*(name for name in _PHASES if name in there), *sorted(there - set(_PHASES))]
     parts = {name: [(float(entry.step), spent[entry.rollout].get(name, 0.0)) for entry in train] for name in names}
     title = "Seconds of each rollout"
-    caption = f"{title}, divided into {', '.join(parts)}."
-    picture = Picture("seconds", title, caption, lambda theme: stacked_bars(theme, title, "s", parts))
-    note = "Training and validation are those between one rollout and the next."
-    return Section("Where the time goes", [picture] if parts else [], note)
+    if parts:
+        caption = f"{title}, divided into {', '.join(parts)}."
+        yield Picture(title.lower(), title, caption, partial(stacked_bars, title=title, unit="s", parts=parts))
 
 
 def _numbers(train: Sequence[Entry], val: Sequence[Entry]) -> Table:
@@ -203,9 +165,9 @@ def _numbers(train: Sequence[Entry], val: Sequence[Entry]) -> Table:
     return Table(head, [("", [name, *row]) for name, row in zip(names, cells, strict=True)])
 
 
-def _named(entries: Sequence[Entry], fits: Callable[[str], bool]) -> list[str]:
+def _named(entries: Sequence[Entry], prefix: str) -> list[str]:
     """Names of numbers that any of the entries has, in their order."""
-    return list(dict.fromkeys(name for entry in entries for name in entry.numbers if fits(name)))
+    return list(dict.fromkeys(name for entry in entries for name in entry.numbers if name.startswith(prefix)))
 
 
 def _points(entries: Sequence[Entry], name: str) -> Points:
@@ -231,32 +193,29 @@ def _over_time(history: History) -> tuple[str, list[Asked]]:
 
 def _repeated(history: History) -> tuple[str, list[Asked]]:
     """Without held-out prompts: those of the first rollout that came again, and what is said of them."""
-    steps = history.steps("train")
-    asked = {step: history.prompts("train", step) for step in steps}
-    shown = []
-    for key in asked[steps[0]] if steps else ():
-        again = moments([step for step in steps if key in asked[step]])
-        if len(again) > 1 and len(shown) < _PROMPTS:
-            shown.append((key, again))
-    rollouts = {step: by_prompt(history.samples("train", step)) for step in {s for _, again in shown for s in again}}
+    asked = {step: history.prompts("train", step) for step in history.steps("train")}
+    first = next(iter(asked.values()), [])
+    again = {key: moments([step for step in asked if key in asked[step]]) for key in first}
+    shown = dict(islice(((key, steps) for key, steps in again.items() if len(steps) > 1), _PROMPTS))
     if not shown:
         return "No prompt was asked twice. Set data.held_out to see some answered again and again.", []
-    note = (
-        "Prompts of the first rollout that were drawn again. Set data.held_out to ask some that are not learned from."
+    drawn = {step: by_prompt(history.samples("train", step)) for step in {s for steps in shown.values() for s in steps}}
+    about = (
+        "Prompts of the first rollout that were drawn again. Set data.held_out to ask some that are not learned from"
     )
-    return note, [_asked(key, {step: rollouts[step] for step in again}) for key, again in shown]
+    return f"{about}.", [_asked(key, {step: drawn[step] for step in steps}) for key, steps in shown.items()]
 
 
 def _asked(key: str, rollouts: Mapping[int, Mapping[str, Sequence[Sample]]]) -> Asked:
     """The first completion that each of the rollouts has of a prompt."""
     answers = [(f"step {step:,}", rollout[key][0]) for step, rollout in rollouts.items()]
-    return Asked(_turns(answers[0][1]), answers)
+    return _turns(answers[0][1]), answers
 
 
 def _latest(samples: Sequence[Sample]) -> list[Asked]:
     """Best and worst samples of the prompts from which a rollout had most to learn."""
     return [
-        Asked(_turns(best), [("best", best), ("worst", worst)] if best.reward > worst.reward else [("any", best)])
+        (_turns(best), [("best", best), ("worst", worst)] if best.reward > worst.reward else [("any", best)])
         for best, worst in widest(samples)[:_PROMPTS]
     ]
 
@@ -267,7 +226,7 @@ def _turns(sample: Sample) -> list[tuple[str, str]]:
     return [*turns, ("expected", str(expected))] if isinstance(expected, str | int | float) else turns
 
 
-def _content(message: Mapping[str, Any]) -> str:
+def _content(message: Mapping[str, object]) -> str:
     content = message.get("content")
     return content if isinstance(content, str) else json.dumps(dict(message), ensure_ascii=False, default=str)
 

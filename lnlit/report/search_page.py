@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from lnlit.report.charts import BAND, Limit, Measured, budget_chart, cost_label, frontier_chart, measured_chart
 from lnlit.report.maps import architecture_map, score_map
@@ -39,12 +40,11 @@ def page(
         tables["All solutions"] = _solutions(search.solutions, search)
     if measured:
         tables["Predicted and measured"] = _measured(measured)
-    candidates = sum(map(len, search.layers))
+    candidates, proof = sum(map(len, search.layers)), _PROOF.get(search.status, search.status)
     return render(
         "search.html.j2",
         title="What the search found",
-        lead=f"{len(child.choice)} layers, chosen from {candidates:,} candidates. "
-        + _PROOF.get(search.status, search.status),
+        lead=f"{len(child.choice)} layers, chosen from {candidates:,} candidates. {proof}",
         numbers=_numbers(child, ledger),
         child=child,
         words=trade_in_words(search, child, measured),
@@ -63,30 +63,25 @@ def pictures(
     others = [each for each in search.solutions if each is not child][: _MOST_MODELS - 1]
     rows, label = search.strips([each for each in (search.parent, child, *others) if each is not None], library)
     caption = "Every layer of the parent and the child. Faint cells were cut; strong colour means that much is left."
-    draw = lambda theme: architecture_map(theme, rows, label)  # noqa: E731
-    found = [Picture("architecture", "Architecture map", caption, draw)]
+    drawn = partial(architecture_map, strips=rows, label=label)
+    found = [Picture("architecture", "Architecture map", caption, drawn)]
     if chart := search.frontier():
         caption = f"Summed score against {cost_label(chart.cost)}: the best choice beside simpler ways to choose."
         if any(point.bound is not None for point in chart.best):
-            caption += (
-                " Nothing in the shaded area can be built from this library within the other budgets: the solver "
-                "proved it."
-            )
-        found.append(Picture("frontier", "Frontier", caption, lambda theme: frontier_chart(theme, chart)))
+            caption += " Nothing in the shaded area can be built from this library within the other budgets: the solver"
+            caption += " proved it."
+        found.append(Picture("frontier", "Frontier", caption, partial(frontier_chart, data=chart)))
     if ledger := search.ledger(child):
         caption = "Each limit is the line at 100 %. The parent before the search, the child after it."
-        found.append(Picture("budgets", "Budgets used", caption, lambda theme: budget_chart(theme, ledger)))
+        found.append(Picture("budgets", "Budgets used", caption, partial(budget_chart, limits=ledger)))
     if measured:
-        caption = (
-            "Costs predicted from the table of single blocks against those measured on the realized model. Crosses lie "
-            "outside the band of 10 %."
-        )
-        draw = lambda theme: measured_chart(theme, measured)  # noqa: E731
-        found.append(Picture("measured", "Truth of the cost model", caption, draw))
+        caption = "Costs predicted from the table of single blocks against those measured on the realized model. "
+        caption += "Crosses lie outside the band of 10 %."
+        found.append(Picture("measured", "Truth of the cost model", caption, partial(measured_chart, points=measured)))
     table = [{name: option.score for name, option in layer.items()} for layer in search.layers]
     caption = "The score of every candidate in every layer. A layer whose column is faint can be cut at little cost."
-    draw = lambda theme: score_map(theme, table, child.choice, "score", search.lower_is_better)  # noqa: E731
-    return [*found, Picture("scores", "Scores of the library", caption, draw)]
+    drawn = partial(score_map, scores=table, chosen=child.choice, lower_is_better=search.lower_is_better)
+    return [*found, Picture("scores", "Scores of the library", caption, drawn)]
 
 
 # tables
@@ -97,8 +92,8 @@ def _numbers(child: Child, ledger: Iterable[Limit]) -> Iterator[tuple[str, str]]
     if child.gap is not None:
         yield f"{child.gap:.2%}", "gap to the proven bound"
     for row in ledger:
-        name, _, unit = cost_label(row.cost).partition(", ")
-        yield f"{plain(row.used)} {unit}".strip(), name + (f", {row.used / row.parent - 1:+.0%}" if row.parent else "")
+        name, used = row.amount
+        yield used, f"{name}, {row.change:+.0%}" if row.parent else name
 
 
 def _ledger(ledger: Iterable[Limit]) -> Table:
@@ -176,10 +171,9 @@ def _changes(search: Search, child: Child) -> Iterator[str]:
 
 def _gains(search: Search, child: Child) -> Iterator[str]:
     for row in search.ledger(child):
-        name, _, unit = cost_label(row.cost).partition(", ")
-        used = f"{plain(row.used)} {unit}".strip()
+        name, used = row.amount
         if row.parent:
-            used = f"{'down' if row.used < row.parent else 'up'} {abs(row.used / row.parent - 1):.0%} to {used}"
+            used = f"{'down' if row.change < 0 else 'up'} {abs(row.change):.0%} to {used}"
         kept = "within" if row.is_kept else "OUTSIDE"
         yield f"{name[:1].upper()}{name[1:]}: {used}, {kept} the budget of {row}."
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 #: Steps of the colour ramp.
@@ -35,7 +35,7 @@ class Theme:
     ramp: tuple[str, ...]
     accents: tuple[str, ...]
 
-    def colormap(self) -> LinearSegmentedColormap:
+    def colormap(self) -> Colormap:
         """The ramp; what has no value has the page's colour."""
         from matplotlib.colors import LinearSegmentedColormap
 
@@ -79,38 +79,20 @@ DARK = Theme(
 def styled(theme: Theme, salt: str) -> Iterator[None]:
     """matplotlib's settings while a picture is drawn and written, whatever the user's own are. The same data give the
     same bytes; pictures of one page need different `salt`s."""
-    from cycler import cycler
     from matplotlib import style
 
     settings = {
-        "figure.facecolor": theme.page,
-        "axes.facecolor": theme.page,
-        "axes.edgecolor": theme.faint,
-        "axes.labelcolor": theme.muted,
-        "axes.titlecolor": theme.ink,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "axes.titlepad": 10,
-        "axes.titleweight": "bold",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.prop_cycle": cycler(color=theme.accents),
-        "font.size": 9,
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor"), theme.page),
+        **dict.fromkeys(("text.color", "axes.titlecolor", "legend.labelcolor"), theme.ink),
+        **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), theme.muted),
+        **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), theme.faint),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+        **{"axes.titlesize": 11, "axes.titlelocation": "left", "axes.titlepad": 10, "axes.titleweight": "bold"},
+        **{"axes.axisbelow": True, "font.size": 9, "grid.linewidth": 0.8, "lines.linewidth": 1.8},
         "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib
-        "grid.color": theme.faint,
-        "grid.linewidth": 0.8,
-        "legend.frameon": False,
-        "legend.labelcolor": theme.ink,
-        "lines.linewidth": 1.8,
+        "text.parse_math": False,  # names are the user's
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
-        "text.color": theme.ink,
-        "text.parse_math": False,  # names are the user's
-        "xtick.color": theme.faint,
-        "xtick.labelcolor": theme.muted,
-        "ytick.color": theme.faint,
-        "ytick.labelcolor": theme.muted,
     }
     with style.context(settings, after_reset=True):
         yield

@@ -12,16 +12,19 @@ from xml.etree import ElementTree
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lnlit.callbacks import Checkpoint, RolloutLog, SampleGenerations, Throughput
+from lnlit.callbacks.pictures import log_pictures
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PreferenceBatch, Reward, TokenBatch
 from lnlit.modules.experience import Experience, HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.report.picture import Picture
 from lnlit.report.rollouts import page
+from lnlit.report.theme import new_figure
 from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.history import History
 from lnlit.sampling.sample import Sample
@@ -149,6 +152,12 @@ def test_tensorboard_has_text_and_the_curves_that_are_not_drawn_here(whole):
     assert [event.step for event in events.Tensors("rollouts/val/0/text_summary")] == [0, 2, 4, 6]
     said = events.Tensors("rollouts/train/0/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "**best: reward" in said and "**worst: reward" in said
+    assert set(events.Tags()["images"]) == {
+        *("rollouts/mean reward", "rollouts/share from which nothing can be learned"),
+        *("rollouts/mean length", "rollouts/share that was cut off", "rollouts/seconds of each rollout"),
+        *("rollouts/reward by difficulty, training", "rollouts/reward by difficulty, held out"),
+    }
+    assert [(image.step, image.width > 800) for image in events.Images("rollouts/mean reward")] == [(6, True)]
     scalars = set(events.Tags()["scalars"])
     assert {f"val/reward/pass_rate_{low:.2f}-{low + 0.25:.2f}" for low in (0, 0.25, 0.5, 0.75)} <= scalars
     assert any(tag.startswith("train/reward/pass_rate_") for tag in scalars)
@@ -236,6 +245,17 @@ def test_other_ranks_write_nothing(tmp_path):
     log.on_validation_end(trainer, None)
     log.on_fit_end(trainer, None)
     assert data.listeners == [] and not list(tmp_path.iterdir())
+
+
+def test_a_logger_that_takes_images_gets_them(tmp_path):
+    class Board(CSVLogger):
+        def log_image(self, key, images, step=None):
+            given.append((key, images[0].shape, step))
+
+    given = []
+    drawn = [Picture("empty", "", "", lambda theme: new_figure(2, 1))]
+    log_pictures([CSVLogger(tmp_path), Board(tmp_path)], "rollouts", drawn, 7)
+    assert given == [("rollouts/empty", (150, 300, 3), 7)]
 
 
 # other callbacks in such runs

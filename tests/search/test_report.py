@@ -126,6 +126,18 @@ def test_every_layer_and_budget_is_on_a_page_that_needs_no_network(library):
     assert not re.search(r"<script|<link|@import", html) and "default-src 'none'" in html
 
 
+def test_a_name_is_text_wherever_it_stands():
+    evil = """"><script>alert('$x^{')</script>\x1b"""
+    rows = [{"name": evil, "score": 0.0, "costs": {evil: 2.0}}, {"name": "b", "score": 1.0, "costs": {evil: 1.0}}]
+    asked = Problem.from_json({"layers": [rows] * 2, "budgets": [{"cost": evil, "max": 3.0}]})
+    search = read_search(solved(asked, [evil, "b"]), asked, None, "solution.json")
+    measured = [Measured(evil, evil, 1.0, 1.0)]
+    shown = pictures(search, search.child(0), None, measured)
+    html = page(search, search.child(0), shown, measured, {evil: evil})
+    assert "<script" not in html and text_of(html).count("<script>alert('$x^{')</script>\u241b") > 10
+    assert all(png(picture.draw) for picture in shown)
+
+
 def test_shares_are_of_the_parents_part(library):
     search = search_of(["kv1+i48", "noop+i24", "noop+noop", "kv2+i48"], library=library)
     rows, label = search.strips([search.child(0)], library)
@@ -137,6 +149,12 @@ def test_without_a_library_shares_are_of_the_dearest_candidate():
     search = search_of()
     (row,), label = search.strips([search.child(0)], None)
     assert label.endswith("memory") and row.shares == [1.0, 0.3, 0.3, 0.3]
+
+
+def test_a_colour_means_one_thing_in_every_theme():
+    light, dark = LIGHT.variables(), DARK.variables()
+    assert light.keys() == dark.keys()
+    assert len(set(light.values())) == len(light) and len(set(dark.values())) == len(dark)
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
