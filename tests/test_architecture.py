@@ -215,3 +215,33 @@ def test_no_machine_paths_in_committed_files():
             continue
         found += [f"{name}:{number}" for number, line in enumerate(text.split("\n"), 1) if machine.search(line)]
     assert not found
+
+
+#: Files that import each other, those of `if TYPE_CHECKING` and of functions counted. This list may only get shorter.
+CYCLES = {("modules.experience", "modules.experience_checks", "modules.experience_loader")}
+
+
+def imported_files() -> dict[str, set[str]]:
+    """Which files of lnlit each imports, by dotted name; a package is its `__init__`."""
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES}
+    known = set(names.values())
+    graph = {}
+    for path, name in names.items():
+        targets = (target if target in known else target.rpartition(".")[0] for target, _ in imports(path))
+        graph[name] = (known & set(targets)) - {name}
+    return graph
+
+
+def test_no_files_import_each_other():
+    graph = imported_files()
+    reach = {name: set(targets) for name, targets in graph.items()}
+    for middle in graph:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    circles = {
+        tuple(sorted(other.removeprefix("lnlit.") for other in reach[name] if name in reach[other]))
+        for name in graph
+        if name in reach[name]
+    }
+    assert circles == CYCLES, "break the new one, or take the one that is gone out of the list"

@@ -128,7 +128,7 @@ class BlockDistill(L.LightningModule):
         groups = [layers[first : first + at_once] for first in range(0, len(layers), at_once)]
         self._check_groups(groups, chosen)
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
-        parent = load_parent(self.model, spec, self._where, dtype, self.attention_kernel)
+        parent = load_parent(self.model, self._where, dtype, self.attention_kernel)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
     def _check_groups(self, groups: list[list[int]], chosen: list[Place]) -> None:

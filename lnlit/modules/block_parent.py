@@ -10,22 +10,19 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
+from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.ranks import is_distributed
-from lnlit.modules.teacher import load_teacher
 from lnlit.search.trainee import Place
-from lnlit.specs import ModelSpec
 
 
-def load_parent(
-    model: str, spec: ModelSpec, device: torch.device, dtype: torch.dtype, attention_kernel: str
-) -> Decoder:
+def load_parent(model: str, device: torch.device, dtype: torch.dtype, attention_kernel: str) -> Decoder:
     """The frozen parent on `device`, sharded over all ranks where there are several (`parent_steps` gathers it)."""
     mesh = None
     if is_distributed():
         names = ("data_parallel", "tensor_parallel")
         mesh = init_device_mesh(device.type, (distributed.get_world_size(), 1), mesh_dim_names=names)
-    return load_teacher(model, spec, device, mesh, dtype, attention_kernel)
+    return frozen_decoder(model, device, dtype, mesh=mesh, attention_kernel=attention_kernel)
 
 
 def parent_weights(model: str, places: Sequence[Place]) -> Iterator[tuple[Place, Mapping[str, Tensor]]]:

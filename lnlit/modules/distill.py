@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, TokenBatch
 from lnlit.models.compiling import compile_blocks
@@ -15,7 +16,7 @@ from lnlit.models.lora import LoRA
 from lnlit.modules.layer_pairs import layer_pairs
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.teacher import Teacher, check_teacher, load_teacher
+from lnlit.modules.teacher import Teacher, check_teacher
 from lnlit.objectives.cosine import cosine_distance
 from lnlit.objectives.cross_entropy import linear_cross_entropy
 from lnlit.objectives.distill import linear_distillation
@@ -83,14 +84,8 @@ class Distill(LitModel):
         if self.teacher is None or self._teacher is not None:
             return
         dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else None
-        decoder = load_teacher(
-            self.teacher,
-            read_spec(self.teacher),
-            self.trainer.strategy.root_device,
-            self.device_mesh,
-            dtype,
-            self.runtime.attention_kernel,
-        )
+        where = {"mesh": self.device_mesh, "attention_kernel": self.runtime.attention_kernel}
+        decoder = frozen_decoder(self.teacher, self.trainer.strategy.root_device, dtype, **where)
         if self.runtime.compile:
             compile_blocks(decoder, required=self.runtime.compile is True)
         self._teacher = Teacher(decoder, list(self._pairs.values()))

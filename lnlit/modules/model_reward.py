@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.formats import read_spec, resolve
-from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import collate
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
-from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
 from lnlit.models.reward_head import RewardHead, load_head, scores
@@ -61,16 +60,16 @@ class ModelReward(BatchReward):
 
     @cached_property
     def network(self) -> tuple[Decoder, RewardHead]:
-        decoder = build_decoder(read_spec(self.model), self.device, _DTYPES[self.precision])
-        head = RewardHead(decoder.spec.hidden_size)
+        spec = read_spec(self.model)
+        head = RewardHead(spec.hidden_size)
         if self.logit is None:
             load_head(head, resolve(self.model))
-        elif self.logit >= decoder.spec.vocab_size:
-            raise UserError(f"logit: {self.model} has {decoder.spec.vocab_size} of them, so none is {self.logit}")
-        load_weights(decoder, self.model)
+        elif self.logit >= spec.vocab_size:
+            raise UserError(f"logit: {self.model} has {spec.vocab_size} of them, so none is {self.logit}")
+        decoder = frozen_decoder(self.model, self.device, _DTYPES[self.precision])
         if self.logit is not None:
             head.weight.data.copy_(decoder.head_weight[self.logit : self.logit + 1])
-        return decoder.requires_grad_(False).eval(), head.to(self.device)
+        return decoder, head.to(self.device)
 
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         context = self.network[0].spec.context_length

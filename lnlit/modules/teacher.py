@@ -13,14 +13,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lnlit.checkpoint.formats import resolve
-from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
-from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
-from lnlit.models.parallelize import parallelize
-from lnlit.models.parts import stored
 from lnlit.specs import ModelSpec
 
 
@@ -70,17 +67,8 @@ def load_teacher(
     dtype: torch.dtype | None,
     attention_kernel: str,
 ) -> Decoder:
-    """The frozen teacher on `device`, or sharded over `mesh`, in `dtype` (None: torch's default)."""
-    if mesh is not None and mesh["tensor_parallel"].size() > 1:  # of one matrix ranks could not have parts of each
-        spec = stored(spec)
-    with torch.device("meta"):  # a strategy may have set another default device
-        decoder = build_decoder(spec, "meta", dtype, attention_kernel)
-    decoder.requires_grad_(False).eval()
-    if mesh is not None:
-        parallelize(decoder, mesh, compute_dtype=None)
-    decoder.to_empty(device=device)
-    load_weights(decoder, path)
-    return decoder
+    """`frozen_decoder`, whose arguments say the same; `spec` is the one at `path`."""
+    return frozen_decoder(path, device, dtype, mesh=mesh, attention_kernel=attention_kernel)
 
 
 def check_teacher(path: str, teacher: ModelSpec, model: str, student: ModelSpec) -> None:

@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING, Any
 from lnlit.rewards.code_values import NotPlainError, Writer, plain_base
 
 if TYPE_CHECKING:
-    from lnlit.rewards.code_calls import Peer
+    from typing import Protocol
+
+    class Peer(Protocol):
+        """Who can ask the other side (`code_calls.Peer`)."""
+
+        ahead: dict[Any, Ahead]
+        questions: int
+        trusting: bool
+
+        def ask(self, do: str, *args: Any, **keywords: Any) -> Any: ...
+
+        def refuse(self, why: str) -> Any: ...
+
+        def handle(self, target: Any, made: bool = False) -> Handle: ...
+
 
 _AHEAD, _SINGLY = 1024, 8
 

@@ -15,6 +15,7 @@ from typing import Any
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.interfaces import Workload
+from lnlit.progress import say
 from lnlit.search.costs import CostTable
 from lnlit.search.problem import workload_name
 from lnlit.search.targets import Target
@@ -95,5 +96,5 @@ def _tightened(target: Target, factor: float) -> Target:
     bound = bound * factor if faster else bound / factor
     asked = f"{target.cost} {side} {bound:.4g}{' of the parent' if target.of_parent else ''}"
     missed = f"the measured child was {factor - 1:.1%} worse than predicted"
-    print(f"solve: {missed}, so asking for {asked}", file=sys.stderr, flush=True)
+    say(f"solve: {missed}, so asking for {asked}")
     return replace(target, **{side: bound})

@@ -11,13 +11,13 @@ from lnlit.checkpoint.convert import with_progress
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
-from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json, write_json
 from lnlit.interfaces.layer import Norm
 from lnlit.models import fusion
-from lnlit.models.build import build_decoder, check_spec
+from lnlit.models.build import check_spec
 from lnlit.models.device import torch_device
 from lnlit.models.fusion import FusionPlan
 from lnlit.models.lineage import child_spec, child_weights
@@ -73,7 +73,7 @@ def fuse(
         )
     lineage = _METHODS[method](spec, chosen)
     child = child_spec(spec, lineage)
-    dependency = None if data is None else _dependency(spec, path, data)
+    dependency = None if data is None else _dependency(path, data)
     _tell(spec, child, chosen, method)
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {target.name}")
     folder = save_folder(
@@ -108,13 +108,11 @@ def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> N
     print(f"{method} {groups}: {len(spec.layers)} layers become {len(child.layers)}", file=sys.stderr)
 
 
-def _dependency(spec: ModelSpec, path: Path, data: TextSample) -> Dependency:
+def _dependency(path: Path, data: TextSample) -> Dependency:
     if not path.is_dir():
         raise UserError(f"fuse: dependencies need the model's tokenizer; run `lnlit import {path} OUT` and fuse OUT.")
     device = torch_device()
-    decoder = build_decoder(spec, device).eval()
-    load_weights(decoder, path)
-    return block_dependency(decoder, data.tokens(str(path)).to(device))
+    return block_dependency(frozen_decoder(path, device), data.tokens(str(path)).to(device))
 
 
 def _add_record(folder: Path, spec: ModelSpec, plan: FusionPlan, dependency: Dependency | None) -> None:

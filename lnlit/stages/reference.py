@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from lnlit.checkpoint.fingerprint import fingerprint
-from lnlit.checkpoint.formats import read_spec, resolve
-from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.formats import resolve
+from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import BestFit, collate
 from lnlit.data.preference import REFERENCE, Group, GroupEncoder, digest
@@ -25,7 +25,6 @@ from lnlit.errors import UserError
 from lnlit.files import expanded
 from lnlit.interfaces import Source, TokenBatch
 from lnlit.journal import Journal
-from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
 from lnlit.progress import track
@@ -72,7 +71,7 @@ def reference(
     with Journal.beside(file, settings, "rows with log-probs") as work:
         if len(work) < len(rows):
             work.keep(len(work) // rows_per_round * rows_per_round)  # a round is batched as it was before
-            decoder = _load(path, dtype)
+            decoder = frozen_decoder(path, torch_device(), getattr(torch, dtype))
             rounds = [rows[first : first + rows_per_round] for first in range(len(work), len(rows), rows_per_round)]
             for part in track(rounds, "reference", "row", total=len(rows), done=len(work), size=len):
                 groups = cast(list[Group], encoder.encode_many(part))
@@ -104,12 +103,6 @@ def _digest(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _load(path: Path, dtype: str) -> Decoder:
-    decoder = build_decoder(read_spec(path), torch_device(), getattr(torch, dtype))
-    load_weights(decoder, path)
-    return decoder.requires_grad_(False).eval()
 
 
 @torch.no_grad()

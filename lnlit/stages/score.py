@@ -18,13 +18,12 @@ from torch import Tensor, distributed
 
 from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import PYPI, read_spec, resolve
-from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.data.text import TextSample
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
 from lnlit.eval.multiple_choice import Choices, Questions
 from lnlit.files import check_output, expanded
-from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
 from lnlit.progress import track
 from lnlit.search.library import Library
@@ -79,8 +78,7 @@ def score(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     done = read_done(_journals(target), header)
     pending = [candidate for candidate in chosen[rank::world] if candidate.key not in done]
-    parent = build_decoder(opened.spec, _device(), getattr(torch, dtype)).eval()
-    load_weights(parent, path)
+    parent = frozen_decoder(path, _device(), getattr(torch, dtype))
     batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
     scorer = Scorer(parent, opened, batches, _metric(metric, text, batches, parent.head_weight, k), metric)
     header["parent"] = scorer.parent_values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, read_json, write_json
 from lnlit.interfaces import Count, Forbidden, Problem, Solver, SolverResult, Workload
+from lnlit.progress import say
 from lnlit.search.frontier import frontier as frontier_of
 from lnlit.search.frontier import with_budget
 from lnlit.search.targets import ALL_PARTS, Parts, Sweep, Target
@@ -108,7 +108,7 @@ def _written(
 def _compared(asked: Problem, name: str, solver: Solver, time_limit_s: float) -> dict[str, Any]:
     result = solver.solve(asked, time_limit_s)
     if result.status == "time_limit":
-        print(f"solve: {name}, beside it: {result.message}", file=sys.stderr, flush=True)
+        say(f"solve: {name}, beside it: {result.message}")
     return result.to_json()
 
 
@@ -187,7 +187,7 @@ def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) ->
     size = f"{len(problem.layers)} layers of up to {max(map(len, problem.layers))} choices"
     found = f"solve: {size} with {name}: {result.status}, score {best.score:.6g} {proof}"
     told = ". ".join(filter(None, [found, result.message]))
-    print(told, file=sys.stderr, flush=True)
+    say(told)
     return result
 
 
@@ -213,5 +213,5 @@ def _frontier(
         for row in found:
             rows.append({"solver": name, **row})
             score = "no solution" if row["score"] is None else f"{row['score']:.6g}"
-            print(f"solve: {name}, {row['cost']} {row['side']} {row['value']:g}: {score}", file=sys.stderr, flush=True)
+            say(f"solve: {name}, {row['cost']} {row['side']} {row['value']:g}: {score}")
     return rows
