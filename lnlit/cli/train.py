@@ -28,8 +28,10 @@ from lnlit.checkpoint.lightning import check_run_state, check_training_checkpoin
 from lnlit.cli import blame, names, overrides, trainer_flags
 from lnlit.cli.explain import explain
 from lnlit.cli.written import Written
+from lnlit.data.chat import chat_folder
 from lnlit.errors import UserError
 from lnlit.files import expanded
+from lnlit.modules.lit_model import LitModel
 
 
 class _Parser(LightningArgumentParser):
@@ -120,6 +122,19 @@ class LitCLI(LightningCLI):
         complete = self.complete()
         for logger in self.trainer.loggers:
             logger.log_hyperparams({key: complete[key] for key in ("seed_everything", "model", "data", "trainer")})
+
+    def after_fit(self) -> None:
+        """Say what to do with a model that was trained to its end."""
+        finished = stopped_by(self.trainer) is None and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not (self.trainer.is_global_zero and finished) or chat_folder(self.datamodule) is None:
+            return
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        written = [callback.out for callback in callbacks if isinstance(callback, lnlit.callbacks.ExportModel)]
+        saved = list_checkpoints(checkpoint_folder(self.trainer.default_root_dir))
+        if written:
+            print(f"next: lnlit chat {written[0]}", file=sys.stderr)
+        elif saved and isinstance(self.model, LitModel):
+            print(f"next: lnlit export {saved[-1]} DIR, then lnlit chat DIR", file=sys.stderr)
 
     def after_validate(self) -> None:
         """A validation of nothing is a mistake in the configuration."""

@@ -175,3 +175,13 @@ def test_a_data_tokenizer_with_the_same_ids_is_fine(lnlit, config, tiny_model, t
 def test_an_empty_checkpoint_path_is_one_line(lnlit, config):
     code, _, err = lnlit("fit", "--config", config(), "--ckpt_path", "")
     assert code == 2 and "ckpt_path: expected the path of a checkpoint, or 'last'" in err
+
+
+def test_the_end_says_what_to_do_with_the_model(lnlit, config):
+    code, _, err = lnlit("fit", "--config", config(("  enable_checkpointing: false\n", "")))
+    assert (
+        code == 0 and err.splitlines()[-1] == "next: lnlit export runs/checkpoints/step-2.ckpt DIR, then lnlit chat DIR"
+    )
+    export = "  callbacks: [{class_path: ExportModel, init_args: {out: taught}}]\nmodel:\n  class"
+    code, _, err = lnlit("fit", "--config", config(("model:\n  class", export)))
+    assert code == 0 and err.splitlines()[-1] == "next: lnlit chat taught", err
