@@ -3,7 +3,8 @@
 What part authors need beside them is offered here by name, and imported when it is asked for:
 `apply_rope`, `RMSNorm`, `GatedFeedForward` (an FFN of gate, up and down: name, width, fusing and smaller variants come
 with it), `narrow_ffn`, `ffn_as_matrix`, `fuse_ffns`, `pool_kv_heads`, `attention_as_matrix` (first weights of smaller
-variants), and `kv_elements` (what a model caches per token).
+variants), `kv_elements` (what a model caches per token), and what an engine runs parts with: `make_block`,
+`attention_class`, `inverse_frequencies`, `rope_tables`.
 """
 
 from importlib import import_module
@@ -67,12 +68,16 @@ _OFFERED = {
     "GatedFeedForward": "lnlit.models.ffn",
     "RMSNorm": "lnlit.models.norm",
     "apply_rope": "lnlit.models.rope",
+    "attention_class": "lnlit.models.parts",
     "attention_as_matrix": "lnlit.models.surgery",
     "ffn_as_matrix": "lnlit.models.surgery",
     "fuse_ffns": "lnlit.models.surgery",
+    "inverse_frequencies": "lnlit.models.rope",
     "kv_elements": "lnlit.models.parts",
+    "make_block": "lnlit.models.block",
     "narrow_ffn": "lnlit.models.surgery",
     "pool_kv_heads": "lnlit.models.surgery",
+    "rope_tables": "lnlit.models.rope",
 }
 
 

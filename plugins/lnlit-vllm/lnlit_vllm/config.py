@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from lnlit_vllm import MODEL_TYPE
+from lnlit_vllm import MODEL_TYPE, OWN_MODEL_TYPE
 
 _STUB_KEYS = ("no_op", "replace_with_linear")
 _HEAD_KEYS = ("n_heads_in_group", "num_key_value_heads")
 _WIDTH_KEYS = ("ffn_mult", "intermediate_size")
 _WIDTH_MULTIPLE = 256
+_NO_ATTENTION = "no layer of this model has attention; vLLM serves models with at least one that has."
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,61 @@ class DeciLMConfig(PretrainedConfig):
             block if isinstance(block, BlockConfig) else _read_block(block, self) for block in block_configs
         ]
         if block_configs and all(block.attention.no_op for block in self.block_configs):
-            raise ValueError("no layer of this model has attention; vLLM serves models with at least one that has.")
+            raise ValueError(_NO_ATTENTION)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: vLLM hashes it, and logs it."""
         return super().to_dict() | {"block_configs": [dataclasses.asdict(block) for block in self.block_configs]}
+
+
+class LnlitConfig(PretrainedConfig):
+    """A model of parts that only lnlit knows: `spec` is lnlit's description of it, which also lnlit.json has.
+
+    Raises `ValueError` where lnlit is not installed, and when no layer has attention, for vLLM serves no such model.
+    """
+
+    model_type = OWN_MODEL_TYPE
+
+    def __init__(
+        self,
+        spec: Mapping[str, Any] | None = None,
+        max_position_embeddings: int = 2048,
+        rope_parameters: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.max_position_embeddings = max_position_embeddings  # the base class wants these two before the others
+        self.rope_parameters = rope_parameters
+        super().__init__(**kwargs)
+        self.spec = spec
+        if spec is None:  # the class itself asks for one without arguments
+            return
+        shapes = [
+            _lnlit().attention_class(block.attention).kv_cache_shape(block.attention.args)
+            for block in self.model_spec.layers
+        ]
+        self.block_configs = [BlockConfig(AttentionBlock(no_op=shape is None), FeedForwardBlock()) for shape in shapes]
+        cached = [shape for shape in shapes if shape is not None]
+        if not cached:
+            raise ValueError(_NO_ATTENTION)
+        # What vLLM counts heads by before it has layers, which know better: no window, and as many as it caches.
+        self.num_attention_heads = self.num_key_value_heads = max(heads for heads, _ in cached)
+        self.head_dim = max(size for _, size in cached)
+
+    @property
+    def model_spec(self) -> Any:
+        return _lnlit().ModelSpec.from_json(self.spec)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: vLLM hashes it, and logs it."""
+        return {key: value for key, value in super().to_dict().items() if key != "block_configs"}
+
+
+def _lnlit() -> Any:
+    try:
+        from lnlit import interfaces, specs
+    except ModuleNotFoundError as error:
+        raise ValueError(f"this model has parts that only lnlit knows: {error}. Install lnlit beside vLLM.") from error
+    return SimpleNamespace(attention_class=interfaces.attention_class, ModelSpec=specs.ModelSpec)
 
 
 def _read_block(block: Mapping[str, Any], config: Any) -> BlockConfig:
