@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lnlit.checkpoint.hf import CONFIG, Config, config_from_spec, model_type
 from lnlit.checkpoint.names import Rules
+from lnlit.checkpoint.readers import grouped, windows
 from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
 from lnlit.errors import UserError
 from lnlit.files import read_json
@@ -27,6 +28,9 @@ class Family(CheckpointFormat):
     architecture: ClassVar[str]
     #: What that class assumes of keys that a config.json leaves out, where it differs from the common ones.
     defaults: ClassVar[Mapping[str, Any]]
+    #: The parts of every layer.
+    attention_type: ClassVar[str] = "gqa"
+    ffn_type: ClassVar[str] = "swiglu"
     #: Arguments of each attention and FFN, and the keys that say them.
     attention: ClassVar[Mapping[str, str]] = {
         "num_heads": "num_attention_heads",
@@ -38,6 +42,8 @@ class Family(CheckpointFormat):
     always: ClassVar[Mapping[str, Any]] = {}
     #: Names of weights that are not Llama's: an `Export`'s `names`.
     names: ClassVar[Rules] = {}
+    #: Readers that compute without windows, and say nothing or little.
+    windowless: ClassVar[tuple[str, ...]] = ("mlx-lm", "llama.cpp")
 
     def layer(self, config: Config, index: int) -> dict[str, Any]:
         """Further arguments of the attention in one layer."""
@@ -50,7 +56,7 @@ class Family(CheckpointFormat):
 
     def block(self, config: Config, index: int) -> BlockSpec:
         attention = {**config.arguments(self.attention), **self.always, **self.layer(config, index)}
-        return BlockSpec(PartSpec("gqa", attention), PartSpec("swiglu", config.arguments(self.ffn)))
+        return BlockSpec(PartSpec(self.attention_type, attention), PartSpec(self.ffn_type, config.arguments(self.ffn)))
 
     def recognises(self, path: Path) -> bool:
         return model_type(path) == self.model_type
@@ -79,6 +85,10 @@ class Family(CheckpointFormat):
             raise UserError(f"it cannot be said: {error}") from error
         check_said(spec, said)
         return Export(config, self.names)
+
+    def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
+        found = grouped(windows(spec))
+        return dict.fromkeys(self.windowless, found)
 
     def _spec(self, values: Mapping[str, Any], where: Path) -> ModelSpec:
         config = Config(values, where, self.defaults)

@@ -1,6 +1,7 @@
 """Which programs load a folder that we write, and what keeps the others from it.
 
-Each rule was found in the reader's own code and is held against it by tests/integration/test_readers.py.
+Each rule was found in the reader's own code; those of nemotron-nas are held against it by
+tests/integration/test_readers.py.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def obstacles(spec: ModelSpec, folder: Path | None = None, like: str = "") -> di
 
 def of_decilm(spec: ModelSpec, folder: Path | None) -> dict[str, list[str]]:
     """What keeps readers from a `nemotron-nas` folder."""
-    found = {reader: _grouped(rule(spec)) for reader, rule in _RULES.items()}
+    found = {reader: grouped(rule(spec)) for reader, rule in _RULES.items()}
     if folder is not None:
         found["llama.cpp"] += _vocabulary(spec, folder)
     return found
@@ -47,7 +48,7 @@ def of_lnlit(spec: ModelSpec) -> dict[str, list[str]]:
     """
     reasons = written(spec).refusals[-1:]
     return {reader: list(reasons) for reader in _RULES} | {
-        "vLLM with lnlit-vllm": _grouped(_vllm_with_plugin(spec)),
+        "vLLM with lnlit-vllm": grouped(_vllm_with_plugin(spec)),
     }
 
 
@@ -60,7 +61,7 @@ def sentences(found: Mapping[str, list[str]]) -> list[str]:
     ]
 
 
-def _grouped(findings: Iterable[_Finding]) -> list[str]:
+def grouped(findings: Iterable[_Finding]) -> list[str]:
     """One line per reason, with the first few places."""
     places: dict[str, list[str]] = defaultdict(list)
     for reason, place in findings:
@@ -141,6 +142,12 @@ def _widths(spec: ModelSpec) -> Iterator[_Finding]:
     for path, _, part in spec.parts():
         if part.type == "swiglu" and multiplier_of_width(part.args["intermediate_size"], spec.hidden_size) is None:
             yield f"it knows FFN widths as ffn_mult only, and that says multiples of {WIDTH_MULTIPLE}", path
+
+
+def windows(spec: ModelSpec) -> Iterator[_Finding]:
+    for path, _, part in spec.parts():
+        if part.args.get("window"):
+            yield "it lets every token see all those before it, and these layers have a window", path
 
 
 def _parts(spec: ModelSpec, part: object, reason: str) -> Iterator[_Finding]:

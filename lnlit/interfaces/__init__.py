@@ -3,8 +3,8 @@
 What part authors need beside them is offered here by name, and imported when it is asked for:
 `apply_rope`, `RMSNorm`, `GatedFeedForward` (an FFN of gate, up and down: name, width, fusing and smaller variants come
 with it), `narrow_ffn`, `ffn_as_matrix`, `fuse_ffns`, `pool_kv_heads`, `attention_as_matrix` (first weights of smaller
-variants), `kv_elements` (what a model caches per token), and what an engine runs parts with: `make_block`,
-`attention_class`, `inverse_frequencies`, `rope_tables`.
+variants), `kv_elements` (what a model caches per token), `Family` (folders of transformers' models of one kind), and
+what an engine runs parts with: `make_block`, `attention_class`, `inverse_frequencies`, `rope_tables`.
 """
 
 from importlib import import_module
@@ -65,6 +65,7 @@ __all__ = [
 ]
 
 _OFFERED = {
+    "Family": "lnlit.checkpoint.family",
     "GatedFeedForward": "lnlit.models.ffn",
     "RMSNorm": "lnlit.models.norm",
     "apply_rope": "lnlit.models.rope",

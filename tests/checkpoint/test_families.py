@@ -14,6 +14,7 @@ from lnlit.checkpoint.convert import import_model
 from lnlit.checkpoint.folder import hf_config
 from lnlit.checkpoint.formats import open_checkpoint, read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.readers import obstacles
 from lnlit.errors import UserError
 from lnlit.files import write_json
 from lnlit.models.build import build_decoder
@@ -153,6 +154,25 @@ def test_a_mixture_that_no_family_has_words_for_names_the_first_layer(tmp_path):
     assert hf_config(child)["model_type"] == "lnlit"
     with pytest.raises(UserError, match=r"layers\[1\].attention: its config.json would say gqa\(.*num_kv_heads=2"):
         registry.build("checkpoint", "qwen3").export(child)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "unable"),
+    [
+        ("mistral", {"sliding_window": None}, set()),
+        ("mistral", WINDOW, {"mlx-lm", "llama.cpp"}),
+        ("qwen3", {**SOME, "max_window_layers": 4}, set()),
+        ("qwen3", {**SOME, "max_window_layers": 2}, {"vLLM", "vLLM with lnlit-vllm", "mlx-lm", "llama.cpp"}),
+        ("qwen3", {**SOME, "layer_types": [SLIDING] * 4}, {"mlx-lm", "llama.cpp"}),
+        ("phi3", {}, set()),
+        ("smollm3", {}, set()),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, {"llama.cpp"}),
+    ],
+)
+def test_who_computes_something_else_is_known(tmp_path, name, changes, unable):
+    write_json(tmp_path / "config.json", {"model_type": name, **SIZES, **changes})
+    found = obstacles(read_spec(tmp_path), like=name)
+    assert {reader for reader, reasons in found.items() if reasons} == unable
 
 
 def test_the_family_of_the_model_before_is_kept_where_it_has_words(tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder, parameter_count
@@ -57,6 +58,15 @@ def test_a_part_without_a_plan_is_named(mesh, monkeypatch):
     monkeypatch.setattr(SingleLinearFeedForward, "tensor_parallel", {})
     _, told = split(spec_of(BlockSpec(attention(), LINEAR)), mesh)
     assert told is not None and told.endswith(", ffn single_linear 1,024")
+
+
+def test_a_norm_of_heads_is_whole_and_its_gradient_a_sum_over_ranks(mesh):
+    decoder, _ = split(spec_of(BlockSpec(attention().replace(qk_norm=True), NOOP)), mesh)
+    for parameter in decoder.to_empty(device="cpu").parameters():
+        torch.nn.init.constant_(parameter, 0.1)
+    decoder(torch.zeros(1, 3, dtype=torch.int64)).sum().backward()
+    for norm in (decoder.layers[0].self_attn.q_norm, decoder.layers[0].self_attn.k_norm):
+        assert norm.weight.placements == (Replicate(),) and norm.weight.grad.placements == (Partial("sum"),)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lnlit.checkpoint.families.windows import read_window, window_keys
 from lnlit.checkpoint.family import Family
 from lnlit.checkpoint.hf import Config
+from lnlit.specs import ModelSpec
 
 
 class Qwen2(Family):
@@ -34,3 +36,9 @@ class Qwen2(Family):
     def keys(self, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         first = next((index for index, args in enumerate(layers) if args.get("window")), len(layers))
         return {**window_keys(layers), "max_window_layers": max(first, 1)}
+
+    def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
+        found = dict(super().obstacles(spec, folder))
+        if len({block.attention.args.get("window") for block in spec.layers}) > 1:
+            found |= dict.fromkeys(("vLLM", "vLLM with lnlit-vllm"), ("it serves windows in all layers, or in none",))
+        return found

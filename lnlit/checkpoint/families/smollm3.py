@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lnlit.checkpoint.families.windows import read_window, window_keys
 from lnlit.checkpoint.family import Family
 from lnlit.checkpoint.hf import Config
+from lnlit.specs import ModelSpec
 
 
 class SmolLM3(Family):
@@ -31,6 +33,7 @@ class SmolLM3(Family):
     }
     attention = {**Family.attention, "bias": "attention_bias"}
     ffn = {**Family.ffn, "bias": "mlp_bias"}
+    windowless = ("llama.cpp",)
 
     def layer(self, config: Config, index: int) -> dict[str, Any]:
         given, every = config.per_layer("no_rope_layers", (0, 1)), config.integer("no_rope_layer_interval")
@@ -43,3 +46,10 @@ class SmolLM3(Family):
 
     def keys(self, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {**window_keys(layers), "no_rope_layers": [int(args.get("rotary_dim") != 0) for args in layers]}
+
+    def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
+        found = {reader: list(reasons) for reader, reasons in super().obstacles(spec, folder).items()}
+        still = {index for index, block in enumerate(spec.layers) if block.attention.args.get("rotary_dim") == 0}
+        if still != set(range(3, len(spec.layers), 4)):
+            found["llama.cpp"] += ["it rotates all layers but every fourth, whatever the folder says"]
+        return found
