@@ -50,14 +50,14 @@ from lnlit.interfaces import Source as Source
 from lnlit.models.lora import LoRA as LoRA
 from lnlit.modules.block_distill import BlockDistill as BlockDistill
 from lnlit.modules.distill import Distill as Distill
-from lnlit.modules.experience import Experience as Experience
-from lnlit.modules.experience import HeldOut as HeldOut
-from lnlit.modules.experience import Weighted as Weighted
 from lnlit.modules.grpo import GRPO as GRPO
 from lnlit.modules.lit_model import LitModel as LitModel
 from lnlit.modules.lit_model import Runtime as Runtime
 from lnlit.modules.model_reward import ModelReward as ModelReward
 from lnlit.modules.optim import AdamW as AdamW
+from lnlit.modules.prompt_data import Experience as Experience
+from lnlit.modules.prompt_data import HeldOut as HeldOut
+from lnlit.modules.prompt_data import Weighted as Weighted
 from lnlit.modules.reward_model import RewardModel as RewardModel
 from lnlit.modules.rloo import RLOO as RLOO
 from lnlit.modules.rpo import RPO as RPO

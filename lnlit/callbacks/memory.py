@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lnlit.rl.collector import RolloutData
+
 _GIB = 2**30
 _SHARED = Path("/dev/shm")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -43,8 +45,8 @@ class MemoryRecorder(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._trainer = trainer
-        phases = getattr(getattr(trainer, "datamodule", None), "phases", None)
-        self._listeners = getattr(phases, "listeners", None)
+        data = getattr(trainer, "datamodule", None)
+        self._listeners = data.phases.listeners if isinstance(data, RolloutData) else None
         if self._listeners is not None:
             self._listeners.append(self.on_phase)
 

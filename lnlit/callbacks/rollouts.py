@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.callbacks.pictures import log_pictures
 from lnlit.errors import UserError
 from lnlit.report.rollouts import by_prompt, in_words, sections, widest, write_page
+from lnlit.rl.collector import RolloutData
 from lnlit.rl.metrics import describe
 from lnlit.sampling.history import FOLDER, PAGE, Entry, History, Stage, finite
 from lnlit.sampling.sample import Sample
@@ -64,7 +65,7 @@ class RolloutLog(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(self._data, "listeners"):
+        if not isinstance(self._data, RolloutData):
             raise UserError(
                 f"RolloutLog: there are no rollouts to keep, the data are {type(self._data).__name__}. It is for "
                 "Experience; take it out of trainer.callbacks."

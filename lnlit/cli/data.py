@@ -17,7 +17,7 @@ from lnlit.errors import UserError
 if TYPE_CHECKING:
     from lnlit.data.chat import Document
     from lnlit.data.planned import PlannedData, Reader
-    from lnlit.modules.experience import Experience
+    from lnlit.modules.prompt_data import Experience
 
 #: Around what is learned: on a terminal green, elsewhere the marks of a word diff.
 _COLOUR, _MARKS = ("\x1b[32m", "\x1b[0m"), ("{+", "+}")
@@ -98,7 +98,7 @@ def _data(options: list[str]) -> Any:
 
 def _shown(data: Any, count: int, marks: tuple[str, str]) -> Iterator[str]:
     from lnlit.data.planned import PlannedData
-    from lnlit.modules.experience import Experience
+    from lnlit.modules.prompt_data import Experience
 
     if isinstance(data, PlannedData):
         yield from _rows(data, count, marks)

@@ -29,6 +29,7 @@ from lnlit.interfaces.reward import reward_class
 _HOMES = {
     "lightning.pytorch.core.datamodule.LightningDataModule": ("lnlit.data", "lnlit.modules"),
     "lightning.pytorch.callbacks.callback.Callback": ("lnlit.callbacks",),
+    "lnlit.modules.reference.KnownReference": ("lnlit.modules",),
 }
 #: Whose functions a configuration may name as well as classes. torch is not open as a whole: it holds functions that
 #: load pickles and compile code.

@@ -10,6 +10,7 @@ what an engine runs parts with: `make_block`, `attention_class`, `inverse_freque
 from importlib import import_module
 from typing import Any
 
+from lnlit.interfaces.algorithm import Algorithm, Loss, Needs, RewardTable
 from lnlit.interfaces.attention_kernel import AttentionKernel, Segments
 from lnlit.interfaces.batch import IGNORE, PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.interfaces.checkpoint import CheckpointFormat, Export
@@ -24,6 +25,7 @@ from lnlit.interfaces.source import Source
 
 __all__ = [
     "IGNORE",
+    "Algorithm",
     "AttentionKernel",
     "AttentionLayer",
     "BatchReward",
@@ -38,7 +40,9 @@ __all__ = [
     "FunctionReward",
     "Latency",
     "LayerContext",
+    "Loss",
     "Meter",
+    "Needs",
     "NoVerdictError",
     "Parent",
     "PolicyBatch",
@@ -49,6 +53,7 @@ __all__ = [
     "Reward",
     "RewardRequest",
     "RewardResult",
+    "RewardTable",
     "Rollout",
     "RolloutEngine",
     "RolloutRequest",

@@ -40,7 +40,8 @@ class PolicyBatch:
     `sample_N` says whose each token is, from 0 to `samples` - 1. `old_N` are the trainer's log-probs under the weights
     that the completions were sampled with, None where those are still the weights of this step; `engine_N` those that
     the engine reported, None where they need no correction; `reference_N` those of the reference, None without one.
-    `metrics` describe the rollout that begins with this batch.
+    `rewards_S` are the samples' rewards, `samples_per_prompt` of each prompt in a row, NaN for a sample that is not
+    learned from. `metrics` describe the rollout that begins with this batch.
     """
 
     tokens: TokenBatch
@@ -51,6 +52,8 @@ class PolicyBatch:
     engine_N: Tensor | None = None
     reference_N: Tensor | None = None
     max_new_tokens: int = 1
+    rewards_S: Tensor | None = None
+    samples_per_prompt: int = 1
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

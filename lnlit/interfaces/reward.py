@@ -67,6 +67,11 @@ class Reward(ABC):
         sampled, in the trainer's process, so it imports nothing heavy and looks no further than it can in an instant.
         """
 
+    def counts(self) -> Mapping[str, int]:
+        """Why it gave no verdict, in its own words, since it was made: logged after each rollout. Of a `BatchReward`;
+        another runs in processes whose counts nobody hears of."""
+        return {}
+
     def warm_up(self, request: RewardRequest) -> None:
         """Import and read what only the first completion waits for. Called once in each process that judges, outside
         the time limit, with an empty completion; whatever it raises is nobody's verdict."""

@@ -19,6 +19,11 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def my_place() -> tuple[int, int]:
+    """(this rank, how many there are)."""
+    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
+
+
 def everyones(mine: V) -> list[V]:
     """Each rank's, in their order."""
     return _gathered(mine) if is_distributed() else [mine]

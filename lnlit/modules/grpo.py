@@ -1,23 +1,19 @@
-"""Group relative policy optimisation (arXiv 2402.03300; Llama-Nemotron section 5)."""
+"""`lnlit.rl.grpo` as a training method, with its settings beside the model's."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Literal
 
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.policy import PolicyModel
-from lnlit.objectives.advantage import centred, over_batch_std, over_group_std
+from lnlit.modules.policy import Policy
 from lnlit.objectives.kl import KL
 from lnlit.objectives.policy import Clip, Correction
+from lnlit.rl import grpo
 
-_SPREAD = {"group": over_group_std, "batch": over_batch_std, "none": centred}
 
-
-class GRPO(PolicyModel):
+class GRPO(Policy):
     """Makes samples more likely that are better than the prompt's others, and worse ones less, token by token.
 
     Args:
@@ -52,13 +48,5 @@ class GRPO(PolicyModel):
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
     ) -> None:
-        super().__init__(
-            model, optimizer, ratio, reduction, clip, kl, reference, correction, temperature, runtime, lora
-        )
-        self.scale = scale
-
-    def sample_settings(self) -> dict[str, Any]:
-        return {**super().sample_settings(), "scale": self.scale}
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        return _SPREAD[self.scale](rewards_PG)
+        algorithm = grpo.GRPO(scale=scale, ratio=ratio, reduction=reduction, clip=clip, kl=kl, correction=correction)
+        super().__init__(model, optimizer, algorithm, reference, temperature, runtime, lora)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from torch import Tensor
 
 
@@ -19,3 +21,24 @@ class Sums:
         self.count = self.count + count
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + part.detach()
+
+
+class Means:
+    """Means of several quantities, each over a count of its own. They stay on their device until they are taken."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, Tensor | float] = {}
+
+    def add(self, observed: Mapping[str, tuple[Tensor, Tensor | int]]) -> None:
+        for name, (total, count) in observed.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total.detach()
+            self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def take(self, reduce: Callable[..., list[float]]) -> dict[str, float]:
+        """The means of all ranks, after which there are none. `reduce` gives the sums of values over the ranks."""
+        names = list(self._sums)
+        totals = reduce(*self._sums.values(), *self._counts.values()) if names else []
+        self._sums, self._counts = {}, {}
+        pairs = zip(names, totals[: len(names)], totals[len(names) :], strict=True)
+        return {name: total / max(count, 1.0) for name, total, count in pairs}

@@ -1,150 +1,143 @@
-"""What GRPO and RLOO share: how samples with advantages become a loss.
+"""A policy that learns from completions of its own, by whatever algorithm it is given.
 
 Shape suffixes: N tokens of completions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lnlit.checkpoint.folder import hf_config
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyBatch
+from lnlit.interfaces import Algorithm, PolicyBatch, PolicyWeights, TokenBatch
 from lnlit.models.lora import LoRA
-from lnlit.modules.lit_model import Runtime
-from lnlit.modules.means import Sums
+from lnlit.models.weights import canonical_weights
+from lnlit.modules.lit_model import LitModel, Runtime
+from lnlit.modules.means import Means
 from lnlit.modules.optim import AdamW
-from lnlit.modules.sampled import SampledModel
-from lnlit.objectives import policy
-from lnlit.objectives.kl import KL, k3
-from lnlit.objectives.policy import Clip, Correction, RatioOf, clipped_loss, log_ratios
-from lnlit.rl.batch import Packed
-from lnlit.sampling.sample import Sample
-
-ReductionName = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
+from lnlit.modules.reference import Reference
+from lnlit.objectives.log_probs import TokenLogProbs
+from lnlit.rollout.log_probs import token_log_probs
+from lnlit.specs import ModelSpec
 
 
-class PolicyModel(SampledModel):
-    """A method says what an advantage is; the loss is `reduction(correction * clipped(ratio, advantage) + kl)`."""
+class Policy(LitModel):
+    """Learns from its own completions. Where these come from it does not know, nor what is made of them.
+
+    Args:
+        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        optimizer: AdamW and its schedule.
+        algorithm: what a sample is worth, and the loss.
+        reference: the model to stay near, where the algorithm has one; null is the one to start from.
+        temperature: at which the samples are drawn, and their probabilities computed.
+        runtime: kernels, compilation, memory.
+        lora: train low-rank adapters only; None trains every weight.
+    """
 
     def __init__(
         self,
         model: str,
         optimizer: AdamW,
-        ratio: RatioOf,
-        reduction: ReductionName,
-        clip: Clip,
-        kl: KL,
-        reference: str | None,
-        correction: Correction | None,
-        temperature: float,
-        runtime: Runtime,
-        lora: LoRA | None,
+        algorithm: Algorithm,
+        reference: str | None = None,
+        temperature: float = 1.0,
+        runtime: Runtime = Runtime(),
+        lora: LoRA | None = None,
     ) -> None:
-        super().__init__(model, optimizer, bool(kl.weight), reference, temperature, runtime, lora)
-        if correction is not None and ratio != "token":
-            raise UserError(
-                f"correction weighs tokens, but ratio: {ratio} is one number for a whole sample. Use ratio: token, or "
-                "correction: null."
-            )
-        if lora is not None and lora.dropout:
+        super().__init__(model, optimizer, runtime, lora)
+        if not isinstance(algorithm, Algorithm):
+            raise UserError(f"model.algorithm: expected an Algorithm, e.g. {{class_path: grpo}}; got {algorithm!r}")
+        if not 0 < temperature < float("inf"):
+            raise UserError(f"temperature: expected a number above 0, got {temperature}")
+        if lora is not None and lora.dropout and algorithm.needs.no_dropout:
             raise UserError(
                 "lora.dropout: samples are drawn without it, so every ratio of the policy to itself would be noise; "
                 "set it to 0"
             )
-        self.ratio: RatioOf = ratio
-        self.reduction: ReductionName = reduction
-        self.clip, self.kl, self.correction = clip, kl, correction
-        self._token_sums = Sums()
+        self.algorithm, self.temperature = algorithm, temperature
+        self.reference = Reference(reference, self) if algorithm.needs.reference else None
+        self._observed = {"train": Means(), "val": Means()}
 
-    # samples
+    # building
 
-    def wants_own_log_probs(self, update: int) -> bool:
-        """The first update is on policy: its own log-probs are those that it computes anyway."""
-        return update > 0 or self.kl.in_reward
+    def _check(self, spec: ModelSpec) -> None:
+        super()._check(spec)
+        if self.reference is not None:
+            self.reference.check(spec)
 
-    def penalty(self, sample: Sample) -> float:
-        """The divergence from the reference, where it is part of the reward."""
-        if not self.kl.in_reward:
-            return 0.0
-        assert sample.old_log_probs is not None and sample.reference_log_probs is not None
-        return self.kl.weight * (sample.old_log_probs - sample.reference_log_probs).double().sum().item()
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.reference is not None:
+            self.reference.load()
+
+    # what is sampled from
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps that the weights have seen."""
+        return self.global_step
+
+    def weights(self) -> PolicyWeights:
+        spec = self.decoder.spec
+        return PolicyWeights(spec, hf_config(spec), canonical_weights(self.decoder), self.version)
 
     def sample_settings(self) -> dict[str, Any]:
-        """Advantages are of rewards less the divergence, where that is part of them."""
-        taken = [self.kl.weight, self.kl.estimator] if self.kl.in_reward else None
-        return {**super().sample_settings(), "kl in the reward": taken}
+        """What samples that were drawn, scored and compared mean nothing without."""
+        fingerprint = None if self.reference is None else self.reference.fingerprint
+        own = {"method": type(self.algorithm).__name__, "temperature": self.temperature, "reference": fingerprint}
+        return {**own, **self.algorithm.sample_settings()}
 
-    def make_batch(
-        self, packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
-    ) -> PolicyBatch:
-        advantages_S = torch.tensor([sample.advantage for sample in samples], dtype=torch.float64)
-        own_S = [sample.old_log_probs for sample in samples if sample.old_log_probs is not None]
-        reference_S = [sample.reference_log_probs for sample in samples if sample.reference_log_probs is not None]
-        return PolicyBatch(
-            packed.tokens,
-            packed.sample_N,
-            len(samples),
-            advantages_S.to(packed.sample_N.device)[packed.sample_N],
-            packed.join(own_S) if own_S else None,
-            packed.join([sample.engine_log_probs for sample in samples]),
-            packed.join(reference_S) if reference_S else None,
-            max_new_tokens,
-        )
+    # log-probs
+
+    def token_log_probs(self, batch: TokenBatch) -> TokenLogProbs:
+        """The policy's, at each position with a label, row by row."""
+        return token_log_probs(self.decoder, batch, self.temperature)
+
+    @torch.no_grad()
+    def log_probs(self, batch: TokenBatch) -> Tensor:
+        """The same outside a training step, [N]: in its precision, without gradient and without dropout."""
+        was_training = self.decoder.training
+        self.decoder.eval()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                return self.token_log_probs(self.trainer.strategy.batch_to_device(batch)).log_probs_N
+        finally:
+            self.decoder.train(was_training)
+
+    def reference_log_probs(self, batch: TokenBatch) -> Tensor:
+        """The reference's likewise."""
+        assert self.reference is not None, "an algorithm that needs a reference has one"
+        return self.reference.log_probs(self.trainer.strategy.batch_to_device(batch), self.temperature)
 
     # the step
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
         self._log_rollout("train", batch.metrics)
         log_probs_N, entropy_N = self.token_log_probs(batch.tokens)
-        loss, count = self.loss(log_probs_N, batch)
-        self._token_sums.add(len(log_probs_N), entropy=entropy_N.sum(), **self._observed(log_probs_N.detach(), batch))
-        return self.step_loss(loss, count)
-
-    def loss(self, log_probs_N: Tensor, batch: PolicyBatch) -> tuple[Tensor, int]:
-        """(sum, count): the loss of a step is the sum of its micro-batches' sums over the sum of their counts."""
-        old_N = log_probs_N.detach() if batch.old_N is None else batch.old_N
-        ratio_N = log_ratios(log_probs_N, old_N, batch.sample_N, batch.samples, self.ratio)
-        loss_N = clipped_loss(ratio_N, batch.advantages_N, self.clip).loss_N
-        if self.correction is not None and batch.engine_N is not None:
-            loss_N = loss_N * self.correction.weights(old_N, batch.engine_N)
-        if self.kl.in_loss:
-            assert batch.reference_N is not None, "a KL in the loss needs the reference's log-probs"
-            loss_N = loss_N + self.kl.penalty(log_probs_N, batch.reference_N, old_N)
-        weight_N, count = self._reduce_to(batch)
-        return (weight_N * loss_N).sum(), count
-
-    def _reduce_to(self, batch: PolicyBatch) -> policy.Reduction:
-        match self.reduction:
-            case "token_mean":
-                return policy.token_mean(batch.sample_N, batch.samples)
-            case "sequence_mean":
-                return policy.sequence_mean(batch.sample_N, batch.samples)
-            case "sequence_sum":
-                return policy.sequence_sum(batch.sample_N, batch.samples)
-            case "constant_length":
-                return policy.constant_length(batch.sample_N, batch.samples, batch.max_new_tokens)
-
-    def _observed(self, log_probs_N: Tensor, batch: PolicyBatch) -> dict[str, Tensor]:
-        """Sums over tokens, of what says whether a run is healthy."""
-        old_N = log_probs_N if batch.old_N is None else batch.old_N
-        ratio_N = log_ratios(log_probs_N, old_N, batch.sample_N, batch.samples, self.ratio)
-        clipped = clipped_loss(ratio_N, batch.advantages_N, self.clip)
-        seen = {
-            "clip_ratio/low_mean": clipped.clipped_low_N,
-            "clip_ratio/high_mean": clipped.clipped_high_N,
-            "clip_ratio/region_mean": clipped.clipped_low_N | clipped.clipped_high_N,
-        }
-        if batch.reference_N is not None:
-            seen["kl"] = k3(log_probs_N - batch.reference_N)
-        if batch.engine_N is not None:
-            seen["sampling/logp_difference"] = (old_N - batch.engine_N).abs()
-            seen["sampling/importance_ratio"] = (old_N - batch.engine_N).exp()
-        return {name: values_N.double().sum() for name, values_N in seen.items()}
+        loss = self.algorithm.loss(log_probs_N, batch)
+        self._observed["train"].add({"entropy": (entropy_N.sum(), len(entropy_N)), **loss.observed})
+        return self.step_loss(loss.total, loss.count)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        self.log_means("train", self._token_sums)
+        self._log_observed("train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Held-out prompts come answered and judged: what is left is to log it."""
+        self._log_rollout("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self._log_observed("val")
+
+    def _log_rollout(self, stage: str, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "reward", batch_size=1)
+
+    def _log_observed(self, stage: str) -> None:
+        for name, value in self._observed[stage].take(self._reduce).items():
+            self.log(f"{stage}/{name}", value, sync_dist=False)

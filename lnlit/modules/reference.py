@@ -1,16 +1,20 @@
-"""The model that a policy is compared with.
+"""What a policy is compared with: a model, or log-probs that somebody knows already.
 
-Shape suffixes: N positions with a label, row by row.
+Shape suffixes: N positions with a label, row by row; P prompts, K completions of each.
 """
 
 from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.formats import read_spec
-from lnlit.interfaces import TokenBatch
+from lnlit.errors import UserError
+from lnlit.interfaces import PreferenceBatch, TokenBatch
 from lnlit.models.decoder import Decoder
 from lnlit.modules.lit_model import LitModel
 from lnlit.modules.teacher import check_teacher, load_teacher
@@ -54,3 +58,49 @@ class Reference:
         assert self.decoder is not None, "load comes first"
         with self.owner.trainer.precision_plugin.forward_context():
             return token_log_probs(self.decoder, batch, temperature).log_probs_N
+
+
+class KnownReference(ABC):
+    """Log-probs to compare a policy's with that need no second model."""
+
+    @abstractmethod
+    def check(self, completions_are_given: bool) -> None:
+        """Raises `UserError` where nobody knows them."""
+
+    @abstractmethod
+    def log_probs(self, batch: PreferenceBatch, temperature: float) -> Tensor:
+        """Of whole completions that are given, [P, K]; NaN where nobody knows them."""
+
+
+class OldPolicy(KnownReference):
+    """The policy as it was when it drew its samples."""
+
+    def check(self, completions_are_given: bool) -> None:
+        if completions_are_given:
+            raise UserError("model.reference: OldPolicy needs samples of the policy's own, so data of `Experience`")
+
+    def log_probs(self, batch: PreferenceBatch, temperature: float) -> Tensor:
+        raise UserError("model.reference: OldPolicy needs samples of the policy's own, so data of `Experience`")
+
+
+class StoredLogProbs(KnownReference):
+    """The log-probs that `lnlit rollout reference` has written into the rows."""
+
+    def check(self, completions_are_given: bool) -> None:
+        if not completions_are_given:
+            raise UserError("model.reference: StoredLogProbs needs given completions, so data of `PreferenceData`")
+
+    def log_probs(self, batch: PreferenceBatch, temperature: float) -> Tensor:
+        temperature_P = batch.reference_temperature_P
+        others = set() if temperature_P is None else set(temperature_P.tolist()) - {temperature}
+        if batch.reference_PK is None or temperature_P is None or any(math.isnan(other) for other in others):
+            raise UserError(
+                "model.reference: StoredLogProbs, but there are rows without log-probs of a reference. `lnlit rollout "
+                "reference` writes them."
+            )
+        if others:
+            raise UserError(
+                f"model.temperature: {temperature}, but the rows bring log-probs at {min(others)}. Use that, or write "
+                "them anew with `lnlit rollout reference`."
+            )
+        return batch.reference_PK

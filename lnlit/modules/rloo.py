@@ -1,22 +1,19 @@
-"""REINFORCE with a leave-one-out baseline (arXiv 2402.14740; Llama-Nemotron section 6)."""
+"""`lnlit.rl.rloo` as a training method, with its settings beside the model's."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
-from lnlit.errors import UserError
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.policy import PolicyModel
-from lnlit.objectives.advantage import leave_one_out
+from lnlit.modules.policy import Policy
 from lnlit.objectives.kl import KL
 from lnlit.objectives.policy import Clip, Correction
+from lnlit.rl import rloo
 
 
-class RLOO(PolicyModel):
+class RLOO(Policy):
     """Treats a whole completion as one action, and the mean reward of the prompt's other samples as its baseline.
 
     Args:
@@ -46,16 +43,5 @@ class RLOO(PolicyModel):
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
     ) -> None:
-        if ratio == "sequence" and kl.in_loss:
-            raise UserError(
-                "kl.place: with ratio: sequence a sample's loss is one number, and its divergence would be divided by "
-                "its tokens' count. Use place: reward, or ratio: token."
-            )
-        # With one ratio per sample all its tokens carry the same term, and their mean is that term.
-        reduction = "sequence_sum" if ratio == "token" else "sequence_mean"
-        super().__init__(
-            model, optimizer, ratio, reduction, clip, kl, reference, correction, temperature, runtime, lora
-        )
-
-    def advantages(self, rewards_PG: Tensor) -> Tensor:
-        return leave_one_out(rewards_PG)
+        algorithm = rloo.RLOO(ratio=ratio, clip=clip, kl=kl, correction=correction)
+        super().__init__(model, optimizer, algorithm, reference, temperature, runtime, lora)

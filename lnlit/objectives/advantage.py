@@ -46,6 +46,32 @@ def leave_one_out(rewards_PG: Tensor) -> Tensor:
     return centred(rewards_PG) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
+def over_group_mean(rewards_PG: Tensor) -> Tensor:
+    """Reward minus mean over mean of its prompt (MaxRL, arXiv 2602.02710); 0 where the mean is not above 0."""
+    _, mean_P1, _ = _spread(rewards_PG)
+    return torch.where(mean_P1 > 0, centred(rewards_PG) / mean_P1, 0.0)
+
+
+def decoupled(rewards_PGR: Tensor, weights_R: Tensor, epsilon: float = EPSILON) -> Tensor:
+    """Each reward function over its own deviation within the prompt, summed by weight, and that over its mean and
+    deviation in the batch (GDPO, arXiv 2601.05242, section 3). [P, G]; R reward functions."""
+    counted = [(rewards_PGR[..., reward], weight) for reward, weight in enumerate(weights_R.tolist()) if weight]
+    sum_PG = rewards_PGR.new_zeros(rewards_PGR.shape[:2], dtype=torch.float64)
+    for rewards_PG, weight in counted:
+        known_PG = ~rewards_PG.isnan()
+        sum_PG += torch.where(known_PG, weight * over_group_std(rewards_PG, epsilon), torch.nan)
+    return over_group_std(sum_PG.view(1, -1), epsilon).view_as(sum_PG)
+
+
+def whitened(values_PG: Tensor, lengths_PG: Tensor) -> Tensor:
+    """Value minus mean over deviation, of all tokens of a batch, where a sample has `lengths_PG` of its value
+    (REINFORCE++, arXiv 2501.03262). Samples without tokens have 0."""
+    tokens = lengths_PG.sum().clamp(min=1)
+    mean = (values_PG * lengths_PG).sum() / tokens
+    variance = ((values_PG - mean).square() * lengths_PG).sum() / tokens
+    return torch.where(lengths_PG > 0, (values_PG - mean) / (variance.sqrt() + 1e-8), 0.0)
+
+
 def without_spread(rewards_PG: Tensor) -> Tensor:
     """Prompts of which all samples had the same reward, bool [P]: they teach nothing."""
     return _spread(rewards_PG)[2][:, 0] == 0

@@ -70,13 +70,13 @@ class Correction:
         return torch.where((ratio_N >= self.low) & (ratio_N <= self.high), ratio_N, 0.0)
 
 
-class PolicyLoss(NamedTuple):
+class TokenLoss(NamedTuple):
     loss_N: Tensor
     clipped_low_N: Tensor  # bool: the bound took this token's gradient away
     clipped_high_N: Tensor
 
 
-def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> PolicyLoss:
+def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> TokenLoss:
     """-min(ratio A, clip(ratio) A) for each token (PPO, arXiv 1707.06347, equation 7).
 
     `log_ratio_N` is log(policy / policy that drew the token), the only input with a gradient; it has none where it is
@@ -88,7 +88,7 @@ def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> Polic
         loss_N = torch.where(advantages_N < 0, torch.minimum(loss_N, -clip.dual * advantages_N), loss_N)
     clipped_low_N = (ratio_N < 1 - clip.low) & (advantages_N < 0)
     clipped_high_N = (ratio_N > 1 + clip.high) & (advantages_N > 0)
-    return PolicyLoss(loss_N, clipped_low_N, clipped_high_N)
+    return TokenLoss(loss_N, clipped_low_N, clipped_high_N)
 
 
 def log_ratios(log_probs_N: Tensor, old_N: Tensor, sample_N: Tensor, samples: int, of: RatioOf) -> Tensor:

@@ -113,6 +113,9 @@ class LLMJudgeReward(BatchReward):
         self.outcomes.update(str(result.error).partition(":")[0] for result in results if result.value is None)
         return results
 
+    def counts(self) -> Mapping[str, int]:
+        return self.outcomes
+
     def check_row(self, row: Mapping[str, Any]) -> None:
         if (key := self.key) is not None and not self._has_reference(row):
             raise UserError(f"llm_judge: the row's {key} is {row[key]!r}, so there is nothing to compare with")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lnlit.data.packing import round_up
-from lnlit.interfaces import IGNORE, TokenBatch
-from lnlit.sampling.sample import Drawn
+from lnlit.interfaces import IGNORE, PolicyBatch, TokenBatch
+from lnlit.sampling.sample import Drawn, Sample
 
 #: Batches have a multiple of so many tokens, as FP8 matrix products want it.
 _MULTIPLE = 16
@@ -73,6 +73,28 @@ def pack(samples: Sequence[Drawn], learned_S: Sequence[bool], padding_id: int) -
     places_E = torch.tensor(places) if len(places) > len(tokens) else None
     batch = TokenBatch(tokens_1T, labels_1T, positions_1T, [len(document) for document in documents], places_E)
     return Packed(batch, torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)), len(samples))
+
+
+def policy_batch(
+    packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
+) -> PolicyBatch:
+    """What an algorithm makes a loss of. Log-probs that one sample has all have."""
+    advantages_S = torch.tensor([sample.advantage for sample in samples], dtype=torch.float64)
+    rewards = [sample.reward if sample.learned else torch.nan for sample in samples]
+    old_S = [sample.old_log_probs for sample in samples if sample.old_log_probs is not None]
+    reference_S = [sample.reference_log_probs for sample in samples if sample.reference_log_probs is not None]
+    return PolicyBatch(
+        packed.tokens,
+        packed.sample_N,
+        len(samples),
+        advantages_S[packed.sample_N],
+        packed.join(old_S) if old_S else None,
+        packed.join([sample.engine_log_probs for sample in samples]),
+        packed.join(reference_S) if reference_S else None,
+        max_new_tokens,
+        torch.tensor(rewards, dtype=torch.float64),
+        samples_per_prompt,
+    )
 
 
 def micro_batches(

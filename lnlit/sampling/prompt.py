@@ -60,7 +60,10 @@ def read_prompts(source: Source, encoder: ChatEncoder, room: int) -> Prompts:
         if not token_ids:
             read.left_out[number] = "there is nothing to answer: no turn but the assistant's"
         elif len(token_ids) > room:
-            read.left_out[number] = f"a prompt of {len(token_ids)} tokens"
+            read.left_out[number] = (
+                f"a prompt of {len(token_ids)} tokens; the model's context has room for {max(room, 0)} in front of "
+                "max_new_tokens"
+            )
         else:
             read.found.append(Prompt(messages, tuple(token_ids), row))
             read.rows.append(number)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -73,12 +72,3 @@ class Sample(Judged):
         rewards = {name: RewardResult(*result) for name, result in state["rewards"].items()}
         prompt = Prompt((), tuple(rollout.prompt_ids), {})
         return cls(prompt, **{**state, "rollout": rollout, "rewards": rewards})
-
-
-def request_seed(run: int, rollout: int, prompt: int, sample: int) -> int:
-    """Of one completion of a run: the same after a restart and whatever it is batched with, different for all others.
-
-    63 bits, as engines take signed numbers.
-    """
-    name = f"{run}/{rollout}/{prompt}/{sample}".encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,23 +22,12 @@ from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
 from lnlit.files import expanded
-from lnlit.interfaces import (
-    PolicyWeights,
-    Reward,
-    RewardRequest,
-    RewardResult,
-    Rollout,
-    RolloutEngine,
-    RolloutRequest,
-    RolloutSampling,
-    Source,
-)
+from lnlit.interfaces import PolicyWeights, Reward, RolloutEngine, RolloutSampling, Source
 from lnlit.journal import Journal
-from lnlit.progress import track
-from lnlit.rewards.pool import RewardPool, why_not
 from lnlit.rollout.native import NativeEngine
-from lnlit.sampling.prompt import Prompt
-from lnlit.sampling.sample import request_seed
+from lnlit.sampling.prompt import Prompt, read_prompts
+from lnlit.sampling.sample import Judged
+from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, sample_into
 from lnlit.thinking import Thinking, on_or_off
 
 _REWARD = "reward"
@@ -91,74 +80,31 @@ def annotate(
     settings |= {"engine": _settings(engine), "reward": _settings(reward)}
     settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     sampling = RolloutSampling(max_new_tokens, temperature, tuple(encoder.end_ids()))
-    file, pool = expanded(out), RewardPool({_REWARD: reward}, workers)
-    with Journal.beside(file, settings, "annotated rows") as work, closing(engine), closing(pool):
-        _Annotator(encoder, engine, pool, sampling, samples, pass_at, seed).run(work, found, path, prompts_per_round)
-        lines = summary([row for _, row in work.numbered()], samples, pool.outcomes)
+    sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], workers, encoder, sampling, Phases())
+    file = expanded(out)
+    with Journal.beside(file, settings, "annotated rows") as work, closing(sampler):
+        if len(work) < len(found):
+            sampler.load(0, partial(_weights, path))
+        told = partial(_row, pass_at=pass_at)
+        sample_into(work, sampler, asked(found, samples, seed, rollout=0), prompts_per_round, told, "annotate")
+        lines = summary([row for _, row in work.numbered()], samples, sampler.pool.outcomes)
         work.finish(file)
     for line in lines:
         print(f"annotate: {line}", file=sys.stderr)
     return file
 
 
-@dataclass(frozen=True)
-class _Annotator:
-    encoder: ChatEncoder
-    engine: RolloutEngine
-    pool: RewardPool
-    sampling: RolloutSampling
-    samples: int
-    pass_at: float
-    seed: int
-
-    def run(self, work: Journal, prompts: Sequence[Prompt], model: Path, prompts_per_round: int) -> None:
-        """Append what is missing in `work`, round by round."""
-        if len(work) < len(prompts):
-            work.keep(len(work) // prompts_per_round * prompts_per_round)  # a round is batched as it was before
-            spec, weights = read_spec(model), open_checkpoint(model).weights(model)
-            self.engine.load_weights(PolicyWeights(spec, hf_config(spec), weights, version=0))
-        starts = range(len(work), len(prompts), prompts_per_round)
-        rounds = [(first, prompts[first : first + prompts_per_round]) for first in starts]
-        done, total = len(work), len(prompts)
-        for first, part in track(rounds, "annotate", "prompt", total=total, done=done, size=lambda one: len(one[1])):
-            work.append(*self.rows(first, part, is_rest=first > 0 and len(part) < prompts_per_round))
-
-    def rows(self, first: int, prompts: Sequence[Prompt], is_rest: bool = False) -> list[dict[str, Any]]:
-        """The annotated rows of `prompts`, of which the first has the number `first` among all. That none can be judged
-        is a fault of the reward, unless they are but the rest after whole rounds.
-        """
-        owners = [prompt for prompt in prompts for _ in range(self.samples)]
-        places = (divmod(at, self.samples) for at in range(len(owners)))
-        seeds = [request_seed(self.seed, 0, first + prompt, sample) for prompt, sample in places]
-        requests = [RolloutRequest(owner.token_ids, seed) for owner, seed in zip(owners, seeds, strict=True)]
-        rollouts = self.engine.generate(requests, self.sampling)
-        texts = [self.encoder.completion(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
-        judged = self.pool.score(
-            [
-                RewardRequest(owner.messages, text, rollout.finish_reason == "length", owner.row)
-                for owner, text, rollout in zip(owners, texts, rollouts, strict=True)
-            ]
-        )
-        results = [rewards[_REWARD] for rewards in judged]
-        if len(prompts) > 1 and not is_rest and all(result.value is None for result in results):
-            raise UserError(
-                f"reward: none of {len(results)} completions could be judged; the first: {results[0].error}. What was "
-                "annotated before is kept."
-            )
-        groups = [slice(at, at + self.samples) for at in range(0, len(owners), self.samples)]
-        return [
-            self._row(prompt, rollouts[group], results[group]) for prompt, group in zip(prompts, groups, strict=True)
-        ]
-
-    def _row(self, prompt: Prompt, rollouts: Sequence[Rollout], results: Sequence[RewardResult]) -> dict[str, Any]:
-        values = [result.value for result in results if result.value is not None]
-        return {
-            **prompt.row,
-            "pass_rate": fmean(value >= self.pass_at for value in values) if values else None,
-            "samples": len(values),
-            "mean_tokens": fmean(len(rollout.token_ids) for rollout in rollouts),
-            "truncated": fmean(rollout.finish_reason == "length" for rollout in rollouts),
-        }
+def _row(samples: Sequence[Judged], pass_at: float) -> dict[str, Any]:
+    """A prompt's row with what its completions say of it."""
+    verdicts = [sample.rewards[_REWARD].value for sample in samples]
+    values = [value for value in verdicts if value is not None]
+    return {
+        **samples[0].prompt.row,
+        "pass_rate": fmean(value >= pass_at for value in values) if values else None,
+        "samples": len(values),
+        "mean_tokens": fmean(len(sample.rollout.token_ids) for sample in samples),
+        "truncated": fmean(sample.truncated for sample in samples),
+    }
 
 
 def summary(rows: Sequence[Mapping[str, Any]], samples: int, outcomes: Mapping[str, int]) -> list[str]:
@@ -181,37 +127,29 @@ def summary(rows: Sequence[Mapping[str, Any]], samples: int, outcomes: Mapping[s
     return lines
 
 
+def _weights(path: Path) -> PolicyWeights:
+    spec = read_spec(path)
+    return PolicyWeights(spec, hf_config(spec), open_checkpoint(path).weights(path), version=0)
+
+
 def _read(source: Source, encoder: ChatEncoder, room: int, reward: Reward) -> list[Prompt]:
     """Every prompt, as tokens. Raises `UserError` for one that leaves a completion no room, and for rows that JSON
     cannot hold.
     """
-    found: list[Prompt] = []
-    for index, row in enumerate(source.rows()):
+    read = read_prompts(source, encoder, room)
+    if read.left_out:
+        raise UserError(f"{read.named(read.left_out, most=1)}. Leave the row out, or lower max_new_tokens.")
+    for prompt, row in zip(read.found, read.rows, strict=True):
         try:
-            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-            messages, tokens = encoder.prompt(row)
-            if not messages:
-                raise UserError("there is nothing to answer: no turn but the assistant's")
-        except (UserError, TypeError, ValueError) as error:
-            raise UserError(f"{where(source, index)}: {error}") from error
-        if len(tokens) > room:
-            raise UserError(
-                f"{where(source, index)}: a prompt of {len(tokens)} tokens; the model's context has room for "
-                f"{max(room, 0)} in front of max_new_tokens. Lower max_new_tokens, or leave the row out."
-            )
-        found.append(Prompt(messages, tuple(tokens), row))
-    if not found:
+            json.dumps(prompt.row, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where(source, row)}: {error}") from error
+    if not read.found:
         raise UserError(f"prompts: {source} has no rows")
-    _name_unjudged(source, found, reward)
-    return found
-
-
-def _name_unjudged(source: Source, prompts: Sequence[Prompt], reward: Reward) -> None:
-    """Before anything is sampled: what rows will have no pass rate, as far as the reward can tell."""
-    if unjudged := {at: why for at, prompt in enumerate(prompts) if (why := why_not([reward], prompt.row))}:
-        named = "; ".join(f"{where(source, at)}: {why}" for at, why in list(unjudged.items())[:3])
-        said = f"annotate: no completion can be judged by {len(unjudged)} of {len(prompts)} rows: {named}"
-        print(said, file=sys.stderr)
+    if unjudged := read.unjudged([reward]):  # before anything is sampled
+        of = f"{len(unjudged)} of {len(read.found)} rows"
+        print(f"annotate: no completion can be judged by {of}: {read.named(unjudged)}", file=sys.stderr)
+    return read.found
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

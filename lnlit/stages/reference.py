@@ -42,7 +42,8 @@ def reference(
     batch_tokens: int = 4096,
     rows_per_round: int = 256,
 ) -> Path:
-    """Write preference rows with a model's log-probs of their completions, for `RPO` with `reference: data`.
+    """Write preference rows with a model's log-probs of their completions, for `RPO` with the reference
+    `StoredLogProbs`.
 
     Each row gets `reference_log_probs`: `log_probs`, in nats and of the whole completion (null where it is longer than
     the model's context), their `temperature`, and `digests` of the tokens, by which a run notices another tokenizer,

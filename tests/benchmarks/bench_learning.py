@@ -40,21 +40,23 @@ from lnlit.data.reasoning_gym import ReasoningGymSource
 from lnlit.data.sources import JsonlSource
 from lnlit.data.tokenizer import pad_id
 from lnlit.files import read_json, write_json
+from lnlit.interfaces import Algorithm, Loss, Needs, PolicyBatch, RewardTable
 from lnlit.models.build import build_decoder
-from lnlit.modules.experience import Experience, HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.optim import AdamW
-from lnlit.modules.reference import token_log_probs
+from lnlit.modules.policy import Policy
+from lnlit.modules.prompt_data import Experience, HeldOut, Weighted
+from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
-from lnlit.modules.sampled import SampledModel
 from lnlit.modules.sft import SFT
 from lnlit.objectives.kl import KL
 from lnlit.rewards.format import FormatReward
 from lnlit.rewards.instructions import InstructionsReward
 from lnlit.rewards.math_answer import MathAnswerReward
 from lnlit.rl.batch import pack
+from lnlit.rollout.log_probs import token_log_probs
 from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.sampling.order import PromptOrder, Uniform
@@ -77,7 +79,7 @@ MIXED: dict[str, dict[str, Any]] = {
 class Study:
     """A policy and its data, given the options; `parts` are the rewards to report."""
 
-    policy: Callable[[argparse.Namespace], SampledModel]
+    policy: Callable[[argparse.Namespace], Policy]
     data: Callable[[argparse.Namespace], Experience]
     parts: tuple[str, ...] = ("answer", "format")
     steps: int = 60
@@ -104,6 +106,13 @@ def sums(options: argparse.Namespace, kind: type[Experience] | None = None, **se
         seed=options.seed,
         **(given | settings),
     )
+
+
+def shuffled(options: argparse.Namespace) -> Policy:
+    """The control of `grpo`: the same, but each sample gets another one's rewards."""
+    policy = grpo(options)
+    policy.algorithm = ShuffledRewards(policy.algorithm, options.seed)
+    return policy
 
 
 def annotated(options: argparse.Namespace, order: PromptOrder) -> Experience:
@@ -150,7 +159,7 @@ def preferences(options: argparse.Namespace) -> Experience:
 
 STUDIES = {
     "grpo": Study(grpo, sums),
-    "shuffled": Study(grpo, lambda options: sums(options, ShuffledRewards)),
+    "shuffled": Study(shuffled, sums),
     "harder": Study(
         grpo, lambda options: sums(options, tasks={"basic_arithmetic": {"min_terms": 4, "max_terms": 4}}), steps=80
     ),
@@ -167,7 +176,7 @@ STUDIES = {
             AdamW(options.rate or 1e-5, schedule="constant", warmup_ratio=0.0),
             beta=1e-5,
             eta=3.0,
-            reference="rollout",
+            reference=OldPolicy(),
         ),
         preferences,
         ("reward_model",),
@@ -175,14 +184,24 @@ STUDIES = {
 }
 
 
-class ShuffledRewards(Experience):
-    """The control: each sample gets the reward of another one, drawn by the run's seed."""
+class ShuffledRewards(Algorithm):
+    """The control: each sample gets the reward of another one, drawn by what the rewards are."""
 
-    def _compare(self, samples: Sequence[Sample]) -> list[Sample]:
-        rewards = [sample.reward for sample in samples]
-        random.Random(f"{self.seed}/{self.rollouts}").shuffle(rewards)
-        shuffled = zip(samples, rewards, strict=True)
-        return super()._compare([replace(sample, reward=reward) for sample, reward in shuffled])
+    def __init__(self, algorithm: Algorithm, seed: int) -> None:
+        self.algorithm, self.seed = algorithm, seed
+
+    @property
+    def needs(self) -> Needs:
+        return self.algorithm.needs
+
+    def advantages(self, table: RewardTable) -> torch.Tensor:
+        random = torch.Generator().manual_seed(self.seed + int(table.lengths_PG.sum()))
+        order = torch.randperm(table.lengths_PG.numel(), generator=random)
+        shuffled_PGR = table.rewards_PGR.flatten(0, 1)[order].view_as(table.rewards_PGR)
+        return self.algorithm.advantages(replace(table, rewards_PGR=shuffled_PGR))
+
+    def loss(self, log_probs_N: torch.Tensor, batch: PolicyBatch) -> Loss:
+        return self.algorithm.loss(log_probs_N, batch)
 
 
 class Judged(L.Callback):

@@ -57,15 +57,15 @@ def lnlit(model: str, steps: int, turns: Turns) -> None:
     """GRPO and Experience under a bare Trainer."""
     import lightning as L
 
+    from lnlit.data.chat import ChatEncoder
     from lnlit.data.reasoning_gym import ReasoningGymSource
-    from lnlit.modules.experience import Experience, Weighted
     from lnlit.modules.grpo import GRPO
     from lnlit.modules.optim import AdamW
-    from lnlit.modules.rollouts import Rollouts
+    from lnlit.modules.prompt_data import Experience, Weighted
     from lnlit.rewards.format import FormatReward
     from lnlit.rollout.native import NativeEngine
 
-    Rollouts._ends = ()  # type: ignore[assignment]  # every completion has the full length
+    ChatEncoder.end_ids = lambda self: []  # every completion has the full length
 
     class Clock(L.Callback):
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -44,7 +44,7 @@ class Rollouts(L.LightningDataModule):
 
     def __init__(self, micro_batches: int = 1, fails: bool = False) -> None:
         super().__init__()
-        self.phases = SimpleNamespace(listeners=[])
+        self.phases, self.listeners = SimpleNamespace(listeners=[]), []
         self.micro_batches, self.fails = micro_batches, fails
 
     def train_dataloader(self):

@@ -19,9 +19,9 @@ from lnlit.callbacks.pictures import log_pictures
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PreferenceBatch, Reward, TokenBatch
-from lnlit.modules.experience import Experience, HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience, HeldOut, Weighted
 from lnlit.report.picture import Picture
 from lnlit.report.rollouts import page
 from lnlit.report.theme import new_figure
@@ -236,7 +236,7 @@ def test_a_run_that_fails_has_its_page_and_tells_why(model, prompts, tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    data, log = SimpleNamespace(listeners=[]), RolloutLog()
+    data, log = SimpleNamespace(listeners=[], phases=None), RolloutLog()
     trainer = SimpleNamespace(datamodule=data, fast_dev_run=0, is_global_zero=False, default_root_dir=tmp_path)
     log.on_fit_start(trainer, None)
     log.on_train_batch_start(trainer, None, None, 0)

@@ -182,6 +182,41 @@ def test_a_mistake_is_one_line(lnlit, write, swap, message):
     assert line.startswith(f"error: {message}"), line
 
 
+OWN = """\
+from dataclasses import dataclass
+
+from lnlit.rl.grpo import GRPO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bold(GRPO):
+    boldness: float = 2.0
+
+    def advantages(self, table):
+        return self.boldness * super().advantages(table)
+"""
+
+
+def test_an_algorithm_of_ones_own_is_named_by_its_file(lnlit, write, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    given = "    algorithm:\n      class_path: mine.py:Bold\n      init_args: {boldness: 3.0, kl: {weight: 0.1}}\n"
+    name, kl = ("class_path: GRPO", "class_path: Policy"), "    kl:\n      weight: 0.1\n"
+    code, _, err = lnlit("fit", "--config", write(name, (kl, given)))
+    assert code == 0, err
+    code, _, err = lnlit("fit", "--config", write(name, (kl, given.replace("ness", ""))))
+    assert code == 2 and "unknown key 'bold'. Did you mean 'boldness'?" in err.splitlines()[-1], err
+
+
+@pytest.mark.parametrize(("word", "name"), [("rollout", "OldPolicy"), ("data", "StoredLogProbs")])
+def test_a_reference_that_was_a_word_has_a_name(lnlit, write, word, name):
+    settings = ("    kl:\n      weight: 0.1\n", f"    beta: 1\n    reference: {word}\n")
+    code, _, err = lnlit("fit", "--config", write(("class_path: GRPO", "class_path: RPO"), settings))
+    assert code == 2
+    assert err.splitlines()[-1].endswith(
+        f"model.reference: {word!r} is now called {{class_path: {name}}}; a folder of that name is ./{word}"
+    )
+
+
 def test_a_curriculum_runs_and_goes_on(lnlit, write, tmp_path):
     path = write(("max_steps: 2", "max_steps: 3"))
     code, _, err = lnlit("fit", "--config", path)

@@ -17,12 +17,11 @@ from lnlit.data.text_data import TextData
 from lnlit.errors import UserError
 from lnlit.models.lora import LoRA
 from lnlit.modules.distill import Distill
-from lnlit.modules.experience import Experience
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.rloo import RLOO
-from lnlit.modules.rollouts import Weighted
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
 from lnlit.objectives.policy import Clip, Correction
@@ -31,6 +30,7 @@ from lnlit.rewards.format import FormatReward
 from lnlit.rewards.llm_judge import LLMJudgeReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum
+from lnlit.sampling.sampler import Weighted
 from lnlit.search.candidates import Candidates
 
 PARTS: list[type] = [

@@ -125,7 +125,7 @@ def make_world(folder: Path) -> Path:
 
     import lnlit.cli.train
     import lnlit.data.datamodule
-    import lnlit.modules.experience
+    import lnlit.modules.prompt_data
     import lnlit.modules.sft
     import lnlit.stages.annotate
     import lnlit.stages.score

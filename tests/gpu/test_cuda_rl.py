@@ -11,9 +11,9 @@ import torch
 from lnlit import registry
 from lnlit.callbacks.memory import MemoryRecorder
 from lnlit.data.sources import JsonlSource
-from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience, Weighted
 from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.specs import BlockSpec, PartSpec

@@ -26,9 +26,9 @@ from lnlit.errors import UserError
 from lnlit.interfaces import PolicyWeights, Reward, RewardRequest, RolloutRequest, RolloutSampling
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights
-from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience, Weighted
 from lnlit.testing.rollout_contract import check_rollout_engine
 from lnlit.testing.tiny import tiny_decoder, tiny_folder
 

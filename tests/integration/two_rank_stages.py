@@ -21,9 +21,9 @@ from lnlit.callbacks.checkpoints import checkpoint_folder
 from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardResult
-from lnlit.modules.experience import Experience, HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience, HeldOut, Weighted
 from lnlit.modules.sft import SFT
 from lnlit.rollout.native import NativeEngine
 

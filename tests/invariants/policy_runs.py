@@ -19,13 +19,16 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lnlit.callbacks.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.interfaces import BatchReward, PreferenceBatch, RewardRequest, RewardResult
-from lnlit.modules.experience import Experience, Weighted
+from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.policy import Policy
+from lnlit.modules.prompt_data import Experience, Weighted
+from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
+from lnlit.rl.reinforce_plus_plus import ReinforcePlusPlus
 from lnlit.rollout.native import NativeEngine
 
 IN_LOSS, IN_REWARD = KL(0.1, "k2", "loss"), KL(0.1, "k1", "reward")
@@ -45,9 +48,10 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "resampled": (GRPO, {}, {"resample": 2}),
     "rloo": (RLOO, {}, {}),
     "rloo_two_updates": (RLOO, {}, {"updates_per_rollout": 2}),
+    "by_tokens": (Policy, {"algorithm": ReinforcePlusPlus()}, {"truncated": "mask"}),
     "rpo": (RPO, {"beta": 0.1}, {}),
     "rpo_masked": (RPO, {"beta": 0.1, "loss": "squared"}, {"truncated": "mask", "max_new_tokens": 12}),
-    "rpo_by_rollout": (RPO, {"beta": 0.1, "reference": "rollout"}, {"updates_per_rollout": 2}),
+    "rpo_by_rollout": (RPO, {"beta": 0.1, "reference": OldPolicy()}, {"updates_per_rollout": 2}),
 }
 
 
@@ -75,8 +79,7 @@ class Rows(L.Callback):
     together = shared = False
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        samples = batch.rewards_PK.numel() if isinstance(batch, PreferenceBatch) else batch.samples
-        self.together |= len(batch.tokens.tokens) < samples
+        self.together |= len(batch.tokens.tokens) < batch.samples
         self.shared |= batch.tokens.places is not None
 
 

@@ -15,9 +15,9 @@ from policy_runs import CASES, run, write_prompts
 
 from lnlit.data.chat import Document
 from lnlit.data.packing import collate
-from lnlit.modules import experience
+from lnlit.rl import collector, on_policy
 from lnlit.rl.batch import Packed
-from lnlit.sampling.sample import Sample
+from lnlit.sampling.sample import Drawn
 from lnlit.testing.tiny import tiny_decoder, tiny_folder
 
 CHANGE = "relative change of a weight"
@@ -71,7 +71,7 @@ def test_accumulation_changes_nothing(files, case, accumulate, record_property):
 def one_per_row(padding_side: str):
     """Instead of `pack`: each sample has a row to itself, longer than any needs."""
 
-    def pack(samples: Sequence[Sample], learned_S: Sequence[bool], padding_id: int) -> Packed:
+    def pack(samples: Sequence[Drawn], learned_S: Sequence[bool], padding_id: int) -> Packed:
         rows, owners = [], []
         for number, (sample, learned) in enumerate(zip(samples, learned_S, strict=True)):
             prompt, answer = sample.rollout.prompt_ids, sample.rollout.token_ids
@@ -87,7 +87,8 @@ def one_per_row(padding_side: str):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_packing_and_padding_change_nothing(files, case, padding_side, monkeypatch, record_property):
     expected = reference(files, case)
-    monkeypatch.setattr(experience, "pack", one_per_row(padding_side))
+    for module in (collector, on_policy):
+        monkeypatch.setattr(module, "pack", one_per_row(padding_side))
     found = run(*files, case, 2)
     assert expected["packed"] and not found["packed"]
     record_property(CHANGE, assert_same(found, expected))

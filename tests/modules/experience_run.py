@@ -15,9 +15,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lnlit.callbacks.checkpoints import Checkpoint
 from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardResult
-from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience, Weighted
 from lnlit.rollout.native import NativeEngine
 
 

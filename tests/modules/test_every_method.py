@@ -19,10 +19,10 @@ from lnlit.data.text_data import TextData
 from lnlit.models.lora import LoRA
 from lnlit.models.reward_head import FILE
 from lnlit.modules.distill import Distill
-from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience, Weighted
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO

@@ -15,9 +15,9 @@ from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
 from lnlit.models.lora import LoRA
-from lnlit.modules.experience import Experience, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import Experience, Weighted
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
 from lnlit.rollout.native import NativeEngine
@@ -235,7 +235,7 @@ def test_a_masked_completion_pays_for_its_divergence_like_its_siblings(model, pr
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples_per_prompt": 1}, "2 or more"),
+        ({"samples_per_prompt": 0}, "expected a positive number"),
         ({"updates_per_rollout": 5}, "cannot be spread over 5"),
         ({"max_new_tokens": 0}, "data.max_new_tokens"),
     ],
@@ -243,6 +243,11 @@ def test_a_masked_completion_pays_for_its_divergence_like_its_siblings(model, pr
 def test_settings_that_make_no_sense_are_refused(model, prompts, settings, message):
     with pytest.raises(UserError, match=message):
         data(model, prompts, **settings)
+
+
+def test_a_sample_without_siblings_is_refused_where_it_is_judged_by_them(model, prompts, tmp_path):
+    with pytest.raises(UserError, match="judged by its siblings, so 2 or more; got 1"):
+        trainer(tmp_path, 1).fit(policy(model), data(model, prompts, samples_per_prompt=1))
 
 
 def test_an_endless_run_is_refused(model, prompts, tmp_path):

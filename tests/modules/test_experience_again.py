@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import RewardResult, Source
-from lnlit.modules.experience import HeldOut, Weighted
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
+from lnlit.modules.prompt_data import HeldOut, Weighted
+from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
@@ -46,7 +47,7 @@ def test_rows_that_no_checkpoint_can_hold_do_not_hinder_going_on(model, prompts,
 
 def test_another_fit_with_the_same_data_begins_anew(model, prompts, tmp_path):
     first = Run(model, prompts, tmp_path, 3, updates_per_rollout=2).fit()
-    assert first.data.pending
+    assert first.data.collector.pending
     second, alone = (Run(model, prompts, tmp_path, 4, updates_per_rollout=2) for _ in range(2))
     second.data = first.data
     assert same(second.fit().weights, alone.fit().weights)
@@ -77,6 +78,16 @@ def test_a_run_of_other_settings_does_not_go_on(model, prompts, tmp_path, change
         Run(
             model, prompts, tmp_path, 2, ckpt_path=tmp_path / "checkpoints" / "step-1.ckpt", **{**settings, **change}
         ).fit()
+
+
+def test_samples_that_an_older_version_wrote_are_refused(model, prompts, tmp_path):
+    run = Run(model, prompts, tmp_path, 1, save=True).fit()
+    file = tmp_path / "checkpoints" / "step-1.ckpt"
+    saved = torch.load(file, weights_only=True)
+    saved[type(run.data).__qualname__].pop("format")
+    torch.save(saved, file)
+    with pytest.raises(UserError, match="another version of lnlit wrote this checkpoint"):
+        Run(model, prompts, tmp_path, 2, ckpt_path=file).fit()
 
 
 def test_a_run_of_other_prompts_does_not_go_on(model, prompts, tmp_path):
@@ -129,7 +140,7 @@ def test_validation_comes_at_the_same_steps(model, prompts, tmp_path, stop):
 
 
 @pytest.mark.parametrize(
-    ("kind", "learner"), [(GRPO, {"kl": KL(0.1)}), (RPO, {"beta": 0.1}), (RPO, {"beta": 0.1, "reference": "rollout"})]
+    ("kind", "learner"), [(GRPO, {"kl": KL(0.1)}), (RPO, {"beta": 0.1}), (RPO, {"beta": 0.1, "reference": OldPolicy()})]
 )
 def test_half_precision_is_of_the_model_and_not_of_what_is_known_of_samples(model, prompts, tmp_path, kind, learner):
     types = set()

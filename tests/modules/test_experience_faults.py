@@ -16,14 +16,15 @@ from sorry_reward import Sorry
 
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.interfaces import BatchReward, RewardResult
-from lnlit.modules import rollouts
-from lnlit.modules.experience import HeldOut
+from lnlit.interfaces import BatchReward, RewardResult, RewardTable
+from lnlit.modules import prompt_data
 from lnlit.modules.grpo import GRPO
+from lnlit.modules.prompt_data import HeldOut
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
 from lnlit.rewards.llm_judge import LLMJudgeReward
+from lnlit.rl import on_policy
 from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum
 
@@ -105,8 +106,9 @@ def test_samples_without_a_reward_count_for_nothing(model, prompts, tmp_path, me
     (samples,) = run.samples["train"]
     assert [s.advantage for s in samples if math.isnan(s.reward)] == [0.0, 0.0]
     for prompt in (samples[0:3], samples[3:6]):
-        known = torch.tensor([[s.reward for s in prompt if not math.isnan(s.reward)]])
-        expected = run.module.advantages(known).flatten().tolist()
+        known = torch.tensor([[[s.reward] for s in prompt if not math.isnan(s.reward)]])
+        table = RewardTable(known, torch.ones(1), torch.ones_like(known[..., 0]), torch.zeros_like(known[..., 0]))
+        expected = run.module.algorithm.advantages(table).flatten().tolist()
         assert [s.advantage for s in prompt if not math.isnan(s.reward)] == pytest.approx(expected)
     if method is GRPO:
         learned = sum(len(s.rollout.token_ids) for s in samples if not math.isnan(s.reward))
@@ -157,7 +159,7 @@ def test_an_engine_that_knows_no_probability_stops_the_run(model, prompts, tmp_p
 def test_a_rank_that_knows_no_probability_goes_on_with_the_others(model, prompts, tmp_path, untouched, monkeypatch):
     """What is told of the other rank: its largest difference, their sum, their number."""
     other = (0.1, 1.0, 10)
-    monkeypatch.setattr(rollouts, "everyones", lambda mine: [mine, other] if isinstance(mine, tuple) else [mine])
+    monkeypatch.setattr(on_policy, "everyones", lambda mine: [mine, other] if isinstance(mine, tuple) else [mine])
     run = Run(model, prompts, tmp_path, engine=Unsure(64, "float32", "cpu", every=1)).fit()
     assert run.metrics.of("train/sampling/logp_difference/max") == pytest.approx([0.1, 0.1])
     assert run.metrics.of("train/sampling/logp_difference/mean") == pytest.approx([0.1, 0.1])
@@ -214,7 +216,7 @@ def test_the_engine_sleeps_before_the_policy_comes_back(model, prompts, tmp_path
         yield
         events.append("back")
 
-    monkeypatch.setattr(rollouts, "offloaded", offloaded)
+    monkeypatch.setattr(prompt_data, "offloaded", offloaded)
     Run(model, prompts, tmp_path, 2, engine=Noisy(8, "float32", "cpu"), take_turns=True).fit()
     assert events == 2 * ["leaves", "generate", "sleep", "back"]
 

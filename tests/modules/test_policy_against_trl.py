@@ -1,4 +1,4 @@
-"""Losses and gradients of GRPO and RLOO equal TRL's own, on one model, in double precision.
+"""Losses and gradients of algorithms equal TRL's own, on one model, in double precision.
 
 TRL pads prompts on the left and completions on the right; ours are packed into one row. So agreement also says that
 neither padding nor packing has a part in the result. Where TRL and lnlit differ on purpose, a test says by how much.
@@ -17,12 +17,15 @@ from transformers import LlamaForCausalLM
 from trl import GRPOTrainer, RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from lnlit.interfaces import IGNORE, PolicyBatch, TokenBatch
-from lnlit.modules.grpo import GRPO
-from lnlit.modules.optim import AdamW
-from lnlit.modules.rloo import RLOO
+from lnlit.interfaces import IGNORE, Algorithm, PolicyBatch, TokenBatch
 from lnlit.objectives.kl import KL
 from lnlit.objectives.policy import Clip, Correction
+from lnlit.rl.cispo import CISPO
+from lnlit.rl.grpo import GRPO
+from lnlit.rl.rloo import RLOO
+from lnlit.rl.sapo import SAPO
+from lnlit.rl.vespo import VESPO
+from lnlit.rollout.log_probs import token_log_probs
 
 PROMPTS, COMPLETIONS, MAX_NEW = [4, 2, 7, 5], [3, 6, 1, 5], 8
 TOLERANCE = 1e-7
@@ -103,6 +106,8 @@ class Case:
             sync_gradients=True,
         )
         arguments = {"delta": None, "use_bias_correction_kl": False, "steps_per_generation": 1}
+        arguments |= {"sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05}
+        arguments |= {"vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0}
         arguments |= {key: settings.pop(key) for key in list(settings) if key in arguments}
         fields = {
             "temperature": self.temperature,
@@ -127,6 +132,7 @@ class Case:
         stand_in = SimpleNamespace(**fields | settings)
         method = trainer._get_per_token_logps_and_entropies
         stand_in._get_per_token_logps_and_entropies = MethodType(method, stand_in)
+        stand_in.get_gamma_weights = getattr(trainer, "get_gamma_weights", None)
         model = toy_llama.theirs(LlamaForCausalLM)
         model.load_state_dict(self.theirs.state_dict())
         if fused_head:
@@ -137,15 +143,14 @@ class Case:
 
     # our side
 
-    def by_us(self, module: GRPO | RLOO) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def by_us(self, algorithm: Algorithm) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         decoder = toy_llama.ours()
         names = dict(self.theirs.named_parameters())
         with torch.no_grad():
             for name, parameter in decoder.named_parameters():
                 parameter.copy_(names[f"model.{name}"])
-        module.decoder = decoder
         batch = self.packed()
-        loss, count = module.loss(module.token_log_probs(batch.tokens).log_probs_N, batch)
+        loss, count, _ = algorithm.loss(token_log_probs(decoder, batch.tokens, self.temperature).log_probs_N, batch)
         (loss / count).backward()
         return (loss / count).detach(), {f"model.{name}": p.grad for name, p in decoder.named_parameters()}
 
@@ -178,8 +183,8 @@ class _Lists(dict):
         return self.setdefault(key, [])
 
 
-def module(kind: type = GRPO, **settings) -> GRPO | RLOO:
-    return kind("unused", AdamW(1e-3), **{"correction": None, **settings})
+def algorithm(kind: type[Algorithm] = GRPO, **settings) -> Algorithm:
+    return kind(**{"correction": None, **settings})
 
 
 def check(ours, theirs, factor: float = 1.0, tolerance: float = TOLERANCE) -> float:
@@ -221,7 +226,7 @@ def test_grpo(loss_type, off_policy, divergence, outside, temperature, record_pr
             "inputs": {"importance_sampling_ratio": weights},
         }
     theirs = case.by_trl(GRPOTrainer, loss_type=loss_type, **settings)
-    ours = case.by_us(module(reduction=REDUCTIONS[loss_type], kl=kl, correction=correction, temperature=temperature))
+    ours = case.by_us(algorithm(reduction=REDUCTIONS[loss_type], kl=kl, correction=correction))
     record_property("difference from TRL", check(ours, theirs))
 
 
@@ -229,7 +234,7 @@ def test_grpo(loss_type, off_policy, divergence, outside, temperature, record_pr
 def test_the_ratio_of_whole_sequences(off_policy):
     case = Case(off_policy, 1.0)
     theirs = case.by_trl(GRPOTrainer, loss_type="grpo", importance_sampling_level="sequence")
-    check(case.by_us(module(reduction="sequence_mean", ratio="sequence_mean")), theirs)
+    check(case.by_us(algorithm(reduction="sequence_mean", ratio="sequence_mean")), theirs)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -237,13 +242,13 @@ def test_with_trls_own_head(temperature):
     """That one computes in fp32, and divides by the temperature itself."""
     case = Case(True, temperature)
     theirs = case.by_trl(GRPOTrainer, fused_head=True)
-    check(case.by_us(module(reduction="sequence_mean", temperature=temperature)), theirs, tolerance=1e-5)
+    check(case.by_us(algorithm(reduction="sequence_mean")), theirs, tolerance=1e-5)
 
 
 def test_clip_higher():
     case = Case(True, 1.0)
     theirs = case.by_trl(GRPOTrainer, loss_type="dapo", epsilon_low=0.1, epsilon_high=0.28)
-    check(case.by_us(module(clip=Clip(0.1, 0.28))), theirs)
+    check(case.by_us(algorithm(clip=Clip(0.1, 0.28))), theirs)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -251,15 +256,49 @@ def test_clip_higher():
 def test_rloo(off_policy, temperature, record_property):
     case = Case(off_policy, temperature)
     theirs = case.by_trl(RLOOTrainer)
-    ours = case.by_us(module(RLOO, ratio="sequence", temperature=temperature))
+    ours = case.by_us(algorithm(RLOO, ratio="sequence"))
     record_property("difference from TRL", check(ours, theirs))
 
 
 def test_on_policy_rloo_is_the_same_for_either_ratio():
     case = Case(False, 1.0)
-    by_token, by_sequence = (case.by_us(module(RLOO, ratio=ratio))[1] for ratio in ("token", "sequence"))
+    by_token, by_sequence = (case.by_us(algorithm(RLOO, ratio=ratio))[1] for ratio in ("token", "sequence"))
     for name, gradient in by_token.items():
         torch.testing.assert_close(gradient, by_sequence[name], atol=1e-12, rtol=0)
+
+
+def corrected(case: Case, low: float, high: float) -> dict:
+    """TRL's settings for an engine whose probabilities are not the trainer's."""
+    ratio = (case.padded(case.old) - case.padded(case.engine)).exp().clamp(low, high)
+    switches = {"use_vllm": True, "vllm_importance_sampling_correction": True}
+    return {**switches, "inputs": {"importance_sampling_ratio": ratio}}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("is_corrected", [False, True])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("off_policy", [False, True])
+@pytest.mark.parametrize(("kind", "loss_type", "settings", "theirs"), [
+    (CISPO, "cispo", {"highest": 1.1}, {"epsilon_high": 1.1}),
+    (SAPO, "sapo", {"positive": 1.5, "negative": 2.0}, {"sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0}),
+])  # fmt: skip
+def test_cispo_and_sapo(kind, loss_type, settings, theirs, off_policy, divergence, is_corrected, temperature):
+    case = Case(off_policy, temperature)
+    kl, more = DIVERGENCES[divergence]
+    more = more | (corrected(case, 0.7, 1.4) if is_corrected else {})
+    expected = case.by_trl(GRPOTrainer, loss_type=loss_type, **theirs, **more)
+    correction = Correction(0.7, 1.4) if is_corrected else None
+    check(case.by_us(algorithm(kind, kl=kl, correction=correction, **settings)), expected)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("off_policy", [False, True])
+def test_vespo(off_policy, divergence):
+    """The engine is in its ratio, which TRL adds as an importance ratio of its own."""
+    case = Case(off_policy, 0.7)
+    kl, more = DIVERGENCES[divergence]
+    expected = case.by_trl(GRPOTrainer, loss_type="vespo", **more, **corrected(case, 1e-6, 1e6))
+    check(case.by_us(VESPO(kl=kl)), expected)
 
 
 # known disagreements
@@ -269,12 +308,12 @@ def test_trl_counts_samples_without_tokens_in_the_mean():
     case = Case(True, 1.0, [3, 0, 1, 5])
     case.answers[1] = case.answers[1][:0]
     theirs = case.by_trl(GRPOTrainer, loss_type="grpo")
-    check(case.by_us(module(reduction="sequence_mean")), theirs, factor=4 / 3)
+    check(case.by_us(algorithm(reduction="sequence_mean")), theirs, factor=4 / 3)
 
 
 def test_with_whole_sequences_trl_weighs_the_divergence_by_their_ratio_too():
     case = Case(True, 1.0)
     kl, settings = DIVERGENCES["k3 with score term"]
     theirs = case.by_trl(GRPOTrainer, loss_type="grpo", importance_sampling_level="sequence", **settings)
-    ours = case.by_us(module(reduction="sequence_mean", ratio="sequence_mean", kl=kl))
+    ours = case.by_us(algorithm(reduction="sequence_mean", ratio="sequence_mean", kl=kl))
     assert abs(ours[0] - theirs[0]) > 1e-4

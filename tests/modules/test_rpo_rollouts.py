@@ -12,6 +12,7 @@ from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.modules.optim import AdamW
+from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rpo import RPO
 
 
@@ -40,7 +41,7 @@ def test_rpo_leaves_a_prompt_out_of_which_one_sample_is_not_learned_from(model, 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_rpo_by_rollout_begins_each_rollout_at_its_reference(model, prompts, tmp_path, accumulate):
-    settings = {"beta": 0.1, "reference": "rollout"}
+    settings = {"beta": 0.1, "reference": OldPolicy()}
     run = Run(
         model,
         prompts,
@@ -61,9 +62,9 @@ def test_rpo_by_rollout_is_refused_without_rollouts(model, tmp_path):
     file.write_text(
         "".join(json.dumps({"prompt": f"{n}?", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(4))
     )
-    module = RPO(str(model), AdamW(1e-3), beta=0.1, reference="rollout")
+    module = RPO(str(model), AdamW(1e-3), beta=0.1, reference=OldPolicy())
     data = PreferenceData(str(model), JsonlSource(str(file)), 64, 2)
     trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
-    with pytest.raises(UserError, match=r"model\.reference: 'rollout' needs samples of the policy's own"):
+    with pytest.raises(UserError, match=r"model\.reference: OldPolicy needs samples of the policy's own"):
         trainer.fit(module, data)
     assert not hasattr(module, "decoder")

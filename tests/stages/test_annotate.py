@@ -19,7 +19,7 @@ from lnlit.interfaces import BatchReward, RewardResult
 from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.rollout.scripted import ScriptedEngine
-from lnlit.sampling.sample import request_seed
+from lnlit.sampling.sampler import request_seed
 from lnlit.stages.annotate import annotate, summary
 from lnlit.testing.tiny import tiny_folder
 

@@ -14,6 +14,7 @@ from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.modules.optim import AdamW
+from lnlit.modules.reference import StoredLogProbs
 from lnlit.modules.rpo import RPO
 from lnlit.stages import reference as stage
 from lnlit.stages.reference import reference
@@ -56,7 +57,7 @@ def test_a_run_learns_the_same_without_a_second_model(models, tmp_path):
     policy, other = models
     expected, _ = weights(policy, source(tmp_path), reference=other)
     out = reference(other, source(tmp_path), str(tmp_path / "out.jsonl"), dtype="float32", batch_tokens=100)
-    found, module = weights(policy, JsonlSource(str(out)), reference="data")
+    found, module = weights(policy, JsonlSource(str(out)), reference=StoredLogProbs())
     assert module.reference is None
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
@@ -103,12 +104,12 @@ def test_a_completion_beyond_the_context_leaves_its_prompt_out(tmp_path):
     data = PreferenceData(policy, JsonlSource(str(out)), 64, 7, completions=2)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    module = RPO(policy, AdamW(1e-3), beta=0.1, reference="data")
+    module = RPO(policy, AdamW(1e-3), beta=0.1, reference=StoredLogProbs())
     module._trainer = SimpleNamespace(datamodule=data, precision_plugin=None)
     from lnlit.testing.tiny import tiny_decoder
 
     module.decoder = tiny_decoder()
-    _, count, _ = module.losses(batch)
+    count = module.losses(batch).count
     assert 0 < count == int((~batch.reference_PK.isnan().any(1)).sum()) < len(batch.rewards_PK)
 
 
@@ -139,8 +140,8 @@ def test_log_probs_after_another_prompt_are_refused(models, tmp_path):
 def test_log_probs_at_another_temperature_are_refused(models, tmp_path):
     out = reference(models[1], source(tmp_path), str(tmp_path / "out.jsonl"), temperature=0.7)
     with pytest.raises(UserError, match=r"model.temperature: 1.0, but the rows bring log-probs at 0\.7"):
-        weights(models[0], JsonlSource(str(out)), reference="data")
-    weights(models[0], JsonlSource(str(out)), reference="data", temperature=0.7)
+        weights(models[0], JsonlSource(str(out)), reference=StoredLogProbs())
+    weights(models[0], JsonlSource(str(out)), reference=StoredLogProbs(), temperature=0.7)
 
 
 def test_a_row_that_json_cannot_hold_is_named(models, tmp_path):
@@ -151,7 +152,7 @@ def test_a_row_that_json_cannot_hold_is_named(models, tmp_path):
 
 def test_rows_without_log_probs_say_what_to_do(models, tmp_path):
     with pytest.raises(UserError, match="there are rows without log-probs of a reference"):
-        weights(models[0], source(tmp_path), reference="data")
+        weights(models[0], source(tmp_path), reference=StoredLogProbs())
 
 
 def test_a_model_of_ones_own_is_not_overruled_by_rows(models, tmp_path):

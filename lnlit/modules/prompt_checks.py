@@ -1,19 +1,17 @@
-"""What Experience asks of a run, before and after the first rollout."""
+"""What the data of sampled methods ask of a run, and of a checkpoint that it goes on from."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.errors import UserError
+from lnlit.interfaces import RolloutEngine
+from lnlit.modules.policy import Policy
 from lnlit.sampling.prompt import Prompt, digest
-from lnlit.sampling.sample import Judged
-
-if TYPE_CHECKING:
-    from lnlit.modules.experience import Experience
 
 
 def check_numbers(counts: Mapping[str, int], from_zero: Mapping[str, int], bounds: Mapping[str, float]) -> None:
@@ -29,10 +27,8 @@ def check_numbers(counts: Mapping[str, int], from_zero: Mapping[str, int], bound
             raise UserError(f"data.{name}: expected a positive number, got {bound}")
 
 
-def check_run(data: Experience) -> None:
-    """Raises `UserError` where trainer, policy, engine and data do not fit together."""
-    trainer = data.trainer
-    assert trainer is not None
+def check_trainer(trainer: L.Trainer) -> None:
+    """Raises `UserError` for settings of the trainer that rollouts do not go with."""
     if trainer.max_steps < 0:
         raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
     limit = trainer.limit_train_batches
@@ -46,32 +42,31 @@ def check_run(data: Experience) -> None:
     if isinstance(interval, int) and interval > length and trainer.check_val_every_n_epoch is not None:
         rank_zero_info(f"trainer.val_check_interval: {length}, as the run has no more micro-batches; not {interval}")
         trainer.val_check_interval = length
-    if data.policy.data_parallel_size() < trainer.world_size:
+
+
+def check_policy(policy: Policy, engine: RolloutEngine, prompts: int, samples: int, updates: int) -> None:
+    """Raises `UserError` where a policy's needs are not those of an engine, or of so many prompts with so many samples
+    spread over so many updates."""
+    trainer, needs = policy.trainer, policy.algorithm.needs
+    if samples < needs.samples_per_prompt:
+        least = needs.samples_per_prompt
+        why = "a sample is judged by its siblings" if least == 2 else f"{type(policy.algorithm).__name__} compares them"
+        raise UserError(f"data.samples_per_prompt: {why}, so {least} or more; got {samples}")
+    if policy.data_parallel_size() < trainer.world_size:
         raise UserError("trainer.strategy: each rank samples for itself, so none with tensor parallelism")
-    if data.engine.needs_correction and getattr(data.policy, "correction", True) is None:
+    if engine.needs_correction and needs.exact_engine:
         raise UserError(
-            f"model.correction: {type(data.engine).__name__} computes in another precision than the trainer, so "
+            f"model.correction: {type(engine).__name__} computes in another precision than the trainer, so "
             "its samples need a correction; leave it at its default"
         )
     parts = trainer.accumulate_grad_batches * trainer.world_size
-    units = data.prompts_per_rollout // data.updates_per_rollout
-    units *= 1 if data.policy.compares_samples else data.samples_per_prompt
-    if units < parts or data.prompts_per_rollout < trainer.world_size:
-        what = "prompts (their samples stay together)" if data.policy.compares_samples else "samples"
+    units = prompts // updates * (1 if needs.whole_prompts else samples)
+    if units < parts or prompts < trainer.world_size:
+        what = "prompts (their samples stay together)" if needs.whole_prompts else "samples"
         raise UserError(
             f"trainer.accumulate_grad_batches: {parts} micro-batches, {trainer.accumulate_grad_batches} on each "
             f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
             "data.prompts_per_rollout"
-        )
-
-
-def check_judged(samples: Sequence[Judged]) -> None:
-    """Later a judge may be down for a while; of which nothing is known from the start never worked."""
-    if all(math.isnan(sample.reward) for sample in samples):
-        name, result = next((n, r) for n, r in samples[0].rewards.items() if r.value is None)
-        raise UserError(
-            f"data.rewards: none of the first {len(samples)} completions could be judged; {name} of the first one: "
-            f"{result.error}."
         )
 
 

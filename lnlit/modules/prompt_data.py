@@ -1,0 +1,309 @@
+"""The prompts that a policy samples from, as Lightning's data: configuration and hooks. `lnlit.rl` does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lnlit.data.chat import ChatEncoder
+from lnlit.data.loader import count_batches
+from lnlit.data.tokenizer import load_tokenizer, pad_id
+from lnlit.errors import UserError
+from lnlit.interfaces import PolicyBatch, PromptOrder, Reward, RolloutEngine, RolloutSampling, Source
+from lnlit.modules.offload import offloaded
+from lnlit.modules.policy import Policy
+from lnlit.modules.prompt_checks import check_numbers, check_policy, check_resumed, check_trainer, prompts_state
+from lnlit.rl.collector import Collector, RolloutSizes
+from lnlit.rl.metrics import describe
+from lnlit.rl.on_policy import LogprobCheck, OnPolicySampler
+from lnlit.sampling.order import Uniform
+from lnlit.sampling.prompt import Prompt, read_prompts
+from lnlit.sampling.sample import Sample
+from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked
+from lnlit.thinking import Thinking, on_or_off
+
+__all__ = ["Experience", "HeldOut", "Weighted"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Prompts that nothing is learned from, answered whenever the trainer validates, each time with the same seeds."""
+
+    prompts: Source
+    samples_per_prompt: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples_per_prompt < 1:
+            raise UserError(f"held_out.samples_per_prompt: expected 1 or more, got {self.samples_per_prompt}")
+
+
+class Experience(L.LightningDataModule):
+    """Samples `samples_per_prompt` completions of each of `prompts_per_rollout` prompts with the newest weights, and
+    spreads them over `updates_per_rollout` optimizer steps of `trainer.accumulate_grad_batches` micro-batches each.
+
+    All sizes are of the whole run: several ranks share the prompts, and what a step learns is the same on any number.
+
+    Args:
+        tokenizer: model folder whose tokenizer and chat template to use.
+        prompts: rows with `messages`; a last assistant turn is left out of the prompt.
+        rewards: what completions are judged by.
+        engine: generates the completions.
+        prompts_per_rollout: new prompts for each rollout.
+        samples_per_prompt: at least 2 where a sample is judged by its siblings.
+        max_new_tokens: length limit of a completion.
+        updates_per_rollout: optimizer steps on one rollout's samples; each sample is used once.
+        order: in which prompts come.
+        resample: how often at most to draw new prompts for those whose samples are all equally good, from which nothing
+            can be learned.
+        truncated: "keep" learns from completions that hit the limit; "mask" does not, but counts their rewards (RPO,
+            for which half a comparison is none, leaves their prompts out).
+        thinking: toggle for rows that have none.
+        held_out: prompts for the trainer's validation.
+        reward_workers: processes that judge.
+        proof: how many samples of each rollout the trainer scores again, to prove that the engine has its weights.
+        max_logprob_difference: the run stops where the log-probs of more than one token in a hundred differ by more
+            between engine and trainer, in nats.
+        mean_logprob_difference: likewise where all tokens' differ by more on average. Another model's do by 3 nats.
+        take_turns: with the accelerator's memory: the engine sleeps while the policy trains, and weights, gradients and
+            optimizer state of the policy wait in host memory while the engine generates.
+        seed: of the prompts' order and of every sample.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        prompts: Source,
+        rewards: list[Weighted],
+        engine: RolloutEngine,
+        prompts_per_rollout: int,
+        samples_per_prompt: int,
+        max_new_tokens: int,
+        updates_per_rollout: int = 1,
+        order: PromptOrder | None = None,
+        resample: int = 0,
+        truncated: Literal["keep", "mask"] = "keep",
+        thinking: Thinking | bool | None = None,
+        held_out: HeldOut | None = None,
+        reward_workers: int = 2,
+        proof: int = 4,
+        max_logprob_difference: float = 1.0,
+        mean_logprob_difference: float = 0.1,
+        take_turns: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        bounds = {"max_logprob_difference": max_logprob_difference, "mean_logprob_difference": mean_logprob_difference}
+        sizes = {"max_new_tokens": max_new_tokens, "updates_per_rollout": updates_per_rollout, "proof": proof}
+        sizes["samples_per_prompt"] = samples_per_prompt
+        check_numbers(sizes, {"resample": resample, "seed": seed}, bounds)
+        if not isinstance(engine, RolloutEngine):
+            raise UserError(f"data.engine: expected a RolloutEngine, e.g. NativeEngine(); got {engine!r}")
+        if not rewards:
+            raise UserError("data.rewards: a policy learns from rewards, so at least one")
+        if prompts_per_rollout < updates_per_rollout:
+            raise UserError(
+                f"data.prompts_per_rollout: {prompts_per_rollout} prompts cannot be spread over {updates_per_rollout} "
+                "updates"
+            )
+        self.tokenizer_name, self.source, self.engine = tokenizer, prompts, engine
+        self.prompts_per_rollout, self.samples_per_prompt = prompts_per_rollout, samples_per_prompt
+        self.max_new_tokens, self.updates_per_rollout = max_new_tokens, updates_per_rollout
+        self.resample, self.truncated, self.seed = resample, truncated, seed
+        self.rewards = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
+        self.reward_workers, self.take_turns = reward_workers, take_turns
+        self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
+        self.held_out = held_out
+        self.check = LogprobCheck(proof, max_logprob_difference, mean_logprob_difference)
+        self._order = order or Uniform()
+        self.phases = Phases()
+        #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
+        self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
+        self._metrics: dict[str, float] = {}
+
+    @cached_property
+    def encoder(self) -> ChatEncoder:
+        return ChatEncoder(load_tokenizer(self.tokenizer_name), self.thinking)
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        return self._read(self.source, "prompts")
+
+    @cached_property
+    def held_out_prompts(self) -> list[Prompt]:
+        return [] if self.held_out is None else self._read(self.held_out.prompts, "held_out.prompts")
+
+    @cached_property
+    def sampler(self) -> OnPolicySampler:
+        """Always by the newest weights. Made anew for each run."""
+        policy = self.policy
+        sampling = RolloutSampling(self.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
+        memory = partial(offloaded, policy) if self.take_turns else None
+        parts = (self.engine, self.rewards, self.reward_workers, self.encoder)
+        sampler = Sampler(*parts, sampling, self.phases, memory)
+        return OnPolicySampler(sampler, policy, self.check, pad_id(self.encoder.tokenizer))
+
+    @cached_property
+    def collector(self) -> Collector:
+        trainer = self.policy.trainer
+        rollouts = -(-max(trainer.max_steps, 0) // self.updates_per_rollout)
+        self._order.start([prompt.row for prompt in self.prompts], self.seed, rollouts)
+        sizes = RolloutSizes(
+            self.prompts_per_rollout,
+            self.samples_per_prompt,
+            self.updates_per_rollout,
+            self.max_new_tokens,
+            self.resample,
+            self.truncated == "mask",
+            self.seed,
+            trainer.accumulate_grad_batches * trainer.world_size,
+            pad_id(self.encoder.tokenizer),
+        )
+        return Collector(self.prompts, self._order, sizes)
+
+    @property
+    def policy(self) -> Policy:
+        module = self.trainer.lightning_module  # type: ignore[union-attr]
+        if not isinstance(module, Policy):
+            raise UserError(f"data: Experience feeds GRPO, RLOO and RPO, not {type(module).__name__}")
+        return module
+
+    @property
+    def rollouts(self) -> int:
+        """How many the run has drawn."""
+        return self.collector.rollouts
+
+    def _read(self, source: Source, key: str) -> list[Prompt]:
+        """The prompts that leave the context room for a completion, and that a completion can be judged by."""
+        context = self.policy.decoder.spec.context_length
+        room = context - self.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"data.max_new_tokens: {self.max_new_tokens} leave no room for a prompt in a context of {context}"
+            )
+        try:
+            read = read_prompts(source, self.encoder, room)
+        except UserError as error:
+            raise UserError(f"data.{key}: {error}") from error
+        rows = len(read.found) + len(read.left_out)
+        if unjudged := read.unjudged([judge.reward for judge in self.rewards if judge.weight]):
+            of = f"data.{key}: {len(unjudged)} of {rows} rows"
+            if len(unjudged) == len(read.found):
+                raise UserError(f"{of} cannot be judged whatever a completion says: {read.named(unjudged)}")
+            rank_zero_warn(
+                f"{of} left out, since they cannot be judged whatever a completion says: {read.named(unjudged)}"
+            )
+            self._metrics[f"{key}/unjudged"] = float(len(unjudged))
+        if not read.found:
+            raise UserError(f"data.{key}: none of {rows} rows has a prompt of at most {room} tokens before its answer")
+        if left_out := len(read.left_out):
+            rank_zero_info(f"data.{key}: {left_out} of {rows} rows left out: no prompt, or one of over {room} tokens")
+            self._metrics[f"{key}/left_out"] = float(left_out)
+        return [prompt for prompt, row in zip(read.found, read.rows, strict=True) if row not in unjudged]
+
+    # Lightning
+
+    def setup(self, stage: str) -> None:
+        """Before anything is sampled, be it for validation."""
+        if stage == "fit":
+            assert self.trainer is not None
+            check_trainer(self.trainer)
+            sizes = (self.prompts_per_rollout, self.samples_per_prompt, self.updates_per_rollout)
+            check_policy(self.policy, self.engine, *sizes)
+            if self.policy.global_step == 0:  # what is left of another fit with this object is none of this one's
+                vars(self).pop("collector", None)
+
+    def train_dataloader(self) -> SampleLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        # Lightning counts micro-batches; a step of the run so far may have had another number of them.
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        count_batches(trainer, trainer.global_step * trainer.accumulate_grad_batches - done)
+        return SampleLoader(self._batches, trainer.max_steps * trainer.accumulate_grad_batches)
+
+    def val_dataloader(self) -> SampleLoader | list[Any]:
+        return [] if self.held_out is None else SampleLoader(self._evaluate, 1)
+
+    def teardown(self, stage: str) -> None:
+        if "sampler" in vars(self):
+            vars(self).pop("sampler").sampler.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The engine's and the rewards' processes end with the run; Lightning tears down no data after an error."""
+        self.teardown("fit")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the prompts are, and what was sampled but not yet learned from. The same on every rank."""
+        return {**self.collector.state_dict(self.policy.version), "settings": self._settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        check_resumed(state_dict.get("settings", {}), self._settings())
+        self.collector.load_state_dict(state_dict)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the samples in a checkpoint, and the place in the prompts, mean nothing without."""
+        return {
+            **self.policy.sample_settings(),
+            "samples_per_prompt": self.samples_per_prompt,
+            "max_new_tokens": self.max_new_tokens,
+            "thinking": self.thinking,
+            "truncated": self.truncated,
+            "rewards": {r.name or type(r.reward).__name__: [type(r.reward).__name__, r.weight] for r in self.rewards},
+            "order": type(self._order).__name__,
+            "seed": self.seed,
+            "prompts": prompts_state(self.prompts),
+        }
+
+    # batches
+
+    def _batches(self) -> Iterator[PolicyBatch]:
+        """This rank's micro-batches, a rollout at a time: a new one begins when the last one is used up."""
+        while True:
+            if not self.collector.pending:
+                samples, metrics = self.collector.collect(self.sampler)
+                self._metrics |= metrics
+                self._tell("train", samples)
+            for batch in self.collector.begin(self.policy):
+                batch.metrics, self._metrics = self._metrics, {}
+                yield batch
+
+    def _evaluate(self) -> Iterator[Mapping[str, float]]:
+        """What becomes of the held-out prompts under the newest weights."""
+        assert self.held_out is not None
+        size = self.held_out.samples_per_prompt
+        groups, agreement = self.sampler.draw(asked(self.held_out_prompts, size, self.seed, rollout=-1))
+        samples = [Sample(**vars(sample), learned=False) for group in groups for sample in group]
+        self._tell("val", samples)
+        yield describe(samples, size) | agreement
+
+    def _tell(self, stage: str, samples: Sequence[Sample]) -> None:
+        for listener in self.listeners:
+            listener(stage, samples)
+
+
+class SampleLoader:
+    """What Lightning iterates over: batches that are made when they are asked for.
+
+    It has a length, because Lightning reads one batch ahead of loaders without: the next rollout would come from the
+    weights before the last update.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[Any]], length: int) -> None:
+        self.batches, self.length = batches, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module keeps the state, as Lightning drops a loader's at the end of an epoch."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `state_dict`."""

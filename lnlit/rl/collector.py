@@ -1,0 +1,226 @@
+"""A rollout: from prompts to samples that are scored and compared, in the order in which they are learned from.
+
+Everything that happens between two sets of weights happens here, so that a training step is a loss and nothing else.
+Shape suffixes: P prompts, G samples of each, R reward functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from lnlit.errors import UserError
+from lnlit.interfaces import PolicyBatch, PromptOrder, RewardTable
+from lnlit.models.ranks import everyones, my_place
+from lnlit.objectives.advantage import without_spread
+from lnlit.rl.batch import Packed, micro_batches, pack, policy_batch
+from lnlit.rl.metrics import describe, rewards_table
+from lnlit.rl.on_policy import Learner, OnPolicySampler
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sample import Judged, Sample
+from lnlit.sampling.sampler import Phases, asked, first_failure
+
+#: Of samples in a checkpoint.
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class RolloutSizes:
+    """All sizes are of the whole run, whatever the number of ranks.
+
+    Args:
+        prompts: New prompts for each rollout.
+        samples: Completions of each.
+        updates: Optimizer steps on one rollout's samples.
+        max_new_tokens: Length limit of a completion.
+        resample: How often at most to draw new prompts for those whose samples are all equally good.
+        mask_truncated: Whether completions that hit the limit are not learned from.
+        seed: Of every sample.
+        micro_batches: Of each update, on all ranks together.
+        padding_id: What rows are filled up with.
+    """
+
+    prompts: int
+    samples: int
+    updates: int
+    max_new_tokens: int
+    resample: int
+    mask_truncated: bool
+    seed: int
+    micro_batches: int
+    padding_id: int
+
+
+@runtime_checkable
+class RolloutData(Protocol):
+    """Data that are sampled while a run goes on, for who wants to be told of what was drawn, `listener(stage, samples)`
+    with the stage "train" or "val", and of where the time goes."""
+
+    listeners: list[Callable[[str, Sequence[Sample]], None]]
+    phases: Phases
+
+
+@dataclass
+class Update:
+    """An optimizer step's samples. `packed` are micro-batches of this rank that were made to score them."""
+
+    samples: list[Sample]
+    packed: dict[int, Packed] = field(default_factory=dict)
+
+
+class Collector:
+    """Fills a buffer, a rollout at a time, and says what of it a checkpoint has to keep."""
+
+    def __init__(self, prompts: Sequence[Prompt], order: PromptOrder, sizes: RolloutSizes) -> None:
+        self.prompts, self.order, self.sizes = prompts, order, sizes
+        self.rollouts = 0
+        #: What was sampled and not yet learned from.
+        self.pending: deque[Update] = deque()
+        #: The step under way and its samples: a checkpoint written amid an accumulation has lost its gradients.
+        self._begun: tuple[int, Update] | None = None
+
+    def collect(self, source: OnPolicySampler) -> tuple[list[Sample], dict[str, float]]:
+        """(all samples of a new rollout, what to log). Collective."""
+        sizes, sampler = self.sizes, source.sampler
+        sampler.phases.seconds.clear()
+        drawn, chosen, metrics = self._draw(source)
+        samples = [Sample(**vars(sample), learned=False) for sample in drawn]
+        rows = [group * sizes.samples + at for group in chosen for at in range(sizes.samples)]
+        for row in rows:
+            samples[row] = replace(samples[row], learned=self._is_learned(samples[row]))
+        ends = [len(chosen) * number // sizes.updates * sizes.samples for number in range(sizes.updates + 1)]
+        updates = [Update([samples[row] for row in rows[slice(*ends[n : n + 2])]]) for n in range(sizes.updates)]
+        with sampler.phases("score"):
+            for number, update in enumerate(updates):
+                self._score(update, source.learner, is_first=number == 0)
+        scored = self._compare([s for update in updates for s in update.samples], source.learner, sampler.weights)
+        for update in updates:
+            update.samples = [scored.pop(0) for _ in update.samples]
+        learned = [sample for update in updates for sample in update.samples]
+        for row, sample in zip(rows, learned, strict=True):
+            samples[row] = sample
+        self.pending.extend(updates)
+        self.rollouts += 1
+        metrics |= describe(samples, sizes.samples) | sampler.counts()
+        return samples, metrics | {f"time/{name}": seconds for name, seconds in sampler.phases.seconds.items()}
+
+    def _draw(self, source: OnPolicySampler) -> tuple[list[Judged], list[int], dict[str, float]]:
+        """(all samples that were drawn, the numbers of the prompts among them to learn from, what to log)."""
+        sizes, drawn, useful = self.sizes, [], []
+        metrics: dict[str, float] = {}
+        for _ in range(1 + sizes.resample):
+            first = len(drawn) // sizes.samples
+            prompts = [self.prompts[index] for index in self.order.take(sizes.prompts - len(useful), self.rollouts)]
+            groups, agreement = source.draw(asked(prompts, sizes.samples, sizes.seed, self.rollouts, first))
+            metrics |= agreement
+            new = [sample for group in groups for sample in group]
+            drawn += new
+            flat = without_spread(rewards_table(new, sizes.samples)).tolist()
+            spare = [number for number, is_flat in enumerate(flat, start=first) if is_flat]
+            useful += [number for number, is_flat in enumerate(flat, start=first) if not is_flat]
+            if not spare:
+                break
+        if not self.rollouts and (failure := first_failure(drawn)):
+            # Later a judge may be down for a while; of which nothing is known from the start never worked.
+            name, why = failure
+            raise UserError(
+                f"data.rewards: none of the first {len(drawn)} completions could be judged; {name} of the first one: "
+                f"{why}."
+            )
+        if sizes.resample:
+            metrics["resampled"] = float(len(drawn) // sizes.samples - sizes.prompts)
+        metrics["sampling/nan_logprobs"] = float(sum(not sample.is_finite for sample in drawn))
+        # As they were drawn; the last flat ones fill what stayed empty.
+        return drawn, sorted(useful + spare[: sizes.prompts - len(useful)]), metrics
+
+    def _is_learned(self, sample: Judged) -> bool:
+        known = sample.is_finite and not math.isnan(sample.reward)
+        return known and not (self.sizes.mask_truncated and sample.truncated)
+
+    def _score(self, update: Update, learner: Learner, is_first: bool) -> None:
+        """Add log-probs that must be known before the weights change, each rank those of its micro-batches."""
+        needs = learner.algorithm.needs
+        wanted = {
+            "old_log_probs": learner.log_probs if needs.old_log_probs or not is_first else None,
+            "reference_log_probs": learner.reference_log_probs if needs.reference else None,
+        }
+        found: dict[int, dict[str, Any]] = {}
+        for number, part in enumerate(self._parts(update.samples, learner) if any(wanted.values()) else []):
+            samples = [update.samples[index] for index in part]
+            packed = pack(samples, [True] * len(part), self.sizes.padding_id)  # all are compared
+            if all(sample.learned for sample in samples):
+                update.packed[number] = packed
+            split = {name: packed.split(score(packed.tokens)) for name, score in wanted.items() if score}
+            found |= {index: {name: parts[at] for name, parts in split.items()} for at, index in enumerate(part)}
+        for theirs in everyones(found):
+            for index, values in theirs.items():
+                update.samples[index] = replace(update.samples[index], **values)
+
+    def _compare(self, samples: list[Sample], learner: Learner, weights: Mapping[str, float]) -> list[Sample]:
+        """With advantages, which are of the whole rollout."""
+        table = reward_table(samples, self.sizes.samples, weights)
+        advantages = learner.algorithm.advantages(table).flatten().tolist()
+        return [replace(sample, advantage=value) for sample, value in zip(samples, advantages, strict=True)]
+
+    # batches
+
+    def begin(self, learner: Learner) -> Iterator[PolicyBatch]:
+        """This rank's micro-batches of the next optimizer step."""
+        update = self.pending.popleft()
+        self._begun = learner.version, update
+        for number, part in enumerate(self._parts(update.samples, learner)):
+            samples = [update.samples[index] for index in part]
+            packed = update.packed.get(number)
+            if packed is None:
+                packed = pack(samples, [sample.learned for sample in samples], self.sizes.padding_id)
+            yield policy_batch(packed, samples, self.sizes.samples, self.sizes.max_new_tokens)
+
+    def _parts(self, samples: Sequence[Sample], learner: Learner) -> list[list[int]]:
+        """The samples of each micro-batch of this rank."""
+        whole = learner.algorithm.needs.whole_prompts
+        rank, ranks = my_place()
+        return micro_batches(samples, self.sizes.samples, self.sizes.micro_batches, whole)[rank::ranks]
+
+    # checkpoints
+
+    def state_dict(self, version: int) -> dict[str, Any]:
+        """Where the prompts are, and what was sampled but not learned from by optimizer step `version`. The same on
+        every rank."""
+        begun = [self._begun[1]] if self._begun and self._begun[0] == version else []
+        pending = [[sample.state_dict() for sample in update.samples] for update in (*begun, *self.pending)]
+        return {"format": _FORMAT, "rollouts": self.rollouts, "order": self.order.state_dict(), "pending": pending}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state.get("format") != _FORMAT:
+            raise UserError(
+                "ckpt_path: another version of lnlit wrote this checkpoint, whose samples this one cannot read. Begin "
+                "a new run from its weights: lnlit export makes a model folder of them."
+            )
+        self.rollouts = state["rollouts"]
+        self.order.load_state_dict(state["order"])
+        updates = ([Sample.from_state(sample) for sample in update] for update in state["pending"])
+        self.pending = deque(map(Update, updates))
+
+
+def reward_table(samples: Sequence[Sample], samples_per_prompt: int, weights: Mapping[str, float]) -> RewardTable:
+    """What samples of several prompts are compared by."""
+    shape = (-1, samples_per_prompt)
+    verdicts = [[sample.rewards[name].value for name in weights] for sample in samples]
+    rewards_SR = torch.tensor([[math.nan if v is None else v for v in row] for row in verdicts], dtype=torch.float64)
+    lengths_S = torch.tensor([len(sample.rollout.token_ids) * sample.learned for sample in samples])
+    divergence_S = torch.tensor([_divergence(sample) for sample in samples], dtype=torch.float64)
+    weights_R = torch.tensor(list(weights.values()), dtype=torch.float64)
+    return RewardTable(
+        rewards_SR.view(*shape, len(weights)), weights_R, lengths_S.view(shape), divergence_S.view(shape)
+    )
+
+
+def _divergence(sample: Sample) -> float:
+    if sample.old_log_probs is None or sample.reference_log_probs is None:
+        return 0.0
+    return (sample.old_log_probs - sample.reference_log_probs).double().sum().item()

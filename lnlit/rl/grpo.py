@@ -1,0 +1,45 @@
+"""Group relative policy optimisation (arXiv 2402.03300; Llama-Nemotron section 5), and what is made of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lnlit.interfaces import PolicyBatch, RewardTable
+from lnlit.objectives.policy import Clip, TokenLoss, clipped_loss
+from lnlit.rl.algorithm import PolicyGradient, Scale, check_correction, ratios, scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO(PolicyGradient):
+    """Makes samples more likely that are better than the prompt's others, and worse ones less, token by token.
+
+    Settings make others of it. Dr. GRPO (arXiv 2503.20783): `scale: none, reduction: constant_length`. DAPO (arXiv
+    2503.14476): `clip: {high: 0.28}`, and `resample` of the data. GSPO (arXiv 2507.18071): `ratio: sequence_mean,
+    reduction: sequence_mean, correction: null`, and a clip of some 1e-4.
+
+    Args:
+        scale: What rewards above their prompt's mean are divided by: the standard deviation of the prompt's samples
+            ("group", the paper of GRPO), of the whole batch ("batch"), or nothing ("none", Dr. GRPO).
+        ratio: Of policy to old policy for each "token", or per token of the whole "sequence_mean" (GSPO).
+        clip: How far one batch of samples may move the policy.
+    """
+
+    scale: Scale = "group"
+    ratio: Literal["token", "sequence_mean"] = "token"
+    clip: Clip = Clip()
+
+    def __post_init__(self) -> None:
+        check_correction(self.correction, self.ratio)
+
+    def sample_settings(self) -> Mapping[str, Any]:
+        return {**super().sample_settings(), "scale": self.scale}
+
+    def advantages(self, table: RewardTable) -> Tensor:
+        return scaled(self.reward(table), self.scale)
+
+    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
+        return clipped_loss(ratios(log_probs_N, old_N, batch, self.ratio), batch.advantages_N, self.clip)

@@ -1,0 +1,117 @@
+"""Samples of a policy as it is now, and the proof that the engine has its weights.
+
+Shape suffixes: N tokens of completions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lnlit.errors import UserError
+from lnlit.interfaces import Algorithm, PolicyWeights, TokenBatch
+from lnlit.models.ranks import everyones, my_place
+from lnlit.rl.batch import pack
+from lnlit.sampling.sample import Judged
+from lnlit.sampling.sampler import Asked, Sampler
+
+#: The share of tokens about which engine and trainer may disagree by more than they are allowed to.
+_OUTSIDE = 0.01
+
+
+class Learner(Protocol):
+    """A policy that learns from samples of its own. All of it is collective."""
+
+    algorithm: Algorithm
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps that its weights have seen."""
+        ...
+
+    def weights(self) -> PolicyWeights: ...
+
+    def log_probs(self, batch: TokenBatch) -> Tensor:
+        """Of each label, [N], in the precision of a training step, without gradient and without dropout."""
+        ...
+
+    def reference_log_probs(self, batch: TokenBatch) -> Tensor:
+        """The reference's likewise, where the algorithm needs one."""
+        ...
+
+
+@dataclass(frozen=True)
+class LogprobCheck:
+    """How far the log-probs of engine and trainer may be apart, in nats, after each change of weights.
+
+    Args:
+        samples: How many samples to score again on each rank.
+        max_difference: More than one token in a hundred may not differ by more.
+        mean_difference: Nor may all tokens on average. Another model's do by 3 nats.
+    """
+
+    samples: int = 4
+    max_difference: float = 1.0
+    mean_difference: float = 0.1
+
+    def __call__(self, learner: Learner, judged: Sequence[Judged], padding_id: int) -> dict[str, float]:
+        """What to log of this rank's samples and all others'. Collective. Raises `UserError` where they disagree, and
+        where the engine has no log-probs to show: all ranks do, for all look at the same numbers.
+        """
+        finite = [sample for sample in judged if sample.is_finite]
+        chosen = finite[:: max(len(finite) // self.samples, 1)][: self.samples] or judged[:1]
+        packed = pack(chosen, [True] * len(chosen), padding_id)
+        engine_N = packed.join([sample.engine_log_probs for sample in chosen])
+        difference_N = (learner.log_probs(packed.tokens).cpu() - engine_N).abs()
+        if not finite:  # other ranks may have some
+            difference_N = difference_N[:0]
+        largest = difference_N.max().item() if len(difference_N) else 0.0
+        everyone = everyones((largest, difference_N.double().sum().item(), len(difference_N)))
+        tokens = sum(count for *_, count in everyone)
+        if not tokens:
+            raise UserError(
+                f"after the sync at step {learner.version}: the engine gave no log-probs that are finite, for none of "
+                "its samples, so there is nothing to learn from. Its weights or its precision are broken."
+            )
+        largest = max((largest for largest, _, _ in everyone), key=lambda value: (math.isnan(value), value))
+        mean = sum(total for _, total, _ in everyone) / tokens
+        # A token or two in a thousand may be far apart where precision is low; of another model's all are.
+        outside = sum(everyones(int((~(difference_N <= self.max_difference)).sum())))
+        if not mean <= self.mean_difference or outside > tokens * _OUTSIDE:
+            raise UserError(
+                f"after the sync at step {learner.version}: engine and trainer disagree by {mean:.3g} nats a token "
+                f"on average (data.mean_logprob_difference allows {self.mean_difference}), and by more than "
+                f"{self.max_difference} (data.max_logprob_difference) about {outside} of {tokens} tokens, where one in "
+                "a hundred may be. Either the engine has other weights than the trainer, or it computes in too low a "
+                "precision."
+            )
+        return {
+            "sampling/logp_difference/max": largest,
+            "sampling/logp_difference/mean": mean,
+            "sampling/logp_difference/outside": outside / tokens,
+        }
+
+
+class OnPolicySampler:
+    """Always samples from the newest weights of its policy, and checks once that the engine has them."""
+
+    def __init__(self, sampler: Sampler, learner: Learner, check: LogprobCheck, padding_id: int) -> None:
+        self.sampler, self.learner, self.check, self.padding_id = sampler, learner, check, padding_id
+        self._checked = 0
+
+    def draw(self, asked: Sequence[Asked]) -> tuple[list[list[Judged]], dict[str, float]]:
+        """(the samples of each prompt, how well engine and trainer agree where that was not known). Collective."""
+        self.sampler.load(self.learner.version, self.learner.weights)
+        groups = self.sampler.draw(asked)
+        rank, ranks = my_place()
+        if self._checked == self.sampler.loads or len(asked) < ranks:
+            return groups, {}
+        mine = [sample for group in groups[rank::ranks] for sample in group]
+        with self.sampler.phases("score"):
+            agreement = self.check(self.learner, mine, self.padding_id)
+        self._checked = self.sampler.loads
+        return groups, agreement

@@ -1,0 +1,223 @@
+"""Algorithms that TRL has not, against loops by hand, and every registered one against the contract."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+from dataclasses import dataclass
+from itertools import chain
+
+import pytest
+import torch
+
+from lnlit import registry
+from lnlit.errors import UserError
+from lnlit.interfaces import PolicyBatch, RewardTable, TokenBatch
+from lnlit.objectives.kl import KL
+from lnlit.rl.dppo import DPPO
+from lnlit.rl.gdpo import GDPO
+from lnlit.rl.grpo import GRPO
+from lnlit.rl.max_rl import MaxRL
+from lnlit.rl.reinforce_plus_plus import ReinforcePlusPlus
+from lnlit.rl.rloo import RLOO
+from lnlit.rl.rpo import RPO
+from lnlit.testing.algorithm_contract import check_algorithm
+
+REQUIRED = {"rpo": {"beta": 0.1}}
+NAN = math.nan
+
+
+@pytest.mark.parametrize("name", registry.names("algorithm"))
+def test_every_algorithm_keeps_the_contract_and_is_short(name):
+    algorithm = registry.build("algorithm", name, **REQUIRED.get(name, {}))
+    check_algorithm(algorithm)
+    (written,) = ast.parse(inspect.getsource(type(algorithm))).body
+    assert written.end_lineno - written.lineno < 45
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        GRPO(scale="none", reduction="constant_length", kl=KL(0.1)),
+        GRPO(ratio="sequence_mean", reduction="sequence_mean", correction=None),
+        GRPO(scale="batch", kl=KL(0.1, "k1", "reward")),
+        RLOO(ratio="sequence", correction=None),
+        ReinforcePlusPlus(baseline="none"),
+        RPO(beta=0.1, anchor="old_policy", objective="squared"),
+    ],
+)
+def test_settings_keep_the_contract(algorithm):
+    check_algorithm(algorithm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw(GRPO):
+    """The ones below break one promise each."""
+
+    def advantages(self, table):
+        return table.reward_PG
+
+
+class Ranked(Raw):
+    def advantages(self, table):
+        return table.reward_PG.nan_to_num().argsort(1).double()
+
+
+class Averaged(GRPO):
+    def loss(self, log_probs_N, batch):
+        found = super().loss(log_probs_N, batch)
+        return found._replace(total=found.total / max(found.count, 1), count=1)
+
+
+class Upwards(GRPO):
+    def loss(self, log_probs_N, batch):
+        found = super().loss(log_probs_N, batch)
+        return found._replace(total=-found.total)
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (Raw, "without a reward has the advantage 0"),
+        (Ranked, "better of two samples|no difference"),
+        (Averaged, "add up"),
+        (Upwards, "more likely"),
+    ],
+)
+def test_the_contract_finds_broken_ones(broken, says):
+    with pytest.raises(AssertionError, match=f"{broken.__name__}: .*({says})"):
+        check_algorithm(broken())
+
+
+# advantages, sample by sample
+
+REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, NAN, 0.0, 0.0], [0.5, 0.5, 0.5, 2.0]]
+SECOND = [[0.1, 0.9, 0.2, 0.3], [0.4, 0.4, 0.4, 0.5], [5.0, 1.0, 1.0, 2.0], [0.0, 0.0, 1.0, 1.0]]
+LENGTHS = [[3, 5, 1, 2], [4, 4, 4, 4], [0, 7, 2, 2], [1, 1, 9, 3]]
+
+
+def table(*columns: list[list[float]], weights=(1.0,)) -> RewardTable:
+    rewards_PGR = torch.tensor(columns, dtype=torch.float64).movedim(0, -1)
+    lengths_PG = torch.tensor(LENGTHS)
+    zeros_PG = torch.zeros(lengths_PG.shape, dtype=torch.float64)
+    return RewardTable(rewards_PGR, torch.tensor(weights, dtype=torch.float64), lengths_PG, zeros_PG)
+
+
+def known(values: list[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def deviation(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def test_max_rl_divides_by_the_share_that_is_solved():
+    expected = []
+    for row in REWARDS:
+        mean = sum(known(row)) / len(known(row))
+        expected.append([(r - mean) / mean if mean > 0 and not math.isnan(r) else 0.0 for r in row])
+    torch.testing.assert_close(MaxRL().advantages(table(REWARDS)), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_max_rl_has_the_gradient_of_the_likelihood():
+    """With a baseline the estimate keeps its mean: sum over k of grad pass@k / k, up to the number of samples."""
+    p, samples = 0.3, 3
+    mean = 0.0
+    for outcome in range(2**samples):
+        rewards = [float(outcome >> at & 1) for at in range(samples)]
+        chance = math.prod(p if r else 1 - p for r in rewards)
+        found = MaxRL().advantages(
+            RewardTable(
+                torch.tensor([rewards], dtype=torch.float64)[..., None],
+                torch.ones(1),
+                torch.ones(1, samples, dtype=torch.int64),
+                torch.zeros(1, samples),
+            )
+        )[0]
+        scores = torch.tensor([1 / p if r else -1 / (1 - p) for r in rewards], dtype=torch.float64)  # d log chance / dp
+        mean += chance * float((found * scores).mean())
+    # d/dp of -sum_{k=1}^{G} (1 - p)^k / k, without its last term, which the baseline's own sample takes
+    assert mean == pytest.approx(sum((1 - p) ** (k - 1) for k in range(1, samples)))
+
+
+def test_gdpo_normalises_each_reward_by_itself():
+    weights = (1.0, 0.5)
+    sums = []
+    for rows in zip(REWARDS, SECOND, strict=True):
+        total = [0.0] * 4
+        for row, weight in zip(rows, weights, strict=True):
+            mean, std = sum(known(row)) / len(known(row)), deviation(known(row))
+            total = [t + weight * (r - mean) / (std + 1e-4) for t, r in zip(total, row, strict=True)]
+        sums.append(total)
+    flat = known([value for row in sums for value in row])
+    mean, std = sum(flat) / len(flat), deviation(flat)
+    expected = [[0.0 if math.isnan(v) else (v - mean) / (std + 1e-4) for v in row] for row in sums]
+    found = GDPO().advantages(table(REWARDS, SECOND, weights=weights))
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    by_sum = GRPO().advantages(table([[1.0, 0.0, 0.0, 1.0]] * 4, [[0.0, 1.0, 0.0, 1.0]] * 4, weights=(1.0, 1.0)))
+    apart = GDPO().advantages(table([[1.0, 0.0, 0.0, 1.0]] * 4, [[0.0, 1.0, 0.0, 0.1]] * 4, weights=(1.0, 1.0)))
+    assert by_sum[0, 0] == by_sum[0, 1] and apart[0, 0] != apart[0, 1]
+
+
+def test_gdpo_ignores_what_is_only_watched():
+    alone = GDPO().advantages(table(REWARDS))
+    watched = GDPO().advantages(table(REWARDS, [[NAN] * 4] * 4, weights=(1.0, 0.0)))
+    assert torch.equal(alone, watched)
+
+
+@pytest.mark.parametrize("baseline", ["group", "none"])
+def test_reinforce_plus_plus_normalises_over_tokens(baseline):
+    values, tokens = [], []
+    for row, lengths in zip(REWARDS, LENGTHS, strict=True):
+        mean = sum(known(row)) / len(known(row)) if baseline == "group" else 0.0
+        for reward, length in zip(row, lengths, strict=True):
+            values.append(0.0 if math.isnan(reward) else reward - mean)
+            tokens += [values[-1]] * (0 if math.isnan(reward) else length)
+    mean = sum(tokens) / len(tokens)
+    std = math.sqrt(sum((value - mean) ** 2 for value in tokens) / len(tokens))
+    found = ReinforcePlusPlus(baseline=baseline).advantages(table(REWARDS)).flatten().tolist()
+    for value, reward, length, mine in zip(values, chain(*REWARDS), chain(*LENGTHS), found, strict=True):
+        learned = length and not math.isnan(reward)
+        assert mine == pytest.approx((value - mean) / std if learned else 0.0)
+
+
+# losses, token by token
+
+
+def test_dppo_leaves_out_what_has_moved_too_far():
+    now = [-0.1, -3.0, -2.0, -0.2, -4.0]
+    engine = [-0.5, -3.1, -0.1, -2.5, -1.0]
+    advantages = [1.0, 1.0, -1.0, -1.0, 2.0]
+    log_probs = torch.tensor(now, dtype=torch.float64, requires_grad=True)
+    row = torch.zeros(1, 5, dtype=torch.int64)
+    batch = PolicyBatch(
+        TokenBatch(row, row, row, [5]),
+        torch.tensor([0, 0, 1, 1, 1]),
+        2,
+        torch.tensor(advantages, dtype=torch.float64),
+        engine_N=torch.tensor(engine, dtype=torch.float64),
+    )
+    loss = DPPO(largest=0.2).loss(log_probs, batch)
+    (gradient,) = torch.autograd.grad(loss.total, log_probs)
+    expected, total, dropped = [], 0.0, []
+    for ours, theirs, advantage in zip(now, engine, advantages, strict=True):
+        moved = math.exp(ours) - math.exp(theirs)
+        dropped.append((advantage > 0 and moved > 0.2) or (advantage < 0 and moved < -0.2))
+        term = 0.0 if dropped[-1] else -advantage * math.exp(ours - theirs)
+        total += term
+        expected.append(term)
+    assert dropped == [True, False, True, False, False]
+    assert loss.total.item() == pytest.approx(total) and loss.count == 5
+    assert gradient.tolist() == pytest.approx(expected)
+    assert [float(loss.observed[f"clip_ratio/{side}_mean"][0]) for side in ("low", "high")] == [1, 1]
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(UserError, match="GDPO normalises each reward by itself"):
+        GDPO(kl=KL(0.1, "k1", "reward"))
+    with pytest.raises(UserError, match="correction weighs tokens"):
+        GRPO(ratio="sequence_mean")
+    with pytest.raises(UserError, match="beta: expected a number above 0"):
+        RPO(beta=0.0)
