@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from lnlit.errors import UserError
 from lnlit.interfaces import Needs, PolicyBatch, RewardTable
 from lnlit.objectives.policy import LARGEST, Correction, TokenLoss
-from lnlit.rl.algorithm import PolicyGradient, Scale, check_above_zero, scaled
+from lnlit.rl.algorithm import PolicyGradient, Scale, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class DPPO(PolicyGradient):
     correction: Correction | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        check_above_zero(largest=self.largest)
+        if not 0 < self.largest <= 1:
+            raise UserError(f"largest: a probability moves by more than 0 and at most 1, got {self.largest}")
 
     @property
     def needs(self) -> Needs:

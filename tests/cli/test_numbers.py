@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lnlit import callbacks
+from lnlit import callbacks, registry
 from lnlit.data.datamodule import ChatData
 from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
@@ -38,6 +38,7 @@ PARTS: list[type] = [
     Experience, ChatData, TextData, PreferenceData, Weighted, CodeTestsReward, LLMJudgeReward, NativeEngine,
     callbacks.Checkpoint, callbacks.SampleGenerations, callbacks.ToggleReport, callbacks.MemoryRecorder,
     callbacks.RolloutLog, callbacks.Stability,
+    *(registry.get("algorithm", name) for name in registry.names("algorithm")),
 ]  # fmt: skip
 #: Where a negative number means something, or is refused once processes start.
 SIGNED = {("Weighted", "weight"), ("Experience", "reward_workers")}

@@ -20,6 +20,8 @@ from lnlit.modules.optim import AdamW
 from lnlit.modules.prompt_data import Experience, Weighted
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
+from lnlit.rl import collector
+from lnlit.rl.batch import pack
 from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.testing.tiny import tiny_folder
@@ -94,6 +96,16 @@ def test_a_sample_is_learned_from_once(model, prompts, tmp_path):
     labels = [batch.tokens.labels[batch.tokens.labels >= 0].tolist() for batch in learned]
     assert sorted(token for tokens in labels for token in tokens) == sampled
     assert [batch.old_N is None for batch in learned] == [True] * 3 + [False] * 3
+
+
+def test_a_sample_is_packed_once(model, prompts, tmp_path, monkeypatch):
+    """For the reference, for the second update's old log-probs and for the step; the engine's proof has its own."""
+    packed = []
+    monkeypatch.setattr(collector, "pack", lambda samples, *rest: packed.append(len(samples)) or pack(samples, *rest))
+    trainer(tmp_path, 4, accumulate_grad_batches=2).fit(
+        policy(model, kl=KL(0.1)), data(model, prompts, updates_per_rollout=2)
+    )
+    assert len(packed) == 8 and sum(packed) == 24
 
 
 def test_token_tensors_follow_the_labels(model, prompts, tmp_path):

@@ -14,7 +14,9 @@ import torch
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, RewardTable, TokenBatch
+from lnlit.modules import policy, prompt_data
 from lnlit.objectives.kl import KL
+from lnlit.rl import collector, on_policy
 from lnlit.rl.dppo import DPPO
 from lnlit.rl.gdpo import GDPO
 from lnlit.rl.grpo import GRPO
@@ -22,6 +24,7 @@ from lnlit.rl.max_rl import MaxRL
 from lnlit.rl.reinforce_plus_plus import ReinforcePlusPlus
 from lnlit.rl.rloo import RLOO
 from lnlit.rl.rpo import RPO
+from lnlit.sampling import sampler
 from lnlit.testing.algorithm_contract import check_algorithm
 
 REQUIRED = {"rpo": {"beta": 0.1}}
@@ -49,6 +52,14 @@ def test_every_algorithm_keeps_the_contract_and_is_short(name):
 )
 def test_settings_keep_the_contract(algorithm):
     check_algorithm(algorithm)
+
+
+def test_who_trains_and_who_samples_knows_no_algorithm():
+    """Each may import what all algorithms share, and none of them."""
+    names = {registry.find("algorithm", name).target.partition(":")[0] for name in registry.names("algorithm")}
+    for module in (policy, prompt_data, collector, on_policy, sampler):
+        imported = {node.module for node in ast.walk(ast.parse(inspect.getsource(module))) if hasattr(node, "module")}
+        assert not imported & names, module.__name__
 
 
 @dataclass(frozen=True, kw_only=True)
