@@ -16,11 +16,13 @@ from lnlit.errors import UserError
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` as the user's home. A name that is no user's stays what it is, as a shell leaves it."""
+    """The path with `~` as the user's home. Raises `UserError` for a name that is no user's."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: a path begins with ~ and the name of a user who is not known here. Write the whole path."
+        ) from error
 
 
 @contextmanager

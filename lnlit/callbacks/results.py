@@ -55,13 +55,14 @@ class RunResults(L.Callback):
             self._validated_at = trainer.global_step
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        last = _values(trainer)  # of every rank, for it may have to be reduced
         if stopped_by(trainer) is not None or not trainer.is_global_zero:
             return
         step = trainer.global_step
         asked = [callback for callback in trainer.callbacks if isinstance(callback, KnowsQuestions)]  # type: ignore
         questions = {name: dict(found) for callback in asked for name, found in callback.per_question().items()}
         means = {name: sum(found.values()) / len(found) for name, found in questions.items() if found}
-        metrics = {**means, **({} if step else self._before), **self._metrics, **_values(trainer)}
+        metrics = {**means, **({} if step else self._before), **self._metrics, **last}
         results = {"step": step, "validated_at": self._validated_at if step else 0}
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         write_json(Path(self.out), {**results, "metrics": finite, "questions": questions})

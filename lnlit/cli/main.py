@@ -73,8 +73,6 @@ def user_message(error: BaseException) -> str | None:
         return "a path holds a null character, which no file's name can. Correct the path."
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return f"a link leads back to itself: {str(error).removeprefix('Symlink loop from ')}. Correct the path."
-    if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return "a path begins with ~ and the name of a user who is not known here. Write the whole path."
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
     return None

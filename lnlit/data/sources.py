@@ -23,7 +23,10 @@ def expand(paths: str | list[str]) -> list[Path]:
     """Files behind a path, a glob pattern (its files sorted) or a list of either. `UserError` where none match."""
     found: list[Path] = []
     for item in [paths] if isinstance(paths, str) else paths:
-        path = expanded(item)
+        try:
+            path = expanded(item)
+        except UserError as error:
+            raise UserError(f"data: {error}") from error
         try:
             matches = [match for match in ([path] if path.is_file() else _globbed(path)) if match.is_file()]
             folder = bool(item) and path.is_dir()

@@ -21,6 +21,7 @@ from lnlit.modules.prompt_checks import check_numbers, check_policy, check_resum
 from lnlit.rl.collector import Collector, RolloutSizes
 from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import LogprobCheck, OnPolicySampler
+from lnlit.sampling.history import Stage
 from lnlit.sampling.order import Uniform
 from lnlit.sampling.prompt import Prompt, read_prompts
 from lnlit.sampling.sample import Sample
@@ -122,7 +123,7 @@ class Experience(L.LightningDataModule):
         self._order = order or Uniform()
         self.phases = Phases()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
-        self.listeners: list[Callable[[str, Sequence[Sample]], None]] = []
+        self.listeners: list[Callable[[Stage, Sequence[Sample]], None]] = []
         self._metrics: dict[str, float] = {}
 
     @cached_property
@@ -280,7 +281,7 @@ class Experience(L.LightningDataModule):
         self._tell("val", samples)
         yield describe(samples, size) | agreement
 
-    def _tell(self, stage: str, samples: Sequence[Sample]) -> None:
+    def _tell(self, stage: Stage, samples: Sequence[Sample]) -> None:
         for listener in self.listeners:
             listener(stage, samples)
 

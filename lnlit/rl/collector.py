@@ -21,6 +21,7 @@ from lnlit.objectives.advantage import without_spread
 from lnlit.rl.batch import Packed, micro_batches, pack, policy_batch
 from lnlit.rl.metrics import describe, rewards_table
 from lnlit.rl.on_policy import Learner, OnPolicySampler
+from lnlit.sampling.history import Stage
 from lnlit.sampling.prompt import Prompt
 from lnlit.sampling.sample import Judged, Sample
 from lnlit.sampling.sampler import Phases, asked, first_failure
@@ -61,7 +62,7 @@ class RolloutData(Protocol):
     """Data that are sampled while a run goes on, for who wants to be told of what was drawn, `listener(stage, samples)`
     with the stage "train" or "val", and of where the time goes."""
 
-    listeners: list[Callable[[str, Sequence[Sample]], None]]
+    listeners: list[Callable[[Stage, Sequence[Sample]], None]]
     phases: Phases
 
 
