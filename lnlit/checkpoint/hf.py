@@ -46,10 +46,11 @@ class Config:
         self.values, self.where, self.defaults = values, where, _DEFAULTS | dict(defaults)
         self._refuse_unsupported()
 
-    def integer(self, key: str) -> int:
+    def integer(self, key: str, least: int = 1) -> int:
         value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.where}: {key}: expected a positive integer, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            allowed = "a positive integer" if least == 1 else f"an integer from {least} on"
+            raise UserError(f"{self.where}: {key}: expected {allowed}, got {value!r}.")
         return value
 
     def number(self, key: str, positive: bool = True) -> float:
@@ -102,6 +103,8 @@ class Config:
         given = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(given, Mapping):
             raise UserError(f"{self.where}: the rope parameters must be a mapping, got {given!r}.")
+        if kinds := [key for key, value in given.items() if isinstance(value, Mapping)]:
+            raise UserError(f"{self.where}: rope parameters of their own for {' and '.join(kinds)} are not supported.")
         return given
 
     def rotary_share(self) -> float:
@@ -131,8 +134,12 @@ class Config:
         if not isinstance(rule, str) or rule not in _ROPE_ARGS:
             allowed = ", ".join(["default", *_ROPE_ARGS])
             raise UserError(f"{self.where}: rope type {rule!r} is not supported. Supported: {allowed}.")
-        context = {"original_max_position_embeddings": self.integer("max_position_embeddings")}
-        args = {key: given.get(key, context.get(key)) for key in _ROPE_ARGS[rule]}
+        original = (
+            "original_max_position_embeddings"  # transformers 5 believes the one beside the rope parameters first
+        )
+        beside, context = self.values.get(original), self.integer("max_position_embeddings")
+        given = {original: context, **given} | ({} if beside is None else {original: beside})
+        args = {key: given.get(key) for key in _ROPE_ARGS[rule]}
         for key, value in args.items():
             if not is_finite(value) or value <= 0:
                 raise UserError(f"{self.where}: rope type {rule!r} needs a positive number for {key!r}, got {value!r}.")

@@ -40,6 +40,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 CASES = {
     "qwen2": {},
     "qwen2, tied, last layers with a window": {**SOME, "max_window_layers": 2, "tie_word_embeddings": True},
+    "qwen2, all layers with a window": {**SOME, "max_window_layers": 0},
     "qwen2, every other layer with a window": {**SOME, "layer_types": [SLIDING, FULL] * 2},
     "qwen3, long heads": {"head_dim": 16},
     "qwen3, biases and windows": {**SOME, "head_dim": 10, "attention_bias": True, "max_window_layers": 1},
@@ -135,6 +136,15 @@ LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] 
         ("qwen2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ("qwen3", {"layer_types": [FULL]}, "layer_types: expected a list of 4 times full_attention or sliding"),
         ("qwen3", {"layer_types": ["linear_attention"] * 4}, "layer_types: expected a list of 4 times"),
+        (
+            "qwen3",
+            {**WINDOW, "layer_types": [SLIDING] * 4},
+            r"layer_types\[0\] is sliding.* use_sliding_window is false",
+        ),
+        ("smollm3", {**WINDOW, "layer_types": [FULL, SLIDING] * 2}, r"layer_types\[1\].* use_sliding_window is false"),
+        ("mistral", {"sliding_window": None, "layer_types": [SLIDING] * 4}, "but sliding_window is null"),
+        ("qwen2", {"max_window_layers": -1}, "max_window_layers: expected an integer from 0 on, got -1"),
+        ("qwen3", {"rope_parameters": {FULL: {"rope_theta": 7.0}}}, "rope parameters of their own for full_attention"),
         ("mistral", {"sliding_window": -1}, "sliding_window: expected a positive integer, got -1"),
         ("smollm3", {"no_rope_layers": "all"}, "no_rope_layers: expected a list of 4 times 0 or 1, got 'all'"),
     ],
@@ -143,6 +153,36 @@ def test_what_is_not_supported_is_named(tmp_path, name, changes, message):
     write_json(tmp_path / "config.json", {"model_type": name, **SIZES, **changes})
     with pytest.raises(UserError, match=message):
         read_spec(tmp_path)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mistral", {**WINDOW, "head_dim": 8, "layer_types": [SLIDING, FULL] * 2}),
+        ("mistral", {**WINDOW, "head_dim": 8, "layer_types": None}),
+        ("llama", {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}),
+        (
+            "llama",
+            {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}, "original_max_position_embeddings": 16},
+        ),
+        ("qwen3", {"rope_parameters": {"type": "linear", "factor": 3.0}, "rope_theta": 500.0}),
+    ],
+)
+@torch.no_grad()
+def test_a_config_as_it_was_written_is_read_as_transformers_reads_it(tmp_path, name, changes):
+    """Here transformers itself decides what class the keys mean, which saves other keys than it was given."""
+    torch.manual_seed(0)
+    write_json(tmp_path / "config.json", config := {"model_type": name, **SIZES, **changes})
+    oracle = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path)).eval()
+    oracle.save_pretrained(tmp_path)
+    write_json(tmp_path / "config.json", config)
+    decoder = build_decoder(read_spec(tmp_path), "cpu").eval()
+    load_weights(decoder, tmp_path)
+    tokens = torch.randint(0, 97, (2, 64), generator=torch.Generator().manual_seed(1))
+    assert (decoder(tokens) - oracle(tokens).logits).abs().max() <= 1e-5
 
 
 def test_a_mixture_that_no_family_has_words_for_names_the_first_layer(tmp_path):

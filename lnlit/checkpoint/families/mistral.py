@@ -1,16 +1,19 @@
-"""Mistral (`model_type: mistral`): a Llama whose every layer may see a window of tokens only."""
+"""Mistral (`model_type: mistral`): a Llama whose layers may see a window of tokens only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lnlit.checkpoint.families.windows import read_window
 from lnlit.checkpoint.family import Family
 from lnlit.checkpoint.hf import Config
 
 
 class Mistral(Family):
-    """A `sliding_window` of null is none, and one that is left out is 4096."""
+    """A `sliding_window` of null is none, and one that is left out is 4096. Every layer has it, unless there are
+    `layer_types`, which make a Ministral of it for transformers; such a one is read and not written.
+    """
 
     model_type, architecture = "mistral", "MistralForCausalLM"
     defaults = {
@@ -25,8 +28,7 @@ class Mistral(Family):
     }
 
     def layer(self, config: Config, index: int) -> dict[str, Any]:
-        window = config.nullable("sliding_window")
-        return super().layer(config, index) | ({} if window is None else {"window": window})
+        return super().layer(config, index) | read_window(config, index, by_itself=True, is_on=True)
 
     def keys(self, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"sliding_window": layers[0].get("window") if layers else None}

@@ -31,11 +31,12 @@ class Qwen2(Family):
     always = {"bias": True, "output_bias": False}
 
     def layer(self, config: Config, index: int) -> dict[str, Any]:
-        return super().layer(config, index) | read_window(config, index, index >= config.integer("max_window_layers"))
+        is_late, is_on = index >= config.integer("max_window_layers", least=0), config.boolean("use_sliding_window")
+        return super().layer(config, index) | read_window(config, index, is_late, is_on)
 
     def keys(self, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         first = next((index for index, args in enumerate(layers) if args.get("window")), len(layers))
-        return {**window_keys(layers), "max_window_layers": max(first, 1)}
+        return {**window_keys(layers), "max_window_layers": first}
 
     def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
         found = dict(super().obstacles(spec, folder))

@@ -41,7 +41,7 @@ class SmolLM3(Family):
         return {
             **super().layer(config, index),
             **({} if rotates else {"rotary_dim": 0}),
-            **read_window(config, index, not rotates),
+            **read_window(config, index, not rotates, config.boolean("use_sliding_window")),
         }
 
     def keys(self, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

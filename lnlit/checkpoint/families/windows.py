@@ -1,4 +1,4 @@
-"""`layer_types`: which layers see a window of tokens only. Qwen and SmolLM3 say it so."""
+"""`layer_types`: which layers see a window of tokens only. Qwen, SmolLM3 and some Mistrals say it so."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lnlit.checkpoint.hf import Config
+from lnlit.errors import UserError
 
 _WHOLE, _WINDOW = "full_attention", "sliding_attention"
 
 
-def read_window(config: Config, index: int, by_itself: bool) -> dict[str, int]:
-    """The `window` argument of one layer; `by_itself` is whether it has one where no `layer_types` are given."""
+def read_window(config: Config, index: int, by_itself: bool, is_on: bool) -> dict[str, int]:
+    """The `window` argument of one layer; `by_itself` is whether it has one where no `layer_types` are given, `is_on`
+    whether the model has windows at all. Raises `UserError` where it has none and a layer is said to: transformers
+    fails there, or computes with a window by some of its kernels and without by others.
+    """
     types = config.per_layer("layer_types", (_WHOLE, _WINDOW))
+    size = config.nullable("sliding_window") if is_on else None
+    if size is None and types is not None and types[index] == _WINDOW:
+        off = "sliding_window is null" if is_on else "use_sliding_window is false"
+        raise UserError(f"{config.where}: layer_types[{index}] is {_WINDOW}, but {off}. Change one of them.")
     has_one = by_itself if types is None else types[index] == _WINDOW
-    size = config.nullable("sliding_window") if config.boolean("use_sliding_window") else None
     return {"window": size} if has_one and size is not None else {}
 
 
