@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ablate": ("lnlit.cli.ablate:main", "compare variants of a configuration over several seeds, with intervals"),
     "data": ("lnlit.cli.data:main", "show what is learned of a configuration's rows: lnlit data show CONFIG"),
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),
+    "recipes": (
+        "lnlit.cli.recipes:main",
+        "list configurations to begin with, show or copy one: lnlit recipes copy NAME DIR",
+    ),
     "plugins": (
         "lnlit.cli.plugins:main",
         "list every part by kind and name, find one, or begin one of yours: lnlit plugins new KIND NAME",

@@ -113,7 +113,7 @@ def check_trainer(trainer: Trainer) -> None:
         launched = f" that starts ranks by {strategy._start_method}" if type(strategy) is DDPStrategy else ""
         raise UserError(
             f"trainer.strategy: {type(strategy).__name__}{launched} is not supported. Use auto, ddp, or "
-            "ModelParallelStrategy for FSDP2 and tensor parallelism (yaml/trainer/fsdp2.yaml)."
+            "ModelParallelStrategy for FSDP2 and tensor parallelism (`lnlit recipes show trainer/fsdp2`)."
         )
     if isinstance(strategy.checkpoint_io, AsyncCheckpointIO):
         raise UserError(

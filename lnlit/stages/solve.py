@@ -133,8 +133,8 @@ def _solver(solver: str | Solver) -> tuple[str, Solver]:
     name = solver
     if name == "highs" and name not in registry.names("solver"):
         raise UserError(
-            "solver 'highs' is not installed. Run `pip install lnlit-highs` (in a checkout: `pip install -e "
-            f"plugins/lnlit-highs`), or choose one of {', '.join(registry.names('solver'))}, which prove nothing."
+            "solver 'highs' is not installed. No index has it: run `pip install -e plugins/lnlit-highs` in a "
+            f"checkout of lnlit, or choose one of {', '.join(registry.names('solver'))}, which prove nothing."
         )
     return name, registry.build("solver", name)
 

@@ -1,0 +1,143 @@
+"""`lnlit recipes`: the configurations that come with lnlit: list them, print one, copy some to change them.
+
+A recipe is called by its path without `.yaml`: `mini/6_grpo`. A folder's name, `mini`, is all that it holds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lnlit.cli.arguments import CommandParser
+from lnlit.errors import UserError, did_you_mean
+from lnlit.files import check_output, expanded, replaced_file
+
+#: In a checkout a link to the folder `yaml`, in a wheel the files.
+HOME = Path(os.path.normpath(Path(__file__).parent.parent / "recipes"))
+
+
+def main(argv: list[str]) -> int:
+    """List the recipes, print one, or copy some."""
+    parser = CommandParser(prog="lnlit recipes", description="The configurations that come with lnlit.")
+    commands = parser.add_subparsers(dest="command", metavar="show | copy")
+    show = commands.add_parser("show", help="print a recipe")
+    show.add_argument("name", help="as `lnlit recipes` lists it")
+    copy = commands.add_parser("copy", help="write a recipe, or a folder of them, and the recipes that it names")
+    copy.add_argument("name", help="as `lnlit recipes` lists it, or a folder: mini")
+    copy.add_argument("folder", type=Path, metavar="DIR", help="where to: NAME becomes DIR/NAME.yaml")
+    options = parser.parse_args(argv)
+    if options.command == "show":
+        print(_one(options.name).read_text(encoding="utf-8"), end="")
+    elif options.command == "copy":
+        written = copy_recipes(options.name, options.folder)
+        print("\n".join(map(str, written)) or "all of it is there already")
+    else:
+        files = _all()
+        width = max(len(_name(file)) for file in files)
+        for file in files:
+            print(f"{_name(file):<{width}}  {_what(file)}")
+        print(
+            "\n`lnlit recipes show NAME` prints one; `lnlit recipes copy NAME DIR` writes it, or a folder such as mini."
+        )
+    return 0
+
+
+def copy_recipes(name: str, folder: Path) -> list[Path]:
+    """Write a recipe, or all of a folder, below `folder`, with every recipe that these name by a relative path.
+
+    Folders stay as they are, so that the paths still lead somewhere. A file that is there already stays: one with the
+    same content is passed over, and another is an error before anything is written. Returns the files written.
+    """
+    folder = expanded(folder)
+    wanted: dict[Path, None] = {}  # in order, each once
+    ahead = [_one(name)] if _is_file(name) else [file for file in _all() if _name(file).startswith(f"{_plain(name)}/")]
+    if not ahead:
+        raise _unknown(name)
+    while ahead:
+        file = ahead.pop(0)
+        if file not in wanted:
+            wanted[file] = None
+            ahead += _named(file)
+    written: dict[Path, bytes] = {}
+    for file in wanted:
+        out, content = check_output(folder / file.relative_to(HOME)), file.read_bytes()
+        if not out.exists() and not out.is_symlink():
+            written[out] = content
+        elif out.read_bytes() != content:
+            raise UserError(f"{out}: is there already with other content. Nothing was written; choose another folder.")
+    for out, content in written.items():
+        with replaced_file(out) as scratch:
+            scratch.write_bytes(content)
+    return list(written)
+
+
+def _all() -> list[Path]:
+    found = sorted(HOME.rglob("*.yaml"), key=lambda file: (file.parent, file.stem))
+    if not found:
+        raise UserError(
+            f"{HOME}: holds no recipes. Install lnlit again; in a checkout this is a link to its folder yaml."
+        )
+    return found
+
+
+def _name(file: Path) -> str:
+    return file.relative_to(HOME).with_suffix("").as_posix()
+
+
+def _plain(name: str) -> str:
+    """A name that is written as a path of the checkout, or of the file system."""
+    return name.strip("/").removeprefix("yaml/").removesuffix(".yaml")
+
+
+def _is_file(name: str) -> bool:
+    return _plain(name) in map(_name, _all())
+
+
+def _one(name: str) -> Path:
+    if not _is_file(name):
+        raise _unknown(name)
+    return HOME / f"{_plain(name)}.yaml"
+
+
+def _unknown(name: str) -> UserError:
+    names = [_name(file) for file in _all()]
+    inside = [found for found in names if found.startswith(f"{_plain(name)}/")]
+    if inside:
+        return UserError(f"there is no recipe {name!r}. It is a folder of {', '.join(inside)}.")
+    folders = {folder.as_posix() for found in names for folder in Path(found).parents}
+    return UserError(
+        f"there is no recipe {name!r}.{did_you_mean(_plain(name), [*names, *folders])} `lnlit recipes` lists them."
+    )
+
+
+def _what(file: Path) -> str:
+    """The first sentence of the comment at the top of a file."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    top = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    comment = " ".join(line.lstrip("# ") for line in lines[:top])
+    return textwrap.shorten(
+        re.split(r"(?<=[.?!])\s", comment, maxsplit=1)[0], 110, placeholder=" ...", break_on_hyphens=False
+    )
+
+
+def _named(file: Path) -> Iterator[Path]:
+    """The files of ours that a recipe names by a path relative to itself."""
+    for text in _texts(yaml.safe_load(file.read_text(encoding="utf-8"))):
+        if text.endswith(".yaml"):
+            named = Path(os.path.normpath(file.parent / text))
+            if named.is_relative_to(HOME) and named.is_file():
+                yield named
+
+
+def _texts(tree: Any) -> Iterable[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict | list):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _texts(item)
