@@ -18,7 +18,7 @@ from lnlit.callbacks import Checkpoint, RolloutLog, SampleGenerations, Throughpu
 from lnlit.callbacks.pictures import log_pictures
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyBatch, PreferenceBatch, Reward, TokenBatch
+from lnlit.interfaces import BatchReward, PolicyBatch, PreferenceBatch, RewardResult, TokenBatch
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.prompt_data import Experience, HeldOut, Weighted
@@ -31,16 +31,20 @@ from lnlit.sampling.sample import Sample
 from lnlit.testing.tiny import tiny_folder
 
 
-class Letters(Reward):
+class Letters(BatchReward):
     """The share of lower-case letters."""
 
-    def score(self, request):
-        return sum(letter.islower() for letter in request.completion) / max(len(request.completion), 1)
+    def score_batch(self, requests):
+        texts = [request.completion for request in requests]
+        return [RewardResult(sum(letter.islower() for letter in text) / max(len(text), 1)) for text in texts]
 
 
-class Short(Reward):
-    def score(self, request):
-        return None if "3" in request.messages[-1]["content"] else -float(len(request.completion))
+class Short(BatchReward):
+    def score_batch(self, requests):
+        return [
+            RewardResult(None if "3" in request.messages[-1]["content"] else -float(len(request.completion)))
+            for request in requests
+        ]
 
 
 @pytest.fixture(scope="module")

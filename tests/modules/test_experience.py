@@ -13,7 +13,7 @@ from lnlit.callbacks.checkpoints import Checkpoint
 from lnlit.callbacks.samples import SampleGenerations
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
-from lnlit.interfaces import Reward, RewardRequest
+from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 from lnlit.models.lora import LoRA
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
@@ -27,12 +27,23 @@ from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.testing.tiny import tiny_folder
 
 
-class Letters(Reward):
+def share(text: str) -> float:
     """The share of lower-case letters."""
+    return sum(letter.islower() for letter in text) / max(len(text), 1)
+
+
+class Letters(BatchReward):
+    """Judged in the trainer's process: one of its own takes longer to start than these runs take."""
+
+    def score_batch(self, requests):
+        return [RewardResult(share(request.completion)) for request in requests]
+
+
+class LettersApart(Reward):
+    """Judged in a process of its own."""
 
     def score(self, request: RewardRequest) -> float:
-        text = request.completion
-        return sum(letter.islower() for letter in text) / max(len(text), 1)
+        return share(request.completion)
 
 
 class Recorded(Experience):
@@ -51,7 +62,8 @@ class Recorded(Experience):
 def data(model, prompts, kind=Recorded, **settings) -> Recorded:
     settings = {"prompts_per_rollout": 4, "samples_per_prompt": 3, "max_new_tokens": 8, "reward_workers": 1} | settings
     engine = settings.pop("engine", None) or NativeEngine(8, "float32", "cpu")
-    return kind(str(model), JsonlSource(prompts), [Weighted(Letters())], engine, **settings)
+    reward = Weighted(settings.pop("reward", Letters()), name="letters")
+    return kind(str(model), JsonlSource(prompts), [reward], engine, **settings)
 
 
 def trainer(root, steps: int, **settings) -> L.Trainer:
@@ -197,7 +209,8 @@ class Forgetful(NativeEngine):
 
 def test_an_engine_with_old_weights_stops_the_run_and_its_processes(model, prompts, tmp_path):
     before = set(multiprocessing.active_children())
-    experience = data(model, prompts, engine=Forgetful(8, "float32", "cpu"), max_logprob_difference=1e-3)
+    engine = Forgetful(8, "float32", "cpu")
+    experience = data(model, prompts, engine=engine, reward=LettersApart(), max_logprob_difference=1e-3)
     with pytest.raises(UserError, match="after the sync at step 1: engine and trainer disagree"):
         trainer(tmp_path, 3).fit(policy(model, rate=1e-2), experience)
     assert set(multiprocessing.active_children()) == before
