@@ -97,19 +97,25 @@ def test_packing_accumulation_padding_and_recomputation_change_nothing(models, r
     assert_same(distill(models, halves, recomputing, accumulate=4), reference)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
-def test_two_gloo_ranks_equal_one(models, reference, strategy, tmp_path):
-    out = tmp_path / "step.pt"
+@pytest.fixture(scope="module")
+def of_two_ranks(models, tmp_path_factory) -> Path:
+    """Where the same step of two ranks is, under each strategy."""
+    out = tmp_path_factory.mktemp("two_ranks") / "step"
     script = Path(__file__).with_name("two_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
-        [*command, strategy, str(models[0]), str(out), str(models[1])],
-        cwd=tmp_path,
+        [*command, "ddp,fsdp2,tp", str(models[0]), str(out), str(models[1])],
+        cwd=out.parent,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    result = torch.load(out, weights_only=True)
+    return out
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
+def test_two_gloo_ranks_equal_one(reference, strategy, of_two_ranks):
+    result = torch.load(of_two_ranks.with_name(f"step.{strategy}"), weights_only=True)
     assert_same((result["loss"], result["gradients"]), reference)

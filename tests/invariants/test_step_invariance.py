@@ -113,21 +113,28 @@ def test_what_an_unlearned_token_is_as_a_label_does_not_matter(model):
     assert abs(step_ending_in(10, True)[0] - step_ending_in(200, True)[0]) > 1e-3
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
-def test_two_gloo_ranks_equal_one(model, reference, strategy, tmp_path):
-    if strategy == "tp" and model.name == "mixed":
-        pytest.skip("the mixed model has a layer with one KV head, which two tensor-parallel ranks cannot split")
-    out = tmp_path / "step.pt"
+@pytest.fixture(scope="module")
+def of_two_ranks(model, tmp_path_factory) -> Path:
+    """Where the same step of two ranks is, under each strategy."""
+    out = tmp_path_factory.mktemp("two_ranks") / "step"
+    strategies = "ddp,fsdp2" if model.name == "mixed" else "ddp,fsdp2,tp"
     script = Path(__file__).with_name("two_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
-        [*command, strategy, str(model), str(out)],
-        cwd=tmp_path,
+        [*command, strategies, str(model), str(out)],
+        cwd=out.parent,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    result = torch.load(out, weights_only=True)
+    return out
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
+def test_two_gloo_ranks_equal_one(model, reference, strategy, of_two_ranks):
+    if strategy == "tp" and model.name == "mixed":
+        pytest.skip("the mixed model has a layer with one KV head, which two tensor-parallel ranks cannot split")
+    result = torch.load(of_two_ranks.with_name(f"step.{strategy}"), weights_only=True)
     assert_same((result["loss"], result["gradients"]), reference)
