@@ -63,6 +63,33 @@ def remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+#: Files that take half a minute and more. They begin first, the longest before all, lest one core waits for another.
+LONG = (
+    "integration/test_vllm.py",
+    "invariants/test_policy_resume.py",
+    "integration/test_vllm_rollout.py",
+    "cli/test_run.py",
+    "integration/test_mini_pipeline.py",
+    "test_notebooks.py",
+    "integration/test_rank_stages.py",
+    "checkpoint/test_hf.py",
+    "integration/test_resume.py",
+    "invariants/test_policy_step_invariance.py",
+    "cli/test_recipes.py",
+    "cli/test_run_killed.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # by xdist, which would begin with the files of many tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
 _MEETINGS = itertools.count()
 
 
