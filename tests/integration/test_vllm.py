@@ -25,6 +25,7 @@ from lnlit.checkpoint.folder import save_folder
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.checkpoint.readers import obstacles
+from lnlit.cli.new_plugin import write_plugin
 from lnlit.errors import UserError
 from lnlit.interfaces import Workload
 from lnlit.models.build import build_decoder
@@ -117,19 +118,20 @@ CUT: Changes = {
 
 @pytest.fixture(scope="module")
 def geglu(tmp_path_factory) -> Iterator[str]:
-    """The template plugin, known here, and as PYTHONPATH what has it installed elsewhere."""
+    """A plugin as `lnlit plugins new` writes it, known here, and as PYTHONPATH what has it installed elsewhere."""
     site = tmp_path_factory.mktemp("site")
+    plugin = write_plugin("ffn", "geglu", site / "source")
     (site / "lnlit_geglu-0.1.0.dist-info").mkdir()
     (site / "lnlit_geglu-0.1.0.dist-info/METADATA").write_text(
         "Metadata-Version: 2.1\nName: lnlit-geglu\nVersion: 0.1.0\n"
     )
-    (site / "lnlit_geglu-0.1.0.dist-info/entry_points.txt").write_text("[lnlit.ffn]\ngeglu = lnlit_geglu:GEGLU\n")
+    (site / "lnlit_geglu-0.1.0.dist-info/entry_points.txt").write_text("[lnlit.ffn]\ngeglu = lnlit_geglu:Geglu\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "plugins/template"))
-        from lnlit_geglu import GEGLU  # pyright: ignore[reportMissingImports]
+        patch.syspath_prepend(str(plugin))
+        from lnlit_geglu import Geglu  # pyright: ignore[reportMissingImports]
 
-        patch.setattr(registry, "_added", {("ffn", "geglu"): GEGLU})
-        yield os.pathsep.join(map(str, (site, ROOT / "plugins/template", PLUGIN, ROOT)))
+        patch.setattr(registry, "_added", {("ffn", "geglu"): Geglu})
+        yield os.pathsep.join(map(str, (site, plugin, PLUGIN, ROOT)))
 
 
 @pytest.fixture(scope="module", autouse=True)

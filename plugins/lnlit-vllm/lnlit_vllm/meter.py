@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Latency, Meter, Workload, kv_elements
+from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.specs import ModelSpec
 from lnlit_vllm.process import HOW_TO_INSTALL, PYTHON
 
@@ -32,6 +32,8 @@ class VllmMeter(Meter):
     def measure(
         self, spec: ModelSpec, folder: Path, workloads: Sequence[Workload], *, dtype: str, samples: int
     ) -> list[Latency]:
+        from lnlit.interfaces import kv_elements  # it needs torch, and a socket imports nothing heavy
+
         if dtype not in _BYTES:
             raise UserError(f"vLLM is measured in {' or '.join(_BYTES)}, got dtype {dtype!r}.")
         if not kv_elements(spec):
