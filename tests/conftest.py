@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import os
+import random
 import signal
 import socket
 from collections import defaultdict
@@ -90,7 +89,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
-_MEETINGS = itertools.count()
+_ANY = random.SystemRandom()  # tests may seed the common one
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +97,8 @@ def meeting_port(monkeypatch: pytest.MonkeyPatch) -> int:
     """Where the ranks of a test meet, unless it says otherwise: a port of its own, below those that the kernel hands
     out. One that was free when somebody looked may be another process's by the time that rank 0 listens there.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = 12_000 + 2_000 * (worker % 10) + next(_MEETINGS) % 2_000
+        port = _ANY.randrange(10_000, 32_000)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):  # nobody answers
                 monkeypatch.setenv("MASTER_PORT", str(port))
