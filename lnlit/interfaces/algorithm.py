@@ -8,6 +8,7 @@ Shape suffixes: P prompts, G samples of each, R reward functions, N tokens of co
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,12 @@ class Algorithm(ABC):
     def advantages(self, table: RewardTable) -> Tensor:
         """How much better each sample is than was to be expected, [P, G]; 0 where nobody knows. Sees a whole rollout,
         with the samples of all ranks."""
+
+    def teaches_nothing(self, table: RewardTable) -> Tensor:
+        """Prompts of whose samples none is better than another, bool [P]: others can be drawn in their place
+        (`resample`). What is learned and diverges is not known yet."""
+        reward_PG = table.reward_PG
+        return reward_PG.nan_to_num(nan=math.inf).amin(1) >= reward_PG.nan_to_num(nan=-math.inf).amax(1)
 
     @abstractmethod
     def loss(self, log_probs_N: Tensor, batch: PolicyBatch) -> Loss:

@@ -59,8 +59,8 @@ class Experience(L.LightningDataModule):
         max_new_tokens: length limit of a completion.
         updates_per_rollout: optimizer steps on one rollout's samples; each sample is used once.
         order: in which prompts come.
-        resample: how often at most to draw new prompts for those whose samples are all equally good, from which nothing
-            can be learned.
+        resample: how often at most to draw new prompts for those from which the algorithm can learn nothing, as a rule
+            because their samples are all equally good.
         truncated: "keep" learns from completions that hit the limit; "mask" does not, but counts their rewards (RPO,
             for which half a comparison is none, leaves their prompts out).
         thinking: toggle for rows that have none.

@@ -17,9 +17,8 @@ import torch
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, RewardTable
 from lnlit.models.ranks import everyones, my_place
-from lnlit.objectives.advantage import without_spread
 from lnlit.rl.batch import Packed, micro_batches, pack, policy_batch
-from lnlit.rl.metrics import describe, rewards_table
+from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import Learner, OnPolicySampler
 from lnlit.sampling.history import Stage
 from lnlit.sampling.prompt import Prompt
@@ -89,8 +88,7 @@ class Collector:
         """(all samples of a new rollout, what to log). Collective."""
         sizes, sampler = self.sizes, source.sampler
         sampler.phases.seconds.clear()
-        drawn, chosen, metrics = self._draw(source)
-        samples = [Sample(**vars(sample), learned=False) for sample in drawn]
+        samples, chosen, metrics = self._draw(source)
         rows = [group * sizes.samples + at for group in chosen for at in range(sizes.samples)]
         for row in rows:
             samples[row] = replace(samples[row], learned=self._is_learned(samples[row]))
@@ -110,7 +108,7 @@ class Collector:
         metrics |= describe(samples, sizes.samples) | sampler.counts()
         return samples, metrics | {f"time/{name}": seconds for name, seconds in sampler.phases.seconds.items()}
 
-    def _draw(self, source: OnPolicySampler) -> tuple[list[Judged], list[int], dict[str, float]]:
+    def _draw(self, source: OnPolicySampler) -> tuple[list[Sample], list[int], dict[str, float]]:
         """(all samples that were drawn, the numbers of the prompts among them to learn from, what to log)."""
         sizes, drawn, useful = self.sizes, [], []
         metrics: dict[str, float] = {}
@@ -119,9 +117,10 @@ class Collector:
             prompts = [self.prompts[index] for index in self.order.take(sizes.prompts - len(useful), self.rollouts)]
             groups, agreement = source.draw(asked(prompts, sizes.samples, sizes.seed, self.rollouts, first))
             metrics |= agreement
-            new = [sample for group in groups for sample in group]
+            new = [Sample(**vars(sample), learned=False) for group in groups for sample in group]
             drawn += new
-            flat = without_spread(rewards_table(new, sizes.samples)).tolist()
+            table = reward_table(new, sizes.samples, source.sampler.weights)
+            flat = source.learner.algorithm.teaches_nothing(table).tolist()
             spare = [number for number, is_flat in enumerate(flat, start=first) if is_flat]
             useful += [number for number, is_flat in enumerate(flat, start=first) if not is_flat]
             if not spare:

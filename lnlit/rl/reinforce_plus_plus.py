@@ -43,5 +43,10 @@ class ReinforcePlusPlus(PolicyGradient):
         centred_PG = centred(reward_PG) if self.baseline == "group" else reward_PG.nan_to_num(0.0)
         return whitened(centred_PG, table.lengths_PG * known_PG)
 
+    def teaches_nothing(self, table: RewardTable) -> Tensor:
+        """Without a baseline a prompt is compared with all others, and even a single sample teaches. With one, prompts
+        whose samples are equal are moved only by what the mean over the batch's tokens leaves."""
+        return super().teaches_nothing(table) if self.baseline == "group" else table.reward_PG.isnan().all(1)
+
     def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
         return clipped_loss(ratios(log_probs_N, old_N, batch, "token"), batch.advantages_N, self.clip)

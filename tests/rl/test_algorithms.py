@@ -194,6 +194,34 @@ def test_reinforce_plus_plus_normalises_over_tokens(baseline):
         assert mine == pytest.approx((value - mean) / std if learned else 0.0)
 
 
+def test_prompts_that_teach_nothing_are_those_that_move_no_weight():
+    """Held against the advantages of all prompts that are compared."""
+    sums = (
+        [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.5, 0.0], [1.0] * 4, [NAN] * 4],
+        [[0.0, 1.0, 1.0, 0.0], [0.0] * 4, [2.0] * 4, [1.0] * 4],
+    )
+    both = table(*sums, weights=(1.0, 1.0))
+    assert GRPO().teaches_nothing(both).tolist() == [True, False, True, True]
+    for algorithm in (GRPO(), GDPO(), RLOO(), RPO(beta=0.1)):
+        for each in (both, table(REWARDS), table(REWARDS, SECOND, weights=(1.0, 0.0))):
+            still_PG = algorithm.advantages(each)[algorithm.teaches_nothing(each)]
+            assert len(still_PG) and still_PG.abs().max() < 1e-12, algorithm
+    apart = table(
+        [[1.0, 0.0, 0.0, 1.0]] * 4, [[0.0, 1.0, 1.0, 0.0], [0.5] * 4, [0.0] * 4, [1.0] * 4], weights=(1.0, 2.0)
+    )
+    assert not GDPO().teaches_nothing(apart).any()
+    uneven = table([[0.0, 0.0, 1.0, 0.5]] * 4, [[1.0, 1.0, 0.0, 0.5]] * 4, weights=(1.0, 1.0))
+    assert GRPO().teaches_nothing(uneven).all() and not GDPO().teaches_nothing(uneven).any()
+    alone = ReinforcePlusPlus(baseline="none")
+    assert alone.teaches_nothing(both).tolist() == [False, False, False, True]
+    assert (alone.advantages(both) != 0).any(1).tolist()[:3] == [True] * 3
+
+
+def test_max_rl_takes_no_reward_below_nothing():
+    with pytest.raises(UserError, match=r"MaxRL divides .* so none may be below 0; a sample got -0\.5"):
+        MaxRL().advantages(table([[1.0, -0.5, 0.0, NAN]] * 4))
+
+
 # losses, token by token
 
 
@@ -228,6 +256,8 @@ def test_dppo_leaves_out_what_has_moved_too_far():
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(UserError, match="GDPO normalises each reward by itself"):
         GDPO(kl=KL(0.1, "k1", "reward"))
+    with pytest.raises(UserError, match="a divergence can bring to nothing"):
+        MaxRL(kl=KL(0.1, "k1", "reward"))
     with pytest.raises(UserError, match="correction weighs tokens"):
         GRPO(ratio="sequence_mean")
     with pytest.raises(UserError, match="beta: expected a number above 0"):
