@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import socket
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,15 +94,27 @@ _ANY = random.SystemRandom()  # tests may seed the common one
 
 
 @pytest.fixture(autouse=True)
-def meeting_port(monkeypatch: pytest.MonkeyPatch) -> int:
+def meeting_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where the ranks of a test meet, unless it says otherwise: a port of its own, below those that the kernel hands
     out. One that was free when somebody looked may be another process's by the time that rank 0 listens there.
+
+    Lightning leaves a process group and its names in the environment; what comes after has neither.
     """
+    port = _free_port()
+    for name in ("MASTER_ADDR", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    yield port
+    if (torch := sys.modules.get("torch")) and torch.distributed.is_available() and torch.distributed.group.WORLD:
+        torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
     while True:
         port = _ANY.randrange(10_000, 32_000)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):  # nobody answers
-                monkeypatch.setenv("MASTER_PORT", str(port))
                 return port
 
 
