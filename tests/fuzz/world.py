@@ -110,6 +110,41 @@ rollouts: 2
 prompts_per_rollout: 1
 out: new/curriculum.png
 """,
+    "ablate.yaml": """
+base: fit.yaml
+arms:
+  plain: {}
+  hot: {model.optimizer.learning_rate: 1.0e-2}
+seeds: [0, 1]
+metrics: [train/loss]
+settings: {trainer.max_steps: 1}
+out: new/ablation
+""",
+    "own.yaml": """
+stage: annotate
+model: model
+prompts: {class_path: own.py:Few, init_args: {count: 2}}
+reward: {class_path: own.py:polite, init_args: {word: please}}
+samples: 2
+max_new_tokens: 4
+workers: 1
+out: new/own.jsonl
+""",
+    "own.py": """
+from lnlit.interfaces import Source
+
+
+def polite(request, word: str = "please") -> float:
+    return float(word in request.completion)
+
+
+class Few(Source):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def rows(self, start: int = 0):
+        yield from ({"prompt": f"{n}?"} for n in range(start, self.count))
+""",
     "pipeline/1_solve.yaml": "stage: solve\nproblem: problem.json\nsolver: greedy\nout: new/first.json\n",
     "pipeline/2_solve.yaml": "stage: solve\nproblem: problem.json\nsolver: greedy\nout: new/second.json\n",
 }
@@ -147,6 +182,13 @@ COMMANDS: list[tuple[list[str], int]] = [
     (["data", "show", "rpo.yaml", "--rows", "2"], 2),
     (["plugins", "find", "ffn", "swiglu"], 1),
     (["plugins"], 1),
+    (["plugins", "new", "reward", "polite", "new/polite"], 2),
+    (["recipes"], 1),
+    (["recipes", "show", "mini/6_grpo"], 1),
+    (["recipes", "copy", "ablations/tiny/kd_loss", "new/recipes"], 2),
+    (["rollout", "annotate", "--config", "own.yaml"], 4),
+    (["ablate", "ablate.yaml", "--dry-run"], 4),
+    (["ablate", "ablate.yaml", "--seeds", "0", "--out", "new/ablation"], 3),
 ]
 
 
