@@ -1,10 +1,11 @@
-"""The sockets: everything a plugin author reads. Abstract classes and plain data; importing them imports no torch.
+"""The interfaces that a plugin implements: abstract classes and plain data. Importing them does not import torch.
 
-What part authors need beside them is offered here by name, and imported when it is asked for:
-`apply_rope`, `RMSNorm`, `GatedFeedForward` (an FFN of gate, up and down: name, width, fusing and smaller variants come
-with it), `narrow_ffn`, `ffn_as_matrix`, `fuse_ffns`, `pool_kv_heads`, `attention_as_matrix` (first weights of smaller
-variants), `kv_elements` (what a model caches per token), `Family` (folders of transformers' models of one kind), and
-what an engine runs parts with: `make_block`, `attention_class`, `inverse_frequencies`, `rope_tables`.
+Helpers for authors of layers are offered here too. They are imported only when asked for: `apply_rope`, `RMSNorm`,
+`GatedFeedForward` (an FFN with gate, up and down projections that already knows its name, width, fusion and smaller
+variants), `narrow_ffn`, `ffn_as_matrix`, `fuse_ffns`, `pool_kv_heads`, `attention_as_matrix` (initial weights of
+smaller variants), `kv_elements` (what a model caches per token), `Family` (checkpoint folders of one transformers
+architecture), and what an inference engine needs to run layers: `make_block`, `attention_class`, `inverse_frequencies`,
+`rope_tables`.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""Socket `algorithm`: how a policy learns from completions of its own.
+"""Interface `algorithm`: how a policy learns from its own completions.
 
-An algorithm is plain maths between two tables: rewards in, advantages out, and a loss of log-probs. Where prompts,
-samples and gradients come from it does not know.
+An algorithm is two pure functions: one from a table of rewards to advantages, one from log-probs to a loss. It does not
+know where prompts, samples and gradients come from.
 
-Shape suffixes: P prompts, G samples of each, R reward functions, N tokens of completions.
+Shape suffixes: P prompts, G samples per prompt, R reward functions, N completion tokens.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What an algorithm asks of the samples that it learns from.
+    """The data that an algorithm requires with each sample, and the conditions under which it is correct.
 
     Args:
-        reference: Their log-probs under the reference.
-        old_log_probs: Their log-probs under the weights that drew them on the first update after a rollout as well,
-            where these are still the policy's own. Later updates have them in any case.
-        whole_prompts: All samples of a prompt in one micro-batch.
-        samples_per_prompt: The least number of samples that makes sense.
-        exact_engine: An engine that computes as precisely as the trainer, because nothing here corrects for another.
-        no_dropout: Log-probs in training that are those of sampling, so that a ratio of the two is not noise.
+        reference: The algorithm needs log-probs under the reference model.
+        old_log_probs: The algorithm needs the log-probs under the weights that drew the samples even on the first
+            update after a rollout, when they equal the policy's current ones. Later updates always have them.
+        whole_prompts: All samples of a prompt must be in the same micro-batch.
+        samples_per_prompt: The smallest number of samples per prompt that the algorithm can learn from.
+        exact_engine: The engine must compute as precisely as the trainer, because the loss does not correct for a
+            difference.
+        no_dropout: Dropout must be off, so that the ratio of new to old log-probs contains no noise.
     """
 
     reference: bool = False
@@ -44,11 +45,12 @@ class Needs:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """What is known of a rollout's samples when they are compared, in fp64 on the CPU.
+    """The rewards of one rollout's samples, in fp64 on the CPU.
 
-    `rewards_PGR` is each reward function's verdict, NaN where there is none, and `weights_R` its weight. `lengths_PG`
-    counts the tokens that are learned from. `divergence_PG` is log(policy / reference) of each completion in nats,
-    under the weights that drew it, 0 where an algorithm does not need both log-probs.
+    `rewards_PGR` holds the value of each reward function, NaN where it gave no verdict, and `weights_R` the weight of
+    each. `lengths_PG` counts the completion tokens that the policy learns from. `divergence_PG` is log(policy /
+    reference) of each completion in nats, under the weights that drew it; it is 0 unless the algorithm needs both
+    log-probs.
     """
 
     rewards_PGR: Tensor
@@ -58,15 +60,17 @@ class RewardTable:
 
     @property
     def reward_PG(self) -> Tensor:
-        """The weighted sum, NaN where a part is. What is only watched decides nothing, not even by its absence."""
+        """The weighted sum of a sample's rewards, [P, G]; NaN if one of them is. Rewards of weight 0 are logged only:
+        they are left out of the sum, even when they are NaN."""
         counts_R = self.weights_R != 0
         return (self.rewards_PGR[..., counts_R] * self.weights_R[counts_R]).sum(-1)
 
 
 class Loss(NamedTuple):
-    """A micro-batch's part of a step. The loss of the step is the sum of its `total`s over the sum of its `count`s.
+    """A micro-batch's contribution to the loss of an optimizer step, which is the sum of all `total`s divided by the
+    sum of all `count`s.
 
-    `observed` are other quantities to log, as (sum, count) whose ratio over the step is their mean.
+    `observed` holds further quantities to log, each as (sum, count); their ratio over the step is the logged mean.
     """
 
     total: Tensor
@@ -75,27 +79,28 @@ class Loss(NamedTuple):
 
 
 class Algorithm(ABC):
-    """Constructed from its settings alone, and without a memory of its own."""
+    """Base class of algorithms. The constructor takes settings only, and an instance keeps no state between calls."""
 
     @property
     def needs(self) -> Needs:
         return Needs()
 
     def sample_settings(self) -> Mapping[str, Any]:
-        """The settings, as plain data, without which advantages in a checkpoint mean nothing."""
+        """The settings that give the advantages stored in a checkpoint their meaning, as plain data. A run that resumes
+        with other ones is refused."""
         return {}
 
     @abstractmethod
     def advantages(self, table: RewardTable) -> Tensor:
-        """How much better each sample is than was to be expected, [P, G]; 0 where nobody knows. Sees a whole rollout,
+        """The advantage of each sample over its baseline, [P, G]; 0 where it is unknown. `table` holds a whole rollout,
         with the samples of all ranks."""
 
     def teaches_nothing(self, table: RewardTable) -> Tensor:
-        """Prompts of whose samples none is better than another, bool [P]: others can be drawn in their place
-        (`resample`). What is learned and diverges is not known yet."""
+        """True for prompts whose samples all have the same reward, bool [P]. Dynamic sampling replaces them by other
+        prompts. It runs before reference log-probs are computed, so `table.divergence_PG` is 0."""
         reward_PG = table.reward_PG
         return reward_PG.nan_to_num(nan=math.inf).amin(1) >= reward_PG.nan_to_num(nan=-math.inf).amax(1)
 
     @abstractmethod
     def loss(self, log_probs_N: Tensor, batch: PolicyBatch) -> Loss:
-        """The loss of a micro-batch. `log_probs_N` are the policy's, the only input with a gradient."""
+        """The loss of a micro-batch. `log_probs_N` are the policy's log-probs, the only input with a gradient."""

@@ -1,6 +1,6 @@
-"""Socket `attention_kernel`: how causal attention within documents is computed.
+"""Interface `attention_kernel`: an implementation of causal attention within documents.
 
-A runtime choice, never part of a spec.
+The kernel is chosen at run time and is never part of a spec.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segments:
-    """Document boundaries of a packed [B, T] batch, over its B*T tokens row by row. No document spans two rows.
+    """Document boundaries of a packed [B, T] batch, whose B * T tokens are counted row by row. No document spans two
+    rows.
 
-    `lengths` are Python integers so that a CPU loop needs no synchronisation; `cu_seqlens` (int32 [N + 1], on the
-    batch's device) is what variable-length GPU kernels take. `max_length` is at least the longest, and a power of two:
-    compiled blocks see few values.
+    `lengths` are Python integers, so that a loop on the CPU needs no synchronisation. `cu_seqlens` (int32 [N + 1], on
+    the batch's device) is the form that variable-length GPU kernels take. `max_length` is the longest length rounded up
+    to a power of two, so that compiled blocks see few different values.
     """
 
     lengths: tuple[int, ...]
@@ -32,13 +33,12 @@ class AttentionKernel(ABC):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Why this kernel cannot run on this machine, or None when it can."""
+        """The reason why this kernel cannot run on this machine, or None if it can."""
         return None
 
     @abstractmethod
     def attend(
         self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, segments: Segments, window: int | None = None
     ) -> Tensor:
-        """Returns [B, T, H, d]. Query head h reads key/value head h // (H / K). With a `window` each token sees that
-        many tokens at most, itself and those just before it.
-        """
+        """Returns [B, T, H, d]. Query head h reads key/value head h // (H / K). With a `window`, each token attends to
+        at most that many tokens: itself and those just before it."""

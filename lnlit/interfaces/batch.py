@@ -1,4 +1,4 @@
-"""What a data module hands to a training method."""
+"""The batches that a data module hands to a training method."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ IGNORE = -100
 
 @dataclass
 class TokenBatch:
-    """Token sequences in B rows of T positions. All tensors are int64 [B, T].
+    """Token sequences in B rows of T positions. All tensors are int64 [B, T] unless stated otherwise.
 
-    `labels[b, t]` is the token to predict *at* position t (already shifted; `IGNORE`: no loss), so the last token of
-    one document never predicts the first of the next. `positions` restart at 0 in each document. `lengths` lists the
-    documents row by row; padding is a document of its own without labels, so `sum(lengths) == B * T`.
+    `labels[b, t]` is the token to predict at position t, so labels are already shifted, and the last token of one
+    document never predicts the first of the next. A label of `IGNORE` carries no loss. `positions` restart at 0 in each
+    document. `lengths` lists the documents' lengths row by row; padding is a document of its own without labels, so
+    `sum(lengths) == B * T`.
 
-    Documents may begin with the same tokens and share them: then `places` (int64 [sum(lengths)]) says where among the
-    B * T each document's tokens are, document by document, and `positions` count on from what is shared.
+    Documents that begin with the same tokens may share them. Then `places` (int64 [sum(lengths)]) is the gather index
+    of each document's tokens among the B * T of the batch, document by document, and `positions` continue after the
+    shared prefix.
     """
 
     tokens: Tensor
@@ -36,12 +38,13 @@ class TokenBatch:
 class PolicyBatch:
     """Sampled completions and what a policy learns from each of their tokens.
 
-    `tokens.labels` are the completions' tokens; N of them have a label, and the tensors [N] follow these, row by row.
-    `sample_N` says whose each token is, from 0 to `samples` - 1. `old_N` are the trainer's log-probs under the weights
-    that the completions were sampled with, None where those are still the weights of this step; `engine_N` those that
-    the engine reported, None where they need no correction; `reference_N` those of the reference, None without one.
-    `rewards_S` are the samples' rewards, `samples_per_prompt` of each prompt in a row, NaN for a sample that is not
-    learned from. `metrics` describe the rollout that begins with this batch.
+    `tokens.labels` are the completions' tokens. N of them have a label, and the tensors of shape [N] follow these row
+    by row. `sample_N` is the index of the sample that each token belongs to, from 0 to `samples` - 1. `old_N` are the
+    trainer's log-probs under the weights that drew the completions; None if those are still the weights of this step.
+    `engine_N` are the log-probs that the engine reported; None if they need no correction. `reference_N` are the
+    reference model's log-probs; None without one. `rewards_S` are the samples' rewards, with the `samples_per_prompt`
+    of each prompt side by side, and NaN for a sample that is not learned from. `metrics` describe the rollout that
+    begins with this batch.
     """
 
     tokens: TokenBatch
@@ -61,10 +64,11 @@ class PolicyBatch:
 class PreferenceBatch:
     """K completions of each of P prompts, and their rewards.
 
-    `tokens.labels` are the completions' tokens; N of them have a label. `sample_N` says whose each is: completion k of
-    prompt p is sample p * K + k. `reference_PK` are the reference's log-probs of whole completions, NaN where nobody
-    knows them, None where nobody was asked; `reference_temperature_P` is theirs where rows brought them, otherwise NaN.
-    `metrics` describe the rollout that begins with this batch.
+    `tokens.labels` are the completions' tokens; N of them have a label. `sample_N` is the index of the sample that each
+    token belongs to: completion k of prompt p is sample p * K + k. `reference_PK` are the reference model's log-probs
+    of whole completions, NaN where unknown, or None if they were not computed. `reference_temperature_P` is the
+    temperature of log-probs that were read from the rows, otherwise NaN. `metrics` describe the rollout that begins
+    with this batch.
     """
 
     tokens: TokenBatch

@@ -1,7 +1,7 @@
-"""Socket `checkpoint`: reads one on-disk model format, and writes it where it can.
+"""Interface `checkpoint`: reads one on-disk model format, and writes it if it can.
 
-Weights cross this boundary under Hugging Face's Llama names (`model.layers.3.mlp.up_proj.weight`), the one canonical
-naming in lnlit.
+Weights pass this interface under Hugging Face's Llama names (`model.layers.3.mlp.up_proj.weight`), the only naming that
+lnlit uses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """What a folder holds beside tokenizer and lnlit.json, for other programs to load it."""
+    """The files of a model folder, beside the tokenizer and lnlit.json, that other programs need to load it."""
 
     #: config.json. Token ids and dtype are added when it is written.
     config: Mapping[str, Any]
@@ -33,33 +33,35 @@ class Export:
 
 
 class CheckpointFormat(ABC):
-    """One format. Raises `UserError` for a file that is missing, truncated or does not fit its own header."""
+    """One on-disk format. Methods that read raise `UserError` for a file that is missing, truncated or does not fit its
+    own header."""
 
     #: What config.json calls this format; "" where it has no config.json.
     model_type: ClassVar[str] = ""
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:
-        """Whether `path` looks like this format. Reads at most a small header."""
+        """True if `path` looks like this format. Reads a small header at most."""
 
     @abstractmethod
     def read_spec(self, path: Path) -> ModelSpec:
-        """The architecture, without reading weights."""
+        """The architecture of the model at `path`, without reading weights."""
 
     @abstractmethod
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        """Every weight once as (canonical name, CPU tensor), one at a time, so memory stays near the largest tensor."""
+        """Yields every weight once as (canonical name, CPU tensor). Tensors are read one at a time, so that memory
+        stays near the size of the largest."""
 
     def export(self, spec: ModelSpec) -> Export:
-        """How this format says `spec`, whose parts name no argument that has its default and none that packs weights.
+        """The files that express `spec` in this format, so that reading them gives `spec` again.
 
-        Raises `UserError` that names the first layer which this format cannot hold. What is written must be read as
-        `spec` again. A format that only reads keeps this one.
+        The caller has left out arguments that have their default and replaced parts with packed weights by unpacked
+        ones. Raises `UserError` naming the first layer that this format cannot express. A format that is read only does
+        not override this method.
         """
         raise UserError(f"{type(self).__name__} is a format that is read only.")
 
     def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
-        """What keeps readers from a folder that was exported so, as `{"llama.cpp": ["it knows no ..."]}`; `folder` is
-        where its tokenizer lies. Whoever is not named loads it.
-        """
+        """The programs that cannot load an exported folder, each with its reasons, e.g. `{"llama.cpp": ["it knows no
+        ..."]}`. `folder` is where the tokenizer lies."""
         return {}

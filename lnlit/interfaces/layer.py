@@ -1,11 +1,11 @@
-"""Sockets `attention` and `ffn`: what fills one slot of a block, and what a part knows about itself.
+"""Interfaces `attention` and `ffn`: the part that fills one slot of a block, and what a part declares about itself.
 
-A part says nothing but its constructor and `forward` unless it wants more: everything else has a default, and whoever
-counts, caches, splits, searches or writes parts asks them, as no other file knows a part by its name or its arguments.
-`args` are always the part's own arguments, whatever they are called.
+A part must define its constructor and `forward`; every other method has a default. The code that counts FLOPs, sizes
+caches, shards, searches or saves models calls these methods, and never looks at a part's name or at the names of its
+arguments. `args` are always the part's own arguments.
 
-Shape suffixes: B batch rows, T tokens, D hidden, F inner channels of an FFN, H query heads, K key/value heads,
-d head size.
+Shape suffixes: B batch rows, T tokens, D hidden, F inner channels of an FFN, H query heads, K key/value heads, d head
+size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Norm = Literal["own", "last"]
 
 @dataclass(frozen=True)
 class LayerContext:
-    """What a part may know about the model around it."""
+    """Facts about the surrounding model that a part's constructor receives."""
 
     hidden_size: int
     layer_index: int
@@ -42,36 +42,38 @@ class LayerContext:
 
 
 class Attend(Protocol):
-    """Softmax attention of one layer, [B, T, H, d] out. Hides kernel, document boundaries and KV cache from it.
+    """Softmax attention of one layer, which returns [B, T, H, d]. It hides the kernel, document boundaries and the KV
+    cache from the layer.
 
-    With a `window` each token sees that many tokens at most, itself and those just before it.
+    With a `window`, each token attends to at most that many tokens: itself and those just before it.
     """
 
     def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor: ...
 
 
 class SearchSpace(Protocol):
-    """What a search asks of every part, in sizes that a part may have: it says which ones are smaller."""
+    """The sizes of smaller variants that a search wants to try. `Layer.smaller` turns them into arguments of its part."""
 
     def narrower(self, channels: int) -> Sequence[int]:
-        """The numbers of channels to try in place of so many, largest first."""
+        """The numbers of channels to try for an FFN with `channels` of them, largest first."""
         ...
 
     def fewer_heads(self, heads: int) -> Sequence[int]:
-        """The numbers of KV heads to try in place of so many, all divisors of it."""
+        """The numbers of KV heads to try for a layer with `heads` of them, all divisors of `heads`."""
         ...
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The part whose place a candidate takes."""
+    """The part of the parent model that a candidate replaces."""
 
     layer: type[Layer]
     args: Args
 
 
 class Layer:
-    """What attention and FFN parts share. A part is also an `nn.Module`, constructed as `(context, **args)`."""
+    """What attention and FFN parts have in common. A part is also an `nn.Module` and is constructed as `(context,
+    **args)`."""
 
     #: False: the part adds nothing to the residual stream, so the block gives it no norm and skips it.
     residual: ClassVar[bool] = True
@@ -93,66 +95,64 @@ class Layer:
 
     @classmethod
     def whole_units(cls, args: Args) -> Mapping[str, int]:
-        """What tensor-parallel ranks can only have whole and equally many of, e.g. `{"KV heads": 8}`."""
+        """Counts that tensor parallelism must divide evenly among ranks without splitting a unit, e.g. `{"KV heads":
+        8}`."""
         return {}
 
     @classmethod
     def flops(cls, args: Args, weights: int, attended: float) -> float:
-        """FLOPs of one token's forward pass. `weights` counts the elements of the part's matrices, and a token attends
-        to `attended` tokens on average. By default two per weight, which is right where nothing else multiplies.
-        """
+        """FLOPs of one token's forward pass. `weights` is the number of elements in the part's matrices, and `attended`
+        the mean number of tokens that a token attends to. The default of two FLOPs per weight is right for a part that
+        multiplies by its matrices only."""
         return 2.0 * weights
 
     @classmethod
     def short_name(cls, args: Args) -> str | None:
-        """A name that tells these arguments apart from others, as "kv2", for tables and `lnlit search`. None: the
-        registry name with all arguments.
-        """
+        """A short name for these arguments, such as "kv2", for tables and `lnlit search`. It must differ for different
+        arguments. None stands for the registry name with all arguments."""
         return None
 
     @classmethod
     def smaller(cls, args: Args, space: SearchSpace) -> Iterable[Args]:
-        """Arguments of the smaller variants of this part that a search should try, largest first. Each needs a
-        `conversion` from this one.
-        """
+        """Arguments of smaller variants of this part for a search to try, largest first. Each of them needs a
+        `conversion` from this part."""
         return ()
 
     @classmethod
     def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
-        """How this part, with `args`, gets its first weights in the place of `parent`, without training; None: no way
-        is known, and a search leaves the candidate out.
-        """
+        """A function that computes this part's initial weights, for `args`, from those of `parent` without training.
+        None if there is none: a search then leaves the candidate out."""
         return None
 
     @classmethod
     def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor] | None:
-        """From this part's weights to the one matrix [D, D] that comes closest to it; None: no way is known."""
+        """A function from this part's weights to the [D, D] matrix that approximates it best, or None if there is none."""
         return None
 
 
 class AttentionLayer(Layer, ABC):
-    """Mixes information across tokens."""
+    """A part that mixes information across tokens."""
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, attend: Attend, rope: Mapping[int, tuple[Tensor, Tensor]]) -> Tensor:
-        """Normed hidden states to the residual update, both [B, T, D]. `rope[d]` is (cos_BTd, sin_BTd) for the part's
-        `rope_dim`.
-        """
+        """Maps normed hidden states to the residual update, both [B, T, D]. `rope[d]` is (cos_BTd, sin_BTd), where d is
+        the part's `rope_dim`."""
 
     @classmethod
     def kv_cache_shape(cls, args: Args) -> tuple[int, int] | None:
-        """(KV heads, head size) cached per token for these arguments, or None when the layer caches nothing."""
+        """(KV heads, head size) that these arguments cache per token, or None if the layer caches nothing."""
         return None
 
     @classmethod
     def rope_dim(cls, args: Args) -> int | None:
-        """The size of the rotary tables that `forward` reads, None for none. By default that of the cached heads."""
+        """The size of the rotary tables that `forward` reads, or None if it reads none. By default the head size of the
+        KV cache."""
         shape = cls.kv_cache_shape(args)
         return shape[1] if shape else None
 
 
 class FeedForwardLayer(Layer, ABC):
-    """Acts on each token alone."""
+    """A part that processes each token independently."""
 
     #: The linear that reads the inner channels, as "down_proj": a search scores them by what it makes of each. None:
     #: there is none, or channels cannot be scored.
@@ -160,23 +160,21 @@ class FeedForwardLayer(Layer, ABC):
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Normed hidden states to the residual update, both [B, T, D]."""
+        """Maps normed hidden states to the residual update, both [B, T, D]."""
 
     @classmethod
     def channels(cls, args: Args) -> int | None:
-        """The number of inner channels of a part that can be fused: several side by side are one with the sum of their
-        channels (`side_by_side`, `fuse`). None: it cannot be.
-        """
+        """The number of inner channels, if FFNs of this kind can be fused; None if they cannot. A fused FFN has the sum
+        of the channels (see `side_by_side` and `fuse`)."""
         return None
 
     @classmethod
     def side_by_side(cls, ffns: Sequence[Args]) -> Args:
-        """The arguments of the one FFN that computes the sum of several of this kind."""
+        """The arguments of the single FFN that computes the sum of several FFNs of this kind."""
         raise NotImplementedError(f"{cls.__name__} has channels() but no side_by_side()")
 
     @classmethod
     def fuse(cls, ffns: Sequence[Weights], norm: Norm) -> dict[str, Tensor]:
-        """Weights of that FFN, from theirs as checkpoints hold them. Each has its norm's gain among them, as
-        "post_attention_layernorm.weight", and so has the result.
-        """
+        """The weights of the fused FFN, from the weights of the FFNs as checkpoints hold them. Inputs and result
+        include the gain of the norm before the FFN, as "post_attention_layernorm.weight"."""
         raise NotImplementedError(f"{cls.__name__} has channels() but no fuse()")

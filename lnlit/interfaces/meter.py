@@ -1,4 +1,4 @@
-"""Socket `meter`: times a whole model of a given architecture on this machine."""
+"""Interface `meter`: measures the latency of a whole model on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lnlit.specs import ModelSpec
 
 @dataclass(frozen=True)
 class Workload:
-    """A batch of equal requests: `batch_size` prompts of `prompt_tokens`, each answered with `new_tokens` tokens."""
+    """A batch of `batch_size` equal requests, each with `prompt_tokens` prompt tokens and `new_tokens` generated
+    tokens."""
 
     batch_size: Whole
     prompt_tokens: Whole
@@ -22,10 +23,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Latency:
-    """Samples of one workload, in seconds, the same number of each.
+    """Measurements of one workload in seconds, with the same number of samples in both tuples.
 
-    `prefill_s`: the whole batch's prompts up to its first new token. `decode_s`: the other `new_tokens - 1` tokens of
-    every request, together.
+    `prefill_s` is the time from the start to the first new token of the whole batch. `decode_s` is the time of the
+    other `new_tokens - 1` tokens of the whole batch.
     """
 
     prefill_s: tuple[NotNegative, ...]
@@ -33,7 +34,7 @@ class Latency:
 
 
 class Meter(ABC):
-    """An engine with a clock. `dtypes` are those of weights and KV cache that it runs."""
+    """An inference engine with a clock. `dtypes` lists the types of weights and KV cache that it supports."""
 
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
@@ -41,10 +42,10 @@ class Meter(ABC):
     def measure(
         self, spec: ModelSpec, folder: Path, workloads: Sequence[Workload], *, dtype: str, samples: int
     ) -> list[Latency]:
-        """One `Latency` of `samples` samples per workload, after warming up.
+        """One `Latency` with `samples` samples per workload, measured after a warm-up.
 
-        The architecture comes twice, as `spec` and as a model folder (config.json without weights; empty when
-        transformers' format cannot hold the spec): an engine takes the one that suits it and fills in weights of its
-        own, which change no timing. `UserError` for what the engine cannot run, a dtype that is not one of its
-        `dtypes` included.
+        The architecture is given twice, as `spec` and as `folder`, which holds a config.json without weights (it is
+        empty if transformers has no format for the spec). An engine uses whichever suits it and makes up weights of its
+        own, since their values do not change the timing. Raises `UserError` for anything that the engine cannot run,
+        such as a dtype that is not in `dtypes`.
         """

@@ -1,4 +1,4 @@
-"""Patterns over the names of choices, as a person writes them."""
+"""Wildcard patterns over the names of choices."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from fnmatch import fnmatchcase
 
 
 def fitting(pattern: str, names: Iterable[str]) -> set[str]:
-    """The names that `pattern` means: the one that is written so, where there is one, else all that its `*`, `?` and
-    `[...]` fit. So a choice called "a[1]" can be named.
-    """
+    """The names that match `pattern`. A name equal to the pattern matches alone; otherwise `*`, `?` and `[...]` are
+    wildcards. This way a choice called "a[1]" can be named."""
     known = set(names)
     return {pattern} if pattern in known else {name for name in known if fnmatchcase(name, pattern)}

@@ -1,6 +1,7 @@
-"""The problem that a `solver` gets: one choice per layer, the best sum of scores, every budget kept.
+"""The problem that a `solver` solves: pick one choice per layer so that the sum of scores is best and every budget is
+kept.
 
-Plain data with a JSON form, so that anybody's library can be searched without a model:
+It is plain data with a JSON form, so a library can be searched without its model:
 
     {"layers": [[{"name": "kv3+i1536", "score": 0.0, "costs": {"memory_mib": 12.5}}, ...], ...],
      "objective": "minimize", "budgets": [{"cost": "memory_mib", "max": 80000}], "base_costs": {"memory_mib": 54.0},
@@ -8,7 +9,7 @@ Plain data with a JSON form, so that anybody's library can be searched without a
      "num_solutions": 3, "max_overlap": 0.75,
      "scenarios": [{"name": "batch 64", "budgets": [{"cost": "latency_s", "max": 2.0}]}]}
 
-Only `layers` must be there. The problem is Puzzle's mixed-integer program (arXiv 2411.19146, appendix B).
+Only `layers` is required. The problem is Puzzle's mixed-integer program (arXiv 2411.19146, appendix B).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Choice:
-    """One candidate of one layer. Every choice of a problem has the same costs."""
+    """One candidate for one layer. All choices of a problem have the same kinds of cost."""
 
     name: str
     score: float
@@ -40,7 +41,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Budget:
-    """Bounds of one cost of the whole model, `base_costs` included."""
+    """Lower and upper bounds on one total cost of the whole model, `base_costs` included."""
 
     cost: str
     min: float | None = None
@@ -58,7 +59,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Forbidden:
-    """Choices, by a pattern over their names, that one layer must not take."""
+    """Choices that one layer must not take, as a pattern over their names (see `fitting`)."""
 
     layer: Whole
     names: str
@@ -66,7 +67,7 @@ class Forbidden:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One of several alternatives, such as a batch size: its budgets hold beside the problem's own."""
+    """One of several alternative settings, such as a batch size. Its budgets hold in addition to the problem's own."""
 
     name: str
     budgets: tuple[Budget, ...] = ()
@@ -74,12 +75,14 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Problem:
-    """One choice per layer, the best sum of scores, all limits kept. Checked when made: `UserError` names the place.
+    """Pick one choice per layer so that the sum of scores is best and all limits are kept.
 
-    `base_costs` are there whatever is chosen. `parent_costs`, the totals of the model searched from, limit nothing and
-    are there to compare with. `library` names the block library that the choices are of, by "folder" and "sha256".
-    `num_solutions` solutions are wanted, each equal to every better one in at most
-    `max_overlap` of the layers. With `scenarios`, each is solved by itself and the best scores win.
+    `base_costs` are added to every solution's costs. `parent_costs` are the parent model's total costs, for comparison
+    only. `library` identifies the block library that the choices come from, by "folder" and "sha256". A solver returns
+    up to `num_solutions` solutions, each equal to any better one in at most a fraction `max_overlap` of the layers.
+    With `scenarios`, each one is solved on its own and the best scores win.
+
+    The constructor raises `UserError` naming the place of an inconsistent value.
     """
 
     layers: tuple[tuple[Choice, ...], ...]
@@ -101,31 +104,31 @@ class Problem:
         return dataclasses.replace(self, **changes)
 
     def in_scenario(self, scenario: Scenario) -> Problem:
-        """The problem of one scenario alone."""
+        """The problem with the budgets of one scenario added and without scenarios."""
         return self.replace(budgets=(*self.budgets, *scenario.budgets), scenarios=())
 
     @property
     def most_shared(self) -> int:
-        """In how many layers two solutions may be equal."""
+        """The number of layers in which two solutions may be equal."""
         return math.floor(self.max_overlap * len(self.layers) + 1e-9)
 
     def allowed(self, layer: int) -> list[Choice]:
-        """The choices of a layer that are not forbidden there."""
+        """The choices of a layer that are not forbidden."""
         choices = self.layers[layer]
         patterns = [rule.names for rule in self.forbidden if rule.layer == layer]
         gone = {name for pattern in patterns for name in fitting(pattern, (choice.name for choice in choices))}
         return [choice for choice in choices if choice.name not in gone]
 
     def counted(self, count: Count) -> set[str]:
-        """The names of the choices that a count is about."""
+        """The names of the choices that match the pattern of `count`."""
         return fitting(count.names, (choice.name for layer in self.layers for choice in layer))
 
     def limits(self) -> dict[str, tuple[float, float]]:
-        """(lowest, highest) total of each cost that has a budget; several budgets of one cost are all kept."""
+        """(minimum, maximum) of each cost that has a budget. Several budgets on the same cost are intersected."""
         return _limits(self.budgets)
 
     def picked(self, names: Sequence[str]) -> list[Choice]:
-        """The choices of a solution by their names. Raises `UserError` for a name that its layer does not allow."""
+        """The choices with the given names, one per layer. Raises `UserError` for a name that its layer does not allow."""
         if len(names) != len(self.layers):
             raise UserError(f"solution: expected {len(self.layers)} choices, one per layer, got {len(names)}.")
         found = []
@@ -137,7 +140,7 @@ class Problem:
         return found
 
     def totals(self, names: Sequence[str]) -> tuple[float, dict[str, float]]:
-        """(score, costs) of a solution, `base_costs` included."""
+        """(score, costs) of the solution with the given names, `base_costs` included."""
         picked = self.picked(names)
         costs = {
             cost: math.fsum([self.base_costs.get(cost, 0.0), *(choice.costs[cost] for choice in picked)])
@@ -146,7 +149,7 @@ class Problem:
         return math.fsum(choice.score for choice in picked), costs
 
     def violations(self, names: Sequence[str]) -> list[str]:
-        """The limits that a solution breaks, one readable line each. Scenarios and overlap are not looked at."""
+        """The limits that the solution breaks, one readable line each. Scenarios and `max_overlap` are not checked."""
         _, costs = self.totals(names)
         broken = []
         for cost, (low, high) in self.limits().items():
@@ -167,7 +170,7 @@ class Problem:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "problem") -> Problem:
-        """Raises `UserError` naming the place of an unknown, missing, mistyped or impossible entry."""
+        """Reads a problem. Raises `UserError` naming the place of an unknown, missing, mistyped or inconsistent entry."""
         return read(cls, data, path)
 
 
@@ -206,7 +209,7 @@ def _check(problem: Problem) -> None:
 
 
 def _check_layers(layers: Sequence[Sequence[Choice]]) -> list[str]:
-    """The names of the costs, after checking every choice."""
+    """Checks every choice and returns the names of the costs."""
     costs = list(layers[0][0].costs) if layers[0] else []
     for index, layer in enumerate(layers):
         if not layer:
@@ -239,7 +242,7 @@ def _check_budgets(budgets: Sequence[Budget], others: Sequence[Budget], costs: S
 
 
 def _check_patterns(problem: Problem) -> None:
-    """Counts and forbidden choices."""
+    """Checks the patterns of counts and forbidden choices."""
     size = len(problem.layers)
     every = sorted({choice.name for layer in problem.layers for choice in layer})
     for index, count in enumerate(problem.counts):
@@ -281,7 +284,7 @@ def _known_cost(cost: str, costs: Sequence[str], where: str) -> None:
 
 
 def _without_none(value: Any) -> Any:
-    """JSON with the keys that hold null left out."""
+    """A copy of JSON data without the keys whose value is None."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

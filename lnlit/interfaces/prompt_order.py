@@ -1,4 +1,4 @@
-"""Socket `prompt_order`: in which order a run takes its prompts."""
+"""Interface `prompt_order`: the order in which a run takes its prompts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 
 
 class PromptOrder(ABC):
-    """Indices of prompts, as many as asked for, without end. Its state says where it is."""
+    """An endless sequence of prompt indices, whose state says how far it has been read."""
 
     @abstractmethod
     def start(self, rows: Sequence[Mapping[str, Any]], seed: int, rollouts: int) -> None:
-        """Called once: the prompts' rows of data, the run's seed, and how many rollouts the run will take."""
+        """Called once, with the prompts' rows of data, the run's seed, and the number of rollouts that the run will
+        take."""
 
     @abstractmethod
     def take(self, count: int, rollout: int | None = None) -> list[int]:
-        """The next `count` prompts, none of them twice unless there are too few or an epoch ends among them.
+        """The indices of the next `count` prompts, all different unless there are too few or an epoch ends among them.
 
-        `rollout` is what they are for, counted from 0; several calls may be for one. Where it is not given, each call
-        for as many as the first begins the next rollout, and one for fewer adds to the last.
+        `rollout` is the number of the rollout that they are for, counted from 0; a rollout may call this several times.
+        Without it, a call for as many prompts as the first call begins the next rollout, and a call for fewer adds to
+        the current one.
         """
 
     @abstractmethod

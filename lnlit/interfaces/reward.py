@@ -1,4 +1,4 @@
-"""Socket `reward`: says how good completions are."""
+"""Interface `reward`: judges how good a completion is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """A completion to judge. `row` is the prompt's row of data, its answer included; `completion` what the assistant
-    says, without control tokens but with its thinking tags, the opening one included where the prompt ends with it;
-    `truncated` says that it ended for want of room."""
+    """A completion to judge.
+
+    `row` is the prompt's row of data, with its answer. `completion` is the assistant's text without control tokens but
+    with thinking tags, including an opening tag that the prompt ends with. `truncated` is true if the completion hit
+    the length limit.
+    """
 
     messages: Sequence[Mapping[str, str]]
     completion: str
@@ -23,19 +26,19 @@ class RewardRequest:
 
 @dataclass(frozen=True)
 class RewardResult:
-    """`value` None means that no judgement was possible, for the reason in `error`: the sample then counts for nothing,
-    which is not the same as a reward of 0."""
+    """A reward, or None with the reason in `error` if there is no verdict. A sample without a verdict is left out of
+    training, which differs from a reward of 0."""
 
     value: float | None
     error: str | None = None
 
 
 class NoVerdictError(Exception):
-    """Raised by a reward where nobody can say what a completion is worth, and the completion is not to blame.
+    """Raised by a reward when a completion cannot be judged through no fault of its own.
 
     Args:
-        kind: what it is counted as, one word such as `unreadable_gold`.
-        why: for the user, of this row.
+        kind: The name under which the case is counted, one word such as `unreadable_gold`.
+        why: The reason for this row, shown to the user.
     """
 
     def __init__(self, kind: str, why: str) -> None:
@@ -47,11 +50,12 @@ class NoVerdictError(Exception):
 
 
 class Reward(ABC):
-    """A reward is plain data and code that can be sent to another process, where it may be stopped at any time.
+    """Code that judges one completion at a time in another process, which may be stopped at any time. It must be
+    picklable.
 
-    Whose fault it is when nothing comes back is decided in one place, `lnlit.rewards.pool`: a completion that twice
-    takes all the time or memory, or kills the process, is paid 0 where an empty completion in its place is judged
-    without ado; else there is no verdict.
+    If judging a completion twice runs out of time or memory or kills the process, `lnlit.rewards.pool` judges an empty
+    completion in its place. If that succeeds, the completion is at fault and its reward is 0; otherwise there is no
+    verdict.
     """
 
     #: Seconds that one completion may take.
@@ -59,40 +63,40 @@ class Reward(ABC):
 
     @abstractmethod
     def score(self, request: RewardRequest) -> float | None:
-        """The reward of one completion; None or a `NoVerdictError` where there is none to give. Any other exception is
-        noted and counts as none."""
+        """The reward of one completion. Returns None or raises `NoVerdictError` if there is no verdict. Any other
+        exception is counted and also means no verdict."""
 
     def check_row(self, row: Mapping[str, Any]) -> None:  # noqa: B027 - most rewards take any row
-        """Raises `UserError` where no completion could be judged by this row. Sees every row before anything is
-        sampled, in the trainer's process, so it imports nothing heavy and looks no further than it can in an instant.
-        """
+        """Raises `UserError` if no completion could be judged by this row. It is called with every row before sampling
+        starts, in the trainer's process, so it must be fast and must not import anything heavy."""
 
     def counts(self) -> Mapping[str, int]:
-        """Why it gave no verdict, in its own words, since it was made: logged after each rollout. Of a `BatchReward`;
-        another runs in processes whose counts nobody hears of."""
+        """How often each reason for a missing verdict occurred since the reward was made; logged after each rollout.
+        Only used for a `BatchReward`, because other rewards run in processes that report results only."""
         return {}
 
     def warm_up(self, request: RewardRequest) -> None:
-        """Import and read what only the first completion waits for. Called once in each process that judges, outside
-        the time limit, with an empty completion; whatever it raises is nobody's verdict."""
+        """Imports and loads whatever the first completion would otherwise wait for. It is called once in each worker
+        process, outside the time limit, with an empty completion. Exceptions are ignored."""
         self.score(request)
 
 
 class BatchReward(Reward):
-    """A model or a service: judges many completions at once, in the trainer's own process and on its own time.
+    """A reward that is a model or a service. It judges many completions at once, in the trainer's process and without a
+    time limit.
 
-    It keeps what it needs between calls, and must end by itself: nobody stops it.
+    It may keep state between calls, and must return by itself, because nothing stops it.
     """
 
     @abstractmethod
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        """One result per request, in their order."""
+        """One result per request, in the same order."""
 
     def score(self, request: RewardRequest) -> float | None:
         return self.score_batch([request])[0].value
 
     def close(self) -> None:
-        """Give memory and connections back. May be called twice."""
+        """Releases memory and connections. May be called twice."""
 
 
 class FunctionReward(Reward):
@@ -113,7 +117,7 @@ def _again(function: Callable[..., float | None], arguments: dict[str, Any]) -> 
 
 
 def reward_class(function: Callable[..., float | None]) -> type[FunctionReward]:
-    """The class of rewards that call `function`. What it takes beside the request are the arguments of the class."""
+    """The reward class that calls `function`. The function's further parameters become arguments of the class."""
 
     def __init__(self: FunctionReward, **arguments: Any) -> None:
         FunctionReward.__init__(self, function, **arguments)

@@ -1,4 +1,4 @@
-"""Socket `rollout`: an engine that generates completions with the policy's current weights."""
+"""Interface `rollout`: an engine that generates completions with the policy's current weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One completion to generate. Its tokens depend on prompt, seed, sampling and weights alone: neither on what else
-    is in the batch nor on what was generated before. In half precision, rounding may make a difference of a few tokens.
-    """
+    """One completion to generate. Its tokens must depend on prompt, seed, sampling settings and weights only, not on
+    the rest of the batch or on earlier calls. In half precision, rounding may change a few tokens."""
 
     prompt_ids: tuple[int, ...]
     seed: int
@@ -25,10 +24,10 @@ class RolloutRequest:
 
 @dataclass(frozen=True)
 class RolloutSampling:
-    """How completions are drawn: from the whole distribution at `temperature`, up to one of `end_ids` (which is kept)
-    or `max_new_tokens`.
+    """How tokens are sampled: from the full distribution at `temperature`, until one of `end_ids` (which is kept) or
+    `max_new_tokens`.
 
-    There is no top-p or top-k: both cut the distribution that importance ratios are made of, and bias them.
+    There is no top-p or top-k, because truncating the distribution would bias the importance ratios.
     """
 
     max_new_tokens: int
@@ -38,7 +37,7 @@ class RolloutSampling:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion. `logprobs` are the engine's own, of `token_ids` at the sampling temperature, in nats."""
+    """A completion. `logprobs` are the engine's log-probs of `token_ids` at the sampling temperature, in nats."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
@@ -50,9 +49,9 @@ class Rollout:
 
 @dataclass(frozen=True)
 class PolicyWeights:
-    """A policy as an engine takes it. `tensors` can be walked through once, by Hugging Face's names; `config` is the
-    model's config.json as transformers and vLLM read it; `version` is what rollouts are labelled with.
-    """
+    """The policy's weights for an engine. `tensors` can be iterated once and yields (Hugging Face name, tensor).
+    `config` is the model's config.json, as transformers and vLLM read it. `version` labels the rollouts made with these
+    weights."""
 
     spec: ModelSpec
     config: Mapping[str, Any]
@@ -61,36 +60,39 @@ class PolicyWeights:
 
 
 class RolloutEngine(ABC):
-    """Constructed from its settings alone; memory and processes come with the first weights."""
+    """Base class of engines. The constructor takes settings only; memory and processes are allocated by the first
+    `load_weights`."""
 
     @property
     def needs_correction(self) -> bool:
-        """Whether its log-probs are those of another model than the policy's by more than rounding, as a quantised copy
-        is: who learns from its completions must weigh them by what the policy makes of them.
-        """
+        """True if the engine's log-probs differ from the policy's by more than rounding, as with quantised weights. The
+        training loss must then correct for the difference by importance weights."""
         return False
 
     @abstractmethod
     def load_weights(self, weights: PolicyWeights) -> None:
-        """From now on generate with these weights, and forget every cache of older ones.
+        """Generates with these weights from now on, and drops every cache of older ones.
 
-        After an error no completion comes from a mixture: the engine refuses to generate until a load succeeds.
+        If it fails, the engine refuses to generate until a load succeeds, so no completion comes from a mixture of
+        weights.
         """
 
     @abstractmethod
     def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> list[Rollout]:
-        """One completion per request, in their order. `UserError` for a prompt that leaves the context no room."""
+        """One completion per request, in the same order. Raises `UserError` for a prompt that leaves no room in the
+        context."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give memory and processes back. May be called twice."""
+        """Releases memory and processes. May be called twice."""
 
     def counts(self) -> Mapping[str, int]:
-        """What went wrong and was put right since the engine was made, such as restarts: logged after each rollout."""
+        """How often each recovered fault, such as a restart, occurred since the engine was made; logged after each
+        rollout."""
         return {}
 
     def sleep(self) -> None:  # noqa: B027 (not every engine can)
-        """Give back what memory the engine can do without until `wake`; weights are loaded anew after it."""
+        """Releases the memory that the engine does not need until `wake`. Weights are loaded again after `wake`."""
 
     def wake(self) -> None:  # noqa: B027
-        """Take the memory again. `load_weights` follows."""
+        """Allocates the memory again. `load_weights` is called next."""

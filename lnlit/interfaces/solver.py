@@ -1,4 +1,4 @@
-"""Socket `solver`: finds the best choice per layer within the budgets of a `Problem`."""
+"""Interface `solver`: finds the best choice per layer within the budgets of a `Problem`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ Status = Literal["optimal", "feasible", "infeasible", "time_limit", "not_found"]
 
 @dataclass(frozen=True)
 class Solution:
-    """One name per layer. `bound` is what no solution can beat and `gap` the distance to it relative to the score, both
-    None without proof. `seconds` is the time spent on this solution.
-    """
+    """One choice per layer, by name. `bound` is a score that no solution can beat, and `gap` the distance to it
+    relative to the score; both are None if the solver proves nothing. `seconds` is the time spent on this solution."""
 
     choice: tuple[str, ...]
     score: float
@@ -34,8 +33,10 @@ class Solution:
 
 @dataclass(frozen=True)
 class SolverResult:
-    """What a solver found, best score first. `tightest`, of an infeasible problem: for each budget's cost the reachable
-    total nearest to the budget while everything else holds ("scenario: cost" where there are scenarios).
+    """The solutions of a solver, best score first.
+
+    If the problem is infeasible, `tightest` maps the cost of each budget to the reachable total nearest to the budget
+    while all other limits hold ("scenario: cost" if there are scenarios).
     """
 
     status: Status
@@ -48,19 +49,19 @@ class SolverResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "solution") -> SolverResult:
-        """Reads the keys of a result; a file may hold others beside them."""
+        """Reads a result. Other keys in the same file are ignored."""
         return read(cls, data, path, others=True)
 
 
 class Solver(ABC):
-    """A search method. Its constructor's arguments all have defaults."""
+    """Base class of solvers. Every argument of the constructor has a default."""
 
     @abstractmethod
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
-        """Solve a problem without scenarios. Time is a wish for a heuristic and a limit for an exact solver."""
+        """Solves a problem without scenarios. An exact solver must keep the time limit; a heuristic may exceed it."""
 
     def solve(self, problem: Problem, time_limit_s: float = 300.0) -> SolverResult:
-        """Solve every scenario within one time limit, and check each solution against the problem once more."""
+        """Solves every scenario within one time limit in total, and checks each solution against the problem again."""
         end = time.monotonic() + time_limit_s
         if not problem.scenarios:
             return _verified(problem, self.solve_one(problem, time_limit_s), None)
@@ -73,7 +74,8 @@ class Solver(ABC):
         return _merged(results, self.wanted(problem, solutions))
 
     def wanted(self, problem: Problem, solutions: Sequence[Solution]) -> tuple[Solution, ...]:
-        """Of all scenarios' solutions, best first, those to give back: as many as are wanted, as different as asked."""
+        """The solutions to return, from those of all scenarios, best first: up to `num_solutions`, as different as
+        `max_overlap` asks."""
         kept: list[Solution] = []
         for solution in solutions:
             shared = (sum(a == b for a, b in zip(solution.choice, one.choice, strict=True)) for one in kept)

@@ -1,4 +1,4 @@
-"""Socket `source`: where rows of training or evaluation data come from."""
+"""Interface `source`: rows of training or evaluation data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 class Source(ABC):
     """A finite, deterministic sequence of rows. A row is a dict of JSON values.
 
-    Chat rows have any form that `lnlit.data.rows` reads, such as `messages` ([{role, content}, ...]); the README lists
-    them. Extra keys (`answer`, `category`, ...) pass through untouched: rewards may read them.
+    Chat rows may have any form that `lnlit.data.rows` reads, such as `messages` ([{role, content}, ...]); the README
+    lists them. Other keys (`answer`, `category`, ...) are passed through, so that rewards can read them.
     """
 
     @abstractmethod
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Rows from index `start` on, always in the same order. `UserError` names file and line of a bad row."""
+        """Yields rows from index `start` on, always in the same order. Raises `UserError` naming file and line of a bad
+        row."""
