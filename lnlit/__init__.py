@@ -1,8 +1,8 @@
-"""lnlit: compress and post-train Llama-family models on PyTorch Lightning.
+"""lnlit compresses and post-trains Llama-family models on PyTorch Lightning.
 
-Importing this package imports nothing heavy. What a notebook needs is offered here and imported when it is first asked
-for: `from lnlit import SFT, GRPO, ChatData, fit, trainer`. `dir(lnlit)` lists the names, and `__init__.pyi` is the
-table of where they live, which type checkers read too.
+Importing this package imports nothing heavy. Names for notebooks are offered here and imported when first used: `from
+lnlit import SFT, GRPO, ChatData, fit, trainer`. `dir(lnlit)` lists them, and `__init__.pyi`, which type checkers read
+too, says where each one lives.
 """
 
 import importlib
@@ -20,7 +20,7 @@ except PackageNotFoundError:  # a source tree on PYTHONPATH that was never insta
 
 @cache
 def _offered() -> dict[str, tuple[str, str]]:
-    """Name -> (module, the name there)."""
+    """Maps each offered name to (module, name in that module)."""
     table = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
     return {name: (home, there) for home, there, name in re.findall(r"^from (\S+) import (\w+) as (\w+)$", table, re.M)}
 

@@ -1,6 +1,6 @@
-"""Table of contents: every part lnlit ships, as kind -> name -> "module:Class".
+"""The table of all parts that lnlit ships: kind -> name -> "module:Class".
 
-Nothing here is imported until asked for.
+Nothing in it is imported until it is asked for.
 """
 
 BUILTINS: dict[str, dict[str, str]] = {

@@ -1,7 +1,7 @@
-"""What ends an assistant's turn: one answer for training, chat, sampling and every folder that is written.
+"""Which tokens end an assistant's turn, for training, chat, sampling and every exported folder.
 
-A turn ends with a control token. Which ones a model may end its turn with is read off its chat template, by rendering a
-conversation, and off what its folder says beside: the tokenizer's end of sequence and `generation_config.json`.
+A turn ends with a control token. The tokens that a model may end its turn with are found by rendering a conversation
+with its chat template, and in the files of its folder: the tokenizer's end of sequence and `generation_config.json`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ _TOOL = {
 
 
 def control_texts(tokenizer: Any) -> tuple[str, ...]:
-    """The texts of every control token, longest first, so that a regular expression prefers the longest match.
+    """The texts of all control tokens, longest first, so that a regular expression of them prefers the longest match.
 
-    Those are the special tokens and what the chat template writes in brackets and is a token of its own, for some
-    tokenizers (DeepSeek's) mark those that begin a turn as ordinary ones; but for the tags of thinking and tool calls.
+    These are the special tokens, and tokens that the chat template writes in brackets, because some tokenizers
+    (DeepSeek's) mark the tokens that begin a turn as ordinary ones. The tags of thinking and tool calls are not
+    included.
     """
     added = tokenizer.added_tokens_decoder.values()
     template = str(tokenizer.chat_template)
@@ -50,17 +51,18 @@ def control_texts(tokenizer: Any) -> tuple[str, ...]:
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end generation: the template's ends of turn, the tokenizer's end of sequence, and those that the
-    folder of the tokenizer names. `UserError` where the template ends a turn without a control token."""
+    """The ids of tokens that end generation: those that end a turn in the chat template, the tokenizer's end of
+    sequence, and those named in the tokenizer's folder. Raises `UserError` if the template ends a turn without a
+    control token."""
     template = tokenizer.convert_tokens_to_ids(list(template_ends(tokenizer)))
     own = [tokenizer.eos_token_id]
     return sorted({token for token in (*template, *own, *_named_beside(tokenizer)) if isinstance(token, int)})  # type: ignore[misc]
 
 
 def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """The control tokens after what an assistant says, be it an answer or a tool call, as the chat template writes it.
+    """The control tokens that the chat template writes after an assistant's answer or tool call.
 
-    Raises `UserError` where there is none before somebody else speaks: a model could not learn to stop.
+    Raises `UserError` if there is none before the next turn, because a model could not learn to stop.
     """
     special = re.compile("|".join(map(re.escape, control_texts(tokenizer))) or r"(?!)")
     asked, said = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _SAID}
@@ -81,7 +83,7 @@ def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _ends_of_call(tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str], known: Iterable[Any]) -> list[str]:
-    """What ends a turn that calls a tool, where that is another token."""
+    """The control tokens after a tool call, if they differ from those after an answer."""
     call = {"id": "abcdefghi", "type": "function", "function": _CALL}
     messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     try:
@@ -104,7 +106,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Any], tools: li
 
 
 def _after(text: str, said: list[str]) -> str:
-    """What follows the last of what was said."""
+    """The text that follows the last occurrence of the assistant's message."""
     return text[max(text.rfind(part) + len(part) for part in said) :]
 
 
@@ -114,7 +116,7 @@ def _first(special: re.Pattern[str], text: str) -> str | None:
 
 
 def _named_beside(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ends that `generation_config.json`, or else `config.json`, names in the tokenizer's folder."""
+    """The end tokens that `generation_config.json`, or else `config.json`, names in the tokenizer's folder."""
     name = tokenizer.name_or_path
     if not name:
         return []
@@ -127,7 +129,7 @@ def _named_beside(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _in_folder(name: str, file: str) -> Path | None:
-    """A file of a model folder or, for a Hugging Face name, of that repository; None where it has none."""
+    """The path of a file in a model folder or in a Hugging Face repository; None if it does not exist."""
     folder = Path(name)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
@@ -140,7 +142,7 @@ def _in_folder(name: str, file: str) -> Path | None:
 
 
 def named_ids(file: Path, key: str) -> list[int]:
-    """The token ids at a key of a JSON file: none, one or several. `UserError` for anything else there."""
+    """The token ids at a key of a JSON file: none, one or several. Raises `UserError` for any other value."""
     given = read_json(file).get(key)
     ids = [] if given is None else given if isinstance(given, list) else [given]
     for token in ids:

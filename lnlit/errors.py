@@ -1,4 +1,5 @@
-"""Errors a user can cause. The command line prints them as one message and exits with code 2, without a traceback."""
+"""Errors that a user can cause. The command line prints them as one message without a traceback and exits with code
+2."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input: the message says what was wrong, what was given, what is allowed and what to do next."""
+    """Bad input. The message says what was wrong, what was given, what is allowed and what to do next."""
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"`, or nothing when no allowed name is close."""
+    """`" Did you mean 'x'?"`, or an empty string if no allowed name is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -24,7 +25,7 @@ def unknown_key(path: str, key: str, allowed: Iterable[str]) -> UserError:
 
 
 def shown(value: object) -> str:
-    """A value that a user gave, cut short: a whole conversation would bury the message that it stands in."""
+    """A user's value as text, shortened so that it does not bury the error message that quotes it."""
     brief = reprlib.Repr()
     brief.maxlevel, brief.maxdict, brief.maxlist, brief.maxtuple = 2, 4, 3, 3
     brief.maxstring = brief.maxother = 60

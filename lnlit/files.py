@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all: written beside the target, then renamed over it."""
+"""Atomic writing of files and folders: they are written beside the target and then renamed over it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lnlit.errors import UserError
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` as the user's home. Raises `UserError` for a name that is no user's."""
+    """The path with `~` expanded. Raises `UserError` for `~name` if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -27,9 +27,9 @@ def expanded(path: str | Path) -> Path:
 
 @contextmanager
 def replaced_folder(out: Path, replaces: Callable[[str], bool] = lambda _: True) -> Iterator[Path]:
-    """A scratch folder beside `out` that takes its place when the block succeeds and vanishes when it fails.
+    """A temporary folder beside `out`, which replaces `out` if the block succeeds and is deleted if it fails.
 
-    `replaces` says of a name in the old folder whether it goes; what stays is moved into the new folder.
+    `replaces` says for each name in the old folder whether to delete it; other files are moved into the new folder.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,8 @@ def replaced_folder(out: Path, replaces: Callable[[str], bool] = lambda _: True)
 
 @contextmanager
 def replaced_file(out: Path) -> Iterator[Path]:
-    """The path of a scratch file beside `out` that takes its place when the block succeeds; else `out` stays."""
+    """The path of a temporary file beside `out`, which replaces `out` if the block succeeds. If it fails, `out` is
+    unchanged."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=out.suffix, dir=out.parent)
@@ -71,10 +72,10 @@ def replaced_file(out: Path) -> Iterator[Path]:
 
 
 def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None] = ()) -> Path:
-    """`out`, once it is clear that a file (or a `folder`) can be written there: told before the work, not after it.
+    """Checks before any work is done that a file (or a `folder`) can be written at `out`, and returns `out`.
 
-    Raises `UserError` for a folder in a file's place or the other way round, for a place below a file, for one that may
-    not be written, and for one of the `inputs`, which would be lost.
+    Raises `UserError` if there is a folder in the place of a file or a file in the place of a folder, if a parent is a
+    file, if the place is not writable, or if it is one of the `inputs`, which would be overwritten.
     """
     if not folder and out.is_dir():
         raise UserError(f"out: {out} is a folder; expected the name of a file to write, as in {out / 'NAME'}.")
@@ -93,13 +94,13 @@ def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None
 
 
 def write_json(out: Path, data: Any) -> None:
-    """Write `data` as readable JSON, atomically. Numbers must be finite."""
+    """Writes `data` as readable JSON, atomically. All numbers must be finite."""
     with replaced_file(out) as scratch:
         scratch.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path, what: str = "a JSON file") -> dict[str, Any]:
-    """A JSON object from a file; `what` says in errors what was expected there, as in "a block library"."""
+    """Reads a JSON object from a file. `what` names the expected content in error messages, e.g. "a block library"."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -123,7 +124,8 @@ def _told(error: Exception, out: Path) -> UserError:
 
 
 def _take_place(scratch: Path, out: Path, replaces: Callable[[str], bool]) -> None:
-    """Rename `scratch` to `out`. What was there is deleted, or put back if anything comes between, Ctrl-C too."""
+    """Renames `scratch` to `out`. The old content is deleted at the end, or restored on any interruption, including
+    Ctrl-C."""
     old = scratch.with_name(f"{scratch.name}.old")
     names = {entry.name for entry in out.iterdir()} if out.exists() else set()
     stays = [name for name in names if not replaces(name) and not (scratch / name).exists()]

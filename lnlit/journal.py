@@ -1,7 +1,8 @@
-"""Files of JSON lines that grow while work is done, so that whoever interrupts it loses the piece it was at, no more.
+"""JSON-lines files that grow while work is done, so that an interruption loses at most the entry in progress.
 
-A journal is a header, the settings that its entries are of, and one line per entry. One process at a time writes it;
-an entry is on the disk before the next piece of work begins. A last line that a crash cut off is none.
+A journal has a header line, which holds the settings of the work, and one line per entry. Only one process at a time
+may write it, and each entry is on disk before the next piece of work begins. A last line that a crash cut off is
+ignored.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from lnlit.files import check_output, replaced_file
 
 
 class Lines:
-    """A file of JSON lines that this process alone may add to, made where there is none.
+    """A JSON-lines file opened for appending and locked against other processes. It is created if it does not exist.
 
     Args:
-        file: The file.
-        what: What its lines are, in words, for errors: "scores".
+        file: The path of the file.
+        what: A description of the entries for error messages, e.g. "scores".
 
-    Raises `UserError` while another process writes it, and when it cannot be written.
+    Raises `UserError` if another process is writing the file or if it cannot be written.
     """
 
     #: Lines in front of the entries.
@@ -49,11 +50,11 @@ class Lines:
         self.close()
 
     def __len__(self) -> int:
-        """How many entries there are."""
+        """The number of entries."""
         return self._entries
 
     def close(self) -> None:
-        """Let others write the file."""
+        """Releases the lock, so that another process can write the file."""
         os.close(self._descriptor)
 
     def numbered(self) -> Iterator[tuple[int, Any]]:
@@ -61,13 +62,13 @@ class Lines:
         return (line for line in read_lines(self.file, self.what) if line[0] > self._ahead)
 
     def append(self, *entries: Mapping[str, Any]) -> None:
-        """Add entries, all of them or none: they are on the disk when this returns. Raises `UserError` when the disk
-        takes them not."""
+        """Appends all of the given entries or none. They are on disk when this returns. Raises `UserError` if writing
+        fails."""
         self._write(entries)
         self._entries += len(entries)
 
     def keep(self, entries: int) -> None:
-        """Forget all entries but the first ones."""
+        """Truncates the file to the first entries."""
         with self.file.open("rb") as stream:
             for _ in range(self._ahead + entries):
                 stream.readline()
@@ -92,16 +93,16 @@ class Lines:
 
 
 class Journal(Lines):
-    """Lines of which the first is a header. One that is there already is gone on with.
+    """A JSON-lines file whose first line is a header. An existing journal with the same header is continued.
 
     Args:
-        file: The file.
-        header: The settings that the entries are of.
-        what: What the entries are, in words, for errors: "scores".
-        free: Keys of the header that may differ from those of the file.
+        file: The path of the file.
+        header: The settings of the work that the entries record.
+        what: A description of the entries for error messages, e.g. "scores".
+        free: Keys of the header whose values may differ from those in the file.
 
-    Raises `UserError` for a file of other settings, by the names of those that differ, and for one that is no journal.
-    Neither is changed.
+    Raises `UserError` for an existing file that is no journal, or one with other settings, naming those that differ.
+    Such a file is not changed.
     """
 
     _ahead = 1
@@ -112,8 +113,8 @@ class Journal(Lines):
 
     @classmethod
     def beside(cls, out: Path, header: Mapping[str, Any], what: str) -> Journal:
-        """`<out>.partial`, where the entries wait until `finish` makes `out` of them, or the caller does of what they
-        say. Raises `UserError` when `out` cannot be written."""
+        """The journal at `<out>.partial`, which keeps the entries until `finish` writes them to `out` or the caller
+        computes `out` from them. Raises `UserError` if `out` cannot be written."""
         check_output(out)
         return cls(out.with_name(f"{out.name}.partial"), header, what)
 
@@ -121,7 +122,7 @@ class Journal(Lines):
         return self
 
     def finish(self, out: Path) -> None:
-        """Write the entries without the header to `out`, and delete this file."""
+        """Writes the entries without the header to `out`, and deletes the journal."""
         with replaced_file(out) as scratch, self.file.open("rb") as stream, scratch.open("wb") as target:
             stream.readline()
             shutil.copyfileobj(stream, target)
@@ -140,9 +141,10 @@ class Journal(Lines):
 
 
 def read_lines(file: Path, what: str) -> Iterator[tuple[int, Any]]:
-    """(number from 1, value) of each whole line of a file that others may be adding to, so without a last one cut off.
+    """Yields (line number from 1, value) of each complete line of a file that another process may be appending to.
 
-    Raises `UserError` for a line that is not JSON and for a file that cannot be read. `what` the lines are, in words.
+    Raises `UserError` for a line that is not JSON and for a file that cannot be read. `what` describes the lines in
+    error messages.
     """
     number = 0
     try:
@@ -157,24 +159,24 @@ def read_lines(file: Path, what: str) -> Iterator[tuple[int, Any]]:
 
 
 def write_lines(file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Write a whole file of JSON lines, or leave the one that is there."""
+    """Writes a file of JSON lines atomically: if it fails, the old file is unchanged."""
     with replaced_file(file) as scratch:
         scratch.write_bytes(b"".join(map(line, entries)))
 
 
 def line(entry: Mapping[str, Any]) -> bytes:
-    """An entry as it stands in a file. Numbers must be finite."""
+    """An entry as one line of JSON. All numbers must be finite."""
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def is_cut_header(text: bytes, header: bytes) -> bool:
-    """Whether a file holds nothing but the beginning of a header that begins as `header` does, whose line was cut."""
+    """True if a file holds nothing but an incomplete first line that begins like `header`."""
     start = header.partition(b": ")[0]
     return b"\n" not in text and (text.startswith(start) or start.startswith(text))
 
 
 def check_header(file: Path, text: bytes, wanted: Mapping[str, Any], what: str, free: Collection[str] = ()) -> None:
-    """Raises `UserError` unless the first line of a file's `text` is the header `wanted`, but for the keys `free`."""
+    """Raises `UserError` unless the first line of `text` is the header `wanted`, ignoring the keys in `free`."""
     try:
         found = json.loads(text.partition(b"\n")[0])
     except (ValueError, RecursionError):
@@ -190,7 +192,7 @@ def check_header(file: Path, text: bytes, wanted: Mapping[str, Any], what: str, 
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
-    """(key, difference in words), down to the innermost mappings. A key that is missing is as good as null."""
+    """(key, difference as text), descending into nested mappings. A missing key counts as null."""
     for key in {**found, **wanted}:
         there, here = found.get(key), wanted.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
@@ -200,7 +202,7 @@ def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], place: str
 
 
 def _locked(file: Path, what: str) -> int:
-    """The descriptor of a file to append to that no other process can open so until it is closed."""
+    """A file descriptor for appending, with a lock that excludes other processes until it is closed."""
     while True:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-r"""Mathematics as people and models type it, in the LaTeX that parsers read: `60°.` is `60`, `½` is `\frac{1}{2}`,
-`x ≥ 0` is `x\ge 0`. Text only: nothing is computed here."""
+r"""Normalises mathematics as people and models type it to the LaTeX that parsers read: `60°.` becomes `60`, `½` becomes
+`\frac{1}{2}`, `x ≥ 0` becomes `x\ge 0`. It changes text only and computes nothing."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ _END_OF_SENTENCE = re.compile(r"(?<=[\d)}])\.(?=\s|$|\*)")
 
 
 def tidy(answer: str) -> str:
-    """One answer, such as what stands in a box or in a row of data, without what surrounds it and adds nothing:
-    brackets of mathematics, styles, sizes, currency and degree signs, thousands separators, the full stop."""
+    """A single answer, such as the content of a box or of a row of data, without everything that does not change its
+    value: math delimiters, styles, sizes, currency and degree signs, thousands separators and the full stop."""
     answer = _characters(answer.translate(_DASHES))
     before = None
     while answer != before:
@@ -91,7 +91,7 @@ def tidy(answer: str) -> str:
 
 
 def tidy_text(text: str) -> str:
-    """Sentences with an answer somewhere among them, so that numbers and mathematics in them can be found."""
+    """Sentences that contain an answer, normalised so that the numbers and mathematics in them can be found."""
     text = _MINUS_AMONG_WORDS.sub("-", text)
     text = re.sub(r"</?answer>", " ", _characters(text).replace("`", " "))
     text = re.sub(r"\\\$\s*(?=\d)", "", text)
@@ -100,9 +100,10 @@ def tidy_text(text: str) -> str:
 
 
 def word_of(answer: str) -> str | None:
-    r"""The words of a tidy answer that is words: `\text{two lines}` is `two lines`; None of one that is mathematics.
+    r"""The words of a tidy answer that consists of words: `\text{two lines}` gives `two lines`. None if it is
+    mathematics.
 
-    Three letters and more are held to be a word, as `\boxed{east}` is; `xy` may be a product.
+    Three or more letters count as a word, as in `\boxed{east}`; `xy` may be a product.
     """
     inside = re.fullmatch(r"\\text\s*\{([^{}]*)\}", answer)
     words = " ".join((inside[1] if inside else answer).split()).strip(" .,;:!")
@@ -137,7 +138,7 @@ def _fraction(repeating: re.Match[str]) -> str:
 
 
 def _unwrapped(answer: str) -> str:
-    """Without one layer around it."""
+    """The answer without one surrounding layer, such as delimiters or a style, and without punctuation at its ends."""
     answer = re.sub(r"(?:(?<!\\)\\[,;:! ]|~|(?<!\\)[.,;:*])+$", "", answer)  # what ends a sentence, or nothing
     answer = re.sub(r"^(?:\\[,;:! ]|[~*])+", "", answer).strip()
     for opening, closing in _BRACKETS:
@@ -155,7 +156,7 @@ def _unwrapped(answer: str) -> str:
 
 
 def _closes(text: str, at: int) -> int:
-    """Where the brace that opens at `at` is closed; -1 where it never is."""
+    """The index of the brace that closes the one at `at`, or -1 if it is never closed."""
     depth = 0
     for place in range(at, len(text)):
         if text[place] in "{}" and text[place - 1 : place] != "\\":
@@ -166,5 +167,5 @@ def _closes(text: str, at: int) -> int:
 
 
 def _is_list(answer: str) -> bool:
-    """Whether commas may be between values rather than between thousands: inside of brackets they are."""
+    """True if commas may separate values rather than thousands, which is so inside brackets."""
     return bool(re.match(r"[(\[]|\\\{", answer)) and not re.search(r"\\!|\{,\}", answer)

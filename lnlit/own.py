@@ -1,7 +1,8 @@
-"""Parts in files of one's own: `my_rewards.py:polite` names one without a package.
+"""Parts in a user's own files: `my_rewards.py:polite` names one without a package.
 
-Such a file is the module `lnlit.own.my_rewards_<its path, in hexadecimal>`. Any process finds it by that name alone:
-the processes of rewards, ranks and workers need be told nothing. A file is read when somebody names it, never before.
+Such a file is imported as the module `lnlit.own.my_rewards_<its path in hexadecimal>`. Any process can import it by
+that name alone, so reward workers, ranks and data workers need no further information. A file is read only when it is
+named.
 """
 
 from __future__ import annotations
@@ -34,20 +35,22 @@ _folders: list[Path] = []
 
 
 def split(name: object) -> tuple[Path, str] | None:
-    """(file, name in it) of `file.py:name`; None for any other text."""
+    """(file, name in it) for a text of the form `file.py:name`; None for any other text."""
     found = _FILE.fullmatch(name) if isinstance(name, str) else None
     return (expanded(found[1]), found[2]) if found else None
 
 
 def whole(file: Path) -> Path:
-    """The path from the root, without `..`. A link stays what it is: it lies beside what it was put beside."""
+    """The absolute path without `..`. Symbolic links are kept, because the file may import what lies beside the
+    link."""
     return Path(os.path.normpath(file.absolute()))
 
 
 def load(file: Path, name: str) -> Any:
-    """What a file calls `name`. A file that has changed since is read again.
+    """The object called `name` in a file. A file that has changed since it was last loaded is read again.
 
-    Raises `UserError` for a file that is not there, for its own errors with their line, and for another name.
+    Raises `UserError` if the file does not exist, if importing it fails (with the line number), or if it has no such
+    name.
     """
     path = whole(file)
     if not path.is_file():
@@ -69,7 +72,7 @@ def load(file: Path, name: str) -> Any:
 
 
 def named(cls: type, name: str) -> str:
-    """The path that `cls` is imported by; `restored` writes `name` in its place."""
+    """The import path of `cls`. The name that the user wrote is remembered for `restored`."""
     path = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__module__.startswith(f"{__name__}"):
         _names[path] = name
@@ -77,14 +80,14 @@ def named(cls: type, name: str) -> str:
 
 
 def restored(text: str) -> str:
-    """A text with the names of classes as users wrote them."""
+    """The text with import paths of classes replaced by the names that users wrote."""
     for path in sorted(_names, key=len, reverse=True):
         text = text.replace(path, _names[path])
     return text
 
 
 def kept(cls: type, maker: Any) -> type:
-    """A class that was made of a function, made importable."""
+    """Makes a class that was created from the function `maker` importable, and returns it."""
     cls.__module__ = __name__
     cls.__qualname__ = f"{maker.__name__}_{maker.__module__.encode().hex()}"
     setattr(sys.modules[__name__], cls.__qualname__, cls)
@@ -92,7 +95,7 @@ def kept(cls: type, maker: Any) -> type:
 
 
 def anchored(tree: Any, folder: Path) -> Any:
-    """A configuration in which each `file.py:name` is named from the root rather than from `folder`."""
+    """The configuration with every relative `file.py:name` made absolute. Paths are relative to `folder`."""
     if isinstance(tree, dict):
         return {key: anchored(value, folder) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -102,7 +105,8 @@ def anchored(tree: Any, folder: Path) -> Any:
 
 
 def place(error: BaseException) -> str:
-    """`"my_rewards.py:7: "` for what was raised in a file of somebody's own or in one beside it; else nothing."""
+    """`"my_rewards.py:7: "` if the error was raised in a user's own file or in one that it imports from the same
+    folder; otherwise an empty string."""
     lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         lines.append((error.filename, error.lineno))
@@ -111,13 +115,13 @@ def place(error: BaseException) -> str:
 
 
 def said(error: BaseException, otherwise: str) -> str:
-    """An error in one line, with its place, or else with `otherwise` before it."""
+    """The error as one line, prefixed by its place in a user's own file, or else by `otherwise`."""
     what = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     return f"{place(error) or f'{otherwise}: '}{type(error).__name__}: {what}".removesuffix(": ")
 
 
 def files(file: Path) -> list[Path]:
-    """A file and the ones beside it that it imports, those that they import among them."""
+    """The file and all files in its folder that it imports, directly or indirectly."""
     found: dict[Path, None] = {}
     waiting = [file]
     while waiting:

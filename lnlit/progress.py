@@ -1,4 +1,4 @@
-"""How far work is: a bar on a terminal, a line now and then elsewhere, on stderr."""
+"""Progress reports on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def track(
     size: Callable[[Item], float] = lambda _: 1,
     label: Callable[[Item], object] = lambda _: "",
 ) -> Iterator[Item]:
-    """Go through `items` and tell how far that is, with a rate and the time left; an item is done when the next is
-    asked for. Work without a known end leaves no trace where it takes no time.
+    """Iterates over `items` and reports progress with a rate and the time left. An item counts as done when the next
+    one is requested. If the total is unknown, nothing remains on the terminal at the end.
 
     Args:
-        items: What there is to do.
-        what: What is being done, in a word or two.
-        unit: What is counted, in the singular; without one the share that is done is told.
-        total: The sum of all sizes, those done before included; when not given, the number of items, if they have one.
-        done: How much of it was done before.
-        size: What an item adds to what is done, by the work that it takes.
-        label: What an item is called beside the figures.
+        items: The items to iterate over.
+        what: A word or two that describe the work.
+        unit: The singular name of what is counted. If empty, a percentage is shown.
+        total: The sum of all sizes, including those done before. By default the number of items, if known.
+        done: The amount that was done before.
+        size: A function that returns how much an item adds to the amount done.
+        label: A function that returns a text to show while an item is processed.
     """
     if total is None and isinstance(items, Sized):
         total = done + len(items)
@@ -48,12 +48,12 @@ def track(
 
 
 def say(text: str) -> None:
-    """A line about how far work is, at once."""
+    """Prints a progress message immediately."""
     print(text, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds: "1:02:03", "2:03"."""
+    """Formats seconds as hours, minutes and seconds: "1:02:03", "2:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -95,7 +95,7 @@ class _Lines:
             say(self._line(now - self._start))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing, since there is nothing to close."""
 
     def _line(self, seconds: float) -> str:
         rate = (self._done - self._first) / max(seconds, 1e-9)

@@ -1,9 +1,9 @@
-"""Names to parts. Merges the built-ins with installed plugins (entry points in group `lnlit.<kind>`).
+"""Maps names to parts: the built-in ones and those of installed plugins (entry points in group `lnlit.<kind>`).
 
 Installing a plugin makes a name available and never changes a run. A part is imported when it is asked for. Two
-distributions may offer the same name: that is an error only for a user who writes the bare name; `distribution:name`
-picks one. What a model's spec or a default names is lnlit's own where lnlit has it. `LNLIT_PLUGINS=off` leaves the
-built-ins.
+distributions may offer the same name: that is an error only if a user writes the bare name, and `distribution:name`
+picks one. A name in a model's spec or in a default means lnlit's own part if there is one. `LNLIT_PLUGINS=off` hides
+all plugins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _added: dict[tuple[str, str], type] = {}
 
 @dataclass(frozen=True)
 class Entry:
-    """One offered part: who offers it and where it lives. Listing entries imports none of them."""
+    """One available part: its name, its distribution, and where to import it from. Listing entries imports nothing."""
 
     kind: str
     name: str
@@ -50,7 +50,7 @@ def kinds() -> list[str]:
 
 
 def entries(kind: str) -> list[Entry]:
-    """Everything offered for `kind`, built-ins first, without importing any of it."""
+    """All entries of `kind`, built-in ones first. Imports none of them."""
     _check_kind(kind)
     builtin = [Entry(kind, name, target, "lnlit", __version__) for name, target in BUILTINS[kind].items()]
     return builtin + ([] if _without_plugins() else _plugins(kind))
@@ -61,7 +61,7 @@ def _without_plugins() -> bool:
 
 
 def strays() -> list[Entry]:
-    """What plugins offer in groups `lnlit.<something>` that are no kind, which nobody looks at."""
+    """Entry points of plugins in groups `lnlit.<something>` that are not a known kind, and are therefore never used."""
     if _without_plugins():
         return []
     groups = sorted(group for group in entry_points().groups if group.startswith("lnlit."))
@@ -84,7 +84,7 @@ def names(kind: str) -> list[str]:
 
 
 def spellings(kind: str) -> list[str]:
-    """Every part by the shortest name that means it alone, lnlit's own first."""
+    """The shortest unambiguous name of every part of `kind`, built-in ones first."""
     offered = entries(kind)
     count = Counter(entry.name for entry in offered)
     spelled = [e.name if count[e.name] == 1 else f"{e.distribution}:{e.name}" for e in offered]
@@ -92,7 +92,7 @@ def spellings(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """The entry behind a name or `distribution:name`. Raises `UserError` for an unknown or ambiguous one."""
+    """The entry for a name or `distribution:name`. Raises `UserError` if it is unknown or ambiguous."""
     offers = _offers(kind, name)
     if len(offers) > 1:
         owners = " and ".join(f"{e.distribution} ({e.target})" for e in offers)
@@ -102,7 +102,8 @@ def find(kind: str, name: str) -> Entry:
 
 
 def get(kind: str, name: str) -> type:
-    """The class behind a name in a model's spec or of a default: lnlit's own where lnlit and a plugin have it."""
+    """The class for a name in a model's spec or in a default. A built-in part is preferred to a plugin's of the same
+    name."""
     if (kind, name) in _added:
         return _added[kind, name]
     offers = _offers(kind, name)
@@ -110,12 +111,12 @@ def get(kind: str, name: str) -> type:
 
 
 def named(kind: str, name: str) -> type:
-    """The class behind a name that a user wrote. Raises `UserError` where several have it."""
+    """The class for a name that a user wrote. Raises `UserError` if several parts have it."""
     return _added.get((kind, name)) or find(kind, name).load()
 
 
 def name_of(kind: str, part: type) -> str | None:
-    """The name that a class is registered by, if any; imports nothing."""
+    """The name under which a class is registered, or None. Imports nothing."""
     targets = {entry.target: entry.name for entry in entries(kind)}
     added = {cls: name for (of_kind, name), cls in _added.items() if of_kind == kind}
     return added.get(part) or targets.get(f"{part.__module__}:{part.__qualname__}")
@@ -133,12 +134,12 @@ def _offers(kind: str, name: str) -> list[Entry]:
 
 
 def build(kind: str, name: str, *args: Any, **kwargs: Any) -> Any:
-    """`get(kind, name)(*args, **kwargs)`."""
+    """Returns `get(kind, name)(*args, **kwargs)`."""
     return get(kind, name)(*args, **kwargs)
 
 
 def add(kind: str, name: str, part: type) -> type:
-    """Register a class for this process only, as a notebook does. A package uses entry points instead."""
+    """Registers a class in this process only, for notebooks and tests. A package uses entry points instead."""
     _check_kind(kind)
     taken = {entry.name for entry in entries(kind)}
     if name in taken:

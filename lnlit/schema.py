@@ -1,8 +1,8 @@
-"""Frozen dataclasses from JSON or YAML, and one way to say what is wrong with a value: place, expected, got, next step.
+"""Reads frozen dataclasses from JSON or YAML. Every error has the same form: place, expected, got, next step.
 
 The annotations of a dataclass are its schema: other dataclasses, `bool`, `int`, `float`, `str`, `Any`, `Literal`,
-unions, `tuple`, `list`, `Sequence` and `Mapping`. Numbers have bounds with `Annotated[float, AtLeast(0)]`. Every
-`float` is finite, truth values are no numbers, and an `int` has no fraction.
+unions, `tuple`, `list`, `Sequence` and `Mapping`. `Annotated[float, AtLeast(0)]` gives a number a lower bound. Every
+`float` must be finite, a boolean is not a number, and an `int` has no fraction.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST = 1e300
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A bound of a number: `least` or more; with `itself=False` more than that."""
+    """A lower bound of a number: `least` or more, or with `itself=False` more than `least`."""
 
     least: float
     itself: bool = True
@@ -44,21 +44,21 @@ Positive = Annotated[float, AtLeast(0, itself=False)]
 
 
 def is_finite(value: object) -> bool:
-    """Whether `value` is a number to reckon with: no truth value, NaN or infinity, and at most `LARGEST` in size."""
+    """True if `value` is a number that is not NaN, infinite, boolean or larger than `LARGEST` in magnitude."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def read(kind: Any, data: Any, place: str, *, then: str = "", others: bool = False) -> Any:
-    """`data` as a value of the type `kind`.
+    """Converts `data` to a value of the type `kind`.
 
     Args:
-        kind: A dataclass, or any other annotation that the schema has.
-        data: What JSON or YAML holds there.
-        place: Where that is, for errors: "problem", or "costs.json:" with a colon for a file.
-        then: What to do about anything wrong, a sentence.
-        others: Whether the outermost object may have keys that its dataclass has not.
+        kind: A dataclass, or any other annotation that the schema supports.
+        data: The value from JSON or YAML.
+        place: The place of the value for error messages: "problem", or "costs.json:" with a colon for a file.
+        then: A sentence that tells the user what to do about an error.
+        others: Accept keys of the outermost object that its dataclass does not have.
 
-    Raises `UserError` naming the place of an unknown, missing, mistyped or impossible value.
+    Raises `UserError` naming the place of an unknown, missing, mistyped or out-of-range value.
     """
     if others and isinstance(data, Mapping):
         data = {key: data[key] for key in _hints(kind) if key in data}
@@ -66,15 +66,15 @@ def read(kind: Any, data: Any, place: str, *, then: str = "", others: bool = Fal
 
 
 def check(instance: Any, place: str) -> None:
-    """Raises `UserError` unless the fields of a dataclass's `instance` hold what they say. Dataclasses in them count as
-    checked when they were made."""
+    """Raises `UserError` unless each field of a dataclass instance has a value of its annotated type. Nested dataclass
+    instances are not checked again."""
     reader = _Reader()
     for name, kind in _hints(type(instance)).items():
         reader.value(kind, getattr(instance, name), f"{place}.{name}")
 
 
 def inside(place: str, key: str) -> str:
-    """The place of a key in an object at `place`."""
+    """The place of a key in the object at `place`."""
     return f"{place} {key}" if place.endswith(":") else f"{place}.{key}"
 
 

@@ -1,8 +1,8 @@
-"""Architecture as data: `ModelSpec` is a frozen, hashable tree that round-trips through JSON.
+"""Model architectures as data: `ModelSpec` is a frozen, hashable tree with a JSON form.
 
 A model is an embedding, a list of blocks, a final norm and a head. A block has two slots, attention and FFN, and each
-slot holds one `PartSpec`: a registry name plus that variant's own arguments. Everything that changes an architecture
-(prune, swap, fuse, solve) is a function from one spec to another; see Llama-Nemotron section 2.1.
+slot holds one `PartSpec`: a registry name with that part's arguments. Every change of an architecture (prune, swap,
+fuse, solve) is a function from one spec to another; see Llama-Nemotron section 2.1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Args(dict[str, Any]):
 
 @dataclass(frozen=True)
 class PartSpec:
-    """One variant in one slot: a registry name and its arguments, as `PartSpec("swiglu", {"intermediate_size": 8})`."""
+    """The part in one slot: a registry name and its arguments, e.g. `PartSpec("swiglu", {"intermediate_size": 8})`."""
 
     type: str
     args: Mapping[str, Any] = field(default_factory=Args)
@@ -46,7 +46,8 @@ class PartSpec:
 
     @classmethod
     def from_json(cls, data: Any, path: str) -> PartSpec:
-        """Raises `UserError`, which begins with `path`, for anything but a name and a mapping of arguments."""
+        """Reads a part. Raises `UserError`, which begins with `path`, for anything but a name and a mapping of
+        arguments."""
         return read(cls, data, path)
 
     def __str__(self) -> str:
@@ -80,7 +81,7 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole decoder. Sizes are in elements; `context_length` is in tokens."""
+    """The architecture of a decoder. `context_length` is in tokens."""
 
     vocab_size: Size
     hidden_size: Size
@@ -98,7 +99,7 @@ class ModelSpec:
         return dataclasses.replace(self, **changes)
 
     def map_parts(self, change: Callable[[PartSpec], PartSpec]) -> ModelSpec:
-        """A spec with `change` applied to every slot."""
+        """A copy of the spec with `change` applied to every slot."""
         blocks = (BlockSpec(change(block.attention), change(block.ffn)) for block in self.layers)
         return self.replace(layers=tuple(blocks))
 
@@ -109,7 +110,7 @@ class ModelSpec:
             yield f"layers[{index}].ffn", "ffn", block.ffn
 
     def diff(self, other: ModelSpec) -> list[str]:
-        """The places where two specs differ, one readable line each."""
+        """The differences between two specs, one readable line each."""
         mine, theirs = _flatten(self.to_json()), _flatten(other.to_json())
         absent = "absent"
         return [
@@ -123,7 +124,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "spec") -> ModelSpec:
-        """Read a spec back. Raises `UserError` naming the path of an unknown, missing or mistyped key."""
+        """Reads a spec. Raises `UserError` naming the path of an unknown, missing or mistyped key."""
         return read(cls, data, path)
 
 

@@ -1,5 +1,5 @@
-"""Reasoning on demand: the toggle in the system prompt, what it asks of an answer (Llama-Nemotron section 3), and where
-a text has its thoughts and its answer."""
+"""Reasoning on demand: the toggle in the system prompt, whether an answer obeys it (Llama-Nemotron section 3), and how
+to separate a text into thinking and answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPENED = re.compile(r"<think>\s*\Z")
 
 
 def on_or_off(thinking: Any) -> Thinking:
-    """`on` or `off`, also from a boolean: YAML reads the bare words on and off as true and false."""
+    """Converts a boolean to `on` or `off`, because YAML reads the bare words on and off as true and false."""
     value = ("on" if thinking else "off") if isinstance(thinking, bool) else thinking
     if value not in get_args(Thinking):
         raise UserError(f"thinking: expected on or off, got {thinking!r}")
@@ -35,7 +35,7 @@ def toggle(thinking: Any) -> str:
 
 
 def mode(messages: Sequence[Mapping[str, Any]]) -> Thinking | None:
-    """What a conversation's system prompt asks for; None where it says nothing of thinking."""
+    """The thinking mode that a conversation's system prompt asks for, or None if it asks for none."""
     for message in messages:
         if message["role"] == "system" and (found := _TOGGLE.search(str(message["content"]))):
             return on_or_off(found[1])
@@ -43,33 +43,35 @@ def mode(messages: Sequence[Mapping[str, Any]]) -> Thinking | None:
 
 
 def obeys(text: str, thinking: str) -> bool:
-    """On: exactly one `<think>...</think>` with an answer after it. Off: no thinking tag at all."""
+    """True if a completion obeys the toggle. On: exactly one `<think>...</think>` with an answer after it. Off: no
+    thinking tag."""
     if thinking == "off":
         return "<think>" not in text and "</think>" not in text
     return text.count("<think>") == text.count("</think>") == 1 and bool(_THOUGHT_THEN_ANSWER.match(text))
 
 
 def opened(prompt: str) -> str:
-    """The opening tag that a prompt ends with, and the space after it: the thinking then begins in the prompt and ends
-    in the completion."""
+    """The opening thinking tag at the end of a prompt, with the white space after it, or an empty string. With it,
+    thinking begins in the prompt and ends in the completion."""
     found = _OPENED.search(prompt)
     return found[0] if found else ""
 
 
 def thought_and_answer(text: str) -> tuple[str | None, str]:
-    """What stands between the first thinking tags, and what follows them. A closing tag alone ends a thought that the
-    text begins with; None and all of the text where there is no closing tag."""
+    """(thinking, answer): the text between the first thinking tags and the text after them. Without an opening tag, the
+    thinking begins with the text. Without a closing tag, the thinking is None and the answer is the whole text."""
     before, closed, answer = text.partition(CLOSE)
     return (before.rpartition(OPEN)[2], answer) if closed else (None, text)
 
 
 def answer_of(text: str) -> str:
-    """What follows the thinking, all of the text where there is none. Thinking that was cut off is no answer."""
+    """The text after the thinking, or all of the text if there is none. Thinking that was cut off gives an empty
+    answer."""
     return text.rpartition(CLOSE)[2].partition(OPEN)[0]
 
 
 def last_boxed(text: str) -> tuple[int, str] | None:
-    """Where the last `\\boxed{...}` begins and what is in it; one that is empty or never closed does not count."""
+    """The index and the content of the last `\\boxed{...}` in a text. Empty and unclosed boxes are ignored."""
     open_braces: list[re.Match[str]] = []
     last = None
     for found in _BOX_OR_BRACE.finditer(text):

@@ -52,7 +52,8 @@ class Attend(Protocol):
 
 
 class SearchSpace(Protocol):
-    """The sizes of smaller variants that a search wants to try. `Layer.smaller` turns them into arguments of its part."""
+    """The sizes of smaller variants that a search wants to try. `Layer.smaller` turns them into arguments of its
+    part."""
 
     def narrower(self, channels: int) -> Sequence[int]:
         """The numbers of channels to try for an FFN with `channels` of them, largest first."""
@@ -126,7 +127,8 @@ class Layer:
 
     @classmethod
     def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor] | None:
-        """A function from this part's weights to the [D, D] matrix that approximates it best, or None if there is none."""
+        """A function from this part's weights to the [D, D] matrix that approximates it best, or None if there is
+        none."""
         return None
 
 

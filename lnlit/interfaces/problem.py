@@ -128,7 +128,8 @@ class Problem:
         return _limits(self.budgets)
 
     def picked(self, names: Sequence[str]) -> list[Choice]:
-        """The choices with the given names, one per layer. Raises `UserError` for a name that its layer does not allow."""
+        """The choices with the given names, one per layer. Raises `UserError` for a name that its layer does not
+        allow."""
         if len(names) != len(self.layers):
             raise UserError(f"solution: expected {len(self.layers)} choices, one per layer, got {len(names)}.")
         found = []
@@ -170,7 +171,8 @@ class Problem:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], path: str = "problem") -> Problem:
-        """Reads a problem. Raises `UserError` naming the place of an unknown, missing, mistyped or inconsistent entry."""
+        """Reads a problem. Raises `UserError` naming the place of an unknown, missing, mistyped or inconsistent
+        entry."""
         return read(cls, data, path)
 
 
