@@ -19,12 +19,13 @@ from lnlit.models.surgery import attention_as_matrix, pool_kv_heads
 
 
 class GroupedQueryAttention(nn.Module, AttentionLayer):
-    """Softmax attention with `num_heads` query heads sharing `num_kv_heads` key/value heads (Ainslie et al. 2023).
+    """Softmax attention in which `num_heads` query heads share `num_kv_heads` key/value heads (Ainslie et al. 2023).
 
-    MHA and MQA are the two ends. `num_heads * head_dim` need not be the hidden size. `bias` puts one on all four
-    projections, as Hugging Face's `attention_bias` does, and `output_bias: false` takes the output's away again.
-    `qk_norm` normalises each query and key head before it is rotated (Henry et al. 2020). `rotary_dim` first entries of
-    each head are rotated, by default all, and none where it is 0. `window` is how many tokens one sees at most.
+    MHA and MQA are the two extremes. `num_heads * head_dim` need not equal the hidden size. `bias` adds a bias to all
+    four projections, as Hugging Face's `attention_bias` does, and `output_bias: false` removes that of the output
+    projection. `qk_norm` normalises each query and key head before the rotation (Henry et al. 2020). `rotary_dim` is
+    the number of leading entries of each head that are rotated: all by default, none if it is 0. `window` is the
+    largest number of tokens that a token attends to.
     """
 
     tensor_parallel = {
@@ -99,9 +100,8 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
 
     @classmethod
     def flops(cls, args: Args, weights: int, attended: float) -> float:
-        """Beside the matrices, q k' and its product with v: 4 x heads x head size for each token attended to (PaLM,
-        Chowdhery et al. 2022, appendix B).
-        """
+        """In addition to the matrices, the products q @ k' and attention @ v cost 4 * heads * head size for each token
+        attended to (PaLM, Chowdhery et al. 2022, appendix B)."""
         seen = min(attended, args.get("window") or attended)
         return 2.0 * weights + 4.0 * args["num_heads"] * args["head_dim"] * seen
 

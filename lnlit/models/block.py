@@ -14,9 +14,10 @@ from lnlit.specs import BlockSpec, ModelSpec
 
 
 class Block(nn.Module):
-    """`x += self_attn(input_layernorm(x)); x += mlp(post_attention_layernorm(x))`, each only if its part is residual.
+    """Computes `x += self_attn(input_layernorm(x)); x += mlp(post_attention_layernorm(x))`, and skips a slot whose part
+    is not residual.
 
-    Submodules carry Hugging Face's Llama names, so a state dict needs no renaming.
+    Submodules have Hugging Face's Llama names, so a state dict needs no renaming.
     """
 
     def __init__(self, attention: AttentionLayer, ffn: FeedForwardLayer, hidden_size: int, norm_eps: float) -> None:
@@ -42,7 +43,8 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
     def packed_weights(self) -> dict[str, tuple[str, ...]]:
-        """Own name of each parameter that stacks several weights along dim 0 -> own-style names of those weights."""
+        """Maps the name of each parameter that stacks several weights along dim 0 to the names of these weights. All
+        names are relative to the block."""
         packed = {}
         for prefix, module in self.named_modules():
             for name, parts in getattr(module, "packed_weights", {}).items() if module is not self else ():
@@ -52,7 +54,7 @@ class Block(nn.Module):
 
 
 def make_block(spec: ModelSpec, index: int, block: BlockSpec) -> Block:
-    """`block` as layer `index` of `spec`'s model; it need not be the block that `spec` has there."""
+    """Builds `block` as layer `index` of a model with this spec. It need not equal `spec.layers[index]`."""
     context = LayerContext(spec.hidden_size, index, spec.rope, spec.context_length, spec.norm_eps)
     attention = registry.build("attention", block.attention.type, context, **block.attention.args)
     ffn = registry.build("ffn", block.ffn.type, context, **block.ffn.args)

@@ -1,4 +1,4 @@
-"""From a spec to a module: check every part's arguments, build on the meta device, initialise."""
+"""Builds modules from specs: checks every part's arguments, builds on the meta device and initialises weights."""
 
 from __future__ import annotations
 
@@ -68,9 +68,10 @@ def build_decoder(
 
 
 def build_block(spec: ModelSpec, index: int, block: BlockSpec) -> Block:
-    """`block` as layer `index` of `spec`'s model, on the meta device; it need not be the block that `spec` has there.
+    """Builds `block` on the meta device as layer `index` of a model with this spec. It need not equal
+    `spec.layers[index]`.
 
-    `load_block` gives it weights. A block with `NOOP` in one slot computes the other slot alone.
+    `load_block` gives it weights. A block with `NOOP` in one slot computes only the other slot.
     """
     for slot in ("attention", "ffn"):
         check_part(f"layers[{index}].{slot}", slot, getattr(block, slot))
@@ -79,10 +80,9 @@ def build_block(spec: ModelSpec, index: int, block: BlockSpec) -> Block:
 
 
 def load_block(block: Block, weights: Mapping[str, Tensor]) -> Block:
-    """Give a block its weights by their checkpoint names below the block (`mlp.gate_proj.weight`, also where the part
-    stores gate and up as one matrix). They are taken over, not copied, except into packed parameters. Raises
-    `KeyError` or `RuntimeError` unless `weights` are exactly the block's.
-    """
+    """Gives a block its weights, by their checkpoint names relative to the block (`mlp.gate_proj.weight`, even if the
+    part stores gate and up as one matrix). The tensors are used directly, not copied, except for packed parameters.
+    Raises `KeyError` or `RuntimeError` unless `weights` are exactly the block's weights."""
     state = dict(weights)
     for name, parts in block.packed_weights().items():
         state[name] = torch.cat([state.pop(part) for part in parts])
@@ -91,7 +91,8 @@ def load_block(block: Block, weights: Mapping[str, Tensor]) -> Block:
 
 
 def block_weights(block: Block) -> dict[str, Tensor]:
-    """A block's weights by their checkpoint names below the block: the inverse of `load_block`, without copies."""
+    """A block's weights by their checkpoint names relative to the block: the inverse of `load_block`, without
+    copies."""
     packed = block.packed_weights()
     weights = {}
     for name, parameter in block.named_parameters():
@@ -115,5 +116,5 @@ def init_weights(decoder: Decoder, seed: int = 0) -> Decoder:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Distinct parameters; tied ones count once."""
+    """The number of distinct parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())

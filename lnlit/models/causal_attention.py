@@ -11,9 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def causal_attention(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
-    """[B, T, H, d]. With a `window` each token sees that many tokens at most, itself and those just before it; queries
-    then go in runs as long as the window, so that memory grows with the tokens and not with their square.
-    """
+    """Returns [B, T, H, d]. With a `window`, each token attends to at most that many tokens, itself and those just
+    before it. Queries are then processed in chunks of the size of the window, so that memory grows linearly with the
+    number of tokens."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
     grouped, tokens = q.shape[1] != k.shape[1], q.shape[2]
     if window is None or window >= tokens:

@@ -1,4 +1,4 @@
-"""Regional compilation: each block is compiled, equal blocks share one compilation."""
+"""Regional compilation: blocks are compiled one by one, and equal blocks share a compilation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _GRAPHS = 8
 
 
 def compile_blocks(decoder: Decoder, required: bool) -> bool:
-    """Compile every block in place; returns whether it did. Without a C++ compiler: `UserError`, or False."""
+    """Compiles every block in place and returns True. Without a C++ compiler, raises `UserError` if `required`, else
+    returns False."""
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
         if required:
             raise UserError(

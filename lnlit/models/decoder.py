@@ -28,10 +28,11 @@ OnBlock = Callable[[int, Tensor], None]
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm, head. Parameter names are Hugging Face's Llama names without the leading `model.`.
+    """A decoder: embedding, blocks, final norm, head. Parameters have Hugging Face's Llama names without the leading
+    `model.`.
 
     `attention_kernel` is a registry name or "auto". `activation_checkpointing` recomputes each block in the backward
-    pass, trading a third more compute for one block's activations.
+    pass: a third more compute in exchange for storing the activations of only one block at a time.
     """
 
     def __init__(self, spec: ModelSpec, attention_kernel: str = "auto", activation_checkpointing: bool = False) -> None:
@@ -52,7 +53,7 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output projection [V, D]; the embedding itself when tied."""
+        """The output projection [V, D]; the embedding's weight if the two are tied."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(
@@ -66,12 +67,13 @@ class Decoder(nn.Module):
         read_out: ReadOut | None = None,
         on_block: OnBlock | None = None,
     ) -> Any:
-        """Logits [B, T, V], or whatever `read_out` returns.
+        """Returns logits [B, T, V], or the result of `read_out`.
 
-        `lengths` are the documents of a packed batch, row by row, and `places` where their tokens are if they share
-        some (see `TokenBatch`); None: each row is one document.
-        `positions_BT` default to 0..T-1. `attention` replaces packed attention, as cached generation does.
-        `on_block` sees every block's output; what it computes is differentiable, and belongs into `read_out`'s result.
+        `lengths` are the lengths of the documents in a packed batch, row by row, and `places` the gather index of their
+        tokens if documents share some (see `TokenBatch`). Without `lengths`, each row is one document. `positions_BT`
+        default to 0..T-1. `attention` replaces packed attention, e.g. by attention with a KV cache. `on_block` is
+        called with every block's output. A loss that it computes from the outputs is differentiable, and must be part
+        of `read_out`'s result.
         """
         x_BTD = self.embed(tokens_BT)
         attention, rope = self.surroundings(tokens_BT, x_BTD.dtype, positions_BT, lengths, places, attention)
@@ -104,9 +106,10 @@ class Decoder(nn.Module):
         places: Tensor | None = None,
         attention: AttentionContext | None = None,
     ) -> tuple[AttentionContext, Mapping[int, tuple[Tensor, Tensor]]]:
-        """What blocks need beside the residual stream (of `dtype`): attention and rope. Arguments as in `forward`.
+        """The inputs of a block other than the residual stream (of type `dtype`): attention and rope tables. Arguments
+        are those of `forward`.
 
-        Uses no weights, so a decoder on the meta device can guide blocks that are run one by one.
+        No weights are used, so a decoder on the meta device can prepare the inputs of blocks that are run one by one.
         """
         rows, tokens = tokens_BT.shape
         if positions_BT is None:
@@ -122,7 +125,8 @@ class Decoder(nn.Module):
         return attention, self._rope(positions_BT, dtype)
 
     def packed_weights(self) -> dict[str, tuple[str, ...]]:
-        """Own name of each parameter that stacks several weights along dim 0 -> own-style names of those weights."""
+        """Maps the name of each parameter that stacks several weights along dim 0 to the names of these weights. All
+        names are relative to the decoder."""
         return {
             f"layers.{index}.{name}": tuple(f"layers.{index}.{part}" for part in parts)
             for index, block in enumerate(self.layers)

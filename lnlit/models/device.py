@@ -1,7 +1,6 @@
-"""Where things are computed: the one place that asks torch what this machine has.
+"""Selects the device to compute on. No other file asks torch which devices exist.
 
-A CUDA build of torch, which is what PyPI serves, calls "cuda" its accelerator on a machine without a GPU as well,
-unless it is asked whether one is there.
+PyPI's CUDA build of torch names "cuda" as the accelerator even on a machine without a GPU, unless it is asked to check.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ import torch
 
 
 def has_cuda() -> bool:
-    """Whether there is a GPU that CUDA can use."""
+    """True if there is a GPU that CUDA can use."""
     return torch.cuda.is_available()
 
 
 def torch_device() -> str:
-    """Where models run: "cuda" if there is a GPU, else "cpu". `CUDA_VISIBLE_DEVICES=` hides one."""
+    """The device for models: "cuda" if there is a GPU, else "cpu". `CUDA_VISIBLE_DEVICES=` hides the GPU."""
     return "cuda" if has_cuda() else "cpu"
 
 
 def accelerator() -> torch.device:
-    """The accelerator of whatever kind, as the trainer chooses it, or the CPU."""
+    """The accelerator of any kind that Lightning's trainer would choose, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

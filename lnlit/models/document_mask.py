@@ -1,7 +1,7 @@
-"""The block mask of a packed batch for FlexAttention, made from the documents' bounds.
+"""The block mask of a packed batch for FlexAttention, computed from document boundaries.
 
-torch's `create_block_mask` looks at every pair of tokens: 3 GiB for a row of 32k tokens. Which blocks of 128 x 128
-pairs matter follows from where documents begin, and there are 256 x 256 of them.
+torch's `create_block_mask` looks at every pair of tokens, which takes 3 GiB for a row of 32k tokens. Document
+boundaries alone determine which of the 256 x 256 blocks of 128 x 128 pairs are needed.
 
 Shape suffixes: T tokens of all rows, N blocks of tokens.
 """
@@ -18,9 +18,8 @@ _BLOCK = 128
 
 
 def document_mask(segments: Segments, total: int, window: int | None = None) -> BlockMask:
-    """Causal attention within documents over `total` tokens: what `create_block_mask` would make. With a `window` each
-    token sees that many tokens at most, itself and those just before it.
-    """
+    """The block mask of causal attention within documents over `total` tokens, equal to that of `create_block_mask`.
+    With a `window`, each token attends to at most that many tokens, itself and those just before it."""
     reach = total if window is None else window
     bounds, device = segments.cu_seqlens, segments.cu_seqlens.device
     document_T = torch.searchsorted(bounds[1:], torch.arange(total, device=device), right=True)
@@ -46,6 +45,7 @@ def document_mask(segments: Segments, total: int, window: int | None = None) -> 
 
 
 def _ordered(blocks_NN: Tensor) -> tuple[Tensor, Tensor]:
-    """How many key blocks each query block has, and which: those first, in order. One batch, one head."""
+    """(number of key blocks of each query block, their indices in ascending order followed by the unused ones), for one
+    batch and one head."""
     order_NN = blocks_NN.int().argsort(dim=-1, descending=True, stable=True)
     return blocks_NN.sum(-1, dtype=torch.int32)[None, None], order_NN.int()[None, None]

@@ -14,10 +14,10 @@ from lnlit.models.surgery import ffn_as_matrix, fuse_ffns, narrow_ffn
 
 
 class GatedFeedForward(nn.Module, FeedForwardLayer):
-    """`down(activation(gate(x)) * up(x))` of any width; a subclass writes `forward`.
+    """`down(activation(gate(x)) * up(x))` of any width. A subclass defines `forward`.
 
-    What such a layer is does not depend on the activation: its channels can be left out one by one, and several layers
-    side by side are one wide one (FFN Fusion, Bercovich et al. 2025, Theorem 3.1).
+    The methods below hold for any activation: channels can be removed one by one, and several such layers side by side
+    equal one wide layer (FFN Fusion, Bercovich et al. 2025, Theorem 3.1).
     """
 
     tensor_parallel = {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
@@ -79,7 +79,7 @@ class SwiGLU(GatedFeedForward):
 
 
 class FusedSwiGLU(GatedFeedForward):
-    """SwiGLU with gate and up projections in one matrix: one large GEMM instead of two. Same mathematics."""
+    """SwiGLU with gate and up projections in one matrix: one large GEMM instead of two, with the same result."""
 
     stored_as = "swiglu"
     packed_weights = {"gate_up_proj": ("gate_proj", "up_proj")}

@@ -1,4 +1,4 @@
-"""float8 linears by torchao. Weights stay in high precision; the matrix products run in float8."""
+"""float8 linears by torchao. Weights stay in high precision; matrix products are computed in float8."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FLOAT8_MULTIPLE = 16
 
 
 def to_float8(decoder: Decoder, recipe: Recipe, device_type: str, tensor_parallel_size: int = 1) -> int:
-    """Swap the blocks' linears for float8 ones in place; returns how many.
+    """Replaces the blocks' linears by float8 ones in place, and returns their number.
 
-    The head, the embedding and linears whose sides are not multiples of 16, also in a tensor-parallel rank's part,
-    keep their precision. On a CPU the products are emulated (slow, for tests). Raises `UserError` on a GPU without
-    float8 hardware.
+    The head, the embedding, and linears whose sides (on each tensor-parallel rank) are not multiples of 16 keep their
+    precision. On a CPU the products are emulated, which is slow and meant for tests. Raises `UserError` on a GPU
+    without float8 hardware.
     """
     if device_type == "cuda" and (found := torch.cuda.get_device_capability()) < (8, 9):
         raise UserError(

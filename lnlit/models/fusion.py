@@ -26,9 +26,9 @@ from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 @dataclass(frozen=True)
 class FusionPlan:
-    """Which layers of a model become one: each of `groups` lists its layers in order. `left_out` are the last layers
-    of runs, which are the most sensitive and stay as they are. `norm`: see `interfaces.layer.Norm`.
-    """
+    """The layers to fuse: each of `groups` lists layers in ascending order that become one layer. `left_out` are the
+    last layers of runs, which are the most sensitive and stay as they are. `norm` is explained at
+    `interfaces.layer.Norm`."""
 
     groups: tuple[tuple[Whole, ...], ...]
     left_out: tuple[Whole, ...] = ()
@@ -39,14 +39,13 @@ class FusionPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "plan") -> FusionPlan:
-        """Read a plan back. Raises `UserError` naming what is wrong."""
+        """Reads a plan. Raises `UserError` naming what is wrong."""
         return read(cls, data, where)
 
 
 def attention_free_runs(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """The FFN layers of each longest run without attention and of one kind. Layers with nothing in them do not
-    interrupt a run.
-    """
+    """The maximal runs of FFN layers of one kind without attention. Layers with two empty slots do not interrupt a run
+    and are not listed."""
     kinds = [(index, fusable_kind(block)) for index, block in enumerate(spec.layers) if block != EMPTY]
     runs = (list(run) for kind, run in groupby(kinds, key=itemgetter(1)) if kind is not None)
     return [tuple(index for index, _ in run) for run in runs]
@@ -61,10 +60,11 @@ def plan_fusion(
     bytes_per_weight: int = 2,
     norm: Norm = "own",
 ) -> FusionPlan:
-    """Fuse every run but its last `leave_out` layers, into as few FFNs as the caps allow, and those of similar width.
+    """Plans to fuse every run except its last `leave_out` layers, into as few FFNs as the limits allow and of similar
+    width.
 
-    `max_width` caps a fused FFN's channels, `max_bytes` the bytes of its weights and norm at
-    `bytes_per_weight` each. An FFN that fits with no neighbour stays alone.
+    `max_width` limits a fused FFN's channels, `max_bytes` the size of its weights and norm at `bytes_per_weight` each.
+    An FFN that cannot be fused with a neighbour within the limits stays alone.
     """
     for name, value, least in (("leave_out", leave_out, 0), ("max_width", max_width, 1), ("max_bytes", max_bytes, 1)):
         if value is not None and value < least:
@@ -82,22 +82,24 @@ def plan_fusion(
 
 
 def fused(spec: ModelSpec, plan: FusionPlan) -> Lineage:
-    """Each group becomes one layer."""
+    """The lineage in which each group becomes one layer."""
     return _with_groups(spec, plan, lambda group: (group,))
 
 
 def removed(spec: ModelSpec, plan: FusionPlan) -> Lineage:
-    """For comparison: only the last layer of each group stays, so that the child is as deep as the fused one."""
+    """The lineage in which only the last layer of each group stays: a baseline as deep as the fused model."""
     return _with_groups(spec, plan, lambda group: (group[-1:],))
 
 
 def in_reverse(spec: ModelSpec, plan: FusionPlan) -> Lineage:
-    """For comparison: the layers of each group run in reverse order, which harms little where fusing harms little."""
+    """The lineage in which the layers of each group run in reverse order. If reversing them does little harm, so does
+    fusing them."""
     return _with_groups(spec, plan, lambda group: tuple((index,) for index in reversed(group)))
 
 
 def _with_groups(spec: ModelSpec, plan: FusionPlan, made: Callable[[tuple[int, ...]], Lineage]) -> Lineage:
-    """The lineage with `made(group)` at the place of each group; layers without weights inside a group vanish."""
+    """The lineage with `made(group)` in the place of each group. Layers with two empty slots inside a group are
+    dropped."""
     _check_plan(spec, plan)
     first = {group[0]: group for group in plan.groups}
     inside = {index for group in plan.groups for index in range(group[0], group[-1] + 1)}
@@ -125,7 +127,8 @@ def _check_plan(spec: ModelSpec, plan: FusionPlan) -> None:
 
 
 def _split_under(widths: Sequence[int], cap: int) -> list[range]:
-    """Consecutive parts whose widths sum to `cap` or less, as few as possible and then as even as possible."""
+    """Splits the layers into consecutive ranges whose widths sum to at most `cap`: as few as possible, then as even as
+    possible."""
     parts: list[range] = []
     start = 0
     while start < len(widths):
@@ -146,9 +149,8 @@ def _fewest(widths: Sequence[int], cap: int) -> int:
 
 
 def _width_within(weights: int, spec: ModelSpec, layers: Sequence[int]) -> int:
-    """The most channels that an FFN like those of `layers` may have to hold, with its norm, at most so many weights.
-    What it holds grows by the same with each channel.
-    """
+    """The largest number of channels with which an FFN like those of `layers`, with its norm, has at most `weights`
+    weights. The number of weights is linear in the number of channels."""
     once = fused_ffn([spec.layers[index].ffn for index in layers])
     twice = fused_ffn([once, once])
     small, large = (parameter_count(build_block(spec, layers[0], BlockSpec(NOOP, ffn))) for ffn in (once, twice))

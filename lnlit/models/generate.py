@@ -23,7 +23,8 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to pick tokens. Temperature 0 is greedy; `top_p` keeps the smallest set of tokens with that probability."""
+    """Settings for picking tokens. Temperature 0 is greedy; `top_p` keeps the smallest set of tokens with at least that
+    probability."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -31,14 +32,15 @@ class Sampling:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises `UserError` for settings that nothing can be picked by."""
+        """Raises `UserError` for settings that are out of range."""
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.max_new_tokens < 1:
             raise UserError(f"generate: needs temperature >= 0, 0 < top_p <= 1 and max_new_tokens >= 1, got {self}")
 
 
 @dataclass
 class Generation:
-    """One continuation: new tokens (the end token included), their log-probabilities, and "stop" or "length"."""
+    """One continuation: new tokens (including the end token), their log-probabilities in nats, and "stop" or
+    "length"."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -55,11 +57,11 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> list[Generation]:
-    """Continue each prompt (token ids, any mix of lengths). `on_token(row, token)` is called as tokens appear.
+    """Continues each prompt (token ids; lengths may differ). `on_token(row, token)` is called as tokens appear.
 
-    Rows that finish leave the batch. A row's randomness depends on its own seed alone: `seeds`, one per prompt, or by
-    default `sampling.seed` and its index. Raises `UserError` for an empty prompt or when prompt plus continuation
-    exceeds the model's context.
+    Rows that finish leave the batch. A row's randomness depends only on its own seed: `seeds` has one per prompt, and
+    by default they are derived from `sampling.seed` and the row's index. Raises `UserError` for an empty prompt, or if
+    prompt plus continuation exceed the model's context.
     """
     _check(decoder, prompts, sampling)
     was_training = decoder.training
@@ -112,7 +114,8 @@ def _decode(
 
 
 def _prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, Tensor, KVCache]:
-    """(logits after each prompt, their lengths, the cache). Equal prompts, such as several samples of one, run once."""
+    """(logits after each prompt, prompt lengths, cache). Equal prompts, such as those of several samples, are computed
+    once."""
     device = decoder.embed_tokens.weight.device
     number = {prompt: index for index, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     lengths_B = torch.tensor([len(prompt) for prompt in number], device=device)
@@ -139,9 +142,9 @@ def _last_logits(decoder: Decoder, tokens_BT: Tensor, positions_BT: Tensor, cach
 
 
 def _sample(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """(next token, its log-probability under the sampled distribution before top-p), both [B].
+    """(next token, its log-probability under the sampling distribution before top-p), both [B].
 
-    One uniform number per row inverts the cumulative distribution, so a row's choice needs no other row's randomness.
+    Each row inverts its cumulative distribution at one uniform random number, so rows do not depend on each other.
     """
     if sampling.temperature == 0:
         logprobs_B, next_B = logits_BV.log_softmax(-1).max(-1)
@@ -162,9 +165,11 @@ def _sample(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> tuple[Ten
 
 
 def _choose(weights_BV: Tensor, draws_B1: Tensor) -> Tensor:
-    """Index [B, 1] where the cumulative weight passes that share of the whole: the block first, then within it.
+    """The index [B, 1] at which the cumulative weight exceeds the fraction `draws_B1` of the total. The block is found
+    first, then the index within it.
 
-    Sums of blocks are few enough to add up in fp64, whose running sum over the whole vocabulary would be slow.
+    There are few block sums, so they are accumulated in fp64; a cumulative sum over the whole vocabulary in fp64 would
+    be slow.
     """
     rest = -weights_BV.shape[1] % _BLOCK
     blocks_BNK = (nn.functional.pad(weights_BV, (0, rest)) if rest else weights_BV).unflatten(1, (-1, _BLOCK))

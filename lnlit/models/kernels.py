@@ -1,4 +1,4 @@
-"""Attention kernels: the same mathematics, chosen at run time by hardware.
+"""Attention kernels, which compute the same result and are chosen at run time by hardware.
 
 Shape suffixes: B batch rows, T tokens, H query heads, K key/value heads, d head size.
 """
@@ -23,10 +23,10 @@ from lnlit.models.short_attention import MAX_LENGTH, attend_short, buckets
 
 
 def make_segments(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Segments from the documents' lengths, row by row.
+    """Builds segments from the documents' lengths, row by row.
 
-    Batches differ in the number of documents and their longest: the one is marked as varying and the other rounded up,
-    or compiled blocks would be compiled anew.
+    The number of documents and the longest length differ from batch to batch. The former is marked as dynamic for
+    torch.compile and the latter is rounded up, because compiled blocks would otherwise be recompiled.
     """
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     torch._dynamo.maybe_mark_dynamic(bounds, 0)
@@ -34,9 +34,9 @@ def make_segments(lengths: Sequence[int], device: torch.device) -> Segments:
 
 
 def select_kernel(name: str, device_type: str) -> AttentionKernel:
-    """The kernel called `name`; "auto" is the fastest built-in for the device: sdpa on CPU, varlen on CUDA.
+    """The kernel called `name`; "auto" is the fastest built-in one for the device: sdpa on a CPU, varlen on CUDA.
 
-    Raises `UserError` when the kernel cannot run here, with the reason.
+    Raises `UserError` with the reason if the kernel cannot run here.
     """
     if name == "auto":
         name = "varlen" if device_type == "cuda" and VarlenKernel.unavailable() is None else "sdpa"
@@ -55,10 +55,11 @@ def _can_run(name: str) -> bool:
 
 
 class SDPAKernel(AttentionKernel):
-    """torch's scaled_dot_product_attention, one call per document: no mask, no work across documents.
+    """torch's scaled_dot_product_attention, called once per document, so no work is done across documents and no mask
+    is needed.
 
-    On a CPU this is three to five times faster than one call with a block-diagonal mask. Training on short documents
-    there goes through `attend_short`.
+    On a CPU this is three to five times faster than one call with a block-diagonal mask. For training on short
+    documents on a CPU, `attend_short` is used instead.
     """
 
     def __init__(self) -> None:
@@ -83,7 +84,7 @@ class SDPAKernel(AttentionKernel):
     def _attend_mixed(
         self, q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, segments: Segments, window: int | None
     ) -> Tensor:
-        """Short documents in batches, each long one by itself."""
+        """Computes short documents in batches and each long document by itself."""
         if self._grouped is None or self._grouped[0] is not segments:  # the layers of a batch share the grouping
             spans = list(zip(accumulate(segments.lengths, initial=0), segments.lengths, strict=False))
             short = [(start, length) for start, length in spans if length <= MAX_LENGTH]
@@ -126,7 +127,7 @@ class FlexKernel(AttentionKernel):
 
     @torch.compiler.disable
     def _mask(self, segments: Segments, total: int, window: int | None) -> Any:
-        """The block mask of a batch; its layers with the same window share one."""
+        """The block mask of a batch, shared by all layers with the same window."""
         from lnlit.models.document_mask import document_mask  # FlexAttention takes a second to import
 
         if self._masked is None or self._masked[0] is not segments:

@@ -19,10 +19,10 @@ from lnlit.specs import ModelSpec
 
 
 class KVCache:
-    """One (K, V) pair per layer that caches, [B, K, S, d] each; other layers cost nothing.
+    """One (K, V) pair per layer that caches, each [B, K, S, d]; other layers take no memory.
 
-    Rows are filled from position 0: prompts are padded on the right, and a padded slot is overwritten by the token
-    that belongs there before any query may look at it. So no row needs shifting and no prompt needs left padding.
+    Rows are filled from position 0. Prompts are padded on the right, and each padded slot is overwritten by the token
+    that belongs there before any query may attend to it. So no row needs shifting and prompts need no left padding.
     """
 
     def __init__(self, spec: ModelSpec, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -35,7 +35,8 @@ class KVCache:
                 store.append(empty)
 
     def at(self, positions_BT: Tensor) -> KVCache:
-        """Set where the next pass writes: a prefill's rows all start at 0, later passes have one token a row."""
+        """Sets the positions of the next pass. A prefill starts at 0 in all rows; later passes have one token per
+        row."""
         tokens = positions_BT.shape[1]
         self._positions_BT = positions_BT
         self._rows_B1 = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
@@ -50,7 +51,7 @@ class KVCache:
         return partial(self._attend, index)
 
     def keep_rows(self, rows: Tensor) -> None:
-        """From now on row i is what row `rows[i]` was (int64): drops rows that have finished, repeats a prompt's."""
+        """Replaces row i by the old row `rows[i]` (int64). This drops finished rows, or repeats the row of a prompt."""
         for store in (self._keys, self._values):
             for layer, kept in enumerate(store):  # one at a time, so that never two caches are held
                 store[layer] = None if kept is None else kept[rows]

@@ -1,6 +1,6 @@
-"""Where each checkpoint tensor lives in a decoder: canonical names, shapes and packed parameters.
+"""Maps checkpoint tensors to a decoder's parameters: canonical names, shapes and packed parameters.
 
-The decoder itself is the source of truth, built on the meta device, so that a plugin's parts need no table here.
+The mapping is derived from the decoder itself, built on the meta device, so a plugin's parts need no table here.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ class Slot:
 
 
 def canonical_name(own_name: str) -> str:
-    """Hugging Face's name of a decoder's parameter."""
+    """Hugging Face's name for a parameter of a decoder."""
     return own_name if own_name.startswith("lm_head.") else f"model.{own_name}"
 
 
 def layout(decoder: Decoder) -> dict[str, Slot]:
-    """Canonical name -> place, in the decoder's order, no adapters. A packed parameter holds equal parts of dim 0."""
+    """Maps canonical names to slots, in the decoder's order and without adapters. A packed parameter is split evenly
+    along dim 0."""
     packed = decoder.packed_weights()
     slots = {}
     for own_name, parameter in base_parameters(decoder):
@@ -44,12 +45,12 @@ def layout(decoder: Decoder) -> dict[str, Slot]:
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """Canonical name -> shape of every tensor that a checkpoint of this spec holds."""
+    """Maps canonical names to the shapes of all tensors that a checkpoint of this spec holds."""
     return {name: slot.shape for name, slot in layout(build_decoder(spec)).items()}
 
 
 def check_shapes(where: str, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """Raises `UserError` naming the first tensor that is missing, unexpected or of another shape."""
+    """Raises `UserError` naming the first tensor that is missing, unexpected or of the wrong shape."""
     if missing := [name for name in expected if name not in found]:
         raise UserError(
             f"{where}: {_some(missing)} missing, though the architecture has {_them(missing)}.{_tie_hint(missing)}"

@@ -1,8 +1,8 @@
-"""Child layers made of parent layers: taken over, dropped, reordered, fused into one, or added without weights.
+"""Builds child models whose layers are parent layers, kept, dropped, reordered or fused, or layers without weights.
 
-A `Lineage` lists, for each layer of a child, the parent layers it is made of. One parent layer is taken over as it is;
-several attention-free ones become one wide FFN; none gives a layer that does nothing. Parent layers that are not listed
-are dropped. Weights have the names of checkpoints, in which a fused gate-and-up projection is stored as two matrices.
+A `Lineage` lists the parent layers that each child layer is made of. One parent layer is copied, several attention-free
+ones become one wide FFN, and none gives a layer with two empty slots. Parent layers that are not listed are dropped.
+Weights have checkpoint names, so a fused gate-and-up projection appears as two matrices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _LAYER = re.compile(r"(?P<above>(?:model\.)?layers\.)(?P<index>\d+)\.(?P<below>.
 
 
 def child_spec(spec: ModelSpec, lineage: Lineage) -> ModelSpec:
-    """The child's architecture. `UserError` for a parent layer that is absent, claimed twice, or cannot be fused."""
+    """The child's architecture. Raises `UserError` for a parent layer that does not exist, is listed twice, or cannot
+    be fused."""
     _check_lineage(spec, lineage)
     return spec.replace(layers=tuple(_child_block([spec.layers[index] for index in made_of]) for made_of in lineage))
 
@@ -35,9 +36,10 @@ def child_spec(spec: ModelSpec, lineage: Lineage) -> ModelSpec:
 def child_weights(
     spec: ModelSpec, lineage: Lineage, weights: Iterable[tuple[str, Tensor]], norm: Norm = "own"
 ) -> Iterator[tuple[str, Tensor]]:
-    """The child's weights from those of the parent `spec`, both as (checkpoint name, tensor) streams in any order.
+    """Yields the child's weights, given those of the parent, whose spec is `spec`. Both are (checkpoint name, tensor)
+    streams in any order.
 
-    Only the layers of a fused FFN wait for each other, so a stream in layer order holds one fused layer at a time.
+    Only the weights of layers to be fused are held back, so a stream in layer order needs memory for one fused layer.
     """
     _check_lineage(spec, lineage)
     child_of = {parent: child for child, made_of in enumerate(lineage) for parent in made_of}
@@ -69,9 +71,8 @@ def child_weights(
 
 
 def hidden_pairs(lineage: Lineage) -> list[tuple[int, int]]:
-    """(child layer, parent layer) whose outputs stand at the same depth, for distillation to match: up to there, both
-    have done the same of the layers that the child has. Inside a run in another order there is no such depth.
-    """
+    """Pairs (child layer, parent layer) whose outputs distillation can match, because both have computed the same
+    layers up to there. There is no such pair inside a group of reordered layers."""
     pairs, reached = [], -1
     for child, made_of in enumerate(lineage):
         reached = max(reached, *made_of, -1)
@@ -102,26 +103,25 @@ def _check_lineage(spec: ModelSpec, lineage: Lineage) -> None:
 
 
 def _names(spec: ModelSpec, layer: int) -> set[str]:
-    """Names below the block of the weights that a checkpoint holds of a layer."""
+    """The names, relative to the block, of the weights that a checkpoint holds for a layer."""
     return set(block_weights(build_block(spec, layer, spec.layers[layer])))
 
 
 def fusable_kind(block: BlockSpec) -> str | None:
-    """The registry name of the FFN that a layer is, where it is nothing else and can be fused with others of that
-    name: as what its weights are stored. None for any other layer.
-    """
+    """The registry name of a block's FFN, in the form in which checkpoints store it, if the block has no attention and
+    its FFN can be fused with others of the same name. None for any other block."""
     if block.attention != NOOP or ffn_class(block.ffn).channels(block.ffn.args) is None:
         return None
     return stored_part("ffn", block.ffn).type
 
 
 def can_fuse(block: BlockSpec, other: BlockSpec) -> bool:
-    """Whether two layers are nothing but FFNs that can stand side by side."""
+    """True if both blocks have no attention and their FFNs can be fused."""
     return fusable_kind(block) is not None and fusable_kind(block) == fusable_kind(other)
 
 
 def fused_ffn(parts: Sequence[PartSpec]) -> PartSpec:
-    """The FFN that computes the sum of several, packed where all of them are."""
+    """The FFN that computes the sum of several FFNs. It is packed if all of them are."""
     alike = len({part.type for part in parts}) == 1
     kind = parts[0] if alike else stored_part("ffn", parts[0])
     return PartSpec(kind.type, ffn_class(kind).side_by_side([part.args for part in parts]))

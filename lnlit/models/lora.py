@@ -1,4 +1,4 @@
-"""Low-rank adapters: torchtune's `LoRALinear` in place of chosen linears (Hu et al. 2021)."""
+"""Low-rank adapters (Hu et al. 2021): chosen linears are replaced by torchtune's `LoRALinear`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ADAPTER_LEAVES = {"lora_a", "lora_b"}
 
 @dataclass(frozen=True)
 class LoRA:
-    """`W x + (alpha / rank) B A x` with only A and B trained.
+    """Low-rank adapters: `W x + (alpha / rank) B A x`, where only A and B are trained.
 
     Args:
-        rank: inner size of the adapters.
-        alpha: scale, divided by `rank`.
-        dropout: dropout on the adapters' input.
-        targets: names of the linears that get adapters.
+        rank: Inner size of the adapters.
+        alpha: Scale of the adapters before division by `rank`.
+        dropout: Dropout probability on the adapters' input.
+        targets: Names of the linears that get adapters.
     """
 
     rank: int = 16
@@ -50,7 +50,8 @@ class LoRA:
 
 
 def add_lora(decoder: Decoder, lora: LoRA) -> None:
-    """Put adapters on every target and freeze everything else, in place. Call `init_lora` once weights have storage."""
+    """Adds adapters to all targets and freezes all other parameters, in place. Call `init_lora` when the weights have
+    storage."""
     logging.getLogger("torchao").setLevel(logging.ERROR)  # torchtune imports it, and it reports foreign kernels
     from torchtune.modules.peft import LoRALinear, get_adapter_params, set_trainable_params
 
@@ -78,9 +79,11 @@ def add_lora(decoder: Decoder, lora: LoRA) -> None:
 
 @torch.no_grad()
 def init_lora(decoder: Decoder) -> None:
-    """A from Kaiming-uniform, B zero (Hu et al. 2021): the adapted model starts out equal to the base model.
+    """Initialises A Kaiming-uniform and B with zeros (Hu et al. 2021), so that the adapted model equals the base model
+    at first.
 
-    Whole matrices are drawn and then split, since equally seeded ranks would fill their shards with equal rows.
+    Whole matrices are drawn and then split, because ranks with equal seeds would otherwise fill their shards with equal
+    rows.
     """
     for module in decoder.modules():
         if hasattr(module, "lora_a"):
@@ -102,7 +105,8 @@ def base_parameters(decoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def merged(decoder: Decoder, name: str, whole: Callable[[str], Tensor]) -> Tensor:
-    """Parameter `name` with its adapter, if it has one, added; `whole(name)` is the value of any parameter."""
+    """The parameter called `name`, with its adapter added if it has one. `whole(name)` returns the full value of a
+    parameter."""
     weight = whole(name)
     module_name, _, leaf = name.rpartition(".")
     module = decoder.get_submodule(module_name)

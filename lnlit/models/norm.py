@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm in the input's dtype: fp32 master gains are cast, and autocast (fp32 on CUDA) stays out of it."""
+    """torch's RMSNorm, computed in the input's dtype. Gains kept in fp32 are cast, and autocast, which would compute in
+    fp32 on CUDA, is disabled."""
 
     def forward(self, x: Tensor) -> Tensor:
         gain = None if self.weight is None else self.weight.to(x.dtype)

@@ -1,7 +1,7 @@
 """Attention over a packed batch of documents, which may share tokens.
 
-Shape suffixes: B batch rows, T tokens, H query heads, K key/value heads, d head size, E tokens of all documents, those
-that several share counted in each.
+Shape suffixes: B batch rows, T tokens, H query heads, K key/value heads, d head size, E tokens of all documents, where
+a shared token counts once for each document.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from lnlit.interfaces.layer import Attend
 
 
 class AttentionContext(Protocol):
-    """Hands each layer its attention."""
+    """Provides the attention of each layer."""
 
     def layer(self, index: int) -> Attend: ...
 
 
 class PackedAttention:
-    """Attention within the documents of a packed batch, by one kernel. All layers share it, so a compiled block is
-    compiled once."""
+    """Attention within the documents of a packed batch, by one kernel. All layers share one instance, so that a
+    compiled block is compiled only once."""
 
     def __init__(self, kernel: AttentionKernel, segments: Segments) -> None:
         self.kernel, self.segments = kernel, segments
@@ -37,9 +37,11 @@ class PackedAttention:
 
 
 class SharedAttention(PackedAttention):
-    """The same where documents share tokens (`TokenBatch.places`): all but attention sees such a token once.
+    """Packed attention for documents that share tokens (`TokenBatch.places`). Everything except attention computes a
+    shared token once.
 
-    Attention reads each document whole, so that any kernel will do; what it does twice is little beside the linears.
+    Attention is computed for each document as a whole, so any kernel can be used. The repeated work is small compared
+    with the linears.
     """
 
     def __init__(self, kernel: AttentionKernel, segments: Segments, places_E: Tensor, tokens: int) -> None:
@@ -55,7 +57,7 @@ class SharedAttention(PackedAttention):
 
 
 class _Read(torch.autograd.Function):
-    """Rows of a tensor, some of them often: their gradients are summed in fp32."""
+    """Gathers rows of a tensor, with repetitions. The gradients of repeated rows are summed in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x_THd: Tensor, places_E: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scale-out: FSDP2 and tensor parallelism with a plan derived from the model's own parts."""
+"""Sharding by FSDP2 and tensor parallelism, with a plan derived from what the model's parts declare."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _STYLES = {
 
 
 def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> str | None:
-    """Shard in place over Lightning's (`data_parallel`, `tensor_parallel`) mesh.
+    """Shards the decoder in place over Lightning's (`data_parallel`, `tensor_parallel`) mesh.
 
-    Each block is one FSDP2 unit; embedding, head and final norm form the root's. Under mixed precision the shards stay
-    fp32 and products run in `compute_dtype`. A rank alone is sharded too, over itself: it can then go on from the
-    checkpoints of several.
+    Each block is one FSDP2 unit; the embedding, the head and the final norm belong to the root unit. Under mixed
+    precision the shards stay in fp32 and products are computed in `compute_dtype`. A single rank is sharded too, so
+    that it can resume from the checkpoints of several.
 
-    Returns what tensor parallelism leaves whole on every rank, in words; None without it. Raises `UserError` for parts
-    that it cannot split so that each rank computes with a part of its own.
+    Returns a description of the parameters that tensor parallelism does not split, or None without tensor parallelism.
+    Raises `UserError` for parts that cannot be split evenly.
     """
     if mesh["tensor_parallel"].size() > 1:
         _tensor_parallel(decoder, mesh["tensor_parallel"])
@@ -58,9 +58,8 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype |
 
 @contextmanager
 def whole(module: nn.Module) -> Iterator[None]:
-    """Gathers the parameters of one FSDP2 unit, for uses other than calling it, which would do so. Every rank must come
-    here; a module that is not sharded is whole already.
-    """
+    """Gathers the parameters of one FSDP2 unit for uses other than calling it. Every rank must enter this context. It
+    does nothing for a module that is not sharded."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -90,7 +89,8 @@ def _has_weights(module: nn.Module, name: str) -> bool:
 
 
 def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size: int) -> None:
-    """Raises `UserError` unless each rank can have a part of its own: whole heads, and equally many columns."""
+    """Raises `UserError` unless the part can be split evenly: every rank gets whole heads and the same number of
+    columns."""
     if module.packed_weights:  # equal runs of rows would be parts of one weight on one rank, of another on the next
         raise UserError(
             f"{where}: {part.type} stores several weights as one matrix, which tensor_parallel_size {size} does not "
@@ -112,7 +112,8 @@ def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size:
 
 
 def _left_whole(decoder: Decoder, size: int) -> str:
-    """Such as "tensor_parallel_size 2: each rank holds 9 of 14 parameters. Whole on each: embedding 3, norms 1"."""
+    """A text such as "tensor_parallel_size 2: each rank holds 9 of 14 parameters. Whole on each: embedding 3, norms
+    1"."""
     names = {"embed_tokens": "embedding", "lm_head": "head", "norm": "norms"}
     whole: dict[str, int] = defaultdict(int)
     total = split = 0
@@ -136,10 +137,10 @@ def _left_whole(decoder: Decoder, size: int) -> str:
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Global L2 norm of all gradients, fp32 scalar, equal on every rank.
+    """The global L2 norm of all gradients as an fp32 scalar, equal on every rank.
 
-    Gradients are grouped by device mesh first: torch refuses to stack norms of tensors on different meshes, which is
-    what FSDP2 with tensor parallelism produces.
+    Gradients are grouped by device mesh first, because torch refuses to stack norms of tensors on different meshes,
+    which FSDP2 with tensor parallelism produces.
     """
     groups: dict[object, list[Tensor]] = defaultdict(list)
     for parameter in parameters:

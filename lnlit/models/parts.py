@@ -1,4 +1,4 @@
-"""What a `PartSpec` is: the class behind its name, and what that knows of it."""
+"""Looks up the classes of parts, and asks them what they declare about themselves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 
 def layer_class(slot: str, part: PartSpec) -> type[Layer]:
-    """The class behind a part in a slot, "attention" or "ffn". Raises `UserError` for a name that nothing has."""
+    """The class of a part in a slot, "attention" or "ffn". Raises `UserError` for an unknown name."""
     return registry.get(slot, part.type)
 
 
@@ -26,12 +26,14 @@ def ffn_class(part: PartSpec) -> type[FeedForwardLayer]:
 
 
 def short_name(slot: str, part: PartSpec) -> str:
-    """Short name of a part within its slot: noop, linear, kv2, i1536; by all its arguments where it has none."""
+    """The short name of a part within its slot, such as noop, linear, kv2 or i1536, or a text with all arguments if its
+    class defines none."""
     return layer_class(slot, part).short_name(part.args) or str(part)
 
 
 def conversion(slot: str, parent: PartSpec, part: PartSpec) -> Conversion | None:
-    """How `part` gets its first weights in the place of `parent`; None: no training-free way is known."""
+    """A function that computes initial weights of `part` from those of `parent` without training, or None if there is
+    none."""
     if parent == NOOP:  # there is nothing to make it of
         return None
     return layer_class(slot, part).conversion(part.args, Parent(layer_class(slot, parent), parent.args))
@@ -40,9 +42,8 @@ def conversion(slot: str, parent: PartSpec, part: PartSpec) -> Conversion | None
 def convert(
     slot: str, parent: PartSpec, part: PartSpec, weights: Weights, scores_F: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """First weights of `part` in the place of `parent`, whose weights are given, without its norm. `scores_F` rank an
-    FFN's channels and are needed to narrow it. Raises `UserError` when no training-free way is known.
-    """
+    """Initial weights of `part`, computed without training from `weights`, those of `parent` without its norm.
+    `scores_F` rank the channels of an FFN and are needed to narrow it. Raises `UserError` if there is no conversion."""
     way = conversion(slot, parent, part)
     if way is None:
         raise UserError(f"no training-free way from {parent} to {part} is known; leave it out of the candidates.")
@@ -50,9 +51,8 @@ def convert(
 
 
 def stored_part(slot: str, part: PartSpec) -> PartSpec:
-    """The part whose weights a checkpoint holds: itself, unless it packs those of another one that says so too. A
-    subclass has its own name and function, so what it inherits does not count.
-    """
+    """The part in the form in which checkpoints store its weights: the unpacked part if this one packs several weights,
+    else itself. A subclass that only inherits `stored_as` is a different function and counts as its own form."""
     name = layer_class(slot, part).stored_as
     if name is None or layer_class(slot, PartSpec(name)).packed_as != part.type:
         return part
@@ -60,7 +60,8 @@ def stored_part(slot: str, part: PartSpec) -> PartSpec:
 
 
 def packed_part(slot: str, part: PartSpec) -> PartSpec:
-    """The part that packs the weights of this one: the inverse of `stored_part`. Itself where there is none."""
+    """The part that packs the weights of this one, the inverse of `stored_part`, or the part itself if there is
+    none."""
     name = layer_class(slot, part).packed_as
     if name is None or layer_class(slot, PartSpec(name)).stored_as != part.type:
         return part
@@ -68,12 +69,12 @@ def packed_part(slot: str, part: PartSpec) -> PartSpec:
 
 
 def stored(spec: ModelSpec) -> ModelSpec:
-    """The same model of the parts whose weights a checkpoint holds, none of them packed."""
+    """The same model with all parts in the form in which checkpoints store them (see `stored_part`)."""
     return _mapped(spec, stored_part)
 
 
 def packed(spec: ModelSpec) -> ModelSpec:
-    """The same model with every part that has one in its packed form."""
+    """The same model with all parts in their packed form, if they have one."""
     return _mapped(spec, packed_part)
 
 
@@ -83,6 +84,6 @@ def _mapped(spec: ModelSpec, change: Callable[[str, PartSpec], PartSpec]) -> Mod
 
 
 def kv_elements(spec: ModelSpec) -> int:
-    """Keys and values that one token leaves in the caches of all layers."""
+    """The number of key and value elements that one token adds to the KV caches of all layers."""
     shapes = (attention_class(block.attention).kv_cache_shape(block.attention.args) for block in spec.layers)
     return sum(2 * heads * size for heads, size in filter(None, shapes))

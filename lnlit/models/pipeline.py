@@ -1,7 +1,7 @@
-"""Equal pipeline stages for unequal layers, by padding with layers that have no weights.
+"""Balances unequal layers over pipeline stages by inserting layers without weights.
 
-Serving engines give each pipeline stage the same number of layers. In a heterogeneous model that puts most of the
-weights on a few stages. The released Llama-3.1-Nemotron-Ultra pads each stage's layers to the same number instead.
+Serving engines give each pipeline stage the same number of layers. In a heterogeneous model this would put most weights
+on a few stages. The released Llama-3.1-Nemotron-Ultra pads each stage to the same number of layers instead.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from lnlit.specs import ModelSpec
 
 
 def pad_for_pipeline(spec: ModelSpec, stages: int) -> Lineage:
-    """`stages` equal groups of layers with weights as even as the layers' order allows, empty layers first in each.
+    """Splits the layers into `stages` groups of the same number of layers, padded with empty layers at the start of
+    each, with weights as even as the order of layers allows.
 
-    Empty layers that the model already has are dropped before. The embedding weighs on the first stage, the head on
-    the last (a tied one too: that stage holds a copy). Raises `UserError` for more stages than layers with weights.
+    Empty layers that the model already has are dropped first. The embedding counts towards the first stage and the head
+    towards the last (also if it is tied, because that stage holds a copy). Raises `UserError` if there are more stages
+    than layers with weights.
     """
     layers = [index for index, block in enumerate(spec.layers) if block != EMPTY]
     if not 1 <= stages <= len(layers):
@@ -40,14 +42,13 @@ def pad_for_pipeline(spec: ModelSpec, stages: int) -> Lineage:
 
 
 def split_evenly(sizes: Sequence[int], parts: int) -> list[range]:
-    """Cut a sequence into `parts` consecutive, non-empty ranges; the largest sum is as small as it can be, then the
-    sum of squares is small. Takes 1 <= parts <= len(sizes).
-    """
+    """Splits a sequence into `parts` consecutive non-empty ranges. The largest sum is minimal, and the sum of squares
+    is minimal among such splits. Requires 1 <= parts <= len(sizes)."""
     total = [0, *accumulate(sizes)]
 
     @cache
     def best(start: int, parts: int) -> tuple[int, int, tuple[int, ...]]:
-        """Largest sum, sum of squares and cuts of the best split of `sizes[start:]`."""
+        """(largest sum, sum of squares, cuts) of the best split of `sizes[start:]`."""
         if parts == 1:
             size = total[-1] - total[start]
             return size, size**2, (len(sizes),)

@@ -1,4 +1,4 @@
-"""What ranks that train different things on the same data tell each other, as plain Python objects on the CPU."""
+"""Exchange of Python objects on the CPU between ranks that train different things on the same data."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def is_distributed() -> bool:
 
 
 def my_place() -> tuple[int, int]:
-    """(this rank, how many there are)."""
+    """(this rank, number of ranks)."""
     return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
 def everyones(mine: V) -> list[V]:
-    """Each rank's, in their order."""
+    """The values of all ranks, in the order of ranks."""
     return _gathered(mine) if is_distributed() else [mine]
 
 
 def rows_of_all_ranks(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    """Every rank's rows in one batch, first rank first: as if one rank had them all."""
+    """The rows of all ranks in one batch, in the order of ranks, as if one rank had them all."""
     if is_distributed():
         mine = (batch.tokens.cpu(), batch.labels.cpu(), batch.positions.cpu(), batch.lengths)
         everyone = _gathered(mine)
@@ -42,14 +42,14 @@ def rows_of_all_ranks(batch: TokenBatch, device: torch.device) -> TokenBatch:
 
 
 def merged(mine: dict[K, V]) -> dict[K, V]:
-    """All ranks' entries."""
+    """The union of all ranks' entries."""
     if not is_distributed():
         return mine
     return {key: value for entries in _gathered(mine) for key, value in entries.items()}
 
 
 def streamed(owners: Mapping[K, int], get: Callable[[K], V]) -> Iterator[tuple[K, V]]:
-    """(key, its owner's `get(key)`) on rank 0, one at a time. Nothing on other ranks, which must go through it too."""
+    """Yields (key, the owner's `get(key)`) on rank 0, one at a time. Other ranks must iterate too and get nothing."""
     rank = distributed.get_rank() if is_distributed() else 0
     for key, owner in owners.items():
         held = [get(key) if rank == owner else None]

@@ -1,4 +1,4 @@
-"""The scalar head of a reward model, its file, and where it reads.
+"""The scalar head of a reward model and its file.
 
 Shape suffixes: B rows, T positions, N positions with a label (row by row), S samples, D hidden.
 """
@@ -21,22 +21,23 @@ FILE = "reward_head.safetensors"
 
 
 class RewardHead(nn.Linear):
-    """One number from a hidden state. It begins at zero, so that every completion is worth the same at first."""
+    """A linear layer from a hidden state to a number. It starts at zero, so that all completions have the same reward
+    at first."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size, 1, bias=False)
         nn.init.zeros_(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., D] -> [...], in fp32 at least: bf16 could not tell good from better."""
+        """Maps [..., D] to [...], in fp32 or wider, because bf16 is too coarse to rank good completions."""
         dtype = torch.promote_types(input.dtype, torch.float32)
         with torch.autocast(input.device.type, enabled=False):
             return nn.functional.linear(input.to(dtype), self.weight.to(dtype))[..., 0]
 
 
 def scores(decoder: Decoder, head: RewardHead, batch: TokenBatch, sample_N: Tensor, samples: int) -> Tensor:
-    """[S]: the head's number at each sample's last learned token, which ends its turn. `sample_N` says whose each label
-    is, as in `PreferenceBatch`."""
+    """The head's output at each sample's last labelled token, which ends its turn, [S]. `sample_N` is the sample that
+    each label belongs to, as in `PreferenceBatch`."""
     positions_N = (batch.labels != IGNORE).flatten().nonzero()[:, 0]
     before_S = positions_N.new_zeros(samples).scatter_reduce(0, sample_N, positions_N, "amax")
 
@@ -53,7 +54,7 @@ def save_head(head: RewardHead, folder: Path) -> None:
 
 
 def load_head(head: RewardHead, folder: Path) -> None:
-    """Raises `UserError` where there is no head, or one of another width."""
+    """Loads the head's weight from a folder. Raises `UserError` if there is no head or if it has another width."""
     file = folder / FILE
     if not file.is_file():
         raise UserError(

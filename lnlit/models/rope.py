@@ -23,7 +23,7 @@ _SCALING_ARGS = {
 
 
 def check_rope(rope: RopeSpec, path: str = "spec.rope") -> None:
-    """Raises `UserError` for an unknown scaling rule or wrong arguments."""
+    """Raises `UserError` for an unknown scaling rule or for wrong arguments."""
     if rope.scaling is None:
         return
     allowed = _SCALING_ARGS.get(rope.scaling.type)
@@ -40,7 +40,7 @@ def check_rope(rope: RopeSpec, path: str = "spec.rope") -> None:
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int, device: torch.device | None = None) -> Tensor:
-    """Radians per position of each frequency, fp32 [f]."""
+    """The angle per position of each frequency, in radians, fp32 [f]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     inverse_f = 1.0 / (rope.theta**exponents)
     if rope.scaling is not None:
@@ -49,7 +49,7 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int, device: torch.device | No
 
 
 def rope_tables(inverse_f: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(cos_BTd, sin_BTd) in `dtype`; angles are computed in fp32."""
+    """(cos_BTd, sin_BTd) in `dtype`. Angles are computed in fp32."""
     with torch.autocast(positions_BT.device.type, enabled=False):
         angles_BTf = positions_BT.float()[..., None] * inverse_f
         angles_BTd = torch.cat((angles_BTf, angles_BTf), dim=-1)
@@ -57,7 +57,7 @@ def rope_tables(inverse_f: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> 
 
 
 def apply_rope(x_BTHd: Tensor, cos_BTd: Tensor, sin_BTd: Tensor) -> Tensor:
-    """Rotate each pair (x[i], x[i + d/2]) by its angle."""
+    """Rotates each pair (x[i], x[i + d/2]) by its angle."""
     first, second = x_BTHd.chunk(2, dim=-1)
     rotated_BTHd = torch.cat((-second, first), dim=-1)
     return x_BTHd * cos_BTd[:, :, None] + rotated_BTHd * sin_BTd[:, :, None]
@@ -68,7 +68,7 @@ def _scale_linear(inverse_f: Tensor, factor: float) -> Tensor:
 
 
 def _scale_llama3(inverse_f: Tensor, **args: Any) -> Tensor:
-    """Long wavelengths are stretched by `factor`, short ones kept, the band between interpolated."""
+    """Divides the frequency of long wavelengths by `factor`, keeps that of short ones, and interpolates in between."""
     original, low, high = (
         args["original_max_position_embeddings"],
         args["low_freq_factor"],

@@ -1,8 +1,9 @@
 """Causal attention for many short documents on a CPU, by batched matrix products.
 
-torch's flash attention for CPUs spends about a millisecond per document in its backward pass however short the document
-is: with chat-sized documents that is over a third of a training step. Here documents of similar length are padded into
-one batch, and attention is a handful of large products; scores are recomputed in the backward pass, never kept.
+torch's flash attention for CPUs spends about a millisecond per document in its backward pass, however short the
+document is. With documents of the length of chats, that is over a third of a training step. Here documents of similar
+length are padded into one batch, so that attention is a few large products. Scores are recomputed in the backward pass
+instead of stored.
 
 Shape suffixes: T tokens of all documents, N documents, L padded length, H query heads, K key/value heads, d head size,
 M = L * H / K query rows per key/value head.
@@ -25,7 +26,8 @@ _STEP = 16
 
 
 def buckets(starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Documents grouped by padded length, each group as (token index [N, L], whether it is a token [N, L])."""
+    """Groups documents by padded length. Each group is (token index [N, L], True for tokens and False for padding [N,
+    L])."""
     groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for start, length in zip(starts, lengths, strict=True):
         groups[-(-length // _STEP) * _STEP].append((start, length))
@@ -41,9 +43,8 @@ def buckets(starts: Sequence[int], lengths: Sequence[int], device: torch.device)
 def attend_short(
     q_THd: Tensor, k_TKd: Tensor, v_TKd: Tensor, groups: list[tuple[Tensor, Tensor]], window: int | None = None
 ) -> Tensor:
-    """Causal attention within each document of `groups`, [T, H, d]; zero at tokens of no group. With a `window` each
-    token sees that many tokens at most, itself and those just before it.
-    """
+    """Causal attention within each document of `groups`, [T, H, d]; zero at tokens that are in no group. With a
+    `window`, each token attends to at most that many tokens, itself and those just before it."""
     return _ShortAttention.apply(q_THd, k_TKd, v_TKd, groups, window)  # type: ignore[return-value]
 
 
@@ -85,7 +86,8 @@ class _ShortAttention(torch.autograd.Function):
 
 
 def _by_kv_head(x_NLHd: Tensor, kv_heads: int) -> Tensor:
-    """[N, L, H, d] -> [N, K, M, d]: the query heads of one key/value head under each other."""
+    """Reshapes [N, L, H, d] to [N, K, M, d]: the queries of all query heads that share a key/value head, one after the
+    other."""
     documents, length, heads, size = x_NLHd.shape
     grouped = x_NLHd.view(documents, length, kv_heads, heads // kv_heads, size)
     return grouped.permute(0, 2, 3, 1, 4).reshape(documents, kv_heads, -1, size)
@@ -96,7 +98,7 @@ def _gather(x_THd: Tensor, index_NL: Tensor, kv_heads: int) -> Tensor:
 
 
 def _scatter(out_THd: Tensor, x_NKMd: Tensor, index_NL: Tensor, is_token_NL: Tensor) -> None:
-    """The inverse of `_gather`: write each document's tokens, drop the padding."""
+    """The inverse of `_gather`: writes each document's tokens and drops the padding."""
     documents, length = index_NL.shape
     kv_heads, size = x_NKMd.shape[1], x_NKMd.shape[3]
     x_NLHd = x_NKMd.view(documents, kv_heads, -1, length, size).permute(0, 3, 1, 2, 4)
@@ -104,10 +106,10 @@ def _scatter(out_THd: Tensor, x_NKMd: Tensor, index_NL: Tensor, is_token_NL: Ten
 
 
 def _weights(q_NKMd: Tensor, k_NKLd: Tensor, window: int | None) -> Tensor:
-    """Softmax of the causal scores, [N, K, M, L]. Padding comes last, so that no token can look at it.
+    """The softmax of the causal scores, [N, K, M, L]. Padding is at the end, so no token attends to it.
 
-    Two passes over the scores, which is what time goes by here: mask and scale go into the product, and softmax reads
-    and writes its own precision but sums in fp32.
+    These two passes over the scores dominate the time. Mask and scale are therefore part of the product, and softmax
+    reads and writes the scores' own precision but sums in fp32.
     """
     length = k_NKLd.shape[2]
     hidden = q_NKMd.new_full((length, length), float("-inf")).triu_(1)

@@ -1,4 +1,4 @@
-"""What a pruned slot holds instead of the full layer (Puzzle's search space, Llama-Nemotron section 2.1)."""
+"""Parts that replace a full layer in a pruned slot (Puzzle's search space, Llama-Nemotron section 2.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lnlit.interfaces.layer import Args, Attend, Conversion, Layer, Parent
 
 
 class _Nothing(Layer):
-    """Adds nothing, and can be made of anything."""
+    """A part that adds nothing, and can therefore replace any part."""
 
     residual = False
 
@@ -26,7 +26,7 @@ class _Nothing(Layer):
 
 
 class _SingleLinear(Layer):
-    """One [D, D] matrix: of every part that knows the one that comes closest to it."""
+    """A [D, D] matrix, which can replace any part that defines `as_matrix`."""
 
     #: Where its weight lies below the block.
     _weight: ClassVar[str]
@@ -42,7 +42,7 @@ class _SingleLinear(Layer):
 
 
 class NoAttention(_Nothing, nn.Module, AttentionLayer):
-    """Adds nothing: the block has no attention and no norm for it."""
+    """An empty attention slot: the block has neither attention nor the norm before it."""
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class NoAttention(_Nothing, nn.Module, AttentionLayer):
 
 
 class NoFeedForward(_Nothing, nn.Module, FeedForwardLayer):
-    """Adds nothing: the block has no FFN and no norm for it."""
+    """An empty FFN slot: the block has neither an FFN nor the norm before it."""
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()

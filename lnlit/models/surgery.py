@@ -1,8 +1,9 @@
-"""Weight surgery without training: the first guess at every smaller variant (Puzzle, Bercovich et al. 2024, App. A).
+"""Computes initial weights of smaller variants without training (Puzzle, Bercovich et al. 2024, appendix A).
 
-A slot's weights are a dict of checkpoint names below the block, as `{"mlp.up_proj.weight": ..., ...}`, its norm left
-out. Gate and up projections are two tensors also where the part stores one matrix. Results keep the dtype of what they
-come from, and may share its memory; products are computed in fp32.
+The weights of a slot are a dict of checkpoint names relative to the block, e.g. `{"mlp.up_proj.weight": ..., ...}`,
+without its norm. Gate and up projections are two tensors even if the part stores one matrix. Results have the dtype of
+the inputs and may share their memory; products are computed in fp32.
+
 Shape suffixes: N tokens, D hidden, F intermediate, H query heads, K key/value heads, d head size.
 """
 
@@ -21,18 +22,17 @@ _GATE, _UP, _DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 
 def channel_contributions(inner_NF: Tensor, down_DF: Tensor) -> Tensor:
-    """How much each FFN channel moves the output: `|x_i| * norm(down[:, i])`, averaged over tokens. fp32 [F].
+    """The contribution of each FFN channel to the output: `|x_i| * norm(down[:, i])`, averaged over tokens. fp32 [F].
 
-    It is the norm of what the down projection's output loses without the channel. `inner_NF` is that projection's
-    input; tokens may have any leading dims.
+    It is the norm of the change in the down projection's output when the channel is removed. `inner_NF` is the input of
+    that projection, with any leading dims.
     """
     return inner_NF.flatten(0, -2).float().abs().mean(0) * down_DF.float().norm(dim=0)
 
 
 def narrow_ffn(weights: Weights, scores_F: Tensor | None, width: int, output: str = "down_proj") -> dict[str, Tensor]:
-    """An FFN's `width` highest-scoring channels, in their old order. The linear `output` reads the channels, all
-    others write them. The output bias stays whole. Raises `UserError` without scores.
-    """
+    """Keeps the `width` highest-scoring channels of an FFN in their old order. The linear `output` reads the channels
+    and all others write them. The bias of the output is kept whole. Raises `UserError` without scores."""
     if scores_F is None:
         raise UserError(
             f"an FFN's channels were not scored, so it cannot have {width}: set `reads_channels` of its part."
@@ -47,17 +47,18 @@ def narrow_ffn(weights: Weights, scores_F: Tensor | None, width: int, output: st
 
 
 def ffn_as_matrix(weights: Weights) -> Tensor:
-    """`down @ up` [D, D]: a gated FFN with its gate ignored. Biases are left out, as a matrix has none."""
+    """`down @ up` [D, D], which ignores the gate of a gated FFN. Biases are left out, because a matrix has none."""
     return _product(weights[f"{_DOWN}.weight"], weights[f"{_UP}.weight"])
 
 
 def pool_kv_heads(
     weights: Weights, num_kv_heads: int, pooled: int, linears: tuple[str, ...] = ("k_proj", "v_proj")
 ) -> dict[str, Tensor]:
-    """Keys and values of neighbouring heads, which `linears` make, averaged, from `num_kv_heads` to `pooled` heads
-    (Ainslie et al. 2023).
+    """Reduces `num_kv_heads` KV heads to `pooled` by averaging neighbouring heads (Ainslie et al. 2023). `linears` are
+    the projections that compute keys and values.
 
-    `pooled` must divide `num_kv_heads`, so that each query head reads the average of a group that held its own head.
+    `pooled` must divide `num_kv_heads`, so that each query head reads the average of a group that contains its own
+    head.
     """
     if num_kv_heads % pooled:
         raise UserError(f"{num_kv_heads} KV heads cannot be averaged to {pooled}; use a divisor.")
@@ -68,20 +69,19 @@ def pool_kv_heads(
 
 
 def attention_as_matrix(weights: Weights, num_heads: int, num_kv_heads: int) -> Tensor:
-    """`O @ V` [D, D], each value head repeated for the query heads that read it: attention in which every token attends
-    to itself only. Biases are left out, as a matrix has none.
-    """
+    """`O @ V` [D, D], with each value head repeated for the query heads that read it. It equals attention in which
+    every token attends only to itself. Biases are left out, because a matrix has none."""
     value_KdD = weights["self_attn.v_proj.weight"].unflatten(0, (num_kv_heads, -1))
     value_HdD = value_KdD.repeat_interleave(num_heads // num_kv_heads, dim=0)
     return _product(weights["self_attn.o_proj.weight"], value_HdD.flatten(0, 1))
 
 
 def fuse_ffns(ffns: Sequence[Weights], norm: Norm = "own") -> dict[str, Tensor]:
-    """One gated FFN and its norm that compute `sum_j FFN_j(norm_j(x))`, whatever the gate's activation.
+    """The weights of one gated FFN and its norm that compute `sum_j FFN_j(norm_j(x))`, for any activation of the gate.
 
-    Rows of gate and up [F, D] are stacked, columns of down [D, F] put side by side (FFN Fusion, Theorem 3.1), biases of
-    down added. An RMSNorm's gain is diagonal, so `own` multiplies the columns of gate and up by it, in fp32, and leaves
-    a gain of one: every FFN then sees its own norm, exactly up to the rounding of the weights' dtype.
+    Rows of gate and up [F, D] are stacked, columns of down [D, F] are concatenated (FFN Fusion, Theorem 3.1), and
+    biases of down are added. With `norm="own"`, the columns of gate and up are multiplied by the RMSNorm's gain in
+    fp32, and the fused gain is one. Every FFN then sees its own norm, exactly up to rounding in the weights' dtype.
     """
     last = ffns[-1][_NORM]
     fused = {_NORM: torch.ones_like(last) if norm == "own" else last}
@@ -102,7 +102,7 @@ def _folded(weight_FD: Tensor, gain_D: Tensor) -> Tensor:
 
 
 def _bias(ffn: Weights, name: str) -> Tensor:
-    """The bias of a projection; zeros when its FFN has none, but another in the group does."""
+    """The bias of a projection, or zeros if this FFN has none but another one of the group does."""
     weight = ffn[f"{name}.weight"]
     return ffn.get(f"{name}.bias", weight.new_zeros(weight.shape[0]))
 

@@ -1,4 +1,4 @@
-"""Named tensors in and out of decoders: one at a time, plain or sharded (DTensor) parameters."""
+"""Loads named tensors into decoders and reads them out, one at a time, for plain and sharded (DTensor) parameters."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from lnlit.models.lora import merged
 
 @torch.no_grad()
 def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Fill a materialised decoder from (canonical name, full tensor) pairs, converting to each parameter's dtype;
-    `where` names their origin in errors. A sharded decoder's rank keeps its own part; nothing is communicated.
+    """Fills a materialised decoder from (canonical name, full tensor) pairs, converting each to its parameter's dtype.
+    `where` names their origin in error messages. Each rank of a sharded decoder copies its own part without
+    communication.
 
-    Raises `UserError` unless every tensor of the decoder is there exactly once.
+    Raises `UserError` unless every tensor of the decoder is given exactly once.
     """
     _reshard(decoder)
     parameters = dict(decoder.named_parameters())
@@ -47,10 +48,10 @@ def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) ->
 
 
 def _write(parameter: Tensor, slot: Slot, tensor: Tensor) -> None:
-    """Copy the part of `tensor` that this process holds into its rows of `parameter`.
+    """Copies the part of `tensor` that this process holds into its rows of `parameter`.
 
-    A rank's part is one contiguous range of each dim, also where tensor parallelism and FSDP2 split the same dim; the
-    range comes from the helper that torch's own distributed checkpoints use.
+    A rank's part is a contiguous range of each dim, even if tensor parallelism and FSDP2 split the same dim. The range
+    comes from the function that torch's own distributed checkpoints use.
     """
     local, shape, offset = parameter, tuple(parameter.shape), (0,) * parameter.dim()
     if isinstance(parameter, DTensor):
@@ -68,7 +69,7 @@ def _write(parameter: Tensor, slot: Slot, tensor: Tensor) -> None:
 
 
 def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Every weight as (canonical name, full CPU tensor), adapters merged in: the inverse of `fill`.
+    """Yields every weight as (canonical name, full CPU tensor) with adapters merged in: the inverse of `fill`.
 
     Sharded parameters are gathered one at a time, so every rank must run this to the end. On the CPU the tensors are
     views of the parameters.
@@ -83,8 +84,8 @@ def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
 
 
 def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """`canonical_weights` of a decoder whose parameters, adapters' too, have their values elsewhere: `whole(own name)`
-    is one parameter's. They are asked for one at a time, so that no more than one need be in memory.
+    """Like `canonical_weights`, for a decoder whose values are elsewhere: `whole(name)` returns the value of one
+    parameter, including those of adapters. It is called for one parameter at a time, so only one needs to be in memory.
     """
     slots = layout(decoder)
     by_parameter: dict[str, list[tuple[str, Slot]]] = {}
@@ -97,16 +98,15 @@ def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[
 
 
 def _reshard(decoder: Decoder) -> None:
-    """A forward pass without a backward pass leaves FSDP2's root gathered: its parameters are then copies in the
-    compute dtype, and the shards, which are the weights, lie behind them.
-    """
+    """Reshards all FSDP2 units. A forward pass without a backward pass leaves the root unit gathered, so that its
+    parameters are copies in the compute dtype instead of the shards."""
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def inference_copy(decoder: Decoder, dtype: torch.dtype = torch.bfloat16) -> Decoder:
-    """A half-precision copy for generation, adapters merged in; twice as fast as autocast on a CPU.
+    """A half-precision copy for generation with adapters merged in. It is twice as fast as autocast on a CPU.
 
     A sharded decoder is returned as it is: a full copy may not fit, so its ranks generate together.
     """
