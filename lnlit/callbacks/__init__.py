@@ -32,7 +32,7 @@ __all__ = [
 
 
 def default_callbacks() -> list[Callback]:
-    """What every run has unless its configuration gives the same kind itself."""
+    """The callbacks of every run. One is left out if the configuration has a callback of the same kind."""
     return [
         Checkpoint(),
         GracefulStop(),

@@ -1,4 +1,4 @@
-"""Training checkpoints: one place per run, each written whole before an older one goes."""
+"""Training checkpoints: one folder per run; a new one is complete before an older one is deleted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Keeps the newest checkpoints in `<default_root_dir>/checkpoints`, where `--ckpt_path last` looks.
+    """Keeps the newest checkpoints in `<default_root_dir>/checkpoints`, where `--ckpt_path last` finds them.
 
-    Lightning's ModelCheckpoint may be added beside it to keep the best by a metric. A file is written under another
-    name and renamed, so that a kill or a full disk leaves the previous checkpoint as it was.
+    Lightning's ModelCheckpoint may be added to keep the best by a metric. A file is written under a temporary name and
+    then renamed, so a kill or a full disk leaves the previous checkpoint intact.
 
     Args:
-        every_n_steps: optimizer steps between checkpoints; 0 saves at the end and when interrupted only.
-        keep: how many to keep.
+        every_n_steps: Optimizer steps between checkpoints. 0 saves only at the end and when interrupted.
+        keep: The number of checkpoints to keep.
     """
 
     def __init__(self, every_n_steps: int = 100, keep: int = 1) -> None:
@@ -55,7 +55,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Save at this step unless that is done already. Every rank must call it."""
+        """Saves a checkpoint unless this step already has one. Every rank must call it."""
         if trainer.global_step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = checkpoint_folder(trainer.default_root_dir)
@@ -84,7 +84,8 @@ class Checkpoint(callbacks.Checkpoint):
 
 
 class _SingleFile(TorchCheckpointIO):
-    """Lightning builds the whole file in memory first, for remote systems: a second copy of weights and moments."""
+    """Writes a checkpoint straight to its file. Lightning builds the whole file in memory first, to support remote file
+    systems, which takes a second copy of weights and moments."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ def checkpoint_folder(root: str | Path) -> Path:
 
 
 def check_unused(root: str | Path) -> None:
-    """Raises `UserError` when a new run in `root` would mix its checkpoints with an earlier run's."""
+    """Raises `UserError` if a new run in `root` would mix its checkpoints with an earlier run's."""
     if earlier := list_checkpoints(checkpoint_folder(root)):
         raise UserError(
             f"{earlier[-1]} is of an earlier run. Go on with --ckpt_path last, choose another "
@@ -118,7 +119,7 @@ def check_unused(root: str | Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """The complete checkpoints, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
@@ -131,7 +132,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Make the rename durable before an older checkpoint is deleted."""
+    """Makes the rename durable before an older checkpoint is deleted."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A servable model folder at the end of a run."""
+"""Exports a servable model folder at the end of a run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _BATCHES_LOOKED_AT = 100
 
 
 class ExportModel(L.Callback):
-    """Writes config, weights, tokenizer and `lnlit.json` when training ends; adapters are merged in. A method that has
-    more to write does so in its `export_files(folder)`.
+    """Writes config, weights, tokenizer and `lnlit.json` when training ends, with adapters merged in. A method that
+    needs further files writes them in its `export_files(folder)`.
 
     Args:
-        out: folder to write.
-        overwrite: replace a folder that is there already.
+        out: The folder to write.
+        overwrite: Replace the folder if it exists.
     """
 
     def __init__(self, out: str, overwrite: bool = False) -> None:
@@ -53,7 +53,8 @@ class ExportModel(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Notice that the model learns with the reasoning toggle, which the folder then says (see `knows_thinking`)."""
+        """Detects the reasoning toggle in the first batches. The exported folder then says that the model knows it (see
+        `knows_thinking`)."""
         if self._thinking or batch_idx >= _BATCHES_LOOKED_AT or not isinstance(batch, TokenBatch):
             return
         encoder = getattr(trainer.datamodule, "encoder", None)  # type: ignore[attr-defined]
@@ -92,9 +93,8 @@ class ExportModel(L.Callback):
 
 
 def _provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-    """What the folder says of the run. Every rank must come here: Lightning lets the ranks agree on the folder of the
-    logs, and reduces metrics that were logged with `sync_dist`, when they are asked for.
-    """
+    """The record of the run that goes into the folder. Every rank must call this: `log_dir` and metrics logged with
+    `sync_dist` are collective operations."""
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         **descent(str(module.model)),
@@ -109,11 +109,12 @@ def _provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
 
 
 def _trains_a_decoder(module: L.LightningModule) -> bool:
-    """Whether the method declares a `decoder`; it builds it only after the callbacks' `setup`."""
+    """True if the method's class declares a `decoder`. The decoder itself is built after the callbacks' `setup`."""
     return any("decoder" in getattr(cls, "__annotations__", ()) for cls in type(module).__mro__)
 
 
 def _config_hash(trainer: L.Trainer) -> str | None:
-    """Of the resolved configuration that the command line saves beside the logs. Collective, as `log_dir` is."""
+    """The SHA-256 of the resolved configuration that the command line saves beside the logs, or None. Collective,
+    because `log_dir` is."""
     file = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

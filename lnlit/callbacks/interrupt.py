@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run cleanly: finish the optimizer step, save, stop."""
+"""Ends a run cleanly on Ctrl-C and SIGTERM: finishes the optimizer step, saves a checkpoint and stops."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lnlit.callbacks.checkpoints import Checkpoint
 class GracefulStop(L.Callback):
     """Stops after the current optimizer step on SIGINT or SIGTERM, on all ranks together, with a checkpoint.
 
-    Lightning's own handler communicates inside the signal handler and hangs when only one rank is signalled; here a
-    flag is set, and ranks agree on it after each step. A second Ctrl-C stops at once.
+    Lightning's own handler communicates inside the signal handler and hangs if only one rank is signalled. Here the
+    handler sets a flag, and ranks compare flags after each step. A second Ctrl-C stops immediately.
     """
 
     #: The signal that ended the run, the same on every rank; None for a run that ended by itself.
@@ -62,6 +62,6 @@ class GracefulStop(L.Callback):
 
 
 def stopped_by(trainer: L.Trainer) -> int | None:
-    """The signal that cut this run short, if one did."""
+    """The signal that stopped this run early, or None."""
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((c.stopped_by for c in callbacks if isinstance(c, GracefulStop)), None)

@@ -1,4 +1,4 @@
-"""Where a run's memory goes, phase by phase (Llama-Nemotron section 5.2.2: profilers of GPU, process and /dev/shm)."""
+"""Memory use of a run by phase (Llama-Nemotron section 5.2.2: profilers of GPU, process and /dev/shm)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _TRAIN = "train"
 
 
 class MemoryRecorder(L.Callback):
-    """Logs `memory/<phase>/<name>` in GiB after every phase, and ends the run with a table of the most of each.
+    """Logs `memory/<phase>/<name>` in GiB after every phase, and prints a table of the maxima at the end of the run.
 
-    The phases are `train`, an optimizer step with its micro-batches, and those that the data module announces to its
-    `phases.listeners`, such as generate, score and sync. The names:
+    The phases are `train` (an optimizer step with its micro-batches) and those that the data module reports to its
+    `phases.listeners`, such as generate, score and sync. The names are:
 
-    - `gpu_allocated`, `gpu_reserved`: this process's tensors, and what its allocator keeps for them;
-    - `gpu_peak`: the most allocated at any time in the phase;
-    - `gpu_used`: everything on the device, whatever process it belongs to, such as an engine's own;
-    - `rss`, `rss_peak`: resident memory of this process, and the most at any time in the phase;
-    - `shm`: what is used of /dev/shm.
+    - `gpu_allocated`, `gpu_reserved`: this process's tensors, and the memory that its allocator holds for them;
+    - `gpu_peak`: the maximum of `gpu_allocated` during the phase;
+    - `gpu_used`: memory in use on the device by all processes, such as an engine's own;
+    - `rss`, `rss_peak`: resident memory of this process, and its maximum during the phase;
+    - `shm`: memory in use in /dev/shm.
 
-    Those without a peak are read at the phase's start and end; the higher counts. Peaks begin anew with each phase, so
-    that `memory/peak_gib` of `Throughput` is the phase's as well. Outside of Linux `rss_peak` is the process's so far.
+    Names without a peak are read at the start and the end of the phase, and the higher value counts. Peaks are reset at
+    the start of each phase, so `memory/peak_gib` of `Throughput` covers one phase too. Except on Linux, `rss_peak` is
+    the maximum since the process started.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class MemoryRecorder(L.Callback):
             self.on_phase(_TRAIN, "end")
 
     def on_phase(self, name: str, event: str) -> None:
-        """A phase begins ("start") or is over ("end"). One is over when the next begins, too."""
+        """Called at the "start" and the "end" of a phase. The start of a phase also ends the one before."""
         if event == "start":
             self._finish()
             reset_peaks()
@@ -98,7 +99,7 @@ class MemoryRecorder(L.Callback):
 
 
 def readings() -> dict[str, float]:
-    """Memory as it is now, in bytes, by the names that `MemoryRecorder` explains."""
+    """The current memory use in bytes, by the names that `MemoryRecorder` explains."""
     found: dict[str, float] = {}
     if torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
@@ -113,7 +114,7 @@ def readings() -> dict[str, float]:
 
 
 def reset_peaks() -> None:
-    """Peaks from now on: the GPU's and, where Linux allows it, resident memory's."""
+    """Resets the peak of GPU memory and, on Linux, of resident memory."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -121,7 +122,7 @@ def reset_peaks() -> None:
 
 
 def render(most: Mapping[str, Mapping[str, float]]) -> str:
-    """The most of each phase as a text table in GiB."""
+    """A text table of each phase's maxima in GiB."""
     names = list(dict.fromkeys(name for found in most.values() for name in found))
     width = max(map(len, most))
     lines = ["most memory, GiB", " " * width + "".join(f"  {name:>7}" for name in names)]

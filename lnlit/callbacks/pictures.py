@@ -1,4 +1,4 @@
-"""Pictures of a run in its loggers."""
+"""Sends a run's pictures to its loggers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lnlit.report.picture import Picture, png
 
 @runtime_checkable
 class ImageLogger(Protocol):
-    """A logger that takes images as Lightning's `WandbLogger` does."""
+    """A logger that accepts images with the same method as Lightning's `WandbLogger`."""
 
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None: ...
 
 
 def log_pictures(loggers: Iterable[Logger], folder: str, pictures: Iterable[Picture], step: int) -> None:
-    """Give the pictures, as `folder`/name, to every logger that has room for images."""
+    """Logs each picture as `folder`/name with every logger that accepts images."""
     from matplotlib.image import imread
 
     boards = [each for each in loggers if isinstance(each, TensorBoardLogger | ImageLogger)]

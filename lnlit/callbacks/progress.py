@@ -1,4 +1,4 @@
-"""Progress: a bar with a rate and an ETA on a terminal, plain lines elsewhere."""
+"""Training progress: a bar with rate and ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def progress_bar() -> ProgressBar:
 
 
 class StepBar(TQDMProgressBar):
-    """One bar for the whole run, which counts what `max_steps` counts: optimizer steps, over all epochs.
+    """One bar for the whole run that counts optimizer steps over all epochs, as `max_steps` does.
 
-    Lightning's own counts an epoch's batches, and so is full long before the run where gradients are accumulated.
+    Lightning's own bar counts the batches of an epoch, so it is full too early if gradients are accumulated.
     """
 
     def init_train_tqdm(self) -> Tqdm:
@@ -36,7 +36,7 @@ class StepBar(TQDMProgressBar):
         bar.set_description(type(pl_module).__name__)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """The bar goes on."""
+        """Keeps the bar instead of starting a new one."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         bar, step = self.train_progress_bar, trainer.global_step
@@ -46,10 +46,10 @@ class StepBar(TQDMProgressBar):
 
 
 class PlainProgress(ProgressBar):
-    """One line every few seconds: step, loss, tokens/s and time left. For logs and pipes.
+    """Prints step, loss, tokens/s and time left every few seconds, for logs and pipes.
 
     Args:
-        every_s: least time between lines, in seconds.
+        every_s: The minimum time between lines, in seconds.
     """
 
     def __init__(self, every_s: float = 10.0) -> None:
@@ -88,5 +88,5 @@ class PlainProgress(ProgressBar):
 
 
 def _total(module: L.LightningModule) -> int | None:
-    """Optimizer steps of the whole run; None for a module of somebody else's, which does not say."""
+    """The number of optimizer steps of the whole run, or None if the training method does not provide it."""
     return getattr(module, "total_steps", None)

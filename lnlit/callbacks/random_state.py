@@ -1,4 +1,4 @@
-"""Random generators in the checkpoint, which Lightning leaves out: without them dropout differs after a resume."""
+"""Saves random generators in checkpoints. Lightning leaves them out, so dropout would differ after a resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lnlit.models.device import has_cuda
 
 
 class RandomState(L.Callback):
-    """Saves every rank's Python, NumPy, torch and CUDA generator states, as tensors and plain data."""
+    """Saves the states of Python's, NumPy's, torch's and CUDA's generators on every rank, as tensors and plain data."""
 
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None

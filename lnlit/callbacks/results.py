@@ -1,4 +1,4 @@
-"""What a run has come to, as a file: the last value of each metric, and how each held-out question went."""
+"""Writes the results of a run to a file: the last value of each metric, and the value of each held-out question."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from lnlit.files import write_json
 
 @runtime_checkable
 class KnowsQuestions(Protocol):
-    """A callback that knows how each held-out question went."""
+    """A callback that has a metric for each held-out question."""
 
     def per_question(self) -> Mapping[str, Mapping[str, float]]:
-        """Metric -> question -> value, of the newest weights that were asked. A metric is the mean of its questions."""
+        """Maps metric -> question -> value, for the newest weights that were evaluated. A metric is the mean over its
+        questions."""
         ...
 
 
 class RunResults(L.Callback):
-    """Writes a JSON file when a fit has ended: {"step", "validated_at", "metrics": {name: last value, null where it is
-    not finite}, "questions": {metric: {question: value}}}. `lnlit ablate` compares runs by it.
+    """Writes a JSON file at the end of a fit: {"step", "validated_at", "metrics": {name: last value, null if it is not
+    finite}, "questions": {metric: {question: value}}}. `lnlit ablate` compares runs by these files.
 
-    A run of no steps (`max_steps: 0`) has the metrics of the validation before training, so that a model can be
-    compared with what becomes of it. A run that was stopped writes nothing.
+    With `max_steps: 0`, the metrics are those of the validation before training, so that the initial model can be
+    compared with trained ones. A run that was stopped early writes nothing.
 
     Args:
-        out: file to write.
+        out: The file to write.
     """
 
     def __init__(self, out: str) -> None:

@@ -1,4 +1,4 @@
-"""What a policy says while it learns, kept to look at: samples as Parquet files and text, and a page of pictures."""
+"""Records what a policy says while it learns: samples as Parquet files and as text, and a page of charts."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _TRAIN: Stage = "train"
 
 
 class RolloutLog(L.Callback):
-    """Keeps what was sampled in `<default_root_dir>/rollouts`, a Parquet file for each rollout and each validation, and
-    makes a page of it, `<default_root_dir>/rollouts.html`, after each validation and at the end.
+    """Writes the samples of each rollout and each validation as Parquet files to `<default_root_dir>/rollouts`, and
+    updates the page `<default_root_dir>/rollouts.html` after each validation and at the end.
 
-    TensorBoard gets text: best and worst answers to the prompts whose samples differ most, and validation's answers to
-    its first prompts. Every logger that takes images gets the page's pictures at the end. A resumed run goes on where
-    its checkpoint was; one from the start takes an earlier one's place.
-    `lnlit rollout page` makes the page anew.
+    TensorBoard gets the best and the worst answers to the prompts whose rewards differ most, and validation's answers
+    to the first held-out prompts. Every logger that accepts images gets the charts at the end. A resumed run continues
+    the record of its checkpoint; a new run replaces the record of an earlier one. `lnlit rollout page` writes the page
+    again.
 
     Args:
-        every_n_rollouts: rollouts from one that is kept to the next; numbers are kept of all.
-        keep: how many rollouts' samples to keep: the first and the newest ones. Validations all stay.
-        prompts: how many to show in TensorBoard.
+        every_n_rollouts: Keep the samples of every n-th rollout. Metrics are kept for all rollouts.
+        keep: The number of rollouts whose samples are kept: the first and the newest ones. All validations are kept.
+        prompts: The number of prompts to show in TensorBoard.
     """
 
     def __init__(self, every_n_rollouts: int = 1, keep: int = 100, prompts: int = 3) -> None:
@@ -54,9 +54,8 @@ class RolloutLog(L.Callback):
         self._answers: Sequence[Sample] = ()
 
     def per_question(self) -> Mapping[str, Mapping[str, float]]:
-        """The mean reward of each held-out prompt, and of each kind of reward, when they were answered last. A prompt
-        of which no answer could be judged is left out.
-        """
+        """The mean total reward and the mean of each reward function for each held-out prompt, from the latest
+        validation. Prompts without any judged answer are left out."""
         answers = self._answers
         if not answers and self._folder is not None:  # resumed after the last validation
             history = History(self._folder)
@@ -87,7 +86,7 @@ class RolloutLog(L.Callback):
             self._start = trainer.global_step
 
     def record(self, stage: Stage, samples: Sequence[Sample]) -> None:
-        """A rollout was drawn, or held-out prompts were answered."""
+        """Called with the samples of each rollout ("train") and each validation ("val")."""
         assert self._trainer is not None
         if stage == "val":
             self._answers = samples
@@ -138,7 +137,7 @@ class RolloutLog(L.Callback):
             self._trained_s += time.perf_counter() - self._batch_start
 
     def _note_training(self) -> None:
-        """Add what the training on the newest rollout took so far to its entry."""
+        """Adds the time spent on training since the newest rollout to that rollout's entry."""
         if self._open is not None and self._trained_s:
             seconds = {**self._open.seconds, "train": self._open.seconds.get("train", 0.0) + self._trained_s}
             self._open = replace(self._open, seconds=seconds)
@@ -178,7 +177,7 @@ class RolloutLog(L.Callback):
 
 
 def markdown(best: Sample, worst: Sample) -> str:
-    """A prompt and its best and worst sample, as TensorBoard shows text."""
+    """A prompt with its best and its worst sample as Markdown, for TensorBoard."""
     parts = [f"*{message.get('role')}*\n\n{_fenced(str(message.get('content')))}" for message in best.prompt.messages]
     shown = {"best": best, "worst": worst} if best is not worst else {"answer": best}
     for name, sample in shown.items():
@@ -188,7 +187,7 @@ def markdown(best: Sample, worst: Sample) -> str:
 
 
 def _by_question(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Metric -> prompt -> mean over its answers that have a value. The metrics' names are those of validation."""
+    """Maps metric -> prompt -> mean over the answers with a value. The names of metrics are those of validation."""
     found: dict[str, dict[str, float]] = {}
     for prompt, answers in by_prompt(samples).items():
         values = {"val/reward": [s.reward for s in answers if not math.isnan(s.reward)]}
@@ -202,12 +201,12 @@ def _by_question(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
 
 
 def _fenced(text: str) -> str:
-    """A code block that its text cannot end."""
+    """A Markdown code block whose fence is longer than any in the text."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
     return f"{fence}\n{text}\n{fence}"
 
 
 def _in_order(samples: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
-    """(best, worst) of each prompt; the first sample twice where none has a reward."""
+    """(best, worst) of each prompt, in the order of prompts; the first sample twice if no sample has a reward."""
     pairs = ((group[0], widest(group)) for group in by_prompt(samples).values())
     return [found[0] if found else (first, first) for first, found in pairs]

@@ -1,4 +1,4 @@
-"""What the model says while it trains, thinking on and off, as TensorBoard text."""
+"""Logs what the model answers while it trains, with thinking on and off, as text in TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lnlit.models.weights import inference_copy
 
 
 class SampleGenerations(L.Callback):
-    """Generates greedy answers to a few prompts, with the toggle on and off, at the start, every n steps and the end.
+    """Generates greedy answers to a few prompts with thinking on and off: at the start, every n steps and at the end.
 
-    Does nothing in a run without TensorBoard, on data that are not chats, or where the model learns to judge.
+    Does nothing without TensorBoard, with data that are not chats, or when training a reward model.
 
     Args:
-        prompts: user messages; None takes the first two distinct ones of the training data.
-        every_n_steps: optimizer steps between samples; 0 samples at the start and the end only.
-        max_new_tokens: length limit of each answer.
+        prompts: User messages. By default the first two distinct ones of the training data.
+        every_n_steps: Optimizer steps between samples. 0 samples only at the start and the end.
+        max_new_tokens: The maximum length of each answer in tokens.
     """
 
     def __init__(self, prompts: list[str] | None = None, every_n_steps: int = 0, max_new_tokens: int = 64) -> None:
@@ -80,7 +80,7 @@ class SampleGenerations(L.Callback):
 
 
 def _first_questions(source: Source, count: int = 2) -> list[str]:
-    """The last user message of the first rows, without repetitions."""
+    """The last user message of each of the first rows, without duplicates."""
     found: dict[str, None] = {}
     for row in islice(source.rows(), 20):
         found.update(dict.fromkeys([m["content"] for m in asked(row).messages if m["role"] == "user"][-1:]))

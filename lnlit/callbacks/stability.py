@@ -1,4 +1,4 @@
-"""Keeps one bad gradient from ruining a run (Llama-Nemotron section 4.2: LN-Ultra's gradient explosions)."""
+"""Protects a run from single bad gradients (Llama-Nemotron section 4.2: LN-Ultra's gradient explosions)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lnlit.errors import UserError
 
 
 class Stability(L.Callback):
-    """Skips optimizer steps whose gradient norm is not finite or explodes; stops after too many in a row.
+    """Skips optimizer steps whose gradient norm is not finite or too large, and stops the run after too many in a row.
 
     Args:
-        explosion_factor: a norm above this multiple of the recent median counts as an explosion.
-        window: recent norms that make the median; nothing counts as an explosion before the window is full.
-        max_skips: consecutive skipped steps after which the run stops with advice.
-        reset_optimizer: on every resume with this setting, start with fresh optimizer moments, as LN-Ultra did after
-            its explosion.
+        explosion_factor: Skip a step whose norm exceeds this multiple of the recent median.
+        window: The number of recent norms in the median. No finite norm counts as too large before there are so many.
+        max_skips: The number of consecutive skipped steps after which the run stops with advice.
+        reset_optimizer: Start with fresh optimizer moments on every resume with this setting, as LN-Ultra did after its
+            explosion.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Stability(L.Callback):
         self.skipped = self.in_a_row = 0
 
     def on_gradient_norm(self, trainer: L.Trainer, pl_module: L.LightningModule, norm: float) -> bool:
-        """True vetoes this optimizer step. The norm is the same on every rank, and so is the answer."""
+        """Returns True to skip this optimizer step. The norm is the same on every rank, and so is the result."""
         full = len(self.recent) == self.recent.maxlen
         exploded = full and norm > self.explosion_factor * median(self.recent)
         if math.isfinite(norm) and not exploded:

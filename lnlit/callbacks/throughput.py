@@ -1,4 +1,4 @@
-"""Speed and memory of a run: tokens per second, model FLOPs utilisation, peak memory."""
+"""Logs the speed and memory of a run: tokens per second, model FLOPs utilisation, peak memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _GIB = 2**30
 
 
 class Throughput(L.Callback):
-    """Logs `perf/tokens_per_s` (all ranks), `perf/mfu` where the chip's peak is known, and `memory/peak_gib`.
+    """Logs `perf/tokens_per_s` over all ranks, `perf/mfu` if the chip's peak FLOP/s are known, and `memory/peak_gib`.
 
-    Padding counts as tokens processed; `perf/loss_tokens_share` says how many of them carry loss. Time spent in
-    validation, checkpointing and waiting for data is left out.
+    Padding counts as tokens; `perf/loss_tokens_share` is the fraction of tokens that carry loss. Time spent on
+    validation, on checkpoints and on waiting for data is not counted.
     """
 
     def on_train_batch_start(
@@ -52,10 +52,11 @@ class Throughput(L.Callback):
 
 
 def flops_per_token(decoder: Decoder, lengths: Sequence[int], tokens: int) -> float:
-    """Training FLOPs per token: three times those of the forward pass, which are the head's and what each part says of
-    its own (`Layer.flops`).
+    """Training FLOPs per token: three times those of the forward pass, which are the head's plus what each part
+    declares (`Layer.flops`).
 
-    A document of n tokens attends (n + 1) / 2 on average. Documents of `lengths` may share some of the `tokens`.
+    A token of a document of n tokens attends to (n + 1) / 2 tokens on average. Documents of `lengths` may share some of
+    the `tokens`.
     """
     attended = sum(n * (n + 1) / 2 for n in lengths) / tokens
     forward = 2.0 * decoder.head_weight.numel()
@@ -68,7 +69,7 @@ def flops_per_token(decoder: Decoder, lengths: Sequence[int], tokens: int) -> fl
 
 
 def peak_memory_gib() -> float:
-    """Peak GPU memory allocated, or this process's peak resident memory on a CPU, in GiB."""
+    """The peak of allocated GPU memory or, on a CPU, of this process's resident memory, in GiB."""
     if has_cuda():
         return torch.cuda.max_memory_allocated() / _GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB

@@ -1,4 +1,5 @@
-"""Before and after: held-out accuracy and obedience of the reasoning toggle, as a table and in TensorBoard."""
+"""Compares held-out accuracy and obedience to the reasoning toggle before and after training, as a table and in
+TensorBoard."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ _MODES = ("on", "off")
 
 
 class ToggleReport(L.Callback):
-    """Answers held-out questions with thinking on and off before the first step and after the last one.
+    """Answers held-out questions with thinking on and off, before the first step and after the last.
 
     Args:
-        source: rows with `answer` and a user message; the assistant's turn is not shown to the model.
-        rows: how many distinct questions to ask in each mode.
-        batch_size: questions generated together.
-        max_new_tokens: length limit of each answer.
+        source: Rows with an `answer` and a user message. Assistant turns are not shown to the model.
+        rows: The number of distinct questions to ask in each mode.
+        batch_size: The number of questions generated together.
+        max_new_tokens: The maximum length of each answer in tokens.
     """
 
     def __init__(self, source: Source, rows: int = 200, batch_size: int = 64, max_new_tokens: int = 128) -> None:
@@ -44,7 +45,7 @@ class ToggleReport(L.Callback):
         self._answers: dict[str, dict[str, float]] = {}
 
     def per_question(self) -> Mapping[str, Mapping[str, float]]:
-        """Whether each question's last answer was right, obeyed the toggle, and was cut off, by thinking mode."""
+        """Whether each question's latest answer was correct, obeyed the toggle, and was truncated, by thinking mode."""
         return self._answers
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class ToggleReport(L.Callback):
             rank_zero_info(f"\n{render(self.results)}\n\nwrote {report}")
 
     def _questions(self) -> list[tuple[str, str]]:
-        """Distinct (user message, answer) pairs."""
+        """Distinct pairs (user message, answer)."""
         found: dict[str, str] = {}
         for row in self.source.rows():
             user = next((m["content"] for m in asked(row).messages if m["role"] == "user"), None)
@@ -127,7 +128,7 @@ def _counts(share: Share) -> list[int]:
 
 
 def render(results: dict[str, Any]) -> str:
-    """The report as a text table with 95 % intervals."""
+    """The report as a text table with 95% intervals."""
     lines = [f"{'':<10}{'thinking':<10}{'accuracy':<20}{'obeys the toggle':<20}{'cut off':<18}"]
     for stage in ("before", "after"):
         for mode in _MODES:

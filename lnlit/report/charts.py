@@ -1,4 +1,4 @@
-"""Charts: quality against cost, predicted against measured, budgets used, curves and bars over optimizer steps, and
+"""Charts: quality against cost, predicted against measured, budgets, curves and bars over optimizer steps, and
 differences with their intervals."""
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Points = Sequence[tuple[float, float]]
 
 
 def cost_label(cost: str) -> str:
-    """Name and unit, as "memory, MiB"; of one workload ("latency_s @ 8x256+64"), as "latency @ 8x256+64, s"."""
+    """Name and unit of a cost, e.g. "memory, MiB", or for one workload ("latency_s @ 8x256+64") "latency @ 8x256+64,
+    s"."""
     name, at, workload = cost.partition(" @ ")
     ending = next((ending for ending in _UNITS if name.endswith(ending)), "")
     said = name.removesuffix(ending if name != "throughput" else "").replace("_", " ")
@@ -45,7 +46,8 @@ def cost_label(cost: str) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """One architecture: what it costs and how it scores. `bound`: the solver's proof of how well any could score."""
+    """The cost and the score of one architecture. `bound` is the best score that any architecture could have, as the
+    solver proved."""
 
     cost: float
     score: float
@@ -54,10 +56,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Ways to choose, the best and `others`, each with its architectures, on the axes `cost` and score.
+    """The architectures found by the best method and by `others`, in terms of `cost` and score.
 
-    `is_sweep`: each way was tried at many limits on `cost`, so its points belong on a line. `side`: "max" where the
-    limits are highest costs allowed, "min" where they are lowest.
+    With `is_sweep`, each method was run for many limits on `cost`, so its points are joined by a line. `side` is "max"
+    if these limits are maxima, "min" if they are minima.
     """
 
     cost: str
@@ -71,7 +73,8 @@ class Frontier:
 
 
 def frontier_chart(theme: Theme, data: Frontier) -> Figure:
-    """Score against cost: the best way, what its proof rules out, the others, the parent's cost."""
+    """Score against cost: the best method, the region that its proof excludes, the other methods, and the parent's
+    cost."""
     figure = new_figure(9, 5.2)
     axis = figure.subplots()
     scores = [point.score for points in (data.best, *data.others.values()) for point in points]
@@ -101,7 +104,8 @@ def frontier_chart(theme: Theme, data: Frontier) -> Figure:
 
 
 def _proof(axis: Axes, data: Frontier, theme: Theme) -> None:
-    """Shade what no choice from the library can reach: within limit c, no score beyond the bound proven for c."""
+    """Shades what no choice from the library can reach: within limit c, no score is better than the bound proven for
+    c."""
     proven = sorted((point.cost, point.bound) for point in data.best if point.bound is not None)
     if not proven:
         return
@@ -118,7 +122,7 @@ def _proof(axis: Axes, data: Frontier, theme: Theme) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One cost of one model, as predicted from the table and as measured on the realized model."""
+    """One cost of one model: the value predicted from the cost table and the value measured on the realized model."""
 
     name: str
     cost: str
@@ -127,12 +131,12 @@ class Measured:
 
     @property
     def error(self) -> float:
-        """Relative to the measured value: +0.1 means that the prediction is a tenth too high."""
+        """The error relative to the measured value: +0.1 means that the prediction is 10% too high."""
         return self.predicted / self.measured - 1
 
 
 def measured_chart(theme: Theme, points: Sequence[Measured]) -> Figure:
-    """Predicted against measured, one square per cost, with the diagonal and a band around it."""
+    """Predicted against measured, one square chart per cost, with the diagonal and a band around it."""
     from matplotlib.ticker import MaxNLocator
 
     costs = list(dict.fromkeys(point.cost for point in points))
@@ -168,7 +172,7 @@ def measured_chart(theme: Theme, points: Sequence[Measured]) -> Figure:
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit: what is allowed, what the child uses, what the parent would. `least`: the limit is a minimum."""
+    """One limit on a cost, with the amounts that the child and the parent use. With `least`, the limit is a minimum."""
 
     cost: str
     limit: float
@@ -178,7 +182,7 @@ class Limit:
 
     @property
     def slack(self) -> float:
-        """What is left, in the cost's unit; negative where the limit is broken."""
+        """The distance to the limit in the cost's unit; negative if the limit is broken."""
         return self.used - self.limit if self.least else self.limit - self.used
 
     @property
@@ -187,12 +191,12 @@ class Limit:
 
     @property
     def change(self) -> float:
-        """Of the parent's; 0 where that is not known."""
+        """The child's cost relative to the parent's, minus 1; 0 if the parent's is unknown."""
         return self.used / self.parent - 1 if self.parent else 0.0
 
     @property
     def amount(self) -> tuple[str, str]:
-        """Name of the cost, and what the child uses of it with its unit."""
+        """(name of the cost, the child's value with its unit)."""
         name, _, unit = cost_label(self.cost).partition(", ")
         return name, f"{plain(self.used)} {unit}".strip()
 
@@ -201,7 +205,7 @@ class Limit:
 
 
 def budget_chart(theme: Theme, limits: Sequence[Limit]) -> Figure:
-    """Each budget as bars relative to its limit: the parent's before, the child's after."""
+    """Each budget as bars relative to its limit: the parent's value and the child's."""
     figure = new_figure(9, 1.3 + 0.75 * len(limits))
     axis = figure.subplots()
     for row, limit in enumerate(limits):
@@ -227,7 +231,7 @@ def budget_chart(theme: Theme, limits: Sequence[Limit]) -> Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over optimizer steps. One with `dots` shows each of its points; a `dashed` one stands back."""
+    """A curve over optimizer steps. With `dots`, each point is marked; a `dashed` one is drawn less prominently."""
 
     name: str
     points: Points
@@ -236,7 +240,7 @@ class Line:
 
 
 def line_chart(theme: Theme, title: str, unit: str, lines: Sequence[Line]) -> Figure:
-    """Curves over optimizer steps, each with its latest value; those of the unit "share" are of 1."""
+    """Curves over optimizer steps, each with its latest value. With the unit "share", values are fractions of 1."""
     figure, axis, number = *_over_steps(title, unit, len(lines)), percent if unit == "share" else plain
     for line, colour in zip(lines, theme.accents, strict=False):
         points = thinned(line.points, _MOST_POINTS)
@@ -255,7 +259,7 @@ def line_chart(theme: Theme, title: str, unit: str, lines: Sequence[Line]) -> Fi
 
 
 def stacked_bars(theme: Theme, title: str, unit: str, parts: Mapping[str, Points]) -> Figure:
-    """Bars of parts that add up, one at each step, every part at the same ones; each with its mean."""
+    """Stacked bars, one per step. All parts have the same steps, and the legend shows the mean of each."""
     figure, axis = _over_steps(title, unit, len(parts))
     thin = {name: thinned(points, _MOST_BARS) for name, points in parts.items()}
     steps = [x for x, _ in next(iter(thin.values()))]
@@ -277,16 +281,16 @@ def stacked_bars(theme: Theme, title: str, unit: str, parts: Mapping[str, Points
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one thing is from another: in each repetition, and per kind of interval its (mean, low, high); None where
-    there is no interval, or nothing to have one of.
-    """
+    """The difference between two runs: its value in each repetition, and for each kind of interval (mean, low, high).
+    None stands for an interval that cannot be computed."""
 
     each: Sequence[float]
     intervals: Mapping[str, tuple[float, float | None, float | None] | None]
 
 
 def difference_chart(theme: Theme, charts: Mapping[str, Mapping[str, Difference]], first: str) -> Figure:
-    """For each title a chart of differences from `first`, a line of dots and intervals each."""
+    """One chart per title, which shows differences from `first`: each row has one dot per repetition and its
+    intervals."""
     figure = new_figure(8, 0.6 + sum(0.9 + 0.5 * len(rows) for rows in charts.values()))
     axes = figure.subplots(len(charts), 1, squeeze=False)[:, 0]
     kinds = list(dict.fromkeys(kind for rows in charts.values() for row in rows.values() for kind in row.intervals))
@@ -321,7 +325,7 @@ def _interval(axis: Axes, bar: tuple[float, float | None, float | None] | None, 
 
 
 def thinned(points: Points, most: int) -> Points:
-    """At most so many points, each the mean of as many neighbours."""
+    """Reduces the points to at most `most`, each the mean of a group of neighbours."""
     count = len(points)
     if count <= most:
         return points
@@ -330,7 +334,7 @@ def thinned(points: Points, most: int) -> Points:
 
 
 def few_digits(value: float, _: Any = None) -> str:
-    """Labels at 1, 2 and 5 of each decade of a logarithmic axis."""
+    """The label of a tick on a logarithmic axis; empty except at 1, 2 and 5 of each decade."""
     return plain(value) if f"{value:e}"[0] in "125" else ""
 
 
@@ -346,18 +350,19 @@ def _over_steps(title: str, unit: str, lines: int) -> tuple[Figure, Axes]:
 
 
 def _hover(axis: Axes, points: Points, said: Any, colour: str) -> None:
-    """Places that say something where the pointer is, and are not seen before."""
+    """Adds invisible points that show a text under the pointer."""
     axis.plot(*zip(*points, strict=True), "o", color=colour, ms=7, alpha=0, gid=tips(said))
 
 
 def _label(text: str) -> str:
-    """A name on one line of the legend, which would leave out one that starts with an underscore."""
+    """A name on one line for the legend. matplotlib would omit names that start with an underscore, so they get a space
+    in front."""
     line = text.replace("\n", " ")
     return f" {line}" if line.startswith("_") else line
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
-    """Below the axes, in as many columns as there is room for."""
+    """Adds a legend below the axes, with as many columns as fit."""
     handles, labels = axis.get_legend_handles_labels()
     widest = max(map(len, labels), default=1)
     across = int(figure.get_figwidth() * 14) // (widest + 6)

@@ -1,4 +1,5 @@
-"""Maps: an architecture, scores and dependencies with a column per layer, a curriculum with one per rollout."""
+"""Heat maps: architectures, scores and dependencies with one column per layer, and curricula with one column per
+rollout."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Table = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of an architecture map: per layer a label and the share that is left, 0 to 1 (None: unknown)."""
+    """One row of an architecture map: a label per layer, and the fraction of the parent's size that is left (None if
+    unknown)."""
 
     model: str
     slot: str
@@ -36,7 +38,8 @@ class Strip:
 
 
 def architecture_map(theme: Theme, strips: Sequence[Strip], label: str) -> Figure:
-    """Layer x slot, coloured by share (`label` says of what); the rows of one model stand together."""
+    """A map of layer x slot, coloured by share. `label` says what the share is of. The rows of a model stand
+    together."""
     from matplotlib.colors import Normalize
 
     layers = len(strips[0].labels)
@@ -70,7 +73,8 @@ def architecture_map(theme: Theme, strips: Sequence[Strip], label: str) -> Figur
 def score_map(
     theme: Theme, scores: Sequence[Mapping[str, float]], chosen: Sequence[str], lower_is_better: bool = True
 ) -> Figure:
-    """Candidate x layer, coloured by score, chosen candidates ringed. A cell is empty where a layer has no such one."""
+    """A map of candidate x layer, coloured by score, with the chosen candidates ringed. A cell is empty if the layer
+    has no such candidate."""
     names = list(dict.fromkeys(name for layer in scores for name in layer))
     values = [[layer.get(name, math.nan) for layer in scores] for name in names]
     flat = [value for row in values for value in row if not math.isnan(value)]
@@ -97,7 +101,8 @@ def score_map(
 
 
 def dependency_map(theme: Theme, dependency: Dependency, groups: Sequence[Sequence[int]] = ()) -> Figure:
-    """The block-dependency matrix, `groups` of layers that are fused framed, over what each layer does."""
+    """The block-dependency matrix, with frames around `groups` of fused layers, above a chart of the size of each
+    layer's update."""
     from matplotlib.patches import Rectangle
 
     count = len(dependency.layers)
@@ -131,7 +136,8 @@ def dependency_map(theme: Theme, dependency: Dependency, groups: Sequence[Sequen
 
 
 def curriculum_map(theme: Theme, rates: Sequence[float], wanted: Table, taken: Table) -> Figure:
-    """Rollout x pass rate, wanted over taken, the mean as a line."""
+    """Two maps of rollout x pass rate: the numbers of prompts wanted and those taken, with the mean pass rate as a
+    line."""
     from matplotlib.colors import Normalize
 
     figure = new_figure(9, 6.4)
@@ -154,12 +160,13 @@ def curriculum_map(theme: Theme, rates: Sequence[float], wanted: Table, taken: T
 
 
 def mean_rate(rates: Sequence[float], counts: Sequence[float]) -> float:
-    """Of so many prompts of each pass rate."""
+    """The mean pass rate of prompts, given how many there are of each rate."""
     return sum(rate * count for rate, count in zip(rates, counts, strict=True)) / sum(counts)
 
 
 def _height(rates: Sequence[float], rate: float) -> float:
-    """Where a rate is on an axis that gives each pool a row: rows may stand for unequal steps."""
+    """The position of a pass rate on an axis with one row per pool of prompts. Rates between two pools are
+    interpolated."""
     above = next((pool for pool, own in enumerate(rates) if own >= rate), len(rates) - 1)
     if above == 0:
         return 0.5
@@ -168,7 +175,8 @@ def _height(rates: Sequence[float], rate: float) -> float:
 
 
 def _cells(axis: Axes, values: Table, theme: Theme, norm: Normalize, said: Iterable[str] = ()) -> Any:
-    """A grid of coloured cells with gaps, first row on top, without a frame; `said` of each cell, row by row."""
+    """A grid of coloured cells with gaps and no frame, first row on top. `said` holds a hover text for each cell, row
+    by row."""
     import numpy as np
 
     masked = np.ma.masked_invalid(np.array(values, dtype=float))
@@ -192,7 +200,8 @@ def _write_cells(axis: Axes, labels: Sequence[Sequence[str]], shares: Table, the
 
 
 def _norm(values: Sequence[float], logarithmic: bool) -> Normalize:
-    """A scale over the finite values, at most four decades of it: what lies below has the palest colour."""
+    """A colour scale over the finite values. A logarithmic one covers at most four decades, and smaller values get the
+    palest colour."""
     from matplotlib.colors import LogNorm, Normalize
 
     finite = [value for value in values if math.isfinite(value)]

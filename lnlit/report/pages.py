@@ -1,5 +1,5 @@
-"""Pages that a browser opens from a file: no scripts, no network, light and dark, fit to print. Valid XML too, whatever
-text is put into them."""
+"""HTML pages that a browser opens from a file: no scripts, no network, light and dark mode, printable. They are also
+valid XML, whatever text they contain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Table(NamedTuple):
-    """Its first `words` columns are text and the others numbers; a row is its class and its cells."""
+    """A table. Its first `words` columns are text and the others numbers. Each row is (CSS class, cells)."""
 
     head: Sequence[str]
     rows: Iterable[tuple[str, Sequence[object]]]
@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """A page made of one of the templates; every value is text, unless it is a picture's `svg`."""
+    """Renders a page from a template. All values are escaped, except the SVG of a picture."""
     return _environment().get_template(template).render(light=LIGHT.variables(), dark=DARK.variables(), **values)
 
 

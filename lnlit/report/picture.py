@@ -1,4 +1,4 @@
-"""A picture that matplotlib draws: as PNG in one theme, or as SVG for a page, which gives it its theme."""
+"""Pictures drawn by matplotlib: as PNG in one theme, or as SVG that follows the theme of its page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOUR = re.compile("#[0-9a-f]{6}")
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: file name without ending, heading, what it shows in words, and how it is drawn."""
+    """A picture: file name without suffix, heading, description in words, and the function that draws it."""
 
     name: str
     title: str
@@ -32,8 +32,9 @@ class Picture:
     draw: Draw
 
     def svg(self) -> str:
-        """An element for a page: its colours are the page's variables, its texts in the page's font; what was given to
-        `tips` is shown where the pointer is. On a narrow page it is scrolled before it cannot be read."""
+        """The picture as an SVG element for a page. Colours are the page's CSS variables, the font is the page's, and
+        texts given to `tips` are shown on hover. On a narrow page the picture scrolls when it would become unreadable.
+        """
         unsaid = {"Creator": None, "Date": None, "Format": None, "Type": None}
         root = ElementTree.fromstring(visible(_written(self.draw, io.StringIO(), LIGHT, self.name, "svg", unsaid)))
         variable = {colour: f"var(--{name})" for name, colour in LIGHT.variables().items()}
@@ -56,7 +57,7 @@ class Picture:
 
 
 def png(draw: Draw, theme: Theme = LIGHT) -> bytes:
-    """A picture as PNG. The same data give the same bytes."""
+    """The picture as PNG. Equal data give equal bytes."""
     return _written(draw, io.BytesIO(), theme, "", "png", {"Software": None})
 
 
@@ -68,7 +69,7 @@ def _written(draw: Draw, buffer: Any, theme: Theme, salt: str, kind: str, metada
 
 
 def tips(texts: Iterable[str]) -> str:
-    """The `gid` of an artist whose marks, in their order, say these texts in an SVG."""
+    """The `gid` of an artist whose marks show these texts on hover in an SVG, in the order of the marks."""
     return _TIPS + json.dumps([visible(text) for text in texts])
 
 

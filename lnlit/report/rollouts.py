@@ -1,4 +1,4 @@
-"""The page of a run's rollouts: is it learning, from what, and what does it say now that it did not say before."""
+"""The page of a run's rollouts: whether the policy is learning, from what, and how its answers change."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Asked = tuple[list[tuple[str, str]], list[tuple[str, Sample]]]
 
 
 def write_page(file: Path, history: History) -> None:
-    """Write the page, atomically."""
+    """Writes the page atomically."""
     text = page(history)
     with replaced_file(file) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def page(history: History) -> str:
-    """The whole document. The same folder gives the same page. Raises `UserError` where there is nothing to show."""
+    """The complete HTML page. Equal folders give equal pages. Raises `UserError` if there is nothing to show."""
     train, val = history.entries("train"), history.entries("val")
     if not train and not val:
         raise UserError(
@@ -90,7 +90,8 @@ def _tiles(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[tuple[str, 
 
 
 def sections(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[Section]:
-    """All that is drawn, in the order of the page. A section without numbers has no picture."""
+    """Yields (title, pictures, note) of each section with charts, in the order of the page. A section without data has
+    no pictures."""
 
     def of(where: str, name: str, label: str = "", dashed: bool = False) -> Line:
         is_val = where == "held out"
@@ -129,7 +130,7 @@ def sections(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[Section]:
 
 
 def _curves(title: str, unit: str, lines: Sequence[Line]) -> Iterator[Picture]:
-    """One picture, or none without a point. There are as many lines as colours."""
+    """One chart of these lines, or none if no line has a point. Lines beyond the number of colours are left out."""
     number = percent if unit == "share" else plain
     lines = [line for line in lines[: len(LIGHT.accents)] if line.points]
     told = [
@@ -143,7 +144,7 @@ def _curves(title: str, unit: str, lines: Sequence[Line]) -> Iterator[Picture]:
 
 
 def _times(train: Sequence[Entry], val: Sequence[Entry]) -> Iterator[Picture]:
-    """Seconds by phase. A validation counts to the rollout before it."""
+    """A chart of seconds by phase. A validation counts towards the rollout before it."""
     spent = {entry.rollout: dict(entry.seconds) for entry in train}
     for entry in val:
         if phases := spent.get(entry.rollout):
@@ -166,7 +167,7 @@ def _numbers(train: Sequence[Entry], val: Sequence[Entry]) -> Table:
 
 
 def _named(entries: Sequence[Entry], prefix: str) -> list[str]:
-    """Names of numbers that any of the entries has, in their order."""
+    """The names of all numbers with this prefix in any of the entries, in order of appearance."""
     return list(dict.fromkeys(name for entry in entries for name in entry.numbers if name.startswith(prefix)))
 
 
@@ -182,7 +183,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _over_time(history: History) -> tuple[str, list[Asked]]:
-    """The same prompts at the first, the middle and the latest validation, and what is said of them."""
+    """(note, prompts with their answers at the first, the middle and the latest validation)."""
     rollouts = {step: by_prompt(history.samples("val", step)) for step in moments(history.steps("val"))}
     first, *later = rollouts.values()
     everywhere = (key for key in first if all(key in rollout for rollout in later))
@@ -192,7 +193,8 @@ def _over_time(history: History) -> tuple[str, list[Asked]]:
 
 
 def _repeated(history: History) -> tuple[str, list[Asked]]:
-    """Without held-out prompts: those of the first rollout that came again, and what is said of them."""
+    """(note, prompts of the first rollout that were drawn again, with their answers), for a run without held-out
+    prompts."""
     asked = {step: history.prompts("train", step) for step in history.steps("train")}
     first = next(iter(asked.values()), [])
     again = {key: moments([step for step in asked if key in asked[step]]) for key in first}
@@ -207,13 +209,13 @@ def _repeated(history: History) -> tuple[str, list[Asked]]:
 
 
 def _asked(key: str, rollouts: Mapping[int, Mapping[str, Sequence[Sample]]]) -> Asked:
-    """The first completion that each of the rollouts has of a prompt."""
+    """A prompt and its first completion in each of the rollouts."""
     answers = [(f"step {step:,}", rollout[key][0]) for step, rollout in rollouts.items()]
     return _turns(answers[0][1]), answers
 
 
 def _latest(samples: Sequence[Sample]) -> list[Asked]:
-    """Best and worst samples of the prompts from which a rollout had most to learn."""
+    """The best and the worst samples of the prompts with the largest difference in reward."""
     return [
         (_turns(best), [("best", best), ("worst", worst)] if best.reward > worst.reward else [("any", best)])
         for best, worst in widest(samples)[:_PROMPTS]
@@ -237,7 +239,7 @@ def _shortened(text: str) -> str:
 
 
 def in_words(sample: Sample) -> tuple[str, str]:
-    """(its reward, the rest of what became of it)."""
+    """(the sample's reward as text, its other results as text)."""
     parts = [
         f"{part} {plain(result.value)}" if result.value is not None else f"{part} not judged: {result.error}"
         for part, result in sample.rewards.items()
@@ -249,7 +251,7 @@ def in_words(sample: Sample) -> tuple[str, str]:
 
 
 def moments(steps: Sequence[int]) -> list[int]:
-    """The first, the one nearest to the middle, and the latest."""
+    """The first step, the one nearest to the middle, and the latest."""
     if len(steps) < 3:
         return list(steps)
     middle = min(steps[1:-1], key=lambda step: abs(2 * step - steps[0] - steps[-1]))
@@ -257,7 +259,7 @@ def moments(steps: Sequence[int]) -> list[int]:
 
 
 def widest(samples: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
-    """(best, worst) of each prompt that has a reward, the largest difference first."""
+    """(best, worst) of each prompt that has a reward, in descending order of the difference."""
     pairs = []
     for group in by_prompt(samples).values():
         judged = sorted((s for s in group if not math.isnan(s.reward)), key=lambda sample: -sample.reward)
@@ -267,7 +269,7 @@ def widest(samples: Iterable[Sample]) -> list[tuple[Sample, Sample]]:
 
 
 def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
-    """All samples of each prompt, in their order."""
+    """The samples grouped by prompt, in their order."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(prompt_key(sample.prompt.messages), []).append(sample)

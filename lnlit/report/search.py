@@ -1,7 +1,7 @@
-"""What a search found, as data: from the files that the stages of `lnlit search` write to a `Search`.
+"""The results of a search as data: reads the files that the stages of `lnlit search` write into a `Search`.
 
-Works on any problem and solution of the documented JSON forms (`lnlit.interfaces.solver`); with a block library it also
-knows the parent and the parts behind the names.
+It accepts any problem and solution in the documented JSON forms (`lnlit.interfaces.solver`). With a block library, it
+also knows the parent and the parts behind the names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TITLES = {"greedy": "Puzzle's greedy", "ratio_greedy": "greedy by ratio"}
 
 @dataclass(frozen=True)
 class Child(Solution):
-    """One architecture under a title."""
+    """A solution with a title."""
 
     title: str = ""
 
@@ -38,7 +38,8 @@ class Child(Solution):
 
 @dataclass(frozen=True)
 class Search:
-    """A problem, its solutions (best first) by `solver`, the baselines' at the same budgets, and a sweep over one."""
+    """A problem, its solutions by `solver` (best first), those of the baselines within the same budgets, and a sweep
+    over one budget."""
 
     problem: Problem
     status: str
@@ -50,7 +51,7 @@ class Search:
 
     @cached_property
     def layers(self) -> tuple[Mapping[str, Choice], ...]:
-        """The candidates of each layer by name."""
+        """The candidates of each layer, by name."""
         return tuple({choice.name: choice for choice in layer} for layer in self.problem.layers)
 
     @property
@@ -64,12 +65,12 @@ class Search:
 
     @property
     def limited_costs(self) -> list[str]:
-        """The costs that have a budget, in any scenario."""
+        """The costs that have a budget in the problem or in a scenario."""
         scenarios = chain.from_iterable(scenario.budgets for scenario in self.problem.scenarios)
         return list(dict.fromkeys(budget.cost for budget in chain(self.problem.budgets, scenarios)))
 
     def ledger(self, child: Child) -> list[Limit]:
-        """Every limit of the problem with what the child and the parent use of it."""
+        """Every limit that applies to the child, with the amounts that the child and the parent use."""
         scenario = [each for each in self.problem.scenarios if each.name == child.scenario]
         rows = []
         for limit in chain(self.problem.budgets, *(each.budgets for each in scenario)):
@@ -80,7 +81,7 @@ class Search:
         return rows
 
     def frontier(self) -> Frontier | None:
-        """The sweep where there is one, else the solutions on the first budget's cost; None without any budget."""
+        """The sweep if there is one, else the solutions by the cost of the first budget. None without a budget."""
         cost = next(iter(self.limited_costs), "")
         if self.sweep or not cost:
             return self.sweep
@@ -94,8 +95,9 @@ class Search:
         return Frontier(cost, best, points, False, self.solver, side, parent_cost, self.lower_is_better)
 
     def strips(self, children: Sequence[Child], library: Library | None) -> tuple[list[Strip], str]:
-        """Rows of the architecture map, and what they show: with a library parameters per slot, as shares of the
-        parent's, else the first budget's cost per layer, as shares of the layer's dearest candidate's."""
+        """(rows of the architecture map, what they show). With a library, they show the parameters per slot as shares
+        of the parent's; otherwise the cost of the first budget per layer as shares of the layer's most expensive
+        candidate."""
         if library is None:
             cost = next(iter(self.limited_costs), "")
             most = [max((each.costs.get(cost, 0.0) for each in layer.values()), default=0.0) for layer in self.layers]
@@ -123,10 +125,11 @@ def _parameter_share(variants: Mapping[str, Any], name: str) -> float | None:
 
 
 def read_search(data: Mapping[str, Any], problem: Problem, library: Library | None, where: str) -> Search:
-    """`data`: what `lnlit search solve` wrote, a `SolverResult` with "solver", "baselines" and "frontier" beside it.
+    """Reads what `lnlit search solve` wrote: a `SolverResult` with the further keys "solver", "baselines" and
+    "frontier".
 
-    Raises `UserError` for other data, for choices that the problem does not have, and with the solver's own reason
-    where there is no solution.
+    Raises `UserError` for other data and for choices that the problem does not have, and with the solver's message if
+    there is no solution.
     """
     result = SolverResult.from_json(data, where)
     if not result.solutions:
@@ -151,7 +154,8 @@ def read_search(data: Mapping[str, Any], problem: Problem, library: Library | No
 
 
 def _parent(problem: Problem, library: Library | None) -> Child | None:
-    """The parent as a choice: what the library says, else the one candidate per layer that scores 0, else None."""
+    """The parent as a solution: from the library, or else the single candidate per layer with score 0. None if it is
+    unknown."""
     names: list[str] = []
     for index, layer in enumerate(problem.layers):
         own = pair_name(*library.parent_names(index)) if library else None
@@ -164,7 +168,7 @@ def _parent(problem: Problem, library: Library | None) -> Child | None:
 
 
 def _baseline(name: str, data: Mapping[str, Any], where: str) -> list[Child]:
-    """Its best child; of a method that draws many, also what they are on average."""
+    """The baseline's best solution. For a method that draws many, also their mean."""
     found = SolverResult.from_json(data, f"{where}: baselines.{name}").solutions
     if len(found) < 2:
         return [Child.of(_title(name), solution) for solution in found]
@@ -176,8 +180,8 @@ def _baseline(name: str, data: Mapping[str, Any], where: str) -> list[Child]:
 def _sweep(
     rows: Sequence[Mapping[str, Any]], solver: str, name: str, parent: Child | None, problem: Problem
 ) -> Frontier | None:
-    """One series per solver, from rows of `lnlit.search.frontier`. Limits that nothing could keep have no point; where
-    several workloads have costs of their own, the limit itself is the cost."""
+    """One series of points per solver, from rows of `lnlit.search.frontier`. Infeasible limits have no point. If
+    several workloads have costs of their own, the limit itself stands for the cost."""
     series: dict[str, list[Point]] = {}
     for row in rows:
         if row["score"] is not None:
@@ -197,9 +201,8 @@ def _title(solver: str) -> str:
 
 
 def read_measured(data: Mapping[str, Any], where: str) -> list[Measured]:
-    """`{"models": [{"name": ..., "predicted": {cost: value}, "measured": {cost: value}}]}`; `UserError` otherwise, and
-    for a measured value that no prediction can be compared with.
-    """
+    """Reads `{"models": [{"name": ..., "predicted": {cost: value}, "measured": {cost: value}}]}`. Raises `UserError`
+    for other data, and for a measured cost without a prediction."""
     try:
         points = [
             Measured(str(model["name"]), cost, float(model["predicted"][cost]), float(value))

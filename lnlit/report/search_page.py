@@ -1,4 +1,4 @@
-"""The page of a search: pictures, tables, and what was given up for what in plain words."""
+"""The page of a search: pictures, tables, and the trade-offs in plain words."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def page(
     measured: Sequence[Measured],
     facts: Mapping[str, str],
 ) -> str:
-    """The whole document. `facts` say where everything came from, as label -> text."""
+    """The complete HTML page. `facts` maps labels to texts that say where the data came from."""
     ledger = search.ledger(child)
     tables = {}
     if search.baselines:
@@ -59,7 +59,7 @@ def page(
 def pictures(
     search: Search, child: Child, library: Library | None = None, measured: Sequence[Measured] = ()
 ) -> list[Picture]:
-    """Every picture that the data allow, in the order of the page."""
+    """All pictures for which there are data, in the order of the page."""
     others = [each for each in search.solutions if each is not child][: _MOST_MODELS - 1]
     rows, label = search.strips([each for each in (search.parent, child, *others) if each is not None], library)
     caption = "Every layer of the parent and the child. Faint cells were cut; strong colour means that much is left."
@@ -142,7 +142,7 @@ def _measured(measured: Iterable[Measured]) -> Table:
 
 
 def trade_in_words(search: Search, child: Child, measured: Sequence[Measured] = ()) -> list[str]:
-    """What was given up for what, one plain sentence or two per item."""
+    """The trade-offs as items of one or two plain sentences."""
     sentences = [*_changes(search, child), *_gains(search, child), *_losses(search, child)]
     if measured:
         right = sum(abs(point.error) <= BAND for point in measured)

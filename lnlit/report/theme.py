@@ -1,4 +1,4 @@
-"""One palette for pages and pictures, light and dark. Its colours are told apart by all kinds of colour vision."""
+"""One palette for pages and pictures, light and dark, which is distinguishable for all kinds of colour vision."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours. `back` lies behind the cards of a page, `page` is the cards' own and that of pictures, `on_deep` that of
-    text on the deeper half of `ramp`, which runs from nothing to much. `accents` are Okabe and Ito's, adapted to the
-    page. No two colours of a theme are the same, so that each can become a variable of a style sheet.
-    """
+    """The colours of a theme. `back` is the background of a page, `page` that of its cards and of pictures, and
+    `on_deep` the text colour on the darker half of `ramp`, which runs from low to high values. `accents` are Okabe and
+    Ito's colours, adapted to the background. No two colours of a theme are equal, so that each can become a CSS
+    variable."""
 
     back: str
     page: str
@@ -36,13 +36,13 @@ class Theme:
     accents: tuple[str, ...]
 
     def colormap(self) -> Colormap:
-        """The ramp; what has no value has the page's colour."""
+        """The ramp as a colormap. Missing values get the page's colour."""
         from matplotlib.colors import LinearSegmentedColormap
 
         return LinearSegmentedColormap.from_list("ramp", self.ramp, N=_STEPS).with_extremes(bad=self.page)
 
     def variables(self) -> dict[str, str]:
-        """Every colour by the name of its variable, the same names in all themes."""
+        """Maps the names of CSS variables to colours. All themes have the same names."""
         from matplotlib.colors import to_hex
 
         named = {name: colour for name, colour in vars(self).items() if isinstance(colour, str)}
@@ -77,8 +77,8 @@ DARK = Theme(
 
 @contextmanager
 def styled(theme: Theme, salt: str) -> Iterator[None]:
-    """matplotlib's settings while a picture is drawn and written, whatever the user's own are. The same data give the
-    same bytes; pictures of one page need different `salt`s."""
+    """Sets matplotlib's style while a picture is drawn and written, independently of the user's settings. Equal data
+    give equal bytes. Pictures of one page need different `salt`s."""
     from matplotlib import style
 
     settings = {
@@ -99,14 +99,14 @@ def styled(theme: Theme, salt: str) -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, without pyplot's global state."""
+    """An empty figure of the given size in inches, created without pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def visible(text: str) -> str:
-    """Any text as text that XML allows: control characters are shown as such."""
+    """The text with control characters replaced by visible ones, because XML does not allow them."""
     return _CONTROL.sub(_symbol, text)
 
 
@@ -116,7 +116,7 @@ def _symbol(match: re.Match[str]) -> str:
 
 
 def plain(value: float, _: Any = None) -> str:
-    """A number for reading, without powers of ten or needless digits: 0.003, 25.31, 1,500, 134.5M, 70.55B."""
+    """Formats a number without powers of ten or needless digits: 0.003, 25.31, 1,500, 134.5M, 70.55B."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -124,5 +124,5 @@ def plain(value: float, _: Any = None) -> str:
 
 
 def percent(value: float, _: Any = None) -> str:
-    """A share for reading: 45%, 1.5%, 0%."""
+    """Formats a fraction as a percentage: 45%, 1.5%, 0%."""
     return f"{value:.0%}" if abs(value) >= 0.1 or value == 0 else f"{value:.1%}"

@@ -1,4 +1,4 @@
-"""What every algorithm must do, as a function for a test to call.
+"""The contract of algorithms, as a function for a test to call.
 
     from lnlit.testing.algorithm_contract import check_algorithm
 
@@ -6,7 +6,8 @@
         check_algorithm(MyAlgorithm())
 
 Raises AssertionError naming the algorithm and the broken promise.
-Shape suffixes: P prompts, G samples of each, R reward functions, N tokens of completions, S samples.
+
+Shape suffixes: P prompts, G samples per prompt, R reward functions, N completion tokens, S samples.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LENGTHS = [[3, 1, 6], [2, 2, 4], [5, 1, 1], [1, 6, 2]]
 
 
 def check_algorithm(algorithm: Algorithm) -> None:
-    """The contract of an algorithm that is given rewards from 0 to 1 of three samples of each of four prompts."""
+    """Checks an algorithm on rewards from 0 to 1 of three samples for each of four prompts."""
     label = type(algorithm).__name__
     _expect(isinstance(algorithm.needs, Needs), label, "needs is a Needs")
     _expect(algorithm.needs.samples_per_prompt >= 1, label, "needs at least one sample of a prompt")
@@ -85,7 +86,7 @@ def _table(rewards_PG: Tensor, order: Tensor | None = None) -> RewardTable:
 
 
 def _batch(advantages_PG: Tensor, prompts: Sequence[int]) -> tuple[PolicyBatch, Tensor]:
-    """Some prompts' samples, on policy, and the policy's log-probs; without any tokens where advantages are NaN."""
+    """(on-policy samples of some prompts, the policy's log-probs). Samples with NaN advantages have no tokens."""
     chosen_PG = advantages_PG[list(prompts)]
     known = bool(chosen_PG.isfinite().all())
     lengths_S = torch.tensor(_LENGTHS)[list(prompts)].flatten() * known

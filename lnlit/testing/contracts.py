@@ -1,4 +1,4 @@
-"""What every part must do, ours and a third party's, as functions for a test to call.
+"""The contracts of layers, attention kernels, sources and checkpoint formats, as functions for a test to call.
 
     from lnlit.testing import contracts
 
@@ -6,6 +6,7 @@
         contracts.check_layer("ffn", "geglu", {"intermediate_size": 48})
 
 Each raises AssertionError naming the part and the broken promise.
+
 Shape suffixes: B rows, T tokens, D hidden, H query heads, K key/value heads, d head size.
 """
 
@@ -38,7 +39,7 @@ _STYLES = {"colwise", "rowwise", "gathered", "per_head"}
 
 
 def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
-    """The contract of a part of kind `attention` or `ffn`, built with `args` at hidden size 32."""
+    """Checks a part of kind `attention` or `ffn`, built with `args` at hidden size 32."""
     label = f"{kind} {name!r} with {dict(args)}"
     spec = _one_block(PartSpec(name, args), kind)
     check_spec(spec)
@@ -67,10 +68,10 @@ def check_attention_kernel(
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
     shapes: Sequence[tuple[int, int, int]] = ((4, 4, 16), (6, 2, 16), (5, 1, 32)),
 ) -> str | None:
-    """The contract of an attention kernel: it equals masked softmax attention, gradients too.
+    """Checks that an attention kernel equals masked softmax attention, gradients included.
 
-    `shapes` are (query heads, key/value heads, head size). Returns why the kernel cannot run here, for a test to skip
-    with, or None when it ran and passed.
+    `shapes` are (query heads, key/value heads, head size). Returns the reason why the kernel cannot run here, so that a
+    test can skip, or None if it ran and passed.
     """
     kernel_class = registry.get("attention_kernel", name)
     assert issubclass(kernel_class, AttentionKernel)
@@ -85,7 +86,7 @@ def check_attention_kernel(
 
 
 def check_source(make: Callable[[], Source], limit: int = 50) -> None:
-    """The contract of a source built by `make`: JSON rows, always in the same order, readable from any start."""
+    """Checks that a source built by `make` yields JSON rows, always in the same order, from any start."""
     source = make()
     label = type(source).__name__
     rows = list(itertools.islice(source.rows(), limit))
@@ -107,7 +108,7 @@ def check_source(make: Callable[[], Source], limit: int = 50) -> None:
 
 
 def check_checkpoint(name: str, path: Path) -> None:
-    """The contract of a checkpoint format on a model it can read: every weight of its spec, once, in its shape."""
+    """Checks that a format reads every weight of a model's spec exactly once and in its shape."""
     label = f"checkpoint {name!r} on {path.name}"
     reader = registry.build("checkpoint", name)
     assert isinstance(reader, CheckpointFormat)
@@ -164,7 +165,7 @@ def _inputs(dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _attention_runner(layer: Any, args: Mapping[str, Any], attend: Callable[..., Tensor] | None = None) -> Any:
-    """The layer as a function of x_BTD alone, over a packed batch of three documents in two rows."""
+    """The layer as a function of x_BTD only, over a packed batch of three documents in two rows."""
     segments = make_segments(_DOCUMENTS, torch.device("cpu"))
     positions_BT = torch.cat([torch.arange(length) for length in _DOCUMENTS]).view(_ROWS, _TOKENS)
     size = type(layer).rope_dim(args)
@@ -186,7 +187,7 @@ def _check_arguments(kind: str, name: str, label: str) -> None:
 
 
 def _check_declarations(layer: Any, label: str) -> None:
-    """`packed_weights` and `tensor_parallel` name modules that exist: linears, but for the norm of each head."""
+    """`packed_weights` and `tensor_parallel` name existing modules, which are linears or norms of each head."""
     _expect(isinstance(layer, nn.Module), label, "a part is an nn.Module")
     modules = dict(layer.named_modules())
     per_head = {name for name, style in layer.tensor_parallel.items() if style == "per_head"}
@@ -200,7 +201,8 @@ def _check_declarations(layer: Any, label: str) -> None:
 
 
 def _check_numbers(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> None:
-    """Shape, dtype, finite values, determinism, no in-place change, the same after pickling."""
+    """Outputs have the right shape and dtype, are finite, deterministic and equal after pickling, and inputs are
+    unchanged."""
     x_BTD = _inputs()
     before = x_BTD.clone()
     out = run(x_BTD)
@@ -231,7 +233,7 @@ def _check_gradients(layer: Any, run: Callable[[Tensor], Tensor], label: str) ->
 
 
 def _changed(run: Callable[[Tensor], Tensor], row: int, token: int) -> Tensor:
-    """Which outputs [B, T] move when the input at (row, token) does."""
+    """True for the outputs [B, T] that change when the input at (row, token) does."""
     x_BTD = _inputs()
     moved_BTD = x_BTD.clone()
     moved_BTD[row, token] += 1.0
@@ -246,7 +248,7 @@ def _check_tokenwise(run: Callable[[Tensor], Tensor], label: str) -> None:
 
 
 def _check_causal(layer: Any, run: Callable[[Tensor], Tensor], args: Mapping[str, Any], label: str) -> None:
-    """A token moves only itself and later tokens of its own document. Row 0 holds documents of 5 and 7 tokens."""
+    """A token affects only itself and later tokens of its document. Row 0 holds documents of 5 and 7 tokens."""
     for row, token, last in ((0, 2, 5), (0, 8, 12), (1, 6, 12)):
         changed_BT = _changed(run, row, token)
         changed_BT[row, token:last] = False
@@ -254,7 +256,7 @@ def _check_causal(layer: Any, run: Callable[[Tensor], Tensor], args: Mapping[str
 
 
 def _check_cache_shape(layer: Any, args: Mapping[str, Any], label: str) -> None:
-    """`kv_cache_shape` is what the layer hands to `attend`, at most once."""
+    """`kv_cache_shape` matches what the layer passes to `attend`, which it calls at most once."""
     calls: list[tuple[int, int]] = []
 
     def attend(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
@@ -280,7 +282,7 @@ def _check_packed(spec: ModelSpec, label: str) -> None:
 def _check_kernel(
     kernel: AttentionKernel, label: str, device: str, dtype: torch.dtype, shape: tuple[int, int, int]
 ) -> None:
-    """Against masked softmax in float32, for several ways to split the same tokens into documents."""
+    """Compares the kernel with masked softmax in float32, for several ways to split the same tokens into documents."""
     heads, kv_heads, size = shape
     generator = torch.Generator().manual_seed(3)
     tensors = [torch.randn(2, 12, n, size, generator=generator) for n in (heads, kv_heads, kv_heads)]
@@ -326,7 +328,7 @@ def _reference(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, lengths: Sequence
 
 
 def _canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Canonical name and shape of every weight of a spec."""
+    """The canonical name and shape of every weight of a spec."""
     decoder = build_decoder(spec)
     packed = decoder.packed_weights()
     shapes = {}

@@ -1,4 +1,4 @@
-"""What every meter must do, ours and a plugin's.
+"""The contract of meters, as a function for a test to call.
 
     from lnlit.testing.meter_contract import check_meter
 
@@ -29,8 +29,8 @@ WORKLOADS = (Workload(2, 12, 2), Workload(1, 7, 60))
 def check_meter(
     make: Callable[[], Meter], spec: ModelSpec | None = None, dtypes: Sequence[str] = ("bfloat16",)
 ) -> None:
-    """The contract of a meter built by `make`, on `spec` (a tiny one; of at least two layers) and on a child of it
-    without attention and with no FFN after the first layer."""
+    """Checks a meter built by `make` on `spec` (a tiny one with at least two layers), and on a child of it without
+    attention and without FFNs after the first layer."""
     spec = spec or tiny_spec()
     meter = make()
     label = type(meter).__name__

@@ -1,4 +1,4 @@
-"""What every training method must do, ours and a plugin's.
+"""The contract of training methods, as a function for a test to call.
 
     from lnlit.testing.method_contract import check_method
 
@@ -32,9 +32,8 @@ Data = Callable[[str, int], L.LightningDataModule]
 
 
 def check_method(make: Callable[[str], L.LightningModule], data: Data | None = None) -> None:
-    """The contract of a method built by `make` from the folder of a tiny model: it learns, the same from the same seed,
-    and a step is one step however it is divided. `data` is conversations unless given.
-    """
+    """Checks a method that `make` builds from the folder of a tiny model: it learns, the same seed gives the same
+    result, and a step does not depend on its division into micro-batches. `data` defaults to conversations."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -60,7 +59,7 @@ def check_method(make: Callable[[str], L.LightningModule], data: Data | None = N
 
 
 class _Begins(L.Callback):
-    """The weights that training begins with."""
+    """Records the weights at the start of training."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.weights = _weights(pl_module)

@@ -1,4 +1,4 @@
-"""What a part says about itself is true: its smaller variants, its matrix, its packed form, its fusing."""
+"""Checks what a part declares about itself: smaller variants, conversion to a matrix, packed form, fusion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Expect = Callable[[bool, str], None]
 
 
 class _Half:
-    """A search that asks for half of everything."""
+    """A search space with half of every size."""
 
     def narrower(self, channels: int) -> list[int]:
         return [channels // 2] if channels > 1 else []
@@ -27,7 +27,7 @@ class _Half:
 
 
 def check_knowledge(spec: ModelSpec, slot: str, part: PartSpec, expect: Expect) -> None:
-    """Everything that `part`, the only one of `spec`'s model, says beside computing."""
+    """Checks all that `part` declares, apart from `forward`. It is the only part of `spec`."""
     name, cls = short_name(slot, part), layer_class(slot, part)
     expect(bool(name) and "+" not in name and "/" not in name, f"short_name is a name without + and /, got {name!r}")
     for other in (stored_part(slot, part), packed_part(slot, part)):
@@ -63,7 +63,7 @@ def check_knowledge(spec: ModelSpec, slot: str, part: PartSpec, expect: Expect) 
 
 
 def _check_fusing(spec: ModelSpec, part: PartSpec, expect: Expect) -> None:
-    """Two of them fused are their sum, each behind its own norm."""
+    """Two FFNs fused equal their sum, each with its own norm."""
     blocks = [_drawn(spec, "ffn", part, seed) for seed in (1, 2)]
     wide = fused_ffn([part, part])
     channels = ffn_class(part).channels(part.args), ffn_class(wide).channels(wide.args)
@@ -91,7 +91,7 @@ def _drawn(spec: ModelSpec, slot: str, part: PartSpec, seed: int = 1) -> Block:
 
 
 def _scores(block: Block) -> Tensor | None:
-    """Any scores of an FFN's channels."""
+    """Arbitrary scores of an FFN's channels."""
     if block.mlp is None or block.mlp.reads_channels is None:
         return None
     reader = block.mlp.get_submodule(block.mlp.reads_channels)  # type: ignore[operator, arg-type]

@@ -1,4 +1,4 @@
-"""What every order of prompts must do, ours and a plugin's.
+"""The contract of prompt orders, as a function for a test to call.
 
     from lnlit.testing.prompt_order_contract import check_prompt_order
 
@@ -22,7 +22,7 @@ _ROLLOUTS, _PROMPTS = 6, 4
 
 
 def check_prompt_order(make: Callable[[], PromptOrder]) -> None:
-    """The contract of an order built by `make`, over two epochs of a few prompts."""
+    """Checks an order built by `make` over two epochs of a few prompts."""
     label = type(make()).__name__
     order = _started(make)
     taken, states = [], []

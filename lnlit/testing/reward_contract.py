@@ -1,4 +1,4 @@
-"""What every reward must do, ours and a plugin's.
+"""The contract of rewards, as a function for a test to call.
 
     from lnlit.testing.reward_contract import check_reward
 
@@ -45,8 +45,8 @@ _BYTES = 2**16
 
 
 def check_reward(make: Callable[[], Reward], cases: Sequence[Case], tolerance: float = 1e-4) -> None:
-    """The contract of a reward built by `make`, on requests that differ in what they are worth. Numbers are the same
-    within `tolerance`, for a model's arithmetic depends on what it computes together."""
+    """Checks a reward built by `make` on pairs (request, expected value) whose values differ. Values must agree within
+    `tolerance`, because a model's arithmetic depends on the composition of its batches."""
     reward = make()
     label = type(reward).__name__
     _check_pickle(reward, label)
@@ -81,7 +81,7 @@ def check_reward(make: Callable[[], Reward], cases: Sequence[Case], tolerance: f
 
 
 def _check_pickle(reward: Reward, label: str) -> None:
-    """It is sent with every completion, so what is heavy must wait until it is used."""
+    """The reward is small when pickled: it is sent with every completion, so it must load heavy objects lazily."""
     try:
         data = pickle.dumps(reward)
     except Exception as error:
@@ -102,7 +102,7 @@ def _check_ends(new: Reward, closed: BatchReward, label: str) -> None:
 
 
 def _scores(reward: Reward, requests: Sequence[RewardRequest], label: str) -> list[float | None]:
-    """In this process, where a change of the request shows."""
+    """Scores the requests in this process, where a modified request would be noticed."""
     if isinstance(reward, BatchReward):
         results = reward.score_batch(requests)
         _expect(len(results) == len(requests), label, f"{len(results)} results for {len(requests)} requests")
@@ -119,7 +119,7 @@ def _scores(reward: Reward, requests: Sequence[RewardRequest], label: str) -> li
 def _pooled(
     reward: Reward, requests: Sequence[RewardRequest], label: str, allowed: Sequence[str]
 ) -> list[float | None]:
-    """As a run scores, with no other outcome than the allowed ones."""
+    """Scores the requests as a run does, and checks that no other outcome is counted than the allowed ones."""
     pool = RewardPool({label: reward}, workers=1)
     try:
         results = [row[label] for row in pool.score(requests)]

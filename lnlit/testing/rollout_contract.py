@@ -1,4 +1,4 @@
-"""What every rollout engine must do, ours and a plugin's.
+"""The contract of rollout engines, as a function for a test to call.
 
     from lnlit.testing.rollout_contract import check_rollout_engine
 
@@ -37,9 +37,8 @@ def check_rollout_engine(
     runs_the_model: bool = True,
     tolerance: float = 1e-4,
 ) -> None:
-    """The contract of an engine built by `make`, on a tiny model of `spec`. An engine that `runs_the_model` reports
-    log-probs within `tolerance` of ours in fp32, so give it its most exact settings.
-    """
+    """Checks an engine built by `make` on a tiny model of `spec`. If it `runs_the_model`, its log-probs must be within
+    `tolerance` of lnlit's in fp32, so give it its most precise settings."""
     engine = make()
     label = type(engine).__name__
     first, second = (tiny_decoder(spec or tiny_spec(), seed) for seed in (0, 1))

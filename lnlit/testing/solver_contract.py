@@ -1,4 +1,4 @@
-"""What every solver must do, as a function for a test to call: `check_solver("highs")`."""
+"""The contract of solvers, as a function for a test to call: `check_solver("highs")`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lnlit.interfaces.solver import Status
 
 
 def check_solver(name: str) -> None:
-    """The contract of a solver: solutions keep every limit, claims of proof are true, the result is plain data.
+    """Checks that a solver's solutions keep every limit, its claims of proof are true, and its result is plain data.
 
     Raises AssertionError naming the solver and the broken promise.
     """
@@ -51,7 +51,7 @@ def _check_claims(problem: Problem, result: SolverResult, label: str) -> None:
 
 
 def _scores(problem: Problem) -> list[float]:
-    """The score of every choice that keeps all limits."""
+    """The scores of all combinations that keep all limits."""
     layers = [[choice.name for choice in problem.allowed(layer)] for layer in range(len(problem.layers))]
     kept = (names for names in itertools.product(*layers) if not problem.violations(names))
     return [problem.totals(names)[0] for names in kept]

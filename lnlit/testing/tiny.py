@@ -1,4 +1,4 @@
-"""Small real parts for tests, ours and a plugin author's: a two-layer spec, a byte tokenizer, a model folder."""
+"""Small real parts for tests of lnlit and of plugins: a two-layer spec, a byte-level tokenizer, a model folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def swiglu(intermediate_size: int = 48, fused: bool = False) -> PartSpec:
 
 
 def tiny_spec() -> ModelSpec:
-    """Two equal Llama layers of width 32, tied."""
+    """A spec of two equal Llama layers of width 32 with tied embeddings."""
     return ModelSpec(VOCAB_SIZE, 32, (BlockSpec(attention(), swiglu()),) * 2, context_length=256, tie_embeddings=True)
 
 
 def mixed_spec() -> ModelSpec:
-    """Every kind of mixture: no attention first, narrowed, fused, single linears, no FFN, nothing at all."""
+    """A spec with every kind of layer: no attention, a narrowed FFN, a fused FFN, single linears, no FFN, two empty
+    slots."""
     linear = PartSpec("single_linear")
     return tiny_spec().replace(
         layers=(
@@ -48,7 +49,7 @@ def mixed_spec() -> ModelSpec:
 
 
 def tiny_decoder(spec: ModelSpec | None = None, seed: int = 0) -> Decoder:
-    """A decoder on the CPU with random weights, scaled so that its outputs are not nearly uniform."""
+    """A decoder on the CPU with random weights, scaled so that its output distribution is not nearly uniform."""
     decoder = init_weights(build_decoder(spec or tiny_spec(), "cpu"), seed)
     for parameter in decoder.parameters():
         if parameter.dim() > 1:

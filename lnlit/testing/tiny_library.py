@@ -1,4 +1,4 @@
-"""A small block library with random weights, for tests of what reads libraries."""
+"""A small block library with random weights, for tests of code that reads libraries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PARTS = {
 
 
 def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = True, seed: int = 1) -> Library:
-    """Four candidates in every slot of `spec`, whatever the parent has there. Layer 1 has one trained pair."""
+    """A library with four candidates in every slot of `spec`, and one trained pair in layer 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def weights(layer: int, block: BlockSpec) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = Tru
 
 
 def undigested(folder: Path) -> Library:
-    """The library as an lnlit wrote it that kept no digests of weights."""
+    """The library in the form of earlier versions, without digests of weights."""
     index = json.loads((folder / INDEX).read_text())
     for layer in index["layers"]:
         for choices in layer.values():

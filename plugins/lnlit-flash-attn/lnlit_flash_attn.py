@@ -1,4 +1,4 @@
-"""flash-attn's variable-length kernel.
+"""The variable-length kernel of the package flash-attn.
 
 Shape suffixes: B rows, T tokens, H query heads, K key/value heads, d head size.
 """
@@ -18,7 +18,8 @@ _LARGEST_HEAD = 256
 
 
 class FlashAttnKernel(AttentionKernel):
-    """FlashAttention-2 (Dao 2023) over packed documents: exact, no work across documents, bf16 and fp16 on CUDA."""
+    """FlashAttention-2 (Dao 2023) over packed documents: exact, without work across documents, for bf16 and fp16 on
+    CUDA."""
 
     @classmethod
     def unavailable(cls) -> str | None:

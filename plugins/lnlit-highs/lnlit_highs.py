@@ -1,6 +1,6 @@
 """Exact architecture search: Puzzle's mixed-integer program (arXiv 2411.19146, appendix B) in CVXPY, solved by HiGHS.
 
-Array suffixes: L layers, N choices of all layers one after the other, M limits.
+Array suffixes: L layers, N choices of all layers in order, M limits.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ _LARGEST = 1e6
 
 
 class Highs(Solver):
-    """The best choice per layer with its proof: status, bound and gap (CVXPY on HiGHS).
+    """Finds the best choice per layer and proves it: status, bound and gap (CVXPY with HiGHS).
 
-    `tolerance` is how far from the best possible score the first solution may be to count as optimal, as a fraction of
-    what it gives up against the best choice in every layer; `alternatives_tolerance` is that of the further ones. These
-    are many and nearly equal, so that ranking them exactly costs hours, while scores, measured on samples of text, are
-    known to a percent at best. What was proven of a solution is its `gap`, relative to its score.
+    The first solution counts as optimal if its score is within `tolerance` of the best possible one, as a fraction of
+    what it gives up against the best choice in every layer. `alternatives_tolerance` is the tolerance of further
+    solutions. There are many nearly equal ones, and ranking them exactly would take hours, although scores, measured on
+    samples of text, are only accurate to about a percent. The `gap` of a solution is what was proven, relative to its
+    score.
     """
 
     def __init__(self, tolerance: float = 0.0, alternatives_tolerance: float = 2e-3) -> None:
@@ -70,7 +71,7 @@ class Highs(Solver):
 
 @dataclass(frozen=True)
 class _Found:
-    """A minimum in the units of the program; `picks` are positions among its N columns."""
+    """A minimum of the program, in its units. `picks` are indices into its N columns."""
 
     status: Status
     picks: np.ndarray | None = None
@@ -80,10 +81,10 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Program:
-    """minimise value_N @ x over one choice in each of `layers` layers with rows_MN @ x <= bound_M.
+    """Minimise value_N @ x over one choice in each of `layers` layers, subject to rows_MN @ x <= bound_M.
 
-    Columns are the choices that can keep every limit at all. Values are scores above the layer's best, so that the
-    best model without limits has 0; `score = sign * (value + offset)`.
+    Columns are the choices that can be part of a solution at all. Values are scores above the layer's best one, so that
+    the best model without limits has value 0; `score = sign * (value + offset)`.
     """
 
     layers: int
@@ -115,7 +116,7 @@ class _Program:
 
     @property
     def impossible(self) -> bool:
-        """Whether a layer has no choice left."""
+        """True if a layer has no choice left."""
         return len(self.starts()) < self.layers
 
     def starts(self) -> np.ndarray:
@@ -123,14 +124,14 @@ class _Program:
         return np.flatnonzero(np.diff(self.layer_N, prepend=-1))
 
     def only(self, kept: np.ndarray, unit: float) -> _Program:
-        """The columns `kept`, with values in `unit`s."""
+        """The program with only the columns `kept`, and with values divided by `unit`."""
         choices = tuple(self.choices[column] for column in kept)
         value_N = np.minimum(self.value_N[kept] / unit, _LARGEST)
         columns = {"choices": choices, "layer_N": self.layer_N[kept], "rows_MN": self.rows_MN[:, kept]}
         return dataclasses.replace(self, value_N=value_N, **columns)
 
     def without(self, picks: np.ndarray, most_shared: int) -> _Program:
-        """The same program where a solution shares at most so many layers with `picks`."""
+        """The same program with the limit that a solution shares at most so many layers with `picks`."""
         row_N = np.zeros(len(self.value_N))
         row_N[picks] = 1.0
         rows_MN, bound_M = np.vstack([self.rows_MN, row_N]), np.append(self.bound_M, most_shared)
@@ -153,12 +154,12 @@ class _Program:
 def _rows(
     problem: Problem, choices: Sequence[Choice], layer_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(columns, rows, bounds): the choices that can keep every limit beside the others' cheapest, and the limits as
-    rows over these.
+    """(columns, rows, bounds): the choices that can keep every limit beside the cheapest choices of other layers, and
+    the limits as rows over them.
 
-    A choice that keeps a limit whatever the others are needs no more than that of its usage. A row counts from each
-    layer's least, and budgets are divided by the room that is left above. All this keeps the same solutions, and leaves
-    entries between 0 and 1, whatever one choice costs that never fits or is enough by itself.
+    A usage so low that the limit holds whatever the other layers choose is raised to the highest such usage. Each row
+    counts usage above the layer's minimum, and is divided by the budget left above these minima. The solutions stay the
+    same, and entries are between 0 and 1 even if some choices cost far more than the budget or almost nothing.
     """
     sides: list[tuple[np.ndarray, float, bool]] = []
     for cost, (low, high) in problem.limits().items():
@@ -188,7 +189,7 @@ def _rows(
 
 
 def _above_least(usage_N: np.ndarray, bound: float, layer_N: np.ndarray, is_budget: bool) -> tuple[np.ndarray, float]:
-    """(row, room): usages above their layer's least, and what the leasts leave of `bound`."""
+    """(row, room): usage above the minimum of each layer, and the part of `bound` that these minima leave."""
     starts = np.flatnonzero(np.diff(layer_N, prepend=-1))
     sizes = np.diff(starts, append=len(layer_N))
     if is_budget:
@@ -201,9 +202,8 @@ def _above_least(usage_N: np.ndarray, bound: float, layer_N: np.ndarray, is_budg
 
 
 def _minimised_within(problem: Problem, program: _Program, tolerance: float, end: float) -> tuple[_Found, _Program]:
-    """The minimum among what keeps the problem's limits exactly. A solution that only HiGHS's tolerance lets through is
-    cut off by itself, and the program with the cut comes back too.
-    """
+    """The minimum among solutions that keep the problem's limits exactly. A solution that only HiGHS's tolerance
+    accepts is excluded by a cut, and the program with these cuts is returned too."""
     while True:
         found = _minimised(program, tolerance, end)
         if found.picks is None or not problem.violations(program.names_of(found.picks)):
@@ -216,10 +216,10 @@ def _minimised_within(problem: Problem, program: _Program, tolerance: float, end
 def _minimised(program: _Program, tolerance: float, end: float) -> _Found:
     """The minimum of a program, proven to `tolerance`.
 
-    HiGHS's tolerances are absolute: what it says holds for differences near 1. So values are divided by a unit, the
-    median at first. When what the solution found gives up is of another size, or some values are so large that they
-    drown the rest, the program is solved again: in units of what this solution gives up per layer, without the choices
-    that cost more than all of it.
+    HiGHS's tolerances are absolute and fit differences near 1, so values are divided by a unit, at first their median.
+    If the solution's value has another order of magnitude, or some values are so large that the rest is lost to
+    rounding, the program is solved again: in units of the solution's value per layer, and without the choices whose
+    value alone exceeds that of the whole solution.
     """
     if program.impossible:
         return _Found("infeasible")
@@ -244,11 +244,11 @@ def _minimised(program: _Program, tolerance: float, end: float) -> _Found:
 def _in_core(program: _Program, tolerance: float, end: float) -> _Found:
     """The minimum of a program, proven to `tolerance`, found in a small core of its columns.
 
-    The linear relaxation prices every limit. With prices p >= 0, any solution costs at least
-    floor = sum over layers of min(value + p @ row) - p @ bound, and one that takes a choice whose reduced cost is r
-    at least floor + r (Lagrangian bound: it holds for any p, so no rounding of the relaxation can spoil the proof). So
-    the choices with r <= width are solved alone; a minimum of at most floor + width is that of the whole program, and
-    any other one says how wide the core has to be.
+    The linear relaxation gives a price p >= 0 to every limit. Any solution then costs at least floor = sum over layers
+    of min(value + p @ row) - p @ bound, and a solution with a choice of reduced cost r at least floor + r. (This
+    Lagrangian bound holds for any p, so rounding in the relaxation cannot invalidate the proof.) Only the choices with
+    r <= width are searched. A minimum of at most floor + width is the minimum of the whole program; any other one shows
+    how wide the core must be.
     """
     status, price_M = _relaxed(program, end)
     if status == "infeasible":
@@ -273,7 +273,8 @@ def _in_core(program: _Program, tolerance: float, end: float) -> _Found:
 
 
 def _relaxed(program: _Program, end: float) -> tuple[Status, np.ndarray]:
-    """Status and prices of the rows of the linear relaxation; prices of 0, which prove less, when it has no answer."""
+    """(status, prices of the rows) of the linear relaxation. If it has no answer, the prices are 0, which prove
+    less."""
     if not len(program.bound_M):
         return "optimal", np.zeros(0)
     x = cp.Variable(len(program.value_N), nonneg=True)
@@ -285,13 +286,13 @@ def _relaxed(program: _Program, end: float) -> tuple[Status, np.ndarray]:
 
 
 def _layers(layer_N: np.ndarray) -> sparse.csr_array:
-    """[L, N], 1 where a choice belongs to a layer."""
+    """A matrix [L, N] with 1 if a choice belongs to a layer, else 0."""
     columns = np.arange(len(layer_N))
     return sparse.csr_array((np.ones(len(layer_N)), (layer_N, columns)))
 
 
 def _integer(program: _Program, kept: np.ndarray, tolerance: float, end: float) -> _Found:
-    """The minimum over the columns `kept`."""
+    """The integer minimum over the columns `kept`."""
     x = cp.Variable(len(kept), boolean=True)
     constraints: list[Any] = [_layers(program.layer_N[kept]) @ x == 1]
     if len(program.bound_M):
@@ -328,9 +329,9 @@ def _run(model: cp.Problem, end: float, **options: float) -> Status:
 
 
 def _infeasible(problem: Problem, end: float) -> SolverResult:
-    """For each budget the nearest total that is reachable while everything else holds; while only counts and forbidden
-    choices hold, where the others contradict each other by themselves. Where the time is up, that is said instead.
-    """
+    """The result for an infeasible problem: for each budget, the nearest reachable total while all other limits hold.
+    If the budgets contradict each other, only counts and forbidden choices are kept. The message says so if the time
+    was up."""
     tightest, lines, late = {}, [], False
     for cost, (low, high) in problem.limits().items():
         others = tuple(budget for budget in problem.budgets if budget.cost != cost)
@@ -353,7 +354,8 @@ def _infeasible(problem: Problem, end: float) -> SolverResult:
 
 
 def _nearest(problem: Problem, cost: str, budgets: tuple[Budget, ...], end: float) -> tuple[Status, float | None]:
-    """The reachable total of `cost` nearest to its limits under `budgets`, if there is one and time to prove it."""
+    """The reachable total of `cost` nearest to its limits under `budgets`, or None if there is none or no time to prove
+    it."""
     low, high = problem.limits()[cost]
     found: list[float] = []
     for sign, bound, other in ((1.0, high, Budget(cost, min=low)), (-1.0, low, Budget(cost, max=high))):

@@ -1,4 +1,4 @@
-"""What `lnlit plugins new KIND NAME` writes: one working part of each kind and its contract test.
+"""The templates of `lnlit plugins new KIND NAME`: one working part of each kind and its contract test.
 
-Each is a real module; `example` and `Example` stand for the name and the class of what is written from it.
+Each is a real module, in which `example` and `Example` are replaced by the name and the class of the new part.
 """

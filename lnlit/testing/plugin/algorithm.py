@@ -1,4 +1,4 @@
-"""What a sample is worth, and the loss that a policy learns from it."""
+"""An algorithm: advantages from rewards, and the loss of the policy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Example(Algorithm):
-    """REINFORCE with the mean of a prompt's samples as the baseline: -advantage * log-prob, for one update a rollout.
+    """REINFORCE with the mean of a prompt's samples as baseline: the loss is -advantage * log-prob, for one update per
+    rollout.
 
     Args:
-        scale: Of all advantages.
+        scale: A factor for all advantages.
     """
 
     scale: float = 1.0

@@ -1,6 +1,5 @@
-"""Attention as its formula says. Shape suffixes: N tokens of all documents, H query heads, K key/value heads,
-d head size.
-"""
+"""Attention computed directly from its formula. Shape suffixes: N tokens of all documents, H query heads, K key/value
+heads, d head size."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from lnlit.interfaces import AttentionKernel, Segments
 
 
 class Example(AttentionKernel):
-    """Softmax over a mask of all tokens: slow and plain."""
+    """Softmax with an explicit mask over all pairs of tokens: simple and slow."""
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -1,4 +1,4 @@
-"""A model on the disk in a format of your own."""
+"""A checkpoint format of your own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lnlit.specs import ModelSpec
 
 
 class Example(CheckpointFormat):
-    """A folder of `example.json`, a spec, and `weights.safetensors` under canonical names."""
+    """A folder with the spec in `example.json` and weights under canonical names in `weights.safetensors`."""
 
     def recognises(self, path: Path) -> bool:
         return (path / "example.json").is_file()

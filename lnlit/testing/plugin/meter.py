@@ -1,4 +1,4 @@
-"""Times of whole models on this machine."""
+"""A meter: measures the latency of whole models on this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lnlit.specs import ModelSpec
 
 
 class Example(Meter):
-    """Calculates what an engine of yours would be asked to measure: so many layers a second.
+    """Computes latencies from a fixed speed. Replace this by measurements of your engine.
 
     Args:
-        layers_per_s: how many layers are computed for one token in a second.
+        layers_per_s: The number of layers computed per second for one token.
     """
 
     dtypes = ("float32", "bfloat16")

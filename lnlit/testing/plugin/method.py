@@ -13,11 +13,11 @@ class Example(LitModel):
     """Supervised fine-tuning with label smoothing (Szegedy et al. 2016).
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        smoothing: the share of a label that is spread over the vocabulary.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
+        smoothing: The fraction of a label that is spread over the vocabulary.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only. None trains every weight.
     """
 
     def __init__(

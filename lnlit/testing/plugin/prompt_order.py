@@ -1,4 +1,4 @@
-"""In which order a run takes its prompts."""
+"""An order of prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lnlit.interfaces import PromptOrder
 
 
 class Example(PromptOrder):
-    """Short prompts first, again and again."""
+    """The shortest prompts first, repeated forever."""
 
     def start(self, rows: Sequence[Mapping[str, Any]], seed: int, rollouts: int) -> None:
         if not rows:

@@ -1,4 +1,4 @@
-"""What a completion is worth."""
+"""A reward for completions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from lnlit.interfaces import Reward, RewardRequest
 
 
 class Example(Reward):
-    """Pays 1 for a completion that has a word in it.
+    """The reward is 1 if the completion contains a word, else 0.
 
     Args:
-        word: what to look for, whatever its case.
+        word: The word to look for, in upper or lower case.
     """
 
     def __init__(self, word: str = "please") -> None:

@@ -11,7 +11,7 @@ from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutReque
 
 
 class Example(RolloutEngine):
-    """Draws every token evenly from the vocabulary: put your engine in the place of `_answer`."""
+    """Samples every token uniformly from the vocabulary. Replace `_answer` by calls to your engine."""
 
     def __init__(self) -> None:
         self.vocabulary, self.context, self.version = 0, 0, None

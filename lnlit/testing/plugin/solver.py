@@ -1,4 +1,4 @@
-"""The best choice per layer within the budgets of a problem."""
+"""A solver: the best choice per layer within the budgets of a problem."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lnlit.interfaces import Problem, Solution, Solver, SolverResult
 
 
 class Example(Solver):
-    """Tries one combination after the other until its time is up."""
+    """Tries one combination after another until the time limit."""
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
         end = time.monotonic() + time_limit_s

@@ -1,4 +1,4 @@
-"""Rows of a training run from somewhere of your own."""
+"""A source of rows for training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lnlit.interfaces import Source
 
 
 class Example(Source):
-    """Sums up to `largest` plus `largest`, as conversations with an `answer`.
+    """Additions of numbers up to `largest`, as conversations with an `answer`.
 
     Args:
-        largest: the largest number to add.
+        largest: The largest number to add.
     """
 
     def __init__(self, largest: int = 9) -> None:

@@ -1,4 +1,5 @@
-"""vLLM runs every lnlit model (`register`), and times it (`meter`). Importing this imports nothing else."""
+"""Makes vLLM run every lnlit model (`register`), and measures it (`meter`). Importing this package imports nothing
+else."""
 
 ARCHITECTURE = "DeciLMForCausalLM"
 MODEL_TYPE = "nemotron-nas"
@@ -8,11 +9,11 @@ OWN_MODEL_TYPE = "lnlit"
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: our config and model classes take the place of vLLM's own for `nemotron-nas`,
-    and stand for `lnlit`, which vLLM has none for.
+    """Entry point `vllm.general_plugins`: replaces vLLM's config and model classes for `nemotron-nas` by ours, and adds
+    those for `lnlit`, which vLLM does not know.
 
-    vLLM calls it in each of its processes. The config class is put where vLLM looks first, so that a folder's own code
-    (`auto_map`) is neither needed nor run.
+    vLLM calls it in each of its processes. The config class is registered where vLLM looks first, so that code in a
+    model folder (`auto_map`) is neither needed nor run.
     """
     from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
     from vllm.transformers_utils.config import _CONFIG_REGISTRY  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""The process of `Process`: JSON lines on a socket it inherits. Needs no lnlit.
+"""The program that `Process` runs: JSON lines over an inherited socket. Does not import lnlit.
 
 python -m lnlit_vllm.child SOCKET PARENT
 """
@@ -55,7 +55,8 @@ def _send(stream: Any, message: dict[str, Any]) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A killed trainer closes no socket that a process it forked still holds, so watch the trainer itself."""
+    """Ends this process when the trainer has ended. The socket does not show it, because processes that the trainer
+    forked keep it open."""
     while os.getppid() == parent:
         time.sleep(0.5)
     time.sleep(_GRACE_S)

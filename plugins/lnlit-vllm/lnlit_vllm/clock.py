@@ -1,4 +1,5 @@
-"""The timing process of `VllmMeter`: a JSON request on stdin, a JSON answer to the file named. Needs no lnlit."""
+"""The program that measures latencies for `VllmMeter`: reads a JSON request on stdin and writes a JSON answer to the
+file that it names. Does not import lnlit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.json of a Llama whose layers differ (`nemotron-nas`), as vLLM and our model class read it."""
+"""The config.json of a Llama with heterogeneous layers (`nemotron-nas`), as vLLM and our model class read it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ _NO_ATTENTION = "no layer of this model has attention; vLLM serves models with a
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Attention of one layer. vLLM itself reads `no_op`, by which it means "keeps no KV cache" and so a linear one too,
-    and `n_heads_in_group`, query heads per KV head.
-    """
+    """The attention of one layer. vLLM reads `no_op`, which it takes to mean "has no KV cache", so it is also true for
+    a linear layer, and `n_heads_in_group`, the number of query heads per KV head."""
 
     no_op: bool = False
     replace_with_linear: bool = False
@@ -32,7 +31,7 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class FeedForwardBlock:
-    """FFN of one layer: SwiGLU of `intermediate_size`, one square matrix, or absent."""
+    """The FFN of one layer: SwiGLU of width `intermediate_size`, one square matrix, or none."""
 
     no_op: bool = False
     replace_with_linear: bool = False
@@ -41,18 +40,18 @@ class FeedForwardBlock:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One layer."""
+    """The configuration of one layer."""
 
     attention: AttentionBlock
     ffn: FeedForwardBlock
 
 
 class DeciLMConfig(PretrainedConfig):
-    """Llama's configuration, with `block_configs` in place of one KV-head count and one FFN width.
+    """Llama's configuration, with `block_configs` instead of a single number of KV heads and FFN width.
 
-    KV heads and widths come as NVIDIA's releases spell them (`n_heads_in_group`, `ffn_mult`) or as numbers. Every other
-    key of config.json becomes an attribute. Raises `ValueError` when no layer has attention, for vLLM serves no such
-    model, and for settings of a layer that our model class does not know.
+    KV heads and widths are read as NVIDIA's releases write them (`n_heads_in_group`, `ffn_mult`) or as plain numbers.
+    Every other key of config.json becomes an attribute. Raises `ValueError` if no layer has attention, because vLLM
+    serves no such model, and for settings of a layer that our model class does not support.
     """
 
     model_type = MODEL_TYPE
@@ -74,14 +73,15 @@ class DeciLMConfig(PretrainedConfig):
             raise ValueError(_NO_ATTENTION)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: vLLM hashes it, and logs it."""
+        """The configuration as plain data, which vLLM hashes and logs."""
         return super().to_dict() | {"block_configs": [dataclasses.asdict(block) for block in self.block_configs]}
 
 
 class LnlitConfig(PretrainedConfig):
-    """A model of parts that only lnlit knows: `spec` is lnlit's description of it, which also lnlit.json has.
+    """The configuration of a model with parts that only lnlit has. `spec` is lnlit's description of it, as in
+    lnlit.json.
 
-    Raises `ValueError` where lnlit is not installed, and when no layer has attention, for vLLM serves no such model.
+    Raises `ValueError` if lnlit is not installed, and if no layer has attention, because vLLM serves no such model.
     """
 
     model_type = OWN_MODEL_TYPE
@@ -116,7 +116,7 @@ class LnlitConfig(PretrainedConfig):
         return _lnlit().ModelSpec.from_json(self.spec)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: vLLM hashes it, and logs it."""
+        """The configuration as plain data, which vLLM hashes and logs."""
         return {key: value for key, value in super().to_dict().items() if key != "block_configs"}
 
 
@@ -144,7 +144,7 @@ def _read_block(block: Mapping[str, Any], config: Any) -> BlockConfig:
 def _read_slot(
     name: str, slot: Mapping[str, Any], size_keys: tuple[str, ...]
 ) -> tuple[tuple[bool, bool], dict[str, Any]]:
-    """Whether the slot is absent and whether it is linear, and its size if it has one."""
+    """(whether the slot is empty, whether it is linear, its size or None)."""
     for key, value in slot.items():
         if key not in (*size_keys, *_STUB_KEYS) and value not in (None, False):
             known = ", ".join((*size_keys, *_STUB_KEYS))

@@ -1,6 +1,6 @@
-"""vLLM in this process, as a policy's sampler: plain data in and out. Needs no lnlit.
+"""Runs vLLM in this process to sample from a policy. Inputs and outputs are plain data. Does not import lnlit.
 
-The same code runs in the trainer's process and in one of its own (`child.py`).
+The same code runs in the trainer's process and in a separate one (`child.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _WEIGHTS, _CACHE = "weights", "kv_cache"  # vLLM's names of what sleeps
 
 
 class Core:
-    """A model of `settings["config"]` with random weights until `load`. Raises whatever vLLM raises."""
+    """A vLLM engine for the model in `settings["config"]`, with random weights until `load`. Raises whatever vLLM
+    raises."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         for name, value in _SETTINGS.items():
@@ -61,7 +62,8 @@ class Core:
             yield from names
 
     def load(self, file: str, version: str) -> Iterator[None]:
-        """Weights from a safetensors file with all of `tensor_names`. After an error this object is of no more use."""
+        """Loads weights from a safetensors file that holds all of `tensor_names`. After an error this object cannot be
+        used."""
         self._llm.collective_rpc("lnlit_load", args=(file,))
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not forget the prefixes of the weights before these.")
@@ -69,7 +71,8 @@ class Core:
         yield from ()
 
     def generate(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Answers as they become ready; `index` says to which request. After an error this object is of no more use."""
+        """Yields answers as they become ready; `index` is that of the request. After an error this object cannot be
+        used."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
@@ -88,7 +91,8 @@ class Core:
         yield from ()
 
     def wake(self) -> Iterator[None]:
-        """Room for weights; the cache's is taken by `generate`, for until then the trainer may need it."""
+        """Allocates memory for the weights. Memory for the cache is allocated by `generate`, because the trainer may
+        need it until then."""
         self._wake(_WEIGHTS)
         yield from ()
 
@@ -106,7 +110,8 @@ class Core:
 
 
 def sampling_params(request: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
-    """In vLLM's words, which its server shares. End tokens are stop tokens: a configured one must not end more."""
+    """Sampling settings in vLLM's terms, shared with its server. End tokens are passed as stop tokens, so that no token
+    from the model's configuration ends a completion."""
     return {
         "seed": request["seed"],
         "temperature": sampling["temperature"],

@@ -1,4 +1,4 @@
-"""vLLM in the trainer's process."""
+"""Runs vLLM in the trainer's process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lnlit_vllm.process import HOW_TO_INSTALL
 
 
 class InProcess:
-    """`Core`, with its errors as `UserError`s."""
+    """`Core` with its errors turned into `UserError`s."""
 
     reads_again = False
     restarts = 0
@@ -30,7 +30,7 @@ class InProcess:
             return list(self._core.tensor_names())
 
     def forget(self) -> None:
-        """Nothing: a file is read once."""
+        """Does nothing, because the file is read once."""
 
     def load(self, file: str, version: str) -> None:
         with _told():

@@ -1,4 +1,4 @@
-"""vLLM as a meter: times a whole model in the engine that will serve it."""
+"""A meter that measures a whole model in vLLM, the engine that will serve it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LOG_LINES = 15
 
 
 class VllmMeter(Meter):
-    """vLLM with random weights, in a process of its own: memory and global state go when it ends.
+    """Measures vLLM with random weights in a separate process, which releases memory and global state when it ends.
 
-    Prefill is the time of one new token, decode the rest of a run of all of them, each timed on its own; the prefix
-    cache is off. On a CPU `OMP_NUM_THREADS` is the number of threads. The environment variable `LNLIT_VLLM_PYTHON`
+    Prefill is the time of a run with one new token, and decode the further time of a run with all of them. The prefix
+    cache is off. On a CPU, `OMP_NUM_THREADS` is the number of threads. The environment variable `LNLIT_VLLM_PYTHON`
     names the Python of another environment that has vllm and lnlit-vllm.
     """
 

@@ -1,6 +1,6 @@
-"""The model class behind `DeciLMForCausalLM`: vLLM's Llama, with layers that differ.
+"""The model class `DeciLMForCausalLM`: vLLM's Llama with heterogeneous layers.
 
-vLLM's own class for this architecture needs attention before anything else and knows no single matrices.
+vLLM's own class for this architecture cannot begin with a layer without attention and has no linear layers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LinearMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Up to two residual slots, each with a norm of its own."""
+    """A layer with up to two residual slots, each with its own norm."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -59,9 +59,9 @@ class DecoderLayer(nn.Module):
             self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The stream is `hidden_states + residual`, which vLLM's norms add up. The first layer is called without a
-        residual and hands one on even if it is empty, for the next may be empty too, or on another GPU.
-        """
+        """The residual stream is `hidden_states + residual`, which vLLM's norms add. The first layer is called without
+        a residual and returns one even if both slots are empty, because the next layer may be empty too or on another
+        GPU."""
         update, stream = hidden_states, residual
         if stream is None:
             update, stream = torch.zeros_like(hidden_states), hidden_states
@@ -75,9 +75,8 @@ class DecoderLayer(nn.Module):
 
 
 class DeciLMForCausalLM(LlamaForCausalLM):
-    """Any mixture of attention, FFN, single matrices and empty slots. Tensor and pipeline parallel, quantisation, LoRA
-    and weight loading are Llama's.
-    """
+    """Any mixture of attention, FFN, single matrices and empty slots. Tensor and pipeline parallelism, quantisation,
+    LoRA and weight loading are those of vLLM's Llama."""
 
     has_noops = True  # the KV cache has one entry per layer with attention, not per layer
 

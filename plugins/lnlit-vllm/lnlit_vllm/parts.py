@@ -1,6 +1,7 @@
-"""The model class behind `LnlitForCausalLM`: layers of any registered parts, as lnlit computes them.
+"""The model class `LnlitForCausalLM`: layers of any registered parts, computed by lnlit's own modules.
 
-vLLM gives its attention and KV cache. Needs lnlit, and the packages that the parts come from, where vLLM runs.
+vLLM provides attention and the KV cache. lnlit and the packages that provide the parts must be installed where vLLM
+runs.
 
 Shape suffixes: T tokens of all requests, D hidden, H query heads, K key/value heads, d head size.
 """
@@ -24,7 +25,7 @@ from lnlit.specs import ModelSpec
 
 
 class PartLayer(nn.Module):
-    """One block as lnlit builds it, its weights under the names that they have in a checkpoint."""
+    """One block as lnlit builds it. Its weights have checkpoint names."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class PartLayer(nn.Module):
             )
 
     def forward(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The stream is `hidden_states + residual`; here it is all in the first."""
+        """The residual stream is `hidden_states + residual`; here the first holds all of it."""
         x_TD = hidden_states if residual is None else hidden_states + residual
         rope = {}
         if self.rope_dim:
@@ -67,13 +68,13 @@ class PartLayer(nn.Module):
 
 
 class PartModel(LlamaModel):
-    """vLLM's Llama around such layers; nothing is stacked that a checkpoint has in parts."""
+    """vLLM's Llama with `PartLayer`s. Weights that are separate in a checkpoint are not stacked."""
 
     hf_to_vllm_mapper = WeightsMapper()
 
 
 class LnlitForCausalLM(LlamaForCausalLM):
-    """Any spec of registered parts, on one device, as it is."""
+    """Any spec of registered parts, on one device and without quantisation."""
 
     has_noops = True  # the KV cache has one entry per layer with attention, not per layer
     hf_to_vllm_mapper = PartModel.hf_to_vllm_mapper
@@ -95,9 +96,8 @@ def _check(vllm_config: VllmConfig) -> None:
 
 @torch.no_grad()
 def _what_attention_asks(block: Any, hidden_size: int, rope_dim: int | None) -> tuple[int, int, int, int | None] | None:
-    """(query heads, KV heads, head size, window) that a block hands to attention, seen by running it on one token; what
-    it computes from weights that are not there yet is of no use.
-    """
+    """(query heads, KV heads, head size, window) that a block passes to attention, found by running it on one token.
+    Its weights are not loaded yet, so its output is ignored."""
     asked: list[tuple[int, int, int, int | None]] = []
 
     def attend(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:

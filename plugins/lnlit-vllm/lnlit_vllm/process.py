@@ -1,4 +1,4 @@
-"""vLLM in a process of its own, started again when it dies."""
+"""Runs vLLM in a separate process and restarts it when it dies."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _LOG_BYTES, _LOG_LINES = 16_384, 15
 
 
 class _Died(Exception):
-    """The process ended before it answered, or was too long about it."""
+    """The process ended before it answered, or took too long."""
 
 
 class Process:
-    """`Core`'s methods, carried out elsewhere: `load` and `generate` survive the death of the process.
+    """The methods of `Core`, run in another process. `load` and `generate` survive the death of that process.
 
-    What was answered before a death is kept and the rest asked for again, with the last weights. Silence for
-    `answer_time_limit_s` is a death too. Three deaths without an answer between them are a `UserError` that shows the
-    end of vLLM's log.
+    Answers that arrived before a death are kept, and the rest is requested again with the latest weights. Silence for
+    `answer_time_limit_s` counts as a death. Three deaths without an answer between them raise a `UserError` that shows
+    the end of vLLM's log.
     """
 
     reads_again = True
@@ -167,9 +167,8 @@ class Process:
 
 
 def _environment(tensor_parallel_size: int) -> dict[str, str]:
-    """Ours, less what says which rank of a trainer we are: torch would look for the trainer's ranks instead of its own.
-    A vLLM on one GPU gets the trainer's, so that each rank's has its own.
-    """
+    """This process's environment without the variables that say which rank of a trainer it is, because torch would look
+    for the trainer's ranks. A vLLM on one GPU gets the trainer's GPU, so that each rank has its own."""
     import torch
 
     found = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
@@ -181,7 +180,7 @@ def _environment(tensor_parallel_size: int) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket, stream: IO[str], owner: int) -> None:
-    """A closed connection asks the process to end; one that is at work, or stuck, is ended."""
+    """Closes the connection, which asks the process to end, and kills it if it is still at work or stuck."""
     if os.getpid() != owner:  # a fork of the trainer's owns nothing
         return
     with contextlib.suppress(OSError):
@@ -197,7 +196,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, stream: IO
 
 
 def _signal_name(number: int) -> str:
-    """Real-time signals have none."""
+    """The name of a signal, or its number for a real-time signal."""
     with contextlib.suppress(ValueError):
         return signal.Signals(number).name
     return str(number)
@@ -208,7 +207,7 @@ def _told(error: str) -> str:
 
 
 def _tail(log: IO[bytes]) -> list[str]:
-    """Read without moving the place where the process writes."""
+    """The end of the log, read without moving the position at which the process writes."""
     size = os.fstat(log.fileno()).st_size
     text = os.pread(log.fileno(), _LOG_BYTES, max(size - _LOG_BYTES, 0)).decode(errors="replace")
     return text.rstrip().splitlines()[-_LOG_LINES:]

@@ -1,4 +1,4 @@
-"""vLLM as a rollout engine."""
+"""The rollout engine vLLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Place(Protocol):
-    """Where vLLM runs. `reads_again`: it may read the file of the last `load` until `forget`, `sleep` or the next."""
+    """The way vLLM is run. With `reads_again`, it may read the file of the last `load` again until `forget`, `sleep` or
+    the next `load`."""
 
     reads_again: bool
     restarts: int
@@ -32,34 +33,36 @@ class Place(Protocol):
 
 
 class VllmEngine(RolloutEngine):
-    """vLLM with the policy's weights, which reach it as a safetensors file in memory.
+    """vLLM with the policy's weights, which are passed as a safetensors file in memory.
 
-    In fp32 a completion depends on its seed alone; in lower precision vLLM's results depend a little on what is
-    computed together, and so may a token. Weights are loaded layer by layer into the running engine and checked for
-    completeness before the first. A process that is killed is started again, and what it had not answered is generated
+    In fp32 a completion depends only on its seed. In lower precision, vLLM's results, and therefore single tokens,
+    depend slightly on what is computed in the same batch. Weights are loaded into the running engine layer by layer,
+    after a check that all are there. A process that is killed is restarted, and what it had not answered is generated
     again from the same seeds.
 
     Args:
-        where: "process": a process of its own, with the Python that the environment variable LNLIT_VLLM_PYTHON names,
-            or ours. "in_process": the trainer's; on a CPU vLLM then replaces `torch.set_num_threads` by a function that
-            does nothing, for the trainer too, and OMP_NUM_THREADS alone counts. Or the URL of a `vllm serve` on this
-            machine: its command line decides about all that follows but `dtype`, `quantization`, `max_num_seqs` (here:
-            requests at a time) and `weights_folder`. Where the trainer has several ranks each has an engine of its own,
-            on its own GPU, and only "process" will do.
-        dtype: what vLLM computes in, and the weights are sent in.
-        quantization: "fp8_per_tensor" computes products in FP8, with a scale per token and per weight matrix, on a GPU.
-            Its log-probs are those of another model than the trainer's: they need a correction.
-        max_model_len: longest prompt and completion together; null is the model's context length.
-        max_num_seqs: completions generated at a time.
-        gpu_memory_utilization: share of a GPU's memory for weights and KV cache together. vLLM starts beside the
-            trainer and keeps the cache from `generate` to `sleep`, so this must leave room for the trainer too.
-        kv_cache_gib: the KV cache alone, instead; on a CPU 1 where it is null.
-        tensor_parallel_size: GPUs to split the model over.
-        weights_folder: where the weights' file lies while it is needed; memory rather than a disk, as large as the
-            model.
-        answer_time_limit_s: a process that says nothing for so long while it is asked for something counts as dead. A
-            server's every answer is waited for so long. "in_process" knows no limit.
-        vllm_args: anything else that vLLM's `LLM` takes.
+        where: "process" runs vLLM in a separate process, with the Python that the environment variable
+            LNLIT_VLLM_PYTHON names, or else the current one. "in_process" runs it in the trainer's process; on a CPU
+            vLLM then replaces `torch.set_num_threads` by a function that does nothing, for the trainer too, so only
+            OMP_NUM_THREADS counts. The URL of a `vllm serve` on this machine uses that server, whose command line
+            decides about all that follows except `dtype`, `quantization`, `max_num_seqs` (then the number of concurrent
+            requests) and `weights_folder`. If the trainer has several ranks, each has its own engine on its own GPU,
+            and only "process" is possible.
+        dtype: The dtype of vLLM's weights and computations.
+        quantization: "fp8_per_tensor" computes products in FP8 on a GPU, with a scale per token and per weight matrix.
+            The log-probs then differ from the trainer's and need a correction.
+        max_model_len: The maximum length of prompt and completion together, in tokens. Null is the model's context
+            length.
+        max_num_seqs: The number of completions generated at the same time.
+        gpu_memory_utilization: The fraction of a GPU's memory for weights and KV cache together. vLLM starts beside the
+            trainer and keeps the cache from `generate` to `sleep`, so this must leave room for the trainer.
+        kv_cache_gib: The size of the KV cache in GiB, instead of a fraction of memory. On a CPU, null is 1.
+        tensor_parallel_size: The number of GPUs to split the model over.
+        weights_folder: The folder for the file of weights while it is needed. It should be in memory rather than on a
+            disk, and must have room for the model.
+        answer_time_limit_s: A process that does not answer a request for so many seconds counts as dead; a server's
+            answer is waited for as long. Not used with "in_process".
+        vllm_args: Further arguments of vLLM's `LLM`.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class VllmEngine(RolloutEngine):
         self._files.close()
 
     def _place_of(self, weights: PolicyWeights) -> Place:
-        """The running vLLM where it has this model, or a new one."""
+        """The running vLLM if it has this model, or else a new one."""
         if self._place is not None and self._config != weights.config:
             self._give_up_place()
         if self._place is None:
@@ -210,7 +213,7 @@ def _start(where: str, settings: dict[str, Any]) -> Place:
 
 
 def _complete(tensors: Iterable[tuple[str, Tensor]], dtype: str, wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Tensors by name in `dtype`. Raises `UserError` unless they are those `wanted`."""
+    """Tensors by name, converted to `dtype`. Raises `UserError` unless their names are those in `wanted`."""
     import torch
 
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A running `vllm serve` that takes a policy's weights."""
+"""Uses a running `vllm serve` with the policy's weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ HOW_TO_SERVE = (
 
 
 class Server:
-    """`Core`'s methods over HTTP. How vLLM runs is the server's own affair; what makes completions wrong is checked."""
+    """The methods of `Core` over HTTP. Settings of the server that would make completions wrong are checked; all others
+    are the server's own."""
 
     reads_again = False
     restarts = 0
@@ -54,10 +55,11 @@ class Server:
         return [name for names in answer["results"] for name in names]
 
     def forget(self) -> None:
-        """Nothing: a file is read once."""
+        """Does nothing, because the file is read once."""
 
     def load(self, file: str, version: str) -> None:
-        """Stays paused when it fails, so that nobody is served a mixture."""
+        """Loads weights while the server is paused. It stays paused if loading fails, so that nobody is served a
+        mixture."""
         self._post("/pause?mode=abort")
         self._post("/collective_rpc", {"method": "lnlit_load", "args": [file]})
         if not self._post("/reset_prefix_cache")["success"]:
@@ -66,7 +68,7 @@ class Server:
         self._post("/resume")
 
     def generate(self, requests: list[dict[str, Any]], sampling: dict[str, Any]) -> list[dict[str, Any]]:
-        """After an error, or Ctrl-C, vLLM is told to abort what it still works on."""
+        """Generates completions. After an error or Ctrl-C, the requests that are still running are aborted."""
         ours, threads = uuid.uuid4().hex, ThreadPoolExecutor(self._in_flight)
         names = [f"{ours}-{index}" for index in range(len(requests))]
         answers: list[Future[dict[str, Any]]] = []
@@ -92,7 +94,7 @@ class Server:
         }
 
     def _abort(self, names: Sequence[str], answers: Sequence[Future[Any]]) -> None:
-        """More than once, for one that is on its way to vLLM is not known there yet."""
+        """Aborts requests several times, because vLLM does not know a request that is still on its way to it."""
         with contextlib.suppress(UserError):
             for _ in range(_ABORTS):
                 body = {"request_ids": [_ID + name for name in names]}
@@ -101,13 +103,13 @@ class Server:
                     break
 
     def sleep(self) -> None:
-        """Nothing: a server's memory is its own."""
+        """Does nothing, because the server's memory is its own."""
 
     def wake(self) -> None:
-        """Nothing."""
+        """Does nothing, because `sleep` does nothing."""
 
     def close(self) -> None:
-        """Nothing: the server serves others too."""
+        """Does nothing, because the server may serve others."""
 
     def _get(self, path: str) -> Any:
         return self._ask(urllib.request.Request(self.url + path), self._limit_s)

@@ -1,4 +1,4 @@
-"""Weights on their way to vLLM: a safetensors file in memory that processes share."""
+"""Passes weights to vLLM in a safetensors file, which lies in memory that processes share."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _HEADER_BYTES = 2**20
 
 
 class WeightFiles:
-    """One file at a time in a private folder below `parent`, which is there from the first `write` to `close`.
+    """Writes one file at a time in a private folder below `parent`, which exists from the first `write` to `close`.
 
-    The folder is locked while its process lives; `write` removes those that a killed one left behind.
+    The folder is locked while its process lives. `write` removes folders that a killed process left behind.
     """
 
     def __init__(self, parent: str) -> None:
@@ -32,9 +32,8 @@ class WeightFiles:
         self._remove: Callable[[], None] | None = None
 
     def write(self, tensors: Mapping[str, Tensor]) -> Path:
-        """The file of `tensors`, whole, in place of the one before, which `clear` takes away first where there is no
-        room for two. Raises `UserError` when there is none for it, before anything is written.
-        """
+        """Writes `tensors` to a file that replaces the one before. If there is no room for both, the old file is
+        removed first. Raises `UserError` before anything is written if there is no room for the new one alone."""
         from safetensors.torch import save_file
 
         folder = self._private_folder()
@@ -60,7 +59,7 @@ class WeightFiles:
         return file
 
     def clear(self) -> None:
-        """Remove the file."""
+        """Removes the file."""
         if self._folder is not None:
             for file in self._folder.iterdir():
                 file.unlink()
@@ -85,7 +84,7 @@ class WeightFiles:
 
 
 def _remove(folder: Path, lock: int, owner: int) -> None:
-    """At the latest when the process ends in an orderly way; a fork of it owns nothing."""
+    """Removes the folder when its process ends normally. A forked copy of the process does not remove it."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -102,7 +101,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
 
 
 def _unlocked(parent: Path) -> Iterator[Path]:
-    """Folders of ours whose process is gone. A lock tells more than a process id, which another container may have."""
+    """The folders whose process has ended. Locks are used because a process id may belong to another container."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             if folder.stat().st_uid != os.getuid():

@@ -1,6 +1,6 @@
-"""Mixed into each of vLLM's workers (`worker_extension_cls`): a model takes new weights from a file.
+"""Lets vLLM's workers load new weights from a file, as their `worker_extension_cls`.
 
-Runs where vLLM runs; needs no lnlit.
+Runs where vLLM runs, and does not import lnlit.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import Any
 
 
 class Receiver:
-    """Methods that vLLM calls by name in every worker, next to the worker's own."""
+    """Methods that are added to each of vLLM's workers and called by name."""
 
     model_runner: Any
     reload_weights: Any
 
     def lnlit_tensor_names(self) -> list[str]:
-        """The tensors this worker's model wants, by the names they have in a checkpoint."""
+        """The checkpoint names of all tensors that this worker's model needs."""
         self._check_whole()
         model = self.model_runner.get_model()
         return [
@@ -26,10 +26,8 @@ class Receiver:
         ]
 
     def lnlit_load(self, file: str) -> None:
-        """Every weight from a safetensors file. An error half-way leaves a model that no later load mends, and that
-        takes none: vLLM keeps what it had read for the layers that were not complete. A file that cannot be opened
-        leaves the model as it was.
-        """
+        """Loads every weight from a safetensors file. If it fails half-way, vLLM keeps what it has read for incomplete
+        layers, so later loads are refused. A file that cannot be opened leaves the model unchanged."""
         from safetensors import safe_open
 
         self._check_whole()
@@ -44,9 +42,8 @@ class Receiver:
             raise RuntimeError("an earlier load of weights failed half-way; start vLLM again.")
 
     def _pack_heads(self) -> None:
-        """On a CPU a head computes with a packed copy of its matrix. One that is tied to the embedding is sent no
-        tensor of its own, so vLLM's reload leaves it with the copy of the old one.
-        """
+        """Packs the head's matrix again. On a CPU vLLM computes the head with a packed copy, which a reload does not
+        update if the head is tied to the embedding."""
         from vllm.model_executor.layers.vocab_parallel_embedding import (  # pyright: ignore[reportMissingImports]
             ParallelLMHead,
             UnquantizedEmbeddingMethod,
@@ -58,7 +55,7 @@ class Receiver:
 
 
 def _unpacked(name: str, packed: dict[str, list[str]]) -> list[str]:
-    """`layers.0.qkv_proj.weight` is `layers.0.q_proj.weight` and two more."""
+    """The checkpoint names of a parameter: `layers.0.qkv_proj.weight` gives `layers.0.q_proj.weight` and two more."""
     for whole, parts in packed.items():
         if f".{whole}." in name:
             return [name.replace(f".{whole}.", f".{part}.") for part in parts]
