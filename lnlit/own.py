@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -28,8 +29,8 @@ _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 __path__: list[str] = []
 #: Path of a class -> how its user named it.
 _names: dict[str, str] = {}
-#: Module -> the source that it was made of.
-_sources: dict[str, bytes] = {}
+#: Module -> the files that it was made of, with their content.
+_sources: dict[str, dict[Path, bytes]] = {}
 #: Where such files lie. They may import what lies beside them.
 _folders: list[Path] = []
 
@@ -54,15 +55,20 @@ def load(file: Path, name: str) -> Any:
     """
     path = whole(file)
     if not path.is_file():
-        raise UserError(f"there is no file {str(file)!r}. A path is relative to the YAML file that names it.")
-    module = _module(path)
-    if _sources.get(module, source := path.read_bytes()) != source:
-        sys.modules.pop(module, None)
+        raise UserError(
+            f"there is no file {str(file)!r}. A path is relative to the YAML file that names it, or on the command "
+            "line to the current folder."
+        )
+    module, sources = module_of(path), {each: each.read_bytes() for each in files(path)}
+    if _sources.get(module, sources) != sources:
+        _forget({*_sources[module], *sources})
+    _open(path.parent)
+    _check_beside(path, sources)
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise UserError(said(error, path.name)) from error
-    _sources[module] = source
+    _sources[module] = sources
     if not hasattr(found, name):
         there = [name for name, value in vars(found).items() if getattr(value, "__module__", None) == module]
         raise UserError(
@@ -86,12 +92,40 @@ def restored(text: str) -> str:
     return text
 
 
-def kept(cls: type, maker: Any) -> type:
-    """Makes a class that was created from the function `maker` importable, and returns it."""
+def kept(cls: type, module: str) -> type:
+    """Makes a class importable that was made of what `module` calls by its name."""
     cls.__module__ = __name__
-    cls.__qualname__ = f"{maker.__name__}_{maker.__module__.encode().hex()}"
+    cls.__qualname__ = f"{cls.__name__}_{module.encode().hex()}"
     setattr(sys.modules[__name__], cls.__qualname__, cls)
     return cls
+
+
+def check_class(cls: type, name: str, bases: tuple[type, ...]) -> None:
+    """Raises `UserError` for a class that no other process could import, or of which a method cannot be called as the
+    interfaces among `bases` say that it is.
+    """
+    if "<locals>" in cls.__qualname__:
+        raise UserError(f"{name!r} is made inside a function, where no other process finds it. Define it outside.")
+    for base in bases:
+        methods = vars(base) if base.__module__.startswith("lnlit.interfaces.") else {}
+        for method, promised in methods.items():
+            mine = inspect.getattr_static(cls, method)
+            if method.startswith("_") or not inspect.isfunction(promised) or not inspect.isfunction(mine):
+                continue
+            try:
+                _check_call(inspect.signature(mine), inspect.signature(promised).parameters.values())
+            except TypeError as error:
+                raise UserError(
+                    f"{name!r}: {cls.__name__}.{method}{inspect.signature(mine)} cannot be called as "
+                    f"{base.__name__}.{method}{inspect.signature(promised)} is: {error}."
+                ) from error
+
+
+def _check_call(mine: inspect.Signature, promised: Collection[inspect.Parameter]) -> None:
+    """Raises `TypeError` where `mine` does not take all that is promised, or asks for more than what has no default."""
+    for given in (promised, [each for each in promised if each.default is each.empty]):
+        keywords = {each.name: None for each in given if each.kind is each.KEYWORD_ONLY}
+        mine.bind(*[None] * (len(given) - len(keywords)), **keywords)
 
 
 def anchored(tree: Any, folder: Path) -> Any:
@@ -128,7 +162,8 @@ def files(file: Path) -> list[Path]:
         path = waiting.pop()
         if path.is_file() and path not in found:
             found[path] = None
-            waiting += [path.parent / f"{name}.py" for name in _imported(path)]
+            for name in set(_imported(path)) - {"lnlit"}:
+                waiting += [path.parent / f"{name}.py", *sorted((path.parent / name).rglob("*.py"))]
     return list(found)
 
 
@@ -144,13 +179,48 @@ def _imported(file: Path) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
-def _module(file: Path) -> str:
-    readable = re.sub(r"\W", "_", file.stem)
-    return f"{__name__}.{readable}_{str(file).encode().hex()}"
+def module_of(file: Path) -> str:
+    """The name that a file is imported by."""
+    path = whole(file)
+    readable = re.sub(r"\W", "_", path.stem)
+    return f"{__name__}.{readable}_{str(path).encode().hex()}"
 
 
-def _file(module: str) -> Path:
-    return Path(bytes.fromhex(module.rpartition("_")[2]).decode())
+def _forget(sources: Collection[Path]) -> None:
+    """Have modules that were made of one of these files made anew when they are imported next."""
+    for name, module in list(sys.modules.items()):
+        if (file := getattr(module, "__file__", None)) and Path(file) in sources:
+            del sys.modules[name]
+
+
+def _open(folder: Path) -> None:
+    """Let files of a folder import what lies beside them."""
+    if folder not in _folders:
+        _folders.append(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last, so that it hides nothing
+
+
+def _check_beside(file: Path, sources: Iterable[Path]) -> None:
+    """Raises `UserError` where an import of what lies beside a file would find another module of the name. A module of
+    Python's own is what is meant.
+    """
+    for beside in {file.parent / path.relative_to(file.parent).parts[0] for path in sources} - {file}:
+        found = None if beside.stem in sys.stdlib_module_names else importlib.util.find_spec(beside.stem)
+        places = [found.origin, *(found.submodule_search_locations or ())] if found else [str(beside)]
+        if str(beside) not in places:
+            raise UserError(
+                f"{file.name} imports {beside.stem!r}, which is {places[0] or places[1]} here and not {beside}. Rename "
+                "the latter."
+            )
+
+
+def _file(module: str) -> Path | None:
+    try:
+        path = Path(bytes.fromhex(module.rpartition("_")[2]).decode())
+    except ValueError:
+        return None
+    return path if path.is_absolute() else None
 
 
 class _Finder(MetaPathFinder):
@@ -158,12 +228,12 @@ class _Finder(MetaPathFinder):
         if not fullname.startswith(f"{__name__}."):
             return None
         file = _file(fullname)
+        if file is None:
+            beside = fullname.removeprefix(f"{__name__}.")
+            raise ImportError(f"a file of one's own is in no package: write `{beside}` without a dot before it")
         if not file.is_file():
             raise ImportError(f"there is no file {str(file)!r}")
-        if file.parent not in _folders:
-            _folders.append(file.parent)
-        if str(file.parent) not in sys.path:
-            sys.path.append(str(file.parent))  # last, so that it hides nothing
+        _open(file.parent)
         return importlib.util.spec_from_file_location(fullname, file)
 
 

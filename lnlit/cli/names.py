@@ -63,8 +63,10 @@ def resolve(base: type | tuple[type, ...], name: str) -> str:
     bases = base if isinstance(base, tuple) else (base,)
     if own.split(name):
         return _of_file(bases, name)
+    if ".py:" in name or name.endswith(".py"):
+        raise UserError(f"{name!r} is no part: write FILE.py:NAME, where NAME is one class or function of that file.")
     if "." in name and ":" not in name:
-        return name if _is_allowed(name) else _taken(bases, name, imported(name))
+        return name if _is_allowed(name) else _taken(bases, name, imported(name), *name.rpartition(".")[::2])
     for one in bases:
         kind = _kind_of(one)
         if kind is not None:
@@ -80,7 +82,8 @@ def _of_file(bases: tuple[type, ...], name: str) -> str:
     file, attribute = own.split(name) or (Path(), "")
     with contextlib.suppress(TypeError):  # it is not there, which is told below
         file = Path(str(Path_fr(str(file)).absolute))  # type: ignore[operator]
-    return _taken(bases, f"{own.whole(file)}:{attribute}", own.load(file, attribute))
+    part = own.load(file, attribute)
+    return _taken(bases, f"{own.whole(file)}:{attribute}", part, own.module_of(file), attribute)
 
 
 def imported(name: str) -> Any:
@@ -94,13 +97,14 @@ def imported(name: str) -> Any:
         raise UserError(f"cannot import {module!r}: {own.said(error, module)}") from error
 
 
-def _taken(bases: tuple[type, ...], name: str, part: Any) -> str:
+def _taken(bases: tuple[type, ...], name: str, part: Any, module: str, attribute: str) -> str:
     """The path of a user's own class, which from now on may be imported; a function that is a reward becomes one."""
-    if inspect.isfunction(part) and Reward in bases:
-        part = own.kept(reward_class(part), part)
+    if callable(part) and not inspect.isclass(part) and Reward in bases:
+        part = own.kept(reward_class(module, attribute), module)
         return own.named(part, name)
     if not (inspect.isclass(part) and issubclass(part, bases)):
         raise Foreign(name)
+    own.check_class(part, name, bases)
     return _open(part, name)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.plan import Corpus
 from lnlit.data.rows import conversation
-from lnlit.data.sources import where
+from lnlit.data.sources import rows_of, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
 from lnlit.progress import track
@@ -114,7 +114,7 @@ class RowReader(ABC):
             yield document
 
     def _documents(self, source: Source, start: int = 0) -> Iterator[Document | None]:
-        rows = source.rows(start)
+        rows = rows_of(source, start)
         while chunk := list(islice(rows, _CHUNK)):
             documents = self._encode(source, chunk, start)
             for row in chunk:

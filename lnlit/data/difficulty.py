@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lnlit.data.sources import SomeRows, where
+from lnlit.data.sources import SomeRows, rows_of, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
 
@@ -40,7 +40,7 @@ class DifficultySource(SomeRows):
     def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows within bounds, each with its index in the source behind."""
         counts: dict[str, int] = dict.fromkeys(("kept", "too easy", "too hard", "not judged"), 0)
-        for index, row in enumerate(self.source.rows()):
+        for index, row in enumerate(rows_of(self.source)):
             what = self._what(row, index)
             counts[what] += 1
             if what == "kept":

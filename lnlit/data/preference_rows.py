@@ -8,7 +8,7 @@ from typing import Any
 
 from lnlit.data.messages import Message, hh_messages, read_messages
 from lnlit.data.rows import ANSWERS, CONTEXT, DIALOGUES, PROMPTS, check_said, conversation, prompt_turns
-from lnlit.data.sources import where
+from lnlit.data.sources import rows_of, where
 from lnlit.errors import UserError, shown
 from lnlit.interfaces import Source
 
@@ -39,7 +39,7 @@ class PreferenceRows(Source):
         return str(self.source)
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(self.source.rows(start), start):
+        for number, row in enumerate(rows_of(self.source, start), start):
             try:
                 yield preference_row(row)
             except UserError as error:

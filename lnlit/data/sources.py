@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from lnlit.data.columns import Columns
-from lnlit.errors import UserError
+from lnlit.errors import UserError, shown
 from lnlit.files import expanded
 from lnlit.interfaces import Source
 
@@ -45,6 +45,17 @@ def expand(paths: str | list[str]) -> list[Path]:
 
 def _globbed(pattern: Path) -> list[Path]:
     return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+
+
+def rows_of(source: Source, start: int = 0) -> Iterator[Any]:
+    """A source's rows from index `start` on. Raises `UserError` if it gives something that is no row."""
+    rows: Any = source.rows(start)
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{source}: rows({start}) gave {shown(rows)}; expected an iterator of rows.")
+    for number, row in enumerate(rows, start):
+        if not isinstance(row, Mapping):
+            raise UserError(f"{where(source, number)}: is {shown(row)}; expected a dict with keys such as messages.")
+        yield row
 
 
 def where(source: Source, index: int) -> str:

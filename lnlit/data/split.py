@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from lnlit.data.rows import asked
-from lnlit.data.sources import SomeRows, where
+from lnlit.data.sources import SomeRows, rows_of, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
 
@@ -53,7 +53,7 @@ class SplitSource(SomeRows):
     def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """This side's rows, each with its index in the source behind."""
         index, kept = -1, False
-        for index, row in enumerate(self.source.rows()):
+        for index, row in enumerate(rows_of(self.source)):
             try:
                 question = user_text(row)
             except UserError as error:

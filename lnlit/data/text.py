@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lnlit.data.sources import where
+from lnlit.data.sources import rows_of, where
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
@@ -63,7 +63,7 @@ class TextEncoder:
         is called with the other keys of each row that say something."""
         texts: list[str] = []
         characters = 0
-        for index, row in enumerate(source.rows(start), start):
+        for index, row in enumerate(rows_of(source, start), start):
             texts.append(_text(row, text_key, source, index))
             rest([key for key, value in row.items() if key != text_key and value not in (None, "", [], {})])
             characters += len(texts[-1])

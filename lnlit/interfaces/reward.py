@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from lnlit.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class BatchReward(Reward):
 class FunctionReward(Reward):
     """A plain function as a reward: `def polite(request: RewardRequest) -> float | None`."""
 
-    def __init__(self, function: Callable[..., float | None], **arguments: Any) -> None:
+    def __init__(self, function: Callable[..., float | None], /, **arguments: Any) -> None:
         self.function, self.arguments = function, arguments
 
     def score(self, request: RewardRequest) -> float | None:
@@ -116,14 +122,48 @@ def _again(function: Callable[..., float | None], arguments: dict[str, Any]) -> 
     return FunctionReward(function, **arguments)
 
 
-def reward_class(function: Callable[..., float | None]) -> type[FunctionReward]:
-    """The reward class that calls `function`. The function's further parameters become arguments of the class."""
+def reward_class(module: str, name: str) -> type[FunctionReward]:
+    """The reward class that calls what an imported module calls `name`, and finds it there again in another process.
 
-    def __init__(self: FunctionReward, **arguments: Any) -> None:
+    The function's parameters after the request become arguments of the class. Raises `UserError` for a function that
+    cannot be called with a request or returns no number.
+    """
+    function = getattr(sys.modules[module], name)
+
+    def __init__(self: FunctionReward, /, **arguments: Any) -> None:
         FunctionReward.__init__(self, function, **arguments)
 
-    _, *others = inspect.signature(function, eval_str=True).parameters.values()
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    __init__.__signature__ = inspect.Signature([itself, *others])  # type: ignore[attr-defined]
-    members = {"__init__": __init__, "__doc__": inspect.getdoc(function)}
-    return type(function.__name__, (FunctionReward,), members)
+    def __reduce__(self: FunctionReward) -> tuple[Any, ...]:
+        return _found_again, (module, name, self.arguments)
+
+    itself = inspect.Parameter("itself", inspect.Parameter.POSITIONAL_ONLY)
+    __init__.__signature__ = inspect.Signature([itself, *_arguments(function, name)])  # type: ignore[attr-defined]
+    members = {"__init__": __init__, "__reduce__": __reduce__, "__doc__": inspect.getdoc(function)}
+    return type(name, (FunctionReward,), members)
+
+
+def _found_again(module: str, name: str, arguments: dict[str, Any]) -> FunctionReward:
+    return FunctionReward(getattr(importlib.import_module(module), name), **arguments)
+
+
+def _arguments(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+    """What a function takes beside the request, with types that can be checked."""
+    example = f"Expected a function such as `def {name}(request, weight: float = 1.0) -> float`."
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise UserError(f"{name} is a coroutine or a generator, whose result is no number. {example}")
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise UserError(f"{name} does not say what it takes. {example}") from error
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if not parameters or parameters[0].kind not in (*by_place, inspect.Parameter.VAR_POSITIONAL):
+        raise UserError(f"{name} takes no request. {example}")
+    written = {each.name: each.annotation for each in parameters[1:] if each.annotation is not each.empty}
+    where = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=written), where, include_extras=True)
+    except NameError as error:
+        raise UserError(
+            f"{name}: the type of an argument is not known when it runs: {error}. Import it outside `if TYPE_CHECKING`."
+        ) from error
+    return [each.replace(annotation=hints.get(each.name, each.empty)) for each in parameters[1:]]

@@ -14,6 +14,9 @@ class Source(ABC):
     lists them. Other keys (`answer`, `category`, ...) are passed through, so that rewards can read them.
     """
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
     @abstractmethod
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
         """Yields rows from index `start` on, always in the same order. Raises `UserError` naming file and line of a bad

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lnlit.data.chat import ChatEncoder
-from lnlit.data.sources import where
+from lnlit.data.sources import rows_of, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, Source
 from lnlit.rewards.pool import why_not
@@ -52,7 +52,7 @@ def read_prompts(source: Source, encoder: ChatEncoder, room: int) -> Prompts:
     Raises `UserError`, which names the row, for one that is no conversation.
     """
     read = Prompts(source, [], [], {})
-    for number, row in enumerate(source.rows()):
+    for number, row in enumerate(rows_of(source)):
         try:
             messages, token_ids = encoder.prompt(row)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import yaml
 
 import lnlit as front
 from lnlit import own
+from lnlit.cli import names
+from lnlit.errors import UserError
 
 PARTS = """
 from lnlit.interfaces import PromptOrder, Source
@@ -69,9 +72,11 @@ def folder(tmp_path: Path) -> Path:
     (folder / "my_parts.py").write_text(PARTS)
     (folder / "beside.py").write_text("END = '!'\n")
     (folder / "my_rewards.py").write_text(REWARDS)
+    before = set(sys.path)
     yield folder
-    for name in [name for name in sys.modules if name.startswith("lnlit.own.") or name == "beside"]:
+    for name in [name for name in sys.modules if name.startswith("lnlit.own.") or name in ("beside", "others")]:
         del sys.modules[name]
+    sys.path[:] = [place for place in sys.path if place in before]
 
 
 def named(config, *swaps: tuple[str, str]) -> Path:
@@ -124,12 +129,19 @@ def test_nothing_is_read_that_is_not_named(lnlit, config, folder):
         ("my code/lost.py:Mine", "model.class_path: lost.py:1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("nowhere_at_all.Mine", "model.class_path: cannot import 'nowhere_at_all.Mine': No module named"),
         ("subprocess.Popen", "'subprocess.Popen' may not be named here."),
+        ("my code/my_parts.py", "'my code/my_parts.py' is no part: write FILE.py:NAME"),
+        ("my code/my_parts.py:Mine.Inner", "is no part: write FILE.py:NAME"),
+        ("my code/made.py:Local", "is made inside a function, where no other process finds it."),
+        ("my code/dotted.py:Mine", "dotted.py:1: ImportError: a file of one's own is in no package: write `beside` wi"),
     ],
 )
 def test_a_wrong_name_or_a_broken_file_is_one_line(lnlit, config, folder, part, told):
     (folder / "broken.py").write_text("\n\n1 / 0\n")
     (folder / "typo.py").write_text("x = 1\ndef f(:\n")
     (folder / "lost.py").write_text("import nowhere_at_all\n")
+    (folder / "dotted.py").write_text("from .beside import END\n")
+    made = "from lnlit import SFT\ndef make():\n    class Local(SFT):\n        pass\n    return Local\nLocal = make()\n"
+    (folder / "made.py").write_text(made)
     code, _, err = lnlit("fit", "--config", named(config, ("SFT", part)))
     assert code == 2 and err.count("\n") == 1 and err.startswith("error: ") and "run.yaml:9: " in err, err
     assert told in err, err
@@ -149,10 +161,28 @@ def test_what_a_part_raises_is_told_with_its_line(lnlit, config, folder):
     assert f"my_parts.py:{line}: ValueError: no such thing" in err.splitlines()[-1], err
 
 
-def test_a_file_that_changed_is_read_again(folder):
+def test_a_file_that_changed_is_read_again_and_so_is_one_beside_it(folder):
     assert own.load(folder / "my_rewards.py", "number") == 3
     (folder / "my_rewards.py").write_text("number = 4444\n")
     assert own.load(folder / "my_rewards.py", "number") == 4444
+    assert own.load(folder / "my_parts.py", "END") == "!"
+    (folder / "beside.py").write_text("END = 'the end'\n")
+    assert own.load(folder / "my_parts.py", "END") == "the end"
+
+
+def test_what_lies_beside_a_file_is_never_another_file_of_the_name(folder, tmp_path):
+    """Python keeps one module of a name: the second file would silently get what lies beside the first."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "beside.py").write_text("END = '?'\n")
+    (tmp_path / "other" / "mine.py").write_text("from beside import END\n")
+    assert own.load(folder / "my_parts.py", "END") == "!"
+    with pytest.raises(
+        UserError, match=r"mine\.py imports 'beside', which is .*my code/beside\.py here and not .*other"
+    ):
+        own.load(tmp_path / "other" / "mine.py", "END")
+    (folder / "random.py").write_text("1 / 0\n")
+    (folder / "plain.py").write_text("import random\nx = random.random()\n")
+    assert 0 <= own.load(folder / "plain.py", "x") < 1  # Python's own, which a file beside it does not hide
 
 
 def test_a_run_sees_the_content_of_such_a_file(folder, tmp_path):
@@ -162,16 +192,19 @@ def test_a_run_sees_the_content_of_such_a_file(folder, tmp_path):
     file = tmp_path / "1_sft.yaml"
     file.write_text("model: {class_path: 'my code/my_parts.py:Mine'}\n")
     before = made_by(Stage(file, "1"), [], Digests({}))["inputs"]
-    (folder / "beside.py").write_text("END = '?'\n")
-    after = made_by(Stage(file, "1"), [], Digests({}))["inputs"]
-    assert before.keys() == after.keys() == {"my code/my_parts.py"} and before != after
+    (folder / "beside.py").write_text("from others.all import END\n")
+    (folder / "others").mkdir()
+    seen = [before]
+    for end in ("'?'", "'.'"):  # in a package beside it
+        (folder / "others" / "all.py").write_text(f"END = {end}\n")
+        seen.append(made_by(Stage(file, "1"), [], Digests({}))["inputs"])
+        assert seen[-1].keys() == {"my code/my_parts.py"} and seen[-1] not in seen[:-1]
 
 
 def reward_named(name: str) -> object:
     """The reward behind a name, as a configuration builds it."""
     from jsonargparse import ArgumentParser
 
-    from lnlit.cli import names
     from lnlit.interfaces import Reward
 
     names.install()
@@ -194,6 +227,118 @@ def test_a_plain_function_judges_in_processes_of_its_own(folder):
     finally:
         pool.close()
     assert found["polite"].value == 4.0 and found["broken"].value is None
+
+
+FUNCTIONS = """
+from __future__ import annotations
+import functools
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from nowhere import Gone
+    from lnlit.interfaces import RewardRequest
+
+def typed(request: RewardRequest, worth: float = 1.0) -> float:
+    return worth
+
+def untyped(request, worth: Gone = 1):
+    return worth
+
+def wrapping(function):
+    def wrapped(*args, **kwargs):
+        return function(*args, **kwargs)
+    return functools.wraps(function)(wrapped)
+
+class Calls:
+    def __call__(self, request, worth: float = 1.0):
+        return worth
+
+def takes(request, function: float = 0.0, worth: float = 1.0, self: int = 0):
+    return worth + function
+
+def nothing(): ...
+def keyword(*, request): ...
+async def later(request): ...
+def one_by_one(request):
+    yield 1.0
+
+decorated = wrapping(typed)
+brief = lambda request, worth=1.0: worth
+called = Calls()
+partial = functools.partial(typed)
+"""
+
+
+@pytest.mark.parametrize("name", ["typed", "decorated", "brief", "called", "partial", "takes"])
+def test_whatever_a_file_can_call_judges_wherever_it_is_sent(folder, name):
+    """By its name in the file: what the function calls itself is another thing, and a lambda has no name."""
+    (folder / "functions.py").write_text(FUNCTIONS)
+    sent = pickle.dumps(reward_named(f"{folder}/functions.py:{name}"))
+    for module in [module for module in sys.modules if module.startswith("lnlit.own.functions")]:
+        del sys.modules[module]  # as in another process
+    found = pickle.loads(sent)  # noqa: S301  what we sent
+    assert found.score(front.RewardRequest([], "", False)) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nothing", "nothing takes no request. Expected a function such as `def nothing(request, weight"),
+        ("keyword", "keyword takes no request."),
+        ("later", "later is a coroutine or a generator, whose result is no number."),
+        ("one_by_one", "one_by_one is a coroutine or a generator"),
+        ("untyped", "untyped: the type of an argument is not known when it runs: name 'Gone' is not defined."),
+    ],
+)
+def test_a_function_that_cannot_judge_is_refused_when_it_is_named(folder, name, told):
+    (folder / "functions.py").write_text(FUNCTIONS)
+    with pytest.raises(UserError) as refused:
+        names.resolve(front.Reward, f"{folder}/functions.py:{name}")
+    assert told in str(refused.value)
+
+
+SOURCES = """
+from lnlit import Source
+
+class Short(Source):
+    def rows(self):
+        return iter([])
+
+class Asks(Source):
+    def rows(self, start):
+        return iter([])
+
+class More(Source):
+    def rows(self, start: int = 0, limit: int = 8, *args):
+        return [{"prompt": "a", "completion": "b"}] * limit
+
+class Nothing(Source):
+    def rows(self, start=0):
+        pass
+
+class Numbers(Source):
+    def rows(self, start=0):
+        yield {"prompt": "a", "completion": "b"}
+        yield 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Short", "Short.rows(self) cannot be called as Source.rows(self, start: 'int' = 0) -> "),
+        ("Asks", "Asks.rows(self, start) cannot be called as"),
+        ("Nothing", "error: Nothing: rows(0) gave None; expected an iterator of rows."),
+        ("Numbers", "error: row 2 of Numbers: is 7; expected a dict with keys such as messages."),
+        ("More", None),
+    ],
+)
+def test_a_source_that_is_none_is_told_by_what_it_does(lnlit, config, folder, name, told):
+    (folder / "sources.py").write_text(SOURCES)
+    tree = yaml.safe_load(config().read_text())
+    tree["data"]["init_args"]["train"] = {"class_path": "my code/sources.py:" + name}
+    (folder.parent / "run.yaml").write_text(yaml.safe_dump(tree))
+    code, _, err = lnlit("fit", "--config", folder.parent / "run.yaml")
+    assert (code == 0) if told is None else (code == 2 and told in err), err
 
 
 NOTEBOOK = """
