@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import free_port
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +89,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
-_ANY = random.SystemRandom()  # tests may seed the common one
-
-
 @pytest.fixture(autouse=True)
 def meeting_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where the ranks of a test meet, unless it says otherwise: a port of its own, below those that the kernel hands
@@ -100,7 +96,7 @@ def meeting_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
     Lightning leaves a process group and its names in the environment; what comes after has neither.
     """
-    port = _free_port()
+    port = free_port()
     for name in ("MASTER_ADDR", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
         monkeypatch.delenv(name)
@@ -108,14 +104,6 @@ def meeting_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     yield port
     if (torch := sys.modules.get("torch")) and torch.distributed.is_available() and torch.distributed.group.WORLD:
         torch.distributed.destroy_process_group()
-
-
-def _free_port() -> int:
-    while True:
-        port = _ANY.randrange(10_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):  # nobody answers
-                return port
 
 
 @pytest.fixture

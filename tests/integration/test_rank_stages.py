@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -15,6 +13,7 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from safetensors.torch import load_file
 from two_rank_stages import MORE, OPTIMIZER, STEPS, chats, resume, rows
+from warm import torchrun
 
 from lnlit.callbacks.checkpoints import Checkpoint, checkpoint_folder
 from lnlit.checkpoint.formats import read_spec
@@ -32,10 +31,7 @@ stages = pytest.mark.parametrize("stage", ["chat-ddp", "chat-dp2", "policy-ddp",
 
 def launch(folder: Path, part: str, ranks: int) -> None:
     script = Path(__file__).with_name("two_rank_stages.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(script)]
-    command += [str(folder), part, str(LIMIT_S)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S + 60, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
+    torchrun(ranks, script, folder, part, str(LIMIT_S), cwd=folder, timeout=LIMIT_S + 60)
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,14 @@ that each rollout's samples are written to.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 
 import lightning as L
+from policy_judge import is_time_to_die
 
-from lnlit.interfaces import Reward, RewardRequest
 from lnlit.rollout.native import NativeEngine
-
-
-def is_time_to_die(where: str) -> bool:
-    journal = Path(os.environ["JOURNAL"])
-    rollouts = len(journal.read_text().splitlines()) if journal.exists() else 0
-    return os.environ.get("DIES") == where and rollouts == int(os.environ["AFTER"])
 
 
 class DeadlyEngine(NativeEngine):
@@ -30,19 +23,6 @@ class DeadlyEngine(NativeEngine):
         if is_time_to_die("generate"):
             os.kill(os.getpid(), signal.SIGKILL)
         return found + super().generate(requests[len(requests) // 2 :], sampling)
-
-
-class DeadlyReward(Reward):
-    """The number of lower-case letters, judged in a process of its own, which then ends the trainer's."""
-
-    def score(self, request: RewardRequest) -> float:
-        with Path(os.environ["JOURNAL"]).with_suffix(".judges").open("a") as stream:
-            stream.write(f"{os.getpid()}\n")
-        if is_time_to_die("reward"):
-            parent = multiprocessing.parent_process()
-            assert parent is not None and parent.pid is not None
-            os.kill(parent.pid, signal.SIGKILL)
-        return float(sum(letter.islower() for letter in request.completion))
 
 
 class Journal(L.Callback):

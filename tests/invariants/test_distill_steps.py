@@ -1,7 +1,5 @@
 """A step of distillation is the same however its documents are laid out, and equals its definition."""
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 from one_step import documents, rows, step
 from torch import Tensor
 from torch.nn import functional as F
+from warm import torchrun
 
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
@@ -102,16 +101,7 @@ def of_two_ranks(models, tmp_path_factory) -> Path:
     """Where the same step of two ranks is, under each strategy."""
     out = tmp_path_factory.mktemp("two_ranks") / "step"
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*command, "ddp,fsdp2,tp", str(models[0]), str(out), str(models[1])],
-        cwd=out.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, script, "ddp,fsdp2,tp", models[0], out, models[1], cwd=out.parent, timeout=200)
     return out
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 import yaml
 from policy_runs import run, write_prompts
 
@@ -28,8 +27,8 @@ def site(tmp_path_factory) -> Path:
     info = folder / "policy_parts-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: policy-parts\nVersion: 1.0\n")
-    points = {"rollout": "DeadlyEngine", "reward": "DeadlyReward"}
-    lines = [f"[lnlit.{kind}]\ndeadly = policy_parts:{name}\n" for kind, name in points.items()]
+    points = {"rollout": "policy_parts:DeadlyEngine", "reward": "policy_judge:DeadlyReward"}
+    lines = [f"[lnlit.{kind}]\ndeadly = {target}\n" for kind, target in points.items()]
     (info / "entry_points.txt").write_text("\n".join(lines))
     return folder
 
@@ -83,20 +82,14 @@ class Runs:
         paths = os.pathsep.join([str(site), str(Path(__file__).parent)])
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "JOURNAL": str(self.journal)}
 
-    def start(self, *arguments: str, **when: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "lnlit.cli.main", "fit", "--config", str(self.config)]
-        return subprocess.Popen(
-            [*command, "--trainer.default_root_dir", str(self.root), *arguments],
-            env={**self.environment, **when},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *arguments: str, server: int = 0, **when: str) -> warm.Process:
+        fit = ["-m", "lnlit.cli.main", "fit", "--config", self.config, "--trainer.default_root_dir", self.root]
+        environment = {**self.environment, **when}
+        return warm.Process(*fit, *arguments, env=environment, start_new_session=True, server=server)
 
-    def fit(self, *arguments: str, **when: str) -> tuple[int, str]:
+    def fit(self, *arguments: str, server: int = 0, **when: str) -> tuple[int | None, str]:
         """(exit code, errors)"""
-        process = self.start(*arguments, **when)
+        process = self.start(*arguments, server=server, **when)
         errors = process.communicate(timeout=120)[1]
         return process.returncode, errors
 
@@ -145,7 +138,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole, broken, dies, after)
     assert len(broken.samples) == after
     judges = broken.journal.with_suffix(".judges").read_text().split()
     wait_until_gone(int(judges[-1]))
-    code, errors = broken.fit("--ckpt_path", "last")
+    code, errors = broken.fit("--ckpt_path", "last", server=1)
     assert code == 0, errors
     assert broken.samples == whole.samples
     assert equal(broken.state, whole.state)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from policy_runs import CASES, run, write_prompts
+from warm import torchrun
 
 from lnlit.data.chat import Document
 from lnlit.data.packing import collate
@@ -100,16 +99,7 @@ def two_ranks(files, tmp_path_factory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("ranks") / "found.pt"
     run(*files, "two_updates", steps=1, root=out.parent)
     script = Path(__file__).with_name("policy_runs.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*command, *files, str(out.parent), str(out)],
-        cwd=out.parent,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, script, *files, out.parent, out, cwd=out.parent, timeout=280)
     return [torch.load(out.with_suffix(f".{rank}"), weights_only=True) for rank in (0, 1)]
 
 

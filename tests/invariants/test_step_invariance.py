@@ -1,13 +1,12 @@
 """A step is the same however its documents are laid out: packing, accumulation, ranks, padding, memory options."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from one_step import documents, rows, step
 from torch.nn import functional as F
+from warm import torchrun
 
 from lnlit.checkpoint.load import load_weights
 from lnlit.data.chat import Document
@@ -119,16 +118,7 @@ def of_two_ranks(model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("two_ranks") / "step"
     strategies = "ddp,fsdp2" if model.name == "mixed" else "ddp,fsdp2,tp"
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*command, strategies, str(model), str(out)],
-        cwd=out.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, script, strategies, model, out, cwd=out.parent, timeout=200)
     return out
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from distillery import Distillery
 from experience_run import write
+from warm import torchrun
 
 from lnlit.search.library import Library
 
@@ -42,8 +41,5 @@ def two_ranks(tiny_parent, built_library, text_file, tmp_path_factory) -> Path:
     """Runs of two ranks with a row each per step, where the others have one rank with two rows."""
     folder = tmp_path_factory.mktemp("two_ranks")
     script = Path(__file__).with_name("two_rank_distill.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    paths = map(str, (tiny_parent, built_library, text_file, folder))
-    done = subprocess.run([*command, *paths], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, script, tiny_parent, built_library, text_file, folder, cwd=folder, timeout=120)
     return folder

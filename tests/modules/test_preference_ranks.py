@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from preference_step import step
 from safetensors.torch import save_file
+from warm import torchrun
 
 from lnlit.models.reward_head import FILE
 from lnlit.testing.tiny import tiny_folder
@@ -31,16 +30,7 @@ def test_two_gloo_ranks_equal_one(tmp_path, method):
     save_file({"weight": torch.randn(1, 32, generator=torch.Generator().manual_seed(3))}, model / FILE)
     files = write(tmp_path / "train.jsonl", 8, 0), write(tmp_path / "val.jsonl", 5, 50)  # 5: one rank has an empty row
     script = Path(__file__).with_name("preference_step.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*command, method, str(model), *files, str(tmp_path / "out.pt")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, script, method, model, *files, tmp_path / "out.pt", cwd=tmp_path, timeout=100)
     two, one = torch.load(tmp_path / "out.pt", weights_only=True), step(method, str(model), *files, ranks=1)
     assert two["metrics"].keys() == one["metrics"].keys() and "val/loss" in one["metrics"]
     for name, value in one["metrics"].items():
