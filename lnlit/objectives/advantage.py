@@ -54,13 +54,21 @@ def over_group_mean(rewards_PG: Tensor) -> Tensor:
 
 def decoupled(rewards_PGR: Tensor, weights_R: Tensor, epsilon: float = EPSILON) -> Tensor:
     """Each reward function over its own deviation within the prompt, summed by weight, and that over its mean and
-    deviation in the batch (GDPO, arXiv 2601.05242, section 3). [P, G]; R reward functions."""
-    counted = [(rewards_PGR[..., reward], weight) for reward, weight in enumerate(weights_R.tolist()) if weight]
-    sum_PG = rewards_PGR.new_zeros(rewards_PGR.shape[:2], dtype=torch.float64)
-    for rewards_PG, weight in counted:
-        known_PG = ~rewards_PG.isnan()
-        sum_PG += torch.where(known_PG, weight * over_group_std(rewards_PG, epsilon), torch.nan)
+    deviation in the batch (GDPO, arXiv 2601.05242, section 3). [P, G]; R reward functions.
+
+    A sample that lacks one of the rewards that count has none of them: in the mean of one reward alone it would leave
+    the sum of its siblings off 0, and the batch's mean would move every prompt.
+    """
+    rewards_PGR = complete(rewards_PGR, weights_R)
+    sum_PG = (over_group_std(rewards_PGR, epsilon) * weights_R[weights_R != 0]).sum(-1)
+    sum_PG = torch.where(rewards_PGR.isnan().any(-1), torch.nan, sum_PG)
     return over_group_std(sum_PG.view(1, -1), epsilon).view_as(sum_PG)
+
+
+def complete(rewards_PGR: Tensor, weights_R: Tensor) -> Tensor:
+    """The rewards that count, those whose weight is not 0, and all of them NaN where a sample lacks one."""
+    counted_PGR = rewards_PGR[..., weights_R != 0]
+    return counted_PGR.masked_fill(counted_PGR.isnan().any(-1, keepdim=True), torch.nan)
 
 
 def whitened(values_PG: Tensor, lengths_PG: Tensor) -> Tensor:
@@ -73,7 +81,7 @@ def whitened(values_PG: Tensor, lengths_PG: Tensor) -> Tensor:
 
 
 def without_spread(rewards_PG: Tensor) -> Tensor:
-    """Prompts of which all samples had the same reward, bool [P]: they teach nothing."""
+    """Prompts of which all samples had the same reward, bool [P]: they teach nothing. [P, G, R] -> [P, R]."""
     return _spread(rewards_PG)[2][:, 0] == 0
 
 

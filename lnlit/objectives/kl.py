@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.objectives.policy import LARGEST
+from lnlit.objectives.policy import LARGEST, bounded_exp
 
 Estimator = Literal["k1", "k2", "k3"]
 Place = Literal["loss", "score", "reward"]
@@ -94,5 +94,5 @@ class KL:
         only `log_probs_N` gets a gradient."""
         estimate_N = ESTIMATORS[self.estimator](log_probs_N - reference_N)
         if self.place == "score":
-            estimate_N = estimate_N * (log_probs_N - old_N).clamp(max=LARGEST).exp()
+            estimate_N = estimate_N * bounded_exp(log_probs_N - old_N)
         return self.weight * estimate_N

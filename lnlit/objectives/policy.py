@@ -71,9 +71,12 @@ class Correction:
 
 
 class TokenLoss(NamedTuple):
+    """Each token's loss, and of which a lower or an upper bound took the gradient away; None where there is no such
+    bound."""
+
     loss_N: Tensor
-    clipped_low_N: Tensor  # bool: the bound took this token's gradient away
-    clipped_high_N: Tensor
+    clipped_low_N: Tensor | None = None  # bool
+    clipped_high_N: Tensor | None = None
 
 
 def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> TokenLoss:
@@ -82,13 +85,18 @@ def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> Token
     `log_ratio_N` is log(policy / policy that drew the token), the only input with a gradient; it has none where it is
     beyond `LARGEST`.
     """
-    ratio_N = log_ratio_N.clamp(max=LARGEST).exp()
+    ratio_N = bounded_exp(log_ratio_N)
     loss_N = -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip.low, 1 + clip.high) * advantages_N)
     if clip.dual is not None:
         loss_N = torch.where(advantages_N < 0, torch.minimum(loss_N, -clip.dual * advantages_N), loss_N)
     clipped_low_N = (ratio_N < 1 - clip.low) & (advantages_N < 0)
     clipped_high_N = (ratio_N > 1 + clip.high) & (advantages_N > 0)
     return TokenLoss(loss_N, clipped_low_N, clipped_high_N)
+
+
+def bounded_exp(log_ratio_N: Tensor) -> Tensor:
+    """The ratio itself, without a gradient beyond `LARGEST`."""
+    return log_ratio_N.clamp(max=LARGEST).exp()
 
 
 def log_ratios(log_probs_N: Tensor, old_N: Tensor, sample_N: Tensor, samples: int, of: RatioOf) -> Tensor:

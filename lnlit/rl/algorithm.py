@@ -1,5 +1,8 @@
 """What algorithms share that weigh tokens by an advantage: `reduction(correction * token_loss + kl)`.
 
+An algorithm says what an advantage is and what a token's loss is. What several have in common stands here:
+`GroupRelative` is an advantage, `Clipped` a loss, and `BehaviourRatio` says which policy the ratio is to.
+
 Shape suffixes: P prompts, G samples of each, N tokens of completions.
 """
 
@@ -7,9 +10,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
@@ -17,7 +21,7 @@ from lnlit.interfaces import Algorithm, Loss, Needs, PolicyBatch, RewardTable
 from lnlit.objectives import policy
 from lnlit.objectives.advantage import centred, over_batch_std, over_group_std
 from lnlit.objectives.kl import KL, k3
-from lnlit.objectives.policy import Correction, RatioOf, TokenLoss, log_ratios
+from lnlit.objectives.policy import Clip, Correction, RatioOf, TokenLoss, clipped_loss, log_ratios
 
 ReductionName = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 #: What rewards above their prompt's mean are divided by.
@@ -42,9 +46,13 @@ class PolicyGradient(Algorithm):
     correction: Correction | None = Correction()
 
     @abstractmethod
-    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        """Of each token, without correction and divergence. `old_N` are the log-probs under the weights that drew it,
-        `log_probs_N` without gradient where those are still the policy's."""
+    def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
+        """Of each token, without correction and divergence. `drawn_N` are the log-probs of `drawn`."""
+
+    def drawn(self, old_N: Tensor, batch: PolicyBatch) -> Tensor:
+        """Log-probs under the policy that the ratio is to, [N]: `old_N`, the trainer's under the weights that drew the
+        tokens, which are `log_probs_N` without gradient where those are still the policy's."""
+        return old_N
 
     @property
     def needs(self) -> Needs:
@@ -61,7 +69,7 @@ class PolicyGradient(Algorithm):
 
     def loss(self, log_probs_N: Tensor, batch: PolicyBatch) -> Loss:
         old_N = log_probs_N.detach() if batch.old_N is None else batch.old_N
-        found = self.token_loss(log_probs_N, old_N, batch)
+        found = self.token_loss(log_probs_N, self.drawn(old_N, batch), batch)
         loss_N = found.loss_N
         if self.correction is not None and batch.engine_N is not None:
             loss_N = loss_N * self.correction.weights(old_N, batch.engine_N)
@@ -83,23 +91,66 @@ class PolicyGradient(Algorithm):
                 return policy.constant_length(batch.sample_N, batch.samples, batch.max_new_tokens)
 
 
-def scaled(rewards_PG: Tensor, scale: Scale) -> Tensor:
-    """Rewards above the mean of their prompt, over a standard deviation. [P, G]"""
-    return _SCALED[scale](rewards_PG)
+@dataclass(frozen=True, kw_only=True)
+class GroupRelative(PolicyGradient):
+    """Advantages are rewards above the mean of their prompt.
+
+    Args:
+        scale: What they are divided by: the standard deviation of the prompt's samples ("group"), of the whole batch
+            ("batch"), or nothing ("none").
+    """
+
+    scale: Scale = "group"
+
+    def sample_settings(self) -> Mapping[str, Any]:
+        return {**super().sample_settings(), "scale": self.scale}
+
+    def advantages(self, table: RewardTable) -> Tensor:
+        return _SCALED[self.scale](self.reward(table))
 
 
-def ratios(log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch, of: RatioOf) -> Tensor:
-    """log(policy / policy that drew the tokens), of each token or of whole samples. [N]"""
-    return log_ratios(log_probs_N, old_N, batch.sample_N, batch.samples, of)
+@dataclass(frozen=True, kw_only=True)
+class Clipped(PolicyGradient):
+    """A token's loss is PPO's: ratio times advantage, and nothing more to gain beyond the clip.
+
+    Args:
+        ratio: Of policy to old policy for each "token", or for a whole sample.
+        clip: How far one batch of samples may move the policy.
+    """
+
+    ratio: RatioOf = field(init=False, default="token")
+    clip: Clip = Clip()
+
+    def __post_init__(self) -> None:
+        if self.correction is not None and self.ratio != "token":
+            raise UserError(
+                f"correction weighs tokens, but ratio: {self.ratio} is one number for a whole sample. Use ratio: "
+                "token, or correction: null."
+            )
+
+    def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
+        log_ratio_N = log_ratios(log_probs_N, drawn_N, batch.sample_N, batch.samples, self.ratio)
+        return clipped_loss(log_ratio_N, batch.advantages_N, self.clip)
 
 
-def check_correction(correction: Correction | None, ratio: RatioOf) -> None:
-    """Raises `UserError` where tokens would be weighed of which a whole sample has but one ratio."""
-    if correction is not None and ratio != "token":
-        raise UserError(
-            f"correction weighs tokens, but ratio: {ratio} is one number for a whole sample. Use ratio: token, or "
-            "correction: null."
-        )
+@dataclass(frozen=True, kw_only=True)
+class BehaviourRatio(GroupRelative):
+    """The ratio is to the engine's own log-probs, those of the behaviour policy, so that nothing is left to correct."""
+
+    correction: Correction | None = field(init=False, default=None)
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, exact_engine=False)
+
+    def drawn(self, old_N: Tensor, batch: PolicyBatch) -> Tensor:
+        return old_N if batch.engine_N is None else batch.engine_N
+
+
+def refuse_kl_in_reward(algorithm: PolicyGradient, why: str) -> None:
+    """Raises `UserError` where the divergence is part of a reward of which the algorithm makes something else."""
+    if algorithm.kl.in_reward:
+        raise UserError(f"kl.place: {type(algorithm).__name__} {why}. Use place: score.")
 
 
 def check_above_zero(**settings: float) -> None:
@@ -113,11 +164,10 @@ def _observed(
     log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch, found: TokenLoss
 ) -> dict[str, tuple[Tensor, Tensor | int]]:
     """What says whether a run is healthy, as means over tokens."""
-    seen = {
-        "clip_ratio/low_mean": found.clipped_low_N,
-        "clip_ratio/high_mean": found.clipped_high_N,
-        "clip_ratio/region_mean": found.clipped_low_N | found.clipped_high_N,
-    }
+    clipped = {"low": found.clipped_low_N, "high": found.clipped_high_N}
+    seen = {f"clip_ratio/{side}_mean": is_N for side, is_N in clipped.items() if is_N is not None}
+    if seen:
+        seen["clip_ratio/region_mean"] = torch.stack(list(seen.values())).any(0)
     if batch.reference_N is not None:
         seen["kl"] = k3(log_probs_N - batch.reference_N)
     if batch.engine_N is not None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from lnlit.interfaces import PolicyBatch, RewardTable
-from lnlit.objectives.policy import LARGEST, TokenLoss
-from lnlit.rl.algorithm import PolicyGradient, Scale, check_above_zero, scaled
+from lnlit.interfaces import PolicyBatch
+from lnlit.objectives.policy import TokenLoss, bounded_exp
+from lnlit.rl.algorithm import GroupRelative, check_above_zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class CISPO(PolicyGradient):
+class CISPO(GroupRelative):
     """Clips the weight of a token, and never its gradient: rare tokens that turn a thought around are learned from.
 
     Args:
@@ -23,20 +20,12 @@ class CISPO(PolicyGradient):
         highest: The largest ratio of policy to old policy that weighs a token.
     """
 
-    scale: Scale = "group"
     highest: float = 5.0
 
     def __post_init__(self) -> None:
         check_above_zero(highest=self.highest)
 
-    def sample_settings(self) -> Mapping[str, Any]:
-        return {**super().sample_settings(), "scale": self.scale}
-
-    def advantages(self, table: RewardTable) -> Tensor:
-        return scaled(self.reward(table), self.scale)
-
-    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        ratio_N = (log_probs_N - old_N).detach().clamp(max=LARGEST).exp()
+    def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
+        ratio_N = bounded_exp(log_probs_N.detach() - drawn_N)
         loss_N = -ratio_N.clamp(max=self.highest) * batch.advantages_N * log_probs_N
-        is_high_N = (ratio_N > self.highest) & (batch.advantages_N > 0)
-        return TokenLoss(loss_N, torch.zeros_like(is_high_N), is_high_N)
+        return TokenLoss(loss_N, clipped_high_N=(ratio_N > self.highest) & (batch.advantages_N > 0))

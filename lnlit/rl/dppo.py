@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.interfaces import Needs, PolicyBatch, RewardTable
-from lnlit.objectives.policy import LARGEST, Correction, TokenLoss
-from lnlit.rl.algorithm import PolicyGradient, Scale, scaled
+from lnlit.interfaces import PolicyBatch
+from lnlit.objectives.policy import TokenLoss, bounded_exp
+from lnlit.rl.algorithm import BehaviourRatio, Scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPPO(PolicyGradient):
+class DPPO(BehaviourRatio):
     """Leaves a token out once its probability, not its ratio, has moved too far in the direction of its advantage: a
-    ratio says little of a rare token. Both are to the engine's log-probs, so that there is nothing to correct.
+    ratio says little of a rare token.
 
     Args:
         scale: What rewards above their prompt's mean are divided by, as in GRPO.
@@ -26,25 +24,13 @@ class DPPO(PolicyGradient):
 
     scale: Scale = "none"
     largest: float = 0.2
-    correction: Correction | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if not 0 < self.largest <= 1:
             raise UserError(f"largest: a probability moves by more than 0 and at most 1, got {self.largest}")
 
-    @property
-    def needs(self) -> Needs:
-        return replace(super().needs, exact_engine=False)
-
-    def sample_settings(self) -> Mapping[str, Any]:
-        return {**super().sample_settings(), "scale": self.scale}
-
-    def advantages(self, table: RewardTable) -> Tensor:
-        return scaled(self.reward(table), self.scale)
-
-    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        drawn_N = old_N if batch.engine_N is None else batch.engine_N
-        ratio_N = (log_probs_N - drawn_N).clamp(max=LARGEST).exp()
+    def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
+        ratio_N = bounded_exp(log_probs_N - drawn_N)
         moved_N = log_probs_N.detach().exp() - drawn_N.exp()
         is_low_N = (moved_N < -self.largest) & (batch.advantages_N < 0)
         is_high_N = (moved_N > self.largest) & (batch.advantages_N > 0)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor
-
-from lnlit.interfaces import PolicyBatch, RewardTable
-from lnlit.objectives.policy import Clip, TokenLoss, clipped_loss
-from lnlit.rl.algorithm import PolicyGradient, Scale, check_correction, ratios, scaled
+from lnlit.rl.algorithm import Clipped, GroupRelative
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO(PolicyGradient):
+class GRPO(GroupRelative, Clipped):
     """Makes samples more likely that are better than the prompt's others, and worse ones less, token by token.
 
     Settings make others of it. Dr. GRPO (arXiv 2503.20783): `scale: none, reduction: constant_length`. DAPO (arXiv
@@ -28,18 +23,4 @@ class GRPO(PolicyGradient):
         clip: How far one batch of samples may move the policy.
     """
 
-    scale: Scale = "group"
     ratio: Literal["token", "sequence_mean"] = "token"
-    clip: Clip = Clip()
-
-    def __post_init__(self) -> None:
-        check_correction(self.correction, self.ratio)
-
-    def sample_settings(self) -> Mapping[str, Any]:
-        return {**super().sample_settings(), "scale": self.scale}
-
-    def advantages(self, table: RewardTable) -> Tensor:
-        return scaled(self.reward(table), self.scale)
-
-    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        return clipped_loss(ratios(log_probs_N, old_N, batch, self.ratio), batch.advantages_N, self.clip)

@@ -8,16 +8,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lnlit.interfaces import Needs, PolicyBatch, RewardTable
+from lnlit.interfaces import Needs, RewardTable
 from lnlit.objectives.advantage import centred, whitened
 from lnlit.objectives.kl import KL
-from lnlit.objectives.policy import Clip, TokenLoss, clipped_loss
-from lnlit.rl.algorithm import PolicyGradient, ratios
+from lnlit.rl.algorithm import Clipped
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforcePlusPlus(PolicyGradient):
+class ReinforcePlusPlus(Clipped):
     """Normalises over all tokens of a rollout and not over a prompt's few samples, whose deviation is a poor estimate.
+
+    With a baseline too the mean over the batch's tokens is subtracted: that is the paper's formula (version 9, "w/
+    Baseline"), and what OpenRLHF, verl and NeMo-RL compute. A sample counts in it as often as it has tokens, so the
+    mean is not 0 where better samples are longer or shorter, and moves all alike, those of prompts without any
+    difference among them too.
 
     Args:
         baseline: What is taken from a reward first: the mean of its prompt ("group", the paper's variant with a
@@ -27,7 +31,6 @@ class ReinforcePlusPlus(PolicyGradient):
     """
 
     baseline: Literal["group", "none"] = "group"
-    clip: Clip = Clip()
     kl: KL = KL(0.0, "k2", "loss")
 
     @property
@@ -44,9 +47,5 @@ class ReinforcePlusPlus(PolicyGradient):
         return whitened(centred_PG, table.lengths_PG * known_PG)
 
     def teaches_nothing(self, table: RewardTable) -> Tensor:
-        """Without a baseline a prompt is compared with all others, and even a single sample teaches. With one, prompts
-        whose samples are equal are moved only by what the mean over the batch's tokens leaves."""
+        """Without a baseline a prompt is compared with all others, and even a single sample teaches."""
         return super().teaches_nothing(table) if self.baseline == "group" else table.reward_PG.isnan().all(1)
-
-    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        return clipped_loss(ratios(log_probs_N, old_N, batch, "token"), batch.advantages_N, self.clip)

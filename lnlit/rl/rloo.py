@@ -8,15 +8,14 @@ from typing import Literal
 from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyBatch, RewardTable
+from lnlit.interfaces import RewardTable
 from lnlit.objectives.advantage import leave_one_out
 from lnlit.objectives.kl import KL
-from lnlit.objectives.policy import Clip, TokenLoss, clipped_loss
-from lnlit.rl.algorithm import PolicyGradient, ReductionName, check_correction, ratios
+from lnlit.rl.algorithm import Clipped, ReductionName
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLOO(PolicyGradient):
+class RLOO(Clipped):
     """Treats a whole completion as one action, and the mean reward of the prompt's other samples as its baseline.
 
     Args:
@@ -27,11 +26,11 @@ class RLOO(PolicyGradient):
     """
 
     ratio: Literal["token", "sequence"] = "token"
-    clip: Clip = Clip()
     kl: KL = KL(0.05, "k1", "reward")
     reduction: ReductionName = field(init=False, default="sequence_sum")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.ratio == "sequence":
             if self.kl.in_loss:
                 raise UserError(
@@ -40,10 +39,6 @@ class RLOO(PolicyGradient):
                 )
             # All tokens of a sample carry its one term, and their mean is that term.
             object.__setattr__(self, "reduction", "sequence_mean")
-        check_correction(self.correction, self.ratio)
 
     def advantages(self, table: RewardTable) -> Tensor:
         return leave_one_out(self.reward(table))
-
-    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        return clipped_loss(ratios(log_probs_N, old_N, batch, self.ratio), batch.advantages_N, self.clip)

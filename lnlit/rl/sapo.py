@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lnlit.interfaces import PolicyBatch, RewardTable
-from lnlit.objectives.policy import LARGEST, TokenLoss
-from lnlit.rl.algorithm import PolicyGradient, ReductionName, Scale, check_above_zero, scaled
+from lnlit.interfaces import PolicyBatch
+from lnlit.objectives.policy import TokenLoss, bounded_exp
+from lnlit.rl.algorithm import GroupRelative, ReductionName, check_above_zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAPO(PolicyGradient):
+class SAPO(GroupRelative):
     """A gate that closes softly, as a token's ratio leaves 1, takes the place of the clip: 4 / t * sigmoid(t (r - 1)).
 
     Args:
@@ -24,7 +22,6 @@ class SAPO(PolicyGradient):
         negative: Likewise where it is not.
     """
 
-    scale: Scale = "group"
     positive: float = 1.0
     negative: float = 1.05
     reduction: ReductionName = "sequence_mean"
@@ -32,15 +29,8 @@ class SAPO(PolicyGradient):
     def __post_init__(self) -> None:
         check_above_zero(positive=self.positive, negative=self.negative)
 
-    def sample_settings(self) -> Mapping[str, Any]:
-        return {**super().sample_settings(), "scale": self.scale}
-
-    def advantages(self, table: RewardTable) -> Tensor:
-        return scaled(self.reward(table), self.scale)
-
-    def token_loss(self, log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        ratio_N = (log_probs_N - old_N).clamp(max=LARGEST).exp()
-        gate_N = torch.where(batch.advantages_N > 0, self.positive, self.negative)
-        soft_N = torch.sigmoid(gate_N * (ratio_N - 1)) * 4 / gate_N
-        never_N = torch.zeros_like(batch.sample_N, dtype=torch.bool)
-        return TokenLoss(-soft_N * batch.advantages_N, never_N, never_N)
+    def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
+        ratio_N = bounded_exp(log_probs_N - drawn_N)
+        positive, negative = log_probs_N.new_tensor([self.positive, self.negative])
+        gate_N = torch.where(batch.advantages_N > 0, positive, negative)
+        return TokenLoss(-torch.sigmoid(gate_N * (ratio_N - 1)) * 4 / gate_N * batch.advantages_N)

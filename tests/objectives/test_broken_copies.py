@@ -66,7 +66,7 @@ BROKEN = {
     ),
     "no score term": (
         kl,
-        "estimate_N = estimate_N * (log_probs_N - old_N).clamp(max=LARGEST).exp()",
+        "estimate_N = estimate_N * bounded_exp(log_probs_N - old_N)",
         "pass",
         lambda: test_kl.test_every_allowed_form_has_the_gradient_the_table_says("k3", "score", "KL(pi || ref)", untold),
     ),

@@ -17,6 +17,7 @@ from lnlit.interfaces import PolicyBatch, RewardTable, TokenBatch
 from lnlit.modules import policy, prompt_data
 from lnlit.objectives.kl import KL
 from lnlit.rl import collector, on_policy
+from lnlit.rl.cispo import CISPO
 from lnlit.rl.dppo import DPPO
 from lnlit.rl.gdpo import GDPO
 from lnlit.rl.grpo import GRPO
@@ -24,6 +25,8 @@ from lnlit.rl.max_rl import MaxRL
 from lnlit.rl.reinforce_plus_plus import ReinforcePlusPlus
 from lnlit.rl.rloo import RLOO
 from lnlit.rl.rpo import RPO
+from lnlit.rl.sapo import SAPO
+from lnlit.rl.vespo import VESPO
 from lnlit.sampling import sampler
 from lnlit.testing.algorithm_contract import check_algorithm
 
@@ -158,7 +161,9 @@ def test_gdpo_normalises_each_reward_by_itself():
     sums = []
     for rows in zip(REWARDS, SECOND, strict=True):
         total = [0.0] * 4
+        lacks = [any(map(math.isnan, verdicts)) for verdicts in zip(*rows, strict=True)]
         for row, weight in zip(rows, weights, strict=True):
+            row = [NAN if lack else reward for reward, lack in zip(row, lacks, strict=True)]
             mean, std = sum(known(row)) / len(known(row)), deviation(known(row))
             total = [t + weight * (r - mean) / (std + 1e-4) for t, r in zip(total, row, strict=True)]
         sums.append(total)
@@ -170,6 +175,26 @@ def test_gdpo_normalises_each_reward_by_itself():
     by_sum = GRPO().advantages(table([[1.0, 0.0, 0.0, 1.0]] * 4, [[0.0, 1.0, 0.0, 1.0]] * 4, weights=(1.0, 1.0)))
     apart = GDPO().advantages(table([[1.0, 0.0, 0.0, 1.0]] * 4, [[0.0, 1.0, 0.0, 0.1]] * 4, weights=(1.0, 1.0)))
     assert by_sum[0, 0] == by_sum[0, 1] and apart[0, 0] != apart[0, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_verdict_that_is_missing_moves_no_prompt_whose_samples_are_equal(seed):
+    """Nor any other sample than its prompt's: that one is left out, whichever of its rewards is missing."""
+    generator = torch.Generator().manual_seed(seed)
+    rewards_PGR = torch.randint(0, 4, (4, 4, 2), generator=generator).double()
+    rewards_PGR[0] = rewards_PGR[0, 0]
+    weights_R = torch.rand(2, generator=generator, dtype=torch.float64) + 0.1
+    prompt, sample = int(torch.randint(1, 4, (1,), generator=generator)), seed % 4
+    found = []
+    for missing in ([0], [1], [0, 1]):
+        lacking_PGR = rewards_PGR.clone()
+        lacking_PGR[prompt, sample, missing] = NAN
+        zeros_PG = torch.zeros(4, 4, dtype=torch.float64)
+        found.append(GDPO().advantages(RewardTable(lacking_PGR, weights_R, zeros_PG.long(), zeros_PG)))
+    for advantages_PG in found:
+        assert advantages_PG[0].abs().max() < 1e-12 and advantages_PG[prompt, sample] == 0
+        assert advantages_PG.sum(1).abs().max() < 1e-9
+        assert torch.equal(advantages_PG, found[-1])
 
 
 def test_gdpo_ignores_what_is_only_watched():
@@ -251,6 +276,43 @@ def test_dppo_leaves_out_what_has_moved_too_far():
     assert loss.total.item() == pytest.approx(total) and loss.count == 5
     assert gradient.tolist() == pytest.approx(expected)
     assert [float(loss.observed[f"clip_ratio/{side}_mean"][0]) for side in ("low", "high")] == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_settings_are_as_precise_as_the_log_probs(dtype):
+    """Two settings, of which an advantage's sign chooses one: 1.05 and 0.7 have no exact binary form."""
+    now, old = [-0.4, -1.1, -2.0, -0.2], [-0.5, -1.0, -1.7, -0.3]
+    advantages, owners = [0.7, 0.7, -1.3, -1.3], [0, 0, 1, 1]
+    row = torch.zeros(1, 4, dtype=torch.int64)
+    old_N = torch.tensor(old, dtype=dtype)
+    batch = PolicyBatch(
+        TokenBatch(row, row, row, [4]), torch.tensor(owners), 2, torch.tensor(advantages, dtype=dtype), old_N, old_N
+    )
+    log_probs = torch.tensor(now, dtype=dtype)
+    gates = [0.7 if advantage > 0 else 1.05 for advantage in advantages]
+    soft = [
+        -4 / t / (1 + math.exp(-t * (math.exp(new - before) - 1))) * advantage
+        for t, new, before, advantage in zip(gates, now, old, advantages, strict=True)
+    ]
+    found = SAPO(positive=0.7, reduction="token_mean", correction=None).loss(log_probs, batch).total
+    precision = 1e-14 if dtype == torch.float64 else 1e-6
+    assert found.item() == pytest.approx(sum(soft), rel=precision)
+    weighed = 0.0
+    for new, advantage, owner in zip(now, advantages, owners, strict=True):
+        log_w = sum(n - o for n, o, whose in zip(now, old, owners, strict=True) if whose == owner)
+        k, l = (2.1, 3.3) if advantage >= 0 else (3.7, 1.9)
+        weighed -= math.exp(l + k * log_w - l * math.exp(log_w)) * advantage * new
+    found = VESPO(positive=(2.1, 3.3), negative=(3.7, 1.9)).loss(log_probs, batch).total
+    assert found.item() == pytest.approx(weighed, rel=precision)
+
+
+def test_a_bound_that_there_is_not_is_not_logged():
+    sides = {"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"}
+    row = torch.zeros(1, 2, dtype=torch.int64)
+    batch = PolicyBatch(TokenBatch(row, row, row, [2]), torch.tensor([0, 1]), 2, torch.tensor([1.0, -1.0]))
+    expected = {GRPO: sides, CISPO: sides - {"clip_ratio/low_mean"}, DPPO: sides, SAPO: set(), VESPO: set()}
+    for kind, names in expected.items():
+        assert kind().loss(torch.tensor([-1.0, -2.0]), batch).observed.keys() & sides == names, kind
 
 
 def test_what_does_not_go_together_is_refused():
