@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Mapping
+from importlib.metadata import distributions
 from importlib.resources import files
 from pathlib import Path
 
@@ -56,6 +58,8 @@ _USES = {
     "meter": "`lnlit search measure --engine {name}`.",
     "solver": "`lnlit search solve --solver {name}`.",
 }
+#: Distributions of lnlit's own.
+_OURS = ("lnlit-flash-attn", "lnlit-highs", "lnlit-vllm")
 _CLASS_PATH = "In YAML: `class_path: {name}`, with its arguments under `init_args`."
 
 
@@ -64,7 +68,7 @@ def write_plugin(kind: str, name: str, folder: Path | None) -> Path:
 
     Raises `UserError` for a name that is no identifier or taken, and a folder that holds something.
     """
-    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii():
+    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii() or not name.strip("_"):
         raise UserError(f"name: got {name!r}; expected letters, digits and underscores, as in my_{kind}.")
     if name in registry.names(kind):
         raise UserError(f"{kind} {name!r} exists already; choose another name. `lnlit plugins` lists them.")
@@ -84,13 +88,30 @@ def write_plugin(kind: str, name: str, folder: Path | None) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already and not empty. Give another folder.")
     examples = files("lnlit.testing.plugin")
+    part, test = ((examples / file).read_text(encoding="utf-8") for file in (f"{kind}.py", f"{kind}_test.py"))
+    _check_free(name, words, part)
     with replaced_folder(out) as scratch:
         (scratch / "tests").mkdir()
-        for template, file in ((f"{kind}.py", f"{words['module']}.py"), (f"{kind}_test.py", f"tests/test_{name}.py")):
-            text = (examples / template).read_text(encoding="utf-8")
+        for text, file in ((part, f"{words['module']}.py"), (test, f"tests/test_{name}.py")):
             text = re.sub(r"\bExample\b", str(words["cls"]), re.sub(r"\bexample\b", name, text))
             (scratch / file).write_text(text, encoding="utf-8")
         (scratch / "pyproject.toml").write_text(_PYPROJECT.format(**words), encoding="utf-8")
         told = (examples / "layer.md").read_text(encoding="utf-8") if kind in _LAYERS else ""
         (scratch / "README.md").write_text("\n".join(filter(None, [_README.format(**words), told])), encoding="utf-8")
     return out
+
+
+def _check_free(name: str, words: Mapping[str, str | int], part: str) -> None:
+    """Raises `UserError` for a name whose distribution would replace another one, or whose class would hide what the
+    text of the `part` uses.
+    """
+    theirs = {re.sub(r"[-_.]+", "-", found.name).lower() for found in distributions() if found.name}
+    if words["distribution"] in {*theirs, *_OURS}:
+        raise UserError(
+            f"name: {name!r} makes the distribution {words['distribution']}, which exists already and which this one "
+            "would replace. Choose another name."
+        )
+    if words["cls"] in re.findall(r"\w+", part):
+        raise UserError(
+            f"name: {name!r} makes the class {words['cls']}, a name that its file uses. Choose another name."
+        )

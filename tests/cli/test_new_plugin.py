@@ -57,6 +57,10 @@ def test_a_name_and_a_folder_that_cannot_be(lnlit, tmp_path):
     (tmp_path / "full" / "file").touch()
     for arguments, told in {
         ("reward", "no-name"): "error: name: got 'no-name'; expected letters, digits and underscores",
+        ("reward", "__"): "error: name: got '__'; expected letters, digits and underscores",
+        ("reward", "vllm"): "error: name: 'vllm' makes the distribution lnlit-vllm, which exists already",
+        ("algorithm", "loss"): "error: name: 'loss' makes the class Loss, a name that its file uses.",
+        ("source", "user_error"): "error: name: 'user_error' makes the class UserError,",
         ("reward", "format"): "error: reward 'format' exists already; choose another name.",
         ("rewrad", "mine"): "error: unknown kind 'rewrad'. Did you mean 'reward'?",
         ("reward", "mine", "full"): f"error: {tmp_path}/full: is there already and not empty.",
