@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lnlit import schema
+from lnlit import own, schema
 from lnlit.cli.pipeline import DEFAULT_ROOT, RESULTS, ROOT, Stage, position, stages_of
 from lnlit.cli.put_aside import OF_A_RUN
 from lnlit.cli.python import arguments
@@ -22,6 +22,10 @@ from lnlit.stages.compare import results_file, run_folder
 
 #: What an ablation sets itself in each run.
 _OURS = ("seed_everything", "data.seed", f"trainer.{ROOT}")
+#: Ends of the names of files that an ablation writes beside the folders of its arms.
+_OF_FILES = (".md", ".json", ".png", ".lock")
+#: numpy takes no larger one.
+_LARGEST_SEED = 2**32 - 1
 _NAME, _NUMBERED = re.compile(r"[\w.+-]+"), re.compile(r"\d+[a-z]?_")
 Overrides = Mapping[str, Any]
 
@@ -56,22 +60,25 @@ class Ablation:
         metrics = (asked.metrics,) if isinstance(asked.metrics, str) else tuple(asked.metrics)
         if not metrics:
             raise UserError(f"{where}: metrics: name one or more, such as val/loss.")
+        if len(set(metrics)) < len(metrics):
+            raise UserError(f"{where}: metrics: expected each once; got {shown(asked.metrics)}.")
         if len(set(asked.seeds)) < len(asked.seeds) or not asked.seeds:
             raise UserError(f"{where}: seeds: expected one or more, each once; got {shown(asked.seeds)}.")
+        if max(asked.seeds) > _LARGEST_SEED:
+            raise UserError(f"{where}: seeds: expected at most {_LARGEST_SEED}, got {max(asked.seeds)}.")
         if len(asked.arms) < 2:
             raise UserError(f"{where}: arms: expected two or more, as name: {{key: value}}; got {shown(asked.arms)}.")
-        for name in asked.arms:
-            if not _NAME.fullmatch(name) or name.startswith("."):
-                raise UserError(
-                    f"{where}: arms: {shown(name)} names a folder too; allowed: letters, digits, and . + - _ within."
-                )
+        _check_names(asked.arms, f"{where}: arms")
         arms = {name: _overrides(arm, base, f"{where}: arms.{name}") for name, arm in asked.arms.items()}
         settings = _overrides(asked.settings, base, f"{where}: settings")
         if None in settings.values():
             raise UserError(f"{where}: settings: a file that no arm has is left out of base instead.")
         found = cls(base, arms, tuple(asked.seeds), metrics, expanded(asked.out), settings)
         for metric in metrics:
-            found.measured(metric)
+            try:
+                found.measured(metric)
+            except UserError as error:
+                raise UserError(f"{where}: metrics: {error}") from error
         return found
 
     def measured(self, metric: str) -> tuple[str, str]:
@@ -139,6 +146,20 @@ def stage_file(stage: Stage) -> str:
 
 
 # reading
+
+
+def _check_names(arms: Iterable[str], where: str) -> None:
+    """Raises `UserError` for the name of an arm that cannot be a folder of its own beside the table."""
+    seen: dict[str, str] = {}
+    for name in arms:
+        if not _NAME.fullmatch(name) or name.startswith(".") or Path(name).suffix in _OF_FILES:
+            raise UserError(
+                f"{where}: {shown(name)} names a folder too; allowed: letters, digits, and . + - _ within, but no "
+                f"ending {', '.join(_OF_FILES)}."
+            )
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise UserError(f"{where}: {shown(other)} and {shown(name)} are one folder on some disks. Rename one.")
 
 
 def _stages(base: Sequence[str], where: str, folder: Path) -> tuple[Stage, ...]:
@@ -210,9 +231,8 @@ def _configuration(stage: Stage, options: list[str]) -> dict[str, Any]:
 
     parsed = {"rollout": rollout.parsed, "search": search.parsed}[stage.command[0]]
     _, parser, config = parsed(stage.kind, options)
-    return {
-        key: value for key, value in yaml.safe_load(parser.dump(config, skip_none=False)).items() if key != "config"
-    }
+    complete = yaml.safe_load(own.restored(parser.dump(config, skip_none=False)))
+    return {key: value for key, value in complete.items() if key != "config"}
 
 
 def _run(ablation: Ablation, arm: str, seed: int, resolved: Mapping[str, Mapping[str, Any]]) -> Run:

@@ -14,6 +14,8 @@ from lnlit.errors import UserError
 #: A place in the tree: keys of mappings and indices of lists.
 Place = tuple[str | int, ...]
 
+#: The tag of `<<`, which may be there several times.
+_MERGE = "tag:yaml.org,2002:merge"
 _SPEC_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
@@ -74,6 +76,7 @@ class Written:
             raise UserError(f"{value}: expected a mapping of keys such as trainer, model, data; got {tree!r:.60}.")
         if not _is_small(tree):
             raise UserError(f"{value}: its anchors (&name) and aliases (*name) go round in a circle, or on for ever.")
+        _check_keys(root, value)
         self.tree = _merged(self.tree, own.anchored(tree, path.parent))
         self._files.append((value, root))
 
@@ -103,6 +106,25 @@ class Written:
         replaces_class = isinstance(old, dict) and "class_path" in old and isinstance(parsed, str)
         node[parts[-1]] = _merged(old, {"class_path": parsed}) if replaces_class else parsed
         self._options.append((*place, parts[-1], "class_path") if replaces_class else (*place, parts[-1]))
+
+
+def _check_keys(root: yaml.Node, file: str) -> None:
+    """Raises `UserError` for a key that a mapping has twice: PyYAML silently drops the first."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != _MERGE and (first := lines.setdefault((key.tag, str(key.value)), line)) != line:
+                raise UserError(f"{file}:{line}: the key {key.value!r} is in line {first} already. Join the two.")
+            waiting.append(value)
 
 
 def _is_small(tree: Any, most: int = 100_000) -> bool:

@@ -157,7 +157,8 @@ def _read(folder: Path, metric: Metric) -> tuple[float | None, Mapping[str, floa
             return None, {}, False
     if node is None:
         return math.nan, {}, False
-    return float(node) if isinstance(node, int | float) else None, {}, False
+    is_number = isinstance(node, int | float) and not isinstance(node, bool)
+    return float(node) if is_number else None, {}, False
 
 
 def _logged(folder: Path, metric: Metric) -> set[str]:

@@ -149,14 +149,18 @@ def test_stages_of_one_run_read_what_its_others_write(tmp_path, config, tiny_mod
         ({"seeds": [0, 0]}, "each once; got [0, 0]"),
         ({"seeds": [-1]}, "ablation.yaml: seeds[0]: expected a whole number, 0 or more, got -1"),
         ({"seeds": "0, 1"}, "ablation.yaml: seeds: expected"),
+        ({"seeds": [2**32]}, "seeds: expected at most 4294967295, got 4294967296"),
         ({"metrics": []}, "metrics: name one or more"),
+        ({"metrics": ["val/loss", "val/loss"]}, "metrics: expected each once"),
         ({"base": "nowhere.yaml"}, "there is no file 'nowhere.yaml'"),
         ({"arms": {"one": {}}}, "expected two or more"),
         ({"arms": {"a/b": {}, "c": {}}}, "'a/b' names a folder too"),
+        ({"arms": {"a": {}, "ablation.json": {}}}, "'ablation.json' names a folder too"),
+        ({"arms": {"Low": {}, "low": {}}}, "'Low' and 'low' are one folder on some disks"),
         ({"arms": {"a": {}, "b": 3}}, "arms.b: expected key: value"),
         ({"arms": {"a": {}, "b": {"trainer.default_root_dir": "x"}}}, "seeds and folders are the ablation's"),
         ({"arms": {"a": {}, "b": {"model.init_args.optimizer.lr": 1}}}, "unknown key 'lr'. Allowed: betas"),
-        ({"metrics": ["1_other:val/loss"]}, "no stage '1_other'"),
+        ({"metrics": ["1_other:val/loss"]}, "ablation.yaml: metrics: no stage '1_other'"),
         (
             {"settings": {"data.micro_batch_size": "x"}},
             "arm low: command line: data.init_args.micro_batch_size: expected int",
@@ -166,6 +170,29 @@ def test_stages_of_one_run_read_what_its_others_write(tmp_path, config, tiny_mod
 def test_a_mistake_is_one_line(ablation, lnlit, settings, told):
     code, _, err = lnlit("ablate", ablation(**settings))
     assert code == 2 and told in err and err.count("\n") == 1, err
+
+
+def test_an_arm_that_is_written_twice_is_refused(ablation, lnlit, tmp_path):
+    ablation()
+    text = (tmp_path / "ablation.yaml").read_text().replace("  high:", "  low: {}\n  high:")
+    (tmp_path / "ablation.yaml").write_text(text)
+    code, _, err = lnlit("ablate", "ablation.yaml")
+    assert code == 2 and err == "error: ablation.yaml:4: the key 'low' is in line 3 already. Join the two.\n"
+
+
+def test_a_part_in_ones_own_file_stays_so_in_the_files_of_a_stage(tmp_path, tiny_model, monkeypatch):
+    """The run is another process: it knows the name that the user wrote, and its file is what the run was made by."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def good(request):\n    return 1.0\n")
+    prompts = "{class_path: reasoning_gym, init_args: {split: train, size: 2, tasks: [basic_arithmetic]}}"
+    text = f"stage: annotate\nmodel: {tiny_model}\nprompts: {prompts}\nout: o.jsonl\nmax_new_tokens: 4\n"
+    Path("1_annotate.yaml").write_text(f"{text}reward: {{class_path: mine.py:good}}\n")
+    arms = {"two": {"samples": 2}, "three": {"samples": 3}}
+    given = {"base": "1_annotate.yaml", "arms": arms, "seeds": [0], "metrics": ["x"], "out": "out"}
+    run = runs_of(Ablation.of(given, "here", Path()))[0]
+    assert yaml.safe_load(run.texts["1_annotate.yaml"])["reward"] == {"class_path": f"{tmp_path}/mine.py:good"}
+    (stage,) = run.write(tmp_path / "written")
+    assert stage.reads()[f"{tmp_path}/mine.py"] == [tmp_path / "mine.py"]
 
 
 def test_a_function_does_the_same_with_settings_for_all(ablation, stages, tmp_path, monkeypatch):
