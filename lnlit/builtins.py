@@ -32,7 +32,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "preference": "lnlit.data.preference_rows:PreferenceRows",
     },
     "checkpoint": {
-        # Those that write are asked in this order, from the plainest on.
+        # Formats that can write are tried in this order, the plainest first.
         "llama": "lnlit.checkpoint.families.llama:Llama",
         "mistral": "lnlit.checkpoint.families.mistral:Mistral",
         "qwen2": "lnlit.checkpoint.families.qwen2:Qwen2",
@@ -94,10 +94,10 @@ BUILTINS: dict[str, dict[str, str]] = {
     },
 }
 
-#: What a search puts in place of any part, unless told otherwise (Puzzle, Bercovich et al. 2024, section 2).
+#: Parts that a search tries in place of any other by default (Puzzle, Bercovich et al. 2024, section 2).
 STUBS = ("single_linear", "noop")
 
-#: What each kind must subclass, for checks and for `lnlit plugins`.
+#: The base class of each kind, for checks and for `lnlit plugins`.
 INTERFACES: dict[str, str] = {
     "attention": "lnlit.interfaces.layer:AttentionLayer",
     "ffn": "lnlit.interfaces.layer:FeedForwardLayer",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 GENERATION_CONFIG = "generation_config.json"
 
-#: Tags that an assistant writes itself. Where they are special tokens, it means these and not their text.
+#: Tags that an assistant writes itself, either as special tokens or as text.
 OWN_TAGS = (*TAGS, "<tool_call>", "</tool_call>")
 
 _BRACKETED = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")

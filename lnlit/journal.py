@@ -30,7 +30,7 @@ class Lines:
     Raises `UserError` if another process is writing the file or if it cannot be written.
     """
 
-    #: Lines in front of the entries.
+    #: The number of lines before the entries.
     _ahead = 0
 
     def __init__(self, file: Path, what: str) -> None:

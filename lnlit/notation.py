@@ -41,7 +41,7 @@ _COMMANDS = {
 _COMMAND = re.compile("|".join(map(re.escape, _COMMANDS)))
 _DASHES = dict.fromkeys(map(ord, "\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FIGURE DASH}\N{EN DASH}"), "-")
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z])|(?=\{))")
-#: Ways of LaTeX that parsers read otherwise, or in part: `\\sqrt[3]4`, `{10 \\choose 3}`, `\\log_e 2`.
+#: LaTeX forms that parsers misread or read only in part: `\\sqrt[3]4`, `{10 \\choose 3}`, `\\log_e 2`.
 _SAME = (
     (re.compile(r"(\\sqrt\s*\[[^\[\]]+\])\s*([0-9A-Za-z])"), r"\1{\2}"),
     (re.compile(r"\{([^{}]+?)\\choose\b\s*([^{}]+)\}|^([^{}]+?)\\choose\b\s*([^{}]+)$"), r"\\binom{\1\3}{\2\4}"),

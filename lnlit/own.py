@@ -27,11 +27,11 @@ from lnlit.files import expanded
 _FILE = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 #: Makes modules below this one possible; `_Finder` finds them.
 __path__: list[str] = []
-#: Path of a class -> how its user named it.
+#: Maps the path of a class to the name that the user wrote.
 _names: dict[str, str] = {}
 #: Module -> the files that it was made of, with their content.
 _sources: dict[str, dict[Path, bytes]] = {}
-#: Where such files lie. They may import what lies beside them.
+#: The folders of such files. They may import other files from their own folder.
 _folders: list[Path] = []
 
 

@@ -19,7 +19,7 @@ from lnlit.errors import UserError, did_you_mean, shown, unknown_key
 
 T = TypeVar("T")
 
-#: Numbers are at most so large: sums of them stay finite.
+#: The largest number allowed, so that sums stay finite.
 LARGEST = 1e300
 
 

@@ -13,7 +13,7 @@ Thinking = Literal["on", "off"]
 
 OPEN, CLOSE = TAGS = ("<think>", "</think>")
 
-#: What the toggle's system prompt begins with.
+#: The beginning of the toggle's system prompt.
 TOGGLE = "detailed thinking"
 _TOGGLE = re.compile(rf"{TOGGLE} (on|off)\b")
 _BOX_OR_BRACE = re.compile(r"(\\boxed\s*)?\{|\}|\\\\(?=[{}])|\\[{}]")

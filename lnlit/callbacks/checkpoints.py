@@ -63,7 +63,7 @@ class Checkpoint(callbacks.Checkpoint):
         partial = folder / f".partial-{target.name}"
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".partial-*"):  # of a run that was killed while saving
+            for leftover in folder.glob(".partial-*"):  # left by a run that was killed while saving
                 _remove(leftover)
         trainer.strategy.barrier()
         try:

@@ -68,7 +68,7 @@ class ExportModel(L.Callback):
         provenance = {
             "thinking": self._thinking,
             **_provenance(trainer, pl_module),
-        }  # on every rank, and before they gather: see there
+        }  # a collective, so on every rank and before the weights are gathered
         weights = canonical_weights(decoder)
         if not trainer.is_global_zero:
             for _ in weights:  # takes part in gathering shards

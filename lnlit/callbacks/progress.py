@@ -32,7 +32,7 @@ class StepBar(TQDMProgressBar):
         super().on_train_start(trainer, pl_module)
         bar = self.train_progress_bar
         bar.total = _total(pl_module)
-        bar.initial = bar.n = trainer.global_step  # a resumed run's rate is of its own steps
+        bar.initial = bar.n = trainer.global_step  # the rate of a resumed run counts only its own steps
         bar.set_description(type(pl_module).__name__)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:

@@ -56,7 +56,7 @@ class RunResults(L.Callback):
             self._validated_at = trainer.global_step
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        last = _values(trainer)  # of every rank, for it may have to be reduced
+        last = _values(trainer)  # on every rank, because the values may have to be reduced
         if stopped_by(trainer) is not None or not trainer.is_global_zero:
             return
         step = trainer.global_step

@@ -78,7 +78,7 @@ class RolloutLog(L.Callback):
         self._start = -1
         self._open: Entry | None = None  # the newest rollout, on which the run still trains
         self._trained_s = 0.0
-        self._phases: dict[str, float] = {}  # as they were when the last samples came
+        self._phases: dict[str, float] = {}  # seconds per phase at the time of the last samples
         self._data.listeners.append(self.record)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -159,7 +159,7 @@ class RolloutLog(L.Callback):
         self._leave()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        with suppress(UserError):  # what ended the run is what has to be told
+        with suppress(UserError):  # the exception that ended the run must be reported, not this one
             self._write_page()
         self._leave()
 

@@ -25,10 +25,10 @@ class Export:
 
     #: config.json. Token ids and dtype are added when it is written.
     config: Mapping[str, Any]
-    #: Names of a layer's modules in the folder -> those that lnlit has there, stacked along dim 0, as
-    #: `{"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}`. One alone is renamed.
+    #: Maps a layer's modules in the folder to lnlit's modules that they stack along dim 0, e.g.
+    #: `{"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}`, or one renamed.
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    #: Texts by file name, as the modeling code that `config["auto_map"]` names.
+    #: Further text files by name, such as the modeling code that `config["auto_map"]` names.
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -36,7 +36,7 @@ class CheckpointFormat(ABC):
     """One on-disk format. Methods that read raise `UserError` for a file that is missing, truncated or does not fit its
     own header."""
 
-    #: What config.json calls this format; "" where it has no config.json.
+    #: The `model_type` in config.json; "" if the format has no config.json.
     model_type: ClassVar[str] = ""
 
     @abstractmethod

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 Args: TypeAlias = Mapping[str, Any]
 #: Weights by their checkpoint names below the block, as "mlp.up_proj.weight" or "self_attn.k_proj.weight".
 Weights: TypeAlias = "Mapping[str, Tensor]"
-#: (the parent's weights, scores of its FFN's channels [F] or None) -> first weights, without training.
+#: (the parent's weights, scores of its FFN's channels [F] or None) -> initial weights, without training.
 Conversion: TypeAlias = "Callable[[Weights, Tensor | None], dict[str, Tensor]]"
-#: Which norm fused FFNs see. "own": each its own, the gains folded into the matrices. "last": all of them the last
-#: one's, as in the FFN Fusion paper (equation 5).
+#: The norm before fused FFNs. "own": each keeps its own, with the gain folded into its matrices. "last": all use that
+#: of the last one, as in the FFN Fusion paper (equation 5).
 Norm = Literal["own", "last"]
 
 
@@ -76,18 +76,18 @@ class Layer:
     """What attention and FFN parts have in common. A part is also an `nn.Module` and is constructed as `(context,
     **args)`."""
 
-    #: False: the part adds nothing to the residual stream, so the block gives it no norm and skips it.
+    #: False if the part adds nothing to the residual stream: the block then has no norm for it and skips it.
     residual: ClassVar[bool] = True
     #: Linears that stack several checkpoint weights along dim 0, e.g. `{"gate_up_proj": ("gate_proj", "up_proj")}`.
     packed_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    #: The registry name of the part with the same arguments and function whose weights a checkpoint holds, one by one,
-    #: where this part packs them; None: this one's own.
+    #: For a part that packs weights: the registry name of the part with the same arguments and function that stores
+    #: them one by one, as checkpoints do. None if this part's own weights are those in checkpoints.
     stored_as: ClassVar[str | None] = None
     #: The inverse: the registry name of the part that packs this one's weights, if there is one.
     packed_as: ClassVar[str | None] = None
     #: Tensor-parallel style of each linear: "colwise" splits its outputs, "rowwise" its inputs and sums the results,
     #: "gathered" splits its outputs and puts them together again. A norm of each head is "per_head": whole, and each
-    #: rank applies it to its own heads. Others are whole on every rank, which a run tells.
+    #: rank applies it to its own heads. All other modules are whole on every rank, and the run's log names them.
     tensor_parallel: ClassVar[Mapping[str, str]] = {}
 
     if TYPE_CHECKING:

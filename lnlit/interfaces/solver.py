@@ -13,7 +13,7 @@ from lnlit.interfaces.problem import Problem
 from lnlit.schema import read
 
 #: optimal: proven within the gap that each solution states. feasible: found by a heuristic. infeasible: proven.
-#: time_limit: stopped early, with what was found until then. not_found: a heuristic found nothing.
+#: time_limit: stopped early, with the solutions found so far. not_found: a heuristic found nothing.
 Status = Literal["optimal", "feasible", "infeasible", "time_limit", "not_found"]
 
 

@@ -11,9 +11,9 @@ import torch._dynamo
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 
-#: Graphs of one distinct block, at most: one with and one without gradients for each of up to four ways in which what
-#: was a constant turns out to vary (batch, tokens, longest document, shared prompts). Beyond its limit, which is one
-#: for all blocks of a process, a teacher's too, dynamo computes eagerly and says nothing.
+#: The largest number of graphs per distinct block: one with and one without gradients for each of up to four sizes that
+#: turn out to vary (batch, tokens, longest document, shared prompts). Dynamo's limit holds for all blocks of a process
+#: together, including a teacher's; beyond it, dynamo silently runs eagerly.
 _GRAPHS = 8
 
 
@@ -30,8 +30,8 @@ def compile_blocks(decoder: Decoder, required: bool) -> bool:
     for name in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name) + _GRAPHS * distinct)
     for block in decoder.layers:
-        # Of a block in which nothing is computed dynamo makes no graph, and from then on of no block: all run the same
-        # code. They would run eagerly where activations are recomputed, and in pieces elsewhere.
+        # A block without parameters is not compiled: dynamo would mark the code, which all blocks share, as having no
+        # content. Other blocks would then run eagerly if activations are recomputed, and in pieces otherwise.
         if any(True for _ in block.parameters()):
             block.compile()
     return True

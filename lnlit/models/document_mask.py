@@ -32,8 +32,9 @@ def document_mask(segments: Segments, total: int, window: int | None = None) -> 
     begin_first_N, begin_last_N = (
         torch.maximum(bounds[document_T[tokens_N]], tokens_N - reach + 1) for tokens_N in (first_N, last_N)
     )
-    # A query sees keys from its document's or its window's begin to itself, so the queries of a block see all blocks
-    # from where the first one's view begins. Of those before their own, all see the whole where the last one's does.
+    # A query attends to the keys from the start of its document or window to itself. So a block of queries attends to
+    # all key blocks from the start of its first query's range. An earlier key block needs no mask if the last query
+    # attends to all of it.
     block_N = torch.arange(len(first_N), device=device)
     seen_NN = (block_N * _BLOCK + _BLOCK > begin_first_N[:, None]) & (block_N <= block_N[:, None])
     whole_NN = (block_N * _BLOCK >= begin_last_N[:, None]) & (block_N < block_N[:, None])

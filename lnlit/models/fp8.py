@@ -14,7 +14,7 @@ from lnlit.models.decoder import Decoder
 
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 #: Float8 matrix products need all three sides divisible by 16: a linear's inputs, its outputs, and the tokens of a
-#: micro-batch, over which the gradient of its weight sums. Emulation does not mind.
+#: micro-batch, over which the gradient of its weight is summed. Emulation has no such limit.
 FLOAT8_MULTIPLE = 16
 
 

@@ -16,7 +16,8 @@ from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 from lnlit.models.kv_cache import KVCache
 
-#: Rows that have finished stay in the batch until so few others are left: leaving copies the whole cache.
+#: Finished rows are removed from the batch when the others are no more than this fraction of it, because removing rows
+#: copies the whole cache.
 _COMPACT_BELOW = 0.75
 _BLOCK = 256
 

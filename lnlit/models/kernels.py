@@ -121,7 +121,7 @@ class FlexKernel(AttentionKernel):
         q, k, v = (x.reshape(1, -1, *x.shape[2:]).transpose(1, 2) for x in (q_BTHd, k_BTKd, v_BTKd))
         mask = self._mask(segments, q.shape[2], window)  # type: ignore
         grouped = q.shape[1] != k.shape[1]
-        # Left to itself torch takes its decoding kernel below 128 tokens, which cannot do groups of three query heads.
+        # By default torch uses its decoding kernel below 128 tokens, which cannot do groups of three query heads.
         out = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=grouped, kernel_options={"BACKEND": "TRITON"})
         return out.transpose(1, 2).reshape(q_BTHd.shape)
 

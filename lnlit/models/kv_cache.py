@@ -63,7 +63,7 @@ class KVCache:
         values_BKSd[self._rows_B1, :, self._positions_BT] = v_BTKd.to(values_BKSd.dtype)
         if self._is_prefill:  # padding is on the right, so plain causal attention is exact and needs no mask
             return causal_attention(q_BTHd, k_BTKd, v_BTKd, window)
-        # One token a row: the query heads of a group are the queries of one head, and its keys are read once.
+        # With one token per row, the query heads of a group act as queries of one head, whose keys are read once.
         k, v = keys_BKSd[:, :, : self._used], values_BKSd[:, :, : self._used]
         q_BKGd = q_BTHd[:, 0].unflatten(1, (k.shape[1], -1))
         seen_B1TS = self._mask_B1TS

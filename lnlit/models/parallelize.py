@@ -91,7 +91,7 @@ def _has_weights(module: nn.Module, name: str) -> bool:
 def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size: int) -> None:
     """Raises `UserError` unless the part can be split evenly: every rank gets whole heads and the same number of
     columns."""
-    if module.packed_weights:  # equal runs of rows would be parts of one weight on one rank, of another on the next
+    if module.packed_weights:  # an even split of rows would give each rank parts of different weights
         raise UserError(
             f"{where}: {part.type} stores several weights as one matrix, which tensor_parallel_size {size} does not "
             "split. Set model.runtime.fuse_gate_up: false, or tensor_parallel_size: 1."

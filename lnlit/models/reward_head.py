@@ -16,7 +16,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, TokenBatch
 from lnlit.models.decoder import Decoder
 
-#: Beside a model folder's own weights.
+#: The file of the head, beside the weights of a model folder.
 FILE = "reward_head.safetensors"
 
 

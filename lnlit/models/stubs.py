@@ -28,7 +28,7 @@ class _Nothing(Layer):
 class _SingleLinear(Layer):
     """A [D, D] matrix, which can replace any part that defines `as_matrix`."""
 
-    #: Where its weight lies below the block.
+    #: The name of its weight, relative to the block.
     _weight: ClassVar[str]
 
     @classmethod

@@ -26,9 +26,9 @@ _UNITS = {
     "_tokens": "tokens",
     "throughput": "tokens/s",
 }
-#: Predictions this near to what was measured are good.
+#: The relative error up to which a prediction counts as good.
 BAND = 0.10
-#: Beyond this many, neighbours are drawn as their mean.
+#: If there are more points or bars, groups of neighbours are drawn as their means.
 _MOST_POINTS, _MOST_BARS = 160, 80
 
 Points = Sequence[tuple[float, float]]

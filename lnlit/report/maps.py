@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from lnlit.search.dependency import Dependency
 
-#: Layers beyond which a column is too narrow for text.
+#: With more layers, columns are too narrow for text.
 _MOST_LABELS = 90
-#: [rollout][pool]: how many prompts.
+#: Numbers of prompts by [rollout][pool].
 Table = Sequence[Sequence[float]]
 
 

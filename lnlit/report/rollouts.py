@@ -22,13 +22,13 @@ from lnlit.sampling.table import prompt_key
 
 #: Prompts that are shown with their answers, and characters of a long text's start and end.
 _PROMPTS, _HEAD, _TAIL = 4, 4000, 2000
-#: In the order of a rollout.
+#: The phases of a rollout, in order.
 _VALIDATION = "validation"
 _PHASES = ("sync", "generate", "reward", "score", "train", _VALIDATION)
 _KINDS = {"pass_rate": "Reward by difficulty", "thinking": "Reward by thinking mode", "task": "Reward by task"}
-#: A heading, its pictures, and what has to be said of them.
+#: (heading, pictures, note).
 Section = tuple[str, list[Picture], str]
-#: A prompt's (role, text)s, and completions of it, each with what it is called.
+#: ((role, text) of each message of a prompt, (label, completion) of its answers).
 Asked = tuple[list[tuple[str, str]], list[tuple[str, Sample]]]
 
 

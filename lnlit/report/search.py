@@ -21,7 +21,7 @@ from lnlit.report.charts import Frontier, Limit, Measured, Point, cost_label
 from lnlit.report.maps import Strip
 from lnlit.search.library import Library, pair_name
 
-#: Baselines as a reader knows them.
+#: Titles of the baselines for readers.
 _TITLES = {"greedy": "Puzzle's greedy", "ratio_greedy": "greedy by ratio"}
 
 

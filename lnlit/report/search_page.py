@@ -15,7 +15,7 @@ from lnlit.report.theme import plain
 from lnlit.search.library import Library
 from lnlit.specs import NOOP
 
-#: How many solutions the architecture map shows, the parent aside.
+#: The number of solutions in the architecture map, besides the parent.
 _MOST_MODELS = 4
 _PROOF = {
     "optimal": "The solver proved that this is the best choice.",

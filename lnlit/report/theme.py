@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: Steps of the colour ramp.
 _STEPS = 32
-#: What XML does not allow, and what a browser would not show.
+#: Characters that XML does not allow or that browsers do not show.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 

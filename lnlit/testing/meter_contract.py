@@ -22,7 +22,8 @@ from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.specs import NOOP, BlockSpec, ModelSpec
 from lnlit.testing.tiny import tiny_spec
 
-#: Different in every number, so that a mixed-up order shows; decoding differs by a factor that no busy machine hides.
+#: All numbers differ, so that a wrong order is noticed, and decoding differs by a factor that load on the machine
+#: cannot hide.
 WORKLOADS = (Workload(2, 12, 2), Workload(1, 7, 60))
 
 

@@ -22,10 +22,10 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 from lnlit.rewards.pool import RewardPool
 
-#: What to expect of a request: a number, None for no judgement, or ... for any number.
+#: The expected value for a request: a number, None for no verdict, or ... for any number.
 Case = tuple[RewardRequest, float | EllipsisType | None]
 
-#: What a policy may well write. None of it is the setup's fault, so none may stop the run.
+#: Completions that a policy may well write. None is the setup's fault, so none may stop the run.
 STRANGE = (
     "",
     " \n",

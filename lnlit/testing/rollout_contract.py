@@ -23,7 +23,7 @@ from lnlit.models.weights import canonical_weights
 from lnlit.specs import ModelSpec
 from lnlit.testing.tiny import tiny_decoder, tiny_spec
 
-#: Of several lengths, with a repetition: two samples of one prompt differ by their seeds alone.
+#: Prompts of several lengths, one of them twice: two samples of one prompt differ only in their seeds.
 REQUESTS = [
     RolloutRequest(tuple((7 * row + 3 * at) % 256 for at in range(length)), seed)
     for row, (length, seed) in enumerate([(5, 1), (12, 2), (1, 3), (12, 4), (5, 5)])

@@ -23,10 +23,10 @@ from lnlit.interfaces import Budget, Choice, Problem, Solution, Solver, SolverRe
 from lnlit.interfaces.problem import TOLERANCE
 from lnlit.interfaces.solver import Status
 
-#: Limits and values are scaled to about 1, where HiGHS's own tolerances would let sums through that are wrong by a
+#: Limits and values are scaled to about 1. HiGHS's own tolerances would then accept sums that are wrong by a
 #: millionth.
 _TOLERANCES = {"mip_feasibility_tolerance": 1e-9, "primal_feasibility_tolerance": 1e-9, "mip_abs_gap": 1e-9}
-#: Values above so many units are cut off there: HiGHS sees no difference of 1 beside much larger ones.
+#: Values are clipped at this number of units, because HiGHS cannot resolve differences of 1 beside much larger values.
 _LARGEST = 1e6
 
 

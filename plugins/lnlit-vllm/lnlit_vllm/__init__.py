@@ -3,7 +3,7 @@ else."""
 
 ARCHITECTURE = "DeciLMForCausalLM"
 MODEL_TYPE = "nemotron-nas"
-#: Folders of parts that only lnlit knows.
+#: The `model_type` of folders with parts that only lnlit has.
 OWN_ARCHITECTURE = "LnlitForCausalLM"
 OWN_MODEL_TYPE = "lnlit"
 

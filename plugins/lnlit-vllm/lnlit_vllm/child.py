@@ -22,7 +22,7 @@ def main(handle: int, parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     connection = socket.socket(fileno=handle)
     connection.set_inheritable(False)
-    # Where the other end is gone, so is who would read an error.
+    # If the other end is gone, nobody would read an error.
     with contextlib.suppress(ConnectionError), connection, connection.makefile("rw", encoding="utf-8") as stream:
         _serve(stream)
 

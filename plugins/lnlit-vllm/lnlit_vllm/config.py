@@ -107,7 +107,7 @@ class LnlitConfig(PretrainedConfig):
         cached = [shape for shape in shapes if shape is not None]
         if not cached:
             raise ValueError(_NO_ATTENTION)
-        # What vLLM counts heads by before it has layers, which know better: no window, and as many as it caches.
+        # vLLM counts heads by these before it has layers, which override them: no window, as many heads as are cached.
         self.num_attention_heads = self.num_key_value_heads = max(heads for heads, _ in cached)
         self.head_dim = max(size for _, size in cached)
 

