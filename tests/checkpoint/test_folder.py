@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from checkpoint_models import LINEAR, mixed_spec, random_decoder, save_tiny
 from safetensors.torch import load_file, save_file
 from transformers import AttentionMaskInterface, AutoModelForCausalLM, LlamaForCausalLM
@@ -278,12 +277,13 @@ except UserError as error:
 """
 
 
-def test_a_save_that_fails_half_way_keeps_the_old_folder(tmp_path):
+def test_a_save_that_fails_half_way_keeps_the_old_folder(tmp_path, tmp_path_factory):
     save_tiny(tmp_path / "source")
     folder = save(tmp_path / "child", random_decoder(mixed_spec()))
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    arguments = [sys.executable, "-c", FULL_DISK, str(tmp_path / "source"), str(folder)]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    script = tmp_path_factory.mktemp("script") / "full_disk.py"
+    script.write_text(FULL_DISK)
+    result = warm.run(script, tmp_path / "source", folder)
     assert result.returncode == 1
     assert "child: saving failed and nothing was changed there" in result.stderr
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

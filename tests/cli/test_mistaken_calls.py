@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+import warm
 
 FUZZ = Path(__file__).parents[1] / "fuzz" / "fuzz.py"
 
 
 def test_no_call_ends_in_a_traceback_or_loses_a_file(record_property):
-    command = [sys.executable, str(FUZZ), "--tries", "40", "--seed", "500"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = warm.run(FUZZ, "--tries", "40", "--seed", "500", timeout=280)
     assert done.returncode == 0 and "faults: 0" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
     record_property("mistaken calls", 40)

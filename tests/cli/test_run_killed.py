@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 
 from lnlit.cli.guard import guarded
 
@@ -50,7 +51,7 @@ def test_a_trainer_ends_with_a_killed_pipeline_and_the_same_command_ends_the_sam
         file = config(*swaps)
         file.write_text(file.read_text().replace("NAME", name + "-run"))
         file.rename(tmp_path / name / f"1_{name}.yaml")
-    calm = subprocess.run([*COMMAND, "calm"], cwd=tmp_path, capture_output=True, text=True)
+    calm = warm.run("-m", "lnlit.cli.main", "fit", "--config", "calm/1_calm.yaml", cwd=tmp_path)
     assert calm.returncode == 0, calm.stderr
     first = subprocess.Popen([*COMMAND, "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     assert until(lambda: list((tmp_path / "killed-run" / "checkpoints").glob("step-*.ckpt")))
@@ -61,7 +62,7 @@ def test_a_trainer_ends_with_a_killed_pipeline_and_the_same_command_ends_the_sam
     most = 0
     while again.poll() is None:
         most = max(most, len(list(trainers("1_killed.yaml"))))
-        time.sleep(0.01)
+        time.sleep(0.05)
     _, err = again.communicate()
     assert again.returncode == 0, err
     assert most == 1 and not Path(f"/proc/{trainer}").exists() and "resuming from" in err

@@ -10,20 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 
 SAVING = ("  enable_checkpointing: false\n", "")
 ENDLESS = ("max_steps: 2", "max_steps: 1000000")
-
-
-def fit(folder: Path, config: Path, *options: str, **popen) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lnlit.cli.main", "fit", "--config", str(config), *options],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **popen,
-    )
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -32,7 +22,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_gives_its_exit_code(config, lnlit, tmp_path, number, code):
-    process = fit(tmp_path, config(SAVING, ENDLESS))
+    process = warm.Process("-m", "lnlit.cli.main", "fit", "--config", config(SAVING, ENDLESS), cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not checkpoints(tmp_path) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -58,16 +48,18 @@ def test_a_full_disk_leaves_the_previous_checkpoint(config, lnlit, tmp_path):
 
     longer = config(SAVING, ("max_steps: 2", "max_steps: 4"))
     half = len(before) // 2
-    process = fit(
-        tmp_path,
-        longer,
-        "--ckpt_path",
-        "last",
+    done = subprocess.run(
+        [sys.executable, "-m", "lnlit.cli.main", "fit", "--config", str(longer), "--ckpt_path", "last"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
     )
-    _, err = process.communicate(timeout=60)
+    err = done.stderr
     last = err.splitlines()[-1]
-    assert process.returncode == 2 and "Traceback" not in err, err
+    assert done.returncode == 2 and "Traceback" not in err, err
     assert last.startswith("error: the disk is full") and "Checkpoints saved before are intact" in last
     assert checkpoints(tmp_path) == ["step-2.ckpt"]
     assert (tmp_path / "runs" / "checkpoints" / "step-2.ckpt").read_bytes() == before

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 
@@ -18,15 +17,7 @@ KILLS = 10
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     script = Path(__file__).with_name("kill_and_resume.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), str(KILLS)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=environment,
-        check=False,
-    )
+    done = warm.run(script, folder, str(KILLS), timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["finished"], done.stderr[-3000:]

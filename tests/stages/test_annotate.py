@@ -5,12 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import annotate_and_die
 import pytest
+import warm
 from annotate_and_die import Letters
 
 from lnlit.data.sources import JsonlSource
@@ -111,8 +110,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(model, tmp_path):
     annotate_and_die.run(model, prompts, str(tmp_path / "whole.jsonl"), Letters())
     out = tmp_path / "killed.jsonl"
     for rounds, finished in ((1, 3), (2, 9)):
-        script = [sys.executable, annotate_and_die.__file__, model, prompts, str(out), str(rounds)]
-        assert subprocess.run(script, capture_output=True).returncode == -signal.SIGKILL
+        done = warm.run(annotate_and_die.__file__, model, prompts, out, str(rounds))
+        assert done.returncode == -signal.SIGKILL, done.stderr
         assert not out.exists() and len(read(tmp_path / "killed.jsonl.partial")) == 1 + finished
     annotate_and_die.run(model, prompts, str(out), Letters())
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from safetensors.torch import load_file, save_file
 
 from lnlit.cli.main import main
@@ -102,17 +100,11 @@ def test_what_is_done_is_not_done_again(folder, whole, monkeypatch):
 def test_two_processes_write_the_same_file(folder, whole, tmp_path):
     out, script = tmp_path / "scores.jsonl", tmp_path / "ranks.py"
     script.write_text(
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]\n"
         "from test_score_stage import run\n"
-        "run(Path(sys.argv[2]), Path(sys.argv[3]))\n"
+        "run(Path(sys.argv[3]), Path(sys.argv[4]))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    arguments = [str(Path(__file__).parent), str(folder), str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=120, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    warm.torchrun(2, script, *Path(__file__).parents[:2], folder, out, cwd=tmp_path, timeout=120)
     assert lines(out) == lines(whole)
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".jsonl"] == ["scores.jsonl"]
 
