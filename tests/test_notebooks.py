@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 from lnlit.data.sources import JsonlSource
@@ -73,14 +76,25 @@ def tiny_settings(name: str, runs: Path) -> str:
     return "\n".join(f"{key} = {value!r}" for key, value in settings[name].items())
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[AsyncKernelManager]:
+    """One for all notebooks: it imports torch once."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        run_sync(manager.start_kernel)()
+    yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_with_tiny_settings(path: Path, runs: Path, monkeypatch):
-    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+def test_a_notebook_runs_with_tiny_settings(path: Path, runs: Path, kernel: AsyncKernelManager):
     notebook = nbformat.read(path, as_version=4)
     (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     settings.source = tiny_settings(path.stem, runs)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset_selective -f ."))  # names of the one before
+    NotebookClient(notebook, km=kernel, timeout=240).execute()
     assert any(output.output_type == "display_data" for cell in notebook.cells for output in cell.get("outputs", []))
 
 
