@@ -43,8 +43,9 @@ def runs(tmp_path_factory) -> Path:
 
 def tiny_settings(name: str, runs: Path) -> str:
     policy = {"model": str(runs / "model"), "new_tokens": 40, "seed": 0, "tasks": {"basic_arithmetic": {}}}
+    out = str(runs / name)
     settings = {
-        "01_search_the_frontier": {"runs": str(runs), "shares": (0.97, 0.9), "speedup": 1.02},
+        "01_search_the_frontier": {"runs": str(runs), "out": out, "shares": [0.97, 0.9], "speedup": 1.02},
         "02_ffn_fusion": {
             "model": str(runs / "model"),
             "text": str(runs / "text.jsonl"),
@@ -53,16 +54,16 @@ def tiny_settings(name: str, runs: Path) -> str:
             "first": 1,
             "last": 3,
         },
-        "04_grpo": {
-            "variants": ("group", "none", "shuffled"),
+        "03_grpo": {
+            "out": out,
             "steps": 2,
             "prompts": 2,
             "samples": 2,
             "held_out": 3,
             **policy,
         },
-        "05_curriculum": {
-            "out": str(runs / "curriculum"),
+        "04_curriculum": {
+            "out": out,
             "questions": 4,
             "answers": 2,
             "rollouts": 2,
