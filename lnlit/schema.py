@@ -120,7 +120,8 @@ class _Reader:
         raise TypeError(f"{place}: a schema has no {kind!r}")
 
     def wrong(self, place: str, expected: str, data: Any, hint: str = "") -> UserError:
-        return UserError(f"{place.rstrip(':')}: expected {expected}, got {shown(data)}.{hint}{self._next}")
+        got = "null" if data is None else shown(data)
+        return UserError(f"{place.rstrip(':')}: expected {expected}, got {got}.{hint}{self._next}")
 
     @property
     def _next(self) -> str:

@@ -76,15 +76,14 @@ def _data(options: list[str]) -> Any:
     if "data" not in written.tree or "stage" in written.tree:
         raise UserError(f"{options[1]}: has no data for lnlit fit. Give a configuration with the keys model and data.")
     written.tree = {"data": written.tree["data"]}
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
     from lightning.pytorch import LightningDataModule
 
-    from lnlit.cli import blame, names
+    from lnlit.cli import blame
     from lnlit.cli.explain import explain
+    from lnlit.cli.parser import StrictParser
 
-    names.install()
-    parser = ArgumentParser(prog="lnlit data show", exit_on_error=False, allow_abbrev=False)
+    parser = StrictParser(prog="lnlit data show")
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=True)
     try:
         config = parser.parse_object(written.tree)

@@ -7,6 +7,7 @@ beside the parser instead, and the first key that does not fit is named.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse._typehints import ActionTypeHint
+from jsonargparse import ArgumentError, ArgumentParser, Unset
 
 from lnlit import own
 from lnlit.cli import names
+from lnlit.cli.parser import StrictParser
 from lnlit.cli.written import Place, Written
 from lnlit.errors import UserError, did_you_mean, unknown_key
 
@@ -62,33 +63,29 @@ def _check_group(parser: ArgumentParser, given: Any, place: Place, prefix: str =
             inner = f"{_dotted(problem.place)}: " if problem.place else ""
             raise _Problem(place, f"{file}: {inner}{problem.text}") from None
         return
+    actions: dict[str, Any] = {action.dest: action for action in parser._actions if _is_setting(action)}
+    within = [action for name, action in actions.items() if name.startswith(prefix)]
     if not isinstance(given, Mapping):
-        raise _Problem(place, f"expected a mapping, got {given!r}")
-    actions = {action.dest: action for action in parser._actions if _is_setting(action)}
-    allowed = {name.removeprefix(prefix).partition(".")[0] for name in actions if name.startswith(prefix)}
+        raise _wrong(place, "a mapping", given, any(_is_required(action) for action in within))
+    allowed = {action.dest.removeprefix(prefix).partition(".")[0] for action in within}
     for key in given:
         if str(key) not in allowed:
             _unknown(place, str(key), allowed)
     for key, value in given.items():
-        action: Any = actions.get(f"{prefix}{key}")
-        if isinstance(action, ActionTypeHint):
+        action = actions.get(f"{prefix}{key}")
+        if action is not None and hasattr(action, "_typehint"):
             _check_value(action._typehint, value, (*place, key), action.default)
         else:
             _check_group(parser, value, (*place, key), f"{prefix}{key}.")
-    _check_missing(parser, given, place, prefix)
+    for action in filter(_is_required, within):
+        key, _, deeper = action.dest.removeprefix(prefix).partition(".")
+        if key not in given:
+            classes = () if deeper else _classes(_arms(action._typehint))
+            raise _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
 
 
-def _check_missing(parser: ArgumentParser, given: Mapping[str, Any], place: Place, prefix: str) -> None:
-    required = {action.dest for action in parser._actions if action.required} | parser._extra_required_keys
-    for action in parser._actions:
-        if action.dest in required and action.dest.startswith(prefix):
-            key, _, deeper = action.dest.removeprefix(prefix).partition(".")
-            if given.get(key) is None:
-                classes = () if deeper else _classes(_arms(getattr(action, "_typehint", None)))
-                raise _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
-
-
-def _check_value(hint: Any, value: Any, place: Place, default: Any = None) -> None:
+def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> None:
+    """Check `value` against the type `hint`; a `default` of `Unset` means that there is none."""
     arms = _arms(hint)
     classes = _classes(arms)
     records = [arm for arm in arms if dataclasses.is_dataclass(arm)]
@@ -98,7 +95,7 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = None) -> No
     if is_class_name or (isinstance(value, Mapping) and classes and ("class_path" in value or not mappings)):
         _check_class(classes, value, place, default)
     elif records and (isinstance(value, Mapping) or (isinstance(value, str) and not _fits(hint, value))):
-        _check_group(_parser_of(records[0]), value, place)
+        _check_group(_parser_of(max(records, key=lambda record: _in_common(record, value))), value, place)
     elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
         for key, item in value.items():
             _check_value(typing.get_args(mappings[0])[1], item, (*place, key))
@@ -106,7 +103,7 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = None) -> No
         for index, item in enumerate(value):
             _check_value(typing.get_args(lists[0])[0], item, (*place, index))
     elif not _fits(hint, value):
-        raise _Problem(place, f"expected {_described(hint)}, got {value!r}")
+        raise _wrong(place, _described(hint), value, default is Unset)
 
 
 def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any) -> None:
@@ -116,22 +113,24 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
         if key not in _SPEC_KEYS:
             hint = " A class's own arguments belong under init_args." if "class_path" in spec else ""
             _unknown(place, key, _SPEC_KEYS, hint)
-    path = spec.get("class_path") or (default.get("class_path") if isinstance(default, Mapping) else None)
-    if path is None:
-        raise _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}{_offer(bases)}")
+    path = spec.get("class_path", default.get("class_path") if isinstance(default, Mapping) else Unset)
+    if path is Unset:
+        raise _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}.{_offer(bases)}")
     cls = _class_of(bases, path, (*place, "class_path") if "class_path" in spec and value is spec else place)
-    arguments = spec.get("init_args")
-    _check_group(_parser_of(cls), {} if arguments is None else arguments, (*place, "init_args"))
+    _check_group(_parser_of(cls), spec.get("init_args", {}), (*place, "init_args"))
 
 
 def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
     if not isinstance(name, str):
-        raise _Problem(place, f"expected the name of a class, got {name!r}")
-    near = did_you_mean(name.rpartition(".")[2], names.choices(bases))
+        raise _wrong(place, "the name of a class", name, required=True)
+
+    def near() -> str:
+        return did_you_mean(name.rpartition(".")[2], names.choices(bases)) + _offer(bases)
+
     try:
         path = names.resolve(bases, name)
         if "." not in path:
-            raise _Problem(place, f"unknown class {name!r}.{near}{_offer(bases)}")
+            raise _Problem(place, f"unknown class {name!r}.{near()}")
         cls = names.imported(path)
     except UserError as error:
         raise _Problem(place, str(error)) from None
@@ -139,7 +138,7 @@ def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
         policy = f"{names.POLICY}: here {_described(bases)}."
         raise _Problem(place, f"{name!r} may not be named here. {policy}{_offer(bases)}") from None
     except (ImportError, AttributeError) as error:
-        raise _Problem(place, f"cannot import {name!r}: {error}.{near}{_offer(bases)}") from None
+        raise _Problem(place, f"cannot import {name!r}: {error}.{near()}") from None
     except ValueError as error:
         raise _Problem(place, _shortened(str(error))) from None
     if not (inspect.isclass(cls) and issubclass(cls, bases)) and (inspect.isclass(cls) or not callable(cls)):
@@ -150,7 +149,7 @@ def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
 
 
 def _parser_of(cls: Any) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = StrictParser()
     if inspect.isclass(cls):
         parser.add_class_arguments(cls, fail_untyped=False, sub_configs=True)
     else:
@@ -159,7 +158,7 @@ def _parser_of(cls: Any) -> ArgumentParser:
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    probe = ArgumentParser(exit_on_error=False)
+    probe = StrictParser()
     probe.add_argument("--value", type=hint)
     try:
         probe.parse_object({"value": value})
@@ -178,6 +177,12 @@ def _sub_file(name: str, place: Place) -> tuple[Path, Any]:
         raise _Problem(place, f"expected a mapping or the name of a YAML file, got {name!r}") from None
 
 
+def _wrong(place: Place, expected: str, value: Any, required: bool) -> _Problem:
+    if value is not None:
+        return _Problem(place, f"expected {expected}, got {value!r}")
+    return _Problem(place, f"expected {expected}, got null{'' if required else '; leave the key out for its default'}")
+
+
 def _unknown(place: Place, key: str, allowed: Any, hint: str = "") -> NoReturn:
     text = str(unknown_key("", key, allowed)).removeprefix(": ")
     raise _Problem(place, text + hint, at=key)
@@ -191,7 +196,24 @@ def _arms(hint: Any) -> list[Any]:
 
 
 def _classes(arms: list[Any]) -> tuple[type, ...]:
-    return tuple(arm for arm in arms if ActionTypeHint.is_subclass_typehint(arm))
+    return tuple(arm for arm in arms if _is_base(arm))
+
+
+@functools.cache
+def _is_base(hint: Any) -> bool:
+    """Whether a value of this type is given as the name of a class."""
+    if not inspect.isclass(hint) or dataclasses.is_dataclass(hint):
+        return False
+    try:
+        StrictParser().add_subclass_arguments(hint, "value")
+    except ValueError:
+        return False
+    return True
+
+
+def _in_common(record: Any, given: Any) -> int:
+    """How many of a record's fields are among the given keys."""
+    return sum(field.name in given for field in dataclasses.fields(record))
 
 
 def _origin(hint: Any) -> Any:
@@ -207,6 +229,10 @@ def _is_setting(action: Any) -> bool:
     return action.dest not in _NOT_SETTINGS and not action.dest.endswith(".help")
 
 
+def _is_required(action: Any) -> bool:
+    return hasattr(action, "_typehint") and action.default is Unset
+
+
 def _described(hint: Any) -> str:
     """A type in words: `int or null`, `one of 'on', 'off'`, `a LightningModule`."""
     arms = [arm for member in (hint if isinstance(hint, tuple) else (hint,)) for arm in _arms(member)]
@@ -219,7 +245,7 @@ def _described(hint: Any) -> str:
 def _name(arm: Any) -> str:
     if arm is type(None):
         return "null"
-    if ActionTypeHint.is_subclass_typehint(arm):
+    if _is_base(arm):
         return f"a {arm.__name__}"
     return str(arm).replace("typing.", "") if typing.get_origin(arm) else getattr(arm, "__name__", str(arm))
 

@@ -12,6 +12,8 @@ import contextlib
 import importlib
 import inspect
 import pkgutil
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,11 @@ POLICY = (
     f"A configuration may name classes of {', '.join(_ALLOWED)}, and of others those that are what a place asks for"
 )
 
-_native_resolve = typehints.resolve_class_path_by_name
+_native_resolve: Callable[[Any, str], str] = typehints.resolve_class_path_by_name
+
+
+#: A type that jsonargparse makes as it is imported, which no checker can see.
+_readable: Any = Path_fr
 
 
 class Foreign(ImportError):
@@ -74,14 +80,14 @@ def resolve(base: type | tuple[type, ...], name: str) -> str:
         for found in _ours(one):
             if found.__name__ == name:
                 return _path(found)
-    return _native_resolve(base, name)  # type: ignore[arg-type]
+    return _native_resolve(base, name)
 
 
 def _of_file(bases: tuple[type, ...], name: str) -> str:
     """jsonargparse's own type for paths knows the folder of the YAML file that is being read."""
     file, attribute = own.split(name) or (Path(), "")
     with contextlib.suppress(TypeError):  # it is not there, which is told below
-        file = Path(str(Path_fr(str(file)).absolute))  # type: ignore[operator]
+        file = Path(_readable(str(file)).absolute)
     part = own.load(file, attribute)
     return _taken(bases, f"{own.whole(file)}:{attribute}", part, own.module_of(file), attribute)
 
@@ -124,8 +130,8 @@ def choices(base: type | tuple[type, ...]) -> list[str]:
             found.update(registry.names(kind))
             continue
         found.update(cls.__name__ for cls in _ours(one))
-        others = (path for path in typehints.get_all_subclass_paths(one) if _is_allowed(path) and ".demos." not in path)
-        found.update({path.rpartition(".")[2] for path in others} - {one.__name__})
+        others = (cls for cls in _subclasses(one) if _is_allowed(_path(cls)) and not inspect.isabstract(cls))
+        found.update(cls.__name__ for cls in others if not re.search(r"\.(_|demos\.)", _path(cls)))
     return sorted(found)
 
 
@@ -163,6 +169,13 @@ def _public_subclasses(package: str, base: type) -> list[type]:
             if ours and not name.startswith("_") and not inspect.isabstract(cls):
                 found[name] = cls
     return list(found.values())
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    """All that are imported."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
 
 
 def _path(cls: type) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,22 +50,17 @@ class StageCommand:
             raise UserError(
                 f"{self.name}: unknown stage {name!r}.{did_you_mean(name, self.stages)} Allowed: {allowed}."
             )
-        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-        from jsonargparse import ArgumentError, ArgumentParser
+        from jsonargparse import ArgumentError
 
-        from lnlit.cli import names, overrides
         from lnlit.cli.explain import explain
+        from lnlit.cli.parser import StrictParser
         from lnlit.cli.written import Written
 
         written = Written(options)
         module, _, function = self.stages[name][0].partition(":")
         stage = getattr(importlib.import_module(module), function)
-        names.install()
-        overrides.install()
         summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]
-        parser = ArgumentParser(
-            prog=f"lnlit {self.name} {name}", description=summary, exit_on_error=False, allow_abbrev=False
-        )
+        parser = StrictParser(prog=f"lnlit {self.name} {name}", description=summary)
         parser.add_argument("--config", action="config", help="a YAML file with the arguments; later options win")
         parser.add_argument("--stage", type=Literal[name], default=name, help="which stage a YAML file is for")
         parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI 2.6 calls what jsonargparse 5 removes
-
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -25,8 +22,9 @@ from lnlit import own
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.lightning import check_run_state, check_training_checkpoint
-from lnlit.cli import blame, names, overrides, trainer_flags
+from lnlit.cli import blame, trainer_flags
 from lnlit.cli.explain import explain
+from lnlit.cli.parser import StrictParser
 from lnlit.cli.written import Written
 from lnlit.data.chat import chat_folder
 from lnlit.errors import UserError
@@ -34,7 +32,7 @@ from lnlit.files import expanded
 from lnlit.modules.lit_model import LitModel
 
 
-class _Parser(LightningArgumentParser):
+class _Parser(StrictParser, LightningArgumentParser):
     def dump(self, *args: Any, **kwargs: Any) -> str:
         return own.restored(super().dump(*args, **kwargs))
 
@@ -44,9 +42,6 @@ class LitCLI(LightningCLI):
 
     def __init__(self, command: str, arguments: list[str], written: Written) -> None:
         self._command, self._written = command, written
-        names.install()
-        overrides.install()
-        strict: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -56,7 +51,7 @@ class LitCLI(LightningCLI):
             trainer_defaults=dict(trainer_flags.DEFAULTS),
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "lnlit", **strict, self._command: dict(strict)},
+            parser_kwargs={"prog": "lnlit"},
             parser_class=_Parser,
             auto_configure_optimizers=False,  # a training method owns its optimizer
         )
@@ -147,9 +142,6 @@ class LitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
         settings = self._get(self.config_init, "trainer")
-        if not isinstance(settings, dict | Namespace):
-            said = "null" if settings is None else repr(settings)
-            raise UserError(f"trainer: is {said:.80}. Give it settings, or leave the key out for the defaults.")
         return trainer_flags.build({**settings, **kwargs}, lambda flags: self._instantiate_trainer(flags, []))
 
 
