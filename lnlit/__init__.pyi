@@ -18,6 +18,9 @@ from lnlit.cli.ablate import ablate as ablate
 from lnlit.cli.python import chat as chat
 from lnlit.cli.python import data_show as data_show
 from lnlit.cli.python import fit as fit
+from lnlit.cli.python import recipes as recipes
+from lnlit.cli.python import recipes_copy as recipes_copy
+from lnlit.cli.python import recipes_show as recipes_show
 from lnlit.cli.python import run as run
 from lnlit.cli.python import stage as stage
 from lnlit.cli.python import trainer as trainer

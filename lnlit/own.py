@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ def _file(module: str) -> Path | None:
 class _Finder(MetaPathFinder):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         if not fullname.startswith(f"{__name__}."):
-            return None
+            return _beside(PathFinder.find_spec(fullname, path)) if _folders else None
         file = _file(fullname)
         if file is None:
             beside = fullname.removeprefix(f"{__name__}.")
@@ -234,7 +234,27 @@ class _Finder(MetaPathFinder):
         if not file.is_file():
             raise ImportError(f"there is no file {str(file)!r}")
         _open(file.parent)
-        return importlib.util.spec_from_file_location(fullname, file)
+        return importlib.util.spec_from_file_location(fullname, file, loader=_Compiled(fullname, str(file)))
 
 
-sys.meta_path.append(_Finder())
+class _Compiled(SourceFileLoader):
+    """Compiles the source each time. Python's bytecode would be written beside the user's file, and taken for that of a
+    file of the same length which has changed within a second.
+    """
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _beside(spec: ModuleSpec | None) -> ModuleSpec | None:
+    """What Python would import, if it lies in a folder of a user's own; otherwise None."""
+    if spec is None or type(spec.loader) is not SourceFileLoader or not spec.origin:
+        return None
+    if not any(Path(spec.origin).is_relative_to(folder) for folder in _folders):
+        return None
+    spec.loader = _Compiled(spec.name, spec.origin)
+    return spec
+
+
+# before Python's own, so that what lies beside such a file is compiled too, and after those of what is built in
+sys.meta_path.insert(sys.meta_path.index(PathFinder), _Finder())

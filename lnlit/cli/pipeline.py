@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lnlit import own
+from lnlit.cli.recipes import pipelines
 from lnlit.cli.rollout import STAGES as ROLLOUT
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded
@@ -166,7 +167,11 @@ def numbered(folder: Path) -> list[Path]:
 def stages_of(folder: Path) -> list[Stage]:
     """See `numbered`."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give one that holds 1_name.yaml, 2_name.yaml, ...")
+        recipe = folder.name if folder.name in pipelines() else "NAME"
+        raise UserError(
+            f"{folder}: there is no such folder; give one that holds 1_name.yaml, 2_name.yaml, ... `lnlit recipes copy "
+            f"{recipe} DIR` writes one, and `lnlit recipes` lists them."
+        )
     stages: dict[tuple[int, str], Stage] = {}
     for file in sorted(folder.glob("*.yaml")):
         match = _NUMBER.match(file.name)

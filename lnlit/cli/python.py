@@ -190,3 +190,28 @@ def data_show(config: str | Path, rows: int = 1) -> None:
     from lnlit.cli.data import main
 
     main(["show", str(config), "--rows", str(rows)])
+
+
+@told
+def recipes() -> dict[str, str]:
+    """The configurations that come with lnlit, as `lnlit recipes` lists them: name -> what it does, in one sentence."""
+    from lnlit.cli.recipes import listed
+
+    return listed()
+
+
+@told
+def recipes_show(name: str) -> str:
+    """The YAML of a recipe, as `lnlit recipes show NAME` prints it."""
+    from lnlit.cli.recipes import text_of
+
+    return text_of(name)
+
+
+@told
+def recipes_copy(name: str, folder: str | Path) -> list[Path]:
+    """Write a recipe, or a folder of them, below `folder` as `lnlit recipes copy NAME DIR` does; returns the files
+    written, and raises `UserError` before it would replace another file."""
+    from lnlit.cli.recipes import copy_recipes
+
+    return copy_recipes(name, folder)

@@ -33,22 +33,37 @@ def main(argv: list[str]) -> int:
     copy.add_argument("folder", type=Path, metavar="DIR", help="where to: NAME becomes DIR/NAME.yaml")
     options = parser.parse_args(argv)
     if options.command == "show":
-        print(_one(options.name).read_text(encoding="utf-8"), end="")
+        print(text_of(options.name), end="")
     elif options.command == "copy":
         written = copy_recipes(options.name, options.folder)
         print("\n".join(map(str, written)) or "all of it is there already")
     else:
-        files = _all()
-        width = max(len(_name(file)) for file in files)
-        for file in files:
-            print(f"{_name(file):<{width}}  {_what(file)}")
+        found = listed()
+        width = max(map(len, found))
+        for name, what in found.items():
+            print(f"{name:<{width}}  {what}")
         print(
             "\n`lnlit recipes show NAME` prints one; `lnlit recipes copy NAME DIR` writes it, or a folder such as mini."
         )
     return 0
 
 
-def copy_recipes(name: str, folder: Path) -> list[Path]:
+def listed() -> dict[str, str]:
+    """Name -> what it does, in one sentence."""
+    return {_name(file): _what(file) for file in _all()}
+
+
+def text_of(name: str) -> str:
+    """The YAML of a recipe."""
+    return _one(name).read_text(encoding="utf-8")
+
+
+def pipelines() -> set[str]:
+    """Names of folders of recipes that `lnlit run` takes."""
+    return {file.parent.relative_to(HOME).as_posix() for file in HOME.rglob("[0-9]*_*.yaml")}
+
+
+def copy_recipes(name: str, folder: str | Path) -> list[Path]:
     """Write a recipe, or all of a folder, below `folder`, with every recipe that these name by a relative path.
 
     Folders stay as they are, so that the paths still lead somewhere. A file that is there already stays: one with the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -183,6 +184,18 @@ def test_what_lies_beside_a_file_is_never_another_file_of_the_name(folder, tmp_p
     (folder / "random.py").write_text("1 / 0\n")
     (folder / "plain.py").write_text("import random\nx = random.random()\n")
     assert 0 <= own.load(folder / "plain.py", "x") < 1  # Python's own, which a file beside it does not hide
+
+
+def test_no_bytecode_is_written_beside_such_a_file_nor_read(folder):
+    """Python takes bytecode by the length of a file and the second in which it was written."""
+    before = sorted(folder.rglob("*"))
+    for number, end in ((1, 2), (3, 2), (3, 4)):
+        (folder / "my_rewards.py").write_text(f"from beside import END\nnumber = {number}\n")
+        (folder / "beside.py").write_text(f"END = {end}\n")
+        for file in folder.glob("*.py"):
+            os.utime(file, (1e9, 1e9))
+        assert [own.load(folder / "my_rewards.py", name) for name in ("number", "END")] == [number, end]
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_run_sees_the_content_of_such_a_file(folder, tmp_path):

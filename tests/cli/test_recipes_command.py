@@ -100,3 +100,25 @@ def test_a_wheel_has_every_recipe_and_no_package_of_them(tmp_path):
     found = {name for name in zipfile.ZipFile(wheel).namelist() if "recipes/" in name or name.startswith("yaml")}
     assert found == {f"lnlit/recipes/{name}.yaml" for name in NAMES}
     assert all(path.suffix == ".yaml" for path in (ROOT / "yaml").rglob("*") if path.is_file()), "the wheel has these"
+
+
+def test_python_has_them_too(capsys, tmp_path):
+    import lnlit
+
+    _, out, _ = said(capsys)
+    listed = [tuple(line.split(maxsplit=1)) for line in out.partition("\n\n")[0].splitlines()]
+    assert list(lnlit.recipes().items()) == listed
+    assert lnlit.recipes_show("mini/6_grpo") == (ROOT / "yaml/mini/6_grpo.yaml").read_text()
+    written = lnlit.recipes_copy("mini", tmp_path)
+    assert set(numbered(tmp_path / "mini")) <= set(written) and lnlit.recipes_copy("mini", tmp_path) == []
+    with pytest.raises(lnlit.UserError, match=r"there is no recipe 'mini/6_grop'. Did you mean 'mini/6_grpo'"):
+        lnlit.recipes_show("mini/6_grop")
+
+
+def test_a_run_of_a_folder_that_is_not_there_says_how_to_have_one(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "yaml/mini"]) == 2
+    said_so = capsys.readouterr().err
+    assert "yaml/mini: there is no such folder" in said_so and "`lnlit recipes copy mini DIR` writes one" in said_so
+    assert main(["run", "mine"]) == 2
+    assert "`lnlit recipes copy NAME DIR` writes one" in capsys.readouterr().err
