@@ -91,8 +91,8 @@ def value_for(annotation: Any) -> Any:
         return _PLAIN[hint]
     if origin is Literal:
         return typing.get_args(hint)[0]
-    if dataclasses.is_dataclass(hint):
-        return filled(hint)
+    if records := records_of(hint):
+        return filled(records[0])
     if issubclass(origin, Mapping):
         return {}
     if issubclass(origin, Sequence):
