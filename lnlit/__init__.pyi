@@ -66,6 +66,8 @@ from lnlit.modules.optim import AdamW as AdamW
 from lnlit.modules.policy import Policy as Policy
 from lnlit.modules.prompt_data import Experience as Experience
 from lnlit.modules.prompt_data import HeldOut as HeldOut
+from lnlit.modules.prompt_data import LogprobCheck as LogprobCheck
+from lnlit.modules.prompt_data import RolloutConfig as RolloutConfig
 from lnlit.modules.prompt_data import Weighted as Weighted
 from lnlit.modules.reference import OldPolicy as OldPolicy
 from lnlit.modules.reference import StoredLogProbs as StoredLogProbs

@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
+from lnlit.callbacks.progress import total_steps
 from lnlit.checkpoint.lightning import check_training_checkpoint, is_sharded
 from lnlit.errors import UserError
 
@@ -48,7 +49,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         # The last step is saved at once: whatever else runs at the end of training may fail.
-        if due or trainer.global_step == getattr(pl_module, "total_steps", None):
+        if due or trainer.global_step == total_steps(pl_module):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
@@ -27,9 +27,18 @@ from lnlit.thinking import TOGGLE
 _BATCHES_LOOKED_AT = 100
 
 
+@runtime_checkable
+class ExportsFiles(Protocol):
+    """A training method that writes further files into the exported folder, such as the head of a reward model."""
+
+    def export_files(self, folder: Path) -> None:
+        """Writes the further files into `folder`. Called on rank 0 only."""
+        ...
+
+
 class ExportModel(L.Callback):
     """Writes config, weights, tokenizer and `lnlit.json` when training ends, with adapters merged in. A method that
-    needs further files writes them in its `export_files(folder)`.
+    needs further files is an `ExportsFiles`.
 
     Args:
         out: The folder to write.
@@ -82,7 +91,7 @@ class ExportModel(L.Callback):
                 tokenizer_from=chat_folder(trainer.datamodule) or resolve(str(pl_module.model)),  # type: ignore
                 provenance=provenance,
                 overwrite=self.overwrite,
-                add_files=getattr(pl_module, "export_files", None),
+                add_files=pl_module.export_files if isinstance(pl_module, ExportsFiles) else None,
             )
         except BaseException:
             for _ in weights:  # the other ranks are waiting to gather

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
@@ -31,7 +31,7 @@ class StepBar(TQDMProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         bar = self.train_progress_bar
-        bar.total = _total(pl_module)
+        bar.total = total_steps(pl_module)
         bar.initial = bar.n = trainer.global_step  # the rate of a resumed run counts only its own steps
         bar.set_description(type(pl_module).__name__)
 
@@ -40,7 +40,7 @@ class StepBar(TQDMProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         bar, step = self.train_progress_bar, trainer.global_step
-        if step > bar.n and self._should_update(step, _total(pl_module) or 0):
+        if step > bar.n and self._should_update(step, total_steps(pl_module) or 0):
             bar.n = step
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
@@ -69,7 +69,7 @@ class PlainProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         now = time.monotonic()
-        total = _total(pl_module)
+        total = total_steps(pl_module)
         done = trainer.global_step - self._first_step
         last = trainer.global_step == total
         if (
@@ -87,6 +87,13 @@ class PlainProgress(ProgressBar):
         say(f"step {trainer.global_step}/{total or '?'}  {shown}{left}")
 
 
-def _total(module: L.LightningModule) -> int | None:
+@runtime_checkable
+class Planned(Protocol):
+    """A training method that provides the number of optimizer steps of the whole run, None while it is unknown."""
+
+    total_steps: int | None
+
+
+def total_steps(module: L.LightningModule) -> int | None:
     """The number of optimizer steps of the whole run, or None if the training method does not provide it."""
-    return getattr(module, "total_steps", None)
+    return module.total_steps if isinstance(module, Planned) else None

@@ -92,7 +92,7 @@ class RolloutLog(L.Callback):
             self._answers = samples
         before, self._phases = {} if stage == _TRAIN else self._phases, dict(self._data.phases.seconds)
         seconds = {name: value - before.get(name, 0.0) for name, value in self._phases.items()}
-        drawn_for = self._data if stage == _TRAIN else self._data.held_out
+        drawn_for = self._data.rollout if stage == _TRAIN else self._data.held_out
         numbers = finite(describe(samples, drawn_for.samples_per_prompt))
         entry = Entry(stage, self._trainer.global_step, self._data.rollouts, len(samples), numbers, finite(seconds))
         if self._trainer.sanity_checking:  # the run may still be refused, so that an earlier one's files must stay

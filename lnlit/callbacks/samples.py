@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lnlit.callbacks.export import ExportsFiles
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.rows import asked
@@ -52,7 +53,7 @@ class SampleGenerations(L.Callback):
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         data = trainer.datamodule  # type: ignore[attr-defined]
         chat = isinstance(getattr(data, "encoder", None), ChatEncoder) and hasattr(pl_module, "decoder")
-        judges = hasattr(pl_module, "export_files")  # a reward model: it has a head beside its decoder
+        judges = isinstance(pl_module, ExportsFiles)  # a reward model: it has a head beside its decoder
         if not boards or not chat or judges:
             return
         if trainer.global_step == self._sampled_step or stopped_by(trainer) is not None:

@@ -33,6 +33,24 @@ _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 _folders: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
 
 
+#: Settings that have another name or place than they had, by class: former name -> name.
+_NOW_CALLED = {
+    "Experience": {
+        "prompts_per_rollout": "rollout.prompts_per_rollout",
+        "samples_per_prompt": "rollout.samples_per_prompt",
+        "max_new_tokens": "rollout.max_new_tokens",
+        "updates_per_rollout": "rollout.updates_per_rollout",
+        "reward_workers": "rollout.reward_workers",
+        "resample": "rollout.dynamic_sampling",
+        "truncated": "rollout.mask_truncated, true for mask",
+        "take_turns": "rollout.sleep_engine_while_training",
+        "proof": "logprob_check.samples",
+        "max_logprob_difference": "logprob_check.max_difference",
+        "mean_logprob_difference": "logprob_check.mean_difference",
+    }
+}
+
+
 class _Problem(Exception):
     def __init__(self, place: Place, text: str, at: str | None = None) -> None:
         super().__init__(text)
@@ -117,7 +135,16 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
     if path is Unset:
         raise _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}.{_offer(bases)}")
     cls = _class_of(bases, path, (*place, "class_path") if "class_path" in spec and value is spec else place)
-    _check_group(_parser_of(cls), spec.get("init_args", {}), (*place, "init_args"))
+    arguments = spec.get("init_args", {})
+    _check_moved(cls, arguments, (*place, "init_args"))
+    _check_group(_parser_of(cls), arguments, (*place, "init_args"))
+
+
+def _check_moved(cls: Any, arguments: Any, place: Place) -> None:
+    now = _NOW_CALLED.get(cls.__name__, {})
+    moved = [key for key in arguments if key in now] if isinstance(arguments, Mapping) else []
+    if moved:
+        raise _Problem(place, "; ".join(f"{key} is now called {now[key]}" for key in moved), at=moved[0])
 
 
 def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:

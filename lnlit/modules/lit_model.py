@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -22,6 +22,7 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.data.chat import chat_folder
+from lnlit.data.planned import PlannedData
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
@@ -58,6 +59,16 @@ class Runtime:
     fuse_gate_up: bool = False
     precision: Literal["fp8"] | None = None
     fp8_recipe: Recipe = "tensorwise"
+
+
+@runtime_checkable
+class StepGuard(Protocol):
+    """A callback that can veto an optimizer step."""
+
+    def on_gradient_norm(self, trainer: L.Trainer, pl_module: L.LightningModule, norm: float) -> bool:
+        """Returns True to veto the step. `norm` is the global gradient norm before clipping, the same on every rank;
+        the answer must be the same on every rank too."""
+        ...
 
 
 class LitModel(L.LightningModule):
@@ -117,7 +128,8 @@ class LitModel(L.LightningModule):
     def _check(self, spec: ModelSpec) -> None:
         """What would fail late or silently, said before any weight is read."""
         check_run(self.trainer, spec, self.model)
-        tokens = getattr(self.trainer.datamodule, "micro_batch_tokens", 0)  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        tokens = data.micro_batch_tokens if isinstance(data, PlannedData) else 0
         if self.runtime.precision == "fp8" and tokens % FLOAT8_MULTIPLE:
             raise UserError(
                 f"data.sequence_length: a micro-batch has {tokens} tokens, and with runtime.precision: fp8 it needs a "
@@ -177,7 +189,7 @@ class LitModel(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Log the global gradient norm, let callbacks veto the step (`on_gradient_norm`), clip by norm."""
+        """Log the global gradient norm, let a `StepGuard` veto the step, clip by norm."""
         if gradient_clip_algorithm not in (None, "norm"):
             raise UserError(
                 f"trainer.gradient_clip_algorithm: only 'norm' is supported, got {gradient_clip_algorithm!r}"
@@ -186,8 +198,8 @@ class LitModel(L.LightningModule):
         norm = gradient_norm(parameters)
         value = float(norm)
         self.log("train/grad_norm", value)
-        hooks = [getattr(callback, "on_gradient_norm", None) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
-        vetoes = [hook(self.trainer, self, value) for hook in hooks if hook is not None]
+        guards = [callback for callback in self.trainer.callbacks if isinstance(callback, StepGuard)]  # type: ignore[attr-defined]
+        vetoes = [guard.on_gradient_norm(self.trainer, self, value) for guard in guards]  # each sees every norm
         if any(vetoes):
             for parameter in parameters:  # AdamW leaves a parameter without gradient, and its moments, alone
                 parameter.grad = None
@@ -285,8 +297,7 @@ def check_run(trainer: L.Trainer, spec: ModelSpec, model: str) -> None:
     if str(trainer.precision).startswith("16"):
         raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed, bf16-true or 32.")
     data = getattr(trainer, "datamodule", None)
-    length = getattr(data, "sequence_length", 0)
-    if length > spec.context_length:
+    if isinstance(data, PlannedData) and (length := data.sequence_length) > spec.context_length:
         raise UserError(f"data.sequence_length {length} is longer than the model's context of {spec.context_length}")
     if encoder := getattr(data, "encoder", None):
         largest = len(encoder.tokenizer)

@@ -11,20 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.errors import UserError
 from lnlit.interfaces import RolloutEngine
 from lnlit.modules.policy import Policy
+from lnlit.rl.collector import RolloutConfig
 from lnlit.sampling.prompt import Prompt, digest
-
-
-def check_numbers(counts: Mapping[str, int], from_zero: Mapping[str, int], bounds: Mapping[str, float]) -> None:
-    """Raises `UserError` unless counts are 1 or more, the second 0 or more, and bounds numbers above 0."""
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"data.{name}: expected a positive number, got {value}")
-    for name, value in from_zero.items():
-        if value < 0:
-            raise UserError(f"data.{name}: expected 0 or a positive number, got {value}")
-    for name, bound in bounds.items():
-        if not bound > 0:  # NaN is not
-            raise UserError(f"data.{name}: expected a positive number, got {bound}")
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -44,14 +32,14 @@ def check_trainer(trainer: L.Trainer) -> None:
         trainer.val_check_interval = length
 
 
-def check_policy(policy: Policy, engine: RolloutEngine, prompts: int, samples: int, updates: int) -> None:
-    """Raises `UserError` where a policy's needs are not those of an engine, or of so many prompts with so many samples
-    spread over so many updates."""
+def check_policy(policy: Policy, engine: RolloutEngine, rollout: RolloutConfig) -> None:
+    """Raises `UserError` where a policy needs what an engine, or the rollouts, do not give."""
     trainer, needs = policy.trainer, policy.algorithm.needs
+    prompts, samples = rollout.prompts_per_rollout, rollout.samples_per_prompt
     if samples < needs.samples_per_prompt:
         least = needs.samples_per_prompt
         why = "a sample is judged by its siblings" if least == 2 else f"{type(policy.algorithm).__name__} compares them"
-        raise UserError(f"data.samples_per_prompt: {why}, so {least} or more; got {samples}")
+        raise UserError(f"data.rollout.samples_per_prompt: {why}, so {least} or more; got {samples}")
     if policy.data_parallel_size() < trainer.world_size:
         raise UserError("trainer.strategy: each rank samples for itself, so none with tensor parallelism")
     if engine.needs_correction and needs.exact_engine:
@@ -60,13 +48,13 @@ def check_policy(policy: Policy, engine: RolloutEngine, prompts: int, samples: i
             "its samples need a correction; leave it at its default"
         )
     parts = trainer.accumulate_grad_batches * trainer.world_size
-    units = prompts // updates * (1 if needs.whole_prompts else samples)
+    units = prompts // rollout.updates_per_rollout * (1 if needs.whole_prompts else samples)
     if units < parts or prompts < trainer.world_size:
         what = "prompts (their samples stay together)" if needs.whole_prompts else "samples"
         raise UserError(
             f"trainer.accumulate_grad_batches: {parts} micro-batches, {trainer.accumulate_grad_batches} on each "
             f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
-            "data.prompts_per_rollout"
+            "data.rollout.prompts_per_rollout"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -17,8 +17,8 @@ from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, Reward, RolloutEngine, RolloutSampling, Source
 from lnlit.modules.offload import offloaded
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_checks import check_numbers, check_policy, check_resumed, check_trainer, prompts_state
-from lnlit.rl.collector import Collector, RolloutSizes
+from lnlit.modules.prompt_checks import check_policy, check_resumed, check_trainer, prompts_state
+from lnlit.rl.collector import Collector, RolloutConfig
 from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import LogprobCheck, OnPolicySampler
 from lnlit.sampling.history import Stage
@@ -28,7 +28,7 @@ from lnlit.sampling.sample import Sample
 from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked
 from lnlit.thinking import Thinking, on_or_off
 
-__all__ = ["Experience", "HeldOut", "Weighted"]
+__all__ = ["Experience", "HeldOut", "LogprobCheck", "RolloutConfig", "Weighted"]
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,11 @@ class Experience(L.LightningDataModule):
         prompts: rows with `messages`; a last assistant turn is left out of the prompt.
         rewards: what completions are judged by.
         engine: generates the completions.
-        prompts_per_rollout: new prompts for each rollout.
-        samples_per_prompt: at least 2 where a sample is judged by its siblings.
-        max_new_tokens: length limit of a completion.
-        updates_per_rollout: optimizer steps on one rollout's samples; each sample is used once.
+        rollout: how many completions of how many prompts, and how long they may be.
         order: in which prompts come.
-        resample: how often at most to draw new prompts for those from which the algorithm can learn nothing, as a rule
-            because their samples are all equally good.
-        truncated: "keep" learns from completions that hit the limit; "mask" does not, but counts their rewards (RPO,
-            for which half a comparison is none, leaves their prompts out).
         thinking: toggle for rows that have none.
         held_out: prompts for the trainer's validation.
-        reward_workers: processes that judge.
-        proof: how many samples of each rollout the trainer scores again, to prove that the engine has its weights.
-        max_logprob_difference: the run stops where the log-probs of more than one token in a hundred differ by more
-            between engine and trainer, in nats.
-        mean_logprob_difference: likewise where all tokens' differ by more on average. Another model's do by 3 nats.
-        take_turns: with the accelerator's memory: the engine sleeps while the policy trains, and weights, gradients and
-            optimizer state of the policy wait in host memory while the engine generates.
+        logprob_check: how the trainer proves after each change of weights that the engine has them.
         seed: of the prompts' order and of every sample.
     """
 
@@ -81,45 +68,24 @@ class Experience(L.LightningDataModule):
         prompts: Source,
         rewards: list[Weighted],
         engine: RolloutEngine,
-        prompts_per_rollout: int,
-        samples_per_prompt: int,
-        max_new_tokens: int,
-        updates_per_rollout: int = 1,
+        rollout: RolloutConfig,
         order: PromptOrder | None = None,
-        resample: int = 0,
-        truncated: Literal["keep", "mask"] = "keep",
         thinking: Thinking | bool | None = None,
         held_out: HeldOut | None = None,
-        reward_workers: int = 2,
-        proof: int = 4,
-        max_logprob_difference: float = 1.0,
-        mean_logprob_difference: float = 0.1,
-        take_turns: bool = False,
+        logprob_check: LogprobCheck = LogprobCheck(),
         seed: int = 0,
     ) -> None:
         super().__init__()
-        bounds = {"max_logprob_difference": max_logprob_difference, "mean_logprob_difference": mean_logprob_difference}
-        sizes = {"max_new_tokens": max_new_tokens, "updates_per_rollout": updates_per_rollout, "proof": proof}
-        sizes["samples_per_prompt"] = samples_per_prompt
-        check_numbers(sizes, {"resample": resample, "seed": seed}, bounds)
+        if seed < 0:
+            raise UserError(f"data.seed: expected 0 or a positive number, got {seed}")
         if not isinstance(engine, RolloutEngine):
             raise UserError(f"data.engine: expected a RolloutEngine, e.g. NativeEngine(); got {engine!r}")
         if not rewards:
             raise UserError("data.rewards: a policy learns from rewards, so at least one")
-        if prompts_per_rollout < updates_per_rollout:
-            raise UserError(
-                f"data.prompts_per_rollout: {prompts_per_rollout} prompts cannot be spread over {updates_per_rollout} "
-                "updates"
-            )
-        self.tokenizer_name, self.source, self.engine = tokenizer, prompts, engine
-        self.prompts_per_rollout, self.samples_per_prompt = prompts_per_rollout, samples_per_prompt
-        self.max_new_tokens, self.updates_per_rollout = max_new_tokens, updates_per_rollout
-        self.resample, self.truncated, self.seed = resample, truncated, seed
+        self.tokenizer_name, self.source, self.engine, self.rollout = tokenizer, prompts, engine, rollout
         self.rewards = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
-        self.reward_workers, self.take_turns = reward_workers, take_turns
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
-        self.held_out = held_out
-        self.check = LogprobCheck(proof, max_logprob_difference, mean_logprob_difference)
+        self.held_out, self.logprob_check, self.seed = held_out, logprob_check, seed
         self._order = order or Uniform()
         self.phases = Phases()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
@@ -142,29 +108,20 @@ class Experience(L.LightningDataModule):
     def sampler(self) -> OnPolicySampler:
         """Always by the newest weights. Made anew for each run."""
         policy = self.policy
-        sampling = RolloutSampling(self.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
-        memory = partial(offloaded, policy) if self.take_turns else None
-        parts = (self.engine, self.rewards, self.reward_workers, self.encoder)
+        sampling = RolloutSampling(self.rollout.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
+        memory = partial(offloaded, policy) if self.rollout.sleep_engine_while_training else None
+        parts = (self.engine, self.rewards, self.rollout.reward_workers, self.encoder)
         sampler = Sampler(*parts, sampling, self.phases, memory)
-        return OnPolicySampler(sampler, policy, self.check, pad_id(self.encoder.tokenizer))
+        return OnPolicySampler(sampler, policy, self.logprob_check, pad_id(self.encoder.tokenizer))
 
     @cached_property
     def collector(self) -> Collector:
         trainer = self.policy.trainer
-        rollouts = -(-max(trainer.max_steps, 0) // self.updates_per_rollout)
+        rollouts = -(-max(trainer.max_steps, 0) // self.rollout.updates_per_rollout)
         self._order.start([prompt.row for prompt in self.prompts], self.seed, rollouts)
-        sizes = RolloutSizes(
-            self.prompts_per_rollout,
-            self.samples_per_prompt,
-            self.updates_per_rollout,
-            self.max_new_tokens,
-            self.resample,
-            self.truncated == "mask",
-            self.seed,
-            trainer.accumulate_grad_batches * trainer.world_size,
-            pad_id(self.encoder.tokenizer),
-        )
-        return Collector(self.prompts, self._order, sizes)
+        parts = trainer.accumulate_grad_batches * trainer.world_size
+        padding_id = pad_id(self.encoder.tokenizer)
+        return Collector(self.prompts, self._order, self.rollout, self.seed, parts, padding_id)
 
     @property
     def policy(self) -> Policy:
@@ -181,10 +138,11 @@ class Experience(L.LightningDataModule):
     def _read(self, source: Source, key: str) -> list[Prompt]:
         """The prompts that leave the context room for a completion, and that a completion can be judged by."""
         context = self.policy.decoder.spec.context_length
-        room = context - self.max_new_tokens
+        longest = self.rollout.max_new_tokens
+        room = context - longest
         if room < 1:
             raise UserError(
-                f"data.max_new_tokens: {self.max_new_tokens} leave no room for a prompt in a context of {context}"
+                f"data.rollout.max_new_tokens: {longest} leave no room for a prompt in a context of {context}"
             )
         try:
             read = read_prompts(source, self.encoder, room)
@@ -213,8 +171,7 @@ class Experience(L.LightningDataModule):
         if stage == "fit":
             assert self.trainer is not None
             check_trainer(self.trainer)
-            sizes = (self.prompts_per_rollout, self.samples_per_prompt, self.updates_per_rollout)
-            check_policy(self.policy, self.engine, *sizes)
+            check_policy(self.policy, self.engine, self.rollout)
             if self.policy.global_step == 0:  # what is left of another fit with this object is none of this one's
                 vars(self).pop("collector", None)
 
@@ -249,10 +206,10 @@ class Experience(L.LightningDataModule):
         """What the samples in a checkpoint, and the place in the prompts, mean nothing without."""
         return {
             **self.policy.sample_settings(),
-            "samples_per_prompt": self.samples_per_prompt,
-            "max_new_tokens": self.max_new_tokens,
+            "samples_per_prompt": self.rollout.samples_per_prompt,
+            "max_new_tokens": self.rollout.max_new_tokens,
             "thinking": self.thinking,
-            "truncated": self.truncated,
+            "mask_truncated": self.rollout.mask_truncated,
             "rewards": {r.name or type(r.reward).__name__: [type(r.reward).__name__, r.weight] for r in self.rewards},
             "order": type(self._order).__name__,
             "seed": self.seed,

@@ -56,8 +56,9 @@ def decoupled(rewards_PGR: Tensor, weights_R: Tensor, epsilon: float = EPSILON) 
     """Each reward function over its own deviation within the prompt, summed by weight, and that over its mean and
     deviation in the batch (GDPO, arXiv 2601.05242, section 3). [P, G]; R reward functions.
 
-    A sample that lacks one of the rewards that count has none of them: in the mean of one reward alone it would leave
-    the sum of its siblings off 0, and the batch's mean would move every prompt.
+    A sample for which one of the counted rewards is missing is left out of all of them. If it took part in some of the
+    means, the advantages of its siblings would not add up to 0, and subtracting the mean of the batch would shift the
+    advantages of every prompt.
     """
     rewards_PGR = complete(rewards_PGR, weights_R)
     sum_PG = (over_group_std(rewards_PGR, epsilon) * weights_R[weights_R != 0]).sum(-1)
@@ -66,7 +67,7 @@ def decoupled(rewards_PGR: Tensor, weights_R: Tensor, epsilon: float = EPSILON) 
 
 
 def complete(rewards_PGR: Tensor, weights_R: Tensor) -> Tensor:
-    """The rewards that count, those whose weight is not 0, and all of them NaN where a sample lacks one."""
+    """The counted rewards, those with a weight other than 0. All of them are NaN for a sample where one is missing."""
     counted_PGR = rewards_PGR[..., weights_R != 0]
     return counted_PGR.masked_fill(counted_PGR.isnan().any(-1, keepdim=True), torch.nan)
 

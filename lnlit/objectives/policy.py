@@ -71,11 +71,11 @@ class Correction:
 
 
 class TokenLoss(NamedTuple):
-    """Each token's loss, and of which a lower or an upper bound took the gradient away; None where there is no such
-    bound."""
+    """The loss of each token, and which tokens lost their gradient to a lower or an upper bound (bool). A bound that
+    the algorithm does not have is None."""
 
     loss_N: Tensor
-    clipped_low_N: Tensor | None = None  # bool
+    clipped_low_N: Tensor | None = None
     clipped_high_N: Tensor | None = None
 
 
@@ -95,7 +95,7 @@ def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> Token
 
 
 def bounded_exp(log_ratio_N: Tensor) -> Tensor:
-    """The ratio itself, without a gradient beyond `LARGEST`."""
+    """exp(log_ratio_N), bounded at exp(`LARGEST`), beyond which it has no gradient."""
     return log_ratio_N.clamp(max=LARGEST).exp()
 
 

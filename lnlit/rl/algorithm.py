@@ -1,7 +1,7 @@
 """What algorithms share that weigh tokens by an advantage: `reduction(correction * token_loss + kl)`.
 
-An algorithm says what an advantage is and what a token's loss is. What several have in common stands here:
-`GroupRelative` is an advantage, `Clipped` a loss, and `BehaviourRatio` says which policy the ratio is to.
+An algorithm defines its advantages and the loss of a token. What several algorithms share is defined here:
+`GroupRelative` defines advantages, `Clipped` a token loss, and `BehaviourRatio` which policy the ratio is taken to.
 
 Shape suffixes: P prompts, G samples of each, N tokens of completions.
 """
@@ -50,8 +50,8 @@ class PolicyGradient(Algorithm):
         """Of each token, without correction and divergence. `drawn_N` are the log-probs of `drawn`."""
 
     def drawn(self, old_N: Tensor, batch: PolicyBatch) -> Tensor:
-        """Log-probs under the policy that the ratio is to, [N]: `old_N`, the trainer's under the weights that drew the
-        tokens, which are `log_probs_N` without gradient where those are still the policy's."""
+        """Log-probs under the policy in the denominator of the ratio, [N]. By default `old_N`: the trainer's log-probs
+        under the weights that drew the tokens. Before the first update these are `log_probs_N` without gradient."""
         return old_N
 
     @property
@@ -93,11 +93,11 @@ class PolicyGradient(Algorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRelative(PolicyGradient):
-    """Advantages are rewards above the mean of their prompt.
+    """The advantage of a sample is its reward minus the mean reward of its prompt, optionally scaled.
 
     Args:
-        scale: What they are divided by: the standard deviation of the prompt's samples ("group"), of the whole batch
-            ("batch"), or nothing ("none").
+        scale: The divisor of the advantage: the standard deviation of the prompt's samples ("group"), of the whole
+            batch ("batch"), or none ("none").
     """
 
     scale: Scale = "group"
@@ -111,11 +111,11 @@ class GroupRelative(PolicyGradient):
 
 @dataclass(frozen=True, kw_only=True)
 class Clipped(PolicyGradient):
-    """A token's loss is PPO's: ratio times advantage, and nothing more to gain beyond the clip.
+    """The token loss is PPO's clipped surrogate (arXiv 1707.06347, equation 7).
 
     Args:
-        ratio: Of policy to old policy for each "token", or for a whole sample.
-        clip: How far one batch of samples may move the policy.
+        ratio: Whether the ratio of policy to old policy is taken for each "token" or for a whole sample.
+        clip: The range of the ratio outside which a token has no gradient.
     """
 
     ratio: RatioOf = field(init=False, default="token")
@@ -135,7 +135,8 @@ class Clipped(PolicyGradient):
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourRatio(GroupRelative):
-    """The ratio is to the engine's own log-probs, those of the behaviour policy, so that nothing is left to correct."""
+    """The ratio is taken to the engine's log-probs, those of the behaviour policy. No correction is needed for an
+    engine whose probabilities differ from the trainer's, because the ratio already contains the difference."""
 
     correction: Correction | None = field(init=False, default=None)
 
@@ -148,7 +149,8 @@ class BehaviourRatio(GroupRelative):
 
 
 def refuse_kl_in_reward(algorithm: PolicyGradient, why: str) -> None:
-    """Raises `UserError` where the divergence is part of a reward of which the algorithm makes something else."""
+    """Raises `UserError` if the KL divergence is part of the reward and the algorithm cannot use such a reward. `why`
+    completes the sentence that begins with the algorithm's name."""
     if algorithm.kl.in_reward:
         raise UserError(f"kl.place: {type(algorithm).__name__} {why}. Use place: score.")
 

@@ -30,30 +30,46 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True)
-class RolloutSizes:
-    """All sizes are of the whole run, whatever the number of ranks.
+class RolloutConfig:
+    """How rollouts are drawn, and spread over optimizer steps. All sizes are of the whole run, whatever the number of
+    ranks.
 
     Args:
-        prompts: New prompts for each rollout.
-        samples: Completions of each.
-        updates: Optimizer steps on one rollout's samples.
-        max_new_tokens: Length limit of a completion.
-        resample: How often at most to draw new prompts for those whose samples are all equally good.
-        mask_truncated: Whether completions that hit the limit are not learned from.
-        seed: Of every sample.
-        micro_batches: Of each update, on all ranks together.
-        padding_id: What rows are filled up with.
+        prompts_per_rollout: new prompts for each rollout.
+        samples_per_prompt: completions of each; at least 2 where a sample is judged by its siblings.
+        max_new_tokens: length limit of a completion.
+        updates_per_rollout: optimizer steps on one rollout's samples; each sample is used once.
+        dynamic_sampling: how often at most to draw new prompts for those from which the algorithm can learn nothing, as
+            a rule because their samples are all equally good (DAPO, arXiv 2503.14476, section 3.2).
+        mask_truncated: completions that hit the limit are not learned from, though their rewards count (RPO, for which
+            half a comparison is none, leaves their prompts out).
+        sleep_engine_while_training: with the accelerator's memory: the engine sleeps while the policy trains, and
+            weights, gradients and optimizer state of the policy wait in host memory while the engine generates.
+        reward_workers: processes that judge.
     """
 
-    prompts: int
-    samples: int
-    updates: int
+    prompts_per_rollout: int
+    samples_per_prompt: int
     max_new_tokens: int
-    resample: int
-    mask_truncated: bool
-    seed: int
-    micro_batches: int
-    padding_id: int
+    updates_per_rollout: int = 1
+    dynamic_sampling: int = 0
+    mask_truncated: bool = False
+    sleep_engine_while_training: bool = False
+    reward_workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_prompt", "max_new_tokens", "updates_per_rollout", "reward_workers"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"data.rollout.{name}: expected a positive number, got {value}")
+        if self.dynamic_sampling < 0:
+            raise UserError(
+                f"data.rollout.dynamic_sampling: expected 0 or a positive number, got {self.dynamic_sampling}"
+            )
+        if self.prompts_per_rollout < self.updates_per_rollout:
+            raise UserError(
+                f"data.rollout.prompts_per_rollout: {self.prompts_per_rollout} prompts cannot be spread over "
+                f"{self.updates_per_rollout} updates"
+            )
 
 
 @runtime_checkable
@@ -74,10 +90,28 @@ class Update:
 
 
 class Collector:
-    """Fills a buffer, a rollout at a time, and says what of it a checkpoint has to keep."""
+    """Fills a buffer, a rollout at a time, and says what of it a checkpoint has to keep.
 
-    def __init__(self, prompts: Sequence[Prompt], order: PromptOrder, sizes: RolloutSizes) -> None:
-        self.prompts, self.order, self.sizes = prompts, order, sizes
+    Args:
+        prompts: What can be asked.
+        order: In which order, begun already.
+        config: How much of it makes a rollout.
+        seed: Of every sample.
+        micro_batches: Of each update, on all ranks together.
+        padding_id: What rows are filled up with.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        order: PromptOrder,
+        config: RolloutConfig,
+        seed: int,
+        micro_batches: int,
+        padding_id: int,
+    ) -> None:
+        self.prompts, self.order, self.config, self.seed = prompts, order, config, seed
+        self.micro_batches, self.padding_id = micro_batches, padding_id
         self.rollouts = 0
         #: What was sampled and not yet learned from.
         self.pending: deque[Update] = deque()
@@ -86,14 +120,14 @@ class Collector:
 
     def collect(self, source: OnPolicySampler) -> tuple[list[Sample], dict[str, float]]:
         """(all samples of a new rollout, what to log). Collective."""
-        sizes, sampler = self.sizes, source.sampler
+        size, steps, sampler = self.config.samples_per_prompt, self.config.updates_per_rollout, source.sampler
         sampler.phases.seconds.clear()
         samples, chosen, metrics = self._draw(source)
-        rows = [group * sizes.samples + at for group in chosen for at in range(sizes.samples)]
+        rows = [group * size + at for group in chosen for at in range(size)]
         for row in rows:
             samples[row] = replace(samples[row], learned=self._is_learned(samples[row]))
-        ends = [len(chosen) * number // sizes.updates * sizes.samples for number in range(sizes.updates + 1)]
-        updates = [Update([samples[row] for row in rows[slice(*ends[n : n + 2])]]) for n in range(sizes.updates)]
+        ends = [len(chosen) * number // steps * size for number in range(steps + 1)]
+        updates = [Update([samples[row] for row in rows[slice(*ends[n : n + 2])]]) for n in range(steps)]
         with sampler.phases("score"):
             for number, update in enumerate(updates):
                 self._score(update, source.learner, is_first=number == 0)
@@ -105,21 +139,22 @@ class Collector:
             samples[row] = sample
         self.pending.extend(updates)
         self.rollouts += 1
-        metrics |= describe(samples, sizes.samples) | sampler.counts()
+        metrics |= describe(samples, size) | sampler.counts()
         return samples, metrics | {f"time/{name}": seconds for name, seconds in sampler.phases.seconds.items()}
 
     def _draw(self, source: OnPolicySampler) -> tuple[list[Sample], list[int], dict[str, float]]:
         """(all samples that were drawn, the numbers of the prompts among them to learn from, what to log)."""
-        sizes, drawn, useful = self.sizes, [], []
+        wanted, size = self.config.prompts_per_rollout, self.config.samples_per_prompt
+        drawn, useful = [], []
         metrics: dict[str, float] = {}
-        for _ in range(1 + sizes.resample):
-            first = len(drawn) // sizes.samples
-            prompts = [self.prompts[index] for index in self.order.take(sizes.prompts - len(useful), self.rollouts)]
-            groups, agreement = source.draw(asked(prompts, sizes.samples, sizes.seed, self.rollouts, first))
+        for _ in range(1 + self.config.dynamic_sampling):
+            first = len(drawn) // size
+            prompts = [self.prompts[index] for index in self.order.take(wanted - len(useful), self.rollouts)]
+            groups, agreement = source.draw(asked(prompts, size, self.seed, self.rollouts, first))
             metrics |= agreement
             new = [Sample(**vars(sample), learned=False) for group in groups for sample in group]
             drawn += new
-            table = reward_table(new, sizes.samples, source.sampler.weights)
+            table = reward_table(new, size, source.sampler.weights)
             flat = source.learner.algorithm.teaches_nothing(table).tolist()
             spare = [number for number, is_flat in enumerate(flat, start=first) if is_flat]
             useful += [number for number, is_flat in enumerate(flat, start=first) if not is_flat]
@@ -132,15 +167,15 @@ class Collector:
                 f"data.rewards: none of the first {len(drawn)} completions could be judged; {name} of the first one: "
                 f"{why}."
             )
-        if sizes.resample:
-            metrics["resampled"] = float(len(drawn) // sizes.samples - sizes.prompts)
+        if self.config.dynamic_sampling:
+            metrics["resampled"] = float(len(drawn) // size - wanted)
         metrics["sampling/nan_logprobs"] = float(sum(not sample.is_finite for sample in drawn))
         # As they were drawn; the last flat ones fill what stayed empty.
-        return drawn, sorted(useful + spare[: sizes.prompts - len(useful)]), metrics
+        return drawn, sorted(useful + spare[: wanted - len(useful)]), metrics
 
     def _is_learned(self, sample: Judged) -> bool:
         known = sample.is_finite and not math.isnan(sample.reward)
-        return known and not (self.sizes.mask_truncated and sample.truncated)
+        return known and not (self.config.mask_truncated and sample.truncated)
 
     def _score(self, update: Update, learner: Learner, is_first: bool) -> None:
         """Add log-probs that must be known before the weights change, each rank those of its micro-batches."""
@@ -152,7 +187,7 @@ class Collector:
         found: dict[int, dict[str, Any]] = {}
         for number, part in enumerate(self._parts(update.samples, learner) if any(wanted.values()) else []):
             samples = [update.samples[index] for index in part]
-            packed = pack(samples, [True] * len(part), self.sizes.padding_id)  # all are compared
+            packed = pack(samples, [True] * len(part), self.padding_id)  # all are compared
             if all(sample.learned for sample in samples):
                 update.packed[number] = packed
             split = {name: packed.split(score(packed.tokens)) for name, score in wanted.items() if score}
@@ -163,7 +198,7 @@ class Collector:
 
     def _compare(self, samples: list[Sample], learner: Learner, weights: Mapping[str, float]) -> list[Sample]:
         """With advantages, which are of the whole rollout."""
-        table = reward_table(samples, self.sizes.samples, weights)
+        table = reward_table(samples, self.config.samples_per_prompt, weights)
         advantages = learner.algorithm.advantages(table).flatten().tolist()
         return [replace(sample, advantage=value) for sample, value in zip(samples, advantages, strict=True)]
 
@@ -177,14 +212,14 @@ class Collector:
             samples = [update.samples[index] for index in part]
             packed = update.packed.get(number)
             if packed is None:
-                packed = pack(samples, [sample.learned for sample in samples], self.sizes.padding_id)
-            yield policy_batch(packed, samples, self.sizes.samples, self.sizes.max_new_tokens)
+                packed = pack(samples, [sample.learned for sample in samples], self.padding_id)
+            yield policy_batch(packed, samples, self.config.samples_per_prompt, self.config.max_new_tokens)
 
     def _parts(self, samples: Sequence[Sample], learner: Learner) -> list[list[int]]:
         """The samples of each micro-batch of this rank."""
         whole = learner.algorithm.needs.whole_prompts
         rank, ranks = my_place()
-        return micro_batches(samples, self.sizes.samples, self.sizes.micro_batches, whole)[rank::ranks]
+        return micro_batches(samples, self.config.samples_per_prompt, self.micro_batches, whole)[rank::ranks]
 
     # checkpoints
 

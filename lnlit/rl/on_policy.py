@@ -49,14 +49,21 @@ class LogprobCheck:
     """How far the log-probs of engine and trainer may be apart, in nats, after each change of weights.
 
     Args:
-        samples: How many samples to score again on each rank.
-        max_difference: More than one token in a hundred may not differ by more.
-        mean_difference: Nor may all tokens on average. Another model's do by 3 nats.
+        samples: how many samples of a rollout each rank scores again.
+        max_difference: more than one token in a hundred may not differ by more.
+        mean_difference: nor may all tokens on average. Another model's do by 3 nats.
     """
 
     samples: int = 4
     max_difference: float = 1.0
     mean_difference: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"data.logprob_check.samples: expected a positive number, got {self.samples}")
+        for name, bound in (("max", self.max_difference), ("mean", self.mean_difference)):
+            if not bound > 0:  # NaN is not
+                raise UserError(f"data.logprob_check.{name}_difference: expected a positive number, got {bound}")
 
     def __call__(self, learner: Learner, judged: Sequence[Judged], padding_id: int) -> dict[str, float]:
         """What to log of this rank's samples and all others'. Collective. Raises `UserError` where they disagree, and
@@ -84,10 +91,10 @@ class LogprobCheck:
         if not mean <= self.mean_difference or outside > tokens * _OUTSIDE:
             raise UserError(
                 f"after the sync at step {learner.version}: engine and trainer disagree by {mean:.3g} nats a token "
-                f"on average (data.mean_logprob_difference allows {self.mean_difference}), and by more than "
-                f"{self.max_difference} (data.max_logprob_difference) about {outside} of {tokens} tokens, where one in "
-                "a hundred may be. Either the engine has other weights than the trainer, or it computes in too low a "
-                "precision."
+                f"on average (data.logprob_check.mean_difference allows {self.mean_difference}), and by more than "
+                f"{self.max_difference} (data.logprob_check.max_difference) about {outside} of {tokens} tokens, where "
+                "one in a hundred may be. Either the engine has other weights than the trainer, or it computes in too "
+                "low a precision."
             )
         return {
             "sampling/logp_difference/max": largest,

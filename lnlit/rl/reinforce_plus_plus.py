@@ -18,10 +18,10 @@ from lnlit.rl.algorithm import Clipped
 class ReinforcePlusPlus(Clipped):
     """Normalises over all tokens of a rollout and not over a prompt's few samples, whose deviation is a poor estimate.
 
-    With a baseline too the mean over the batch's tokens is subtracted: that is the paper's formula (version 9, "w/
-    Baseline"), and what OpenRLHF, verl and NeMo-RL compute. A sample counts in it as often as it has tokens, so the
-    mean is not 0 where better samples are longer or shorter, and moves all alike, those of prompts without any
-    difference among them too.
+    The mean over all tokens is subtracted with a baseline too. This is the formula of the paper (version 9, section
+    "REINFORCE++ w/ Baseline"), and OpenRLHF, verl and NeMo-RL compute the same. Each sample counts once per token, so
+    this mean differs from 0 if better samples are longer or shorter than others. It then shifts every advantage by the
+    same amount, including those of prompts whose samples all have the same reward.
 
     Args:
         baseline: What is taken from a reward first: the mean of its prompt ("group", the paper's variant with a

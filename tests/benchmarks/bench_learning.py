@@ -46,7 +46,7 @@ from lnlit.modules.grpo import GRPO
 from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.optim import AdamW
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_data import Experience, HeldOut, Weighted
+from lnlit.modules.prompt_data import Experience, HeldOut, RolloutConfig, Weighted
 from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -100,9 +100,7 @@ def sums(options: argparse.Namespace, kind: type[Experience] | None = None, **se
         tokenizer=str(WARM),
         rewards=[Weighted(MathAnswerReward(), 1.0, "answer"), Weighted(FormatReward(), 1.0, "format")],
         engine=NativeEngine(64),
-        prompts_per_rollout=8,
-        samples_per_prompt=8,
-        max_new_tokens=96,
+        rollout=RolloutConfig(8, 8, max_new_tokens=96),
         seed=options.seed,
         **(given | settings),
     )
@@ -129,9 +127,7 @@ def instructions(options: argparse.Namespace) -> Experience:
         prompts=InstructionSource("train", 2000, seed=options.seed),
         rewards=[Weighted(InstructionsReward(), 1.0, "share"), Weighted(InstructionsReward("all"), 0.0, "all")],
         engine=NativeEngine(64),
-        prompts_per_rollout=8,
-        samples_per_prompt=8,
-        max_new_tokens=96,
+        rollout=RolloutConfig(8, 8, max_new_tokens=96),
         held_out=HeldOut(InstructionSource("heldout", 200, seed=7), 2),
         seed=options.seed,
     )
@@ -148,10 +144,7 @@ def preferences(options: argparse.Namespace) -> Experience:
         prompts=JsonlSource(str(questions / "train.jsonl")),
         rewards=[Weighted(ModelReward(str(questions / "model")), 1.0, "reward_model")],
         engine=NativeEngine(64),
-        prompts_per_rollout=16,
-        samples_per_prompt=4,
-        updates_per_rollout=2,
-        max_new_tokens=64,
+        rollout=RolloutConfig(16, 4, max_new_tokens=64, updates_per_rollout=2),
         held_out=HeldOut(JsonlSource(str(held_out)), 1),
         seed=options.seed,
     )

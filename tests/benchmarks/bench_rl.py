@@ -61,7 +61,7 @@ def lnlit(model: str, steps: int, turns: Turns) -> None:
     from lnlit.data.reasoning_gym import ReasoningGymSource
     from lnlit.modules.grpo import GRPO
     from lnlit.modules.optim import AdamW
-    from lnlit.modules.prompt_data import Experience, Weighted
+    from lnlit.modules.prompt_data import Experience, RolloutConfig, Weighted
     from lnlit.rewards.format import FormatReward
     from lnlit.rollout.native import NativeEngine
 
@@ -80,9 +80,7 @@ def lnlit(model: str, steps: int, turns: Turns) -> None:
         ReasoningGymSource("train", 400, ["basic_arithmetic"], "on"),
         [Weighted(FormatReward())],
         NativeEngine(PROMPTS * SAMPLES),
-        prompts_per_rollout=PROMPTS,
-        samples_per_prompt=SAMPLES,
-        max_new_tokens=NEW_TOKENS,
+        RolloutConfig(PROMPTS, SAMPLES, NEW_TOKENS),
     )
     L.Trainer(
         accelerator="cpu",

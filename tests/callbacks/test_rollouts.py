@@ -21,7 +21,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, PolicyBatch, PreferenceBatch, RewardResult, TokenBatch
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, HeldOut, Weighted
+from lnlit.modules.prompt_data import Experience, HeldOut, RolloutConfig, Weighted
 from lnlit.report.picture import Picture
 from lnlit.report.rollouts import page
 from lnlit.report.theme import new_figure
@@ -67,11 +67,7 @@ def fit(model, prompts, root, steps, ckpt_path=None, log=None, held_out=True, lo
         JsonlSource(prompts),
         [Weighted(Letters()), Weighted(Short(), 0.1)],
         NativeEngine(8, "float32", "cpu"),
-        prompts_per_rollout=4,
-        samples_per_prompt=3,
-        max_new_tokens=8,
-        updates_per_rollout=2,
-        reward_workers=1,
+        RolloutConfig(4, 3, max_new_tokens=8, updates_per_rollout=2, reward_workers=1),
         held_out=HeldOut(JsonlSource(prompts), 2) if held_out else None,
     )
     drawn = []

@@ -66,12 +66,12 @@ def test_two_small_ones_run_to_their_table(tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     assert len(re.findall(r"^\| \w+ \| 1 of 1 \|", table, re.M)) == 8 and table.count("one of seeds says nothing") == 6
 
-    sums = {"data.held_out.prompts.size": 6, "data.prompts.size": 6, "data.max_new_tokens": 8}
+    sums = {"data.held_out.prompts.size": 6, "data.prompts.size": 6, "data.rollout.max_new_tokens": 8}
     options = [f"--5_sft.{key}={value}".lower() for key, value in (quick | {"trainer.max_steps": 1}).items()]
     options += ["--5_sft.data.train.size=40", "--5_sft.data.sequence_length=256"]
     judge = {
         **sums,
-        "data.reward_workers": 1,
+        "data.rollout.reward_workers": 1,
         "trainer.accelerator": "cpu",
         "trainer.logger": False,
         "model.runtime.compile": False,

@@ -63,7 +63,7 @@ def test_streams_texts_and_preferences(show, tmp_path):
 
 
 def test_prompts_of_a_policy(show, tmp_path):
-    settings = {"prompts_per_rollout": 1, "samples_per_prompt": 2, "max_new_tokens": 8}
+    settings = {"rollout": {"prompts_per_rollout": 1, "samples_per_prompt": 2, "max_new_tokens": 8}}
     settings |= {"rewards": [{"reward": {"class_path": "math_answer"}}], "engine": {"class_path": "native"}}
     source = {
         "class_path": "jsonl",

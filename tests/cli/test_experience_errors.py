@@ -53,10 +53,11 @@ data:
         init_args:
           paths: {prompts}
       samples_per_prompt: 1
-    prompts_per_rollout: 2
-    samples_per_prompt: 2
-    max_new_tokens: 4
-    reward_workers: 1
+    rollout:
+      prompts_per_rollout: 2
+      samples_per_prompt: 2
+      max_new_tokens: 4
+      reward_workers: 1
 """
 
 
@@ -82,12 +83,12 @@ def write(tiny_model: Path, tmp_path: Path):
 
 MISTAKES = {
     "misspelt key": (
-        ("    prompts_per_rollout", "    prompts_per_rolout"),
-        "run.yaml:43: data.init_args: unknown key 'prompts_per_rolout'. Did you mean 'prompts_per_rollout'? Allowed: ",
+        ("      prompts_per_rollout", "      prompts_per_rolout"),
+        "run.yaml:44: data.init_args.rollout: unknown key 'prompts_per_rolout'. Did you mean 'prompts_per_rollout'? ",
     ),
     "missing key": (
-        ("    max_new_tokens: 4\n", ""),
-        "run.yaml:18: data.init_args: the key 'max_new_tokens' is missing.",
+        ("      max_new_tokens: 4\n", ""),
+        "run.yaml:43: data.init_args.rollout: the key 'max_new_tokens' is missing.",
     ),
     "misspelt reward": (
         ("class_path: format", "class_path: fromat"),
@@ -134,16 +135,16 @@ MISTAKES = {
         "kl: k1 with place: loss is refused, as its gradient is zero on average",
     ),
     "a toggle that there is not": (
-        ("    reward_workers: 1", "    thinking: maybe"),
-        "run.yaml:46: data.init_args.thinking: expected ",
+        ("      reward_workers: 1", "    thinking: maybe"),
+        "run.yaml:47: data.init_args.thinking: expected ",
     ),
     "what to do with cut completions": (
-        ("    reward_workers: 1", "    truncated: drop"),
-        "run.yaml:46: data.init_args.truncated: expected one of 'keep', 'mask', got 'drop'",
+        ("      reward_workers: 1", "      mask_truncated: drop"),
+        "run.yaml:47: data.init_args.rollout.mask_truncated: expected bool, got 'drop'",
     ),
     "too few samples": (
-        ("    samples_per_prompt: 2", "    samples_per_prompt: 1"),
-        "data.samples_per_prompt: a sample is judged by its siblings, so 2 or more; got 1",
+        ("      samples_per_prompt: 2", "      samples_per_prompt: 1"),
+        "data.rollout.samples_per_prompt: a sample is judged by its siblings, so 2 or more; got 1",
     ),
     "no rewards": (
         ("      - reward:\n          class_path: format\n        weight: 0.5\n", "      []\n"),
@@ -151,7 +152,7 @@ MISTAKES = {
     ),
     "no workers": (
         ("reward_workers: 1", "reward_workers: 0"),
-        "rewards: needs at least one reward and one worker, got 1 and 0",
+        "data.rollout.reward_workers: expected a positive number, got 0",
     ),
     "rewards of one name": (
         ("        weight: 0.5\n", "      - reward:\n          class_path: format\n"),
@@ -162,8 +163,13 @@ MISTAKES = {
         "data: no file matches 'prompt.jsonl'",
     ),
     "no room for any prompt": (
-        ("    max_new_tokens: 4", "    max_new_tokens: 126"),
+        ("      max_new_tokens: 4", "      max_new_tokens: 126"),
         "data.held_out.prompts: none of 8 rows has a prompt of at most 2 tokens",
+    ),
+    "settings that have another place": (
+        ("    rollout:\n", "    take_turns: true\n    truncated: mask\n    rollout:\n"),
+        "run.yaml:43: data.init_args: take_turns is now called rollout.sleep_engine_while_training; truncated is now "
+        "called rollout.mask_truncated, true for mask",
     ),
     "a method that does not sample": (
         ("class_path: GRPO\n  init_args:", "class_path: SFT\n  init_args:"),

@@ -19,7 +19,7 @@ from lnlit.models.lora import LoRA
 from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience
+from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -35,13 +35,14 @@ from lnlit.search.candidates import Candidates
 
 PARTS: list[type] = [
     AdamW, LoRA, KL, Clip, Correction, Candidates, GaussianCurriculum, Distill, GRPO, RLOO, RPO, RewardModel,
-    Experience, ChatData, TextData, PreferenceData, Weighted, CodeTestsReward, LLMJudgeReward, NativeEngine,
+    Experience, RolloutConfig, LogprobCheck, ChatData, TextData, PreferenceData, Weighted, CodeTestsReward,
+    LLMJudgeReward, NativeEngine,
     callbacks.Checkpoint, callbacks.SampleGenerations, callbacks.ToggleReport, callbacks.MemoryRecorder,
     callbacks.RolloutLog, callbacks.Stability,
     *(registry.get("algorithm", name) for name in registry.names("algorithm")),
 ]  # fmt: skip
 #: Where a negative number means something, or is refused once processes start.
-SIGNED = {("Weighted", "weight"), ("Experience", "reward_workers")}
+SIGNED = {("Weighted", "weight")}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,8 @@ def given(tmp_path_factory, tiny_model) -> dict[str, Any]:
         "learning_rate": 1e-3, "model": str(tiny_model), "teacher": str(tiny_model), "optimizer": AdamW(1e-3),
         "beta": 0.1, "tokenizer": str(tiny_model), "train": source, "source": source, "prompts": source,
         "rewards": [Weighted(FormatReward())], "reward": FormatReward(), "engine": NativeEngine(),
-        "prompts_per_rollout": 2, "samples_per_prompt": 2, "max_new_tokens": 4, "sequence_length": 8,
+        "rollout": RolloutConfig(2, 2, 4), "prompts_per_rollout": 2, "samples_per_prompt": 2, "max_new_tokens": 4,
+        "sequence_length": 8,
         "micro_batch_size": 1, "url": "http://localhost:1/v1",
     }  # fmt: skip
 

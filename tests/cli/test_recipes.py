@@ -81,14 +81,14 @@ STATED: dict[str, dict[str, Any]] = {
     "ln-super/7_rloo": {
         "data.prompts.least": 1,
         "data.prompts.most": 10,
-        "data.prompts_per_rollout": 128,
+        "data.rollout.prompts_per_rollout": 128,
         "trainer.max_steps": 119,
     },
     "ln-super/8_rpo": {
         "model.beta": 1e-5,
         "model.eta": 3.0,
         "model.optimizer.learning_rate": 4e-7,
-        "data.prompts_per_rollout": 64,
+        "data.rollout.prompts_per_rollout": 64,
         "trainer.max_steps": 500,
     },
     "ln-ultra/5_sft": {
@@ -108,17 +108,17 @@ STATED: dict[str, dict[str, Any]] = {
         "data.order.levels": 8,
         "data.rewards.0.reward.model": JUDGE,
         "data.engine.quantization": "fp8_per_tensor",
-        "data.take_turns": True,
-        "data.prompts_per_rollout": 72,
-        "data.samples_per_prompt": 16,
-        "data.updates_per_rollout": 2,
+        "data.rollout.sleep_engine_while_training": True,
+        "data.rollout.prompts_per_rollout": 72,
+        "data.rollout.samples_per_prompt": 16,
+        "data.rollout.updates_per_rollout": 2,
         "trainer.devices": 8,
         "trainer.precision": "bf16-mixed",
     },
     "ln-ultra/8_grpo": {
         "model.kl.weight": 1e-3,
         "model.optimizer.learning_rate": 3e-7,
-        "data.samples_per_prompt": 8,
+        "data.rollout.samples_per_prompt": 8,
         "trainer.max_steps": 30,
     },
 }
@@ -243,11 +243,11 @@ def test_a_batch_is_as_large_as_the_papers(recipe):
     for stage, rows in BATCHES.items():
         if stage_of(recipe).startswith(stage) and trainer:
             assert ranks * data["micro_batch_size"] * trainer["accumulate_grad_batches"] == rows
-    if "prompts_per_rollout" in data:  # what `Experience` asks of the ranks
-        assert data["prompts_per_rollout"] >= ranks
+    if rollout := data.get("rollout"):  # what `Experience` asks of the ranks
+        assert rollout["prompts_per_rollout"] >= ranks
         compares = config["model"]["class_path"] == "RPO"
-        units = data["prompts_per_rollout"] // data["updates_per_rollout"]
-        units *= 1 if compares else data["samples_per_prompt"]
+        units = rollout["prompts_per_rollout"] // rollout["updates_per_rollout"]
+        units *= 1 if compares else rollout["samples_per_prompt"]
         assert units >= ranks * trainer["accumulate_grad_batches"]
     if stage_of(recipe) == "ln-ultra/6_grpo":
         assert units == 576

@@ -101,10 +101,11 @@ data:
     prompts: {{class_path: jsonl, init_args: {{paths: prompts.jsonl}}}}
     rewards: [{{reward: {{class_path: format}}}}]
     engine: {{class_path: native}}
-    prompts_per_rollout: 1
-    samples_per_prompt: 2
-    updates_per_rollout: 1
-    max_new_tokens: 8
+    rollout:
+      prompts_per_rollout: 1
+      samples_per_prompt: 2
+      updates_per_rollout: 1
+      max_new_tokens: 8
 trainer: {{max_steps: 1, accelerator: cpu, logger: false, enable_checkpointing: false}}
 """
     )

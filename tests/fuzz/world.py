@@ -44,10 +44,11 @@ data:
     rewards: [{reward: {class_path: math_answer}, name: answer}, {reward: {class_path: format}, weight: 0.5, name: format}]
     engine: {class_path: native}
     thinking: off
-    prompts_per_rollout: 2
-    samples_per_prompt: 2
-    updates_per_rollout: 1
-    max_new_tokens: 4
+    rollout:
+      prompts_per_rollout: 2
+      samples_per_prompt: 2
+      updates_per_rollout: 1
+      max_new_tokens: 4
 trainer: {max_steps: 1, accelerator: cpu, default_root_dir: new/grpo, enable_progress_bar: false, logger: false}
 """,
     "library.yaml": """

@@ -13,7 +13,7 @@ from lnlit.callbacks.memory import MemoryRecorder
 from lnlit.data.sources import JsonlSource
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, Weighted
+from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig, Weighted
 from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.specs import BlockSpec, PartSpec
@@ -46,11 +46,8 @@ def test_a_policy_learns_beside_its_engine(tmp_path, engine):
         JsonlSource(str(rows)),
         [Weighted(FormatReward("on"))],
         registry.build("rollout", engine, dtype="float32"),
-        prompts_per_rollout=4,
-        samples_per_prompt=4,
-        max_new_tokens=8,
-        take_turns=True,
-        max_logprob_difference=1e-2,
+        RolloutConfig(4, 4, max_new_tokens=8, sleep_engine_while_training=True),
+        logprob_check=LogprobCheck(max_difference=1e-2),
     )
     L.Trainer(
         accelerator="gpu",

@@ -23,7 +23,7 @@ from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardResult
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, HeldOut, Weighted
+from lnlit.modules.prompt_data import Experience, HeldOut, RolloutConfig, Weighted
 from lnlit.modules.sft import SFT
 from lnlit.rollout.native import NativeEngine
 
@@ -102,11 +102,8 @@ def policy(folder: Path, ranks: str) -> None:
         rows(folder),
         [Weighted(Letters())],
         NativeEngine(8, "float32", "cpu"),
-        prompts_per_rollout=4,
-        samples_per_prompt=2,
-        max_new_tokens=4,
+        RolloutConfig(4, 2, max_new_tokens=4, reward_workers=1),
         held_out=HeldOut(rows(folder)),
-        reward_workers=1,
     )
     stage(folder / f"policy-{ranks}", ranks, [RolloutLog(), MemoryRecorder()]).fit(GRPO(model, OPTIMIZER), data)
 

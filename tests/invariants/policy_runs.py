@@ -23,7 +23,7 @@ from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_data import Experience, Weighted
+from lnlit.modules.prompt_data import Experience, RolloutConfig, Weighted
 from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -38,19 +38,19 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "sequence_mean": (GRPO, {"reduction": "sequence_mean", "scale": "none"}, {}),
     "constant_length": (GRPO, {"reduction": "constant_length"}, {}),
     "batch_std": (GRPO, {"scale": "batch"}, {}),
-    "masked": (GRPO, {"reduction": "sequence_mean", "scale": "batch"}, {"truncated": "mask"}),
-    "masked_constant_length": (GRPO, {"reduction": "constant_length"}, {"truncated": "mask"}),
+    "masked": (GRPO, {"reduction": "sequence_mean", "scale": "batch"}, {"mask_truncated": True}),
+    "masked_constant_length": (GRPO, {"reduction": "constant_length"}, {"mask_truncated": True}),
     "kl_in_loss": (GRPO, {"kl": IN_LOSS, "scale": "batch"}, {}),
-    "masked_kl_in_reward": (GRPO, {"kl": IN_REWARD}, {"truncated": "mask"}),
+    "masked_kl_in_reward": (GRPO, {"kl": IN_REWARD}, {"mask_truncated": True}),
     "kl_in_reward": (GRPO, {"kl": IN_REWARD}, {"updates_per_rollout": 2}),
-    "two_updates": (GRPO, {"kl": KL(0.1)}, {"updates_per_rollout": 2, "truncated": "mask"}),
+    "two_updates": (GRPO, {"kl": KL(0.1)}, {"updates_per_rollout": 2, "mask_truncated": True}),
     "whole_samples": (GRPO, {"ratio": "sequence_mean", "correction": None}, {"updates_per_rollout": 2}),
-    "resampled": (GRPO, {}, {"resample": 2}),
+    "resampled": (GRPO, {}, {"dynamic_sampling": 2}),
     "rloo": (RLOO, {}, {}),
     "rloo_two_updates": (RLOO, {}, {"updates_per_rollout": 2}),
-    "by_tokens": (Policy, {"algorithm": ReinforcePlusPlus()}, {"truncated": "mask"}),
+    "by_tokens": (Policy, {"algorithm": ReinforcePlusPlus()}, {"mask_truncated": True}),
     "rpo": (RPO, {"beta": 0.1}, {}),
-    "rpo_masked": (RPO, {"beta": 0.1, "loss": "squared"}, {"truncated": "mask", "max_new_tokens": 12}),
+    "rpo_masked": (RPO, {"beta": 0.1, "loss": "squared"}, {"mask_truncated": True, "max_new_tokens": 12}),
     "rpo_by_rollout": (RPO, {"beta": 0.1, "reference": OldPolicy()}, {"updates_per_rollout": 2}),
 }
 
@@ -107,9 +107,9 @@ def run(
     a checkpoint there at the end, and goes on from one that it finds.
     """
     method, settings, sizes = CASES[case]
-    sizes = {"prompts_per_rollout": 8, "samples_per_prompt": 3, "max_new_tokens": 6} | sizes
+    rollout = RolloutConfig(**{"prompts_per_rollout": 8, "samples_per_prompt": 3, "max_new_tokens": 6} | sizes)
     engine = ShortAnswers(64, "float32", "cpu")
-    data = Experience(model, JsonlSource(prompts), [Weighted(Letters())], engine, seed=3, **sizes)
+    data = Experience(model, JsonlSource(prompts), [Weighted(Letters())], engine, rollout, seed=3)
     seen: list[Any] = []
     data.listeners.append(
         lambda stage, samples: seen.extend(

@@ -49,11 +49,13 @@ def configuration(files: tuple[str, str]) -> dict[str, Any]:
         "prompts": {"class_path": "jsonl", "init_args": {"paths": prompts}},
         "rewards": [{"reward": {"class_path": "deadly"}, "name": "letters"}],
         "engine": {"class_path": "deadly", "init_args": {"batch_size": 4, "dtype": "float32", "device": "cpu"}},
-        "prompts_per_rollout": 4,
-        "samples_per_prompt": 3,
-        "max_new_tokens": 8,
-        "updates_per_rollout": 2,
-        "reward_workers": 1,
+        "rollout": {
+            "prompts_per_rollout": 4,
+            "samples_per_prompt": 3,
+            "max_new_tokens": 8,
+            "updates_per_rollout": 2,
+            "reward_workers": 1,
+        },
     }
     return {
         "trainer": {

@@ -17,7 +17,7 @@ from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardResult
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, Weighted
+from lnlit.modules.prompt_data import Experience, RolloutConfig, Weighted
 from lnlit.rollout.native import NativeEngine
 
 
@@ -40,6 +40,13 @@ def write(file: Path, contents: list[str]) -> str:
     rows = [{"messages": [{"role": "user", "content": text}], "answer": str(n)} for n, text in enumerate(contents)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
+
+
+def rollout(settings: dict[str, Any], max_new_tokens: int) -> RolloutConfig:
+    """Small ones, with what `settings` say of them, which is taken out."""
+    sizes = {"prompts_per_rollout": 4, "samples_per_prompt": 3, "max_new_tokens": max_new_tokens, "reward_workers": 1}
+    given = {name: settings.pop(name) for name in RolloutConfig.__dataclass_fields__ if name in settings}
+    return RolloutConfig(**sizes | given)
 
 
 class Metrics(DummyLogger):
@@ -65,8 +72,7 @@ class Run:
         callbacks = [Checkpoint(1)] if settings.pop("save", False) else []
         engine = settings.pop("engine", None) or NativeEngine(64, "float32", "cpu")
         rewards = settings.pop("rewards", None) or [Weighted(reward or Letters(), name="letters")]
-        sizes = {"prompts_per_rollout": 4, "samples_per_prompt": 3, "max_new_tokens": 6, "reward_workers": 1}
-        self.data = Experience(str(model), JsonlSource(prompts), rewards, engine, **(sizes | settings))
+        self.data = Experience(str(model), JsonlSource(prompts), rewards, engine, rollout(settings, 6), **settings)
         self.samples: dict[str, list[Any]] = {"train": [], "val": []}
         self.data.listeners.append(lambda stage, samples: self.samples[stage].append(list(samples)))
         self.module = method(str(model), AdamW(1e-3, schedule="constant", warmup_ratio=0.0), **model_settings)

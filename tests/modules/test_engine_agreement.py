@@ -9,6 +9,7 @@ import torch
 from experience_run import Run
 
 from lnlit.errors import UserError
+from lnlit.modules.prompt_data import LogprobCheck
 from lnlit.rollout.native import NativeEngine
 from lnlit.rollout.scripted import ScriptedEngine
 
@@ -43,17 +44,15 @@ class Outlying(NativeEngine):
 
 
 def test_another_model_is_told_from_low_precision(model, prompts, tmp_path):
-    bounds = {"max_logprob_difference": 3.0, "mean_logprob_difference": 0.3}  # the FP8 recipes'
+    fp8 = LogprobCheck(4, 3.0, 0.3)  # the bounds of the FP8 recipes
     with pytest.raises(UserError, match=r"after the sync at step 0: engine and trainer disagree by .* on average"):
-        Run(model, prompts, tmp_path, engine=Another(64, "float32", "cpu"), **bounds).fit()
-    sizes = {"max_new_tokens": 40, "prompts_per_rollout": 8, "samples_per_prompt": 4, "proof": 32}
-    run = Run(model, prompts, tmp_path, 1, engine=Outlying(200), **sizes, **bounds).fit()
+        Run(model, prompts, tmp_path, engine=Another(64, "float32", "cpu"), logprob_check=fp8).fit()
+    sizes = {"max_new_tokens": 40, "prompts_per_rollout": 8, "samples_per_prompt": 4}
+    run = Run(model, prompts, tmp_path, 1, engine=Outlying(200), logprob_check=replace(fp8, samples=32), **sizes).fit()
     assert run.metrics.of("train/sampling/logp_difference/max")[0] > 18
     assert 0 < run.metrics.of("train/sampling/logp_difference/outside")[0] <= 0.01
     with pytest.raises(UserError, match=r"and by more than 3.0 .* tokens, where one in a hundred may be"):
-        Run(
-            model, prompts, tmp_path, 1, engine=Outlying(20), **sizes, **bounds | {"mean_logprob_difference": 9.0}
-        ).fit()
+        Run(model, prompts, tmp_path, 1, engine=Outlying(20), logprob_check=LogprobCheck(32, 3.0, 9.0), **sizes).fit()
 
 
 def test_scripted_completions_have_the_policys_probabilities(model, prompts, tmp_path):

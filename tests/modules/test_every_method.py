@@ -22,7 +22,7 @@ from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, Weighted
+from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig, Weighted
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -73,8 +73,8 @@ def samples(folder: Path) -> L.LightningDataModule:
     return Experience(
         *(str(folder / "model"), JsonlSource(str(folder / "prompts.jsonl")), [Weighted(Letters())]),
         engine=NativeEngine(64, "float32", "cpu"),
-        **{"prompts_per_rollout": 3, "samples_per_prompt": 2, "max_new_tokens": 6, "reward_workers": 1},
-        **{"max_logprob_difference": 20.0, "mean_logprob_difference": 20.0},  # the engine samples without float8
+        rollout=RolloutConfig(3, 2, 6, reward_workers=1),
+        logprob_check=LogprobCheck(max_difference=20.0, mean_difference=20.0),  # the engine samples without float8
     )
 
 

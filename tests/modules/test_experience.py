@@ -7,6 +7,7 @@ import multiprocessing
 import lightning as L
 import pytest
 import torch
+from experience_run import rollout
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lnlit.callbacks.checkpoints import Checkpoint
@@ -17,7 +18,7 @@ from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 from lnlit.models.lora import LoRA
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, Weighted
+from lnlit.modules.prompt_data import Experience, LogprobCheck, Weighted
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
 from lnlit.rl import collector
@@ -60,10 +61,10 @@ class Recorded(Experience):
 
 
 def data(model, prompts, kind=Recorded, **settings) -> Recorded:
-    settings = {"prompts_per_rollout": 4, "samples_per_prompt": 3, "max_new_tokens": 8, "reward_workers": 1} | settings
+    sizes = rollout(settings, 8)
     engine = settings.pop("engine", None) or NativeEngine(8, "float32", "cpu")
     reward = Weighted(settings.pop("reward", Letters()), name="letters")
-    return kind(str(model), JsonlSource(prompts), [reward], engine, **settings)
+    return kind(str(model), JsonlSource(prompts), [reward], engine, sizes, **settings)
 
 
 def trainer(root, steps: int, **settings) -> L.Trainer:
@@ -210,7 +211,9 @@ class Forgetful(NativeEngine):
 def test_an_engine_with_old_weights_stops_the_run_and_its_processes(model, prompts, tmp_path):
     before = set(multiprocessing.active_children())
     engine = Forgetful(8, "float32", "cpu")
-    experience = data(model, prompts, engine=engine, reward=LettersApart(), max_logprob_difference=1e-3)
+    experience = data(
+        model, prompts, engine=engine, reward=LettersApart(), logprob_check=LogprobCheck(max_difference=1e-3)
+    )
     with pytest.raises(UserError, match="after the sync at step 1: engine and trainer disagree"):
         trainer(tmp_path, 3).fit(policy(model, rate=1e-2), experience)
     assert set(multiprocessing.active_children()) == before
@@ -232,7 +235,7 @@ def test_masked_completions_are_not_learned_from_but_judged(model, prompts, tmp_
             batches.append(batch)
             return super().training_step(batch, batch_idx)
 
-    experience = data(model, prompts, truncated="mask")
+    experience = data(model, prompts, mask_truncated=True)
     trainer(tmp_path, 1).fit(policy(model, Seen), experience)
     cut = [tokens for samples in experience.seen for _, _, tokens, _ in samples if len(tokens) == 8]
     assert cut, "this seed has no truncated completion"
@@ -244,7 +247,7 @@ def test_masked_completions_are_not_learned_from_but_judged(model, prompts, tmp_
 
 def test_a_masked_completion_pays_for_its_divergence_like_its_siblings(model, prompts, tmp_path):
     seen = []
-    experience = data(model, prompts, truncated="mask")
+    experience = data(model, prompts, mask_truncated=True)
     experience.listeners.append(lambda stage, samples: seen.append(samples))
     other = str(tiny_folder(tmp_path / "other", seed=1))
     trainer(tmp_path, 1).fit(policy(model, RLOO, kl=KL(10.0, "k1", "reward"), reference=other), experience)
@@ -262,7 +265,7 @@ def test_a_masked_completion_pays_for_its_divergence_like_its_siblings(model, pr
     [
         ({"samples_per_prompt": 0}, "expected a positive number"),
         ({"updates_per_rollout": 5}, "cannot be spread over 5"),
-        ({"max_new_tokens": 0}, "data.max_new_tokens"),
+        ({"max_new_tokens": 0}, "data.rollout.max_new_tokens"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(model, prompts, settings, message):

@@ -65,7 +65,7 @@ def test_another_fit_with_the_same_data_begins_anew(model, prompts, tmp_path):
         ({"method": RLOO, "learner": {}}, "with method: GRPO, this run has RLOO"),
         ({"max_new_tokens": 5}, "with max_new_tokens: 6, this run has 5"),
         ({"thinking": "on"}, "with thinking: None, this run has on"),
-        ({"truncated": "mask"}, "with truncated: keep, this run has mask"),
+        ({"mask_truncated": True}, "with mask_truncated: False, this run has True"),
         ({"rewards": [Weighted(Letters(), 2.0, "letters")]}, r"with rewards: .*1.0.*, this run has .*2.0"),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_divergence_is_not_divided_by_the_length_of_a_sample(model):
 
 def test_only_what_is_learned_from_is_said_to_be(model, prompts, tmp_path):
     held_out = HeldOut(JsonlSource(prompts))
-    run = Run(model, prompts, tmp_path, 3, reward=Flat(), resample=2, held_out=held_out).fit()
+    run = Run(model, prompts, tmp_path, 3, reward=Flat(), dynamic_sampling=2, held_out=held_out).fit()
     learned = [sum(sample.learned for sample in samples) for samples in run.samples["train"]]
     assert learned == [12] * 3 and any(len(samples) > 12 for samples in run.samples["train"])
     assert not any(sample.learned for samples in run.samples["val"] for sample in samples)

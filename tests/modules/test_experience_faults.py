@@ -217,7 +217,7 @@ def test_the_engine_sleeps_before_the_policy_comes_back(model, prompts, tmp_path
         events.append("back")
 
     monkeypatch.setattr(prompt_data, "offloaded", offloaded)
-    Run(model, prompts, tmp_path, 2, engine=Noisy(8, "float32", "cpu"), take_turns=True).fit()
+    Run(model, prompts, tmp_path, 2, engine=Noisy(8, "float32", "cpu"), sleep_engine_while_training=True).fit()
     assert events == 2 * ["leaves", "generate", "sleep", "back"]
 
 
@@ -230,12 +230,12 @@ def test_taking_turns_with_the_memory_changes_nothing(model, prompts, tmp_path, 
             prompts,
             tmp_path,
             4,
-            take_turns=take_turns,
+            sleep_engine_while_training=sleeps,
             updates_per_rollout=updates,
             held_out=held_out,
             trainer={"val_check_interval": 1},
         ).fit()
-        for take_turns in (False, True)
+        for sleeps in (False, True)
     ]
     assert runs[0].drawn() == runs[1].drawn() and runs[0].drawn("val") == runs[1].drawn("val")
     assert same(runs[0].weights, runs[1].weights)
@@ -301,7 +301,9 @@ def test_prompts_that_teach_nothing_are_drawn_anew(model, prompts, tmp_path):
             return super().training_step(batch, batch_idx)
 
     def begin(root, steps, **settings):
-        return Run(model, prompts, root, steps, Counting, SomeFlat(), resample=2, updates_per_rollout=2, **settings)
+        return Run(
+            model, prompts, root, steps, Counting, SomeFlat(), dynamic_sampling=2, updates_per_rollout=2, **settings
+        )
 
     whole = begin(tmp_path / "whole", 6, save=True).fit()
     assert learned == [6] * 6
@@ -340,7 +342,7 @@ def test_a_curriculum_goes_on_where_it_was(model, tmp_path):
 
     def begin(root, steps, **settings):
         order = GaussianCurriculum(levels=6)
-        run = Run(model, str(file), root, 6, reward=SomeFlat(), order=order, resample=1, save=True, **settings)
+        run = Run(model, str(file), root, 6, reward=SomeFlat(), order=order, dynamic_sampling=1, save=True, **settings)
         run.trainer.callbacks.append(StopAt(steps))
         return run.fit()
 

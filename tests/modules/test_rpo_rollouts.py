@@ -31,7 +31,7 @@ def test_rpo_leaves_a_prompt_out_of_which_one_sample_is_not_learned_from(model, 
     engine = Unsure(64, "float32", "cpu", every=7)
     run = Run(model, prompts, tmp_path, 1, RPO, engine=engine, learner={"beta": 0.1}, max_new_tokens=100).fit()
     assert run.metrics.of("train/loss_tokens") == [2]
-    sizes = {"samples_per_prompt": 2, "prompts_per_rollout": 6, "max_new_tokens": 200, "truncated": "mask"}
+    sizes = {"samples_per_prompt": 2, "prompts_per_rollout": 6, "max_new_tokens": 200, "mask_truncated": True}
     cut = Run(model, prompts, tmp_path, 1, RPO, learner={"beta": 0.1}, **sizes).fit()
     (samples,) = cut.samples["train"]
     whole = [not any(s.truncated for s in samples[at : at + 2]) for at in range(0, 12, 2)]
