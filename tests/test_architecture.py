@@ -164,6 +164,54 @@ def test_files_and_functions_are_short(path: Path):
             assert lines < 60, f"{relative(path)}:{node.lineno} {node.name} has {lines} lines"
 
 
+#: Rooms in which a constructor with more than ten arguments has a missing concept.
+SHORT_CONSTRUCTORS = {"modules", "rl", "sampling", "rollout"}
+#: Classes of theirs that may have more, each with its reason.
+LONG_CONSTRUCTORS: dict[str, str] = {}
+
+
+def arguments(cls: ast.ClassDef) -> int:
+    """How many arguments a class's constructor has, that of a dataclass too. Inherited ones do not count."""
+    for node in cls.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]) - 1
+    if not any("dataclass" in ast.unparse(decorator) for decorator in cls.decorator_list):
+        return 0
+    fields = [node for node in cls.body if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node)]
+    return sum("init=False" not in ast.unparse(field) for field in fields)
+
+
+def test_a_constructor_has_ten_arguments_at_most():
+    counted = {
+        f"{relative(path)}:{node.name}": arguments(node)
+        for path in SOURCES
+        if part_of(path) in SHORT_CONSTRUCTORS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert counted["lnlit/modules/prompt_data.py:Experience"] == 10 and counted["lnlit/rl/rpo.py:RPO"] == 4
+    assert {name for name, count in counted.items() if count > 10} == LONG_CONSTRUCTORS.keys()
+
+
+#: All that GRPO is, from the method to the gradient: what is sampled, compared and learned from, and how.
+GRPO = [
+    "modules/grpo", "modules/policy", "rl/grpo", "rl/algorithm", "rl/collector", "interfaces/algorithm",
+    "objectives/advantage", "objectives/policy", "objectives/kl",
+]  # fmt: skip
+
+
+def test_grpo_is_understood_from_few_files(record_property):
+    """Ten files and 1,200 lines at most: all that the algorithm is made of, without the data module."""
+    lines = {name: (ROOT / "lnlit" / f"{name}.py").read_text(encoding="utf-8").count("\n") for name in GRPO}
+    record_property("lines to read to understand GRPO", sum(lines.values()))
+    assert len(lines) <= 10 and sum(lines.values()) <= 1200, lines
+    graph, found, todo = imported_files(), set(), ["lnlit.rl.grpo"]
+    while todo:
+        found.add(name := todo.pop())
+        todo += [t for t in graph[name] - found if t.startswith(("lnlit.rl.", "lnlit.objectives."))]
+    assert {name.removeprefix("lnlit.").replace(".", "/") for name in found} <= lines.keys()
+
+
 #: Who may know a built-in part by its name or by what its arguments are called: the list of them, their own files, the
 #: formats that models are kept in, and what makes models for tests.
 KNOWS_PARTS = re.compile(
