@@ -44,22 +44,23 @@ class HeldOut:
 
 
 class Experience(L.LightningDataModule):
-    """Samples `samples_per_prompt` completions of each of `prompts_per_rollout` prompts with the newest weights, and
-    spreads them over `updates_per_rollout` optimizer steps of `trainer.accumulate_grad_batches` micro-batches each.
+    """Samples completions with the newest weights of the policy, and provides them as batches for training.
 
-    All sizes are of the whole run: several ranks share the prompts, and what a step learns is the same on any number.
+    A rollout draws `samples_per_prompt` completions of each of `prompts_per_rollout` prompts and spreads them over
+    `updates_per_rollout` optimizer steps, each of `trainer.accumulate_grad_batches` micro-batches. All sizes are of the
+    whole run: the ranks share the prompts, and a step learns the same on any number of ranks.
 
     Args:
-        tokenizer: model folder whose tokenizer and chat template to use.
-        prompts: rows with `messages`; a last assistant turn is left out of the prompt.
-        rewards: what completions are judged by.
-        engine: generates the completions.
-        rollout: how many completions of how many prompts, and how long they may be.
-        order: in which prompts come.
-        thinking: toggle for rows that have none.
-        held_out: prompts for the trainer's validation.
-        logprob_check: how the trainer proves after each change of weights that the engine has them.
-        seed: of the prompts' order and of every sample.
+        tokenizer: The model folder whose tokenizer and chat template to use.
+        prompts: Rows with `messages`. A last assistant turn is left out of the prompt.
+        rewards: The rewards that judge completions, with their weights.
+        engine: The engine that generates completions.
+        rollout: The number and length of completions.
+        order: The order in which prompts are taken. By default each once per epoch, in random order.
+        thinking: The thinking mode of rows that have none.
+        held_out: The prompts that are answered when the trainer validates.
+        logprob_check: The check after each weight update that engine and trainer agree.
+        seed: The seed of the order of the prompts and of all samples.
     """
 
     def __init__(

@@ -31,21 +31,23 @@ _FORMAT = 2
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How rollouts are drawn, and spread over optimizer steps. All sizes are of the whole run, whatever the number of
-    ranks.
+    """How many completions a rollout draws, and how they are spread over optimizer steps.
+
+    All sizes are of the whole run, whatever the number of ranks.
 
     Args:
-        prompts_per_rollout: new prompts for each rollout.
-        samples_per_prompt: completions of each; at least 2 where a sample is judged by its siblings.
-        max_new_tokens: length limit of a completion.
-        updates_per_rollout: optimizer steps on one rollout's samples; each sample is used once.
-        dynamic_sampling: how often at most to draw new prompts for those from which the algorithm can learn nothing, as
-            a rule because their samples are all equally good (DAPO, arXiv 2503.14476, section 3.2).
-        mask_truncated: completions that hit the limit are not learned from, though their rewards count (RPO, for which
-            half a comparison is none, leaves their prompts out).
-        sleep_engine_while_training: with the accelerator's memory: the engine sleeps while the policy trains, and
-            weights, gradients and optimizer state of the policy wait in host memory while the engine generates.
-        reward_workers: processes that judge.
+        prompts_per_rollout: The number of new prompts in each rollout.
+        samples_per_prompt: The number of completions of each prompt: at least 2 if the algorithm compares a sample with
+            its siblings.
+        max_new_tokens: The length limit of a completion, in tokens.
+        updates_per_rollout: The number of optimizer steps on the samples of one rollout. Each sample is used once.
+        dynamic_sampling: How often at most to draw new prompts in place of those that teach the algorithm nothing,
+            usually because their samples all have the same reward (DAPO, arXiv 2503.14476, section 3.2).
+        mask_truncated: Do not learn from completions that reached the length limit. Their rewards still count in the
+            mean of their prompt. RPO leaves out their whole prompt, because it compares all samples of a prompt.
+        sleep_engine_while_training: Share the accelerator's memory: the engine sleeps while the policy trains, and the
+            policy's weights, gradients and optimizer state wait in host memory while the engine generates.
+        reward_workers: The number of processes that judge completions.
     """
 
     prompts_per_rollout: int
@@ -90,15 +92,15 @@ class Update:
 
 
 class Collector:
-    """Fills a buffer, a rollout at a time, and says what of it a checkpoint has to keep.
+    """Draws a rollout at a time into a buffer, and provides the state of the buffer for checkpoints.
 
     Args:
-        prompts: What can be asked.
-        order: In which order, begun already.
-        config: How much of it makes a rollout.
-        seed: Of every sample.
-        micro_batches: Of each update, on all ranks together.
-        padding_id: What rows are filled up with.
+        prompts: The prompts to choose from.
+        order: The order in which to choose them. It has been started.
+        config: The sizes of a rollout.
+        seed: The seed of the run, from which each sample's own seed is made.
+        micro_batches: The number of micro-batches of an update, over all ranks.
+        padding_id: The token that fills up rows.
     """
 
     def __init__(

@@ -46,12 +46,13 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class LogprobCheck:
-    """How far the log-probs of engine and trainer may be apart, in nats, after each change of weights.
+    """How far the log-probs of engine and trainer may differ after each weight update, in nats.
 
     Args:
-        samples: how many samples of a rollout each rank scores again.
-        max_difference: more than one token in a hundred may not differ by more.
-        mean_difference: nor may all tokens on average. Another model's do by 3 nats.
+        samples: The number of samples of a rollout that each rank scores again.
+        max_difference: At most one token in a hundred may differ by more.
+        mean_difference: The largest mean difference over all tokens. The log-probs of a different model differ by
+            about 3 nats.
     """
 
     samples: int = 4
