@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
+from lnlit.cli import explain
 from lnlit.errors import UserError
+from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig
 from lnlit.rollout.native import NativeEngine
 
 CONFIG = """\
@@ -186,6 +189,14 @@ def test_a_mistake_is_one_line(lnlit, write, swap, message):
     assert code == 2, err
     line = line.splitlines()[-1]
     assert line.startswith(f"error: {message}"), line
+
+
+def test_every_setting_that_has_moved_is_where_it_is_said_to_be():
+    groups = {"rollout": RolloutConfig, "logprob_check": LogprobCheck}
+    for former, now in explain._NOW_CALLED["Experience"].items():
+        group, name = now.partition(",")[0].split(".")
+        assert name in inspect.signature(groups[group]).parameters
+        assert former not in inspect.signature(Experience).parameters
 
 
 OWN = """\
