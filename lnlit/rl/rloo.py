@@ -30,7 +30,6 @@ class RLOO(Clipped):
     reduction: ReductionName = field(init=False, default="sequence_sum")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.ratio == "sequence":
             if self.kl.in_loss:
                 raise UserError(
@@ -39,6 +38,7 @@ class RLOO(Clipped):
                 )
             # All tokens of a sample carry its one term, and their mean is that term.
             object.__setattr__(self, "reduction", "sequence_mean")
+        super().__post_init__()
 
     def advantages(self, table: RewardTable) -> Tensor:
         return leave_one_out(self.reward(table))
