@@ -6,6 +6,8 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 
 class UserError(ValueError):
@@ -22,6 +24,14 @@ def unknown_key(path: str, key: str, allowed: Iterable[str]) -> UserError:
     names = sorted(allowed)
     listing = ", ".join(names) or "none"
     return UserError(f"{path}: unknown key {key!r}.{did_you_mean(key, names)} Allowed: {listing}.")
+
+
+def optional(module: str, extra: str) -> Any:
+    """A module that not every installation has. Raises `UserError` naming the extra of lnlit that brings it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"{module.partition('.')[0]} is not installed; run: pip install 'lnlit[{extra}]'") from error
 
 
 def shown(value: object) -> str:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from lnlit.data.split import Split, check_split, is_heldout
-from lnlit.errors import UserError, unknown_key
+from lnlit.errors import UserError, optional, unknown_key
 from lnlit.interfaces import Source
 from lnlit.thinking import on_or_off
 
@@ -127,10 +127,7 @@ def toggle_row(question: str, answer: str, steps: str, thinking: str, task: str)
 
 
 def _dataset(name: str, settings: Mapping[str, Any], seed: int) -> Any:
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise UserError("reasoning-gym is not installed; run: pip install 'lnlit[quickstart]'") from error
+    reasoning_gym = optional("reasoning_gym", "quickstart")
     try:
         return reasoning_gym.create_dataset(name, seed=seed, size=2**31, **settings)
     except (TypeError, ValueError, AssertionError) as error:

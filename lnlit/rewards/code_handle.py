@@ -6,41 +6,32 @@ import builtins
 import copy
 import io
 import operator
+import random
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lnlit.rewards.code_values import NotPlainError, Writer, plain_base
 
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Peer(Protocol):
-        """Who can ask the other side (`code_calls.Peer`)."""
-
-        ahead: dict[Any, Ahead]
-        questions: int
-        trusting: bool
-
-        def ask(self, do: str, *args: Any, **keywords: Any) -> Any: ...
-
-        def refuse(self, why: str) -> Any: ...
-
-        def handle(self, target: Any, made: bool = False) -> Handle: ...
-
+#: `code_calls.Peer`, who can ask the other side, and imports this file.
+Peer = Any
 
 _AHEAD, _SINGLY = 1024, 8
 
 
-def _await(coroutine: Any) -> Any:
-    """What a coroutine gives. Where a loop waits for this very answer, one that really waits for something fails."""
+def _await(awaitable: Any) -> Any:
+    """What an awaitable gives. Where a loop waits for this very answer, one that really waits for something fails."""
     import asyncio
+
+    async def awaited() -> Any:
+        return await awaitable
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _loop().run_until_complete(coroutine)
+        return _loop().run_until_complete(awaited())
+    coroutine = awaited()
     while True:
         try:
             coroutine.send(None)
@@ -54,24 +45,6 @@ def _loop() -> Any:
     import asyncio
 
     return asyncio.new_event_loop()
-
-
-def _seed(*args: Any) -> None:
-    import random
-
-    random.seed(*args)
-
-
-async def _next_of(held: Any) -> Any:
-    return await anext(held)
-
-
-async def _entered(held: Any) -> Any:
-    return await type(held).__aenter__(held)
-
-
-async def _exited(held: Any, *args: Any) -> Any:
-    return await type(held).__aexit__(held, *args)
 
 
 def _plain(value: Any) -> Any:
@@ -120,10 +93,10 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "plain": _plain,
     "await": _await,
     "aiter": aiter,
-    "anext": lambda held: _await(_next_of(held)),
-    "aenter": lambda held: _await(_entered(held)),
-    "aexit": lambda held, *args: _await(_exited(held, *args)),
-    "seed": _seed,
+    "anext": lambda held: _await(anext(held)),
+    "aenter": lambda held: _await(type(held).__aenter__(held)),
+    "aexit": lambda held, *args: _await(type(held).__aexit__(held, *args)),
+    "seed": lambda *args: random.seed(*args),
     "input": lambda prompt: input(prompt),
     "readline": lambda size: sys.stdin.readline(size),
     "read": lambda size: sys.stdin.read(size),

@@ -18,12 +18,12 @@ import io
 import json
 import operator
 import os
+import random
 import re
 import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from random import Random
 from typing import Any
 
 if __name__ == "__main__":  # lnlit's files are found, but what it imports as a whole is not needed here
@@ -32,7 +32,7 @@ if __name__ == "__main__":  # lnlit's files are found, but what it imports as a 
 
 from lnlit.rewards.code_calls import BrokenOffError, Line, Made, Peer, TooMuchError, kinds_of, pack
 from lnlit.rewards.code_handle import ACTIONS, Asked, Handle
-from lnlit.rewards.code_tree import exceptions, imports, tested_classes, unknown_names
+from lnlit.rewards.code_tree import SOLUTION, exceptions, imports, tested_classes, unknown_names
 from lnlit.rewards.code_values import NotPlainError, Reader, Writer
 from lnlit.rewards.code_walls import close_calls, close_files, die_with, enter_namespaces, give_up_rights
 
@@ -50,7 +50,7 @@ class Candidate(Peer):
 
     def __init__(self, line: Line) -> None:
         super().__init__(line)
-        self.names = _module("solution")
+        self.names = _module(SOLUTION)
         self._prints = [io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogatepass") for _ in range(2)]
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._prints
 
@@ -71,7 +71,7 @@ class Candidate(Peer):
 
     def called(self, function: Any, /, *args: Any, **keywords: Any) -> Any:
         made = function(*args, **keywords)
-        return Made(made) if isinstance(function, type) and function.__module__ == "solution" else made
+        return Made(made) if isinstance(function, type) and function.__module__ == SOLUTION else made
 
     def given(self, kind: str, inner: Any) -> Any:
         (place, name), args = inner
@@ -98,7 +98,7 @@ class Solution(types.ModuleType):
     """What tests import that ask for the candidate's module by its name."""
 
     def __init__(self, handle: Callable[[str], Any]) -> None:
-        super().__init__("solution")
+        super().__init__(SOLUTION)
         self._handle = handle
 
     def __getattr__(self, name: str) -> Any:
@@ -120,7 +120,7 @@ _MADE: dict[type, Callable[[Any], tuple[Any, ...]]] = {
         (operator.itemgetter, operator.attrgetter, operator.methodcaller), lambda value: value.__reduce__()[:2]
     ),
 }
-_LENT = (io.IOBase, Random)
+_LENT = (io.IOBase, random.Random)
 _CALLABLE = (types.FunctionType, types.MethodType, types.BuiltinMethodType, types.MethodWrapperType, functools.partial)
 _OURS = {"tests", "unittest.mock"}
 
@@ -219,8 +219,6 @@ def _by_name(value: Any) -> list[Any] | None:
 
 def _share_seeds(peer: Judge) -> None:
     """What the tests seed, the candidate's random numbers begin with as well."""
-    import random
-
     own = random.seed
 
     def seed(a: Any = None, version: int = 2) -> None:
@@ -247,7 +245,7 @@ def judge(job: dict[str, Any], line: Line, verdict: int) -> None:
         return
     os.write(verdict, b"tests\n")
     handles = {name for name, value in names.items() if isinstance(value, Handle)}
-    peer.define(exceptions(ast.parse(job["tests"]), "solution") & handles, line.receive()["loaded"])
+    peer.define(exceptions(ast.parse(job["tests"])) & handles, line.receive()["loaded"])
     names.update(peer.exceptions)
     problem: BaseException | None = None
     try:
@@ -279,11 +277,11 @@ def _prepared(job: dict[str, Any], peer: Judge) -> tuple[dict[str, Any], Any]:
     makes = tested_classes(tests)
     if "random" in imports(tests):
         _share_seeds(peer)
-    sys.modules["solution"] = Solution(
+    sys.modules[SOLUTION] = Solution(
         lambda name: peer.exceptions.get(name) or Handle(peer, name, made=False, makes=name in makes)
     )
     for name in unknown_names(tests) - names.keys():
-        names[name] = getattr(sys.modules["solution"], name)
+        names[name] = getattr(sys.modules[SOLUTION], name)
     for name in unknown_names(ast.parse(job["entry_point"] or "", mode="exec"), with_builtins=True):
         names[name] = Handle(peer, name, made=False)
     return names, compile(tests, "<tests>", "exec")

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -84,7 +83,7 @@ def check_isolation(isolation: Isolation) -> None:
         raise UserError("isolation: namespaces needs Linux; elsewhere only isolation: limits, which is no boundary")
     if sys.platform == "win32":
         raise UserError("code cannot be run within limits on Windows; use WSL")
-    with _folder() as folder, _job({"side": "none", **_of(Limits(isolation=isolation), folder)}) as job:
+    with _job({"side": "none"}, Limits(isolation=isolation)) as job:
         done = subprocess.run(_command(), stdin=job, capture_output=True, text=True, env={}, timeout=60)
     if done.returncode or done.stderr:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -98,7 +97,7 @@ def check_isolation(isolation: Isolation) -> None:
 @contextlib.contextmanager
 def _running(job: dict[str, Any], limits: Limits, descriptors: list[int]) -> Iterator[None]:
     """One side, until the block ends; then it and every process of its group is killed."""
-    with _folder() as folder, _job({**job, **_of(limits, folder)}) as file:
+    with _job(job, limits) as file:
         process = subprocess.Popen(
             _command(),
             stdin=file,
@@ -121,28 +120,17 @@ def _command() -> list[str]:
     return [sys.executable, "-I", "-S", str(_PROGRAM)]
 
 
-def _of(limits: Limits, folder: str) -> dict[str, Any]:
-    of_limits = {"cpu_s": limits.cpu_s, "memory": limits.memory, "isolation": limits.isolation}
-    return {**of_limits, "folder": folder, "parent": os.getpid()}
-
-
 @contextlib.contextmanager
-def _folder() -> Iterator[str]:
-    """An empty folder that also root's code can use once it has become nobody."""
-    folder = tempfile.mkdtemp(prefix="lnlit-code-")
-    try:
+def _job(job: dict[str, Any], limits: Limits) -> Iterator[Any]:
+    """A nameless file with the job (a pipe would have to be fed while the process runs), and for as long an empty
+    folder, which also root's code can use once it has become nobody."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lnlit-code-", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as file,
+    ):
         if os.getuid() == 0:
             os.chown(folder, 65534, 65534)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _job(job: dict[str, Any]) -> Iterator[Any]:
-    """A nameless file with the job: a pipe would have to be fed while the process runs."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-        json.dump(job, file)
+        json.dump({**job, **asdict(limits), "folder": folder, "parent": os.getpid()}, file)
         file.seek(0)
         yield file
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from lnlit.errors import UserError
 from lnlit.interfaces import NoVerdictError, Reward, RewardRequest
 from lnlit.rewards.code_sandbox import Isolation, Limits, passes
-from lnlit.rewards.code_tree import beyond_reach, imports, own_names, parse, patched, unknown_names
+from lnlit.rewards.code_tree import SOLUTION, beyond_reach, imports, own_names, parse, patched, unknown_names
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -20,8 +19,6 @@ _NOT_THERE = {"concurrent", "multiprocessing", "socket", "subprocess", "tempfile
 #: What the candidate uses of the tests'.
 _REACHES = {"builtins.input", "sys.stdin", "sys.stdout", "sys.stderr"}
 _FAR = "the tests reach into an object of the candidate's, which is in another process"
-#: What tests may import the candidate from.
-_SOLUTION = "solution"
 _PYTHON = {"python", "python3", "py", "py3"}
 
 
@@ -93,7 +90,7 @@ class CodeTestsReward(Reward):
         if code is None:
             return 0.0
         passed = passes(code, tests, request.row.get("entry_point"), preamble, self.limits)
-        if not passed and (far := _beyond_reach(parse(tests), parse(preamble))):
+        if not passed and (far := beyond_reach(parse(tests), parse(preamble))):
             raise NoVerdictError("unsuitable_tests", f"{_FAR}: {far[0]}")
         return float(passed)
 
@@ -107,7 +104,7 @@ class CodeTestsReward(Reward):
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
             raise UserError(f"code_tests: the row's tests are not Python: {type(error).__name__}: {error}") from error
         modules = {*imports(tests), *imports(preamble)}
-        if missing := sorted(modules - sys.stdlib_module_names - {_SOLUTION}):
+        if missing := sorted(modules - sys.stdlib_module_names - {SOLUTION}):
             raise UserError(f"code_tests: the tests need {', '.join(missing)}; only Python's standard library is there")
         if elsewhere := sorted(patched(tests) - _REACHES):
             raise UserError(
@@ -119,10 +116,10 @@ class CodeTestsReward(Reward):
                 f"code_tests: the tests use {', '.join(needed)}; they run in one thread without a network, and share "
                 "no file with the candidate"
             )
-        if far := _beyond_reach(tests, preamble):
+        if far := beyond_reach(tests, preamble):
             raise UserError(f"code_tests: {_FAR}: {', '.join(far[:3])}")
         known = own_names(tests) | own_names(preamble)
-        if not entry_point and _SOLUTION not in modules and not unknown_names(tests) - known:
+        if not entry_point and SOLUTION not in modules and not unknown_names(tests) - known:
             raise UserError(
                 "code_tests: the tests call nothing that could be the candidate's; an entry_point is missing"
             )
@@ -133,10 +130,6 @@ class CodeTestsReward(Reward):
         if not lines or not all(isinstance(line, str) for line in lines):
             raise UserError(f"code_tests: the row's {key!r} must be Python source or a list of it, got {found!r:.200}")
         return "\n".join(lines)
-
-
-def _beyond_reach(tests: ast.AST, preamble: ast.AST) -> list[str]:
-    return beyond_reach(tests, own_names(preamble), _SOLUTION)
 
 
 def last_block(text: str) -> str | None:

@@ -29,6 +29,9 @@ _INSIDE = {
     "typing.get_type_hints",
 }  # fmt: skip
 
+#: The module that tests may import the candidate from.
+SOLUTION = "solution"
+
 _PARSING = threading.Lock()
 
 
@@ -61,13 +64,13 @@ def own_names(tree: ast.AST) -> set[str]:
     return found
 
 
-def exceptions(tree: ast.AST, solution: str) -> set[str]:
+def exceptions(tree: ast.AST) -> set[str]:
     """The names that are used as classes of exceptions: in `except`, or as what should be raised. Not those that are
-    imported from elsewhere than the candidate's module `solution`."""
+    imported from elsewhere than `SOLUTION`."""
     found: set[str] = set()
     elsewhere: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module != solution:
+        if isinstance(node, ast.ImportFrom) and node.module != SOLUTION:
             elsewhere |= {alias.asname or alias.name for alias in node.names}
         if isinstance(node, ast.ExceptHandler) and node.type:
             found |= _names_of(node.type)
@@ -97,17 +100,17 @@ def tested_classes(tree: ast.AST) -> set[str]:
     return found - {""}
 
 
-def beyond_reach(tree: ast.AST, known: set[str], solution: str) -> list[str]:
+def beyond_reach(tree: ast.AST, preamble: ast.AST) -> list[str]:
     """What tests do to an object of the candidate's that cannot be done from another process: change what it holds in
-    place (`s.xs.append(1)`), or ask what it is made of (`inspect.signature(f)`). `known`: names that are defined
-    elsewhere; what is imported from the module `solution` is the candidate's."""
+    place (`s.xs.append(1)`), or ask what it is made of (`inspect.signature(f)`). What the tests or their preamble
+    define is their own, what they import from `SOLUTION` is the candidate's."""
     imported = {
         alias.asname or alias.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module == solution
+        if isinstance(node, ast.ImportFrom) and node.module == SOLUTION
         for alias in node.names
     }
-    own = (own_names(tree) | known) - imported
+    own = (own_names(tree) | own_names(preamble)) - imported
     theirs: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and any(not hasattr(builtins, name) for name in _made(node.value) - own):

@@ -10,9 +10,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from functools import cache
+from decimal import Context, Decimal
 from itertools import product
 from typing import Any
+
+import sympy
+from math_verify import parse, verify
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
 from lnlit.errors import UserError
 from lnlit.notation import tidy, tidy_text, word_of
@@ -57,9 +62,7 @@ class Answer:
 
     @property
     def is_of_several_values(self) -> bool:
-        from sympy import Set, Tuple
-
-        return any(isinstance(value, (Set, Tuple)) for value in self.values)
+        return any(isinstance(value, (sympy.Set, sympy.Tuple)) for value in self.values)
 
     def is_in(self, text: str) -> bool:
         """Whether it is what a text comes to in the end."""
@@ -99,8 +102,6 @@ class Answer:
 
 
 def _is_same(gold: Any, value: Any) -> bool:
-    from math_verify import verify
-
     if isinstance(gold, str) or isinstance(value, str) or _is_too_large(gold) or _is_too_large(value):
         return type(gold) is type(value) and bool(gold == value)
     try:
@@ -113,25 +114,16 @@ def _is_same(gold: Any, value: Any) -> bool:
         return False
 
 
-@cache
-def _quiet() -> None:
-    # No time limits of its own, and no warning of it: those are alarm signals, and this process may be killed.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-
 def _values(text: str) -> list[Any]:
     """What math-verify finds in a text: an expression and how it is written, or nothing."""
-    _quiet()
-    from math_verify import parse
-
+    # No time limits of its own, and no warning of it: those are alarm signals, and this process may be killed.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     found = [_with_one_i(value) for value in parse(text, parsing_timeout=0)]
     return [_union(value) for value in found] if re.search(r"\bor\b|\\lor\b|\\vee\b", text) else found
 
 
 def _with_one_i(value: Any) -> Any:
     """math-verify says that `i` is not real in `2 i`, and real in `2i`: two symbols, which are never equal."""
-    import sympy
-
     if not isinstance(value, (sympy.Basic, sympy.MatrixBase)):
         return value
     return value.xreplace({symbol: sympy.Symbol("i", real=True) for symbol in value.free_symbols if str(symbol) == "i"})
@@ -139,13 +131,10 @@ def _with_one_i(value: Any) -> Any:
 
 def _union(value: Any) -> Any:
     """Of `x < 2 or x > 3` the numbers for which it holds; all else as it is."""
-    from sympy import FiniteSet, Or
-    from sympy.core.relational import Relational
-
-    parts = [part for part in value.args if isinstance(part, Relational)] if isinstance(value, FiniteSet) else []
+    parts = [part for part in value.args if isinstance(part, Relational)] if isinstance(value, sympy.FiniteSet) else []
     if not parts or len(parts) < len(value.args) or len(value.free_symbols) != 1:
         return value
-    return Or(*parts).as_set()
+    return sympy.Or(*parts).as_set()
 
 
 def _same_words(gold: str, given: str | None) -> bool:
@@ -180,8 +169,6 @@ def _is_too_large(value: Any) -> bool:
 
 def _bits(value: Any) -> float:
     """About how many binary digits the largest number has that comes up where an expression is computed."""
-    import sympy
-
     if isinstance(value, sympy.Rational):
         return float(max(value.p.bit_length(), value.q.bit_length()))
     if isinstance(value, (sympy.MatrixBase, sympy.Basic)):
@@ -219,15 +206,11 @@ def _about(value: Any) -> float:
 
 def _exact(value: Any) -> Any:
     """With each decimal as the fraction that it is."""
-    from sympy import Float, Rational
-
-    return value.xreplace({part: Rational(str(part)) for part in value.atoms(Float)}).doit()
+    return value.xreplace({part: sympy.Rational(str(part)) for part in value.atoms(sympy.Float)}).doit()
 
 
 def _differ(gold: Any, value: Any) -> bool:
     """Whether numbers in two expressions that math-verify holds to be equal are not so, up to the last digits."""
-    import sympy
-
     if isinstance(gold, sympy.Eq) and isinstance(value, sympy.Eq):
         return gold.lhs == value.lhs and _differ(gold.rhs, value.rhs)
     gold, value = (part.rhs if isinstance(part, sympy.Eq) else part for part in (gold, value))
@@ -247,8 +230,6 @@ def _differ(gold: Any, value: Any) -> bool:
 
 
 def _parts(value: Any) -> list[Any]:
-    import sympy
-
     if isinstance(value, sympy.Interval):
         return [value.start, value.end]
     if isinstance(value, (sympy.FiniteSet, sympy.Tuple)):
@@ -258,21 +239,16 @@ def _parts(value: Any) -> list[Any]:
 
 def _at_a_point(value: Any) -> Any:
     """The number that an expression is where each variable has a value of its own; None where it is none."""
-    from sympy import Rational
-    from sympy.core.function import AppliedUndef
-
     if value.atoms(AppliedUndef) or any(len(variable.name) > 1 for variable in value.free_symbols):
         return None
-    at = {variable: Rational(ord(variable.name) % 31 + 2, 7) for variable in value.free_symbols}
+    at = {variable: sympy.Rational(ord(variable.name) % 31 + 2, 7) for variable in value.free_symbols}
     found = _exact(value.xreplace(at)).evalf(30)
     return found if found.is_number and found.is_finite else None
 
 
 def _as_percent(value: Any, number: Any) -> list[Any]:
     """Of 9 % both 9 and 0.09: which one is meant is not written."""
-    from sympy import UnevaluatedExpr
-
-    return [number, number * 100] if value.has(UnevaluatedExpr) else [number]
+    return [number, number * 100] if value.has(sympy.UnevaluatedExpr) else [number]
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -281,9 +257,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    from sympy import Expr
-
-    return isinstance(value, Expr) and not value.free_symbols
+    return isinstance(value, sympy.Expr) and not value.free_symbols
 
 
 def _is_equal(gold: Any, value: Any) -> bool:
@@ -296,9 +270,7 @@ def _is_equal(gold: Any, value: Any) -> bool:
 
 def _is_approximation(gold: Any, value: Any) -> bool:
     """Whether one is a decimal, and the other, which has more digits, is this one when rounded or cut off."""
-    from sympy import Float
-
-    decimals = [part for part in (gold, value) if isinstance(part, Float)]
+    decimals = [part for part in (gold, value) if isinstance(part, sympy.Float)]
     if not decimals:
         return False
     short = min(decimals, key=_digits)
@@ -316,12 +288,8 @@ def _is_approximation(gold: Any, value: Any) -> bool:
 
 def _digits(decimal: Any) -> int:
     """Significant ones."""
-    from decimal import Decimal
-
     return len(Decimal(str(decimal)).normalize().as_tuple().digits)
 
 
 def _written(number: Any, digits: int, rounding: str = "ROUND_HALF_UP") -> Any:
-    from decimal import Context, Decimal
-
     return Context(prec=digits, rounding=rounding).create_decimal(Decimal(str(number)))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from lnlit.errors import UserError
+from lnlit.errors import UserError, optional
 from lnlit.files import read_json, write_json
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.thinking import answer_of
@@ -161,7 +161,7 @@ class LLMJudgeReward(BatchReward):
         }
 
     async def _ask_all(self, new: Mapping[str, Mapping[str, str]]) -> dict[str, RewardResult]:
-        httpx = _httpx()
+        httpx = optional("httpx2", "rl")
         state = _Endpoint(asyncio.Semaphore(self.max_concurrency))
         async with httpx.AsyncClient(headers=self._headers(), timeout=self.time_limit_s) as client:
             tasks = {name: asyncio.create_task(self._ask(client, blocks, state)) for name, blocks in new.items()}
@@ -173,7 +173,7 @@ class LLMJudgeReward(BatchReward):
         return {name: out_of_time if task in late else task.result() for name, task in tasks.items()}
 
     async def _ask(self, client: Any, blocks: Mapping[str, str], endpoint: _Endpoint) -> RewardResult:
-        httpx = _httpx()
+        httpx = optional("httpx2", "rl")
         async with endpoint.free:
             for attempt in range(self.retries + 1):
                 nonce = secrets.token_hex(8)
@@ -281,11 +281,3 @@ def _is_endpoint(url: str) -> bool:
         )
     except ValueError:  # a port that is no number, half an IPv6 address
         return False
-
-
-def _httpx() -> Any:
-    try:
-        import httpx2
-    except ImportError as error:
-        raise UserError("httpx2 is not installed; run: pip install 'lnlit[rl]'") from error
-    return httpx2

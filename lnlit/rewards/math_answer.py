@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lnlit.errors import UserError
+from lnlit.errors import UserError, optional
 from lnlit.interfaces import NoVerdictError, Reward, RewardRequest
-from lnlit.rewards.equivalence import Answer
 from lnlit.thinking import answer_of, last_boxed
+
+if TYPE_CHECKING:
+    from lnlit.rewards.equivalence import Answer
 
 #: What files hold where there is no answer.
 _NO_ANSWER = {"", "n/a", "na", "nan", "none", "null", "unknown", "-", "?"}
@@ -77,8 +79,7 @@ def _text(value: Any) -> str | None:
 
 @lru_cache(64)
 def _expected(gold: str, question: str) -> Answer:
-    try:
-        import math_verify  # noqa: F401
-    except ImportError as error:
-        raise UserError("math-verify is not installed; run: pip install 'lnlit[rl]'") from error
+    optional("math_verify", "rl")
+    from lnlit.rewards.equivalence import Answer
+
     return Answer(gold, question)

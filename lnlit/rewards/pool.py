@@ -17,7 +17,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, NamedTuple, SupportsFloat
 
 from lnlit import own
-from lnlit.errors import UserError
+from lnlit.errors import UserError, optional
 from lnlit.interfaces import BatchReward, NoVerdictError, Reward, RewardRequest, RewardResult
 
 #: What a process may take to warm up: so many times the limit of a completion, and at most so many seconds.
@@ -127,7 +127,9 @@ class RewardPool:
         # They begin empty: a copy of a trainer with its threads would deadlock, and hold GPU memory.
         context = _Spawning()
         places = {name: context.Semaphore(self.workers) for name in self.rewards}
-        return _pebble().ProcessPool(self.workers, initializer=_begin, initargs=(places,), context=context)
+        return optional("pebble", "rl").ProcessPool(
+            self.workers, initializer=_begin, initargs=(places,), context=context
+        )
 
     def _schedule(self, name: str, request: RewardRequest) -> Any:
         reward = self.rewards[name]
@@ -144,7 +146,7 @@ class RewardPool:
             return future.result()
         except OutOfTime:
             return _Outcome(None, "timed_out", limit, exhausted=True)
-        except _pebble().ProcessExpired as expired:
+        except optional("pebble", "rl").ProcessExpired as expired:
             if expired.exitcode == -_ALARM:
                 return _Outcome(None, "timed_out", limit, exhausted=True)
             code = 0 if expired.exitcode == _ENDED else expired.exitcode
@@ -264,7 +266,7 @@ def _score(name: str, sent: Reward | bytes, request: RewardRequest) -> _Outcome:
     reward = _received(sent)
     place = _places.pop(name, None)
     if place is not None and place.acquire(block=False):
-        _alarm(_warm_up_s(reward))
+        _alarm(min(_WARM_UP_TIMES * reward.time_limit_s, _WARM_UP_S))
         with contextlib.suppress(BaseException):
             reward.warm_up(_without_completion(request))
         place.release()
@@ -290,10 +292,6 @@ def _received(sent: Reward | bytes) -> Reward:
     return dill.loads(sent)  # noqa: S301  bytes that this run has made
 
 
-def _warm_up_s(reward: Reward) -> float:
-    return min(_WARM_UP_TIMES * reward.time_limit_s, _WARM_UP_S)
-
-
 def _alarm(seconds: float) -> None:
     """Python cannot interrupt a long computation in C, the system can. 0 calls it off."""
     if sys.platform != "win32":
@@ -303,13 +301,3 @@ def _alarm(seconds: float) -> None:
 
 def _without_completion(request: RewardRequest) -> RewardRequest:
     return replace(request, completion="", truncated=False)
-
-
-def _pebble() -> Any:
-    try:
-        import pebble
-    except ImportError as error:
-        raise UserError(
-            "rewards run in processes of pebble, which is not installed: pip install 'lnlit[rl]'"
-        ) from error
-    return pebble

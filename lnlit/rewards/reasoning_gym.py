@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from lnlit.errors import UserError, did_you_mean
+from lnlit.errors import UserError, did_you_mean, optional
 from lnlit.interfaces import Reward, RewardRequest
 from lnlit.thinking import answer_of, last_boxed
 
@@ -94,10 +94,7 @@ def _tuples(value: Any) -> Any:
 
 @cache
 def _scorer(task: str) -> Any:
-    try:
-        from reasoning_gym.factory import DATASETS, get_score_answer_fn
-    except ImportError as error:
-        raise UserError("reasoning-gym is not installed; run: pip install 'lnlit[quickstart]'") from error
-    if task not in DATASETS:
-        raise UserError(f"reasoning_gym: reasoning-gym has no task {task!r}.{did_you_mean(task, DATASETS)}")
-    return get_score_answer_fn(task)
+    factory = optional("reasoning_gym.factory", "quickstart")
+    if task not in factory.DATASETS:
+        raise UserError(f"reasoning_gym: reasoning-gym has no task {task!r}.{did_you_mean(task, factory.DATASETS)}")
+    return factory.get_score_answer_fn(task)
