@@ -16,7 +16,8 @@ from lnlit.errors import UserError
 
 if TYPE_CHECKING:
     from lnlit.data.chat import Document
-    from lnlit.data.planned import PlannedData, Reader
+    from lnlit.data.corpus import Reader
+    from lnlit.data.planned import PlannedData
     from lnlit.modules.prompt_data import Experience
 
 #: Around what is learned: on a terminal green, elsewhere the marks of a word diff.

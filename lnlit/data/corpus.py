@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.plan import Corpus
 from lnlit.data.rows import conversation
-from lnlit.data.sources import rows_of, where
+from lnlit.data.sources import naming_row, rows_of, where
 from lnlit.errors import UserError
+from lnlit.files import read_json
 from lnlit.interfaces import Source
 from lnlit.progress import track
 
@@ -77,21 +77,36 @@ class UnreadKeys:
         return f"{source}: keys that nobody reads: {'; '.join(parts)}" if parts else ""
 
 
-class RowEncoder(Protocol):
-    """Turns rows into documents; `UserError` for a row that is none."""
-
-    def encode(self, row: Mapping[str, Any]) -> Document: ...
-    def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]: ...
-
-
-class RowReader(ABC):
-    """Reads sources row by row; `tally` counts what became of the rows, `unread` what of them was not read."""
+class Reader(ABC):
+    """Reads sources as documents; printing its `tally` says what became of the rows, `unread` what nobody read."""
 
     tally: Any
 
-    def __init__(self, encoder: RowEncoder) -> None:
-        self.encoder = encoder
+    def __init__(self) -> None:
         self.unread = UnreadKeys()
+
+    @abstractmethod
+    def _documents(self, source: Source, start: int = 0) -> Iterator[Document | None]:
+        """One document per row from row `start` on; None for a row that is left out. A bad row is a `UserError`."""
+
+    @abstractmethod
+    def corpus(self, source: Source, name: str) -> Corpus:
+        """All documents of the source that is called `name` in messages. `UserError` when it has none."""
+
+    def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
+        """As `_documents`. What the first rows have that nobody reads is said at once: a stream may have no end."""
+        for number, document in enumerate(self._documents(source, start)):
+            if number == 0:
+                self.unread.tell(source)
+            yield document
+
+
+class RowReader(Reader):
+    """Rows of chats. `encode` makes one document of each; `UserError` for a row that is none."""
+
+    def __init__(self, encode: Callable[[list[dict[str, Any]]], list[Document]]) -> None:
+        super().__init__()
+        self.encode = encode
 
     @abstractmethod
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
@@ -105,14 +120,6 @@ class RowReader(ABC):
     def _unread(self, row: Mapping[str, Any]) -> Iterable[str]:
         """Keys of a row that are no part of its document."""
 
-    def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
-        """One document per row from row `start` on; None for a row that is left out. A bad row is a `UserError`. What
-        the first rows have that nobody reads is said at once: a stream may have no end."""
-        for number, document in enumerate(self._documents(source, start)):
-            if number == 0:
-                self.unread.tell(source)
-            yield document
-
     def _documents(self, source: Source, start: int = 0) -> Iterator[Document | None]:
         rows = rows_of(source, start)
         while chunk := list(islice(rows, _CHUNK)):
@@ -124,7 +131,6 @@ class RowReader(ABC):
             start += len(chunk)
 
     def corpus(self, source: Source, name: str) -> Corpus:
-        """The whole source. Raises `UserError` when it has no usable row."""
         documents = track(self._documents(source), f"tokenising {name}", "row")
         found = [document for document in documents if document is not None]
         self.unread.tell(source)
@@ -137,13 +143,11 @@ class RowReader(ABC):
 
     def _encode(self, source: Source, rows: list[dict[str, Any]], start: int) -> list[Document]:
         try:
-            return self.encoder.encode_many(rows)
+            return self.encode(rows)
         except UserError:
             for number, row in enumerate(rows):  # once more, one by one, to say which row it was
-                try:
-                    self.encoder.encode(row)
-                except UserError as error:
-                    raise UserError(f"{where(source, start + number)}: {error}") from error
+                with naming_row(source, start + number):
+                    self.encode([row])
             raise
 
 
@@ -153,7 +157,7 @@ class DocumentReader(RowReader):
     tally: Tally
 
     def __init__(self, encoder: ChatEncoder, sequence_length: int, too_long: TooLong) -> None:
-        super().__init__(encoder)
+        super().__init__(encoder.encode_many)
         self.sequence_length, self.too_long, self.tally = sequence_length, too_long, Tally()
 
     def _corpus(self, documents: list[Document]) -> Corpus:
@@ -186,12 +190,7 @@ class DocumentReader(RowReader):
 def check_context(sequence_length: int, folder: str | Path) -> None:
     """Raises `UserError` when sequences would be longer than the context of the model in `folder`."""
     config = Path(folder) / "config.json"
-    if not config.is_file():
-        return
-    try:
-        context = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{config}: cannot be read as a JSON object: {error}") from error
+    context = read_json(config).get("max_position_embeddings") if config.is_file() else None
     if isinstance(context, int) and sequence_length > context:
         raise UserError(
             f"sequence_length {sequence_length} is longer than the model's context of {context} tokens ({config}). "

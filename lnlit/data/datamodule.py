@@ -9,8 +9,7 @@ from typing import Literal
 from lnlit.data.blend import BlendEntry
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.corpus import DocumentReader, TooLong
-from lnlit.data.packing import BestFit, OnePerRow, Row, collate, round_up
-from lnlit.data.plan import MapPlan
+from lnlit.data.packing import BestFit, OnePerRow, Row, collate
 from lnlit.data.planned import PlannedData
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.interfaces import Source, TokenBatch
@@ -53,7 +52,6 @@ class ChatData(PlannedData):
     ) -> None:
         layout = BestFit(sequence_length) if packing else OnePerRow()
         super().__init__(tokenizer, train, val, layout, sequence_length, micro_batch_size, seed, streaming, window)
-        self.packing = packing
         self.too_long: TooLong = too_long
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.padding_side = padding_side
@@ -66,15 +64,5 @@ class ChatData(PlannedData):
     def _reader(self) -> DocumentReader:
         return DocumentReader(self.encoder, self.sequence_length, self.too_long)
 
-    def _collate(self, rows: Sequence[Row]) -> TokenBatch:
-        length = self.sequence_length
-        if not self.packing:
-            longest = max((len(document) for row in rows for document in row), default=1)
-            length = min(round_up(longest, 16), self.sequence_length)
+    def _batch(self, rows: Sequence[Row], length: int) -> TokenBatch:
         return collate(rows, length, pad_id(self.encoder.tokenizer), self.padding_side)
-
-    def _fill(self, plan: MapPlan) -> str:
-        if not self.packing:
-            return f"{plan.num_rows:,} rows per epoch, not packed"
-        share = 100 * plan.num_tokens / (plan.num_rows * self.sequence_length)
-        return f"{plan.num_rows:,} packs of {self.sequence_length} per epoch, {share:.1f} % full"

@@ -75,126 +75,112 @@ class _Draw:
         return self.rng.choice(options)
 
 
-def _keywords(draw: _Draw) -> Instruction:
-    words = draw.words(1, 3)
-    text = draw.one("Use these words: {}.", "Your answer must contain: {}.").format(", ".join(words))
-    return {"keywords": words}, text
+def _kind(sentence: str, *others: str, **arguments: Callable[[_Draw], Any]) -> Callable[[_Draw], Instruction]:
+    """Draws the arguments in their order, then one of the sentences that say them. A sentence has `{s}` for a plural
+    and `{times}` for how often."""
+
+    def drawn(draw: _Draw) -> Instruction:
+        found = {name: how(draw) for name, how in arguments.items()}
+        words = draw.one(sentence, *others) if others else sentence
+        said = {name: ", ".join(value) if isinstance(value, list) else _number(value) for name, value in found.items()}
+        count = next((value for value in found.values() if isinstance(value, int)), 0)
+        times = {1: "once", 2: "twice"}.get(count, f"{_number(count)} times")
+        return found, words.format(**said, s="" if count == 1 else "s", times=times)
+
+    return drawn
 
 
-def _forbidden(draw: _Draw) -> Instruction:
-    words = draw.words(1, 3)
-    text = draw.one("Do not use these words: {}.", "Avoid the following words: {}.").format(", ".join(words))
-    return {"forbidden_words": words}, text
+def _from(least: int, most: int) -> Callable[[_Draw], int]:
+    return lambda draw: draw.rng.randint(least, most)
 
 
-def _frequency(draw: _Draw) -> Instruction:
-    (word,) = draw.words(1, 1)
-    count, relation = draw.rng.randint(2, 4), draw.one("at least", "less than")
-    arguments = {"keyword": word, "frequency": count, "relation": relation}
-    return arguments, f"Use the word {word} {relation} {_times(count)}."
+def _relation(draw: _Draw) -> str:
+    return draw.one("at least", "less than")
 
 
-def _letters(draw: _Draw) -> Instruction:
-    letter, count = draw.one(*"abdfglmpw"), draw.rng.randint(3, 12)
-    arguments = {"letter": letter, "let_frequency": count, "let_relation": "at least"}
-    return arguments, f"The letter {letter} must appear at least {_times(count)}."
+def _at_least(draw: _Draw) -> str:
+    return "at least"
 
 
-def _sentences(draw: _Draw) -> Instruction:
-    count, relation = draw.rng.randint(3, 8), draw.one("at least", "less than")
-    return {"num_sentences": count, "relation": relation}, f"Write {relation} {_number(count)} sentences."
+def _three_words(draw: _Draw) -> list[str]:
+    return draw.words(1, 3)
 
 
 def _word_count(draw: _Draw) -> Instruction:
-    relation = draw.one("at least", "less than")
+    relation = _relation(draw)
     count = draw.rng.randrange(20, 101, 10) if relation == "at least" else draw.rng.randrange(150, 301, 50)
     return {"num_words": count, "relation": relation}, f"Answer in {relation} {count} words."
 
 
-def _paragraphs(draw: _Draw) -> Instruction:
-    count = draw.rng.randint(2, 4)
-    return {"num_paragraphs": count}, f"Write exactly {_number(count)} paragraphs and put *** between them."
-
-
-def _placeholders(draw: _Draw) -> Instruction:
-    count = draw.rng.randint(1, 4)
-    what = "placeholder" if count == 1 else "placeholders"
-    return {"num_placeholders": count}, f"Include at least {_number(count)} {what} in square brackets, such as [name]."
-
-
-def _postscript(draw: _Draw) -> Instruction:
-    marker = draw.one("P.S.", "P.P.S")
-    return {"postscript_marker": marker}, f"Add a postscript with {marker} in front."
-
-
-def _bullets(draw: _Draw) -> Instruction:
-    count = draw.rng.randint(2, 5)
-    return {"num_bullets": count}, f"Have exactly {_number(count)} bullet points, each on a line that begins with *."
-
-
-def _highlights(draw: _Draw) -> Instruction:
-    count = draw.rng.randint(1, 4)
-    what = "part" if count == 1 else "parts"
-    return {"num_highlights": count}, f"Highlight at least {_number(count)} {what} of your answer *like this*."
-
-
-def _sections(draw: _Draw) -> Instruction:
-    count = draw.rng.randint(2, 4)
-    text = f"Divide your answer into {_number(count)} sections. Mark where each begins with SECTION and its number."
-    return {"section_spliter": "SECTION", "num_sections": count}, text
-
-
-def _title(draw: _Draw) -> Instruction:
-    return {}, draw.one("Give it a title in double angular brackets, as in <<title>>.", "Put a title in << and >>.")
-
-
-def _ending(draw: _Draw) -> Instruction:
-    phrase = draw.one(*_ENDINGS)
-    return {"end_phrase": phrase}, f'Finish with exactly this sentence and nothing after it: "{phrase}"'
-
-
-def _quotation(draw: _Draw) -> Instruction:
-    return {}, draw.one("Put your whole answer in double quotation marks.", 'Begin and end your answer with ".')
-
-
-def _lowercase(draw: _Draw) -> Instruction:
-    return {}, draw.one("Write in English and in small letters only.", "No capital letters please, and in English.")
-
-
-def _capitals(draw: _Draw) -> Instruction:
-    return {}, draw.one("Write in English and in capital letters only.", "Use nothing but capital letters, in English.")
-
-
-def _capital_words(draw: _Draw) -> Instruction:
-    count = draw.rng.randint(1, 5)
-    text = f"Write at least {_number(count)} {'word' if count == 1 else 'words'} all in capital letters."
-    return {"capital_frequency": count, "capital_relation": "at least"}, text
-
-
-def _no_comma(draw: _Draw) -> Instruction:
-    return {}, draw.one("Do not use any commas.", "Your answer must not contain a comma.")
-
-
 KINDS: dict[str, Callable[[_Draw], Instruction]] = {
-    "keywords:existence": _keywords,
-    "keywords:forbidden_words": _forbidden,
-    "keywords:frequency": _frequency,
-    "keywords:letter_frequency": _letters,
-    "length_constraints:number_sentences": _sentences,
+    "keywords:existence": _kind(
+        "Use these words: {keywords}.", "Your answer must contain: {keywords}.", keywords=_three_words
+    ),
+    "keywords:forbidden_words": _kind(
+        "Do not use these words: {forbidden_words}.",
+        "Avoid the following words: {forbidden_words}.",
+        forbidden_words=_three_words,
+    ),
+    "keywords:frequency": _kind(
+        "Use the word {keyword} {relation} {times}.",
+        keyword=lambda draw: draw.words(1, 1)[0],
+        frequency=_from(2, 4),
+        relation=_relation,
+    ),
+    "keywords:letter_frequency": _kind(
+        "The letter {letter} must appear at least {times}.",
+        letter=lambda draw: draw.one(*"abdfglmpw"),
+        let_frequency=_from(3, 12),
+        let_relation=_at_least,
+    ),
+    "length_constraints:number_sentences": _kind(
+        "Write {relation} {num_sentences} sentences.", num_sentences=_from(3, 8), relation=_relation
+    ),
     "length_constraints:number_words": _word_count,
-    "length_constraints:number_paragraphs": _paragraphs,
-    "detectable_content:number_placeholders": _placeholders,
-    "detectable_content:postscript": _postscript,
-    "detectable_format:number_bullet_lists": _bullets,
-    "detectable_format:number_highlighted_sections": _highlights,
-    "detectable_format:multiple_sections": _sections,
-    "detectable_format:title": _title,
-    "startend:end_checker": _ending,
-    "startend:quotation": _quotation,
-    "change_case:english_lowercase": _lowercase,
-    "change_case:english_capital": _capitals,
-    "change_case:capital_word_frequency": _capital_words,
-    "punctuation:no_comma": _no_comma,
+    "length_constraints:number_paragraphs": _kind(
+        "Write exactly {num_paragraphs} paragraphs and put *** between them.", num_paragraphs=_from(2, 4)
+    ),
+    "detectable_content:number_placeholders": _kind(
+        "Include at least {num_placeholders} placeholder{s} in square brackets, such as [name].",
+        num_placeholders=_from(1, 4),
+    ),
+    "detectable_content:postscript": _kind(
+        "Add a postscript with {postscript_marker} in front.",
+        postscript_marker=lambda draw: draw.one("P.S.", "P.P.S"),
+    ),
+    "detectable_format:number_bullet_lists": _kind(
+        "Have exactly {num_bullets} bullet points, each on a line that begins with *.", num_bullets=_from(2, 5)
+    ),
+    "detectable_format:number_highlighted_sections": _kind(
+        "Highlight at least {num_highlights} part{s} of your answer *like this*.", num_highlights=_from(1, 4)
+    ),
+    "detectable_format:multiple_sections": _kind(
+        "Divide your answer into {num_sections} sections. Mark where each begins with SECTION and its number.",
+        section_spliter=lambda draw: "SECTION",
+        num_sections=_from(2, 4),
+    ),
+    "detectable_format:title": _kind(
+        "Give it a title in double angular brackets, as in <<title>>.", "Put a title in << and >>."
+    ),
+    "startend:end_checker": _kind(
+        'Finish with exactly this sentence and nothing after it: "{end_phrase}"',
+        end_phrase=lambda draw: draw.one(*_ENDINGS),
+    ),
+    "startend:quotation": _kind(
+        "Put your whole answer in double quotation marks.", 'Begin and end your answer with ".'
+    ),
+    "change_case:english_lowercase": _kind(
+        "Write in English and in small letters only.", "No capital letters please, and in English."
+    ),
+    "change_case:english_capital": _kind(
+        "Write in English and in capital letters only.", "Use nothing but capital letters, in English."
+    ),
+    "change_case:capital_word_frequency": _kind(
+        "Write at least {capital_frequency} word{s} all in capital letters.",
+        capital_frequency=_from(1, 5),
+        capital_relation=_at_least,
+    ),
+    "punctuation:no_comma": _kind("Do not use any commas.", "Your answer must not contain a comma."),
 }
 
 #: What cannot stand together. SECTION is asked for in capitals.
@@ -295,9 +281,5 @@ def _row(rng: random.Random, kinds: Sequence[str], count: int) -> dict[str, Any]
     }
 
 
-def _number(count: int) -> str:
-    return _COUNTS.get(count, str(count))
-
-
-def _times(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{_number(count)} times")
+def _number(count: Any) -> Any:
+    return _COUNTS.get(count, count)

@@ -97,8 +97,8 @@ def read_message(value: Any) -> Turn:
     if not isinstance(value, Mapping):
         raise UserError(f"a message must be a mapping with role and content, got {shown(value)}")
     given = {key: item for key, item in value.items() if item is not None and item != []}
-    role = _role(_one(given, ("role", "from")), value)
-    content = _one(given, ("content", "value"))
+    role = _role(one_of(given, ("role", "from")), value)
+    content = one_of(given, ("content", "value"))
     for key, why in _REFUSED.items():
         if given.get(key):
             raise UserError(f"a message with {key!r}: {why}")
@@ -107,7 +107,7 @@ def read_message(value: Any) -> Turn:
         role = "assistant"
     else:
         parts = _parts(content, role)
-    thoughts = _one({**given, "parts": parts.thoughts}, (*_THOUGHTS, "parts"))
+    thoughts = one_of({**given, "parts": parts.thoughts}, (*_THOUGHTS, "parts"))
     calls = [*_listed(given.get("tool_calls")), *_listed(given.get("function_call")), *parts.calls]
     learned = _learned(given, role)
     read = {"role", "from", "content", "value", *_CALLS, *_THOUGHTS, *_LEARNED}
@@ -150,6 +150,15 @@ def check_text(value: Any) -> None:
             check_text(item)
 
 
+def one_of(given: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value under one of several names. Raises `UserError` where two of them say different things."""
+    found = {name: given[name] for name in names if given.get(name) not in (None, "", [])}
+    first, *others = found.values() or [next((given[name] for name in names if name in given), None)]
+    if any(other != first for other in others):
+        raise UserError(f"{' and '.join(found)} say different things: {shown(found)}. Keep one of them.")
+    return first
+
+
 def read_tools(value: Any) -> list[Any] | None:
     """Definitions of tools in OpenAI's form, from a list or its JSON text. A bare function is wrapped."""
     if isinstance(value, str):
@@ -174,15 +183,6 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     wrapped = {**tool, "function": function} if "function" in tool else {"type": "function", "function": dict(function)}
     check_text(wrapped)
     return wrapped
-
-
-def _one(given: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value under one of several names. Raises `UserError` where two of them say different things."""
-    found = {name: given[name] for name in names if name in given and given[name] != ""}
-    first, *others = found.values() or [next((given[name] for name in names if name in given), None)]
-    if any(other != first for other in others):
-        raise UserError(f"a message says two things: {' and '.join(found)}; keep one of them")
-    return first
 
 
 def _role(value: Any, message: Mapping[str, Any]) -> str:
@@ -259,7 +259,7 @@ def _part(part: Any, role: str) -> tuple[int, Any]:
         return 2, body
     if kind not in _TEXT_PARTS + _THOUGHT_PARTS:
         raise UserError(f"a part of type {shown(kind)} in {_a(role)} message: lnlit learns text. Leave such rows out.")
-    body = _one(given, _BODIES)
+    body = one_of(given, _BODIES)
     if isinstance(body, list):  # Mistral's thinking is a list of text parts
         body = "".join(_part(inner, role)[1] for inner in body)
     unread = [key for key in given if key not in (*_BODIES, "cache_control", "signature", "annotations", "id")]

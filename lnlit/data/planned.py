@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lnlit.data.blend import BlendEntry, in_stages
-from lnlit.data.chat import ChatEncoder, Document
-from lnlit.data.corpus import UnreadKeys, check_context
+from lnlit.data.chat import ChatEncoder
+from lnlit.data.corpus import Reader, check_context
 from lnlit.data.loader import Batch, EvalLoader, TrainLoader, count_batches
-from lnlit.data.packing import Layout, Row, collate
-from lnlit.data.plan import Corpus, FirstRows, MapPlan, Plan
+from lnlit.data.packing import Layout, OnePerRow, Row, collate, round_up
+from lnlit.data.plan import FirstRows, MapPlan, Plan
 from lnlit.data.sources import files_behind
 from lnlit.data.stream import StreamPlan
 from lnlit.data.text import TextEncoder
@@ -24,21 +24,6 @@ from lnlit.errors import UserError
 from lnlit.interfaces import Source
 
 AnyLoader = TypeVar("AnyLoader", bound=EvalLoader)
-
-
-class Reader(Protocol):
-    """Reads sources as documents; printing its `tally` says what became of the rows, `unread` what nobody read."""
-
-    tally: Any
-    unread: UnreadKeys
-
-    def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
-        """One document per row from row `start` on; None for a row that is left out."""
-        ...
-
-    def corpus(self, source: Source, name: str) -> Corpus:
-        """All documents of the source that is called `name` in messages."""
-        ...
 
 
 class PlannedData(L.LightningDataModule, ABC):
@@ -80,9 +65,14 @@ class PlannedData(L.LightningDataModule, ABC):
         self._resume_from: dict[str, Any] | None = None
 
     @property
+    def row_length(self) -> int:
+        """Tokens of a row, at most."""
+        return self.sequence_length
+
+    @property
     def micro_batch_tokens(self) -> int:
         """Tokens of a rank's batch, padding included; the most, where its rows are only as long as the longest."""
-        return self.micro_batch_size * self.sequence_length
+        return self.micro_batch_size * self.row_length
 
     @property
     @abstractmethod
@@ -93,12 +83,22 @@ class PlannedData(L.LightningDataModule, ABC):
     def _reader(self) -> Reader:
         """A new reader of this data's rows."""
 
-    @abstractmethod
-    def _fill(self, plan: MapPlan) -> str:
-        """How full the rows are, in words."""
+    def _batch(self, rows: Sequence[Row], length: int) -> Batch:
+        """Rows, each padded to `length` tokens."""
+        return collate(rows, length, pad_id(self.encoder.tokenizer))
 
     def _collate(self, rows: Sequence[Row]) -> Batch:
-        return collate(rows, self.sequence_length, pad_id(self.encoder.tokenizer))
+        if not isinstance(self.layout, OnePerRow):
+            return self._batch(rows, self.row_length)
+        longest = max((len(document) for row in rows for document in row), default=1)
+        return self._batch(rows, min(round_up(longest, 16), self.row_length))
+
+    def _fill(self, plan: MapPlan) -> str:
+        """How full the rows are, in words."""
+        if isinstance(self.layout, OnePerRow):
+            return f"{plan.num_rows:,} rows per epoch, not packed"
+        share = 100 * plan.num_tokens / (plan.num_rows * self.row_length)
+        return f"{plan.num_rows:,} rows of {self.row_length} per epoch, {share:.1f} % full"
 
     @cached_property
     def train_reader(self) -> Reader:

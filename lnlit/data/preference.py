@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal, cast
 
@@ -18,8 +18,8 @@ import torch
 from lnlit.data.blend import BlendEntry
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.corpus import RowReader
-from lnlit.data.packing import BestFit, OnePerRow, Row, collate, round_up
-from lnlit.data.plan import Corpus, MapPlan
+from lnlit.data.packing import BestFit, OnePerRow, Row, collate
+from lnlit.data.plan import Corpus
 from lnlit.data.planned import PlannedData
 from lnlit.data.preference_rows import PreferenceRows, chats, unread
 from lnlit.data.sources import where
@@ -93,24 +93,15 @@ class Groups(Corpus):
         return Group(whole.tokens, whole.loss_mask, *(values[index].tolist() for values in per_part))
 
 
-class GroupEncoder:
-    """Rows of `PreferenceRows` to `Group`s. Only the last reply has loss; a reward that is missing is NaN."""
-
-    def __init__(self, chat: ChatEncoder) -> None:
-        self.chat = chat
-
-    def encode(self, row: Mapping[str, Any]) -> Document:
-        return self.encode_many([row])[0]
-
-    def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
-        rows = list(rows)
-        documents = iter(self.chat.encode_replies(chat for row in rows for chat in chats(row)))
-        groups: list[Document] = []
-        for row in rows:
-            rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
-            parts = [next(documents) for _ in rewards]
-            groups.append(Group.of(parts, rewards, *_reference(row, parts)))
-        return groups
+def encode_groups(encoder: ChatEncoder, rows: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Rows of `PreferenceRows` as groups. Only the last reply has loss; a reward that is missing is NaN."""
+    documents = iter(encoder.encode_replies(chat for row in rows for chat in chats(row)))
+    groups = []
+    for row in rows:
+        rewards = [float("nan") if reward is None else reward for reward in row["rewards"]]
+        parts = [next(documents) for _ in rewards]
+        groups.append(Group.of(parts, rewards, *_reference(row, parts)))
+    return groups
 
 
 def digest(completion: Document) -> str:
@@ -156,18 +147,12 @@ class PreferenceTally:
 
     def __str__(self) -> str:
         share = 100 * self.loss_tokens / max(self.tokens, 1)
-        dropped = [
-            f"{count} {name.replace('_', ' ')}"
-            for name, count in asdict(self).items()
-            if name in _WHY_DROPPED and count
-        ]
+        counts = {"too long": self.too_long, "no reward": self.no_reward, "unpaired": self.unpaired}
+        dropped = [f"{count} {why}" for why, count in counts.items() if count]
         return (
             f"{self.rows:,} prompts with {self.completions} completions each; {self.tokens:,} tokens, "
             f"{self.loss_tokens:,} of completions ({share:.0f} %); dropped: {', '.join(dropped) or 'none'}"
         )
-
-
-_WHY_DROPPED = ("too_long", "no_reward", "unpaired")
 
 
 class GroupReader(RowReader):
@@ -178,7 +163,7 @@ class GroupReader(RowReader):
     def __init__(
         self, encoder: ChatEncoder, sequence_length: int, completions: int, too_long: Literal["drop", "error"]
     ) -> None:
-        super().__init__(GroupEncoder(encoder))
+        super().__init__(partial(encode_groups, encoder))  # type: ignore[arg-type]
         self.sequence_length, self.completions, self.too_long = sequence_length, completions, too_long
         self.tally = PreferenceTally(completions)
 
@@ -198,7 +183,10 @@ class GroupReader(RowReader):
             )
         rewarded = [k for k in fits if not np.isnan(document.rewards[k])]
         if len(rewarded) < self.completions:
-            self._drop(len(document.lengths), len(fits))
+            few, short = (count < self.completions for count in (len(document.lengths), len(fits)))
+            self.tally.unpaired += few
+            self.tally.too_long += short and not few
+            self.tally.no_reward += not short
             return None
         kept = sorted(_evenly(sorted(rewarded, key=lambda k: document.rewards[k]), self.completions))
         group = document.only(kept)
@@ -206,14 +194,6 @@ class GroupReader(RowReader):
         self.tally.tokens += len(group)
         self.tally.loss_tokens += sum(group.loss_mask)
         return group
-
-    def _drop(self, given: int, fitting: int) -> None:
-        if given < self.completions:
-            self.tally.unpaired += 1
-        elif fitting < self.completions:
-            self.tally.too_long += 1
-        else:
-            self.tally.no_reward += 1
 
 
 def _evenly(ranked: Sequence[int], count: int) -> list[int]:
@@ -291,14 +271,13 @@ class PreferenceData(PlannedData):
             streaming,
             window,
         )
-        self.packing = packing
         self.completions = completions
         self.too_long: Literal["drop", "error"] = too_long
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
 
     @property
-    def micro_batch_tokens(self) -> int:
-        return self.completions * super().micro_batch_tokens
+    def row_length(self) -> int:
+        return self.completions * self.sequence_length
 
     @cached_property
     def encoder(self) -> ChatEncoder:
@@ -308,16 +287,5 @@ class PreferenceData(PlannedData):
     def _reader(self) -> GroupReader:
         return GroupReader(self.encoder, self.sequence_length, self.completions, self.too_long)
 
-    def _collate(self, rows: Sequence[Row]) -> PreferenceBatch:
-        length = self.completions * self.sequence_length
-        if not self.packing:
-            longest = max((len(group) for row in rows for group in row), default=1)
-            length = min(round_up(longest, 16), length)
+    def _batch(self, rows: Sequence[Row], length: int) -> PreferenceBatch:
         return collate_groups(rows, self.completions, length, pad_id(self.encoder.tokenizer))
-
-    def _fill(self, plan: MapPlan) -> str:
-        if not self.packing:
-            return f"{plan.num_rows:,} rows per epoch, not packed"
-        length = self.completions * self.sequence_length
-        share = 100 * plan.num_tokens / (plan.num_rows * length)
-        return f"{plan.num_rows:,} packs of {length} per epoch, {share:.1f} % full"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lnlit.data.messages import Message, hh_messages, read_messages
 from lnlit.data.rows import ANSWERS, CONTEXT, DIALOGUES, PROMPTS, check_said, conversation, prompt_turns
-from lnlit.data.sources import rows_of, where
+from lnlit.data.sources import naming_row, rows_of, where
 from lnlit.errors import UserError, shown
 from lnlit.interfaces import Source
 
@@ -40,10 +40,9 @@ class PreferenceRows(Source):
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(rows_of(self.source, start), start):
-            try:
-                yield preference_row(row)
-            except UserError as error:
-                raise UserError(f"{self.where(number)}: {error}") from error
+            with naming_row(self.source, number):
+                read = preference_row(row)
+            yield read
 
     def where(self, index: int) -> str:
         return where(self.source, index)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lnlit.data.messages import Message, Turn, check_text, hh_messages, read_messages, read_tools
+from lnlit.data.messages import Message, Turn, check_text, hh_messages, one_of, read_messages, read_tools
 from lnlit.errors import UserError, shown
 from lnlit.thinking import Thinking, mode, on_or_off, toggle
 
@@ -108,7 +108,7 @@ def conversation(row: Mapping[str, Any], thinking: Thinking | None = None) -> Co
     return Conversation(
         system,
         (False,) * (len(system) - len(messages)) + learned,
-        read_tools(_only(given, _TOOLS)),
+        read_tools(one_of(given, _TOOLS)),
         _template_arguments(given),
         tuple(dict.fromkeys([*unread, *(key for turn in turns for key in turn.unread)])),
     )
@@ -242,15 +242,6 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and bool({"role", "from"} & set(value))
 
 
-def _only(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The value under one of several names. Raises `UserError` where two of them say different things."""
-    found = {name: row[name] for name in names if row.get(name) not in (None, "", [])}
-    first = next(iter(found.values()), None)
-    if any(value != first for value in found.values()):
-        raise UserError(f"{' and '.join(found)} say different things: {shown(found)}. Keep one of them.")
-    return first
-
-
 def _template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     given = row.get(_ARGUMENTS) or {}
     if isinstance(given, str):
@@ -273,7 +264,7 @@ def _template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _system_prompt(row: Mapping[str, Any]) -> str | None:
-    system = _only(row, _SYSTEM)
+    system = one_of(row, _SYSTEM) or None
     if system is not None and not isinstance(system, str):
         raise UserError(f"system: expected text, got {shown(system)}")
     check_text(system)

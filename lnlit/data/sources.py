@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from abc import abstractmethod
+from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from lnlit.data.columns import Columns
-from lnlit.errors import UserError, shown
+from lnlit.errors import UserError, did_you_mean, shown
 from lnlit.files import expanded
 from lnlit.interfaces import Source
 
@@ -64,6 +65,15 @@ def where(source: Source, index: int) -> str:
     return locate(index) if locate else f"row {index + 1} of {source}"
 
 
+@contextmanager
+def naming_row(source: Source, index: int) -> Iterator[None]:
+    """A `UserError` of the block begins with the place of a row."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where(source, index)}: {error}") from error
+
+
 class SomeRows(Source):
     """What sources share that keep some rows of another one, `source`."""
 
@@ -101,6 +111,50 @@ def files_behind(source: Source) -> int:
     return len(source.files) if isinstance(source, FileSource) else 1
 
 
+class Columns(UserDict[str, str | None]):
+    """Column -> what it is to be called, or None: leave it out. Raises `UserError` where two would be called the same.
+
+    Printed behind a source's name it says what was renamed, so that sources which differ in this are not the same.
+    """
+
+    def __init__(self, columns: Mapping[str, str | None]) -> None:
+        super().__init__(columns)
+        for column, name in columns.items():
+            others = [other for other, called in columns.items() if called == name and other != column]
+            if name is not None and others:
+                raise UserError(f"columns: {column!r} and {others[0]!r} cannot both be called {name!r}")
+
+    def __str__(self) -> str:
+        parts = [f"{column} left out" if name is None else f"{column} as {name}" for column, name in self.items()]
+        return f" ({', '.join(parts)})" if parts else ""
+
+    def check(self, rows: Iterable[Mapping[str, Any]], table: str) -> None:
+        """Raises `UserError` for a column that none of these first rows has."""
+        found = dict.fromkeys(key for row in rows for key in row)
+        for column, name in self.items():
+            if column not in found and found:
+                guess = did_you_mean(column, found)
+                if name in found and not guess:
+                    guess = f" Columns come first, as in {{{name}: {column}}}."
+                raise UserError(f"columns: {table} has no column {column!r}.{guess} It has: {', '.join(found)}.")
+
+    def renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with its columns called so. Raises `UserError` where a name is taken."""
+        new: dict[str, Any] = {}
+        for column, value in row.items():
+            name = self.get(column, column)
+            if name is None:
+                continue
+            if value is not None and new.get(name) is not None:
+                raise UserError(
+                    f"columns: two columns would be called {name!r}. Leave the other one out: {{{name}: null}}, or "
+                    "call it something else."
+                )
+            if value is not None or name not in new:
+                new[name] = value
+        return new
+
+
 class TableSource(Source):
     """What sources of tables share: `columns` that are called otherwise than lnlit reads them."""
 
@@ -119,20 +173,16 @@ class TableSource(Source):
         if start == 0:
             self.columns.check(head, str(self))
         for index, row in enumerate(chain(head, rows), start):
-            yield self._renamed(row, index)
+            with naming_row(self, index):
+                renamed = self.columns.renamed(row)
+            yield renamed
 
     def __str__(self) -> str:
         return f"{super().__str__()}{self.columns}"
 
-    def _renamed(self, row: dict[str, Any], index: int) -> dict[str, Any]:
-        try:
-            return self.columns.renamed(row)
-        except UserError as error:
-            raise UserError(f"{where(self, index)}: {error}") from error
 
-
-class JsonlSource(TableSource, FileSource):
-    """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` lists.
+class TableFileSource(TableSource, FileSource):
+    """What sources of files with tables share.
 
     Args:
         paths: a file, a glob pattern, or a list of either, read in the given order.
@@ -142,6 +192,10 @@ class JsonlSource(TableSource, FileSource):
     def __init__(self, paths: str | list[str], columns: dict[str, str | None] | None = None) -> None:
         super().__init__(paths)
         self.columns = Columns(columns or {})
+
+
+class JsonlSource(TableFileSource):
+    """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` lists."""
 
     def _table(self, start: int) -> Iterator[dict[str, Any]]:
         return (json_object(text, place) for place, text in islice(self._located(), start, None))
@@ -211,17 +265,8 @@ class TextFileSource(FileSource):
         return str(self.files[index])
 
 
-class ParquetSource(TableSource, FileSource):
-    """Rows of Parquet files, one row group in memory at a time.
-
-    Args:
-        paths: a file, a glob pattern, or a list of either, read in the given order.
-        columns: what columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
-    """
-
-    def __init__(self, paths: str | list[str], columns: dict[str, str | None] | None = None) -> None:
-        super().__init__(paths)
-        self.columns = Columns(columns or {})
+class ParquetSource(TableFileSource):
+    """Rows of Parquet files, one row group in memory at a time."""
 
     def _table(self, start: int) -> Iterator[dict[str, Any]]:
         import pyarrow

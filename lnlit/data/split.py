@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from lnlit.data.rows import asked
-from lnlit.data.sources import SomeRows, rows_of, where
+from lnlit.data.sources import SomeRows, naming_row, rows_of
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
 
@@ -54,10 +54,8 @@ class SplitSource(SomeRows):
         """This side's rows, each with its index in the source behind."""
         index, kept = -1, False
         for index, row in enumerate(rows_of(self.source)):
-            try:
+            with naming_row(self.source, index):
                 question = user_text(row)
-            except UserError as error:
-                raise UserError(f"{where(self.source, index)}: {error}") from error
             if is_heldout(question, self.heldout_percent) == (self.split == "heldout"):
                 kept = True
                 yield index, row

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lnlit.data.sources import rows_of, where
+from lnlit.data.messages import check_text
+from lnlit.data.sources import naming_row, rows_of
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
@@ -64,7 +65,8 @@ class TextEncoder:
         texts: list[str] = []
         characters = 0
         for index, row in enumerate(rows_of(source, start), start):
-            texts.append(_text(row, text_key, source, index))
+            with naming_row(source, index):
+                texts.append(_text(row, text_key))
             rest([key for key, value in row.items() if key != text_key and value not in (None, "", [], {})])
             characters += len(texts[-1])
             if len(texts) == _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
@@ -88,18 +90,14 @@ class TextEncoder:
         )
 
 
-def _text(row: Mapping[str, Any], key: str, source: Source, index: int) -> str:
+def _text(row: Mapping[str, Any], key: str) -> str:
     if isinstance(text := row.get(key), str):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON can say half of a surrogate pair, which no tokenizer can read
-            place = where(source, index)
-            raise UserError(f"{place}: broken text at character {error.start}. Repair or remove the row.") from error
+        check_text(text)
         return text
     if key in row:
-        raise UserError(f"{where(source, index)}: {key!r} must be text, got {type(text).__name__}")
+        raise UserError(f"{key!r} must be text, got {type(text).__name__}")
     keys = ", ".join(map(str, row)) or "none"
-    raise UserError(f"{where(source, index)}: no key {key!r}; it has: {keys}. Set text_key to the one that holds text.")
+    raise UserError(f"no key {key!r}; it has: {keys}. Set text_key to the one that holds text.")
 
 
 @dataclass(frozen=True)

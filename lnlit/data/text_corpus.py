@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lnlit.data.chat import Document
-from lnlit.data.corpus import UnreadKeys
+from lnlit.data.corpus import Reader
 from lnlit.data.plan import Corpus
 from lnlit.data.text import TextEncoder
 from lnlit.errors import UserError
@@ -38,7 +38,7 @@ class TextTally:
         return f"{self.documents:,} documents, {self.tokens:,} tokens{blank}"
 
 
-class TextReader:
+class TextReader(Reader):
     """Reads text sources as documents to be learned from their second token on; `tally` counts what it read.
 
     Args:
@@ -48,18 +48,10 @@ class TextReader:
     """
 
     def __init__(self, encoder: TextEncoder, text_key: str = "text", cache: Path | None = None) -> None:
-        self.encoder, self.text_key, self.cache = encoder, text_key, cache
-        self.tally, self.unread = TextTally(), UnreadKeys()
+        super().__init__()
+        self.encoder, self.text_key, self.cache, self.tally = encoder, text_key, cache, TextTally()
 
-    def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
-        """One document per row from row `start` on; None for a blank text. What the first rows have beside their text
-        is said at once: a stream may have no end."""
-        for number, document in enumerate(self._read(source, start)):
-            if number == 0:
-                self.unread.tell(source)
-            yield document
-
-    def _read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
+    def _documents(self, source: Source, start: int = 0) -> Iterator[Document | None]:
         for tokens in self.encoder.read(source, self.text_key, start, partial(self.unread.add, source)):
             self.tally.blank += not len(tokens)
             self.tally.documents += len(tokens) > 0
@@ -67,9 +59,8 @@ class TextReader:
             yield Document(tokens, np.ones(len(tokens), np.bool_)) if len(tokens) else None  # type: ignore[arg-type]
 
     def corpus(self, source: Source, name: str) -> Corpus:
-        """The whole source. Raises `UserError` when it has no text."""
         if self.cache is None:
-            documents = list(self._documents(source, name))
+            documents = list(self._arrays(source, name))
             lengths = np.array([len(document) for document in documents], dtype=np.int64)
             tokens = np.concatenate([np.empty(0, np.int32), *documents])
             corpus = Corpus(tokens, lengths)
@@ -93,8 +84,8 @@ class TextReader:
                     raise
         return folder
 
-    def _documents(self, source: Source, name: str) -> Iterator[np.ndarray]:
-        for document in track(self._read(source), f"tokenising {name}", "row"):
+    def _arrays(self, source: Source, name: str) -> Iterator[np.ndarray]:
+        for document in track(self._documents(source), f"tokenising {name}", "row"):
             if document is not None:
                 yield document.tokens  # type: ignore[misc]
         self.unread.tell(source)
@@ -106,7 +97,7 @@ class TextReader:
         reader = TextReader(self.encoder, self.text_key)
         with replaced_folder(folder) as scratch:
             with (scratch / _TOKENS).open("wb") as stream:
-                for document in reader._documents(source, name):
+                for document in reader._arrays(source, name):
                     data = document.astype(dtype).tobytes()
                     digest.update(data)
                     stream.write(data)

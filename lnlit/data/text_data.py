@@ -6,7 +6,6 @@ from functools import cached_property
 
 from lnlit.data.blend import BlendEntry
 from lnlit.data.packing import Cut
-from lnlit.data.plan import MapPlan
 from lnlit.data.planned import PlannedData
 from lnlit.data.text import TextEncoder
 from lnlit.data.text_corpus import TextReader
@@ -75,6 +74,3 @@ class TextData(PlannedData):
 
     def _reader(self) -> TextReader:
         return TextReader(self.encoder, self.text_key, self.cache)
-
-    def _fill(self, plan: MapPlan) -> str:
-        return f"{plan.num_rows:,} rows of {self.sequence_length} per epoch"

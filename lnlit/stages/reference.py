@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.frozen import frozen_decoder
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import BestFit, collate
-from lnlit.data.preference import REFERENCE, Group, GroupEncoder, digest
+from lnlit.data.preference import REFERENCE, Group, digest, encode_groups
 from lnlit.data.preference_rows import PreferenceRows
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
@@ -65,17 +65,17 @@ def reference(
         if not value > 0:
             raise UserError(f"reference.{name}: expected a positive number, got {value}")
     path, file = resolve(model), expanded(out)
-    encoder = GroupEncoder(ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking)))
+    encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
     rows = _read(data)
     settings = {"model": fingerprint(model), "rows": _digest(rows), "dtype": dtype, **numbers}
-    settings["thinking"] = encoder.chat.thinking
+    settings["thinking"] = encoder.thinking
     with Journal.beside(file, settings, "rows with log-probs") as work:
         if len(work) < len(rows):
             work.keep(len(work) // rows_per_round * rows_per_round)  # a round is batched as it was before
             decoder = frozen_decoder(path, torch_device(), getattr(torch, dtype))
             rounds = [rows[first : first + rows_per_round] for first in range(len(work), len(rows), rows_per_round)]
             for part in track(rounds, "reference", "row", total=len(rows), done=len(work), size=len):
-                groups = cast(list[Group], encoder.encode_many(part))
+                groups = encode_groups(encoder, part)
                 found = _log_probs(decoder, groups, temperature, batch_tokens)
                 parts = zip(part, groups, found, strict=True)
                 work.append(*({**row, REFERENCE: _written(group, nats, temperature)} for row, group, nats in parts))

@@ -13,7 +13,7 @@ import lnlit
 from lnlit.checkpoint.templates import TEMPLATES as OURS
 from lnlit.checkpoint.templates import put_template
 from lnlit.data.chat import ChatEncoder
-from lnlit.data.preference import Group, GroupEncoder
+from lnlit.data.preference import Group, encode_groups
 from lnlit.data.sources import JsonlSource
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.end_of_turn import end_ids
@@ -146,7 +146,7 @@ def test_the_same_data_are_the_same_tokens_on_any_day(name, monkeypatch):
 def test_the_completions_of_a_prompt_share_its_tokens_with_generation(name):
     encoder = ChatEncoder(tokenizer_for(name))
     row = {"messages": ASKED, "completions": ["World", " World", "é", "3"], "rewards": [1.0, 0.0, 0.5, 0.2]}
-    group = GroupEncoder(encoder).encode(row)
+    (group,) = encode_groups(encoder, [row])
     assert isinstance(group, Group)
     prompt = encoder.encode_prompt(ASKED)
     for document in group.completions():
@@ -155,16 +155,17 @@ def test_the_completions_of_a_prompt_share_its_tokens_with_generation(name):
 
 
 def test_a_pair_is_not_refused_for_what_an_earlier_turn_lost():
-    encoder = GroupEncoder(ChatEncoder(tokenizer_for("qwen3")))
+    encoder = ChatEncoder(tokenizer_for("qwen3"))
     before = [
         *ASKED,
         {"role": "assistant", "content": "<think>\n1 + 2\n</think>\n\n3"},
         {"role": "user", "content": "sure?"},
     ]
-    assert sum(encoder.encode({"messages": before, "completions": ["yes", "no"], "rewards": [1.0, 0.0]}).loss_mask) > 2
-    v1 = GroupEncoder(ChatEncoder(tokenizer_for("nemotron_super_v1")))
+    (group,) = encode_groups(encoder, [{"messages": before, "completions": ["yes", "no"], "rewards": [1.0, 0.0]}])
+    assert sum(group.loss_mask) > 2
+    v1 = ChatEncoder(tokenizer_for("nemotron_super_v1"))
     with pytest.raises(UserError, match=r"leaves out .* the thought \(1 \+ 2\)"):
-        v1.encode({"messages": ASKED, "completions": ["<think>1 + 2</think>3", "3"], "rewards": [1.0, 0.0]})
+        encode_groups(v1, [{"messages": ASKED, "completions": ["<think>1 + 2</think>3", "3"], "rewards": [1.0, 0.0]}])
 
 
 @pytest.mark.data

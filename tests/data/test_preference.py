@@ -162,7 +162,7 @@ def last_reply(document: Document) -> Document:
 def test_documents_are_those_of_the_chat_encoder_with_loss_on_the_last_reply(tokenizer_folder, tokenizer, tmp_path):
     module = data(tokenizer_folder, tmp_path, rows(1))
     row = rows(1)[0]
-    group = module.train_reader.encoder.encode(row)
+    (group,) = module.train_reader.encode([row])
     assert isinstance(group, Group)
     for document, text in zip(group.completions(), row["completions"], strict=True):
         chat = {"messages": [*row["messages"], {"role": "assistant", "content": text}]}

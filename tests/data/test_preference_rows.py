@@ -9,7 +9,7 @@ from chat_samples import CHATML
 from row_samples import BRIEF, CALLED, ONE, SCHEMA, assistant, user
 
 from lnlit.data.chat import ChatEncoder
-from lnlit.data.preference import Group, GroupEncoder
+from lnlit.data.preference import Group, encode_groups
 from lnlit.data.preference_rows import chats, preference_row, unread
 from lnlit.data.rows import conversation
 from lnlit.errors import UserError
@@ -122,9 +122,8 @@ def test_tools_are_shown_in_training_prompts_and_preferences(tokenizer):
     assert "weather" in tokenizer.decode(prompt) and "of a <|im_end|> city" in tokenizer.decode(prompt)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert prompt.count(end) == 2  # what a tool's description spells is no control token
-    group = GroupEncoder(encoder).encode(
-        preference_row({"prompt": "Oslo?", "chosen": "7", "rejected": "8", "tools": tools})
-    )
+    pair = preference_row({"prompt": "Oslo?", "chosen": "7", "rejected": "8", "tools": tools})
+    (group,) = encode_groups(encoder, [pair])
     assert isinstance(group, Group)
     assert all(list(part.tokens)[: len(prompt)] == prompt for part in group.completions())
 
@@ -150,7 +149,7 @@ def test_only_the_compared_answers_must_be_kept_by_the_template(tokenizer):
     tokenizer.chat_template = CHATML.replace("m['content']", cut)
     talk = [user("Hi"), assistant("<think>x</think>Hello"), user("Why?")]
     row = preference_row({"messages": talk, "chosen": "Because.", "rejected": "No."})
-    group = GroupEncoder(ChatEncoder(tokenizer)).encode(row)
+    (group,) = encode_groups(ChatEncoder(tokenizer), [row])
     assert isinstance(group, Group)
     kept = [[t for t, yes in zip(part.tokens, part.loss_mask, strict=True) if yes] for part in group.completions()]
     assert [tokenizer.decode(tokens) for tokens in kept] == ["Because.<|im_end|>", "No.<|im_end|>"]

@@ -84,14 +84,17 @@ REFUSED = {
     "no role": ({"messages": [{"content": "a"}]}, "got keys: content"),
     "content and value": (
         {"messages": [{"role": "user", "content": "a", "value": "b"}]},
-        "says two things: content and value",
+        "content and value say different things",
     ),
     "structured content": (
         {"messages": [ONE[0], {"role": "assistant", "content": {"answer": "a"}}]},
         "must be text or a list",
     ),
     "thinking user": ({"messages": [{**ONE[0], "thinking": "Hm."}, ONE[1]]}, "only the assistant has thoughts"),
-    "two thoughts": ({"messages": [ONE[0], {**THOUGHT[1], "thinking": "Oh."}]}, "says two things"),
+    "two thoughts": (
+        {"messages": [ONE[0], {**THOUGHT[1], "thinking": "Oh."}]},
+        "reasoning_content and thinking say different things",
+    ),
     "thoughts last": (
         {
             "messages": [
