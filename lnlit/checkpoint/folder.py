@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from lnlit import __version__
-from lnlit.checkpoint.endings import stop_at_turn_ends
 from lnlit.checkpoint.formats import resolve, written
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, config_from_spec
 from lnlit.checkpoint.names import as_stored, stored_shapes
 from lnlit.checkpoint.readers import obstacles, of_lnlit, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
-from lnlit.checkpoint.tokenizer import save_tokenizer
+from lnlit.checkpoint.tokenizer import save_tokenizer, stop_at_turn_ends
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, read_json, replaced_folder, write_json
 from lnlit.interfaces import CheckpointFormat, Export

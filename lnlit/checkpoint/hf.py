@@ -134,12 +134,11 @@ class Config:
         if not isinstance(rule, str) or rule not in _ROPE_ARGS:
             allowed = ", ".join(["default", *_ROPE_ARGS])
             raise UserError(f"{self.where}: rope type {rule!r} is not supported. Supported: {allowed}.")
-        original = (
-            "original_max_position_embeddings"  # transformers 5 believes the one beside the rope parameters first
-        )
+        original = "original_max_position_embeddings"
+        # transformers 5 believes the one beside the rope parameters first
         beside, context = self.values.get(original), self.integer("max_position_embeddings")
         given = {original: context, **given} | ({} if beside is None else {original: beside})
-        args = {key: given.get(key) for key in _ROPE_ARGS[rule]}
+        args: dict[str, Any] = {key: given.get(key) for key in _ROPE_ARGS[rule]}
         for key, value in args.items():
             if not is_finite(value) or value <= 0:
                 raise UserError(f"{self.where}: rope type {rule!r} needs a positive number for {key!r}, got {value!r}.")

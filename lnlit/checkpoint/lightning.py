@@ -35,6 +35,7 @@ _OF_A_RUN |= {"epoch": int, "global_step": int}
 _OURS: dict[str, Any] = {"spec": dict | str, "lora": dict | None, "length": list, "total_steps": int | None}
 PREFIX = "decoder."
 _HEAD = "head.weight"
+_NO_TENSORS = "its state_dict is none of tensors by name"
 
 
 class LightningCheckpoint(CheckpointFormat):
@@ -46,17 +47,17 @@ class LightningCheckpoint(CheckpointFormat):
         return path.suffix == ".ckpt" and (path.is_file() or is_sharded(path))
 
     def read_spec(self, path: Path) -> ModelSpec:
-        spec = _metadata(_Opened(path).rest, path)["spec"]
+        spec = _metadata(path)["spec"]
         return ModelSpec.from_json(json.loads(spec) if isinstance(spec, str) else spec, f"{path}: spec")
 
     def trained_from(self, path: Path) -> str | None:
         """The model that training started from."""
-        return _metadata(_Opened(path).rest, path).get("model")
+        return _metadata(path).get("model")
 
     def tokenizer_from(self, path: Path) -> str | None:
         """Whose tokenizer and chat template the checkpoint was trained with: the model's, or a folder's that the data
         named."""
-        metadata = _metadata(_Opened(path).rest, path)
+        metadata = _metadata(path)
         return metadata.get("tokenizer") or metadata.get("model")
 
     def reward_head(self, path: Path) -> RewardHead | None:
@@ -72,7 +73,7 @@ class LightningCheckpoint(CheckpointFormat):
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         opened = _Opened(path)
         decoder = build_decoder(self.read_spec(path))
-        if lora := _metadata(opened.rest, path).get("lora"):
+        if lora := _metadata(path).get("lora"):
             add_lora(decoder, LoRA(**lora))
         found = {name.removeprefix(PREFIX): shape for name, shape in opened.shapes.items() if name.startswith(PREFIX)}
         expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
@@ -81,17 +82,16 @@ class LightningCheckpoint(CheckpointFormat):
 
 
 class _Opened:
-    """Either kind of checkpoint: names and shapes of its state dict, one tensor at a time, and the `rest`."""
+    """The state dict of either kind of checkpoint: names and shapes, and one tensor at a time."""
 
     def __init__(self, path: Path) -> None:
         if path.is_dir():
             folder = ShardedFolder(path)
-            self.rest, self.shapes, self.tensor = _load(path / REST), folder.shapes, folder.tensor
+            self.shapes, self.tensor = folder.shapes, folder.tensor
             return
-        self.rest = _load(path)
-        state: dict[str, Tensor] = self.rest.get("state_dict", {})
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise UserError(f"{path}: is damaged: its state_dict is none of tensors by name.")
+        state = _rest(path).get("state_dict", {})
+        if not _are_tensors(state):
+            raise UserError(f"{path}: is damaged: {_NO_TENSORS}.")
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.tensor = state.__getitem__
 
@@ -111,14 +111,13 @@ def check_run_state(path: Path) -> None:
     """Raises `UserError` for a checkpoint of weights alone, which can be validated and exported but not trained on,
     and for one that lacks something else of a run. Sharded ones hold the optimizer's state beside.
     """
-    state = _load(path / REST if path.is_dir() else path)
-    beside = {"optimizer_states", "lr_schedulers"} if path.is_dir() else set()
-    if path.is_file() and not {"optimizer_states", "lr_schedulers"} <= state.keys():
+    state, of_optimizer = _rest(path), {"optimizer_states", "lr_schedulers"}
+    if path.is_file() and not of_optimizer <= state.keys():
         raise UserError(
             f"ckpt_path: {path} holds weights and no state of the optimizer (ModelCheckpoint's save_weights_only), so "
             "no run can go on from it. To begin anew from its weights: `lnlit export` it, name that folder as `model`."
         )
-    wanted = {name: kind for name, kind in _OF_A_RUN.items() if name not in beside}
+    wanted = {name: kind for name, kind in _OF_A_RUN.items() if path.is_file() or name not in of_optimizer}
     if wrong := _wrong_field(state, wanted):
         raise UserError(f"ckpt_path: {path} is damaged: {wrong}. Go back to an earlier one.")
 
@@ -135,9 +134,8 @@ def _wrong_field(state: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 def _damage(state: dict[str, Any], sharded: bool) -> str:
     """What is wrong with the weights, or with what lnlit notes beside them."""
-    weights = {} if sharded else state.get("state_dict")
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        return "its state_dict is none of tensors by name"
+    if not sharded and not _are_tensors(state.get("state_dict")):
+        return _NO_TENSORS
     ours = state.get("lnlit")
     if ours is None:  # another method's, or not of lnlit: whoever reads it says so
         return ""
@@ -151,12 +149,12 @@ def _no_checkpoint(path: Path) -> str:
             return f"It is a folder that holds some: {', '.join(saved[-3:])}."
         return "It is a model folder." if (path / "config.json").is_file() else "It is a folder without one."
     try:
-        state = _load(path / REST if path.is_dir() else path)
+        state = _rest(path)
     except UserError as error:
         if path.is_dir() or _is_zip(path):
             return f"It is damaged or cut short; go back to an earlier one. ({error.__cause__ or error})"
         return what_file(path) or "It is no file of torch.save."
-    if isinstance(state, dict) and "pytorch-lightning_version" in state:
+    if "pytorch-lightning_version" in state:
         wrong = _damage(state, sharded=path.is_dir())
         return f"It is damaged: {wrong}; go back to an earlier one." if wrong else ""
     return "It holds tensors and no state of a run." if path.is_dir() or _is_zip(path) else what_file(path)
@@ -172,8 +170,12 @@ def is_sharded(path: Path) -> bool:
     return (path / INDEX).is_file()
 
 
-def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    metadata = checkpoint.get("lnlit")
+def _are_tensors(state: Any) -> bool:
+    return isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    metadata = _rest(path).get("lnlit")
     if isinstance(metadata, dict) and (wrong := _wrong_field({"lora": None, **metadata}, {"lora": dict | None})):
         raise UserError(f"{path}: is damaged: {wrong}.")
     if not isinstance(metadata, dict) or "spec" not in metadata:
@@ -183,7 +185,9 @@ def _metadata(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _rest(path: Path) -> dict[str, Any]:
+    """All of a single file, or what a sharded checkpoint holds beside its tensors."""
+    path = path / REST if path.is_dir() else path
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:

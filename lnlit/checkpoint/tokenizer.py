@@ -1,4 +1,4 @@
-"""The tokenizer that travels with a model folder: files of a folder copied, or built from a GGUF file."""
+"""The tokenizer that travels with a model folder, copied or built from a GGUF file, and where answers stop by it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 from lnlit.checkpoint.gguf import eos_token_ids, gguf_file, open_gguf
 from lnlit.checkpoint.gguf_tokenizer import gguf_tokenizer
 from lnlit.checkpoint.sentence_piece import read_model_file
-from lnlit.end_of_turn import named_ids
+from lnlit.end_of_turn import GENERATION_CONFIG, end_ids, named_ids
 from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_GENERATION = "generation_config.json"
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CONFIG, _BACKEND, _MODEL = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 #: Files that add to a tokenizer; what they say goes into tokenizer.json and tokenizer_config.json.
 _BESIDE = (_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 #: llama.cpp's converter reads tokenizer.model; transformers needs tokenizer.json alone.
-_COPIED = (_MODEL, _GENERATION)
+_COPIED = (_MODEL, GENERATION_CONFIG)
 #: Keys of transformers 4 and 5 that make one of them read a tokenizer in another way than tokenizer.json says.
 _READ_DIFFERENTLY = ("auto_map", "backend", "is_local", "local_files_only", "add_bos_token", "add_eos_token", "legacy")
 
@@ -44,11 +43,11 @@ def save_tokenizer(source: Path, folder: Path) -> dict[str, Any]:
     for name in _COPIED if tokenizer is not None else (*_COPIED, *_BESIDE):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    for name in (_GENERATION, "config.json"):
+    for name in (GENERATION_CONFIG, "config.json"):
         for key in _SPECIAL_IDS if (source / name).is_file() else ():
             _check_ids(source / name, key)
     ids = _special_ids(_json_or_empty(source / "config.json"))
-    if not (folder / _GENERATION).is_file():
+    if not (folder / GENERATION_CONFIG).is_file():
         eos = _as_list(ids.get("eos_token_id")) + _as_list(_tokenizer_eos(folder))
         _write_generation_config(folder, ids | _eos(eos))
     return ids
@@ -147,9 +146,38 @@ def _special_ids(values: Mapping[str, Any]) -> dict[str, Any]:
 def _write_generation_config(folder: Path, ids: Mapping[str, Any]) -> dict[str, Any]:
     known = _special_ids(ids)
     if known:
-        (folder / _GENERATION).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        (folder / GENERATION_CONFIG).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     return known
 
 
 def _json_or_empty(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
+
+
+def stop_at_turn_ends(folder: Path) -> None:
+    """Add the chat template's ends of turn to a folder's generation_config.json: a base model with a chat template
+    added knows only the end of a text. A folder without tokenizer or template, or with one that ends no turn, stays.
+    """
+    tokenizer = folder_tokenizer(folder)
+    if tokenizer is None or not tokenizer.chat_template:
+        return
+    file = folder / GENERATION_CONFIG
+    config = read_json(file) if file.is_file() else {}
+    try:
+        ends = end_ids(tokenizer)
+    except UserError:  # it serves for other things than chat; whoever trains on it is told
+        return
+    if set(ends) != set(named_ids(file, "eos_token_id") if config else []):
+        write_json(file, {**config, "eos_token_id": ends[0] if len(ends) == 1 else ends})
+
+
+def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder; None where it has none that can be read."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception:  # transformers raises OSError, ValueError, KeyError and others for one and the same cause
+        return None

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lnlit.checkpoint.endings import folder_tokenizer
+from lnlit.checkpoint.tokenizer import folder_tokenizer
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import read_json, write_json
 
