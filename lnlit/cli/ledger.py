@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shlex
@@ -68,8 +67,6 @@ class Ledger:
             return Verdict("new", "not started", now)
         if then.get("again"):
             return Verdict("again", "to be run again", now)
-        if "recipe" not in then:
-            return self._of_an_older_record(stage, stages[: index + 1], then, now)
         changed = changes(then, now)
         if "seconds" not in then:
             hint = f"; changed since: {' and '.join(changed)}" if changed else ""
@@ -81,28 +78,11 @@ class Ledger:
         made = other_versions(then.get("made_with", {}), now["made_with"])
         return Verdict("finished", f"finished, {then['seconds']:.0f} s{', ' if made else ''}{made}", now)
 
-    def _of_an_older_record(
-        self, stage: Stage, until: Sequence[Stage], then: dict[str, Any], now: dict[str, Any]
-    ) -> Verdict:
-        """An older lnlit noted a digest of the files down to this one, and nothing of what they read."""
-        above = ""
-        for each in until:
-            above = hashlib.sha256(above.encode() + each.file.read_bytes()).hexdigest()
-        if then.get("sha256") != above:
-            return Verdict("changed", "changed since it ran: its file, or that of a stage before it", now)
-        if "seconds" not in then:
-            return Verdict("started", "started, not finished", now)
-        if gone := [out for out in stage.outs if not expanded(out).exists()]:
-            return Verdict("gone", f"finished, but {' and '.join(gone)} is gone", now)
-        told = "; an older lnlit noted it without its inputs, which are taken as they are now"
-        return Verdict("finished", f"finished, {then['seconds']:.0f} s{told}", now)
-
     def is_whole(self, stage: Stage, verdict: Verdict) -> bool:
         """Whether a stage that was started has all its results nevertheless: `lnlit run` was killed before it noted
         so. They are model folders and block libraries: other results do not tell whether they are whole.
         """
-        then = self._stages.get(stage.name, {})
-        same = not changes(then, verdict.made_by) if "recipe" in then else "sha256" in then
+        same = not changes(self._stages.get(stage.name, {}), verdict.made_by)
         return verdict.state == "started" and same and bool(stage.outs) and all(map(has_index, stage.outs))
 
     def note(self, stage: Stage, made_by: dict[str, Any], seconds: float | None) -> None:
@@ -114,12 +94,6 @@ class Ledger:
                 took["outs"] = {stage.root: []}
         self._stages[stage.name] = {**made_by, **took}
         self._write()
-
-    def renew(self, stage: Stage, verdict: Verdict) -> None:
-        """Note what a finished stage of an older record is made by, as far as that can be known now."""
-        then = self._stages[stage.name]
-        if "recipe" not in then:
-            self.note(stage, verdict.made_by, then["seconds"])
 
     def damaged(self, stage: Stage) -> list[str]:
         """Results of a finished stage of which a part is left."""

@@ -68,7 +68,9 @@ def made_by(stage: Stage, later: Sequence[Stage], digests: Digests) -> dict[str,
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a stage read that is other now, in words: its configuration and its inputs."""
-    changed = ["its configuration"] if then.get("recipe") != now["recipe"] else []
+    if "recipe" not in then:
+        return ["the form of its record, which an older lnlit wrote"]
+    changed = ["its configuration"] if then["recipe"] != now["recipe"] else []
     before, after = then.get("inputs", {}), now["inputs"]
     return changed + sorted(text for text in before.keys() | after.keys() if before.get(text) != after.get(text))
 

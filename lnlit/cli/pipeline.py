@@ -158,14 +158,9 @@ class Stage:
         return problem_path(out)
 
 
-def numbered(folder: Path) -> list[Path]:
+def stages_of(folder: Path) -> list[Stage]:
     """The stages of a folder, `1_name.yaml` before `1b_name.yaml` before `2_name.yaml`. `UserError` when there are none
     or two share a number."""
-    return [stage.file for stage in stages_of(folder)]
-
-
-def stages_of(folder: Path) -> list[Stage]:
-    """See `numbered`."""
     if not folder.is_dir():
         recipe = folder.name if folder.name in pipelines() else "NAME"
         raise UserError(

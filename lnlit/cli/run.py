@@ -19,14 +19,12 @@ from pathlib import Path
 
 from lnlit.cli.arguments import CommandParser
 from lnlit.cli.guard import guarded
-from lnlit.cli.ledger import COME_LAST, Ledger, Verdict, has_index
-from lnlit.cli.pipeline import Stage, check_roots, numbered, position, stages_of
+from lnlit.cli.ledger import Ledger, Verdict, has_index
+from lnlit.cli.pipeline import Stage, check_roots, position, stages_of
 from lnlit.cli.put_aside import put_aside
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
 from lnlit.files import expanded
-
-__all__ = ["COME_LAST", "main", "numbered"]
 
 #: States of stages that will be run.
 _TO_RUN = ("gone", "again", "started", "new")
@@ -100,7 +98,6 @@ def run_stages(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage],
         if verdict.state == "changed":
             raise UserError(_refusal(stage, verdict, chosen))
         if verdict.state == "finished":
-            ledger.renew(stage, verdict)
             _say(stage, verdict.text)
             continue
         if ledger.is_whole(stage, verdict):

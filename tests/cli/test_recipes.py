@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lnlit.checkpoint.formats import read_spec
 from lnlit.cli import names, rollout, search
 from lnlit.cli.main import main
-from lnlit.cli.run import numbered
+from lnlit.cli.pipeline import stages_of
 from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +180,7 @@ def test_a_recipe_of_a_stage_parses_and_writes_below_runs(recipe):
 @pytest.mark.parametrize("folder", ["mini", "ln-nano", "ln-super", "ln-ultra"])
 def test_every_stage_of_a_pipeline_reads_what_one_before_it_wrote(folder):
     written: set[str] = set()
-    for recipe in numbered(ROOT / "yaml" / folder):
+    for recipe in (stage.file for stage in stages_of(ROOT / "yaml" / folder)):
         config = yaml.safe_load(recipe.read_text())
         named = set(re.findall(rf"runs/{folder}/[\w./-]+", yaml.safe_dump(config)))
         written |= set(re.findall(r"(?:out|default_root_dir): (\S+)", yaml.safe_dump(config)))
@@ -359,7 +359,7 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
         for n in range(60):
             start = f"\n\nHuman: {n} pies?\n\nAssistant: "
             file.write(json.dumps({"chosen": f"{start}Yes, {n}.", "rejected": f"{start}No."}) + "\n")
-    for recipe in (path for path in numbered(ROOT / "yaml" / "mini") if path.name >= "5"):
+    for recipe in (stage.file for stage in stages_of(ROOT / "yaml" / "mini") if stage.name >= "5"):
         text = recipe.read_text()
         for old, new in {**TINY[recipe.stem], "compile: auto": "compile: false"}.items():
             assert old in text or "compile" in old, old

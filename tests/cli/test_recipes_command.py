@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lnlit.cli.main import main
-from lnlit.cli.run import numbered
+from lnlit.cli.pipeline import stages_of
 
 ROOT = Path(__file__).parents[2]
 NAMES = {path.relative_to(ROOT / "yaml").with_suffix("").as_posix() for path in (ROOT / "yaml").rglob("*.yaml")}
@@ -44,7 +44,7 @@ def test_a_recipe_is_shown_as_it_is(capsys):
 def test_a_copied_folder_is_one_that_runs_in_order(tmp_path, capsys):
     assert said(capsys, "copy", "mini", tmp_path / "yaml")[0] == 0
     assert files(tmp_path / "yaml/mini") == files(ROOT / "yaml/mini") and [*tmp_path.iterdir()] == [tmp_path / "yaml"]
-    assert len(numbered(tmp_path / "yaml/mini")) == len(numbered(ROOT / "yaml/mini")) > 10
+    assert len(stages_of(tmp_path / "yaml/mini")) == len(stages_of(ROOT / "yaml/mini")) > 10
 
 
 @pytest.mark.parametrize("name", sorted(name for name in NAMES if name.startswith("ablations")))

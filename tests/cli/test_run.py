@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from lnlit.checkpoint.hf import SPEC_FILE
+from lnlit.cli.ledger import COME_LAST
 from lnlit.cli.main import main
-from lnlit.cli.run import COME_LAST, numbered
+from lnlit.cli.pipeline import stages_of
 from lnlit.errors import UserError
 from lnlit.search.library import INDEX
 from lnlit.testing.tiny import tiny_folder, tiny_spec
@@ -161,4 +162,4 @@ def test_a_folder_that_is_no_pipeline_is_refused(names, says, tmp_path):
     for name in names:
         (tmp_path / f"{name}.yaml").write_text("stage: solve\n")
     with pytest.raises(UserError, match=says):
-        numbered(tmp_path)
+        stages_of(tmp_path)
