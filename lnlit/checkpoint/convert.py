@@ -45,7 +45,7 @@ def import_model(
     `template` is one of ours (`checkpoint.templates`) that the folder gets in place of its own. Raises
     `UserError` for a source that cannot be read and a target that must not or cannot be written.
     """
-    return _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages=None, template=template)
+    return _convert(source, out, dtype, overwrite, max_shard_bytes, template=template)
 
 
 def export_model(
@@ -53,7 +53,6 @@ def export_model(
     out: str | Path,
     dtype: str | None = None,
     overwrite: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
     pipeline_stages: int | None = None,
 ) -> Path:
     """Write the servable folder of a model folder or of a Lightning .ckpt, as `import_model` does; returns the folder.
@@ -61,7 +60,7 @@ def export_model(
     `pipeline_stages` pads with layers that have no weights, so that an engine which gives each stage the same number of
     layers spreads the weights evenly (see `models.pipeline`). The model computes the same.
     """
-    return _convert(source, out, dtype, overwrite, max_shard_bytes, pipeline_stages)
+    return _convert(source, out, dtype, overwrite, pipeline_stages=pipeline_stages)
 
 
 def _convert(
@@ -69,8 +68,8 @@ def _convert(
     out: str | Path,
     dtype: str | None,
     overwrite: bool,
-    max_shard_bytes: int,
-    pipeline_stages: int | None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    pipeline_stages: int | None = None,
     template: str | None = None,
 ) -> Path:
     target_dtype = _dtype(dtype)
@@ -88,7 +87,6 @@ def _convert(
         weights = child_weights(spec, lineage, weights)
         spec = child_spec(spec, lineage)
         provenance = {"pipeline_stages": pipeline_stages, **descent(source, lineage)}
-    tokenizer = _tokenizer_source(path)
     check_target(out, overwrite, [path, *filter(None, [tokenizer])])
     return save_folder(
         out,
@@ -111,13 +109,10 @@ def _check_template(template: str, tokenizer_from: Path | None) -> None:
 
 
 def _add_files(source: Path, template: str | None, folder: Path) -> None:
-    _keep_reward_head(source, folder)
+    """A template, and a reward model's head: it is none of its decoder's weights, and without it the folder would be no
+    reward model."""
     if template is not None:
         put_template(template, folder)
-
-
-def _keep_reward_head(source: Path, folder: Path) -> None:
-    """A reward model's head is none of its decoder's weights; without it the folder would be no reward model."""
     checkpoint = LightningCheckpoint()
     if not checkpoint.recognises(source):
         if (source / reward_head.FILE).is_file():

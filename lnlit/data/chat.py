@@ -34,10 +34,8 @@ DATE = datetime.date(2024, 7, 26)
 #: Brackets of a stand-in for a control token's text inside a message. Unicode noncharacters: no tokenizer has them.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 
-_STRIPPED = (
-    "The template strips or ignores it. Use one that keeps it: `lnlit import MODEL OUT --template NAME` puts one into "
-    "a copy of the model (`lnlit import --help` lists them)."
-)
+#: What to do about a template that does not say all.
+_OTHER_TEMPLATE = "`lnlit import MODEL OUT --template NAME` puts another one into a copy of the model."
 
 
 @dataclass(frozen=True)
@@ -221,9 +219,8 @@ class ChatEncoder:
         for name, value in said.template_arguments.items():
             if value not in (None, "", [], {}) and not re.search(rf"\b{re.escape(name)}\b", template):
                 raise UserError(
-                    f"the row sets {name} to {shown(value)}, and the chat template has no such variable, so the model "
-                    "would never see it. Use one that has it, or leave the key out in the source's columns: "
-                    f"{{{name}: null}} or {{chat_template_kwargs: null}}, whichever the row has."
+                    f"the row sets {name} to {shown(value)}, and the chat template has no such variable. Take one that "
+                    f"has it, or leave the key out: columns: {{{name}: null}} or {{chat_template_kwargs: null}}."
                 )
         without_tools = ""
         if said.tools:
@@ -235,9 +232,8 @@ class ChatEncoder:
         lost = unshown(said, text, without_tools)
         if lost is not None:
             raise UserError(
-                f"the chat template leaves out something that the row says, so the model would never see it: {lost}. "
-                "Use one that shows it: `lnlit import MODEL OUT --template NAME` puts one into a copy of the model "
-                "(`lnlit import --help` lists them)."
+                "the chat template leaves out something that the row says, so the model would never see it: "
+                f"{lost}. {_OTHER_TEMPLATE}"
             )
 
     def _starts(self, messages: list[Message], said: Conversation, text: str) -> dict[int, int | None]:
@@ -289,15 +285,13 @@ class ChatEncoder:
         if lost is not None:
             raise UserError(
                 f"message {turn + 1}: the chat template leaves out something that the assistant says, so it would not "
-                f"be learned: {lost}. {_STRIPPED}"
+                f"be learned: {lost}. {_OTHER_TEMPLATE}"
             )
         return start, ending.end()
 
     def _why_no_start(self, messages: list[Message], said: Conversation, turn: int, text: str) -> str:
         if not turn:
-            return (
-                "message 1: the assistant speaks first, and there is no prompt for that. Give the message `weight: 0`."
-            )
+            return "message 1: the assistant speaks first, without a prompt. Give the message `weight: 0`."
         prompt = self._render(messages[:turn], said, prompt=True)
         bare = self._render(messages[:turn], said)
         header = prompt[len(bare) :] if prompt.startswith(bare) else ""
@@ -305,15 +299,13 @@ class ChatEncoder:
         if tag >= 0 and text.startswith(prompt[: len(bare) + tag]):
             return (
                 f"message {turn + 1}: the chat template ends the prompt of this turn with {header[tag:]!r}, and the "
-                "turn itself does not begin with it: it says no thought, or the template strips it. Training would "
-                "show another prompt than generation sees. Give the turn its thought, or use a template that leaves "
-                "the thinking to the assistant: `lnlit import MODEL OUT --template NAME`."
+                "turn itself does not begin with it, so training would show another prompt than generation sees. Give "
+                f"the turn its thought, or take a template that leaves the thinking to the assistant: {_OTHER_TEMPLATE}"
             )
         return (
             f"message {turn + 1}: the chat template changes earlier messages when later ones are added, so this turn "
             "would be learned after another prompt than generation sees. Learn the last turn of each row alone "
-            "(`weight: 0` on the others), or use a template that only appends: "
-            "`lnlit import MODEL OUT --template NAME`."
+            f"(`weight: 0` on the others), or take a template that only appends: {_OTHER_TEMPLATE}"
         )
 
     def _cut(self, rendered: _Rendered, stand_ins: Sequence[str]) -> list[Piece]:

@@ -135,10 +135,7 @@ class RowReader(Reader):
         found = [document for document in documents if document is not None]
         self.unread.tell(source)
         if not found:
-            raise UserError(
-                f"{name}: no usable row in {source} ({self.tally}). Check the path, the split, too_long and "
-                "sequence_length."
-            )
+            raise UserError(f"{name}: no usable row in {source} ({self.tally}). Check too_long and sequence_length.")
         return self._corpus(found)
 
     def _encode(self, source: Source, rows: list[dict[str, Any]], start: int) -> list[Document]:

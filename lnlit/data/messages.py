@@ -119,10 +119,7 @@ def read_message(value: Any) -> Turn:
         if role != "assistant":
             raise UserError(f"{_a(role)} message with tool calls; only the assistant calls tools")
     elif parts.text is None and not (thoughts and role == "assistant"):
-        raise UserError(
-            f"a message must have role and content: the content of {_a(role)} message must be text, got "
-            f"{shown(content)}"
-        )
+        raise UserError(f"the content of {_a(role)} message must be text, got {shown(content)}")
     elif parts.text is None:
         message["content"] = ""
     check_text(message)
@@ -137,10 +134,8 @@ def check_text(value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise UserError(
-                f"broken text at character {error.start} of {shown(value)}: half of a surrogate pair. Repair or remove "
-                "the row."
-            ) from error
+            where = f"broken text at character {error.start} of {shown(value)}"
+            raise UserError(f"{where}: half of a surrogate pair. Repair or remove the row.") from error
     elif isinstance(value, Mapping):
         for key, item in value.items():
             check_text(key)

@@ -127,10 +127,8 @@ def _reference(row: Mapping[str, Any], completions: Sequence[Document]) -> tuple
             )
         return [float("nan") if value is None else float(value) for value in found], float(temperature)
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{REFERENCE}: expected temperature, and log_probs and digests, one of each per completion, got "
-            f"{shown(written)} ({error})"
-        ) from error
+        expected = "temperature, and log_probs and digests, one of each per completion"
+        raise UserError(f"{REFERENCE}: expected {expected}, got {shown(written)} ({error})") from error
 
 
 @dataclass

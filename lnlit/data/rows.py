@@ -215,9 +215,9 @@ def _refuse(row: Mapping[str, Any]) -> None:
         raise UserError(f"mask: only the assistant's turns can be learned, got {shown(row['mask'])}")
     for key in _LABELS:
         if row.get(key) is False:
+            ignored = f"columns: {{{key}: null}} of the source"
             raise UserError(
-                f"{key}: the row says that its answer is a bad one. Leave such rows out, or the key, if it says "
-                f"something else: columns: {{{key}: null}} of the source."
+                f"{key}: the row says that its answer is a bad one. Leave such rows out, or the key: {ignored}."
             )
 
 
@@ -299,10 +299,7 @@ def _with_system(
     in_prompt = mode([{"role": "system", "content": "\n\n".join(said)}])
     other = toggle("off" if in_prompt == "on" else "on")
     if in_prompt and (any(other in text for text in said) or own not in (None, in_prompt)):
-        raise UserError(
-            f"the row asks for {toggle(in_prompt)!r} and for {other!r}: its system prompt, thinking and reasoning must "
-            "agree"
-        )
+        raise UserError(f"the row asks for {toggle(in_prompt)!r} and for {other!r}. Keep one of them.")
     wanted = own or (default if system is None else None)
     front = [toggle(wanted)] if wanted and not in_prompt else []
     if messages and messages[0]["role"] == "system":

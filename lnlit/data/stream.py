@@ -49,10 +49,8 @@ class StreamPlan(Plan):
         self.window = window
         for stage in stages:
             if len(stage) > 1 and any(entry.weight is None and entry.rows is None for entry in stage):
-                raise UserError(
-                    f"train, stage {stage[0].stage}: a streamed source's size is unknown, so several of them need "
-                    "weight or rows each"
-                )
+                place = f"train, stage {stage[0].stage}"
+                raise UserError(f"{place}: the size of streamed sources is unknown, so each needs weight or rows")
 
     @property
     def num_rows(self) -> None:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 
-from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
-from lnlit.checkpoint.frozen import frozen_decoder
+from lnlit.checkpoint.load import by_layer, frozen_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.ranks import is_distributed
 from lnlit.search.trainee import Place

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.formats import read_spec
-from lnlit.checkpoint.frozen import frozen_decoder
+from lnlit.checkpoint.load import frozen_decoder
 from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, TokenBatch
 from lnlit.models.compiling import compile_blocks

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.formats import read_spec, resolve
-from lnlit.checkpoint.frozen import frozen_decoder
+from lnlit.checkpoint.load import frozen_decoder
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import collate
 from lnlit.data.tokenizer import load_tokenizer, pad_id

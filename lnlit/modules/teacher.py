@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from lnlit.checkpoint.formats import resolve
-from lnlit.checkpoint.frozen import frozen_decoder
+from lnlit.checkpoint.load import frozen_decoder
 from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch

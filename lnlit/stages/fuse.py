@@ -11,7 +11,7 @@ from lnlit.checkpoint.convert import with_progress
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
-from lnlit.checkpoint.frozen import frozen_decoder
+from lnlit.checkpoint.load import frozen_decoder
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json, write_json

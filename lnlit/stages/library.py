@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from lnlit.checkpoint.by_layer import EMBEDDING, by_layer
 from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import open_checkpoint, resolve
+from lnlit.checkpoint.load import EMBEDDING, by_layer
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded

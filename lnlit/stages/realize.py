@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
+from lnlit.checkpoint.load import by_layer
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json
 from lnlit.interfaces.solver import Solution, SolverResult

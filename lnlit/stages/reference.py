@@ -14,7 +14,7 @@ import torch
 
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.formats import resolve
-from lnlit.checkpoint.frozen import frozen_decoder
+from lnlit.checkpoint.load import frozen_decoder
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import BestFit, collate
 from lnlit.data.preference import REFERENCE, Group, digest, encode_groups

@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from lnlit.checkpoint.fingerprint import fingerprint, origin
 from lnlit.checkpoint.formats import PYPI, read_spec, resolve
-from lnlit.checkpoint.frozen import frozen_decoder
+from lnlit.checkpoint.load import frozen_decoder
 from lnlit.data.text import TextSample
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError

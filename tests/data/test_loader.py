@@ -239,7 +239,7 @@ def test_a_state_of_other_data_is_refused(other):
 
 
 def test_stream_errors():
-    with pytest.raises(UserError, match="need weight or rows each"):
+    with pytest.raises(UserError, match="each needs weight or rows"):
         stream_plan([BlendEntry(Numbered(1, 3)), BlendEntry(Numbered(2, 3))])
     with pytest.raises(UserError, match="source 1 has no usable rows"):
         next(iter(loader(stream_plan([BlendEntry(Numbered(1, 2, dropped=(0, 1)))]))))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lnlit.checkpoint.by_layer import by_layer
 from lnlit.checkpoint.fingerprint import fingerprint
+from lnlit.checkpoint.load import by_layer
 from lnlit.data.sources import TextFileSource
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
