@@ -10,7 +10,7 @@ from typing import Any
 
 from lnlit.errors import did_you_mean
 
-_PICKLES = (
+PICKLES = (
     "pickles can run code when loaded, and are not read. Convert them where you trust them: "
     "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT)."
 )
@@ -44,7 +44,7 @@ def what_file(file: Path) -> str:
     if head.startswith(b"PK\x03\x04") and file.suffix == ".zip":
         return "It is an archive. Unpack it and name the model's folder."
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return f"It is a pickle of PyTorch's; {_PICKLES}"
+        return f"It is a pickle of PyTorch's; {PICKLES}"
     if head.startswith(b"GGUF"):
         return "It is a GGUF file."
     if head.startswith(b"\x89HDF"):
@@ -81,10 +81,6 @@ def _adapter(folder: Path) -> str:
 def _split_gguf(folder: Path) -> str:
     parts = sorted(file.name for file in folder.glob("*.gguf") if _PART.fullmatch(file.name))
     return parts[0] if parts else ""
-
-
-def _snapshot(folder: Path) -> str:
-    return next((str(file.parent) for file in sorted(folder.glob("snapshots/*/config.json"))), "")
 
 
 def _several_gguf(folder: Path) -> str:
@@ -133,14 +129,14 @@ _FOLDERS: tuple[tuple[Callable[[Path], str], str], ...] = (
         "with transformers' convert_llama_weights_to_hf.py.",
     ),
     (_any("checkpoints/step-*.ckpt"), "It is the folder of a run. Name a checkpoint in it: {folder}/{found}."),
-    (_snapshot, "It is a folder of the hub's cache. Name the model in it: {found}."),
+    (_any("snapshots/*/"), "It is a folder of the hub's cache. Name the model in it: {folder}/{found}."),
     (
         _any(".metadata", "*.distcp"),
         "It is a distributed checkpoint of torch, which does not say what model it is of; only those are read that "
         "`lnlit fit` writes, whose names end in .ckpt.",
     ),
     (_any("*.safetensors"), "It holds weights ({found}) and no config.json, which says what model they are of."),
-    (_any("*.bin", "*.pth", "*.pt"), f"It holds {{found}} and no config.json; {_PICKLES}"),
+    (_any("*.bin", "*.pth", "*.pt"), f"It holds {{found}} and no config.json; {PICKLES}"),
     (_any("tokenizer.json", "tokenizer.model"), "It holds a tokenizer ({found}) and no model."),
 )
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lnlit.checkpoint.foreign import is_safetensors, what_file
+from lnlit.checkpoint.foreign import PICKLES, is_safetensors, what_file
 from lnlit.checkpoint.names import Rules, stored_names, stored_shapes
 from lnlit.errors import UserError
 from lnlit.files import read_json
@@ -60,10 +60,8 @@ class SafetensorsFolder:
                 for name in tensors.keys():  # noqa: SIM118  safe_open is no mapping
                     view = tensors.get_slice(name)
                     if view.get_dtype() not in _FLOATS:
-                        raise UserError(
-                            f"{file}: tensor {name} has dtype {view.get_dtype()}; quantised weights are not supported. "
-                            "Use the unquantised checkpoint."
-                        )
+                        quantised = f"tensor {name} has dtype {view.get_dtype()}, so it is quantised"
+                        raise UserError(f"{file}: {quantised}. Use the unquantised checkpoint.")
                     self.shapes[name], self._files[name] = tuple(view.get_shape()), file
         except (SafetensorError, OSError) as error:
             advice = "" if is_safetensors(file) else what_file(file)
@@ -80,10 +78,8 @@ def folder_weights(folder: Path, spec: ModelSpec, rules: Rules | None = None) ->
     stored_as = {name: name for name in tensors.shapes if not name.endswith(".rotary_emb.inv_freq")}
     if spec.tie_embeddings and HEAD in stored_as:  # a tied pair stored twice, or under the head's name alone
         if EMBEDDING in stored_as and not tensors.same(EMBEDDING, HEAD):
-            raise UserError(
-                f"{folder}: {HEAD} and {EMBEDDING} differ, and the folder's description says that they are one matrix. "
-                "The description and the weights belong to different models; import the weights' own folder."
-            )
+            said = "the folder's description says that they are one matrix"
+            raise UserError(f"{folder}: {HEAD} and {EMBEDDING} differ, and {said}. Import the weights' own folder.")
         head = stored_as.pop(HEAD)
         stored_as.setdefault(EMBEDDING, head)
     expected = expected_shapes(spec)
@@ -141,10 +137,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
 def _no_weights(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir())
     if pickles := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
-        return (
-            f"{folder}: the weights are pickles ({pickles[0]}), which can run code when loaded and are not read. "
-            "Convert them where you trust them: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT)."
-        )
+        return f"{folder}: the weights are pickles ({pickles[0]}); {PICKLES}"
     if "adapter_config.json" in names:
         return f"{folder}: holds the weights of a LoRA adapter only. Merge it into its base model first."
     weights = [name for name in names if name.endswith((".safetensors", ".h5", ".msgpack", ".gguf"))]

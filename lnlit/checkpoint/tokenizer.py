@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,7 +47,8 @@ def save_tokenizer(source: Path, folder: Path) -> dict[str, Any]:
             _check_ids(source / name, key)
     ids = _special_ids(_json_or_empty(source / "config.json"))
     if not (folder / GENERATION_CONFIG).is_file():
-        eos = _as_list(ids.get("eos_token_id")) + _as_list(_tokenizer_eos(folder))
+        # the tokenizer's own is in chat models often another one than the config's
+        eos = _as_list(ids.get("eos_token_id")) + _as_list(getattr(tokenizer, "eos_token_id", None))
         _write_generation_config(folder, ids | _eos(eos))
     return ids
 
@@ -115,14 +115,6 @@ def _save_for_every_reader(tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
         write_json(folder / _BACKEND, backend)
 
 
-def _tokenizer_eos(source: Path) -> int | None:
-    """The id of the tokenizer's own end token, which in chat models is often another one than the config's."""
-    token = _json_or_empty(source / "tokenizer_config.json").get("eos_token")
-    content = token.get("content") if isinstance(token, Mapping) else token
-    added = _json_or_empty(source / "tokenizer.json").get("added_tokens", [])
-    return next((entry["id"] for entry in added if entry["content"] == content), None)
-
-
 def _eos(ids: Iterable[int]) -> dict[str, Any]:
     distinct = sorted(set(ids))
     return {"eos_token_id": distinct[0] if len(distinct) == 1 else distinct or None}
@@ -146,7 +138,7 @@ def _special_ids(values: Mapping[str, Any]) -> dict[str, Any]:
 def _write_generation_config(folder: Path, ids: Mapping[str, Any]) -> dict[str, Any]:
     known = _special_ids(ids)
     if known:
-        (folder / GENERATION_CONFIG).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / GENERATION_CONFIG, known)
     return known
 
 

@@ -108,9 +108,13 @@ class Stage:
     def writes(self) -> list[str]:
         """Every path that the stage may change."""
         written = [leaf.text for leaf in self.leaves if leaf.key in WRITES]
-        beside = [str(self._problem(Path(out))) for out in self.outs if self.kind == "solve"]
-        page = [str(Path(text) / "rollouts.html") for text in self._texts("run") if self.kind == "page"]
-        return list(dict.fromkeys([*written, *beside, *page, *([self.root] if self.root else [])]))
+        if self.kind == "solve":
+            from lnlit.stages.solve import problem_path
+
+            written += [str(problem_path(Path(out))) for out in self.outs]
+        if self.kind == "page":
+            written += [str(Path(leaf.text) / "rollouts.html") for leaf in self.leaves if leaf.key == "run"]
+        return list(dict.fromkeys([*written, *([self.root] if self.root else [])]))
 
     @cached_property
     def named(self) -> list[Leaf]:
@@ -148,14 +152,6 @@ class Stage:
             else:
                 hint = did_you_mean(leaf.text, made)
                 yield leaf, f"there is no {leaf.text!r}, and no stage before writes it.{hint}"
-
-    def _texts(self, key: str) -> list[str]:
-        return [leaf.text for leaf in self.leaves if leaf.key == key]
-
-    def _problem(self, out: Path) -> Path:
-        from lnlit.stages.solve import problem_path
-
-        return problem_path(out)
 
 
 def stages_of(folder: Path) -> list[Stage]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -38,12 +38,9 @@ class Tally:
     def __str__(self) -> str:
         share = 100 * self.loss_tokens / max(self.tokens, 1)
         parts = [f"{self.rows:,} rows", f"{self.tokens:,} tokens, {self.loss_tokens:,} with loss ({share:.0f} %)"]
-        parts.append(f"{self.truncated} truncated")
-        parts += [f"{count} {name}" for name, count in asdict(self).items() if name in _WHEN_ANY and count]
+        left_out = {"dropped": self.dropped, "unlearnable": self.unlearnable}
+        parts += [f"{self.truncated} truncated", *(f"{count} {why}" for why, count in left_out.items() if count)]
         return "; ".join(parts)
-
-
-_WHEN_ANY = ("dropped", "unlearnable")
 
 
 class UnreadKeys:
