@@ -299,7 +299,7 @@ def _with_system(
     in_prompt = mode([{"role": "system", "content": "\n\n".join(said)}])
     other = toggle("off" if in_prompt == "on" else "on")
     if in_prompt and (any(other in text for text in said) or own not in (None, in_prompt)):
-        raise UserError(f"the row asks for {toggle(in_prompt)!r} and for {other!r}. Keep one of them.")
+        raise UserError(f"the row asks for {toggle(in_prompt)!r} and for {other!r}, and these must agree")
     wanted = own or (default if system is None else None)
     front = [toggle(wanted)] if wanted and not in_prompt else []
     if messages and messages[0]["role"] == "system":
