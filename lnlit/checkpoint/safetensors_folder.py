@@ -60,8 +60,8 @@ class SafetensorsFolder:
                 for name in tensors.keys():  # noqa: SIM118  safe_open is no mapping
                     view = tensors.get_slice(name)
                     if view.get_dtype() not in _FLOATS:
-                        quantised = f"tensor {name} has dtype {view.get_dtype()}, so it is quantised"
-                        raise UserError(f"{file}: {quantised}. Use the unquantised checkpoint.")
+                        found = f"tensor {name} has dtype {view.get_dtype()}"
+                        raise UserError(f"{file}: {found}; quantised weights are not read. Use the unquantised ones.")
                     self.shapes[name], self._files[name] = tuple(view.get_shape()), file
         except (SafetensorError, OSError) as error:
             advice = "" if is_safetensors(file) else what_file(file)
