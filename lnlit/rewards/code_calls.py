@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import struct
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from lnlit.rewards.code_handle import ACTIONS, Ahead, Handle, peer_of, target_of
@@ -44,31 +43,11 @@ def kinds_of(error: type) -> list[str]:
     return [f"{kind.__module__}.{kind.__name__}" for kind in error.__mro__]
 
 
-class Line:
-    """Length-prefixed JSON messages over a socket. `EOFError`, `OSError`: the other side is gone, or says too much."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=descriptor)
-
-    def send(self, packed: bytes) -> None:
-        self._socket.sendall(struct.pack(">I", len(packed)))
-        self._socket.sendall(packed)
+class Line(Connection):
+    """Messages over a socket. `EOFError`, `OSError`: the other side is gone, or says too much."""
 
     def receive(self) -> Any:
-        (size,) = struct.unpack(">I", self._exactly(4))
-        if size > _MESSAGE_BYTES:
-            raise EOFError
-        return json.loads(self._exactly(size))
-
-    def _exactly(self, size: int) -> bytearray:
-        data = bytearray(size)
-        rest = memoryview(data)
-        while rest:
-            count = self._socket.recv_into(rest)
-            if not count:
-                raise EOFError
-            rest = rest[count:]
-        return data
+        return json.loads(self.recv_bytes(_MESSAGE_BYTES))
 
 
 class Peer:
@@ -150,9 +129,9 @@ class Peer:
         writer = Writer(self._written)
         packed = self.packed(writer, do, args, keywords)
         try:
-            self.line.send(packed)
+            self.line.send_bytes(packed)
             while "do" in (reply := self.line.receive()):  # it asks something first
-                self.line.send(self.answer(reply))
+                self.line.send_bytes(self.answer(reply))
             reader = Reader(reply["cells"], self._read, writer.objects)
             value = reader.value(reply["value"])
             raised = None if reply["raised"] is None else self._exception(reply["raised"], reader.value)

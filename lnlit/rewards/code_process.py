@@ -56,15 +56,15 @@ class Candidate(Peer):
 
     def serve(self, job: dict[str, Any]) -> None:
         """Run the candidate's code, then answer calls of what it defined."""
-        self.line.send(pack("ready"))
+        self.line.send_bytes(pack("ready"))
         for code in (job["preamble"], job["code"]):
             exec(compile(code, "<solution>", "exec"), self.names)
         self.printed()
         sys.stdin, builtins.input = Asked(self), lambda prompt="", /: self.ask("input", prompt)
         errors = {name: kinds_of(value) for name, value in self.names.items() if _is_error(value)}
-        self.line.send(pack({"loaded": errors}))
+        self.line.send_bytes(pack({"loaded": errors}))
         while True:
-            self.line.send(self.answer(self.line.receive()))
+            self.line.send_bytes(self.answer(self.line.receive()))
 
     def named(self, name: str) -> Any:
         return self.names[name] if name in self.names else super().named(name)

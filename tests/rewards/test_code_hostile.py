@@ -59,7 +59,7 @@ _SEND = """
 import __main__, gc, json, os, socket, struct
 line = next(item for item in gc.get_objects() if type(item).__name__ == "Line")
 def send(message):
-    line.send(json.dumps(message).encode())
+    line.send_bytes(json.dumps(message).encode())
 def reply(value, **more):
     send({"value": value, "raised": None, "changed": [], "cells": [], "printed": ["", ""], **more})
 def ask(do, *args):
@@ -98,8 +98,8 @@ CHEATS = {
     "a container that is not there": f"{_SEND}\ndef double(x): reply({{'ref': 99}})",
     "an exception of the judge's": f"{_SEND}\ndef double(x): reply(None, raised={{'kinds': ['BrokenOffError', "
     "'SystemExit'], 'holds': [0], 'vars': {}, 'says': '0'})",
-    "endless length": f"{_SEND}\ndef double(x): line._socket.sendall(struct.pack('>I', 2**32 - 1))",
-    "nested JSON": f"{_SEND}\ndef double(x): line.send(b'[' * 10**6)",
+    "endless length": f"{_SEND}\ndef double(x): os.write(line.fileno(), struct.pack('!iQ', -1, 2**62))",
+    "nested JSON": f"{_SEND}\ndef double(x): line.send_bytes(b'[' * 10**6)",
     "a handle on what never ends": "import itertools\ndef count(n): return itertools.cycle(range(n))",
     "a handle that calls itself": "def count(n):\n    class C:\n        def __iter__(s): return s\n"
     "        def __next__(s): return s\n    return C()",
