@@ -110,7 +110,8 @@ def test_python_has_them_too(capsys, tmp_path):
     assert list(lnlit.recipes().items()) == listed
     assert lnlit.recipes_show("mini/6_grpo") == (ROOT / "yaml/mini/6_grpo.yaml").read_text()
     written = lnlit.recipes_copy("mini", tmp_path)
-    assert set(numbered(tmp_path / "mini")) <= set(written) and lnlit.recipes_copy("mini", tmp_path) == []
+    stages = {stage.file for stage in stages_of(tmp_path / "mini")}
+    assert stages <= set(written) and lnlit.recipes_copy("mini", tmp_path) == []
     with pytest.raises(lnlit.UserError, match=r"there is no recipe 'mini/6_grop'. Did you mean 'mini/6_grpo'"):
         lnlit.recipes_show("mini/6_grop")
 
