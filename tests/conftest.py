@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,35 @@ def meeting_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     yield port
     if (torch := sys.modules.get("torch")) and torch.distributed.is_available() and torch.distributed.group.WORLD:
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def installed(tmp_path_factory, monkeypatch) -> Iterator[Callable[[Path], None]]:
+    """`installed(package)` makes a folder with a pyproject.toml known as its wheel would: modules and entry points."""
+    from lnlit import registry
+
+    modules: set[str] = set()
+
+    def install(package: Path) -> None:
+        told = tomllib.loads((package / "pyproject.toml").read_text())
+        project, found = told["project"], told["tool"]["setuptools"]
+        modules.update(found.get("py-modules", ()), found.get("packages", ()))
+        site = tmp_path_factory.mktemp("site")
+        info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+        info.mkdir()
+        about = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+        (info / "METADATA").write_text(about)
+        offers = project["entry-points"].items()
+        points = [f"[{group}]\n{name} = {target}\n" for group, parts in offers for name, target in parts.items()]
+        (info / "entry_points.txt").write_text("".join(points))
+        for folder in (package, site):
+            monkeypatch.syspath_prepend(str(folder))
+        registry._plugins.cache_clear()
+
+    yield install
+    registry._plugins.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -44,11 +44,16 @@ class GatedFeedForward(nn.Module, FeedForwardLayer):
 
     @classmethod
     def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
+        """The channels of any gated layer that is at least as wide and has biases or none as this one does: the
+        matrices are the same, whatever stands between them.
+        """
         width = args["intermediate_size"]
-        if parent.layer is not cls or {**parent.args, "intermediate_size": width} != args:
+        if not issubclass(parent.layer, GatedFeedForward) or width > parent.args["intermediate_size"]:
             return None
-        if width > parent.args["intermediate_size"]:
+        if bool(args.get("bias")) != bool(parent.args.get("bias")):
             return None
+        if width == parent.args["intermediate_size"]:
+            return lambda weights, scores_F: dict(weights)
         return lambda weights, scores_F: narrow_ffn(weights, scores_F, width)
 
     @classmethod

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from lnlit import registry
+from lnlit.builtins import BUILTINS
 from lnlit.errors import UserError
 from lnlit.interfaces.layer import AttentionLayer, Conversion, FeedForwardLayer, Layer, Parent, Weights
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
@@ -27,8 +28,12 @@ def ffn_class(part: PartSpec) -> type[FeedForwardLayer]:
 
 def short_name(slot: str, part: PartSpec) -> str:
     """The short name of a part within its slot, such as noop, linear, kv2 or i1536, or a text with all arguments if its
-    class defines none."""
-    return layer_class(slot, part).short_name(part.args) or str(part)
+    class defines none. That of a plugin's part begins with its type, as geglu-i1536: two types may have the same
+    arguments."""
+    short = layer_class(slot, part).short_name(part.args)
+    if short is None:
+        return str(part)
+    return short if part.type in BUILTINS[slot] else f"{part.type}-{short}"
 
 
 def conversion(slot: str, parent: PartSpec, part: PartSpec) -> Conversion | None:

@@ -100,12 +100,19 @@ class Candidates:
         """Name -> part of the candidates beside `parent` in one slot, largest first, without `parent` itself.
 
         Where no training-free way to a part is known, it is left out. Raises `UserError` for KV heads that the parent's
-        cannot be averaged to.
+        cannot be averaged to, and for two parts of one name.
         """
         smaller = layer_class(slot, parent).smaller(parent.args, self)
         parts = [*(PartSpec(parent.type, args) for args in smaller), *self._stubs(slot)]
-        fit = [part for part in parts if part != parent and conversion(slot, parent, part) is not None]
-        return {short_name(slot, part): part for part in fit}
+        found = {short_name(slot, parent): parent}
+        for part in [part for part in parts if part != parent and conversion(slot, parent, part) is not None]:
+            name = short_name(slot, part)
+            if (other := found.setdefault(name, part)) != part:
+                raise UserError(
+                    f"candidates.{slot}_stubs: {part} and {other} are both called {name!r}. Leave one out, or let "
+                    "`short_name` of their class tell them apart."
+                )
+        return {name: part for name, part in found.items() if part != parent}
 
     def narrower(self, channels: int) -> list[int]:
         """The widths to try in place of so many channels, largest first (`lnlit.interfaces.layer.SearchSpace`)."""

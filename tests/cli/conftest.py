@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lnlit import registry
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 VLLM = Path(__file__).parents[2] / "plugins" / "lnlit-vllm"
@@ -111,16 +109,6 @@ def lnlit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 @pytest.fixture
-def vllm_plugin(tmp_path_factory, monkeypatch) -> Iterator[None]:
+def vllm_plugin(installed) -> None:
     """The names that `pip install plugins/lnlit-vllm` gives. Its environment is vLLM's; to name a class needs none."""
-    points = tomllib.loads((VLLM / "pyproject.toml").read_text())["project"]["entry-points"]["lnlit.rollout"]
-    info = tmp_path_factory.mktemp("site") / "lnlit_vllm-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lnlit-vllm\nVersion: 0.1.0\n")
-    offers = "".join(f"{name} = {target}\n" for name, target in points.items())
-    (info / "entry_points.txt").write_text(f"[lnlit.rollout]\n{offers}")
-    for folder in (VLLM, info.parent):
-        monkeypatch.syspath_prepend(str(folder))
-    registry._plugins.cache_clear()
-    yield
-    registry._plugins.cache_clear()
+    installed(VLLM)

@@ -4,33 +4,11 @@ from __future__ import annotations
 
 import inspect
 import runpy
-import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from lnlit import registry
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`installed(folder)` makes a package findable as its installation would."""
-
-    def install(folder: Path) -> None:
-        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-        info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
-        points = [f"[{g}]\n{n} = {t}\n" for g, parts in project["entry-points"].items() for n, t in parts.items()]
-        (info / "entry_points.txt").write_text("".join(points))
-        monkeypatch.syspath_prepend(str(folder))
-        registry._plugins.cache_clear()
-
-    yield install
-    registry._plugins.cache_clear()
-    for name in [name for name in sys.modules if name.startswith("lnlit_my_")]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("kind", registry.kinds())

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from lnlit import registry
 from lnlit.checkpoint.formats import open_checkpoint, read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.files import read_json, write_json
@@ -17,26 +16,9 @@ from lnlit.models.build import build_decoder
 from lnlit.testing import contracts
 from lnlit.testing.tiny import save_tokenizer
 
-FILE = Path(__file__).with_name("lnlit_stranger.py")
-OFFERS = {
-    "attention": "stranger_attention = lnlit_stranger:NormedAttention",
-    "checkpoint": "stranger = lnlit_stranger:Stranger",
-}
+PACKAGE = Path(__file__).parents[1] / "lnlit-stranger"
+FILE = PACKAGE / "lnlit_stranger.py"
 ARGS = {"queries": 4, "keys": 2, "size": 8}
-
-
-@pytest.fixture
-def installed(tmp_path_factory, monkeypatch):
-    """What pip makes of the plugin's wheel: its module, and its entry points."""
-    info = tmp_path_factory.mktemp("site") / "lnlit_stranger-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lnlit-stranger\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("".join(f"[lnlit.{kind}]\n{offer}\n" for kind, offer in OFFERS.items()))
-    for folder in (FILE.parent, info.parent):
-        monkeypatch.syspath_prepend(str(folder))
-    registry._plugins.cache_clear()
-    yield
-    registry._plugins.cache_clear()
 
 
 @pytest.fixture
@@ -70,7 +52,8 @@ def computes_the_same(folder: Path, oracle: torch.nn.Module) -> bool:
 
 
 def test_it_goes_all_the_way(installed, published, lnlit, config, tiny_model, tmp_path, remote_code_cache):
-    contracts.check_layer("attention", "stranger_attention", ARGS)
+    installed(PACKAGE)
+    contracts.check_layer("attention", "normed", ARGS)
     contracts.check_checkpoint("stranger", published)
     code, _, err = lnlit("import", published, "imported")
     assert code == 0, err

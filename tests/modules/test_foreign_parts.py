@@ -97,7 +97,7 @@ def test_they_keep_the_contract():
 
 
 def test_they_are_known_by_what_they_say():
-    assert (short_name("attention", MINE), short_name("ffn", geglu())) == (str(MINE), "i48")
+    assert (short_name("attention", MINE), short_name("ffn", geglu())) == (str(MINE), "geglu-i48")
     assert packed(FOREIGN) == FOREIGN  # nothing packs a GEGLU
     decoder = tiny_decoder(FOREIGN)
     assert flops_per_token(decoder, [10], 10) == 6 * sum(p.numel() for p in decoder.parameters() if p.dim() == 2)
@@ -138,11 +138,12 @@ def test_fused_foreign_ffns_are_their_sum(tmp_path):
 
 def test_they_are_candidates_and_say_what_they_are_made_of():
     space = Candidates(widths=(0.5,), width_multiple=8, ffn_stubs=("single_linear", asdict(geglu(16))))
-    assert list(space.of("ffn", geglu())) == ["i24", "linear", "i16"]
+    assert list(space.of("ffn", geglu())) == ["geglu-i24", "linear", "geglu-i16"]
     fewer = MINE.replace(groups=1)
     assert space.of("attention", MINE) == {str(fewer): fewer, "noop": NOOP}  # it knows no matrix that is close to it
     ours = Candidates(widths=(), attention_stubs=(asdict(attention(1)),), ffn_stubs=(asdict(swiglu(16)),))
-    assert list(ours.of("attention", MINE)) == [str(fewer)] and not ours.of("ffn", geglu())
+    assert list(ours.of("attention", MINE)) == [str(fewer)]  # ours knows nothing of it
+    assert ours.of("ffn", geglu()) == {"i16": swiglu(16)}  # gated too, so its matrices are the same
     (left_out,) = space.check(FOREIGN)
     assert left_out.startswith("candidates.attention_stubs: single_linear knows no way to be made of mine(queries=4")
     with pytest.raises(UserError, match=r"candidates.ffn_stubs: unknown ffn 'geglue'. Did you mean 'geglu'"):
@@ -167,7 +168,7 @@ def test_a_model_of_nothing_else_goes_through_search_and_training(tmp_path, text
     library = build_library(str(parent), sample, str(tmp_path / "library"), space)
     fewer = str(MINE.replace(groups=1))
     assert list(Library.open(library).layers[0].attention) == [str(MINE), fewer, "noop"]
-    assert list(Library.open(library).layers[0].ffn) == ["i48", "i24", "linear", "noop"]
+    assert list(Library.open(library).layers[0].ffn) == ["geglu-i48", "geglu-i24", "linear", "noop"]
 
     distilled = Distillery(parent, library, text_file, tmp_path).fit("distilled", trainer={"max_steps": 4})
     before, after = weights(Library.open(library)), weights(distilled)

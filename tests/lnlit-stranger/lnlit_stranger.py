@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from lnlit.interfaces import AttentionLayer, Export, Family, LayerContext, RMSNorm, apply_rope
+from lnlit.interfaces import AttentionLayer, Export, Family, LayerContext, RMSNorm, apply_rope, pool_kv_heads
 from lnlit.specs import ModelSpec
 
 #: What transformers runs. It travels with every folder.
@@ -52,13 +52,27 @@ class NormedAttention(nn.Module, AttentionLayer):
     def kv_cache_shape(cls, args):
         return args["keys"], args["size"]
 
+    @classmethod
+    def short_name(cls, args):
+        return f"kv{args['keys']}"
+
+    @classmethod
+    def smaller(cls, args, space):
+        return [{**args, "keys": count} for count in space.fewer_heads(args["keys"])]
+
+    @classmethod
+    def conversion(cls, args, parent):
+        if parent.layer is not cls or {**parent.args, "keys": args["keys"]} != args:
+            return None
+        return lambda weights, scores: pool_kv_heads(weights, parent.args["keys"], args["keys"])
+
 
 class Stranger(Family):
     """`model_type: stranger`."""
 
     model_type, architecture = "stranger", "StrangerForCausalLM"
     defaults = {"vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32}
-    attention_type = "stranger_attention"
+    attention_type = "normed"
     attention = {"queries": "num_attention_heads", "keys": "num_key_value_heads", "size": "head_dim"}
 
     def export(self, spec: ModelSpec) -> Export:
