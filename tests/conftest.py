@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from dist_info import write_dist_info
 from warm import free_port
 
 
@@ -115,17 +115,8 @@ def installed(tmp_path_factory, monkeypatch) -> Iterator[Callable[[Path], None]]
     modules: set[str] = set()
 
     def install(package: Path) -> None:
-        told = tomllib.loads((package / "pyproject.toml").read_text())
-        project, found = told["project"], told["tool"]["setuptools"]
-        modules.update(found.get("py-modules", ()), found.get("packages", ()))
         site = tmp_path_factory.mktemp("site")
-        info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-        info.mkdir()
-        about = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-        (info / "METADATA").write_text(about)
-        offers = project["entry-points"].items()
-        points = [f"[{group}]\n{name} = {target}\n" for group, parts in offers for name, target in parts.items()]
-        (info / "entry_points.txt").write_text("".join(points))
+        modules.update(write_dist_info(package, site))
         for folder in (package, site):
             monkeypatch.syspath_prepend(str(folder))
         registry._plugins.cache_clear()

@@ -84,11 +84,26 @@ class Family(CheckpointFormat):
         except UserError as error:
             raise UserError(f"it cannot be said: {error}") from error
         check_said(spec, said)
-        return Export(config, self.names)
+        return Export(config if self._of_transformers() else {**config, "spec": spec.to_json()}, self.names)
 
     def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
-        found = grouped(windows(spec))
-        return dict.fromkeys(self.windowless, found)
+        """Of a family that transformers has not, no program knows more than the folder brings: transformers its code
+        (`auto_map`), lnlit-vllm its `spec`.
+        """
+        if self._of_transformers():
+            return dict.fromkeys(self.windowless, grouped(windows(spec)))
+        unknown = [f"it knows no model type {self.model_type!r}"]
+        found = dict.fromkeys(("vLLM", "mlx-lm", "llama.cpp"), unknown)
+        if "auto_map" not in self.export(spec).config:
+            found["transformers"] = unknown
+        if self.names:
+            found["vLLM with lnlit-vllm"] = ["it reads weights under Llama's names alone, and this folder has others"]
+        return found
+
+    def _of_transformers(self) -> bool:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        return self.model_type in CONFIG_MAPPING_NAMES
 
     def _spec(self, values: Mapping[str, Any], where: Path) -> ModelSpec:
         config = Config(values, where, self.defaults)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from dist_info import write_dist_info
 from smollm2_children import Changes, cut
 
 from lnlit import registry
@@ -37,6 +38,7 @@ from lnlit.testing.tiny import tiny_decoder, tiny_spec
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("LNLIT_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
 PLUGIN = ROOT / "plugins/lnlit-vllm"
+STRANGER = ROOT / "tests/lnlit-stranger"
 pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="vLLM's environment is absent; `make test` makes it"),
     pytest.mark.timeout(900),  # one process starts an engine per child
@@ -95,6 +97,7 @@ CHILDREN = {
     ),
     "Qwen3": child(BlockSpec(NORMED, ffn()), BlockSpec(NORMED, ffn()), tie_embeddings=True),
     "a plugin's FFN": child(LLAMA, BlockSpec(attention(1), PartSpec("geglu", {"intermediate_size": 40}))),
+    "a plugin's family": child(*[BlockSpec(PartSpec("normed", {"queries": 4, "keys": 2, "size": 32}), ffn())] * 2),
     "norms of heads, windows, missing rotation": child(
         BlockSpec(NORMED.replace(window=4), ffn()),
         BlockSpec(NOOP, ffn(40)),
@@ -117,25 +120,24 @@ CUT: Changes = {
 
 
 @pytest.fixture(scope="module")
-def geglu(tmp_path_factory) -> Iterator[str]:
-    """A plugin as `lnlit plugins new` writes it, known here, and as PYTHONPATH what has it installed elsewhere."""
+def plugins(tmp_path_factory) -> Iterator[str]:
+    """A plugin as `lnlit plugins new` writes it and one of attention and a family, known here; as PYTHONPATH what has
+    them installed elsewhere.
+    """
     site = tmp_path_factory.mktemp("site")
-    plugin = write_plugin("ffn", "geglu", site / "source")
-    (site / "lnlit_geglu-0.1.0.dist-info").mkdir()
-    (site / "lnlit_geglu-0.1.0.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: lnlit-geglu\nVersion: 0.1.0\n"
-    )
-    (site / "lnlit_geglu-0.1.0.dist-info/entry_points.txt").write_text("[lnlit.ffn]\ngeglu = lnlit_geglu:Geglu\n")
+    packages = [write_plugin("ffn", "geglu", site / "source"), STRANGER]
+    for package in packages:
+        write_dist_info(package, site)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(plugin))
-        from lnlit_geglu import Geglu  # pyright: ignore[reportMissingImports]
-
-        patch.setattr(registry, "_added", {("ffn", "geglu"): Geglu})
-        yield os.pathsep.join(map(str, (site, plugin, PLUGIN, ROOT)))
+        for folder in (*packages, site):
+            patch.syspath_prepend(str(folder))
+        registry._plugins.cache_clear()
+        yield os.pathsep.join(map(str, (site, *packages, PLUGIN, ROOT)))
+    registry._plugins.cache_clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folders(tmp_path_factory, geglu) -> dict[str, Path]:
+def folders(tmp_path_factory, plugins) -> dict[str, Path]:
     """Every child as a model folder."""
     out = tmp_path_factory.mktemp("children")
     made = {}
@@ -161,13 +163,13 @@ def generate_in_vllm(folders: dict[str, Path], scratch: Path, path: str, *, plug
 
 
 @pytest.fixture(scope="module")
-def with_plugin(folders, geglu, tmp_path_factory) -> dict[str, Any]:
-    return generate_in_vllm(folders, tmp_path_factory.mktemp("plugin"), geglu, plugin=True)
+def with_plugin(folders, plugins, tmp_path_factory) -> dict[str, Any]:
+    return generate_in_vllm(folders, tmp_path_factory.mktemp("plugin"), plugins, plugin=True)
 
 
 @pytest.fixture(scope="module")
-def without_plugin(folders, geglu, tmp_path_factory) -> dict[str, Any]:
-    return generate_in_vllm(folders, tmp_path_factory.mktemp("stock"), geglu, plugin=False)
+def without_plugin(folders, plugins, tmp_path_factory) -> dict[str, Any]:
+    return generate_in_vllm(folders, tmp_path_factory.mktemp("stock"), plugins, plugin=False)
 
 
 def load(folder: Path) -> Decoder:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from lnlit_vllm import MODEL_TYPE, OWN_MODEL_TYPE
+from lnlit_vllm import MODEL_TYPE, OWN_ARCHITECTURE, OWN_MODEL_TYPE
 
 _STUB_KEYS = ("no_op", "replace_with_linear")
 _HEAD_KEYS = ("n_heads_in_group", "num_key_value_heads")
@@ -81,7 +81,8 @@ class LnlitConfig(PretrainedConfig):
     """The configuration of a model with parts that only lnlit has. `spec` is lnlit's description of it, as in
     lnlit.json.
 
-    Raises `ValueError` if lnlit is not installed, and if no layer has attention, because vLLM serves no such model.
+    Raises `ValueError` if lnlit is not installed, if lnlit did not write the config.json, and if no layer has attention,
+    because vLLM serves no such model.
     """
 
     model_type = OWN_MODEL_TYPE
@@ -95,9 +96,11 @@ class LnlitConfig(PretrainedConfig):
     ) -> None:
         self.max_position_embeddings = max_position_embeddings  # the base class wants these two before the others
         self.rope_parameters = rope_parameters
-        super().__init__(**kwargs)
+        super().__init__(**kwargs | {"architectures": [OWN_ARCHITECTURE]})
         self.spec = spec
-        if spec is None:  # the class itself asks for one without arguments
+        if spec is None:
+            if "hidden_size" in kwargs:  # the class itself asks for one without arguments
+                raise ValueError("config.json has no `spec`. `lnlit import FOLDER OUT` writes a folder that is served.")
             return
         shapes = [
             _lnlit().attention_class(block.attention).kv_cache_shape(block.attention.args)
@@ -118,6 +121,23 @@ class LnlitConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, which vLLM hashes and logs."""
         return {key: value for key, value in super().to_dict().items() if key != "block_configs"}
+
+    def __reduce__(self) -> Any:
+        """Its class may be one that `config_class` made, which no module has by name."""
+        return _restored, (self.model_type, self.__dict__)
+
+
+def config_class(model_type: str) -> type[LnlitConfig]:
+    """`LnlitConfig` for the folders of a family. transformers gives a class without `__init__` one of its own."""
+    if model_type == OWN_MODEL_TYPE:
+        return LnlitConfig
+    return type("FamilyConfig", (LnlitConfig,), {"model_type": model_type, "__init__": LnlitConfig.__init__})
+
+
+def _restored(model_type: str, state: dict[str, Any]) -> LnlitConfig:
+    config = config_class(model_type)()
+    config.__dict__.update(state)
+    return config
 
 
 def _lnlit() -> Any:
