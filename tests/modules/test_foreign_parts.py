@@ -25,7 +25,7 @@ from lnlit.interfaces import AttentionLayer, apply_rope, pool_kv_heads
 from lnlit.models.build import build_decoder
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.lineage import child_spec
-from lnlit.models.parts import packed, short_name, stored
+from lnlit.models.parts import conversion, convert, packed, short_name, stored
 from lnlit.models.weights import canonical_weights
 from lnlit.modules.distill import Distill
 from lnlit.modules.optim import AdamW
@@ -150,6 +150,23 @@ def test_they_are_candidates_and_say_what_they_are_made_of():
         Candidates(ffn_stubs=("geglue",))
     with pytest.raises(UserError, match=r"candidates.ffn_stubs.args: 'geglu' needs 'intermediate_size'"):
         Candidates(ffn_stubs=("geglu",)).check(FOREIGN)
+
+
+def test_a_gated_ffn_is_made_of_any_other_with_the_same_matrices():
+    weights = {f"mlp.{name}_proj.weight": torch.randn(48, 32) for name in ("gate", "up")}
+    weights["mlp.down_proj.weight"] = torch.randn(32, 48)
+    made = convert("ffn", swiglu(48), geglu(48), weights)
+    assert made.keys() == weights.keys() and all(torch.equal(made[name], weights[name]) for name in made)
+    narrow = convert("ffn", swiglu(48, fused=True), geglu(16), weights, torch.arange(48.0))
+    assert torch.equal(narrow["mlp.up_proj.weight"], weights["mlp.up_proj.weight"][32:])
+    for wider in (geglu(64), geglu(48).replace(bias=True)):
+        assert conversion("ffn", swiglu(48), wider) is None
+
+
+def test_two_candidates_of_one_name_are_refused():
+    both = Candidates(ffn_stubs=(asdict(swiglu(48, fused=True)),))
+    with pytest.raises(UserError, match=r"ffn_stubs: swiglu_fused\(.*\) and swiglu\(.*\) are both called 'i48'"):
+        both.of("ffn", swiglu(48))
 
 
 def quiet(steps: int) -> L.Trainer:
