@@ -110,7 +110,7 @@ class Layer:
     @classmethod
     def short_name(cls, args: Args) -> str | None:
         """A short name for these arguments, such as "kv2", for tables and `lnlit search`. It must differ for different
-        arguments; lnlit puts a plugin's registry name before it. None stands for the registry name with all arguments."""
+        arguments; a plugin's registry name is put before it. None stands for the registry name with all arguments."""
         return None
 
     @classmethod

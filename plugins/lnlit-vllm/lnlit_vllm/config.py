@@ -81,8 +81,8 @@ class LnlitConfig(PretrainedConfig):
     """The configuration of a model with parts that only lnlit has. `spec` is lnlit's description of it, as in
     lnlit.json.
 
-    Raises `ValueError` if lnlit is not installed, if lnlit did not write the config.json, and if no layer has attention,
-    because vLLM serves no such model.
+    Raises `ValueError` if lnlit is not installed, if lnlit did not write the config.json, and if no layer has
+    attention, because vLLM serves no such model.
     """
 
     model_type = OWN_MODEL_TYPE
