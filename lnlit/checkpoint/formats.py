@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,13 @@ def _formats() -> tuple[dict[str, CheckpointFormat], list[UserError]]:
 
 @dataclass(frozen=True)
 class Written:
-    """How a folder says a spec. `refusals` are the reasons of the formats that were asked before and cannot."""
+    """How a folder says a spec. `refusals` are the reasons of the formats that were asked before and cannot, by model
+    type."""
 
     format: CheckpointFormat
     export: Export
     spec: ModelSpec
-    refusals: tuple[str, ...]
+    refusals: Mapping[str, str]
 
 
 def written(spec: ModelSpec, like: str = "") -> Written:
@@ -98,15 +100,16 @@ def written(spec: ModelSpec, like: str = "") -> Written:
     model it was made from), else the plainest. lnlit's own has words for every spec, and comes last.
     """
     formats, _ = _formats()
-    last, plain, refusals = registry.build("checkpoint", "lnlit"), spec_as_stored(spec), []
+    last, plain = registry.build("checkpoint", "lnlit"), spec_as_stored(spec)
+    refusals: dict[str, str] = {}
     others = [each for each in formats.values() if type(each) is not type(last)]
     for candidate in sorted(others, key=lambda each: each.model_type != (like or None)):
         try:
-            return Written(candidate, candidate.export(plain), plain, tuple(refusals))
+            return Written(candidate, candidate.export(plain), plain, refusals)
         except UserError as error:
             if candidate.model_type:
-                refusals.append(f"{candidate.model_type} cannot hold it: {error}")
-    return Written(last, last.export(plain), plain, tuple(refusals))
+                refusals[candidate.model_type] = f"{candidate.model_type} cannot hold it: {error}"
+    return Written(last, last.export(plain), plain, refusals)
 
 
 def spec_as_stored(spec: ModelSpec) -> ModelSpec:

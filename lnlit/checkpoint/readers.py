@@ -43,11 +43,11 @@ def of_decilm(spec: ModelSpec, folder: Path | None) -> dict[str, list[str]]:
 
 
 def of_lnlit(spec: ModelSpec) -> dict[str, list[str]]:
-    """What keeps readers from a folder that only lnlit has words for: the reason of the format that was asked last,
-    which holds more than those before.
+    """What keeps readers from a folder that only lnlit has words for: the reason of `nemotron-nas`, which holds more
+    than any other format.
     """
-    reasons = written(spec).refusals[-1:]
-    return {reader: list(reasons) for reader in _RULES} | {
+    reason = written(spec).refusals["nemotron-nas"]
+    return {reader: [reason] for reader in _RULES} | {
         "vLLM with lnlit-vllm": grouped(_vllm_with_plugin(spec)),
     }
 

@@ -11,13 +11,16 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lnlit.checkpoint.formats import open_checkpoint, read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.readers import obstacles
 from lnlit.files import read_json, write_json
 from lnlit.models.build import build_decoder
+from lnlit.specs import BlockSpec
 from lnlit.testing import contracts
-from lnlit.testing.tiny import save_tokenizer
+from lnlit.testing.tiny import attention, save_tokenizer, swiglu, tiny_spec
 
 PACKAGE = Path(__file__).parents[1] / "lnlit-stranger"
 FILE = PACKAGE / "lnlit_stranger.py"
+NORMED = attention().replace(qk_norm=True)
 ARGS = {"queries": 4, "keys": 2, "size": 8}
 
 
@@ -69,3 +72,10 @@ def test_it_goes_all_the_way(installed, published, lnlit, config, tiny_model, tm
     assert taught.keys() == served.keys() and all(torch.equal(taught[name], served[name]) for name in taught)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "served", trust_remote_code=True)
     assert type(model).__name__ == "StrangerForCausalLM" and computes_the_same(tmp_path / "served", model)
+
+
+def test_what_keeps_others_from_a_mixture_is_told_as_without_it(installed):
+    mixture = tiny_spec().replace(layers=(BlockSpec(attention(), swiglu()), BlockSpec(NORMED, swiglu())))
+    alone = obstacles(mixture)
+    installed(PACKAGE)
+    assert alone["transformers"][0].startswith("nemotron-nas cannot hold it: ") and obstacles(mixture) == alone
