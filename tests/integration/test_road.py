@@ -14,22 +14,31 @@ from lnlit.cli.new_plugin import write_plugin
 from lnlit.testing.tiny import save_tokenizer
 
 
-@pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk.name)
-def test_from_a_published_model_to_the_same_tokens(walk: Walk, installed, tmp_path, monkeypatch, remote_code_cache):
+@pytest.fixture(params=WALKS, ids=lambda walk: walk.name)
+def walk(request, installed, tmp_path, monkeypatch, remote_code_cache) -> Walk:
+    """A walk whose model is published, in the working directory."""
     for package in (STRANGER, write_plugin("ffn", "geglu", tmp_path / "lnlit-geglu")):
         installed(package)
     save_tokenizer(tmp_path / "words")
-    publish(walk.family, str(tmp_path / "words"), str(tmp_path / "published"), walk.model_type)
+    publish(request.param.family, str(tmp_path / "words"), str(tmp_path / "published"), request.param.model_type)
     monkeypatch.chdir(tmp_path)
+    return request.param
 
-    def lnlit(words: list[str]) -> None:
-        assert main(words) == 0, words
 
+def lnlit(words: list[str]) -> None:
+    assert main(words) == 0, words
+
+
+@pytest.mark.timeout(900)  # all stages of the pipeline
+def test_from_a_published_model_to_the_same_tokens(walk, tmp_path):
+    # A child that transformers cannot run is compared by `make road`, with vLLM: here its way ends with its weights.
+    whole = "transformers" in walk.readers
     for stage, told in walked(walk, tmp_path, lnlit):
         print(f"{stage}: {told}")
+        if stage == "3b_realize" and not whole:
+            return
     words = Tokenizer.from_file("served/tokenizer.json")
     request = {"prompts": [words.encode(prompt).ids for prompt in PROMPTS], "new_tokens": NEW_TOKENS}
     ours = greedy("served", request)["tokens"]
     assert [len(tokens) for tokens in ours] == [NEW_TOKENS] * len(PROMPTS)
-    if "transformers" in walk.readers:
-        assert greedy_in_transformers("served", request)["tokens"] == ours
+    assert greedy_in_transformers("served", request)["tokens"] == ours
