@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,8 +26,8 @@ def main(argv: list[str]) -> int:
         _say(chat, arguments.prompt)
         return 0
     print("An empty line ends the chat.", file=sys.stderr)
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  what is no text is told, line by line
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is told, line by line
     while text := _read():
         try:
             check_text(text)

@@ -69,11 +69,11 @@ def main(argv: list[str]) -> int:
         if stage is not None:
             stage.send_signal(_passed_on(number))
 
-    def watch() -> None:
+    def watch(pid: int) -> None:
         while os.read(pipe, 1):
             pass
         alone.set()
-        _kill(stage.pid)  # type: ignore[union-attr]
+        _kill(pid)
 
     _prctl(_ADOPT_ORPHANS, 1)
     with _handling(forward, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         stage = subprocess.Popen(command, process_group=0, preexec_fn=lambda: _die_with(own))
         for number in early:
             stage.send_signal(_passed_on(number))
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=(stage.pid,), daemon=True).start()
         code = stage.wait()
         _end_the_rest(stage.pid, 0.0 if alone.is_set() else _GRACE_S, alone)
     return code if code >= 0 else 128 - code

@@ -40,6 +40,8 @@ class _Parser(StrictParser, LightningArgumentParser):
 class LitCLI(LightningCLI):
     """One command with its parser, trainer, model and data; running it is part of constructing it, as in Lightning."""
 
+    trainer: Any  # a Trainer: half of its attributes are set by its connectors, where no checker sees them
+
     def __init__(self, command: str, arguments: list[str], written: Written) -> None:
         self._command, self._written = command, written
         super().__init__(
@@ -56,7 +58,7 @@ class LitCLI(LightningCLI):
             auto_configure_optimizers=False,  # a training method owns its optimizer
         )
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+    def subcommands(self) -> dict[str, set[str]]:
         """Only the command that runs: building the parsers of the other three takes time."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 
@@ -111,8 +113,8 @@ class LitCLI(LightningCLI):
         if path := self.config[self._command].ckpt_path:
             check_training_checkpoint(Path(path))
             check_run_state(Path(path))
-        checkpoints = any(isinstance(c, lnlit.callbacks.Checkpoint) for c in self.trainer.callbacks)  # type: ignore
-        if checkpoints and self.config[self._command].ckpt_path is None and not self.trainer.fast_dev_run:  # type: ignore
+        checkpoints = any(isinstance(c, lnlit.callbacks.Checkpoint) for c in self.trainer.callbacks)
+        if checkpoints and self.config[self._command].ckpt_path is None and not self.trainer.fast_dev_run:
             check_unused(self.trainer.default_root_dir)
         complete = self.complete()
         for logger in self.trainer.loggers:
@@ -120,10 +122,10 @@ class LitCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say what to do with a model that was trained to its end."""
-        finished = stopped_by(self.trainer) is None and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        finished = stopped_by(self.trainer) is None and not self.trainer.fast_dev_run
         if not (self.trainer.is_global_zero and finished) or chat_folder(self.datamodule) is None:
             return
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Any] = self.trainer.callbacks
         written = [callback.out for callback in callbacks if isinstance(callback, lnlit.callbacks.ExportModel)]
         saved = list_checkpoints(checkpoint_folder(self.trainer.default_root_dir))
         if written:
@@ -217,7 +219,7 @@ def _exit_code(cli: LitCLI) -> int:
     if received is None:
         return 0
     if cli.trainer.is_global_zero:
-        saved = any(isinstance(callback, Checkpoint) for callback in cli.trainer.callbacks)  # type: ignore[attr-defined]
+        saved = any(isinstance(callback, Checkpoint) for callback in cli.trainer.callbacks)
         advice = "; go on with --ckpt_path last" if saved else ", nothing saved: enable_checkpointing is false"
         print(f"stopped by {signal.Signals(received).name}{advice}", file=sys.stderr)
     return 128 + received

@@ -44,8 +44,8 @@ def snapshot(root: Path) -> dict[str, str]:
     return found
 
 
-def attempt(seed: int, world: Path, report, shown: bool) -> None:
-    """One try, in a process of its own: (words, mistakes, outcome, what it said)."""
+def attempt(seed: int, world: Path, report, shown: bool, right: list[str] | None = None) -> None:
+    """One try, in a process of its own: (words, mistakes, outcome, what it said). `right`: a line without mistakes."""
     os.setsid()
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,7 +53,7 @@ def attempt(seed: int, world: Path, report, shown: bool) -> None:
         shutil.copytree(world, root, symlinks=True)
         os.chdir(root)
         words = rng.choices([line for line, _ in COMMANDS], [weight for _, weight in COMMANDS])[0]
-        words, mistakes = mutate(rng, words, root)
+        words, mistakes = mutate(rng, words, root) if right is None else (right, "none")
         before = snapshot(root)
         from lnlit.cli.main import main
 
@@ -83,9 +83,9 @@ def attempt(seed: int, world: Path, report, shown: bool) -> None:
         report.put((words, mistakes, outcome, said[-1500:]))
 
 
-def one(context, seed: int, world: Path, time_limit_s: float, shown: bool = False):
+def one(context, seed: int, world: Path, time_limit_s: float, shown: bool = False, right: list[str] | None = None):
     queue = context.SimpleQueue()
-    process = context.Process(target=attempt, args=(seed, world, queue, shown))
+    process = context.Process(target=attempt, args=(seed, world, queue, shown, right))
     process.start()
     begun = time.monotonic()
     while process.is_alive() and time.monotonic() - begun < time_limit_s and queue.empty():
@@ -105,6 +105,11 @@ def fuzz(tries: int, first: int, world: Path, time_limit_s: float) -> tuple[Coun
     context = multiprocessing.get_context("fork")
     outcomes: Counter[str] = Counter()
     faults = []
+    for line, _ in COMMANDS:  # what is refused without a mistake would be refused with any
+        found = one(context, 0, world, 600.0, right=line)
+        if found[2] != "exit 0":
+            faults.append((-1, found))
+            print(f"without a mistake: lnlit {' '.join(line)}\n  {found[2]}\n  {found[3][-500:]}", flush=True)
     for seed in range(first, first + tries):
         found = one(context, seed, world, time_limit_s)
         kind = found[2] if found[2].startswith(("exit", "over")) else "FAULT"

@@ -100,8 +100,8 @@ out: new/annotated.jsonl
     "reference.yaml": """
 stage: reference
 model: model
-source: {class_path: jsonl, init_args: {paths: pairs.jsonl}}
-sequence_length: 64
+data: {class_path: preference, init_args: {source: {class_path: jsonl, init_args: {paths: pairs.jsonl}}}}
+batch_tokens: 64
 out: new/reference.jsonl
 """,
     "curriculum.yaml": """
