@@ -55,6 +55,7 @@ from lnlit.interfaces import RewardRequest as RewardRequest
 from lnlit.interfaces import RewardResult as RewardResult
 from lnlit.interfaces import RewardTable as RewardTable
 from lnlit.interfaces import Source as Source
+from lnlit.interfaces import Workload as Workload
 from lnlit.models.lora import LoRA as LoRA
 from lnlit.modules.block_distill import BlockDistill as BlockDistill
 from lnlit.modules.distill import Distill as Distill
@@ -86,14 +87,18 @@ from lnlit.rl.metrics import describe as describe
 from lnlit.rollout.native import NativeEngine as NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum as GaussianCurriculum
 from lnlit.sampling.order import Uniform as Uniform
-from lnlit.search.candidates import Candidates as Candidates
 from lnlit.search.costs import CostTable as CostTable
 from lnlit.search.library import Library as Library
+from lnlit.search.space import Candidates as Candidates
+from lnlit.search.targets import Deployment as Deployment
+from lnlit.search.targets import Rules as Rules
+from lnlit.search.targets import Solutions as Solutions
 from lnlit.search.targets import Sweep as Sweep
 from lnlit.search.targets import Target as Target
 from lnlit.specs import BlockSpec as BlockSpec
 from lnlit.specs import ModelSpec as ModelSpec
 from lnlit.specs import PartSpec as PartSpec
+from lnlit.stages.annotate import Sampling as Sampling
 from lnlit.stages.annotate import annotate as rollout_annotate
 from lnlit.stages.curriculum import curriculum as rollout_curriculum
 from lnlit.stages.fuse import fuse as search_fuse

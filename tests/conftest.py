@@ -44,7 +44,7 @@ def built_library(tiny_parent: Path, documents: str, tmp_path_factory: pytest.Te
     """The parent's library: kv1, linear, noop; i32, i16, linear, noop in each layer."""
     from lnlit.data.sources import TextFileSource
     from lnlit.data.text import TextSample
-    from lnlit.search.candidates import Candidates
+    from lnlit.search.space import Candidates
     from lnlit.stages.library import build_library
 
     sample = TextSample(TextFileSource(documents), rows=4, length=64)

@@ -193,6 +193,17 @@ def test_a_constructor_has_ten_arguments_at_most():
     assert {name for name, count in counted.items() if count > 10} == LONG_CONSTRUCTORS.keys()
 
 
+def test_a_stage_has_ten_arguments_at_most():
+    counted = {
+        node.name: len([*node.args.args, *node.args.kwonlyargs])
+        for path in SOURCES
+        if part_of(path) == "stages"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert counted["solve"] == counted["annotate"] == 10 and max(counted.values()) == 10
+
+
 #: All that GRPO is, from the method to the gradient: what is sampled, compared and learned from, and how.
 GRPO = [
     "modules/grpo", "modules/policy", "rl/grpo", "rl/algorithm", "rl/collector", "interfaces/algorithm",

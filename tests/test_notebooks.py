@@ -15,7 +15,8 @@ from nbclient import NotebookClient
 
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text import TextSample
-from lnlit.search.candidates import Candidates
+from lnlit.interfaces import Workload
+from lnlit.search.space import Candidates
 from lnlit.specs import BlockSpec
 from lnlit.stages.library import build_library
 from lnlit.stages.measure import measure
@@ -37,7 +38,7 @@ def runs(tmp_path_factory) -> Path:
     build_library(model, sample, str(folder / "library"), Candidates(width_multiple=8))
     score(model, str(folder / "library"), sample, str(folder / "scores.jsonl"), dtype="float32")
     out = str(folder / "costs.json")
-    measure(str(folder / "library"), [1], [8], [4], out, dtype="float32", rounds=1, samples=1)
+    measure(str(folder / "library"), [Workload(1, 8, 4)], out, dtype="float32", rounds=1, samples=1)
     return folder
 
 

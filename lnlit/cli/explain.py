@@ -33,8 +33,23 @@ _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 _folders: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
 
 
-#: Settings that have another name or place than they had, by class: former name -> name.
+_WORKLOADS = "workloads: [{batch_size: ..., prompt_tokens: ..., new_tokens: ...}]"
+#: Settings that have another name or place than they had, by class or stage: former name -> name.
 _NOW_CALLED = {
+    "solve": {
+        **{key: f"deployment.{key}" for key in ("costs", "targets", "workloads", "corrected_by")},
+        "allow_other_hardware": "deployment.allow_other_hardware",
+        "parts": "rules, with its attention and ffn",
+        **{key: f"rules.{key}" for key in ("counts", "forbidden", "first_attention")},
+        "num_solutions": "solutions.number",
+        "max_overlap": "solutions.max_overlap",
+        "generated_only": "deployment.targets, with the cost output_throughput in the place of throughput",
+    },
+    "measure": dict.fromkeys(("batch_size", "prompt_tokens", "new_tokens"), _WORKLOADS),
+    "annotate": {
+        "samples": "sampling.samples_per_prompt",
+        **{key: f"sampling.{key}" for key in ("max_new_tokens", "temperature", "seed")},
+    },
     "Experience": {
         "prompts_per_rollout": "rollout.prompts_per_rollout",
         "samples_per_prompt": "rollout.samples_per_prompt",
@@ -47,7 +62,7 @@ _NOW_CALLED = {
         "proof": "logprob_check.samples",
         "max_logprob_difference": "logprob_check.max_difference",
         "mean_logprob_difference": "logprob_check.mean_difference",
-    }
+    },
 }
 
 
@@ -59,10 +74,14 @@ class _Problem(Exception):
         self.at = place if at is None else (*place, at)
 
 
-def explain(parser: ArgumentParser, written: Written, reason: str) -> str:
-    """One line for what `parser` refused in `written`; `reason` is jsonargparse's text, for want of a better one."""
+def explain(parser: ArgumentParser, written: Written, reason: str, stage: Any = None) -> str:
+    """One line for what `parser` refused in `written`, the arguments of `stage` where it is one; `reason` is
+    jsonargparse's text, for want of a better one.
+    """
     folders = _folders.set(written.folders)
     try:
+        if stage is not None:
+            _check_moved(stage, written.tree, ())
         _check_group(parser, written.tree, ())
     except _Problem as problem:
         return f"{written.where(problem.at)}{_dotted(problem.place)}: {problem.text}"

@@ -67,7 +67,7 @@ class StageCommand:
         try:
             return stage, parser, parser.parse_args(options)
         except ArgumentError as error:
-            raise UserError(explain(parser, written, str(error))) from error
+            raise UserError(explain(parser, written, str(error), stage)) from error
 
     def _help(self) -> str:
         width = max(map(len, self.stages))

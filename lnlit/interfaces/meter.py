@@ -20,6 +20,10 @@ class Workload:
     prompt_tokens: Whole
     new_tokens: Whole
 
+    def __str__(self) -> str:
+        """Requests x prompt + new tokens, as "64x512+128"."""
+        return f"{self.batch_size}x{self.prompt_tokens}+{self.new_tokens}"
+
 
 @dataclass(frozen=True)
 class Latency:

@@ -35,8 +35,10 @@ from lnlit.modules.lit_model import check_run, planned_steps
 from lnlit.modules.micro_batches import documents_in_rows, real_tokens, split_rows
 from lnlit.modules.optim import AdamW
 from lnlit.objectives.block_error import squared_difference, sum_of_squares
+from lnlit.search.choice import At
 from lnlit.search.library import Library, LibraryWriter
-from lnlit.search.trainee import Place, Trainee, parameters, parent_steps, places, trained_layer
+from lnlit.search.train import Trainee, parameters, trainable, trained_layer
+from lnlit.search.walk import parent_steps
 
 _STATE = "block_distill"
 #: The paper states no optimizer. These are the defaults of NVIDIA's first public code.
@@ -51,7 +53,7 @@ class _Run:
     calibration: Tensor
     writer: LibraryWriter
     parent: Decoder
-    places: list[Place]
+    candidates: list[At]
     groups: list[list[int]]
 
 
@@ -59,7 +61,7 @@ class BlockDistill(L.LightningModule):
     """Trains a block library's candidates and writes them as a new library.
 
     The normalised error of each candidate, `MSE(its block, parent's block) / MSE(parent's block, 0)`, is its loss. By
-    default attention and FFN candidates train beside the parent's frozen other half (decoupled); pairs train both
+    default attention and FFN candidates train beside the parent's frozen other half (decoupled); blocks train both
     halves together (coupled).
 
     Args:
@@ -67,8 +69,8 @@ class BlockDistill(L.LightningModule):
         library: the block library to start from.
         out: folder of the trained library.
         optimizer: AdamW and its schedule.
-        only: which candidates to train, by names like "layer_03/attention/kv1", "layer_03/ffn/i768" and
-            "layer_03/pairs/kv1+i768", with * and ?.
+        only: which candidates to train, by places like "layer_03/attention/kv1", "layer_03/ffn/i768" and
+            "layer_03/block/kv1+i768", or by names like "kv1", with * and ?.
         layers_at_once: how many layers train together. Weights and optimizer states of these are in memory, 16 bytes a
             parameter. Each group of layers trains for one epoch, so `trainer.max_epochs` is the number of groups.
         gradient_clip: largest gradient norm of one candidate.
@@ -101,7 +103,7 @@ class BlockDistill(L.LightningModule):
         self.group, self.total_steps = 0, None
         self.trainees: list[Trainee] = []
         self.skipped = 0
-        self._val_sums: dict[Place, Tensor] = {}
+        self._val_sums: dict[At, Tensor] = {}
         self._resumed: dict[str, Any] | None = None
         # DDP refuses a module without trainable parameters. Candidates are none of its business: each has one owner.
         self._anchor = nn.Parameter(torch.zeros(()))
@@ -122,8 +124,8 @@ class BlockDistill(L.LightningModule):
         library.check_parent(origin(self.model), spec, fingerprint(self.model))
         check_run(trainer, spec, self.model)
         recipe = {"library": str(library.folder), "only": list(self.only), "optimizer": asdict(self.optimizer)}
-        writer, chosen = LibraryWriter(self.out, recipe), places(library, self.only)
-        layers = sorted({place.layer for place in chosen})
+        writer, chosen = LibraryWriter(self.out, recipe), trainable(library, self.only)
+        layers = sorted({at.layer for at in chosen})
         at_once = self.layers_at_once or len(layers)
         groups = [layers[first : first + at_once] for first in range(0, len(layers), at_once)]
         self._check_groups(groups, chosen)
@@ -131,7 +133,7 @@ class BlockDistill(L.LightningModule):
         parent = load_parent(self.model, self._where, dtype, self.attention_kernel)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
-    def _check_groups(self, groups: list[list[int]], chosen: list[Place]) -> None:
+    def _check_groups(self, groups: list[list[int]], chosen: list[At]) -> None:
         trainer: Any = self.trainer
         count = len(groups)
         fits = trainer.max_epochs == count and trainer.max_steps == -1
@@ -143,7 +145,7 @@ class BlockDistill(L.LightningModule):
                 "shorten the epochs."
             )
         for group in groups:
-            if (size := sum(place.layer in group for place in chosen)) < trainer.world_size:
+            if (size := sum(at.layer in group for at in chosen)) < trainer.world_size:
                 raise UserError(
                     f"only, layers_at_once: layers {group[0]} to {group[-1]} have {size} candidates to train together, "
                     f"fewer than the {trainer.world_size} ranks, of which each needs one. Train more layers at once, "
@@ -159,11 +161,11 @@ class BlockDistill(L.LightningModule):
         run = self._run
         if self.total_steps is None:
             self.total_steps = planned_steps(self.trainer, self.optimizer)
-        mine = [place for place, rank in self._owners().items() if rank == self.trainer.global_rank]
+        mine = [at for at, rank in self._owners().items() if rank == self.trainer.global_rank]
         self.trainees = [
             Trainee(run.library, at, weights, self._where) for at, weights in parent_weights(self.model, sorted(mine))
         ]
-        count = sum(parameters(run.library, place) for place in self._owners())
+        count = sum(parameters(run.library, at) for at in self._owners())
         rank_zero_info(
             f"layers {self._layers[0]} to {self._layers[-1]}: {len(self._owners())} candidates with {count:,} "
             "parameters learn together"
@@ -171,18 +173,18 @@ class BlockDistill(L.LightningModule):
         optimizer = self.optimizer.build(p for trainee in self.trainees for p in trainee.block.parameters())
         if self._resumed is not None:
             for trainee in self.trainees:
-                _restore(trainee, optimizer, self._resumed[str(trainee.place)])
+                _restore(trainee, optimizer, self._resumed[str(trainee.at)])
             self._resumed = None
         return optimizer
 
-    def _owners(self) -> dict[Place, int]:
+    def _owners(self) -> dict[At, int]:
         """The rank of each candidate of the current group: the largest first, each to the rank with the least."""
         run = self._run
-        sizes = {place: parameters(run.library, place) for place in run.places if place.layer in self._layers}
+        sizes = {at: parameters(run.library, at) for at in run.candidates if at.layer in self._layers}
         loads, owners = [0] * self.trainer.world_size, {}
-        for place in sorted(sizes, key=lambda place: (-sizes[place], place)):
-            owners[place] = loads.index(min(loads))
-            loads[owners[place]] += sizes[place]
+        for at in sorted(sizes, key=lambda at: (-sizes[at], at)):
+            owners[at] = loads.index(min(loads))
+            loads[owners[at]] += sizes[at]
         return owners
 
     @property
@@ -219,7 +221,7 @@ class BlockDistill(L.LightningModule):
                 (difference / square).backward()
                 loss += difference.detach() / square
             self._clip(trainee)
-            losses[str(trainee.place)] = loss
+            losses[str(trainee.at)] = loss
         optimizer.step()
         optimizer.zero_grad()
         self._log(losses)
@@ -233,10 +235,10 @@ class BlockDistill(L.LightningModule):
             slice(None) if real_BT.all() else real_BT for real_BT in map(real_tokens, batches)
         ]  # mostly no padding
         for layer, steps in parent_steps(self._run.parent, batches, self._layers):
-            wanted = [at.out_BTD[real_BT] for at, real_BT in zip(steps, masks, strict=True)]
+            wanted = [step.out_BTD[real_BT] for step, real_BT in zip(steps, masks, strict=True)]
             square = sum_of_squares(wanted)
-            for trainee in (trainee for trainee in self.trainees if trainee.place.layer == layer):
-                outputs = (trainee.output(at)[real_BT] for at, real_BT in zip(steps, masks, strict=True))
+            for trainee in (trainee for trainee in self.trainees if trainee.at.layer == layer):
+                outputs = (trainee.output(step)[real_BT] for step, real_BT in zip(steps, masks, strict=True))
                 yield trainee, square, map(squared_difference, outputs, wanted)
                 torch.clear_autocast_cache()  # or bf16 copies of all candidates pile up until the step ends
 
@@ -263,11 +265,11 @@ class BlockDistill(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         errors, self._val_sums = _block_errors(self._val_sums), {}
         self.log("val/loss", sum(errors.values()) / len(errors), prog_bar=True)
-        self.log_dict({f"bld_val/{place}": error for place, error in errors.items()})
+        self.log_dict({f"bld_val/{at}": error for at, error in errors.items()})
 
-    def _tally(self, sums: dict[Place, Tensor], batch: TokenBatch) -> None:
+    def _tally(self, sums: dict[At, Tensor], batch: TokenBatch) -> None:
         for trainee, square, differences in self._errors(batch):
-            sums[trainee.place] = sums.get(trainee.place, 0) + torch.stack([torch.stack([*differences]).sum(), square])
+            sums[trainee.at] = sums.get(trainee.at, 0) + torch.stack([torch.stack([*differences]).sum(), square])
 
     # the trained library
 
@@ -298,15 +300,15 @@ class BlockDistill(L.LightningModule):
         """Measure the group's candidates on the library's calibration tokens, as their initial errors were, and write
         its layers.
         """
-        sums: dict[Place, Tensor] = {}
+        sums: dict[At, Tensor] = {}
         with self.trainer.precision_plugin.val_step_context():
             for batch in documents_in_rows(self._run.calibration.to(self._where), self.batch_tokens):
                 self._tally(sums, batch)
-        errors, by_place = _block_errors(sums), {trainee.place: trainee for trainee in self.trainees}
+        errors, by_at = _block_errors(sums), {trainee.at: trainee for trainee in self.trainees}
         for layer in self._layers:
-            owners = {place: rank for place, rank in self._owners().items() if place.layer == layer}
-            weights = streamed(owners, lambda place: _on_cpu(by_place[place].weights()))
-            trained = {place: (tensors, errors[place]) for place, tensors in weights}
+            owners = {at: rank for at, rank in self._owners().items() if at.layer == layer}
+            weights = streamed(owners, lambda at: _on_cpu(by_at[at].weights()))
+            trained = {at: (tensors, errors[at]) for at, tensors in weights}
             if self.trainer.is_global_zero:
                 self._run.writer.write(layer, *trained_layer(self._run.library, layer, trained))
         self.trainees = []
@@ -329,15 +331,15 @@ class BlockDistill(L.LightningModule):
         has those of all ranks.
         """
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        by_place = {trainee.place: trainee for trainee in self.trainees}
-        states = dict(streamed(self._owners(), lambda place: _state(by_place[place], optimizer)))
+        by_at = {trainee.at: trainee for trainee in self.trainees}
+        states = dict(streamed(self._owners(), lambda at: _state(by_at[at], optimizer)))
         checkpoint["optimizer_states"] = []  # Lightning's knows rank 0 only
         checkpoint[_STATE] = {
             "group": self.group,
             "total_steps": self.total_steps,
             "length": [self.trainer.max_steps, self.trainer.max_epochs],
             "skipped": self.skipped,
-            "trainees": {str(place): state for place, state in states.items()},
+            "trainees": {str(at): state for at, state in states.items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -345,7 +347,7 @@ class BlockDistill(L.LightningModule):
         if saved is None:
             raise UserError("ckpt_path: this is no checkpoint of BlockDistill.")
         self.group, self.total_steps, self.skipped = saved["group"], saved["total_steps"], saved["skipped"]
-        if self.group >= len(run.groups) or saved["trainees"].keys() != {str(place) for place in self._owners()}:
+        if self.group >= len(run.groups) or saved["trainees"].keys() != {str(at) for at in self._owners()}:
             raise UserError("ckpt_path: the checkpoint trains other candidates; keep library, only and layers_at_once.")
         if missing := [layer for group in run.groups[: self.group] for layer in group if not run.writer.has(layer)]:
             raise UserError(f"out: {run.writer.folder} lacks layer {missing[0]}, which was trained before; start anew.")
@@ -362,9 +364,9 @@ class BlockDistill(L.LightningModule):
         return self.trainer.world_size
 
 
-def _block_errors(sums: dict[Place, Tensor]) -> dict[Place, float]:
+def _block_errors(sums: dict[At, Tensor]) -> dict[At, float]:
     """Block errors of all ranks' candidates from their summed squares."""
-    return merged({place: float(difference / square) for place, (difference, square) in sums.items()})
+    return merged({at: float(difference / square) for at, (difference, square) in sums.items()})
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
 from lnlit.checkpoint.load import by_layer, frozen_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.ranks import is_distributed
-from lnlit.search.trainee import Place
+from lnlit.search.choice import At
 
 
 def load_parent(model: str, device: torch.device, dtype: torch.dtype, attention_kernel: str) -> Decoder:
@@ -24,17 +24,17 @@ def load_parent(model: str, device: torch.device, dtype: torch.dtype, attention_
     return frozen_decoder(model, device, dtype, mesh=mesh, attention_kernel=attention_kernel)
 
 
-def parent_weights(model: str, places: Sequence[Place]) -> Iterator[tuple[Place, Mapping[str, Tensor]]]:
-    """Each of the sorted places with the parent's weights of its layer, one layer in memory at a time.
+def parent_weights(model: str, candidates: Sequence[At]) -> Iterator[tuple[At, Mapping[str, Tensor]]]:
+    """Each of the sorted candidates with the parent's weights of its layer, one layer in memory at a time.
 
-    In the checkpoint's dtype: the parent that runs may be rounded. Nothing is read, and weights are {}, unless a pair
-    is among the places: other candidates do not start from the parent.
+    In the checkpoint's dtype: the parent that runs may be rounded. Nothing is read, and weights are {}, unless a block
+    is among them: other candidates do not start from the parent.
     """
-    if not any(place.slot == "pairs" for place in places):
-        yield from ((place, {}) for place in places)
+    if not any(at.slot == "block" for at in candidates):
+        yield from ((at, {}) for at in candidates)
         return
     source = resolve(model)
     groups = by_layer(read_spec(model), open_checkpoint(source).weights(source))
     next(groups)  # the embedding
-    for layer, weights in zip(range(places[-1].layer + 1), groups, strict=False):
-        yield from ((place, weights) for place in places if place.layer == layer)
+    for layer, weights in zip(range(candidates[-1].layer + 1), groups, strict=False):
+        yield from ((at, weights) for at in candidates if at.layer == layer)

@@ -19,7 +19,8 @@ from lnlit.interfaces.problem import Choice, Problem
 from lnlit.interfaces.solver import Solution, SolverResult
 from lnlit.report.charts import Frontier, Limit, Measured, Point, cost_label
 from lnlit.report.maps import Strip
-from lnlit.search.library import Library, pair_name
+from lnlit.search.choice import SLOTS
+from lnlit.search.library import Library
 
 #: Titles of the baselines for readers.
 _TITLES = {"greedy": "Puzzle's greedy", "ratio_greedy": "greedy by ratio"}
@@ -111,10 +112,13 @@ class Search:
             return rows, f"share of the dearest candidate's {cost_label(cost).partition(',')[0]}"
         rows = []
         for child in children:
-            halves = [name.partition("+")[::2] for name in child.choice]
-            for at, (slot, label) in enumerate((("attention", "attention"), ("ffn", "FFN"))):
-                names = [half[at] for half in halves]
-                shares = [_parameter_share(getattr(library.layers[i], slot), name) for i, name in enumerate(names)]
+            halves = library.choices(child.choice)
+            for slot, label in zip(SLOTS, ("attention", "FFN"), strict=True):
+                names = [getattr(half, slot) for half in halves]
+                shares = [
+                    _parameter_share(getattr(layer, slot), name)
+                    for layer, name in zip(library.layers, names, strict=True)
+                ]
                 rows.append(Strip(child.title, label, names, shares))
         return rows, "share of the parent's parameters"
 
@@ -158,7 +162,7 @@ def _parent(problem: Problem, library: Library | None) -> Child | None:
     unknown."""
     names: list[str] = []
     for index, layer in enumerate(problem.layers):
-        own = pair_name(*library.parent_names(index)) if library else None
+        own = str(library.layers[index].parent) if library else None
         found = [choice.name for choice in layer if (choice.score == 0 if own is None else choice.name == own)]
         if len(found) != 1:
             return None
@@ -180,8 +184,8 @@ def _baseline(name: str, data: Mapping[str, Any], where: str) -> list[Child]:
 def _sweep(
     rows: Sequence[Mapping[str, Any]], solver: str, name: str, parent: Child | None, problem: Problem
 ) -> Frontier | None:
-    """One series of points per solver, from rows of `lnlit.search.frontier`. Infeasible limits have no point. If
-    several workloads have costs of their own, the limit itself stands for the cost."""
+    """One series of points per solver, from rows of `lnlit.search.targets.frontier`. Infeasible limits have no
+    point. If several workloads have costs of their own, the limit itself stands for the cost."""
     series: dict[str, list[Point]] = {}
     for row in rows:
         if row["score"] is not None:

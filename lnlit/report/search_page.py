@@ -12,6 +12,7 @@ from lnlit.report.pages import Table, render
 from lnlit.report.picture import Picture
 from lnlit.report.search import Child, Search
 from lnlit.report.theme import plain
+from lnlit.search.choice import Choice
 from lnlit.search.library import Library
 from lnlit.specs import NOOP
 
@@ -160,11 +161,12 @@ def _changes(search: Search, child: Child) -> Iterator[str]:
     parent = search.parent.choice
     same = sum(mine == theirs for mine, theirs in zip(child.choice, parent, strict=True))
     yield f"{same} of {len(child.choice)} layers are the parent's own."
-    if not all("+" in name for name in (*child.choice, *parent)):
+    halves = [[half for name in names if (half := Choice.guess(name))] for names in (child.choice, parent)]
+    if not all(len(found) == len(parent) for found in halves):
         return
     ends = {"removed": -1, "unchanged": 1}
     for at, slot in enumerate(("Attention", "FFN")):
-        mine, own = ([name.partition("+")[::2][at] for name in names] for names in (child.choice, parent))
+        mine, own = ([half[at] for half in found] for found in halves)
         changes = sorted(Counter(map(_change, mine, own)).items(), key=lambda change: ends.get(change[0], 0))
         yield f"{slot}: {', '.join(f'{change} in {_layer_count(n)}' for change, n in changes)}."
 

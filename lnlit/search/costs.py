@@ -6,11 +6,10 @@ sum of its parts. Memory follows Puzzle (arXiv 2411.19146), section 4.1.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from lnlit.interfaces import Workload
 from lnlit.models.build import build_decoder, check_spec, parameter_count
 from lnlit.models.parts import kv_elements
 from lnlit.schema import NotNegative, Whole, read
+from lnlit.search.choice import Half, alone
 from lnlit.search.hardware import Hardware
-from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 FORMAT = 1
 MIB = 2**20
@@ -53,29 +53,35 @@ class Cost:
     timing: Timing | None = None
 
 
-@dataclass(frozen=True)
-class CostTable:
-    """Costs of the variants of one parent, in one dtype, with one engine, on one machine.
-
-    `rounds` x `samples` times were taken of every model; `layers` is the depth of the models that were timed. `notes`
-    says what a reader should know about the figures, such as estimates below zero that were set to zero.
-    """
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """How a table was measured, and what of a model like the parent must be the same for it to hold."""
 
     engine: str
     dtype: str
     hardware: Hardware
-    rounds: int
-    samples: int
-    layers: int
+    rounds: Whole
+    samples: Whole
+    layers: Whole
     workloads: tuple[Workload, ...]
-    hidden_size: int
-    vocab_size: int
+    hidden_size: Whole
+    vocab_size: Whole
     tie_embeddings: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable(_About):
+    """Costs of the variants of one parent, in one dtype, with one engine, on one machine.
+
+    `rounds` x `samples` times were taken of every model; `layers` is the depth of the models that were timed. `notes`
+    says what a reader should know about the figures, such as estimates below zero that were set to zero. `library` has
+    "folder" and "sha256" of the block library whose parts these are, where there was one.
+    """
+
     base_cost: Cost
     attention: Mapping[PartSpec, Cost]
     ffn: Mapping[PartSpec, Cost]
-    notes: tuple[str, ...] = ()
-    #: "folder" and "sha256" of the block library whose parts these are, where there was one.
     library: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -92,21 +98,14 @@ class CostTable:
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "engine": self.engine,
-            "dtype": self.dtype,
+            **{each.name: getattr(self, each.name) for each in fields(_About)},
             "hardware": self.hardware.to_json(),
-            "rounds": self.rounds,
-            "samples": self.samples,
-            "layers": self.layers,
-            "workloads": [dataclasses.asdict(workload) for workload in self.workloads],
-            "hidden_size": self.hidden_size,
-            "vocab_size": self.vocab_size,
-            "tie_embeddings": self.tie_embeddings,
+            "workloads": [asdict(workload) for workload in self.workloads],
             "notes": list(self.notes),
             **({"library": dict(self.library)} if self.library else {}),
             "base": _cost_json(self.base_cost),
-            "attention": {str(part): {"part": _part_json(part), **_cost_json(c)} for part, c in self.attention.items()},
-            "ffn": {str(part): {"part": _part_json(part), **_cost_json(c)} for part, c in self.ffn.items()},
+            "attention": {str(part): {"part": asdict(part), **_cost_json(c)} for part, c in self.attention.items()},
+            "ffn": {str(part): {"part": asdict(part), **_cost_json(c)} for part, c in self.ffn.items()},
         }
 
     @property
@@ -130,8 +129,10 @@ class CostTable:
         if self.base_cost.timing is None:
             raise UserError("the cost table has no times (it was made without timing). Measure with timing.")
         if workload not in self.workloads:
-            known = ", ".join(_workload_text(known) for known in self.workloads)
-            raise UserError(f"the cost table has no times for {_workload_text(workload)}. It has: {known}.")
+            known = ", ".join(map(str, self.workloads))
+            raise UserError(
+                f"the cost table has no times for {workload} (requests x prompt + new tokens). It has: {known}."
+            )
 
     def base(self, workload: Workload) -> dict[str, float]:
         """Costs of what no block holds: embedding, final norm, head, the engine's loop. Keys as in `block`."""
@@ -202,10 +203,16 @@ def subblock_memory_mib(
     return (cache_bytes + tokens * query_bytes_per_token + weight_bytes) / MIB
 
 
-def tokens_per_s(workload: Workload, latency_s: float, generated_only: bool = False) -> float:
-    """Throughput of a batch: prompt and new tokens as in Puzzle, or new tokens alone."""
-    tokens = workload.new_tokens + (0 if generated_only else workload.prompt_tokens)
-    return workload.batch_size * tokens / latency_s
+#: Tokens of a request that a throughput counts: prompt and new tokens as in Puzzle, or new tokens alone.
+THROUGHPUTS: dict[str, Callable[[Workload], int]] = {
+    "throughput": lambda workload: workload.prompt_tokens + workload.new_tokens,
+    "output_throughput": lambda workload: workload.new_tokens,
+}
+
+
+def tokens_per_s(workload: Workload, latency_s: float, throughput: str = "throughput") -> float:
+    """One of the `THROUGHPUTS` of a batch. Its inverse is the latency for so many tokens per second."""
+    return workload.batch_size * THROUGHPUTS[throughput](workload) / latency_s
 
 
 def add_costs(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -219,14 +226,13 @@ def dtype_bytes(dtype: str) -> int:
     return DTYPES[dtype]
 
 
-def part_cost(spec: ModelSpec, slot: str, part: PartSpec, dtype: str) -> Cost:
-    """The cost of `part` with its norm in a model like `spec`, without times. `slot`: "attention" or "ffn"."""
-    block = BlockSpec(NOOP, NOOP).replace(**{slot: part})
-    alone = spec.replace(layers=(block,))
-    check_spec(alone)
-    parameters = parameter_count(build_decoder(alone).layers)
+def part_cost(spec: ModelSpec, slot: Half, part: PartSpec, dtype: str) -> Cost:
+    """The cost of `part` with its norm in a model like `spec`, without times."""
+    single = spec.replace(layers=(alone(slot, part),))
+    check_spec(single)
+    parameters = parameter_count(build_decoder(single).layers)
     size = dtype_bytes(dtype)
-    return Cost(parameters, parameters * size, kv_elements(alone) * size)
+    return Cost(parameters, parameters * size, kv_elements(single) * size)
 
 
 def base_cost(spec: ModelSpec, dtype: str) -> Cost:
@@ -242,19 +248,11 @@ def _lookup(slot: str, table: Mapping[PartSpec, Cost], part: PartSpec) -> Cost:
     return table[part]
 
 
-def _workload_text(workload: Workload) -> str:
-    return f"{workload.batch_size} x ({workload.prompt_tokens} + {workload.new_tokens}) tokens"
-
-
 # JSON
 
 
-def _part_json(part: PartSpec) -> dict[str, Any]:
-    return {"type": part.type, "args": dict(part.args)}
-
-
 def _cost_json(cost: Cost) -> dict[str, Any]:
-    values = dataclasses.asdict(cost)
+    values = asdict(cost)
     timing = values.pop("timing") or {}
     return values | {key: list(seconds) for key, seconds in timing.items()}
 
@@ -291,18 +289,7 @@ class _Library:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
-    engine: str
-    dtype: str
-    hardware: Hardware
-    rounds: Whole
-    samples: Whole
-    layers: Whole
-    workloads: tuple[Workload, ...]
-    hidden_size: Whole
-    vocab_size: Whole
-    tie_embeddings: bool
-    notes: tuple[str, ...]
+class _File(_About):
     library: _Library | None = None
     base: _Entry
     attention: Mapping[str, _PartEntry]
@@ -320,9 +307,8 @@ def _read_table(data: dict[str, Any], where: str) -> CostTable:
     def costs(slot: str, entries: Mapping[str, _PartEntry]) -> dict[PartSpec, Cost]:
         return {entry.part: entry.cost(timed, f"{where}: {slot}[{key!r}]") for key, entry in entries.items()}
 
-    same = {key: value for key, value in vars(file).items() if key not in ("base", "attention", "ffn", "library")}
     return CostTable(
-        **same,
+        **{each.name: getattr(file, each.name) for each in fields(_About)},
         library=asdict(file.library) if file.library else {},
         base_cost=file.base.cost(timed, f"{where}: base"),
         attention=costs("attention", file.attention),

@@ -20,6 +20,7 @@ from lnlit.models.decoder import Decoder
 from lnlit.models.lineage import EMPTY
 from lnlit.objectives.cosine import cosine_distance
 from lnlit.progress import track
+from lnlit.search.walk import Walk
 from lnlit.specs import NOOP, ModelSpec
 
 
@@ -110,31 +111,33 @@ def _checked(spec: ModelSpec, layers: Sequence[int] | None) -> list[int]:
 def _add_batch(decoder: Decoder, tokens_BT: Tensor, chosen: list[int], sums: Tensor, alone: Tensor) -> Iterator[int]:
     """Add one batch's distances, summed over its tokens, to `sums` [i, j] and `alone` [change/size/novelty, j]. Yields
     each layer when it is about to be removed."""
-    x_BTD = decoder.embed(tokens_BT)
-    attention, rope = decoder.surroundings(tokens_BT, x_BTD.dtype)
-    place = {layer: at for at, layer in enumerate(chosen)}
-    inputs: dict[int, Tensor] = {}
+    walk, place = Walk.of_rows(decoder, [tokens_BT]), {layer: at for at, layer in enumerate(chosen)}
+    without: dict[int, Walk] = {}
     updates: dict[int, Tensor] = {}
-
-    def run(index: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        y_BTD = decoder.layers[index](x_BTD, attention.layer(index), rope)
-        return y_BTD, y_BTD.float() - x_BTD.float()
-
     for index in range(chosen[-1] + 1):
-        y_BTD, update = run(index, x_BTD)
         if index in place:
-            inputs[index], updates[index] = x_BTD, update
+            without[index] = walk.without(2)
+        x_BTD, y_BTD, update = _over(walk, index)
+        if index in place:
+            updates[index] = update
             size = (update.norm(dim=-1) / x_BTD.float().norm(dim=-1)).double().sum()
             facts = (_distance(x_BTD, y_BTD), size, _distance(update, x_BTD))
             alone[:, place[index]] += torch.stack([fact.cpu() for fact in facts])
-        x_BTD = y_BTD
     for removed in chosen:
         yield removed
-        x_BTD = inputs.pop(removed)
+        walk = without.pop(removed)
         for index in range(removed + 1, chosen[-1] + 1):
-            x_BTD, update = run(index, x_BTD)
+            *_, update = _over(walk, index)
             if index in place:
                 sums[place[removed], place[index]] += _distance(updates[index], update).cpu()
+
+
+def _over(walk: Walk, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, output and update of the layer in front of the walk, which goes on behind it."""
+    (x_BTD,) = walk.streams
+    walk.seek(2 * layer + 2)
+    (y_BTD,) = walk.streams
+    return x_BTD, y_BTD, y_BTD.float() - x_BTD.float()
 
 
 def _distance(a_BTD: Tensor, b_BTD: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,52 +28,15 @@ from torch import Tensor
 from lnlit import __version__
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded, read_json, replaced_file, write_json
-from lnlit.schema import Whole, read
-from lnlit.specs import BlockSpec, ModelSpec, PartSpec
+from lnlit.schema import read
+from lnlit.search.choice import SLOTS, STORED, At, Choice, Half, LayerVariants, Variant, alone
+from lnlit.specs import BlockSpec, ModelSpec
 
 FORMAT = 1
 INDEX, CALIBRATION = "library.json", "calibration.safetensors"
 _ABOUT = "lnlit"  # the one metadata key of a layer file; with several, equal files would differ in their order
-Slot = Literal["attention", "ffn", "pairs"]
-SLOTS: tuple[Literal["attention", "ffn"], ...] = ("attention", "ffn")
 #: The norm that a sub-block owns.
-NORMS = {"attention": "input_layernorm.weight", "ffn": "post_attention_layernorm.weight"}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One choice for one slot of one layer.
-
-    Errors are normalised: squared distance of the block's output to the parent block's, over that output's square,
-    the block being the variant beside the parent's other sub-block, fed with the parent's activations. `sha256` is of
-    the weights; None for the parent's own, for none, and in libraries from before it was kept.
-    """
-
-    part: PartSpec
-    parameters: Whole
-    parent: bool = False
-    init_error: float | None = None
-    trained_error: float | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Both slots of one layer trained together (coupled distillation). Errors are those of the block they make."""
-
-    parameters: Whole
-    init_error: float | None = None
-    trained_error: float | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class LayerVariants:
-    """The choices of one layer by name, the parent's own first."""
-
-    attention: Mapping[str, Variant]
-    ffn: Mapping[str, Variant]
-    pairs: Mapping[str, Pair] = field(default_factory=dict)
+NORMS: dict[Half, str] = {"attention": "input_layernorm.weight", "ffn": "post_attention_layernorm.weight"}
 
 
 @dataclass(frozen=True)
@@ -83,11 +46,6 @@ class _Index:
     model: str
     parent_spec: ModelSpec
     layers: tuple[LayerVariants, ...]
-
-
-def pair_name(attention: str, ffn: str) -> str:
-    """Name of a whole block's choice, as "kv1+i768"."""
-    return f"{attention}+{ffn}"
 
 
 class Library:
@@ -184,53 +142,88 @@ class Library:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be read ({error}); copy the library again or rebuild it.") from error
 
-    def parent_names(self, layer: int) -> tuple[str, str]:
-        """The parent's own choice of a layer, as ("kv3", "i1536")."""
-        choices = self.layers[layer]
-        return _parent_name(choices.attention), _parent_name(choices.ffn)
+    def choice(self, at: At) -> Choice:
+        """The choice behind the name of a block. `UserError` for one that the layer cannot have."""
+        variants = self.layers[at.layer]
+        found = Choice.among(at.name, variants.attention, variants.ffn)
+        if found is None:
+            raise UserError(
+                f"layer {at.layer}: there is no choice {at.name!r} in the library {self.folder}. "
+                f"Attention: {', '.join(variants.attention)}; FFN: {', '.join(variants.ffn)}."
+            )
+        return found
 
-    def block_spec(self, layer: int, attention: str, ffn: str) -> BlockSpec:
+    def choices(self, names: Sequence[str]) -> list[Choice]:
+        """A solution's choices by their names, one per layer. `UserError` for one that the library does not have."""
+        if len(names) != len(self.layers):
+            raise UserError(
+                f"the solution chooses {len(names)} blocks, {self.folder} has {len(self.layers)} layers; "
+                "they belong to different models."
+            )
+        return [self.choice(At(layer, "block", name)) for layer, name in enumerate(names)]
+
+    def block_spec(self, layer: int, choice: Choice) -> BlockSpec:
         """The architecture of a choice. Raises `UserError` for a name that the layer does not have."""
-        return BlockSpec(self._variant(layer, "attention", attention).part, self._variant(layer, "ffn", ffn).part)
+        return BlockSpec(*(self._variant(layer, slot, name).part for slot, name in zip(SLOTS, choice, strict=True)))
 
-    def weights(self, layer: int, slot: Slot, name: str) -> dict[str, Tensor]:
+    def composed_spec(self, choices: Sequence[Choice]) -> ModelSpec:
+        """The parent's architecture with the chosen blocks."""
+        return self.spec.replace(layers=tuple(self.block_spec(layer, choice) for layer, choice in enumerate(choices)))
+
+    def composed_layers(
+        self, choices: Sequence[Choice], parent: Iterable[Mapping[str, Tensor]]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Each layer's weights by their names below the block; `parent` yields the parent's layers likewise."""
+        for layer, (choice, weights) in enumerate(zip(choices, parent, strict=True)):
+            yield self.block_weights(layer, choice, weights)
+
+    def weights(self, at: At) -> dict[str, Tensor]:
         """A candidate's weights by their checkpoint names below the block, norm included; {} for `noop`.
 
-        For slot "pairs" both slots' weights. The parent's own variants are not in the library: `UserError`.
+        Of a block, those of a pair that was trained together. The parent's own variants are not in the library:
+        `UserError`.
         """
-        if slot != "pairs" and self._variant(layer, slot, name).parent:
-            raise UserError(f"layer {layer}: {slot} {name!r} is the parent's own; its weights are in {self.model}.")
-        if slot == "pairs" and name not in self.layers[layer].pairs:
+        known = self.layers[at.layer].of(at.slot)
+        if at.slot != "block" and self._variant(at.layer, at.slot, at.name).parent:
             raise UserError(
-                f"layer {layer}: no pair {name!r}. There are: {', '.join(self.layers[layer].pairs) or 'none'}."
+                f"layer {at.layer}: {at.slot} {at.name!r} is the parent's own; its weights are in {self.model}."
             )
-        file, prefix = layer_file(self.folder, layer), f"{slot}/{name}/"
+        if at.name not in known:
+            raise UserError(f"layer {at.layer}: no pair {at.name!r}. There are: {', '.join(known) or 'none'}.")
+        file, prefix = layer_file(self.folder, at.layer), _prefix(at)
         try:
             with safe_open(file, framework="pt", backend="pread") as tensors:
                 keys = [key for key in tensors.keys() if key.startswith(prefix)]  # noqa: SIM118  safe_open is no mapping
                 found = {key.removeprefix(prefix): tensors.get_tensor(key) for key in keys}
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be read ({error}); copy the library again or rebuild it.") from error
-        known = getattr(self.layers[layer], slot)[name].sha256
-        if known is not None and weights_digest(found) != known:
+        digest = known[at.name].sha256
+        if digest is not None and weights_digest(found) != digest:
             raise UserError(_replaced(file))
         return found
 
-    def block_weights(self, layer: int, attention: str, ffn: str, parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def block_weights(self, layer: int, choice: Choice, parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weights of a choice by their checkpoint names below the block, for `lnlit.models.build.load_block`.
 
         `parent` holds the parent layer's own weights by the same names. A pair that was trained together wins over
         its two halves.
         """
-        if (name := pair_name(attention, ffn)) in self.layers[layer].pairs:
-            return self.weights(layer, "pairs", name)
+        if str(choice) in self.layers[layer].pairs:
+            return self.weights(At(layer, "block", str(choice)))
         composed: dict[str, Tensor] = {}
-        for slot, choice in zip(SLOTS, (attention, ffn), strict=True):
-            own = self._variant(layer, slot, choice).parent
-            composed |= slot_weights(slot, parent) if own else self.weights(layer, slot, choice)
+        for slot, name in zip(SLOTS, choice, strict=True):
+            own = self._variant(layer, slot, name).parent
+            composed |= slot_weights(slot, parent) if own else self.weights(At(layer, slot, name))
         return composed
 
-    def _variant(self, layer: int, slot: str, name: str) -> Variant:
+    def replacement(self, at: At, parent: Mapping[str, Tensor]) -> tuple[BlockSpec, dict[str, Tensor]]:
+        """What takes the parent's place at `at`, as a block: its architecture and its weights; `parent` as above."""
+        if at.slot == "block":
+            choice = self.choice(at)
+            return self.block_spec(at.layer, choice), self.block_weights(at.layer, choice, parent)
+        return alone(at.slot, self._variant(at.layer, at.slot, at.name).part), self.weights(at)
+
+    def _variant(self, layer: int, slot: Half, name: str) -> Variant:
         choices: Mapping[str, Variant] = getattr(self.layers[layer], slot)
         if name not in choices:
             hint = did_you_mean(name, choices)
@@ -238,7 +231,7 @@ class Library:
         return choices[name]
 
 
-def slot_weights(slot: Literal["attention", "ffn"], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def slot_weights(slot: Half, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of a block's weights that belongs to one slot, its norm included."""
     part = {"attention": "self_attn.", "ffn": "mlp."}[slot]
     return {name: tensor for name, tensor in weights.items() if name.startswith(part) or name == NORMS[slot]}
@@ -284,14 +277,12 @@ class LibraryWriter:
     def has(self, layer: int) -> bool:
         return layer_file(self.folder, layer).is_file()
 
-    def write(
-        self, layer: int, variants: LayerVariants, weights: Mapping[tuple[Slot, str], Mapping[str, Tensor]]
-    ) -> None:
-        """`weights[slot, name]` are a candidate's, by their checkpoint names below the block, norm included."""
-        variants = _with_digests(variants, weights)
+    def write(self, layer: int, variants: LayerVariants, weights: Mapping[At, Mapping[str, Tensor]]) -> None:
+        """`weights` are the candidates', by their checkpoint names below the block, norm included."""
+        variants = _with_digests(layer, variants, weights)
         tensors = {
-            f"{slot}/{name}/{key}": tensor.detach().cpu().clone().contiguous()  # files hold no shared memory
-            for (slot, name), candidate in weights.items()
+            _prefix(at) + key: tensor.detach().cpu().clone().contiguous()  # files hold no shared memory
+            for at, candidate in weights.items()
             for key, tensor in candidate.items()
         }
         self._save(layer_file(self.folder, layer), tensors, variants=layer_to_json(variants))
@@ -320,25 +311,28 @@ class LibraryWriter:
 
 def layer_to_json(layer: LayerVariants) -> dict[str, Any]:
     """One entry of `library.json`'s "layers". Errors that were not measured are left out."""
-    slots: dict[str, dict[str, Any]] = {slot: {} for slot in (*SLOTS, "pairs")}
-    for slot, choices in slots.items():
-        for name, choice in getattr(layer, slot).items():
-            choices[name] = {
-                key: value for key, value in asdict(choice).items() if value is not None and value is not False
-            }
-    return slots
-
-
-def _with_digests(layer: LayerVariants, weights: Mapping[tuple[Slot, str], Mapping[str, Tensor]]) -> LayerVariants:
-    slots: dict[Slot, Mapping[str, Any]] = {"attention": layer.attention, "ffn": layer.ffn, "pairs": layer.pairs}
-    digested: dict[str, Any] = {
-        slot: {
-            name: replace(choice, sha256=weights_digest(own) if (own := weights.get((slot, name))) else None)
-            for name, choice in choices.items()
+    return {
+        stored: {
+            name: {key: value for key, value in asdict(choice).items() if value is not None and value is not False}
+            for name, choice in layer.of(slot).items()
         }
-        for slot, choices in slots.items()
+        for slot, stored in STORED.items()
+    }
+
+
+def _with_digests(layer: int, variants: LayerVariants, weights: Mapping[At, Mapping[str, Tensor]]) -> LayerVariants:
+    digested: dict[str, Any] = {
+        stored: {
+            name: replace(choice, sha256=weights_digest(own) if (own := weights.get(At(layer, slot, name))) else None)
+            for name, choice in variants.of(slot).items()
+        }
+        for slot, stored in STORED.items()
     }
     return LayerVariants(**digested)
+
+
+def _prefix(at: At) -> str:
+    return f"{STORED[at.slot]}/{at.name}/"
 
 
 def _is_undigested(variant: Variant) -> bool:
@@ -359,10 +353,6 @@ def _about(file: Path) -> dict[str, Any]:
             return json.loads((tensors.metadata() or {})[_ABOUT])
     except (SafetensorError, OSError, KeyError, ValueError):
         return {}
-
-
-def _parent_name(choices: Mapping[str, Variant]) -> str:
-    return next(name for name, variant in choices.items() if variant.parent)
 
 
 def _not_a_library(folder: Path) -> str:

@@ -13,6 +13,8 @@ full and thinned blocks are predicted well.
 Machines drift and are shared. So all models are timed in rounds, in a new order each round; only times of the same
 round are compared, a round's time of a model is the best of its samples, as interruptions only add, and the result is
 the median over rounds. Each round builds its models anew, as where the weights lie in memory matters too.
+
+What was measured is in a journal until the table is written, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,14 +22,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Workload
+from lnlit.journal import Journal
 from lnlit.models.parts import attention_class
+from lnlit.schema import Whole, read
 from lnlit.search.costs import Timing
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
@@ -128,29 +134,22 @@ def best_of_rounds(rounds: Sequence[Sequence[Latency]]) -> NDArray:
     return np.array([[[min(one.prefill_s), min(one.decode_s)] for one in latencies] for latencies in rounds])
 
 
-def make_workloads(
-    batch_size: Sequence[int], prompt_tokens: Sequence[int], new_tokens: Sequence[int], context_length: int
-) -> tuple[Workload, ...]:
-    """One workload per position of the lists; a list of one serves all. Raises `UserError` for lists that do not fit
-    each other and for what the context cannot hold."""
-    lists = {"batch_size": batch_size, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    count = max(map(len, lists.values()))
-    for name, values in lists.items():
-        if not values or not all(isinstance(value, int) and value >= 1 for value in values):
-            raise UserError(f"{name}: expected positive integers, got {list(values)}.")
-        if len(values) not in (1, count):
-            raise UserError(
-                f"{name} has {len(values)} entries, another list has {count}. Give one per workload, or one."
-            )
-    columns = (list(values) * (count if len(values) == 1 else 1) for values in lists.values())
-    found = tuple(dict.fromkeys(Workload(*row) for row in zip(*columns, strict=True)))
-    for workload in found:
+def checked_workloads(workloads: Sequence[Workload], context_length: int) -> tuple[Workload, ...]:
+    """Each of them once. Raises `UserError` for none, for sizes below 1 and for what the context cannot hold."""
+    if not workloads:
+        raise UserError(
+            "workloads: there are none; name at least one, as {batch_size: 8, prompt_tokens: 256, new_tokens: 32}."
+        )
+    for index, workload in enumerate(workloads):
+        for name, value in asdict(workload).items():
+            if value < 1:
+                raise UserError(f"workloads[{index}].{name}: expected a positive number, got {value}.")
         if (needed := workload.prompt_tokens + workload.new_tokens) > context_length:
             raise UserError(
-                f"{workload.prompt_tokens} prompt and {workload.new_tokens} new tokens are {needed}; "
-                f"the model's context is {context_length}."
+                f"workloads[{index}]: {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens are "
+                f"{needed}; the model's context is {context_length}."
             )
-    return found
+    return tuple(dict.fromkeys(workloads))
 
 
 def _reference_block(spec: ModelSpec) -> BlockSpec:
@@ -163,3 +162,70 @@ def _reference_block(spec: ModelSpec) -> BlockSpec:
 
 def _caches(part: PartSpec) -> bool:
     return attention_class(part).kv_cache_shape(part.args) is not None
+
+
+# what has been measured so far
+
+#: Which round, and which model in it.
+Turn = tuple[int, str]
+_THEN = "Delete this line to measure that model again, or the file to start anew."
+
+
+@dataclass(frozen=True)
+class _Line:
+    round: Whole
+    model: str
+    latencies: tuple[Latency, ...]
+
+
+class LatencyLog:
+    """A journal with one line per round and model.
+
+    Two measurements at once would time each other, so it belongs to one process at a time. Raises `UserError` for a
+    line that is no measurement, and as `Journal` does.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self._latencies: dict[Turn, list[Latency]] = {}
+        try:
+            for number, entry in journal.numbered():
+                found = read(_Line, entry, f"{journal.file}:{number}:", then=_THEN)
+                if not all(one.prefill_s and one.decode_s for one in found.latencies):
+                    raise UserError(f"{journal.file}:{number}: latencies: a workload without times. {_THEN}")
+                self._latencies[found.round, found.model] = list(found.latencies)
+        except BaseException:
+            journal.close()
+            raise
+
+    @classmethod
+    def beside(cls, out: Path, settings: Mapping[str, Any]) -> LatencyLog:
+        """In `<out>.partial`."""
+        return cls(Journal.beside(out, settings, "measurements"))
+
+    def __enter__(self) -> LatencyLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+
+    def __contains__(self, turn: Turn) -> bool:
+        """Whether it is measured."""
+        return turn in self._latencies
+
+    def append(self, turn: Turn, latencies: Iterable[Latency]) -> None:
+        latencies = list(latencies)
+        measured = [asdict(one) for one in latencies]
+        self.journal.append({"round": turn[0], "model": turn[1], "latencies": measured})
+        self._latencies[turn] = latencies
+
+    def times(self, models: Iterable[str], rounds: int) -> Times:
+        return {name: [self._latencies[index, name] for index in range(rounds)] for name in models}
+
+    def delete(self) -> None:
+        """The table that it was for is written."""
+        self.journal.file.unlink()
+
+
+def in_words(turn: Turn) -> str:
+    return f"round {turn[0] + 1}, {turn[1]}"

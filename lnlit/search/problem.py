@@ -1,24 +1,32 @@
-"""From a library with its scores and costs to the `Problem` that a solver gets."""
+"""From a library with its scores and costs to the `Problem` that a solver gets.
+
+A cost table's times are sums of parts, and the best child is the one whose sum errs most in its own favour. Where it
+was measured slower than predicted, the next search asks for that much more: `corrected`.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from lnlit.errors import UserError, did_you_mean
-from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem, Scenario, Workload
+from lnlit.files import read_json
+from lnlit.interfaces import Budget, Choice, Forbidden, Problem, Scenario, Workload
 from lnlit.interfaces.patterns import fitting
-from lnlit.search.costs import CostTable, tokens_per_s
-from lnlit.search.library import SLOTS, Library, pair_name
-from lnlit.search.scores import Scores
-from lnlit.search.targets import ALL_PARTS, Parts, Target
+from lnlit.progress import say
+from lnlit.search.choice import NO_ATTENTION, SLOTS
+from lnlit.search.costs import THROUGHPUTS, CostTable, tokens_per_s
+from lnlit.search.library import Library
+from lnlit.search.score import Scores
+from lnlit.search.targets import Rules, Solutions, Target, cost_at
 from lnlit.specs import NOOP
 
 MIB = 2**20
-_NO_ATTENTION = pair_name(NOOP.type, "*")
+_TIMES = {"prefill_s", "decode_s", "latency_s", *THROUGHPUTS}
 
 
 def make_problem(
@@ -28,63 +36,52 @@ def make_problem(
     workloads: Sequence[Workload],
     targets: Sequence[Target],
     *,
-    counts: Sequence[Count] = (),
-    forbidden: Sequence[Forbidden] = (),
-    num_solutions: int = 1,
-    max_overlap: float = 0.8,
-    parts: Parts = ALL_PARTS,
-    generated_only: bool = False,
-    first_attention: bool = True,
+    rules: Rules = Rules(),
+    solutions: Solutions = Solutions(),
 ) -> Problem:
     """The problem of the best child of `library` within `targets`.
 
     Each workload is a scenario: the targets must hold for it, and the best child of all scenarios wins, as Puzzle
-    chooses its batch size. `first_attention` keeps attention in layer 0, where the parent has it: many engines cannot
-    run a model without. `generated_only` counts throughput in new tokens alone.
+    chooses its batch size.
 
     Raises `UserError` for a target that cannot be stated, a candidate without score or cost, foreign scores, a pattern
-    of `parts` that fits nothing.
+    of `rules` that fits nothing.
     """
-    _check_parts(library, parts)
+    _check_rules(library, rules)
     if not workloads:
-        raise UserError("workloads: there are none; name at least one that the cost table has.")
+        raise UserError("deployment.workloads: there are none; name at least one that the cost table has.")
     scores.check_library(library)
     _check_costs(library, costs)
-    if any(target.cost in ("throughput", "latency_s", "prefill_s", "decode_s") for target in targets):
+    if any(target.cost in _TIMES for target in targets):
         for workload in workloads:
             costs.check_timed(workload)
     tables = [_Costs(costs, workload, _cached_tokens(targets)) for workload in workloads]
-    labels = [workload_name(workload) if len(workloads) > 1 else "" for workload in workloads]
+    labels = [str(workload) if len(workloads) > 1 else "" for workload in workloads]
     layers = []
     for layer in range(len(library.layers)):
         choices = []
-        for attention, ffn in _choices(library, layer, parts):
-            block = library.block_spec(layer, attention, ffn)
+        for halves in library.layers[layer].choices(rules.attention, rules.ffn):
+            block = library.block_spec(layer, halves)
             priced = _labelled(labels, [table.of(costs.block(block, table.workload)) for table in tables])
-            choices.append(Choice(pair_name(attention, ffn), scores.of(layer, attention, ffn), priced))
+            choices.append(Choice(str(halves), scores.of(layer, halves), priced))
         layers.append(tuple(choices))
     parents = [table.of(costs.predict(library.spec, table.workload)) for table in tables]
     budgets = []
     for table, label, parent in zip(tables, labels, parents, strict=True):
-        absolute = [_absolute(target, parent, table.workload, generated_only) for target in targets]
-        budgets.append(tuple(_budget(target, table, label, generated_only) for target in absolute))
+        absolute = [_absolute(target, parent, table.workload) for target in targets]
+        budgets.append(tuple(_budget(target, table, label) for target in absolute))
     return Problem(
         layers=tuple(layers),
         budgets=budgets[0] if len(workloads) == 1 else (),
         base_costs=_labelled(labels, [table.of(costs.base(table.workload)) for table in tables]),
         parent_costs=_labelled(labels, parents),
-        counts=tuple(counts),
-        forbidden=(*forbidden, *(_first_attention(layers[0], library) if first_attention else ())),
-        num_solutions=num_solutions,
-        max_overlap=max_overlap,
+        counts=tuple(rules.counts),
+        forbidden=(*rules.forbidden, *(_first_attention(layers[0], library) if rules.first_attention else ())),
+        num_solutions=solutions.number,
+        max_overlap=solutions.max_overlap,
         scenarios=tuple(map(Scenario, labels, budgets)) if len(workloads) > 1 else (),
         library=library.identity,
     )
-
-
-def workload_name(workload: Workload) -> str:
-    """As "64x512+128": requests x prompt + new tokens."""
-    return f"{workload.batch_size}x{workload.prompt_tokens}+{workload.new_tokens}"
 
 
 @dataclass(frozen=True)
@@ -105,57 +102,58 @@ class _Costs:
 def _labelled(labels: Sequence[str], costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The costs of all workloads side by side, as "memory_mib @ 64x512+128" where there are several."""
     pairs = zip(labels, costs, strict=True)
-    return {_cost_name(cost, label): float(value) for label, some in pairs for cost, value in some.items()}
-
-
-def _cost_name(cost: str, label: str) -> str:
-    return f"{cost} @ {label}" if label else cost
+    return {cost_at(cost, label): float(value) for label, some in pairs for cost, value in some.items()}
 
 
 def _cached_tokens(targets: Iterable[Target]) -> float | None:
     wanted = [target.min for target in targets if target.cost == "cached_tokens"]
     if len(wanted) > 1:
-        raise UserError(f"targets: cached_tokens is there {len(wanted)} times; state one.")
+        raise UserError(f"deployment.targets: cached_tokens is there {len(wanted)} times; state one.")
     return wanted[0] if wanted else None
 
 
-def _absolute(target: Target, parent: Mapping[str, float], workload: Workload, generated_only: bool) -> Target:
+def _absolute(target: Target, parent: Mapping[str, float], workload: Workload) -> Target:
     """A target in shares of the parent's cost, in the cost's own unit."""
     if not target.of_parent:
         return target
     whole = dict(parent)
-    if target.cost == "throughput":
-        whole["throughput"] = tokens_per_s(workload, parent["latency_s"], generated_only)
+    if target.cost in THROUGHPUTS:
+        whole[target.cost] = tokens_per_s(workload, parent["latency_s"], target.cost)
     if target.cost not in whole:
-        allowed = ", ".join(sorted({*whole, "throughput"}))
-        raise UserError(f"targets: {target.cost!r} cannot be of_parent. Allowed: {allowed}.")
+        allowed = ", ".join(sorted({*whole, *THROUGHPUTS}))
+        raise UserError(f"deployment.targets: {target.cost!r} cannot be of_parent. Allowed: {allowed}.")
     low, high = (None if bound is None else bound * whole[target.cost] for bound in (target.min, target.max))
     return replace(target, min=low, max=high, of_parent=False)
 
 
-def _budget(target: Target, table: _Costs, label: str, generated_only: bool) -> Budget:
+def _budget(target: Target, table: _Costs, label: str) -> Budget:
     """A target as bounds of a cost that adds up over layers."""
     if target.room_mib is not None and target.cost != "cached_tokens":
         raise UserError(
-            f"targets: room_mib belongs to cached_tokens, not to {target.cost}, whose bounds are min and max."
+            f"deployment.targets: room_mib belongs to cached_tokens, not to {target.cost}, whose bounds are min and "
+            "max."
         )
-    if target.cost not in ("throughput", "cached_tokens"):
+    if target.cost not in (*THROUGHPUTS, "cached_tokens"):
         known = table.of(table.table.base(table.workload))
         if target.cost not in known:
-            allowed = sorted({*known, "throughput", "cached_tokens"} - {"cached_tokens_mib"})
+            allowed = sorted({*known, *THROUGHPUTS, "cached_tokens"} - {"cached_tokens_mib"})
             raise UserError(
-                f"targets: unknown cost {target.cost!r}.{did_you_mean(target.cost, allowed)} "
+                f"deployment.targets: unknown cost {target.cost!r}.{did_you_mean(target.cost, allowed)} "
                 f"Allowed: {', '.join(allowed)}."
             )
-        return Budget(_cost_name(target.cost, label), target.min, target.max)
+        return Budget(cost_at(target.cost, label), target.min, target.max)
     low = target.min
     if low is None or target.max is not None or not math.isfinite(low) or low <= 0:
-        raise UserError(f"targets: {target.cost} takes a positive min and no max, got {target.min} and {target.max}.")
-    if target.cost == "throughput":  # tokens / latency >= min, so latency <= tokens / min
-        return Budget(_cost_name("latency_s", label), max=tokens_per_s(table.workload, low, generated_only))
+        raise UserError(
+            f"deployment.targets: {target.cost} takes a positive min and no max, got {target.min} and {target.max}."
+        )
+    if target.cost in THROUGHPUTS:  # tokens / latency >= min, so latency <= tokens / min
+        return Budget(cost_at("latency_s", label), max=tokens_per_s(table.workload, low, target.cost))
     if target.room_mib is None:
-        raise UserError("targets: cached_tokens needs room_mib, the memory that the cache shares with the weights.")
-    return Budget(_cost_name("cached_tokens_mib", label), max=target.room_mib)
+        raise UserError(
+            "deployment.targets: cached_tokens needs room_mib, the memory that the cache shares with the weights."
+        )
+    return Budget(cost_at("cached_tokens_mib", label), max=target.room_mib)
 
 
 def _check_costs(library: Library, costs: CostTable) -> None:
@@ -179,29 +177,102 @@ def _check_costs(library: Library, costs: CostTable) -> None:
     )
 
 
-def _check_parts(library: Library, parts: Parts) -> None:
+def _check_rules(library: Library, rules: Rules) -> None:
     for slot in SLOTS:
         names = list(dict.fromkeys(name for layer in library.layers for name in getattr(layer, slot)))
-        for pattern in getattr(parts, slot):
+        for pattern in getattr(rules, slot):
             if not fitting(pattern, names):
                 raise UserError(
-                    f"parts.{slot}: {pattern!r} fits no variant of the library.{did_you_mean(pattern, names)} There "
+                    f"rules.{slot}: {pattern!r} fits no variant of the library.{did_you_mean(pattern, names)} There "
                     f"are: {', '.join(names)}."
                 )
 
 
 def _first_attention(choices: Sequence[Choice], library: Library) -> list[Forbidden]:
     """The rule that keeps attention in layer 0, where there is one to keep and it could go."""
-    removable = bool(fitting(_NO_ATTENTION, (choice.name for choice in choices)))
-    return [Forbidden(0, _NO_ATTENTION)] if removable and library.spec.layers[0].attention != NOOP else []
+    removable = bool(fitting(NO_ATTENTION, (choice.name for choice in choices)))
+    return [Forbidden(0, NO_ATTENTION)] if removable and library.spec.layers[0].attention != NOOP else []
 
 
-def _choices(library: Library, layer: int, parts: Parts) -> list[tuple[str, str]]:
-    """The pairs of variants that a layer may take, the parent's own first."""
-    variants, own = library.layers[layer], library.parent_names(layer)
-    halves = []
-    for slot, name in zip(SLOTS, own, strict=True):
-        names = getattr(variants, slot)
-        wanted = {name, *(fit for pattern in getattr(parts, slot) for fit in fitting(pattern, names))}
-        halves.append([known for known in names if known in wanted])
-    return list(itertools.product(*halves))
+# what a measured child teaches the next search
+
+
+def corrected(
+    targets: Sequence[Target], file: Path, table: CostTable, workloads: Sequence[Workload]
+) -> tuple[Target, ...]:
+    """`targets` with the bounds on times tightened by what the last model of `file`, which `lnlit search verify` wrote,
+    missed of its prediction in any of `workloads`; bounds `of_parent` by what it missed relative to the first model.
+    None is ever loosened.
+
+    Raises `UserError` for a file of another engine or dtype, of other workloads, whose predictions are another table's,
+    or without the costs that the targets name.
+    """
+    data = read_json(file, "measured models")
+    try:
+        _check_same(data, file, table, workloads)
+        parent, child = data["models"][0], data["models"][-1]
+        factors = {
+            target.cost: _shortfall(child, target.cost, workloads)
+            / (_shortfall(parent, target.cost, workloads) if target.of_parent else 1.0)
+            for target in targets
+            if target.cost in _TIMES
+        }
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{file}: is no file of `lnlit search verify` with these costs: {error!r}.") from error
+    return tuple(_tightened(target, max(factors.get(target.cost, 1.0), 1.0)) for target in targets)
+
+
+def _check_same(data: Mapping[str, Any], file: Path, table: CostTable, workloads: Sequence[Workload]) -> None:
+    engine, dtype = data["engine"], data["dtype"]
+    if (engine, dtype) != (table.engine, table.dtype):
+        raise UserError(
+            f"{file}: measured with {engine} in {dtype}, the cost table with {table.engine} in {table.dtype}."
+        )
+    wanted = list(map(str, workloads))
+    if "workloads" in data:
+        known = [str(Workload(**each)) for each in data["workloads"]]
+    else:  # an older lnlit named them where there were several
+        known = sorted({key.split(" @ ")[1] for key in data["models"][-1]["measured"] if " @ " in key}) or wanted
+        print(
+            f"{file}: an older lnlit wrote it and did not say what it was measured beside; taken as of this cost table "
+            f"and {' and '.join(known)}",
+            file=sys.stderr,
+        )
+    if missing := [name for name in wanted if name not in known]:
+        raise UserError(
+            f"{file}: measured {' and '.join(known)}, not {' and '.join(missing)} (requests x prompt + new tokens), "
+            "which the targets are for. Measure this workload with `lnlit search verify`, or leave "
+            "deployment.corrected_by out."
+        )
+    if data.get("costs_sha256", table.sha256) != table.sha256:
+        raise UserError(
+            f"{file}: its predictions are those of another cost table, so what they missed says nothing of this one's. "
+            "Run `lnlit search verify` again beside this table."
+        )
+
+
+def _shortfall(model: Mapping[str, Any], cost: str, workloads: Sequence[Workload]) -> float:
+    """How many times slower a model was than predicted, in the worst of the workloads. Throughputs of all tokens and of
+    new ones miss alike, and the former are in the file.
+    """
+    cost = "throughput" if cost in THROUGHPUTS else cost
+    keys = {cost, *(cost_at(cost, str(workload)) for workload in workloads)}
+    pairs = [(model["predicted"][key], found) for key, found in model["measured"].items() if key in keys]
+    if not pairs:
+        raise KeyError(cost)
+    return max(promised / found if cost == "throughput" else found / promised for promised, found in pairs)
+
+
+def _tightened(target: Target, factor: float) -> Target:
+    """A throughput is bounded from below, a time from above; the other side of either stays."""
+    if factor == 1.0:
+        return target
+    faster = target.cost in THROUGHPUTS
+    side, bound = ("min", target.min) if faster else ("max", target.max)
+    if bound is None:
+        return target
+    bound = bound * factor if faster else bound / factor
+    asked = f"{target.cost} {side} {bound:.4g}{' of the parent' if target.of_parent else ''}"
+    missed = f"the measured child was {factor - 1:.1%} worse than predicted"
+    say(f"solve: {missed}, so asking for {asked}")
+    return replace(target, **{side: bound})

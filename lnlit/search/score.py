@@ -1,133 +1,73 @@
 """Replace-one-block scoring (Puzzle section 4.2): the parent with one block replaced, compared with the parent.
 
-Everything below the replaced block is the parent's, so a walk through the parent's layers keeps only the activations in
-front of the current one, and a candidate costs itself, the layers behind it and the metric.
+Everything below the replaced block is the parent's, so a candidate costs itself, the layers behind it and the metric.
 
-Shape suffixes: R rows, B rows of a micro-batch, T tokens, D hidden.
+On disk scores are `scores.jsonl`, a header and one line per candidate:
+
+    {"format": 1, "model": ..., "library": ..., "metric": "kl", "granularity": "subblock", "tokens": 16384, ...}
+    {"layer": 0, "slot": "attention", "name": "kv1", "score": 0.012, "kl": 0.012, "lm_loss": 3.1, "seconds": 0.8}
+    {"layer": 0, "slot": "block", "name": "kv1+i768", "score": 0.015, "kl": 0.015, "lm_loss": 3.1, "seconds": 0.9}
+
+Slots are "attention", "ffn", and "block" for a pair that was trained together; with granularity "block" that alone.
+
+Lines are only ever appended, and each is on the disk before the next candidate starts; so an interrupted run loses at
+most the candidate it was at. A score is how much worse than the parent one replaced block makes it (lower is better,
+whatever the metric); the parent's own choices, 0 by definition, are not written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lnlit.errors import UserError
-from lnlit.interfaces.layer import Attend
-from lnlit.interfaces.patterns import fitting
+from lnlit.files import expanded
+from lnlit.journal import Journal, check_header, is_cut_header, line, read_lines, write_lines
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
 from lnlit.models.decoder import Decoder
-from lnlit.search.library import Library, pair_name
+from lnlit.schema import Whole, read
+from lnlit.search.choice import SLOTS, At, Choice
+from lnlit.search.library import Library
 from lnlit.search.metrics import BIGGER_IS_BETTER, Metric, MetricName
-from lnlit.specs import NOOP, BlockSpec
+from lnlit.search.walk import Walk
 
 Granularity = Literal["subblock", "block"]
+FORMAT = 1
+WHAT = "scores"
+#: Header entries that two runs may differ in: results, by rounding, and where the library lies (its digest counts).
+_FREE = {"parent", "library"}
+_THEN = "Delete this line and run `lnlit search score` again: it adds what is missing."
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One thing to score: a variant of one slot ("attention", "ffn"), or a composed "block" named "kv1+i768"."""
-
-    layer: int
-    slot: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"layer {self.layer} {self.slot} {self.name!r}"
-
-    @property
-    def key(self) -> tuple[int, str, str]:
-        return self.layer, self.slot, self.name
-
-    @property
-    def position(self) -> int:
-        """How many of the parent's sub-blocks come before it."""
-        return 2 * self.layer + (self.slot == "ffn")
-
-    @property
-    def width(self) -> int:
-        """How many of the parent's sub-blocks it replaces."""
-        return 2 if self.slot == "block" else 1
-
-
-def candidates(library: Library, granularity: Granularity, only: Sequence[str] = ("*",)) -> list[Candidate]:
+def candidates(library: Library, granularity: Granularity) -> list[At]:
     """What there is to score, in the order of the walk; the parent's own choices, whose scores are 0, are left out.
 
-    Among sub-blocks are the pairs that were trained together: their weights are not those of their halves. `only` are
-    glob patterns over names. Raises `UserError` for a pattern that fits none of them.
+    Among sub-blocks are the pairs that were trained together: their weights are not those of their halves.
     """
     found = []
     for layer, variants in enumerate(library.layers):
-        own = library.parent_names(layer)
+        own = variants.parent
         if granularity == "subblock":
-            found += [Candidate(layer, "attention", name) for name in variants.attention if name != own[0]]
-            found += [Candidate(layer, "block", name) for name in variants.pairs]
-            found += [Candidate(layer, "ffn", name) for name in variants.ffn if name != own[1]]
+            found += [At(layer, "attention", name) for name in variants.attention if name != own.attention]
+            found += [At(layer, "block", name) for name in variants.pairs]
+            found += [At(layer, "ffn", name) for name in variants.ffn if name != own.ffn]
         else:
-            pairs = (pair_name(attention, ffn) for attention in variants.attention for ffn in variants.ffn)
-            found += [Candidate(layer, "block", name) for name in pairs if name != pair_name(*own)]
-    names = dict.fromkeys(candidate.name for candidate in found)
-    for pattern in only:
-        if not fitting(pattern, names):
-            raise UserError(f"only: {pattern!r} fits no {granularity} of the library. There are: {', '.join(names)}.")
-    wanted = {name for pattern in only for name in fitting(pattern, names)}
-    return [candidate for candidate in found if candidate.name in wanted]
-
-
-class ParentWalk:
-    """A text's activations on their way through the parent, one micro-batch per entry of `batches` [B, T].
-
-    A position counts sub-blocks: position 2 * l is in front of layer l, 2 * l + 1 between its attention and its FFN.
-    """
-
-    def __init__(self, parent: Decoder, batches: Sequence[Tensor]) -> None:
-        self.parent, self.position, self.end = parent, 0, 2 * len(parent.layers)
-        self.states = [parent.embed(tokens_BT) for tokens_BT in batches]
-        self._surroundings = {}
-        for tokens_BT in batches:
-            rows, tokens = tokens_BT.shape
-            if (rows, tokens) not in self._surroundings:
-                positions_1T = torch.arange(tokens, device=tokens_BT.device)[None]  # the rows share one rope table
-                self._surroundings[rows, tokens] = parent.surroundings(tokens_BT, self.states[0].dtype, positions_1T)
-
-    def seek(self, position: int) -> None:
-        """Move the text to `position`, forward only."""
-        if position < self.position:
-            raise ValueError(f"the walk is at {self.position} already, behind {position}")
-        while self.position < position:
-            self.states = [self._sub_block(self.position, x_BTD) for x_BTD in self.states]
-            self.position += 1
-
-    def hidden(self, block: Block | None = None, width: int = 0) -> Iterator[Tensor]:
-        """Final hidden states [B, T, D] of each micro-batch, with the next `width` sub-blocks replaced by `block`."""
-        for x_BTD in self.states:
-            if block is not None:
-                x_BTD = block(x_BTD, *self._context(x_BTD, self.position // 2))
-            for position in range(self.position + width, self.end):
-                x_BTD = self._sub_block(position, x_BTD)
-            yield self.parent.norm(x_BTD)
-
-    def _sub_block(self, position: int, x_BTD: Tensor) -> Tensor:
-        layer, is_ffn = divmod(position, 2)
-        block = self.parent.layers[layer]
-        assert isinstance(block, Block)
-        return block.add_ffn(x_BTD) if is_ffn else block.add_attention(x_BTD, *self._context(x_BTD, layer))
-
-    def _context(self, x_BTD: Tensor, layer: int) -> tuple[Attend, Mapping[int, tuple[Tensor, Tensor]]]:
-        attention, rope = self._surroundings[x_BTD.shape[:2]]
-        return attention.layer(layer), rope
+            found += [At(layer, "block", str(choice)) for choice in variants.choices() if choice != own]
+    return found
 
 
 @dataclass(frozen=True)
 class Score:
     """How much worse than the parent a candidate makes it, and the values behind that."""
 
-    candidate: Candidate
+    candidate: At
     score: float
     values: dict[str, float]
 
@@ -147,7 +87,7 @@ class Scorer:
         self, parent: Decoder, library: Library, batches: Sequence[Tensor], metric: Metric, name: MetricName
     ) -> None:
         self.library, self.parent, self.metric, self.name = library, parent, metric, name
-        self.walk = ParentWalk(parent, batches)
+        self.walk = Walk.of_rows(parent, batches)
         outputs = list(self.walk.hidden())
         metric.observe(outputs)
         #: The parent's own values, by the path that children take.
@@ -155,7 +95,7 @@ class Scorer:
         self._check_finite("the parent", self.parent_values)
 
     @torch.inference_mode()
-    def score(self, candidate: Candidate) -> Score:
+    def score(self, candidate: At) -> Score:
         """Raises `UserError` naming the candidate when its score is not finite."""
         self.walk.seek(candidate.position)
         block = self.load(candidate)
@@ -164,23 +104,15 @@ class Scorer:
         worse = values[self.name] - self.parent_values[self.name]
         return Score(candidate, -worse if self.name in BIGGER_IS_BETTER else worse, values)
 
-    def work(self, candidate: Candidate) -> int:
+    def work(self, candidate: At) -> int:
         """What a score costs, in weights that every token is multiplied with: early layers have more behind them."""
         halves = [weights for block in self.parent.layers for weights in _halves(block)]
         return sum(halves[candidate.position :]) + self.parent.head_weight.numel()
 
-    def load(self, candidate: Candidate) -> Block:
+    def load(self, candidate: At) -> Block:
         """The candidate with its weights, in the parent's dtype; a sub-block is a block with `NOOP` beside it."""
         layer, weight = candidate.layer, self.parent.embed_tokens.weight
-        if candidate.slot == "block":
-            attention, _, ffn = candidate.name.partition("+")
-            spec = self.library.block_spec(layer, attention, ffn)
-            own = block_weights(self.parent.layers[layer])  # type: ignore[arg-type]
-            weights = self.library.block_weights(layer, attention, ffn, own)
-        else:
-            part = getattr(self.library.layers[layer], candidate.slot)[candidate.name].part
-            spec = BlockSpec(part, NOOP) if candidate.slot == "attention" else BlockSpec(NOOP, part)
-            weights = self.library.weights(layer, candidate.slot, candidate.name)  # type: ignore[arg-type]
+        spec, weights = self.library.replacement(candidate, block_weights(self.parent.layers[layer]))  # type: ignore[arg-type]
         moved = {name: tensor.to(weight.device, weight.dtype) for name, tensor in weights.items()}
         return load_block(build_block(self.library.spec, layer, spec), moved).eval()
 
@@ -199,3 +131,154 @@ def _halves(block: nn.Module) -> tuple[int, int]:
     assert isinstance(block, Block)
     attention, ffn = (0 if part is None else parameter_count(part) for part in (block.self_attn, block.mlp))  # type: ignore[arg-type]
     return attention, ffn
+
+
+@dataclass(frozen=True)
+class _BlockScore:
+    """What each line has, where whole blocks were scored; measurements stand beside it."""
+
+    layer: Whole
+    slot: Literal["block"]
+    name: str
+    score: float
+
+
+@dataclass(frozen=True)
+class _SubblockScore(_BlockScore):
+    slot: Literal["attention", "ffn", "block"]  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Attributes:
+    header: metric, granularity, text and parent's values, as in the file.
+    table: `table[layer][slot][name]` is a score, a loss against the parent also of a metric that itself rises with
+        quality. The parent's own choices are in it with 0.
+    """
+
+    header: Mapping[str, Any]
+    table: tuple[Mapping[str, Mapping[str, float]], ...]
+
+    def of(self, layer: int, choice: Choice) -> float:
+        """The score of a whole layer's choice: its block's where blocks were scored and where the two were trained
+        together, else the sum of its sub-blocks'. `UserError` when it has none.
+        """
+        slots, pair = self.table[layer], str(choice)
+        whole = "attention" not in slots or pair in self.header.get("pairs", {}).get(str(layer), ())
+        names = [("block", pair)] if whole else list(zip(SLOTS, choice, strict=True))
+        for slot, name in names:
+            if name not in slots.get(slot, {}):
+                raise UserError(
+                    f"layer {layer}: {slot} {name!r} has no score. Run `lnlit search score` again, which adds what is "
+                    "missing, or leave the variant out."
+                )
+        return sum(slots[slot][name] for slot, name in names)
+
+    def check_library(self, library: Library) -> None:
+        """Raises `UserError` unless these are scores of `library` as it is now."""
+        if self.header.get("library_sha256") != library.identity["sha256"]:
+            raise UserError(
+                f"{library.folder}: the scores are of {self.header.get('library')}, which is another library or was "
+                "other when it was scored. Score this one, or name the one that was scored."
+            )
+
+
+def make_header(library: Library, model: str, **about: Any) -> dict[str, Any]:
+    """The header of scores of `library`; `about` says what was measured, on what. "pairs" lists, by layer, those that
+    were trained together.
+    """
+    pairs = {str(layer): list(variants.pairs) for layer, variants in enumerate(library.layers) if variants.pairs}
+    return {
+        "format": FORMAT,
+        "model": model,
+        "library": str(library.folder),
+        "library_sha256": library.identity["sha256"],
+        "parent_names": [list(variants.parent) for variants in library.layers],
+        **({"pairs": pairs} if pairs else {}),
+        **about,
+    }
+
+
+def read_scores(path: str | Path) -> Scores:
+    """Raises `UserError` naming the line that is no finite score of a candidate."""
+    file = expanded(path)
+    if not file.exists():
+        raise UserError(f"{file}: cannot be read as scores: there is no such file. `lnlit search score` makes them.")
+    header, entries = _parsed(file)
+    if header["granularity"] == "block":
+        table = [{"block": {str(Choice(*own)): 0.0}} for own in header["parent_names"]]
+    else:
+        table = [{slot: {name: 0.0} for slot, name in zip(SLOTS, own, strict=True)} for own in header["parent_names"]]
+    for entry in entries:
+        table[entry["layer"]].setdefault(entry["slot"], {})[entry["name"]] = float(entry["score"])
+    return Scores(header, tuple(table))
+
+
+def read_done(files: Iterable[Path], header: Mapping[str, Any]) -> dict[At, dict[str, Any]]:
+    """The entries of those `files` that exist. Raises `UserError` when one is no journal of scores, or its header
+    differs from `header`: those scores could not be compared.
+    """
+    done = {}
+    for file in files:
+        if file.is_file() and not is_cut_header(file.read_bytes(), line(header)):
+            there, entries = _parsed(file)
+            check_header(file, line(there), header, WHAT, _FREE)
+            for entry in entries:
+                before = done.setdefault(_at(entry), entry)
+                if before["score"] != entry["score"]:
+                    raise UserError(
+                        f"{file}: scores {_at(entry)} as {entry['score']}, and another file of the same run as "
+                        f"{before['score']}. Delete the wrong line, or the file."
+                    )
+    return done
+
+
+def open_scores(file: Path, header: Mapping[str, Any]) -> Journal:
+    """Scores to be added to: a file that `read_done` has accepted is gone on with. Raises `UserError` while another
+    process is writing it.
+    """
+    return Journal(file, header, WHAT, _FREE)
+
+
+def merge(out: Path, parts: Iterable[Path], header: Mapping[str, Any], order: Mapping[At, int]) -> None:
+    """Collect the journals `parts` in `out`, in `order`, and delete those that are not `out` itself."""
+    parts = [part for part in parts if part.is_file()]
+    done = read_done(parts, header)
+    ordered = sorted(done, key=lambda key: order.get(key, len(order)))
+    write_lines(out, [header, *(done[key] for key in ordered)])
+    for part in parts:
+        if part != out:
+            part.unlink()
+
+
+def _at(entry: Mapping[str, Any]) -> At:
+    return At(entry["layer"], entry["slot"], entry["name"])
+
+
+def _parsed(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(header, entries) of a journal's whole lines."""
+    rows = [row for _, row in read_lines(file, WHAT)]
+    if not rows or not _is_header(rows[0]):
+        raise UserError(f"{file}: not a file of scores: its first line is no header. Choose another path.")
+    header, *entries = rows
+    if header.get("format") != FORMAT:
+        raise UserError(f"{file}: format {header.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit.")
+    kind = _SubblockScore if header["granularity"] == "subblock" else _BlockScore
+    places: dict[At, int] = {}
+    for number, entry in enumerate(entries, start=2):
+        read(kind, entry, f"{file}:{number}:", then=_THEN, others=True)
+        if entry["layer"] >= len(header["parent_names"]):
+            last = len(header["parent_names"]) - 1
+            raise UserError(f"{file}:{number}: layer: there are 0 to {last}, got {entry['layer']}. {_THEN}")
+        if (first := places.setdefault(_at(entry), number)) != number:
+            raise UserError(
+                f"{file}:{number}: {_at(entry)} has a score in line {first} already. Delete one of the two "
+                "lines, or both and run `lnlit search score` again."
+            )
+    return header, entries
+
+
+def _is_header(row: Any) -> bool:
+    names = row.get("parent_names") if isinstance(row, dict) else None
+    pairs = isinstance(names, list) and all(isinstance(own, list) and len(own) == len(SLOTS) for own in names)
+    return pairs and row.get("granularity") in ("subblock", "block")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -33,18 +33,37 @@ from lnlit.thinking import Thinking, on_or_off
 _REWARD = "reward"
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Args:
+        samples_per_prompt: Completions of each prompt. The paper takes 8.
+        max_new_tokens: Length limit of a completion.
+        temperature: Sampling temperature.
+        seed: Other seeds, other completions.
+    """
+
+    samples_per_prompt: int = 8
+    max_new_tokens: int = 1024
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_prompt", "max_new_tokens", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"annotate.sampling.{name}: expected a positive number, got {getattr(self, name)}")
+
+
 def annotate(
     model: str,
     prompts: Source,
     reward: Reward,
     out: str,
     engine: RolloutEngine | None = None,
-    samples: int = 8,
-    max_new_tokens: int = 1024,
-    temperature: float = 1.0,
+    sampling: Sampling = Sampling(),
     thinking: Thinking | bool | None = None,
     pass_at: float = 1.0,
-    seed: int = 0,
     workers: int = 2,
     prompts_per_round: int = 64,
 ) -> Path:
@@ -60,33 +79,28 @@ def annotate(
         reward: What completions are judged by.
         out: The JSONL file to write.
         engine: Generates the completions; lnlit's own decoder when not given.
-        samples: Completions of each prompt. The paper takes 8.
-        max_new_tokens: Length limit of a completion.
-        temperature: Of sampling.
+        sampling: How completions are drawn.
         thinking: Toggle for rows that have none.
         pass_at: The lowest reward that counts as solved.
-        seed: Other seeds, other completions.
         workers: Processes that judge.
         prompts_per_round: Prompts between two savings. An engine works best on many.
     """
-    numbers = {"samples": samples, "max_new_tokens": max_new_tokens, "prompts_per_round": prompts_per_round}
-    for name, value in {**numbers, "temperature": temperature}.items():
-        if not value > 0:
-            raise UserError(f"annotate.{name}: expected a positive number, got {value}")
-    path, engine = resolve(model), engine or NativeEngine()
+    if prompts_per_round < 1:
+        raise UserError(f"annotate.prompts_per_round: expected a positive number, got {prompts_per_round}")
+    path, engine, samples = resolve(model), engine or NativeEngine(), sampling.samples_per_prompt
     encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
-    found = _read(prompts, encoder, read_spec(path).context_length - max_new_tokens, reward)
+    found = _read(prompts, encoder, read_spec(path).context_length - sampling.max_new_tokens, reward)
     settings = {"model": fingerprint(model), "prompts": _digest(found), "samples": samples, "pass_at": pass_at}
     settings |= {"engine": _settings(engine), "reward": _settings(reward)}
-    settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    sampling = RolloutSampling(max_new_tokens, temperature, tuple(encoder.end_ids()))
-    sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], workers, encoder, sampling, Phases())
+    settings |= {key: getattr(sampling, key) for key in ("max_new_tokens", "temperature", "seed")}
+    drawing = RolloutSampling(sampling.max_new_tokens, sampling.temperature, tuple(encoder.end_ids()))
+    sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], workers, encoder, drawing, Phases())
     file = expanded(out)
     with Journal.beside(file, settings, "annotated rows") as work, closing(sampler):
         if len(work) < len(found):
             sampler.load(0, partial(_weights, path))
         told = partial(_row, pass_at=pass_at)
-        sample_into(work, sampler, asked(found, samples, seed, rollout=0), prompts_per_round, told, "annotate")
+        sample_into(work, sampler, asked(found, samples, sampling.seed, rollout=0), prompts_per_round, told, "annotate")
         lines = summary([row for _, row in work.numbered()], samples, sampler.pool.outcomes)
         work.finish(file)
     for line in lines:
@@ -172,8 +186,8 @@ _NOT_PLAIN = object()
 
 def _plain(value: Any) -> Any:
     """As JSON holds it, or `_NOT_PLAIN`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):

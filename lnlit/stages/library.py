@@ -20,9 +20,9 @@ from lnlit.files import check_output, expanded
 from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
 from lnlit.progress import track
-from lnlit.search.candidates import Candidates
-from lnlit.search.initialise import SampleStream, initialise_layer
 from lnlit.search.library import LibraryWriter
+from lnlit.search.space import Candidates, initialise_layer
+from lnlit.search.walk import Walk, in_memory
 
 
 def build_library(
@@ -61,16 +61,17 @@ def build_library(
     writer = LibraryWriter(out, recipe)
     writer.write_calibration(tokens_RT)
     layers = by_layer(spec, checkpoint.weights(source))
-    guide = build_decoder(spec)
-    guide.embed_tokens.load_state_dict({"weight": next(layers)[EMBEDDING]}, assign=True)
-    x_RTD = guide.embed(tokens_RT).detach().to(torch_device(), getattr(torch, dtype))
+    guide, rows = build_decoder(spec), tokens_RT.to(torch_device()).split(max(batch_tokens // tokens_RT.shape[1], 1))
+    embedding = next(layers)[EMBEDDING].to(torch_device(), getattr(torch, dtype))
+    guide.embed_tokens.load_state_dict({"weight": embedding}, assign=True)
+    walk = Walk.of_rows(guide, rows)
     guide.embed_tokens.to("meta")
-    stream = SampleStream(guide, x_RTD, max(batch_tokens // tokens_RT.shape[1], 1))
     blocks = islice(layers, len(spec.layers))
     for layer, weights in enumerate(track(blocks, "library", "layer", total=len(spec.layers))):
-        if writer.has(layer):
-            stream.advance(layer, weights)
-        else:
-            writer.write(layer, *initialise_layer(stream, layer, weights, candidates))
+        with in_memory(guide, layer, weights, like=embedding):
+            if writer.has(layer):
+                walk.seek(2 * layer + 2)
+            else:
+                writer.write(layer, *initialise_layer(walk, weights, candidates))
     header = {"parent_sha256": sha256, "calibration": calibration, "provenance": made_by}
     return writer.finish(parent, spec, header).folder

@@ -18,17 +18,14 @@ from lnlit.models.device import torch_device
 from lnlit.progress import track
 from lnlit.search.costs import Cost, CostTable, Timing, base_cost, dtype_bytes, part_cost
 from lnlit.search.hardware import Hardware
-from lnlit.search.latency_log import LatencyLog, in_words
 from lnlit.search.library import Library
-from lnlit.search.measure import Plan, Times, estimate, make_workloads, schedule
+from lnlit.search.measure import LatencyLog, Plan, Times, checked_workloads, estimate, in_words, schedule
 from lnlit.specs import ModelSpec, PartSpec
 
 
 def measure(
     library: str,
-    batch_size: list[int],
-    prompt_tokens: list[int],
-    new_tokens: list[int],
+    workloads: Sequence[Workload],
     out: str,
     dtype: Literal["bfloat16", "float32", "float8"] = "bfloat16",
     engine: str = "native",
@@ -43,9 +40,7 @@ def measure(
 
     Args:
         library: Block library whose variants are measured.
-        batch_size: Requests that run together, one number per workload, or one for all workloads.
-        prompt_tokens: Tokens of each prompt, in the same way.
-        new_tokens: Tokens generated for each request, in the same way.
+        workloads: What is timed: batches of so many requests, each with so many prompt and new tokens.
         out: The file to write, usually costs.json.
         dtype: Of weights and KV cache. float8 (a byte each) counts bytes only: it needs timing: false.
         engine: Registered meter that runs the models: native, or vllm with the plugin lnlit-vllm.
@@ -59,11 +54,11 @@ def measure(
     attention = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.attention.values())
     ffn = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.ffn.values())
     plan = Plan.of(opened.spec, attention, ffn, layers)
-    workloads = make_workloads(batch_size, prompt_tokens, new_tokens, opened.spec.context_length)
+    wanted = checked_workloads(workloads, opened.spec.context_length)
     if not timing:
-        return replace(untimed(plan, workloads, dtype), library=opened.identity).write(file)
+        return replace(untimed(plan, wanted, dtype), library=opened.identity).write(file)
     options = {"dtype": dtype, "engine": engine, "rounds": rounds, "samples": samples, "made_for": opened.identity}
-    return measure_plan(plan, workloads, file, **options)
+    return measure_plan(plan, wanted, file, **options)
 
 
 def measure_plan(
@@ -91,14 +86,20 @@ def measure_plan(
     table = replace(bare, engine=engine, rounds=rounds, samples=samples, library=made_for or {})
     models = plan.models()
     with LatencyLog.beside(out, _settings(table, models)) as log:
-        missing = [turn for turn in schedule(models, rounds) if turn not in log]
-        for turn in track(missing, "measure", "model", label=in_words):
-            spec = models[turn[1]]
-            with model_folder(spec, dtype) as folder:
-                log.append(turn, meter.measure(spec, folder, table.workloads, dtype=dtype, samples=samples))
-        timed(table, plan, log.times(models, rounds)).write(out)
+        timed(table, plan, in_turns(log, models, table, meter, "measure")).write(out)
         log.delete()
     return out
+
+
+def in_turns(log: LatencyLog, models: Mapping[str, ModelSpec], like: CostTable, meter: Meter, what: str) -> Times:
+    """The times of all models, in rounds as `like` has them; those that are in `log` are not measured again."""
+    missing = [turn for turn in schedule(models, like.rounds) if turn not in log]
+    for turn in track(missing, what, "model", label=in_words):
+        spec = models[turn[1]]
+        with model_folder(spec, like.dtype) as folder:
+            found = meter.measure(spec, folder, like.workloads, dtype=like.dtype, samples=like.samples)
+        log.append(turn, found)
+    return log.times(models, like.rounds)
 
 
 def untimed(plan: Plan, workloads: Sequence[Workload], dtype: str) -> CostTable:
@@ -116,6 +117,7 @@ def untimed(plan: Plan, workloads: Sequence[Workload], dtype: str) -> CostTable:
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
         tie_embeddings=spec.tie_embeddings,
+        notes=(),
         base_cost=base_cost(spec, dtype),
         attention={part: part_cost(spec, "attention", part, dtype) for part in plan.attention},
         ffn={part: part_cost(spec, "ffn", part, dtype) for part in plan.ffn},

@@ -18,8 +18,8 @@ from lnlit.checkpoint.load import by_layer
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json
 from lnlit.interfaces.solver import Solution, SolverResult
+from lnlit.search.choice import Choice
 from lnlit.search.library import Library
-from lnlit.search.realize import composed_layers, composed_spec, split_choice
 
 
 def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bool = False) -> Path:
@@ -37,8 +37,7 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
     data = read_json(file, "a solution that `lnlit search solve` wrote")
     chosen = _solution(data, file, index)
     opened.check_made_from(data.get("library"), str(file))
-    pairs = split_choice(opened, chosen.choice)
-    spec = composed_spec(opened, pairs)
+    choices = opened.choices(chosen.choice)
     source = resolve(opened.model)
     check_target(target, overwrite, [source, opened.folder, solution])
     checkpoint = open_checkpoint(source)
@@ -46,8 +45,8 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
     groups = by_layer(opened.spec, checkpoint.weights(source))
     folder = save_folder(
         target,
-        spec,
-        _weights(opened, pairs, groups),
+        opened.composed_spec(choices),
+        _weights(opened, choices, groups),
         tokenizer_from=source,
         provenance={
             **descent(opened.model),
@@ -72,11 +71,11 @@ def _solution(data: Mapping[str, Any], file: Path, index: int) -> Solution:
 
 
 def _weights(
-    library: Library, pairs: Sequence[tuple[str, str]], groups: Iterable[Mapping[str, Tensor]]
+    library: Library, choices: Sequence[Choice], groups: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
     """The child's weights by canonical name, one layer in memory at a time."""
     groups = iter(groups)
     yield from next(groups).items()
-    for layer, weights in enumerate(composed_layers(library, pairs, islice(groups, len(pairs)))):
+    for layer, weights in enumerate(library.composed_layers(choices, islice(groups, len(choices)))):
         yield from ((f"model.layers.{layer}.{name}", tensor) for name, tensor in weights.items())
     yield from next(groups).items()

@@ -94,7 +94,7 @@ def _facts(file: Path, index: int, library: Library | None, table: CostTable | N
     if table is not None:
         machine = table.hardware
         on = machine.cpu if machine.device == "cpu" else machine.device
-        work = "; ".join(f"{w.batch_size} x ({w.prompt_tokens} + {w.new_tokens}) tokens" for w in table.workloads)
+        work = "; ".join(map(str, table.workloads)) + " (requests x prompt + new tokens)"
         facts |= {
             "costs measured on": f"{on}, {machine.cores} cores, {machine.memory_gib} GiB, torch {machine.torch}",
             "costs measured with": f"{table.engine}, {table.dtype}, {work}",

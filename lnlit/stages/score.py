@@ -26,10 +26,10 @@ from lnlit.eval.multiple_choice import Choices, Questions
 from lnlit.files import check_output, expanded
 from lnlit.models.device import torch_device
 from lnlit.progress import track
+from lnlit.search.choice import At, chosen
 from lnlit.search.library import Library
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, Metric, MetricName, TopK
-from lnlit.search.score import Candidate, Granularity, Scorer, candidates
-from lnlit.search.scores import make_header, merge, open_scores, read_done
+from lnlit.search.score import Granularity, Scorer, candidates, make_header, merge, open_scores, read_done
 from lnlit.specs import ModelSpec
 
 
@@ -61,7 +61,8 @@ def score(
             that were trained together; or all composed blocks.
         dtype: Of weights and activations; logits and all behind them are float32. bfloat16 is several times faster, and
             was within 1.5 % of float32's KL on ten candidates of SmolLM2-135M.
-        only: Names of the candidates to score, with * and ?. The file takes in more in a later run.
+        only: The candidates to score, by names (kv1) or places (layer_03/*), with * and ?. The file takes in more in a
+            later run.
         k: How many of the parent's likeliest tokens top_k compares.
         batch_tokens: Tokens that go through the model together. More than a CPU's cache holds is slower there.
     """
@@ -69,7 +70,7 @@ def score(
     opened, path = Library.open(library), resolve(model)
     opened.check_parent(origin(model), read_spec(path), fingerprint(model))
     everything = candidates(opened, granularity)
-    chosen = candidates(opened, granularity, tuple(only))
+    wanted = chosen(everything, only)
     text = _encoded(data, metric, path)
     _check_sizes(opened.spec, text.tokens_RT.shape[1], k)
     about = {"metric": metric, **({"k": k} if metric == "top_k" else {}), "granularity": granularity, "dtype": dtype}
@@ -77,7 +78,7 @@ def score(
     header = make_header(opened, parent_name, **about, tokens=text.tokens_RT.numel(), sha256=_digest(text))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     done = read_done(_journals(target), header)
-    pending = [candidate for candidate in chosen[rank::world] if candidate.key not in done]
+    pending = [candidate for candidate in wanted[rank::world] if candidate not in done]
     parent = frozen_decoder(path, _device(), getattr(torch, dtype))
     batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
     scorer = Scorer(parent, opened, batches, _metric(metric, text, batches, parent.head_weight, k), metric)
@@ -88,11 +89,11 @@ def score(
             journal.append(_timed(scorer, candidate))
     with _all_ranks(world):
         if rank == 0 and (parts := _journals(target)) != [target]:
-            merge(target, parts, header, {candidate.key: index for index, candidate in enumerate(everything)})
+            merge(target, parts, header, {candidate: index for index, candidate in enumerate(everything)})
     return target
 
 
-def _timed(scorer: Scorer, candidate: Candidate) -> dict[str, Any]:
+def _timed(scorer: Scorer, candidate: At) -> dict[str, Any]:
     """The line of one candidate."""
     begin = time.perf_counter()
     found = scorer.score(candidate).to_json()

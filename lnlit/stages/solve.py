@@ -9,11 +9,10 @@ from typing import Any
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, read_json, write_json
-from lnlit.interfaces import Count, Forbidden, Problem, Solver, SolverResult, Workload
+from lnlit.interfaces import Problem, Solver, SolverResult
 from lnlit.progress import say
-from lnlit.search.frontier import frontier as frontier_of
-from lnlit.search.frontier import with_budget
-from lnlit.search.targets import ALL_PARTS, Parts, Sweep, Target
+from lnlit.search.targets import Deployment, Rules, Solutions, Sweep, with_budget
+from lnlit.search.targets import frontier as frontier_of
 
 #: Solved beside the chosen solver, for comparison.
 BASELINES = ("greedy", "ratio_greedy", "uniform", "random")
@@ -24,60 +23,40 @@ def solve(
     problem: str | None = None,
     library: str | None = None,
     scores: str | None = None,
-    costs: str | None = None,
-    targets: Sequence[Target] = (),
-    corrected_by: str | None = None,
-    workloads: Sequence[Workload] = (),
-    counts: Sequence[Count] = (),
-    forbidden: Sequence[Forbidden] = (),
-    num_solutions: int = 1,
-    max_overlap: float = 0.8,
-    parts: Parts = ALL_PARTS,
-    generated_only: bool = False,
-    first_attention: bool = True,
-    allow_other_hardware: bool = False,
+    deployment: Deployment = Deployment(),
+    rules: Rules = Rules(),
+    solutions: Solutions = Solutions(),
     solver: str | Solver = "highs",
     time_limit_s: float = 300.0,
     frontier: Sweep | None = None,
 ) -> Path:
     """Write the best child within the budgets, with proof, and the baselines' beside it.
 
-    Either from a problem file alone, of any library and without a model, or from a library with its scores and costs.
+    Either from a problem file alone, of any library and without a model, or from a library with its scores, for a
+    deployment.
 
     Args:
         out: The file to write, usually solution.json. The problem goes to problem.json beside it, or X.problem.json.
         problem: A problem in its JSON form (lnlit.interfaces.problem). Then nothing else describes it.
         library: Block library to choose from.
         scores: Its scores.
-        costs: Its cost table.
-        targets: Bounds of the child's costs, throughput (min) or cached_tokens (min, room_mib) included.
-        corrected_by: What `lnlit search verify` measured, the parent first and an earlier search's child last: targets
-            on times are tightened by as much as that child missed its prediction.
-        workloads: Which of the cost table's workloads count, all when not given. Several are alternatives: the targets
-            must hold in one, and the one that allows the best child wins.
-        counts: How many layers may take the choices that match a pattern.
-        forbidden: Choices that one layer must not take.
-        num_solutions: How many different solutions to find.
-        max_overlap: In what share of the layers two of them may be equal.
-        parts: Patterns over the names of variants to use beside the parent's own.
-        generated_only: Whether throughput counts new tokens alone.
-        first_attention: Keep attention in layer 0. vLLM's own model class cannot run a model without; lnlit-vllm can.
-        allow_other_hardware: Whether the cost table may be from another machine.
+        deployment: Where the child has to run, by its cost table, and what must hold there.
+        rules: What may be chosen beside the parent's own variants.
+        solutions: How many different solutions to find.
         solver: highs (exact, plugin lnlit-highs), greedy, ratio_greedy, uniform or random; or with settings of its own,
             {class_path: highs, init_args: {alternatives_tolerance: 0.01}}.
         time_limit_s: For the solver, again for each baseline, and for all of them again at each value of the frontier.
         frontier: A budget to move over several values, each solved by the solver and every baseline.
     """
     name, chosen = _solver(solver)
-    target = _checked_output(out, problem, scores, costs, corrected_by)
-    wishes = {"targets": targets, "counts": counts, "forbidden": forbidden, "parts": parts}
-    wishes |= {"num_solutions": num_solutions, "max_overlap": max_overlap, "generated_only": generated_only}
-    wishes["first_attention"] = first_attention
-    if problem is not None:
-        asked = _from_file(problem, [library, scores, costs, corrected_by, allow_other_hardware, *workloads], wishes)
+    target = _checked_output(out, problem, scores, deployment.costs, deployment.corrected_by)
+    if problem is None:
+        asked = _from_library(library, scores, deployment, rules, solutions)
+    elif library or scores or (deployment, rules, solutions) != (Deployment(), Rules(), Solutions()):
+        raise UserError("solve: a problem file holds the whole problem. Leave out what describes it, or the file.")
     else:
-        asked = _from_library(library, scores, costs, corrected_by, workloads, allow_other_hardware, wishes)
-    return _written(target, asked, problem, {name: chosen}, time_limit_s, frontier)
+        asked = read_problem(expanded(problem))
+    return _written(target, asked, problem, name, chosen, time_limit_s, frontier)
 
 
 def _checked_output(out: str, problem: str | None, *inputs: str | None) -> Path:
@@ -87,15 +66,14 @@ def _checked_output(out: str, problem: str | None, *inputs: str | None) -> Path:
 
 
 def _written(
-    out: Path, asked: Problem, file: str | None, chosen: dict[str, Solver], time_limit_s: float, sweep: Sweep | None
+    out: Path, asked: Problem, file: str | None, name: str, solver: Solver, time_limit_s: float, sweep: Sweep | None
 ) -> Path:
     """Solve with the chosen solver and the baselines, and write what they found."""
-    ((name, solver),) = chosen.items()
     values = _values(asked, sweep) if sweep else ()  # refused before hours of solving
     result = _solved(asked, name, solver, time_limit_s)
     compared = {baseline: registry.build("solver", baseline) for baseline in BASELINES}
     beside = {baseline: _compared(asked, baseline, built, time_limit_s) for baseline, built in compared.items()}
-    rows = _frontier(asked, sweep, values, {**compared, **chosen}, time_limit_s) if sweep else []
+    rows = _frontier(asked, sweep, values, {**compared, name: solver}, time_limit_s) if sweep else []
     path = problem_path(out)
     if file is None or path.resolve() != expanded(file).resolve():
         write_json(path, asked.to_json())
@@ -139,39 +117,22 @@ def _solver(solver: str | Solver) -> tuple[str, Solver]:
     return name, registry.build("solver", name)
 
 
-def _from_file(file: str, others: Sequence[object], wishes: dict[str, Any]) -> Problem:
-    unset = {"targets": (), "counts": (), "forbidden": (), "parts": ALL_PARTS}
-    unset |= {"num_solutions": 1, "max_overlap": 0.8, "generated_only": False, "first_attention": True}
-    given = {name: tuple(value) if isinstance(value, Sequence) else value for name, value in wishes.items()}
-    if any(others) or given != unset:
-        raise UserError("solve: a problem file holds the whole problem. Leave out what describes it, or the file.")
-    return read_problem(expanded(file))
-
-
 def _from_library(
-    library: str | None,
-    scores: str | None,
-    costs: str | None,
-    corrected_by: str | None,
-    workloads: Sequence[Workload],
-    allow_other_hardware: bool,
-    wishes: dict[str, Any],
+    library: str | None, scores: str | None, deployment: Deployment, rules: Rules, solutions: Solutions
 ) -> Problem:
-    if library is None or scores is None or costs is None:
-        raise UserError("solve: needs either a problem file, or all of library, scores and costs.")
-    from lnlit.search.correction import corrected
+    if library is None or scores is None or deployment.costs is None:
+        raise UserError("solve: needs either a problem file, or all of library, scores and deployment.costs.")
     from lnlit.search.costs import CostTable  # these import torch, which a problem file does not need
     from lnlit.search.library import Library
-    from lnlit.search.problem import make_problem
-    from lnlit.search.scores import read_scores
+    from lnlit.search.problem import corrected, make_problem
+    from lnlit.search.score import read_scores
 
-    opened, table = Library.open(library), CostTable.read(expanded(costs))
-    table.check_hardware(allow_other_hardware)
-    asked_for = tuple(workloads) or table.workloads
-    if corrected_by is not None:
-        measured = expanded(corrected_by)
-        wishes["targets"] = corrected(wishes["targets"], measured, table, asked_for)
-    return make_problem(opened, read_scores(scores), table, asked_for, **wishes)
+    opened, table = Library.open(library), CostTable.read(expanded(deployment.costs))
+    table.check_hardware(deployment.allow_other_hardware)
+    workloads, targets = deployment.workloads or table.workloads, deployment.targets
+    if deployment.corrected_by is not None:
+        targets = corrected(targets, expanded(deployment.corrected_by), table, workloads)
+    return make_problem(opened, read_scores(scores), table, workloads, targets, rules=rules, solutions=solutions)
 
 
 def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) -> SolverResult:

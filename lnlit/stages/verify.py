@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,11 @@ from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, write_json
 from lnlit.interfaces import Meter
 from lnlit.models.device import torch_device
-from lnlit.progress import track
 from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.hardware import Hardware
-from lnlit.search.latency_log import LatencyLog, in_words
-from lnlit.search.measure import best_of_rounds, schedule
-from lnlit.search.problem import workload_name
-from lnlit.stages.measure import model_folder
+from lnlit.search.measure import LatencyLog, best_of_rounds
+from lnlit.search.targets import cost_at
+from lnlit.stages.measure import in_turns
 
 
 def verify(
@@ -62,12 +60,8 @@ def verify(
     settings = {"costs": table.to_json(), "engine": engine, "samples": samples, "hardware": machine.to_json()}
     architectures = {name: spec.to_json() for name, spec in specs.items()}
     with LatencyLog.beside(file, {**settings, "models": architectures}) as log:
-        missing = [turn for turn in schedule(specs, rounds) if turn not in log]
-        for turn in track(missing, "verify", "model", label=in_words):
-            spec = specs[turn[1]]
-            with model_folder(spec, table.dtype) as folder:
-                log.append(turn, meter.measure(spec, folder, table.workloads, dtype=table.dtype, samples=samples))
-        times = {name: np.median(best_of_rounds(found), axis=0) for name, found in log.times(specs, rounds).items()}
+        measured = in_turns(log, specs, replace(table, rounds=rounds, samples=samples), meter, "verify")
+        times = {name: np.median(best_of_rounds(each), axis=0) for name, each in measured.items()}
         found = [_compared(table, name, predicted[name], times[name]) for name in specs]
         write_json(file, {**_made_by(table, engine or table.engine), "models": found})
         log.delete()
@@ -77,7 +71,7 @@ def verify(
 
 
 def _made_by(table: CostTable, engine: str) -> dict[str, Any]:
-    """What these measurements are of, for `lnlit.search.correction`."""
+    """What these measurements are of, for `lnlit.search.problem.corrected`."""
     workloads = [asdict(workload) for workload in table.workloads]
     return {"engine": engine, "dtype": table.dtype, "workloads": workloads, "costs_sha256": table.sha256}
 
@@ -95,14 +89,14 @@ def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]]
     """
     sides: dict[str, dict[str, float]] = {"predicted": {}, "measured": {}}
     for workload, costs, (prefill_s, decode_s) in zip(table.workloads, predicted, times.tolist(), strict=True):
-        label = f" @ {workload_name(workload)}" if len(table.workloads) > 1 else ""
+        label = str(workload) if len(table.workloads) > 1 else ""
         for side, prefill, decode in (
             ("predicted", costs["prefill_s"], costs["decode_s"]),
             ("measured", prefill_s, decode_s),
         ):
             values = {"prefill_s": prefill, "decode_s": decode, "latency_s": prefill + decode}
             values["throughput"] = tokens_per_s(workload, prefill + decode)
-            sides[side] |= {f"{cost}{label}": value for cost, value in values.items()}
+            sides[side] |= {cost_at(cost, label): value for cost, value in values.items()}
     for cost in [cost for cost, value in sides["measured"].items() if value == 0]:
         del sides["predicted"][cost], sides["measured"][cost]
     return {"name": name, **_library_of(name), **sides}

@@ -10,17 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from lnlit.models.build import block_weights, build_block, parameter_count
 from lnlit.models.parts import short_name
-from lnlit.search.library import (
-    INDEX,
-    SLOTS,
-    LayerVariants,
-    Library,
-    LibraryWriter,
-    Pair,
-    Variant,
-    layer_file,
-    pair_name,
-)
+from lnlit.search.choice import SLOTS, At, LayerVariants, Pair, Variant, alone
+from lnlit.search.library import INDEX, Library, LibraryWriter, layer_file
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu
 
@@ -48,13 +39,13 @@ def tiny_library(out: Path, model: str | Path, spec: ModelSpec, pair: bool = Tru
             slots[slot] = {short_name(slot, own): Variant(own, 0, parent=True)}
             for part in _PARTS[slot]:
                 if (name := short_name(slot, part)) not in slots[slot]:
-                    alone = BlockSpec(part, NOOP) if slot == "attention" else BlockSpec(NOOP, part)
-                    tensors[slot, name] = weights(layer, alone)
-                    slots[slot][name] = Variant(part, parameter_count(build_block(spec, layer, alone)))
+                    block = alone(slot, part)
+                    tensors[At(layer, slot, name)] = weights(layer, block)
+                    slots[slot][name] = Variant(part, parameter_count(build_block(spec, layer, block)))
         pairs = {}
         if pair and layer == 1:
-            tensors["pairs", pair_name("kv1", "i24")] = weights(layer, BlockSpec(attention(1), swiglu(24)))
-            pairs = {pair_name("kv1", "i24"): Pair(0)}
+            tensors[At(layer, "block", "kv1+i24")] = weights(layer, BlockSpec(attention(1), swiglu(24)))
+            pairs = {"kv1+i24": Pair(0)}
         writer.write(layer, LayerVariants(**slots, pairs=pairs), tensors)
     return writer.finish(str(model), spec, {})
 

@@ -26,8 +26,9 @@ from lnlit.data.sources import TextFileSource
 from lnlit.data.text import TextSample
 from lnlit.data.text_data import TextData
 from lnlit.modules.block_distill import BlockDistill
-from lnlit.search.candidates import Candidates
-from lnlit.search.library import SLOTS, Library
+from lnlit.search.choice import SLOTS
+from lnlit.search.library import Library
+from lnlit.search.space import Candidates
 from lnlit.stages.library import build_library
 from lnlit.testing.tiny import tiny_folder
 

@@ -24,8 +24,7 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.interfaces import Workload
 from lnlit.journal import Journal
 from lnlit.search.costs import CostTable
-from lnlit.search.latency_log import LatencyLog
-from lnlit.search.measure import PARENT, Plan, best_of_rounds, schedule
+from lnlit.search.measure import PARENT, LatencyLog, Plan, best_of_rounds, schedule
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.stages.measure import model_folder, timed, untimed
 from lnlit.testing.tiny import tiny_spec

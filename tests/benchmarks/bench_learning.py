@@ -61,7 +61,7 @@ from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.sampling.order import PromptOrder, Uniform
 from lnlit.sampling.sample import Sample
-from lnlit.stages.annotate import annotate
+from lnlit.stages.annotate import Sampling, annotate
 
 RUNS = Path("runs/learning")
 WARM = RUNS / "warm"
@@ -307,7 +307,7 @@ def warm(options: argparse.Namespace) -> None:
 def annotate_prompts(options: argparse.Namespace) -> None:
     """How often the warm start solves each of the curriculum's prompts."""
     prompts = ReasoningGymSource("train", 600, MIXED, "on", seed=5)
-    annotate(str(WARM), prompts, MathAnswerReward(), str(ANNOTATED), samples=8, max_new_tokens=96)
+    annotate(str(WARM), prompts, MathAnswerReward(), str(ANNOTATED), Sampling(8, 96))
 
 
 def table(options: argparse.Namespace) -> None:

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_promise.py [--engine native|vllm] [--asked 1.3] [--runs runs/mini]
 
 Reads what bench_speedup.py left (a cost table of the engine on this machine). Each attempt is timed beside the parent
-in interleaved rounds of one run; the next one is corrected by it (`corrected_by` of `lnlit search solve`). Prints all
-attempts and appends them to RESULTS.md. Three minutes each with vllm.
+in interleaved rounds of one run; the next one is corrected by it (`deployment.corrected_by` of `lnlit search solve`).
+Prints all attempts and appends them to RESULTS.md. Three minutes each with vllm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from lnlit.search.costs import CostTable
-from lnlit.search.targets import Target
+from lnlit.search.targets import Deployment, Target
 from lnlit.stages.realize import realize
 from lnlit.stages.solve import solve
 from lnlit.stages.verify import verify
@@ -47,7 +47,8 @@ def main() -> None:
     timing = {"rounds": options.rounds, "samples": options.samples}
     for attempt in range(1, options.attempts + 1):
         solution, child = out / f"promise-{attempt}.json", out / f"promise-{attempt}"
-        solve(str(solution), library=library, scores=scores, costs=costs, targets=[target], corrected_by=measured)
+        deployment = Deployment(costs, (target,), corrected_by=measured)
+        solve(str(solution), library=library, scores=scores, deployment=deployment)
         realize(str(solution), library, str(child), overwrite=True)
         times = out / f"promise-{attempt}.measured.json"
         measured = str(verify(costs, [options.model, str(child)], str(times), **timing))

@@ -30,10 +30,11 @@ from lnlit.data.text import TextSample
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.objectives.divergence import _tiles
-from lnlit.search.candidates import Candidates
+from lnlit.search.choice import At
 from lnlit.search.library import Library
 from lnlit.search.metrics import Likelihood
-from lnlit.search.score import Candidate, Scorer, candidates
+from lnlit.search.score import Scorer, candidates
+from lnlit.search.space import Candidates
 from lnlit.stages.library import build_library
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ class WholeModels:
         return self.parent(tokens_BT).float().log_softmax(-1)
 
     @torch.inference_mode()
-    def score(self, candidate: Candidate) -> float:
+    def score(self, candidate: At) -> float:
         block, own = self.scorer.load(candidate), self.parent.layers[candidate.layer]
         if candidate.slot == "attention":
             block.mlp, block.post_attention_layernorm = own.mlp, own.post_attention_layernorm
@@ -88,7 +89,7 @@ class TimedLikelihood(Likelihood):
             yield hidden_BTD
 
 
-def sample(library: Library, per_layer: int, tiny: bool) -> list[Candidate]:
+def sample(library: Library, per_layer: int, tiny: bool) -> list[At]:
     """`per_layer` candidates of every layer, another choice in each layer."""
     found = candidates(library, "subblock")
     layers = range(0, len(library.layers), 6 if tiny else 1)
@@ -101,7 +102,7 @@ def sample(library: Library, per_layer: int, tiny: bool) -> list[Candidate]:
 
 
 def timed_round(
-    parent: Decoder, library: Library, batches: Sequence[Tensor], chosen: Sequence[Candidate]
+    parent: Decoder, library: Library, batches: Sequence[Tensor], chosen: Sequence[At]
 ) -> tuple[float, float, TimedLikelihood, list[tuple[float, float]]]:
     """(our seconds, the loop's, our metric with its clocks, both scores of each candidate). Observing the parent
     counts for neither.

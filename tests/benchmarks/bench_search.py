@@ -34,9 +34,8 @@ from lnlit.models.weights import fill
 from lnlit.search.costs import CostTable
 from lnlit.search.library import Library
 from lnlit.search.problem import make_problem
-from lnlit.search.realize import split_choice
-from lnlit.search.scores import Scores, read_scores
-from lnlit.search.targets import ALL_PARTS, NOOP_ONLY, Parts, Target
+from lnlit.search.score import Scores, read_scores
+from lnlit.search.targets import NOOP_ONLY, Rules, Target
 from lnlit.specs import NOOP, ModelSpec
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -80,11 +79,11 @@ class Truth:
         return self.known[key]
 
     def child(self, library: Library, choice: Sequence[str]) -> Decoder:
-        pairs = split_choice(library, choice)
-        blocks = tuple(library.block_spec(layer, *pair) for layer, pair in enumerate(pairs))
+        pairs = library.choices(choice)
+        blocks = tuple(library.block_spec(layer, pair) for layer, pair in enumerate(pairs))
         weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("layers.")}
         for layer, pair in enumerate(pairs):
-            below = library.block_weights(layer, *pair, self._below(layer))
+            below = library.block_weights(layer, pair, self._below(layer))
             weights |= {f"layers.{layer}.{name}": tensor for name, tensor in below.items()}
         return _built(library.spec.replace(layers=blocks), weights)
 
@@ -100,11 +99,11 @@ def _built(spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> Decoder:
     return decoder.eval()
 
 
-def problems(library: Library, scores: Scores, costs: CostTable, parts: Parts = ALL_PARTS) -> Iterator[Problem]:
+def problems(library: Library, scores: Scores, costs: CostTable, rules: Rules = Rules()) -> Iterator[Problem]:
     """The same search at each memory budget."""
     for share in SHARES:
         target = Target("memory_mib", max=share, of_parent=True)
-        yield make_problem(library, scores, costs, [WORKLOAD], [target], parts=parts)
+        yield make_problem(library, scores, costs, [WORKLOAD], [target], rules=rules)
 
 
 def by_lm_loss(file: Path) -> Scores:
@@ -163,7 +162,7 @@ def ablations(truth: Truth, runs: Path, library: Library, scores: Scores, costs:
     searches = {
         "all variants, KL": (library, problems(library, scores, costs)),
         "no-ops only": (library, problems(library, scores, costs, NOOP_ONLY)),
-        "no attention + FFN widths": (library, problems(library, scores, costs, Parts(("noop",), ("i*", "noop")))),
+        "no attention + FFN widths": (library, problems(library, scores, costs, Rules(("noop",), ("i*", "noop")))),
         "LM-loss scores": (library, problems(library, by_lm_loss(runs / "scores.jsonl"), costs)),
         "no block distillation": (
             untrained,

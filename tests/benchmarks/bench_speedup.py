@@ -15,8 +15,9 @@ import json
 from datetime import date
 from pathlib import Path
 
+from lnlit.interfaces import Workload
 from lnlit.search.costs import CostTable
-from lnlit.search.targets import Target
+from lnlit.search.targets import Deployment, Target
 from lnlit.stages.measure import measure
 from lnlit.stages.realize import realize
 from lnlit.stages.solve import solve
@@ -36,8 +37,7 @@ def children(runs: Path, out: Path) -> list[str]:
             str(solution),
             library=str(runs / "library"),
             scores=str(runs / "scores.jsonl"),
-            costs=str(out / "costs.json"),
-            targets=[Target("throughput", min=speedup, of_parent=True)],
+            deployment=Deployment(str(out / "costs.json"), (Target("throughput", min=speedup, of_parent=True),)),
         )
         folders.append(str(realize(str(solution), str(runs / "library"), str(child), overwrite=True)))
     return folders
@@ -57,7 +57,7 @@ def main() -> None:
     timing = {"rounds": options.rounds, "samples": options.samples}
     if not costs.is_file():
         library = str(options.runs / "library")
-        measure(library, [batch], [prompt], [new], str(costs), engine=options.engine, **timing)
+        measure(library, [Workload(batch, prompt, new)], str(costs), engine=options.engine, **timing)
     models = [options.model, *children(options.runs, out)]
     measured = json.loads(verify(str(costs), models, str(out / "measured.json"), **timing).read_text())
     table = CostTable.read(costs)

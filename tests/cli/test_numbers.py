@@ -31,7 +31,7 @@ from lnlit.rewards.llm_judge import LLMJudgeReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum
 from lnlit.sampling.sampler import Weighted
-from lnlit.search.candidates import Candidates
+from lnlit.search.space import Candidates
 
 PARTS: list[type] = [
     AdamW, LoRA, KL, Clip, Correction, Candidates, GaussianCurriculum, Distill, GRPO, RLOO, RPO, RewardModel,

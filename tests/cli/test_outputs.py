@@ -44,7 +44,7 @@ def test_an_output_that_is_a_folder_is_told_before_solving(problem, lnlit, tmp_p
         "--out p.json",
         "search score --model m --library l --data.source jsonl --data.source.paths p.json --data.rows 1 "
         "--data.length 8 --out dir",
-        "search measure --library l --batch_size [1] --prompt_tokens [1] --new_tokens [1] --out dir",
+        'search measure --library l --workloads [{"batch_size":1,"prompt_tokens":1,"new_tokens":1}] --out dir',
         "search verify --costs c.json --models [m] --out dir",
         "search report --solution s.json --out p.json",
         "rollout curriculum --prompts jsonl --prompts.paths p.json --rollouts 1 --prompts_per_rollout 1 --out dir",

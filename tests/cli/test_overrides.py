@@ -13,9 +13,10 @@ from lnlit.cli.search import parsed
 TARGETS = """
 problem: problem.json
 out: solution.json
-targets:
-- {cost: latency_s, max: 0.8, of_parent: true}
-- {cost: memory_mib, max: 0.7, of_parent: true}
+deployment:
+  targets:
+  - {cost: latency_s, max: 0.8, of_parent: true}
+  - {cost: memory_mib, max: 0.7, of_parent: true}
 """
 REWARDS = """
 model: {class_path: GRPO, init_args: {model: folder, optimizer: {learning_rate: 1.0}}}
@@ -31,9 +32,8 @@ trainer: {callbacks: [{class_path: SampleGenerations, init_args: {max_new_tokens
 
 def solve(*options: str) -> list[dict[str, Any]]:
     _, _, config = parsed("solve", list(options))
-    return [
-        {key: value for key, value in vars(target).items() if value not in (None, False)} for target in config.targets
-    ]
+    targets = config.deployment.targets
+    return [{key: value for key, value in vars(target).items() if value not in (None, False)} for target in targets]
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ def targets(tmp_path: Path) -> str:
 def test_an_option_replaces_a_files_list(targets: str):
     assert solve("--config", targets)[0] == {"cost": "latency_s", "max": 0.8, "of_parent": True}
     given = [{"cost": "latency_s", "max": 0.45}, {"cost": "memory_mib", "max": 900.0}]
-    assert solve("--config", targets, "--targets", str(given)) == given
-    assert solve("--config", targets, "--targets", str(given[:1])) == given[:1]
+    assert solve("--config", targets, "--deployment.targets", str(given)) == given
+    assert solve("--config", targets, "--deployment.targets", str(given[:1])) == given[:1]
 
 
 def test_a_second_file_replaces_the_firsts_list(targets: str, tmp_path: Path):
     given = [{"cost": "parameters", "min": 3.0}, {"cost": "latency_s", "max": 0.45}]
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"targets": given}))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"deployment": {"targets": given}}))
     assert solve("--config", targets, "--config", str(tmp_path / "mine.yaml")) == given
 
 
 def test_what_changes_one_item_by_design_still_does(targets: str):
     added = {"cost": "parameters", "max": 5.0}
-    assert solve("--config", targets, "--targets+", str(added))[1:] == [
+    assert solve("--config", targets, "--deployment.targets+", str(added))[1:] == [
         {"cost": "memory_mib", "max": 0.7, "of_parent": True},
         added,
     ]

@@ -50,9 +50,9 @@ STATED: dict[str, dict[str, Any]] = {
     "ln-ultra/1_library": {
         f"candidates.widths.{at}": width for at, width in ((0, 0.87), (1, 0.75), (4, 0.5), (8, 0.1))
     },
-    "ln-super/2b_measure": {"batch_size.0": 16, "dtype": "float8"},
-    "ln-super/3_solve": {"targets.0.min": 300_000},
-    "ln-ultra/3_solve": {"targets.0.max": 0.6667},
+    "ln-super/2b_measure": {"workloads.0.batch_size": 16, "dtype": "float8"},
+    "ln-super/3_solve": {"deployment.targets.0.min": 300_000},
+    "ln-ultra/3_solve": {"deployment.targets.0.max": 0.6667},
     "ln-nano/5_sft": {
         "model.optimizer.learning_rate": 1e-4,
         "data.sequence_length": 32768,
@@ -101,7 +101,7 @@ STATED: dict[str, dict[str, Any]] = {
         "trainer.accumulate_grad_batches": 1,
         **TABLE_2,
     },
-    "ln-ultra/5b_annotate": {"samples": 8},
+    "ln-ultra/5b_annotate": {"sampling.samples_per_prompt": 8},
     "ln-ultra/6_grpo": {
         "model.temperature": 1.0,
         "data.prompts.below": 0.75,
@@ -330,7 +330,11 @@ def test_gsm8k_takes_two_steps_on_rows_of_its_schema(tiny_model, tmp_path, monke
 #: What makes the mini pipeline's reinforcement learning small.
 TINY = {
     "5_sft": {"size: 3000": "size: 12", "max_steps: 30": "max_steps: 1"},
-    "5b_annotate": {"size: 240": "size: 6", "samples: 8": "samples: 2", "max_new_tokens: 96": "max_new_tokens: 6"},
+    "5b_annotate": {
+        "size: 240": "size: 6",
+        "samples_per_prompt: 8": "samples_per_prompt: 2",
+        "max_new_tokens: 96": "max_new_tokens: 6",
+    },
     "5c_curriculum": {"rollouts: 20": "rollouts: 2"},
     "6_grpo": {"max_steps: 40": "max_steps: 4", "val_check_interval: 40": "val_check_interval: 4"},
     "7_rloo": {

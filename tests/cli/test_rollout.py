@@ -21,8 +21,7 @@ engine:
   class_path: native
   init_args:
     device: cpu
-samples: 2
-max_new_tokens: 4
+sampling: {{samples_per_prompt: 2, max_new_tokens: 4}}
 thinking: off
 out: annotated.jsonl
 """
@@ -53,7 +52,7 @@ def recipes(tiny_model, rows_file, tmp_path):
 
 def test_prompts_are_annotated_and_a_curriculum_drawn(lnlit, recipes):
     pytest.importorskip("matplotlib")
-    code, out, err = lnlit("rollout", "annotate", "--config", "annotate.yaml", "--samples", 3)
+    code, out, err = lnlit("rollout", "annotate", "--config", "annotate.yaml", "--sampling.samples_per_prompt", 3)
     assert (code, out) == (0, "annotated.jsonl\n"), err
     rows = [json.loads(line) for line in (recipes / "annotated.jsonl").read_text().splitlines()]
     assert [row["samples"] for row in rows] == [3] * 8 and rows[0]["messages"]
@@ -66,7 +65,7 @@ def test_prompts_are_annotated_and_a_curriculum_drawn(lnlit, recipes):
     ("arguments", "says"),
     [
         (["anotate"], "did you mean 'annotate'"),
-        (["annotate", "--config", "annotate.yaml", "--sample", "4"], "did you mean 'samples'"),
+        (["annotate", "--config", "annotate.yaml", "--sampling.seeds", "4"], "did you mean 'seed'"),
         (["annotate", "--config", "annotate.yaml", "--reward", "fromat"], "did you mean 'format'"),
         (["annotate", "--config", "annotate.yaml", "--model", "nowhere"], "nowhere"),
         (["curriculum", "--config", "curriculum.yaml", "--order.sigma", "wide"], "sigma"),

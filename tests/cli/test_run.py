@@ -101,7 +101,7 @@ def test_what_a_stage_wrote_before_a_kill_counts_as_finished(run, tmp_path):
     """The kill comes after the model folder and before the record of it; a folder from elsewhere stays refused."""
     tiny_folder(tmp_path / "parent", tiny_spec())
     library = tiny_library(tmp_path / "library", tmp_path / "parent", tiny_spec(), pair=False)
-    own = ["+".join(library.parent_names(layer)) for layer in range(len(library.layers))]
+    own = [str(layer.parent) for layer in library.layers]
     solution = {"status": "optimal", "solutions": [{"choice": own, "score": 0.0, "costs": {}}]}
     (tmp_path / "solution.json").write_text(json.dumps(solution))
     (tmp_path / "mini").mkdir()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
+import typing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lnlit.cli import explain
 from lnlit.interfaces import Workload
 from lnlit.search.costs import CostTable, Timing
 from lnlit.search.hardware import Hardware
 from lnlit.search.library import INDEX, Library
 from lnlit.search.measure import Plan
-from lnlit.search.scores import make_header
-from lnlit.stages.measure import untimed
+from lnlit.search.score import make_header
+from lnlit.stages.annotate import annotate
+from lnlit.stages.measure import measure, untimed
+from lnlit.stages.solve import solve as solve_stage
 from lnlit.testing.tiny import tiny_spec
 from lnlit.testing.tiny_library import tiny_library
 
@@ -34,7 +40,7 @@ def made(tmp_path_factory) -> Path:
         for layer, variants in enumerate(library.layers)
         for slot, have in (("attention", variants.attention), ("ffn", variants.ffn), ("block", variants.pairs))
         for place, name in enumerate(have, start=1)
-        if name not in library.parent_names(layer)
+        if name not in library.layers[layer].parent
     ]
     (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
     table_of(library).write(folder / "costs.json")
@@ -60,7 +66,7 @@ def search(made, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-INPUTS = {"library": "library", "scores": "scores.jsonl", "costs": "costs.json"}
+INPUTS = {"library": "library", "scores": "scores.jsonl", "deployment.costs": "costs.json"}
 
 
 def solve(lnlit: Callable, **options: object) -> tuple[int, str, str]:
@@ -102,12 +108,12 @@ def negative_cost(search: Path) -> dict:
 def negative_cost_in_a_problem(search: Path) -> dict:
     layers = [[{"name": "x", "score": 0, "costs": {"m": -1}}]]
     (search / "problem.json").write_text(json.dumps({"layers": layers}))
-    return {"problem": "problem.json", "library": "null", "scores": "null", "costs": "null"}
+    return {"problem": "problem.json", "library": "null", "scores": "null", "deployment.costs": "null"}
 
 
 def impossible_budget(search: Path) -> dict:
     pytest.importorskip("lnlit_highs", reason="pip install -e plugins/lnlit-highs")
-    return {"targets": "[{cost: memory_mib, max: 0.001}]", "solver": "highs"}
+    return {"deployment.targets": "[{cost: memory_mib, max: 0.001}]", "solver": "highs"}
 
 
 def half_written_library(search: Path) -> dict:
@@ -133,8 +139,11 @@ def foreign_hardware(search: Path) -> dict:
         (half_written_library, "a half-built library (2 layers, no library.json)"),
         (foreign_hardware, "the cost table was measured on other hardware (cpu: M68000 there, "),
         (lambda _: {"solver": "gready"}, "unknown solver 'gready'. Did you mean 'greedy'"),
-        (lambda _: {"targets": "[{cost: memory, max: 1}]"}, "unknown cost 'memory'. Did you mean 'memory_mib'"),
-        (lambda _: {"parts.attention": "[kv7]"}, "parts.attention: 'kv7' fits no variant"),
+        (
+            lambda _: {"deployment.targets": "[{cost: memory, max: 1}]"},
+            "unknown cost 'memory'. Did you mean 'memory_mib'",
+        ),
+        (lambda _: {"rules.attention": "[kv7]"}, "rules.attention: 'kv7' fits no variant"),
         (lambda _: {"frontier": "{cost: memory, values: [1]}"}, "unknown cost 'memory'"),
         (lambda _: {"library": "elsewhere"}, "elsewhere: there is no such folder"),
     ],
@@ -149,7 +158,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(spoil, says, search, lnlit
 
 
 def test_without_a_mistake_it_is_solved(search, lnlit):
-    code, out, err = solve(lnlit, targets="[{cost: parameters, max: 0.9, of_parent: true}]")
+    code, out, err = solve(lnlit, **{"deployment.targets": "[{cost: parameters, max: 0.9, of_parent: true}]"})
     assert (code, out) == (0, "solution.json\n"), err
     assert sorted(path.name for path in search.iterdir()) == sorted(
         ["library", "scores.jsonl", "costs.json", "solution.json", "problem.json"]
@@ -158,8 +167,46 @@ def test_without_a_mistake_it_is_solved(search, lnlit):
 
 def test_a_meter_that_cannot_run_a_dtype_leaves_nothing(search, lnlit):
     before = sorted(search.rglob("*"))
-    lists = {"batch_size": "[1]", "prompt_tokens": "[4]", "new_tokens": "[2]"}
-    options = {"library": "library", "out": "new.json", "dtype": "float8", **lists}
+    workloads = "[{batch_size: 1, prompt_tokens: 4, new_tokens: 2}]"
+    options = {"library": "library", "out": "new.json", "dtype": "float8", "workloads": workloads}
     code, _, err = lnlit("search", "measure", *(f"--{key}={value}" for key, value in options.items()))
     assert code == 2 and "runs float32 and bfloat16, not float8" in err and err.count("\n") == 1
     assert sorted(search.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "says"),
+    [
+        (
+            "solve",
+            "library: library\ncosts: costs.json\n",
+            "old.yaml:3: configuration: costs is now called deployment.costs",
+        ),
+        ("solve", "parts: {ffn: [noop]}\n", ":2: configuration: parts is now called rules"),
+        ("solve", "num_solutions: 3\n", ":2: configuration: num_solutions is now called solutions.number"),
+        (
+            "solve",
+            "generated_only: true\n",
+            "deployment.targets, with the cost output_throughput",
+        ),
+        (
+            "measure",
+            "batch_size: [8]\n",
+            ":2: configuration: batch_size is now called workloads: [{batch_size: ...",
+        ),
+    ],
+)
+def test_a_key_of_an_older_file_says_what_it_is_now_called(stage, text, says, lnlit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("old.yaml").write_text(f"stage: {stage}\n{text}out: o.json\n")
+    code, _, err = lnlit("search", stage, "--config", "old.yaml")
+    assert code == 2 and says in err and err.count("\n") == 1
+
+
+def test_every_setting_that_has_moved_is_where_it_is_said_to_be():
+    for stage in (solve_stage, measure, annotate):
+        arguments = typing.get_type_hints(stage)
+        for former, now in explain._NOW_CALLED[stage.__name__].items():
+            group, _, name = re.split(r"[,:]", now)[0].partition(".")
+            assert group in arguments and former not in arguments
+            assert not name or name in {field.name for field in dataclasses.fields(arguments[group])}

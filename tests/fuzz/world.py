@@ -68,9 +68,7 @@ out: new/scores.jsonl
     "measure.yaml": """
 stage: measure
 library: library
-batch_size: [1]
-prompt_tokens: [8]
-new_tokens: [4]
+workloads: [{batch_size: 1, prompt_tokens: 8, new_tokens: 4}]
 timing: false
 out: new/costs.json
 """,
@@ -78,9 +76,8 @@ out: new/costs.json
 stage: solve
 library: library
 scores: scores.jsonl
-costs: costs.json
-targets: [{cost: memory_mib, max: 0.9, of_parent: true}]
-num_solutions: 2
+deployment: {costs: costs.json, targets: [{cost: memory_mib, max: 0.9, of_parent: true}]}
+solutions: {number: 2}
 solver: greedy
 out: new/solution.json
 """,
@@ -92,8 +89,7 @@ stage: annotate
 model: model
 prompts: {class_path: jsonl, init_args: {paths: prompts.jsonl}}
 reward: {class_path: math_answer}
-samples: 2
-max_new_tokens: 4
+sampling: {samples_per_prompt: 2, max_new_tokens: 4}
 workers: 1
 out: new/annotated.jsonl
 """,
@@ -126,8 +122,7 @@ stage: annotate
 model: model
 prompts: {class_path: own.py:Few, init_args: {count: 2}}
 reward: {class_path: own.py:polite, init_args: {word: please}}
-samples: 2
-max_new_tokens: 4
+sampling: {samples_per_prompt: 2, max_new_tokens: 4}
 workers: 1
 out: new/own.jsonl
 """,

@@ -19,7 +19,7 @@ from lnlit.modules.optim import AdamW
 from lnlit.objectives.distill import linear_distillation
 from lnlit.search.library import Library
 from lnlit.search.native_meter import NativeMeter
-from lnlit.search.scores import read_scores
+from lnlit.search.score import read_scores
 from lnlit.specs import NOOP
 from lnlit.stages import score as score_stage
 from lnlit.testing.tiny import mixed_spec, swiglu, tiny_folder, tiny_spec

@@ -31,10 +31,8 @@ SMALLER = {
     "max_steps: 120": "max_steps: 2\n  accelerator: cpu",
     "val_check_interval: 60": "val_check_interval: 1",
     "compile: auto": "compile: false",
-    "batch_size: [8]": "batch_size: [1]\nsamples: 1",
-    "rounds: 3": "rounds: 1",
-    "prompt_tokens: [256]": "prompt_tokens: [8]",
-    "new_tokens: [32]": "new_tokens: [3]",
+    "rounds: 3": "rounds: 1\nsamples: 1",
+    "batch_size: 8, prompt_tokens: 256, new_tokens: 32": "batch_size: 1, prompt_tokens: 8, new_tokens: 3",
     "cost: throughput, min: 1.3": "cost: parameters, max: 0.9",
     "frontier: {cost: latency_s, values: [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]": "frontier: {cost: parameters, values: [0.95]",
 }

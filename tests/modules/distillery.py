@@ -15,13 +15,14 @@ from lnlit.data.sources import TextFileSource
 from lnlit.data.text_data import TextData
 from lnlit.modules.block_distill import BlockDistill
 from lnlit.modules.optim import AdamW
-from lnlit.search.library import SLOTS, Library
+from lnlit.search.choice import SLOTS, At
+from lnlit.search.library import Library
 
 STEPS = 8
 #: The layers one after another, each as long as `STEPS`.
 GROUPS = {"max_epochs": 2, "limit_train_batches": STEPS, "reload_dataloaders_every_n_epochs": 1}
 #: Pairs with the parent's own half, and candidates beside the parent's bf16 half.
-MIXED = {"only": ("*/pairs/kv2+i16", "*/pairs/kv1+i48", "*/attention/kv1")}
+MIXED = {"only": ("*/block/kv2+i16", "*/block/kv1+i48", "*/attention/kv1")}
 
 
 class Distillery:
@@ -69,7 +70,7 @@ def weights(library: Library, layers: tuple[int, ...] = (0, 1)) -> dict[str, Ten
         f"{layer}/{slot}/{name}/{key}": tensor
         for layer in layers
         for slot, name in trainable(library, layer)
-        for key, tensor in library.weights(layer, slot, name).items()
+        for key, tensor in library.weights(At(layer, slot, name)).items()
     }
 
 

@@ -14,7 +14,8 @@ from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.checkpoint.safetensors_folder import SafetensorsFolder
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.modules.optim import AdamW
-from lnlit.search.library import SLOTS, Library
+from lnlit.search.choice import SLOTS, At, Choice
+from lnlit.search.library import Library
 
 
 def test_training_lowers_the_error_of_every_candidate(distillery):
@@ -86,10 +87,10 @@ def test_the_loss_is_the_normalised_error_beside_the_parents_other_half(distille
 @torch.no_grad()
 def reference_error(library, parent, tokens, lengths, layer: int, slot: str, name: str) -> float:
     outputs: dict[str, list[Tensor]] = {"parent": [], "child": []}
-    choice = [name if slot == s else own for s, own in zip(SLOTS, library.parent_names(layer), strict=True)]
+    choice = [name if slot == s else own for s, own in zip(SLOTS, library.layers[layer].parent, strict=True)]
     own = {key: tensor.double() for key, tensor in block_weights(parent.layers[layer]).items()}
-    block = build_block(library.spec, layer, library.block_spec(layer, *choice))
-    made = library.block_weights(layer, *choice, own)
+    block = build_block(library.spec, layer, library.block_spec(layer, Choice(*choice)))
+    made = library.block_weights(layer, Choice(*choice), own)
     child = load_block(block, {key: tensor.double() for key, tensor in made.items()})
     position = torch.cat([torch.arange(length) for length in lengths]).view(tokens.shape)
     x = parent.embed(tokens)
@@ -108,7 +109,7 @@ def test_a_candidate_trained_by_itself_ends_as_among_all_others(distillery, alon
     single = distillery.fit("single", only=(only,), gradient_clip=1.0)
     _, slot, name = only.split("/")
     layer = int(only[6:8])
-    assert same(single.weights(layer, slot, name), alone.weights(layer, slot, name))
+    assert same(single.weights(At(layer, slot, name)), alone.weights(At(layer, slot, name)))
     before = Library.open(distillery.library)
     changed = {key for key, tensor in weights(single).items() if not torch.equal(tensor, weights(before)[key])}
     assert changed and all(key.startswith(f"{layer}/{slot}/{name}/") for key in changed)
@@ -162,9 +163,8 @@ def test_only_layers_with_something_to_train_form_groups(distillery, alone, buil
     library = distillery.fit("out", only=("layer_01/ffn/*",), layers_at_once=1)
     before = Library.open(built_library)
     assert same(weights(library, (0,)), weights(before, (0,)))
-    assert all(
-        torch.equal(library.weights(1, "ffn", n)[k], t) for n in ("i16",) for k, t in alone.weights(1, "ffn", n).items()
-    )
+    at = At(1, "ffn", "i16")
+    assert all(torch.equal(library.weights(at)[key], tensor) for key, tensor in alone.weights(at).items())
     assert library.layers[0] == before.layers[0]
 
 
@@ -190,14 +190,14 @@ def test_the_library_says_what_it_was_trained_with(alone):
 
 
 def test_pairs_train_both_halves(distillery, built_library):
-    library = distillery.fit("out", only=("layer_00/pairs/kv1+i16",), trainer={"max_steps": 30})
+    library = distillery.fit("out", only=("layer_00/block/kv1+i16",), trainer={"max_steps": 30})
     before = Library.open(built_library)
     (name,) = library.layers[0].pairs
     assert not library.layers[1].pairs
     pair, choices = library.layers[0].pairs[name], library.layers[0]
     assert pair.parameters == choices.attention["kv1"].parameters + choices.ffn["i16"].parameters
-    start = before.block_weights(0, "kv1", "i16", {})
-    end = library.block_weights(0, "kv1", "i16", {})
+    start = before.block_weights(0, Choice("kv1", "i16"), {})
+    end = library.block_weights(0, Choice("kv1", "i16"), {})
     assert start.keys() == end.keys()
     assert not any(torch.equal(tensor, end[name]) for name, tensor in start.items())
     assert 0 < pair.trained_error < 1
@@ -207,9 +207,9 @@ def test_pairs_train_both_halves(distillery, built_library):
 def test_a_pair_starts_from_the_parents_unrounded_weights(distillery, built_library):
     still = AdamW(1e-30, warmup_ratio=0.0, schedule="constant")
     mixed = {"max_steps": 1, "precision": "bf16-mixed"}
-    library = distillery.fit("out", only=("layer_01/pairs/kv2+i16",), trainer=mixed, optimizer=still)
+    library = distillery.fit("out", only=("layer_01/block/kv2+i16",), trainer=mixed, optimizer=still)
     parent = SafetensorsFolder(distillery.parent)
-    for name, tensor in library.weights(1, "pairs", "kv2+i16").items():
+    for name, tensor in library.weights(At(1, "block", "kv2+i16")).items():
         if name.startswith("self_attn."):
             assert torch.equal(tensor, parent.read(f"model.layers.1.{name}")), name
 
@@ -217,14 +217,14 @@ def test_a_pair_starts_from_the_parents_unrounded_weights(distillery, built_libr
 def test_a_gradient_that_is_not_finite_stops_one_candidate_only(distillery, alone):
     class Poison(L.Callback):
         def on_train_start(self, trainer, pl_module):
-            victim = next(t for t in pl_module.trainees if t.place.name == "kv1")
+            victim = next(t for t in pl_module.trainees if t.at.name == "kv1")
             next(victim.block.parameters()).register_hook(lambda gradient: gradient * float("nan"))
-            self.place, self.module = victim.place, pl_module
+            self.at, self.module = victim.at, pl_module
 
     poison = Poison()
     library = distillery.fit("out", (poison,))
     assert poison.module.skipped == STEPS
-    untouched = f"{poison.place.layer}/{poison.place.slot}/{poison.place.name}/"
+    untouched = f"{poison.at.layer}/{poison.at.slot}/{poison.at.name}/"
     for key, tensor in weights(library).items():
         source = Library.open(distillery.library) if key.startswith(untouched) else alone
         assert torch.equal(tensor, weights(source)[key]), key

@@ -15,6 +15,7 @@ from lnlit.interfaces import IGNORE, TokenBatch
 from lnlit.modules import block_distill
 from lnlit.modules.block_distill import BlockDistill
 from lnlit.modules.micro_batches import real_tokens, split_rows
+from lnlit.search.choice import At
 from lnlit.search.library import Library
 
 
@@ -28,7 +29,7 @@ def test_two_ranks_train_pairs_in_bf16_as_one_does(two_ranks, distillery):
     two = Library.open(two_ranks / "mixed")
     assert same(weights(two), weights(one))
     for name in ("kv2+i16", "kv1+i48"):
-        assert same(two.weights(1, "pairs", name), one.weights(1, "pairs", name))
+        assert same(two.weights(At(1, "block", name)), one.weights(At(1, "block", name)))
         assert two.layers[1].pairs[name] == one.layers[1].pairs[name]
 
 
@@ -52,7 +53,7 @@ def test_rows_at_a_time_change_losses_and_gradients_by_rounding_only(distillery)
             found.append(seen)
 
             def note(trainee):
-                seen.update({f"{trainee.place}/{n}": p.grad.clone() for n, p in trainee.block.named_parameters()})
+                seen.update({f"{trainee.at}/{n}": p.grad.clone() for n, p in trainee.block.named_parameters()})
 
             pl_module._clip = note
             pl_module._log = seen.update
@@ -69,7 +70,7 @@ def test_bf16_copies_of_a_candidate_go_before_the_next_one_comes(distillery, mon
     events: list[str] = []
     clear, clip = torch.clear_autocast_cache, BlockDistill._clip
     monkeypatch.setattr(torch, "clear_autocast_cache", lambda: (events.append("cleared"), clear()))
-    monkeypatch.setattr(BlockDistill, "_clip", lambda self, t: (events.append(str(t.place)), clip(self, t)))
+    monkeypatch.setattr(BlockDistill, "_clip", lambda self, t: (events.append(str(t.at)), clip(self, t)))
     distillery.fit("out", trainer={"max_steps": 1, "precision": "bf16-mixed"})
     trained = [index for index, event in enumerate(events) if event != "cleared"]
     assert len(trained) == 10 and all(events[index + 1] == "cleared" for index in trained)
@@ -78,7 +79,7 @@ def test_bf16_copies_of_a_candidate_go_before_the_next_one_comes(distillery, mon
 def test_trained_candidates_are_written_layer_by_layer(distillery, monkeypatch):
     held, compose = [], block_distill.trained_layer
     monkeypatch.setattr(
-        block_distill, "trained_layer", lambda *of: (held.append({place.layer for place in of[2]}), compose(*of))[1]
+        block_distill, "trained_layer", lambda *of: (held.append({at.layer for at in of[2]}), compose(*of))[1]
     )
     distillery.fit("out", trainer={"max_steps": 1})
     assert held == [{0}, {1}]

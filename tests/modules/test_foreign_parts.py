@@ -21,7 +21,7 @@ from lnlit.data.sources import TextFileSource
 from lnlit.data.text import TextSample
 from lnlit.data.text_data import TextData
 from lnlit.errors import UserError
-from lnlit.interfaces import AttentionLayer, apply_rope, pool_kv_heads
+from lnlit.interfaces import AttentionLayer, Workload, apply_rope, pool_kv_heads
 from lnlit.models.build import build_decoder
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.lineage import child_spec
@@ -30,9 +30,9 @@ from lnlit.models.weights import canonical_weights
 from lnlit.modules.distill import Distill
 from lnlit.modules.optim import AdamW
 from lnlit.modules.sft import SFT
-from lnlit.search.candidates import Candidates
 from lnlit.search.library import Library
-from lnlit.search.targets import Target
+from lnlit.search.space import Candidates
+from lnlit.search.targets import Deployment, Target
 from lnlit.specs import NOOP, BlockSpec, PartSpec
 from lnlit.stages.fuse import fuse
 from lnlit.stages.library import build_library
@@ -192,15 +192,13 @@ def test_a_model_of_nothing_else_goes_through_search_and_training(tmp_path, text
     assert all(not torch.equal(after[name], before[name]) for name in before if "norm" not in name)
 
     scores = score(str(parent), str(distilled.folder), sample, str(tmp_path / "scores.jsonl"), dtype="float32")
-    costs = measure(str(distilled.folder), [1], [8], [4], str(tmp_path / "costs.json"), "float32", timing=False)
+    costs = measure(str(distilled.folder), [Workload(1, 8, 4)], str(tmp_path / "costs.json"), "float32", timing=False)
     solution = solve(
         str(tmp_path / "solution.json"),
         library=str(distilled.folder),
         scores=str(scores),
-        costs=str(costs),
-        targets=[Target("parameters", max=0.85, of_parent=True)],
+        deployment=Deployment(str(costs), (Target("parameters", max=0.85, of_parent=True),)),
         solver="ratio_greedy",
-        workloads=[],
     )
     child = realize(str(solution), str(distilled.folder), str(tmp_path / "child"))
     spec = read_spec(child)

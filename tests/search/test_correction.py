@@ -10,8 +10,8 @@ import pytest
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Workload
-from lnlit.search.correction import corrected
 from lnlit.search.measure import Plan
+from lnlit.search.problem import corrected
 from lnlit.search.targets import Target
 from lnlit.stages.measure import untimed
 from lnlit.testing.tiny import tiny_spec
@@ -42,7 +42,8 @@ def correct(file: Path, *targets: Target) -> tuple[Target, ...]:
 def test_a_child_slower_than_predicted_asks_for_more(tmp_path, capsys):
     file = write(tmp_path, model(2.0, 2.0), model(1.0, 1.1))
     faster, sooner = correct(file, Target("throughput", min=100.0), Target("latency_s", max=1.0))
-    assert faster.min == pytest.approx(110)
+    (new_tokens_alone,) = correct(file, Target("output_throughput", min=30.0))
+    assert faster.min == pytest.approx(110) and new_tokens_alone.min == pytest.approx(33)
     assert sooner.max == pytest.approx(1 / 1.1)
     assert "10.0% worse than predicted, so asking for throughput min 110" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import pytest
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Budget, Choice, Problem, Scenario
-from lnlit.search.frontier import frontier, with_budget
+from lnlit.search.targets import frontier, with_budget
 
 LAYER = tuple(Choice(f"c{i}", float(i * i), {"size": 4.0 - i, "time": 1.0}) for i in range(5))
 PROBLEM = Problem((LAYER,) * 6, budgets=(Budget("size", max=20.0),), num_solutions=2)

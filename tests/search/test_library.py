@@ -17,16 +17,9 @@ from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.decoder import Decoder
 from lnlit.models.parts import short_name
 from lnlit.schema import read
-from lnlit.search.candidates import Candidates
-from lnlit.search.library import (
-    SLOTS,
-    LayerVariants,
-    Library,
-    LibraryWriter,
-    Variant,
-    layer_file,
-    layer_to_json,
-)
+from lnlit.search.choice import SLOTS, At, Choice, LayerVariants, Variant
+from lnlit.search.library import Library, LibraryWriter, layer_file, layer_to_json
+from lnlit.search.space import Candidates
 from lnlit.specs import NOOP, PartSpec
 from lnlit.testing.tiny import attention, mixed_spec, swiglu, tiny_decoder, tiny_spec
 from lnlit.testing.tiny_library import tiny_library
@@ -86,8 +79,8 @@ def test_every_composed_block_loads_and_runs(library, parent):
         own = block_weights(parent.layers[index])
         for a in layer.attention:
             for f in layer.ffn:
-                block = build_block(library.spec, index, library.block_spec(index, a, f))
-                out = load_block(block, library.block_weights(index, a, f, own))(x, around.layer(index), rope)
+                block = build_block(library.spec, index, library.block_spec(index, Choice(a, f)))
+                out = load_block(block, library.block_weights(index, Choice(a, f), own))(x, around.layer(index), rope)
                 assert out.isfinite().all()
 
 
@@ -95,18 +88,18 @@ def test_the_parents_own_choice_is_the_parents_block_bitwise(library, parent):
     x, tokens = torch.randn(2, 9, 32), torch.zeros(2, 9, dtype=torch.long)
     around, rope = parent.surroundings(tokens, x.dtype)
     for index, layer in enumerate(parent.layers):
-        names = library.parent_names(index)
-        assert library.block_spec(index, *names) == parent.spec.layers[index]
-        block = build_block(library.spec, index, library.block_spec(index, *names))
-        load_block(block, library.block_weights(index, *names, block_weights(layer)))
+        names = library.layers[index].parent
+        assert library.block_spec(index, Choice(*names)) == parent.spec.layers[index]
+        block = build_block(library.spec, index, library.block_spec(index, Choice(*names)))
+        load_block(block, library.block_weights(index, Choice(*names), block_weights(layer)))
         attend = around.layer(index)
         assert torch.equal(block(x, attend, rope), layer(x, attend, rope))
 
 
 def test_a_trained_pair_wins_over_its_halves(library, parent):
     own = block_weights(parent.layers[1])
-    pair, halves = library.block_weights(1, "kv1", "i24", own), library.weights(1, "attention", "kv1")
-    assert pair.keys() == library.weights(1, "pairs", "kv1+i24").keys()
+    pair, halves = library.block_weights(1, Choice("kv1", "i24"), own), library.weights(At(1, "attention", "kv1"))
+    assert pair.keys() == library.weights(At(1, "block", "kv1+i24")).keys()
     assert not torch.equal(pair["self_attn.q_proj.weight"], halves["self_attn.q_proj.weight"])
 
 
@@ -157,7 +150,7 @@ def test_a_truncated_layer_is_named(copied):
     file = layer_file(copied, 1)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"layer-001.safetensors: cannot be read"):
-        Library.open(copied).weights(1, "ffn", "i24")
+        Library.open(copied).weights(At(1, "ffn", "i24"))
 
 
 @pytest.mark.parametrize(
@@ -185,11 +178,11 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_unknown_names_get_a_hint(library):
     with pytest.raises(UserError, match=r"layer 0: no ffn variant 'i41'. Did you mean 'i40'"):
-        library.block_spec(0, "noop", "i41")
+        library.block_spec(0, Choice("noop", "i41"))
     with pytest.raises(UserError, match=r"no pair 'kv1'. There are: none"):
-        library.weights(0, "pairs", "kv1")
+        library.weights(At(0, "block", "kv1"))
     with pytest.raises(UserError, match="ffn 'i32' is the parent's own"):
-        library.weights(0, "ffn", "i32")
+        library.weights(At(0, "ffn", "i32"))
 
 
 def test_a_writer_goes_on_with_its_own_work_only(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Workload
-from lnlit.search.measure import PARENT, Plan, estimate, make_workloads, schedule
+from lnlit.search.measure import PARENT, Plan, checked_workloads, estimate, schedule
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, mixed_spec, swiglu, tiny_spec
 
@@ -143,13 +143,12 @@ def test_every_round_holds_every_model_once_in_an_order_of_its_own():
     assert turns == list(schedule(names, 6))
 
 
-def test_workloads_are_the_rows_of_the_lists():
-    assert make_workloads([1, 8], [128], [32, 4], 256) == (Workload(1, 128, 32), Workload(8, 128, 4))
-    with pytest.raises(UserError, match="new_tokens has 2 entries, another list has 3"):
-        make_workloads([1, 2, 3], [128], [32, 4], 256)
-    with pytest.raises(UserError, match=r"batch_size: expected positive integers, got \[0\]"):
-        make_workloads([0], [128], [32], 256)
-    with pytest.raises(UserError, match="prompt_tokens: expected positive integers"):
-        make_workloads([1], [], [32], 256)
+def test_workloads_are_taken_once_and_fit_the_context():
+    pair = (Workload(1, 128, 32), Workload(8, 128, 4))
+    assert checked_workloads([*pair, pair[0]], 256) == pair
+    with pytest.raises(UserError, match="workloads: there are none"):
+        checked_workloads([], 256)
+    with pytest.raises(UserError, match=r"workloads\[1\].batch_size: expected a positive number, got 0"):
+        checked_workloads([pair[0], Workload(0, 128, 32)], 256)
     with pytest.raises(UserError, match="128 prompt and 129 new tokens are 257; the model's context is 256"):
-        make_workloads([1], [128], [129], 256)
+        checked_workloads([Workload(1, 128, 129)], 256)

@@ -9,12 +9,13 @@ import pytest
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Budget, Forbidden, Problem, Workload
+from lnlit.search.choice import Choice
 from lnlit.search.costs import CostTable, Timing
 from lnlit.search.library import Library
 from lnlit.search.measure import Plan
 from lnlit.search.problem import make_problem
-from lnlit.search.scores import Scores, make_header
-from lnlit.search.targets import NOOP_ONLY, Parts, Target
+from lnlit.search.score import Scores, make_header
+from lnlit.search.targets import NOOP_ONLY, Rules, Target
 from lnlit.specs import NOOP, BlockSpec
 from lnlit.stages.measure import untimed
 from lnlit.testing.tiny import tiny_spec
@@ -73,7 +74,7 @@ def test_choices_add_scores_and_costs_to_the_whole_models(library, scores, costs
     names = [choice[-1].name for choice in problem.layers]
     names[0] = solved(problem).choice[0]
     score, found = problem.totals(names)
-    blocks = [library.block_spec(layer, *name.split("+")) for layer, name in enumerate(names)]
+    blocks = [library.block_spec(layer, Choice(*name.split("+"))) for layer, name in enumerate(names)]
     whole = costs.predict(library.spec.replace(layers=tuple(blocks)), WORKLOADS[0])
     assert found == pytest.approx(whole) and score > 0
     assert solved(problem).score == 0.0  # the parent itself
@@ -92,33 +93,34 @@ def test_attention_stays_in_layer_0_unless_the_parent_has_none_there(library, sc
 
 
 def test_attention_may_leave_layer_0_where_that_is_asked_for(library, scores, costs):
-    problem = make_problem(library, scores, costs, WORKLOADS[:1], [], first_attention=False)
+    problem = make_problem(library, scores, costs, WORKLOADS[:1], [], rules=Rules(first_attention=False))
     assert problem.forbidden == () and "noop+noop" in [choice.name for choice in problem.allowed(0)]
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("rules", "message"),
     [
-        (Parts(attention=("noop", "kv7")), r"parts.attention: 'kv7' fits no variant of the library.* There are: kv2, "),
-        (Parts(ffn=("nop",)), r"parts.ffn: 'nop' fits no variant of the library. Did you mean 'noop'\? There are: i48"),
+        (Rules(attention=("noop", "kv7")), r"rules.attention: 'kv7' fits no variant of the library.* There are: kv2, "),
+        (Rules(ffn=("nop",)), r"rules.ffn: 'nop' fits no variant of the library. Did you mean 'noop'\? There are: i48"),
     ],
 )
-def test_patterns_that_fit_nothing_are_told(library, scores, costs, parts, message):
+def test_patterns_that_fit_nothing_are_told(library, scores, costs, rules, message):
     with pytest.raises(UserError, match=message):
-        make_problem(library, scores, costs, WORKLOADS[:1], [], parts=parts)
+        make_problem(library, scores, costs, WORKLOADS[:1], [], rules=rules)
 
 
 def test_a_smaller_space_keeps_the_parents_choices(library, scores, costs):
-    problem = make_problem(library, scores, costs, WORKLOADS[:1], [], parts=NOOP_ONLY)
-    own = "+".join(library.parent_names(1))
+    problem = make_problem(library, scores, costs, WORKLOADS[:1], [], rules=NOOP_ONLY)
+    own = str(library.layers[1].parent)
     assert {choice.name for choice in problem.layers[1]} == {own, f"noop+{own.split('+')[1]}", "kv2+noop", "noop+noop"}
 
 
 def test_throughput_is_latency_turned_around(library, scores, timed):
     targets = [Target("throughput", min=5.0)]
+    new_alone = [Target("output_throughput", min=5.0)]
     (budget,) = make_problem(library, scores, timed, WORKLOADS[1:], targets).budgets
     assert budget == Budget("latency_s", max=8 * (16 + 4) / 5.0)
-    (budget,) = make_problem(library, scores, timed, WORKLOADS[1:], targets, generated_only=True).budgets
+    (budget,) = make_problem(library, scores, timed, WORKLOADS[1:], new_alone).budgets
     assert budget.max == 8 * 4 / 5.0
 
 
@@ -171,7 +173,7 @@ def test_targets_may_be_shares_of_the_parents_cost(library, scores, timed):
     faster, smaller = problem.budgets
     assert (faster.cost, faster.max) == ("latency_s", pytest.approx(parent["latency_s"] / 1.3))
     assert (smaller.cost, smaller.max) == ("memory_mib", pytest.approx(0.8 * parent["memory_mib"]))
-    own = [f"{a}+{f}" for a, f in map(library.parent_names, range(len(library.layers)))]
+    own = [str(layer.parent) for layer in library.layers]
     assert problem.totals(own)[1] == pytest.approx(dict(problem.parent_costs))
 
 

@@ -9,7 +9,6 @@ from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_decoder
 from lnlit.models.weights import canonical_weights, fill
 from lnlit.search.library import Library
-from lnlit.search.realize import composed_layers, composed_spec, split_choice
 from lnlit.testing.tiny import mixed_spec, tiny_decoder
 from lnlit.testing.tiny_library import tiny_library
 
@@ -31,23 +30,23 @@ def layers_of(parent):
 
 
 def test_the_parents_own_choice_is_the_parent(library, parent):
-    own = ["+".join(library.parent_names(layer)) for layer in range(len(library.layers))]
-    pairs = split_choice(library, own)
-    assert composed_spec(library, pairs) == parent.spec
-    for made, wanted in zip(composed_layers(library, pairs, layers_of(parent)), layers_of(parent), strict=True):
+    own = [str(layer.parent) for layer in library.layers]
+    choices = library.choices(own)
+    assert library.composed_spec(choices) == parent.spec
+    for made, wanted in zip(library.composed_layers(choices, layers_of(parent)), layers_of(parent), strict=True):
         assert made.keys() == wanted.keys()
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in made.items())
 
 
 def test_a_mixed_choice_makes_a_model_that_loads_and_runs(library, parent):
-    pairs = split_choice(library, CHOICE)
-    spec = composed_spec(library, pairs)
+    choices = library.choices(CHOICE)
+    spec = library.composed_spec(choices)
     assert [str(block.attention)[:4] + str(block.ffn)[:4] for block in spec.layers][:2] == ["noopswig", "gqa(swig"]
     child = build_decoder(spec, "cpu")
     others = {name: tensor for name, tensor in canonical_weights(parent) if not name.startswith("model.layers.")}
     layers = {
         f"model.layers.{index}.{name}": tensor
-        for index, weights in enumerate(composed_layers(library, pairs, layers_of(parent)))
+        for index, weights in enumerate(library.composed_layers(choices, layers_of(parent)))
         for name, tensor in weights.items()
     }
     fill(child, [*others.items(), *layers.items()], "child")
@@ -64,12 +63,12 @@ def test_only_one_layer_of_the_parent_is_asked_for_at_a_time(library, parent):
             given.append(weights)
             yield weights
 
-    for count, _ in enumerate(composed_layers(library, split_choice(library, CHOICE), watched()), 1):
+    for count, _ in enumerate(library.composed_layers(library.choices(CHOICE), watched()), 1):
         assert len(given) == count
 
 
 def test_a_foreign_choice_is_refused(library):
     with pytest.raises(UserError, match=r"chooses 2 blocks, .* has 6 layers"):
-        split_choice(library, CHOICE[:2])
-    with pytest.raises(UserError, match=r"layer 1: the solution chooses 'kv3\+i40'.*Attention: kv4, kv1"):
-        split_choice(library, ["noop+i24", "kv3+i40", *CHOICE[2:]])
+        library.choices(CHOICE[:2])
+    with pytest.raises(UserError, match=r"layer 1: there is no choice 'kv3\+i40'.*Attention: kv4, kv1"):
+        library.choices(["noop+i24", "kv3+i40", *CHOICE[2:]])

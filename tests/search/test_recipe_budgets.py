@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from lnlit.checkpoint.formats import read_spec
+from lnlit.interfaces import Workload
 from lnlit.search.costs import MIB
-from lnlit.search.measure import Plan, make_workloads
+from lnlit.search.measure import Plan, checked_workloads
 from lnlit.search.targets import Target
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.stages.measure import untimed
@@ -57,12 +58,11 @@ def test_the_released_model_keeps_the_budget(recipe, released, tmp_path, record_
 def budget(recipe: str, parent: ModelSpec, child: ModelSpec):
     """(the recipe's budget of cached tokens, what a model has of parameters, and of that)."""
     measure = yaml.safe_load((RECIPES / recipe / "2b_measure.yaml").read_text())
-    lists = (measure[key] for key in ("batch_size", "prompt_tokens", "new_tokens"))
-    workload, *_ = make_workloads(*lists, parent.context_length)
+    workload, *_ = checked_workloads([Workload(**each) for each in measure["workloads"]], parent.context_length)
     parts = [[getattr(block, slot) for block in child.layers] for slot in ("attention", "ffn")]
     table = untimed(Plan.of(parent, *parts), [workload], measure["dtype"])
-    targets = [Target(**t) for t in yaml.safe_load((RECIPES / recipe / "3_solve.yaml").read_text())["targets"]]
-    (target,) = (target for target in targets if target.cost == "cached_tokens")
+    asked = yaml.safe_load((RECIPES / recipe / "3_solve.yaml").read_text())["deployment"]["targets"]
+    (target,) = (Target(**each) for each in asked if each["cost"] == "cached_tokens")
 
     def parameters(model: ModelSpec) -> float:
         return table.predict(model, workload)["parameters"]

@@ -10,9 +10,11 @@ from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, build_decoder, load_block
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights, fill
+from lnlit.search.choice import At, Choice, chosen
 from lnlit.search.library import Library, layer_file
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, TopK
-from lnlit.search.score import Candidate, ParentWalk, Scorer, candidates
+from lnlit.search.score import Scorer, candidates
+from lnlit.search.walk import Walk
 from lnlit.specs import NOOP
 from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, tiny_decoder
 from lnlit.testing.tiny_library import tiny_library, undigested
@@ -46,21 +48,21 @@ def scorer(parent: Decoder, library: Library, batches: list[torch.Tensor], name:
 
 
 @torch.no_grad()
-def whole_model(parent: Decoder, library: Library, candidate: Candidate) -> Decoder:
+def whole_model(parent: Decoder, library: Library, candidate: At) -> Decoder:
     """The child as a model of its own."""
-    layer, own = candidate.layer, library.parent_names(candidate.layer)
+    layer, own = candidate.layer, library.layers[candidate.layer].parent
     choice = {
         "attention": (candidate.name, own[1]),
         "ffn": (own[0], candidate.name),
         "block": tuple(candidate.name.split("+")),
     }[candidate.slot]
     mine = block_weights(parent.layers[layer])  # type: ignore[arg-type]
-    block = library.block_spec(layer, *choice)
+    block = library.block_spec(layer, Choice(*choice))
     layers = (*parent.spec.layers[:layer], block, *parent.spec.layers[layer + 1 :])
     child = build_decoder(parent.spec.replace(layers=layers), "cpu")
     prefix = f"model.layers.{layer}."
     rest = [(name, weight) for name, weight in canonical_weights(parent) if not name.startswith(prefix)]
-    changed = [(prefix + name, weight) for name, weight in library.block_weights(layer, *choice, mine).items()]
+    changed = [(prefix + name, weight) for name, weight in library.block_weights(layer, Choice(*choice), mine).items()]
     fill(child, [*rest, *changed], "test")
     return child.eval()
 
@@ -89,7 +91,7 @@ def test_suffix_scores_equal_whole_model_scores(parent, library, batches, granul
     assert len(compared) == (41 if granularity == "subblock" else 107)
     if granularity == "block":
         compared = [c for c in compared if c.layer in (1, 3)]  # a fused FFN and a trained pair; single linears
-        assert Candidate(1, "block", "kv1+i24") in compared
+        assert At(1, "block", "kv1+i24") in compared
     for candidate in compared:
         found = ours.score(candidate)
         expected = plain_values(parent, whole_model(parent, library, candidate), torch.cat(batches))
@@ -100,7 +102,7 @@ def test_suffix_scores_equal_whole_model_scores(parent, library, batches, granul
 
 def test_a_trained_pair_is_scored_with_its_own_weights(parent, library, batches, tmp_path):
     composed = tiny_library(tmp_path / "library", "parent", parent.spec, pair=False)
-    candidate = Candidate(1, "block", "kv1+i24")
+    candidate = At(1, "block", "kv1+i24")
     scores = [scorer(parent, each, batches).score(candidate).score for each in (library, composed)]
     assert abs(scores[0] - scores[1]) > 1e-3
 
@@ -142,9 +144,9 @@ def test_half_precision_scores_are_near_the_exact_ones(parent, library, batches)
 
 
 def test_the_walk_keeps_one_activation_per_token_and_does_not_turn_back(parent, batches):
-    walk = ParentWalk(parent, batches)
+    walk = Walk.of_rows(parent, batches)
     walk.seek(5)
-    assert [tuple(state.shape) for state in walk.states] == [(2, 24, 32), (2, 24, 32), (1, 24, 32)]
+    assert [tuple(state.shape) for state in walk.streams] == [(2, 24, 32), (2, 24, 32), (1, 24, 32)]
     with pytest.raises(ValueError, match="behind 4"):
         walk.seek(4)
 
@@ -157,11 +159,15 @@ def test_early_candidates_are_more_work(parent, library, batches):
 
 
 def test_candidates_are_chosen_by_name_and_in_the_order_of_the_walk(library):
-    chosen = candidates(library, "block", ["noop+*", "kv1+i24"])
-    assert {candidate.name for candidate in chosen} >= {"noop+linear", "kv1+i24"}
-    assert [candidate.position for candidate in chosen] == sorted(candidate.position for candidate in chosen)
-    with pytest.raises(UserError, match=r"only: 'kv3' fits no subblock of the library. There are: .*kv1"):
-        candidates(library, "subblock", ["*", "kv3"])
+    found = chosen(candidates(library, "block"), ["noop+*", "kv1+i24"])
+    assert {candidate.name for candidate in found} >= {"noop+linear", "kv1+i24"}
+    assert [candidate.position for candidate in found] == sorted(candidate.position for candidate in found)
+    assert [str(at) for at in chosen(candidates(library, "subblock"), ["layer_01/block/*", "layer_03/ffn/i24"])] == [
+        "layer_01/block/kv1+i24",
+        "layer_03/ffn/i24",
+    ]
+    with pytest.raises(UserError, match=r"only: 'kv3' fits no candidate\. There are, by name: .*kv1"):
+        chosen(candidates(library, "subblock"), ["*", "kv3"])
 
 
 def test_nan_weights_are_one_line_that_names_the_candidate(parent, batches, tmp_path):
@@ -171,10 +177,10 @@ def test_nan_weights_are_one_line_that_names_the_candidate(parent, batches, tmp_
     tensors["ffn/i24/mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(tensors, file)
     ours = scorer(parent, undigested(library.folder), batches)
-    ours.score(Candidate(2, "attention", "noop"))
-    with pytest.raises(UserError, match=r"^layer 2 ffn 'i24': its kl is nan, [^\n]*$"):
-        ours.score(Candidate(2, "ffn", "i24"))
-    ours.score(Candidate(2, "ffn", "linear"))
+    ours.score(At(2, "attention", "noop"))
+    with pytest.raises(UserError, match=r"^layer_02/ffn/i24: its kl is nan, [^\n]*$"):
+        ours.score(At(2, "ffn", "i24"))
+    ours.score(At(2, "ffn", "linear"))
 
 
 def test_accuracy_counts_the_likeliest_continuation_per_byte(parent, library):

@@ -11,7 +11,7 @@ from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem
 from lnlit.interfaces.patterns import fitting
-from lnlit.search.candidates import Candidates
+from lnlit.search.space import Candidates
 from lnlit.search.targets import Sweep, Target
 from lnlit.specs import BlockSpec, ModelSpec
 from lnlit.stages.solve import solve

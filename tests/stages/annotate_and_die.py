@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.rollout.native import NativeEngine
-from lnlit.stages.annotate import annotate
+from lnlit.stages.annotate import Sampling, annotate
 
 
 class Letters(BatchReward):
@@ -30,7 +30,7 @@ class Letters(BatchReward):
 
 def run(model: str, prompts: str, out: str, reward: Letters) -> None:
     engine = NativeEngine(16, "float32", "cpu")
-    settings = {"samples": 4, "max_new_tokens": 6, "pass_at": 0.2, "prompts_per_round": 3, "thinking": "off"}
+    settings = {"sampling": Sampling(4, 6), "pass_at": 0.2, "prompts_per_round": 3, "thinking": "off"}
     annotate(model, JsonlSource(prompts), reward, out, engine, **settings)
 
 

@@ -19,7 +19,7 @@ from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.rollout.scripted import ScriptedEngine
 from lnlit.sampling.sampler import request_seed
-from lnlit.stages.annotate import annotate, summary
+from lnlit.stages.annotate import Sampling, annotate, summary
 from lnlit.testing.tiny import tiny_folder
 
 #: Completions of the scripted engine in bytes of a tokenizer without merges: the index of a letter is its place.
@@ -67,10 +67,8 @@ def test_rows_say_how_often_their_prompt_was_solved(model, tmp_path, pass_at, ri
         Verdicts(),
         str(tmp_path / "out.jsonl"),
         scripted(),
-        samples=5,
-        max_new_tokens=8,
+        Sampling(5, 8, seed=7),
         pass_at=pass_at,
-        seed=7,
         prompts_per_round=4,
     )
     rows = read(out)
@@ -91,7 +89,7 @@ def test_a_reward_sees_the_row_the_toggle_and_no_earlier_answer(model, tmp_path)
     rows = [{**row, "messages": [*row["messages"], {"role": "assistant", "content": "2"}]} for row in source.rows()]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge, out = Verdicts(), tmp_path / "out.jsonl"
-    annotate(model, source, judge, str(out), scripted(), samples=2, max_new_tokens=8, thinking=True)
+    annotate(model, source, judge, str(out), scripted(), Sampling(2, 8), thinking=True)
     request = judge.requests[0]
     assert [message["role"] for message in request.messages] == ["system", "user"]
     assert "thinking on" in request.messages[0]["content"]
@@ -100,7 +98,7 @@ def test_a_reward_sees_the_row_the_toggle_and_no_earlier_answer(model, tmp_path)
 
 def test_a_reward_in_processes_judges_too(model, tmp_path):
     engine, out = NativeEngine(16, "float32", "cpu"), tmp_path / "out.jsonl"
-    annotate(model, write(tmp_path, 3), FormatReward("off"), str(out), engine, samples=2, max_new_tokens=4, workers=1)
+    annotate(model, write(tmp_path, 3), FormatReward("off"), str(out), engine, Sampling(2, 4), workers=1)
     assert [row["pass_rate"] for row in read(out)] == [1.0] * 3
 
 
@@ -119,7 +117,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(model, tmp_path):
     assert len(rates) > 2, "a run in which all prompts are alike proves nothing"
 
 
-SHORT = {"samples": 2, "max_new_tokens": 8, "prompts_per_round": 2}
+SHORT = {"sampling": Sampling(2, 8), "prompts_per_round": 2}
 
 
 def unfinished(model: str, folder: Path, rows: int = 4) -> Path:
@@ -144,11 +142,11 @@ def test_what_a_crash_tore_off_is_made_again(model, tmp_path, lost):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"samples": 3}, r"other settings: samples is 2, now 3\."),
+        ({"sampling": Sampling(3, 8)}, r"other settings: samples is 2, now 3\."),
         ({"pass_at": 0.5}, r"other settings: pass_at is 1\.0, now 0\.5\."),
-        ({"seed": 1}, r"other settings: seed is 0, now 1\."),
+        ({"sampling": Sampling(2, 8, seed=1)}, r"other settings: seed is 0, now 1\."),
         (
-            {"max_new_tokens": 9, "temperature": 0.5},
+            {"sampling": Sampling(2, 9, 0.5)},
             r"other settings: max_new_tokens is 8, now 9; temperature is 1\.0, now 0\.5\.",
         ),
         ({"thinking": "on"}, r"other settings: prompts is "),
@@ -207,13 +205,18 @@ def test_prompts_left_over_that_nobody_can_judge_end_the_run_all_the_same(model,
 
 def test_a_prompt_without_room_is_named(model, tmp_path):
     with pytest.raises(UserError, match=r"prompts\.jsonl:1: a prompt of \d+ tokens; .* room for 6 in front"):
-        annotate(model, write(tmp_path, 2), Verdicts(), "out.jsonl", scripted(), max_new_tokens=250)
+        annotate(model, write(tmp_path, 2), Verdicts(), "out.jsonl", scripted(), Sampling(max_new_tokens=250))
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"temperature": 0.0}, {"prompts_per_round": 0}])
-def test_settings_that_make_no_sense_are_refused(model, tmp_path, wrong):
-    with pytest.raises(UserError, match=f"annotate.{next(iter(wrong))}"):
-        annotate(model, write(tmp_path, 2), Verdicts(), "out.jsonl", scripted(), **wrong)
+@pytest.mark.parametrize("wrong", [{"samples_per_prompt": 0}, {"max_new_tokens": -1}, {"temperature": 0.0}])
+def test_sampling_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(UserError, match=f"annotate.sampling.{next(iter(wrong))}"):
+        Sampling(**wrong)
+
+
+def test_rounds_without_prompts_are_refused(model, tmp_path):
+    with pytest.raises(UserError, match=r"annotate\.prompts_per_round"):
+        annotate(model, write(tmp_path, 2), Verdicts(), "out.jsonl", scripted(), prompts_per_round=0)
 
 
 def test_the_summary_counts_what_is_there():

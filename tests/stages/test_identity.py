@@ -15,12 +15,12 @@ from lnlit.checkpoint.folder import read_provenance
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Workload
 from lnlit.journal import Lines
+from lnlit.search.choice import At, Choice
 from lnlit.search.costs import CostTable
-from lnlit.search.latency_log import LatencyLog
 from lnlit.search.library import Library, layer_file
-from lnlit.search.measure import Plan
-from lnlit.search.scores import make_header, open_scores, read_done, read_scores
-from lnlit.search.targets import Target
+from lnlit.search.measure import LatencyLog, Plan
+from lnlit.search.score import make_header, open_scores, read_done, read_scores
+from lnlit.search.targets import Deployment, Target
 from lnlit.stages.measure import measure, untimed
 from lnlit.stages.realize import realize
 from lnlit.stages.report import report
@@ -42,19 +42,20 @@ def made(tmp_path_factory) -> Path:
         for layer, variants in enumerate(one.layers)
         for slot, have in (("attention", variants.attention), ("ffn", variants.ffn), ("block", variants.pairs))
         for place, name in enumerate(have, start=1)
-        if name not in one.parent_names(layer)
+        if name not in one.layers[layer].parent
     ]
     header = make_header(one, "parent", metric="kl", granularity="subblock")
     (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)))
-    measure(str(one.folder), [1], [8], [4], str(folder / "costs.json"), timing=False)
+    measure(str(one.folder), [Workload(1, 8, 4)], str(folder / "costs.json"), timing=False)
     solved(folder, folder / "solution.json")
     return folder
 
 
 def solved(made: Path, out: Path, **changes: str) -> Path:
     given = {"library": str(made / "one"), "scores": str(made / "scores.jsonl"), "costs": str(made / "costs.json")}
-    target = Target("parameters", max=0.9, of_parent=True)
-    return solve(str(out), targets=[target], solver="ratio_greedy", **{**given, **changes})  # type: ignore[arg-type]
+    given |= changes
+    deployment = Deployment(given.pop("costs"), (Target("parameters", max=0.9, of_parent=True),))
+    return solve(str(out), deployment=deployment, solver="ratio_greedy", **given)
 
 
 def test_a_solution_of_another_library_is_refused_by_both_names(made, tmp_path):
@@ -132,11 +133,12 @@ def test_weights_that_were_changed_in_their_file_are_noticed_when_they_are_read(
     tensors["ffn/i24/mlp.up_proj.weight"][0, 0] += 1
     save_file(tensors, file, metadata=about)
     library = Library.open(copy)
-    assert library.weights(1, "ffn", "linear").keys() == Library.open(made / "one").weights(1, "ffn", "linear").keys()
+    linear = At(1, "ffn", "linear")
+    assert library.weights(linear).keys() == Library.open(made / "one").weights(linear).keys()
     with pytest.raises(UserError, match=r"layer-001.safetensors: is not the file"):
-        library.weights(1, "ffn", "i24")
+        library.weights(At(1, "ffn", "i24"))
     with pytest.raises(UserError, match=r"layer-001.safetensors: is not the file"):
-        library.block_weights(1, "linear", "i24", {})
+        library.block_weights(1, Choice("linear", "i24"), {})
 
 
 def test_a_library_of_an_older_lnlit_is_told_and_read(made, tmp_path, capsys):
@@ -144,8 +146,8 @@ def test_a_library_of_an_older_lnlit_is_told_and_read(made, tmp_path, capsys):
     assert "kept no digests of its weights" in capsys.readouterr().err
     new = Library.open(made / "one")
     assert capsys.readouterr().err == ""
-    for layer, slot, name in ((0, "attention", "kv1"), (1, "pairs", "kv1+i24")):
-        ours, theirs = old.weights(layer, slot, name), new.weights(layer, slot, name)  # type: ignore[arg-type]
+    for at in (At(0, "attention", "kv1"), At(1, "block", "kv1+i24")):
+        ours, theirs = old.weights(at), new.weights(at)
         assert all((ours[key] == theirs[key]).all() for key in theirs | ours)
 
 
@@ -171,9 +173,8 @@ def test_a_candidate_that_is_scored_twice_is_refused(made, tmp_path):
     other = json.dumps({**entry, "score": entry["score"] + 1})
     for again in (lines[1], other):
         (tmp_path / "scores.jsonl").write_text("\n".join([*lines, again, ""]))
-        says = (
-            rf"scores.jsonl:{len(lines) + 1}: layer 0 {entry['slot']} '{entry['name']}' has a score in line 2 already"
-        )
+        at = At(0, entry["slot"], entry["name"])
+        says = rf"scores.jsonl:{len(lines) + 1}: {at} has a score in line 2 already"
         with pytest.raises(UserError, match=says):
             read_scores(tmp_path / "scores.jsonl")
     (tmp_path / "a").write_text("\n".join([lines[0], lines[1], ""]))

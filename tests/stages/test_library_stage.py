@@ -17,8 +17,9 @@ from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.weights import canonical_weights
-from lnlit.search.candidates import Candidates
-from lnlit.search.library import SLOTS, Library, LibraryWriter, layer_file
+from lnlit.search.choice import SLOTS, Choice
+from lnlit.search.library import Library, LibraryWriter, layer_file
+from lnlit.search.space import Candidates
 from lnlit.stages.library import build_library
 from lnlit.testing.tiny import mixed_spec, tiny_decoder, tiny_folder
 
@@ -52,9 +53,9 @@ def test_initial_errors_are_those_of_whole_blocks_in_the_parent(mixed, sample, t
         wanted = block(x, attend, rope)
         for slot in SLOTS:
             for name, variant in getattr(library.layers[index], slot).items():
-                choice = [name if slot == s else p for s, p in zip(SLOTS, library.parent_names(index), strict=True)]
-                child = build_block(library.spec, index, library.block_spec(index, *choice))
-                got = load_block(child, library.block_weights(index, *choice, own))(x, attend, rope)
+                choice = [name if slot == s else p for s, p in zip(SLOTS, library.layers[index].parent, strict=True)]
+                child = build_block(library.spec, index, library.block_spec(index, Choice(*choice)))
+                got = load_block(child, library.block_weights(index, Choice(*choice), own))(x, attend, rope)
                 error = float((got - wanted).square().mean() / wanted.square().mean())
                 assert variant.parent or variant.init_error == pytest.approx(error, rel=1e-4)
                 assert not variant.parent or error == 0
@@ -70,7 +71,7 @@ def test_channels_by_contribution_beat_the_first_ones(tiny_parent, sample, tmp_p
 
     scored = mean_error("scored")
     monkeypatch.setattr(
-        "lnlit.search.initialise.channel_contributions", lambda inner, down: torch.arange(float(down.shape[1])).flip(0)
+        "lnlit.search.space.channel_contributions", lambda inner, down: torch.arange(float(down.shape[1])).flip(0)
     )
     assert scored < mean_error("first")
 

@@ -16,10 +16,11 @@ from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.models.build import build_decoder, parameter_count
-from lnlit.search.candidates import Candidates
+from lnlit.search.choice import Choice
 from lnlit.search.costs import CostTable
 from lnlit.search.library import Library
 from lnlit.search.measure import Plan
+from lnlit.search.space import Candidates
 from lnlit.specs import NOOP, PartSpec
 from lnlit.stages.library import build_library
 from lnlit.stages.measure import measure, measure_plan
@@ -153,8 +154,8 @@ def test_a_log_whose_first_line_is_no_object_is_refused(header: bytes, tmp_path:
 
 
 def test_a_table_in_float8_counts_a_byte_a_number(library: str, tmp_path: Path):
-    one = CostTable.read(measure(library, [1], [4], [2], str(tmp_path / "a.json"), dtype="float8", timing=False))
-    two = CostTable.read(measure(library, [1], [4], [2], str(tmp_path / "b.json"), dtype="bfloat16", timing=False))
+    one = CostTable.read(measure(library, WORKLOADS[:1], str(tmp_path / "a.json"), dtype="float8", timing=False))
+    two = CostTable.read(measure(library, WORKLOADS[:1], str(tmp_path / "b.json"), dtype="bfloat16", timing=False))
     small, large = (t.predict(Library.open(library).spec, t.workloads[0]) for t in (one, two))
     assert small["weight_mib"] == small["parameters"] / 2**20
     for cost in ("weight_mib", "kv_mib", "kv_bytes_per_token"):
@@ -208,7 +209,14 @@ def library(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("timing", [True, False])
 def test_every_choice_of_a_library_is_in_the_table(timing: bool, library: str, tmp_path: Path):
-    out = measure(library, [1, 2], [4], [2, 3], str(tmp_path / "costs.json"), rounds=1, samples=1, timing=timing)
+    out = measure(
+        library,
+        [Workload(1, 4, 2), Workload(2, 4, 3)],
+        str(tmp_path / "costs.json"),
+        rounds=1,
+        samples=1,
+        timing=timing,
+    )
     table, opened = CostTable.read(out), Library.open(library)
     assert table.workloads == (Workload(1, 4, 2), Workload(2, 4, 3))
     for index, layer in enumerate(opened.layers):
@@ -216,7 +224,7 @@ def test_every_choice_of_a_library_is_in_the_table(timing: bool, library: str, t
         assert len(layer.ffn) > 2
         for attention_name, attention_choice in layer.attention.items():
             for ffn_name, ffn_choice in layer.ffn.items():
-                block = opened.block_spec(index, attention_name, ffn_name)
+                block = opened.block_spec(index, Choice(attention_name, ffn_name))
                 costs = table.block(block, table.workloads[1])
                 assert costs["parameters"] == attention_choice.parameters + ffn_choice.parameters
                 assert ("latency_s" in costs) == timing

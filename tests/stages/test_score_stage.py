@@ -15,9 +15,9 @@ from lnlit.data.sources import JsonlSource
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.eval.multiple_choice import Questions
+from lnlit.search.choice import Choice
 from lnlit.search.library import Library, layer_file
-from lnlit.search.score import Scorer, candidates
-from lnlit.search.scores import read_scores
+from lnlit.search.score import Scorer, candidates, read_scores
 from lnlit.stages.score import score
 from lnlit.testing.tiny import mixed_spec, tiny_folder
 from lnlit.testing.tiny_library import tiny_library, undigested
@@ -65,7 +65,7 @@ def test_every_candidate_is_scored_and_read_back(folder, whole):
         for slot in ("attention", "ffn"):
             assert scores.table[layer][slot].keys() == getattr(variants, slot).keys()
         assert set(scores.table[layer].get("block", ())) == set(variants.pairs)
-    assert scores.of(1, "kv1", "i24") == scores.table[1]["block"]["kv1+i24"]
+    assert scores.of(1, Choice("kv1", "i24")) == scores.table[1]["block"]["kv1+i24"]
     assert lines(whole)[1].keys() == {"layer", "slot", "name", "score", "kl", "lm_loss", "hidden_cosine"}
 
 
@@ -215,6 +215,6 @@ def test_a_nan_is_one_line_and_what_was_scored_stays(folder, tmp_path, capsys):
     }
     assert main(["search", "score", *(f"--{key}={value}" for key, value in options.items())]) == 2
     error = capsys.readouterr().err.strip().splitlines()
-    assert "layer 3 attention 'kv1': its kl is nan" in error[-1]
+    assert "layer_03/attention/kv1: its kl is nan" in error[-1]
     before = [candidate.name for candidate in candidates(library, "subblock") if candidate.position < 6]
     assert len(lines(out)) == 1 + len(before) + 1  # the header, and kv4 of layer 3

@@ -10,7 +10,7 @@ import pytest
 from lnlit.errors import UserError
 from lnlit.interfaces import Count, SolverResult
 from lnlit.search.baselines import Greedy
-from lnlit.search.targets import Sweep, Target
+from lnlit.search.targets import Deployment, Rules, Solutions, Sweep, Target
 from lnlit.stages.solve import read_problem, solve
 
 
@@ -50,7 +50,8 @@ def test_an_impossible_budget_says_what_is_reachable_and_writes_nothing(tmp_path
 
 def test_a_problem_file_has_no_times_to_correct(tmp_path: Path):
     with pytest.raises(UserError, match="a problem file holds the whole problem"):
-        solve(str(tmp_path / "s.json"), write(tmp_path), corrected_by=str(tmp_path / "measured.json"), solver="greedy")
+        deployment = Deployment("costs.json", corrected_by=str(tmp_path / "measured.json"))
+        solve(str(tmp_path / "s.json"), write(tmp_path), deployment=deployment, solver="greedy")
 
 
 def test_a_heuristic_that_finds_nothing_says_so(tmp_path: Path):
@@ -84,12 +85,16 @@ def test_bad_calls_are_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"unknown solver 'greddy'\. Did you mean 'greedy'"):
         solve(out, problem, solver="greddy")
     with pytest.raises(UserError, match="a problem file holds the whole problem"):
-        solve(out, problem, targets=[Target("size", max=1.0)], solver="greedy")
-    for more in ({"max_overlap": 0.0}, {"num_solutions": 0}, {"first_attention": False}, {"counts": [Count("noop")]}):
+        solve(out, problem, deployment=Deployment("costs.json", (Target("size", max=1.0),)), solver="greedy")
+    rules = (Rules(first_attention=False), Rules(counts=(Count("noop"),)), Rules(ffn=("noop",)))
+    for more in (
+        *({"solutions": each} for each in (Solutions(0), Solutions(1, 0.0))),
+        *({"rules": each} for each in rules),
+    ):
         with pytest.raises(UserError, match="a problem file holds the whole problem"):
             solve(out, problem, solver="greedy", **more)
-    assert solve(out, problem, targets=[], counts=[], solver="greedy").is_file()
-    with pytest.raises(UserError, match="all of library, scores and costs"):
+    assert solve(out, problem, rules=Rules(["*"]), deployment=Deployment(targets=[]), solver="greedy").is_file()
+    with pytest.raises(UserError, match=r"all of library, scores and deployment\.costs"):
         solve(out, library="lib", solver="greedy")
     with pytest.raises(UserError, match="there is no such file; expected a problem"):
         solve(out, str(tmp_path / "absent.json"), solver="greedy")

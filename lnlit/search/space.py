@@ -1,19 +1,31 @@
-"""Which variants are tried in place of the parent's sub-blocks (Puzzle, Bercovich et al. 2024, section 2).
+"""Which variants are tried in place of the parent's sub-blocks (Puzzle, Bercovich et al. 2024, section 2), and their
+first weights, made from the parent's and measured against the parent's block.
 
 A part says itself which smaller variants of it there are; the search says how small, and what else may take its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from lnlit import registry
 from lnlit.builtins import STUBS
 from lnlit.errors import UserError
-from lnlit.models.build import check_part
-from lnlit.models.parts import conversion, layer_class, short_name
+from lnlit.models.block import Block
+from lnlit.models.build import build_block, check_part, load_block, parameter_count
+from lnlit.models.parts import conversion, convert, layer_class, short_name
+from lnlit.models.surgery import channel_contributions
+from lnlit.objectives.block_error import squared_errors
+from lnlit.search.choice import SLOTS, At, Half, alone
+from lnlit.search.library import NORMS, LayerVariants, Variant, slot_weights
+from lnlit.search.walk import Step, Walk
 from lnlit.specs import ModelSpec, PartSpec
 
 
@@ -43,7 +55,7 @@ class Candidates:
                 raise UserError(
                     f"candidates.widths: each is a share of the parent's width, above 0, below 1; got {share}"
                 )
-        for slot in ("attention", "ffn"):
+        for slot in SLOTS:
             for part in self._stubs(slot):
                 try:
                     registry.get(slot, part.type)
@@ -67,9 +79,9 @@ class Candidates:
                     f"{count}. Allowed: {', '.join(map(str, fits)) or 'none, so leave kv_heads out'}."
                 )
         lines = [line for full in dict.fromkeys(asked.channels) for line in self._rounding(full)]
-        return lines + [line for slot in ("attention", "ffn") for line in self._unmade(spec, slot)]
+        return lines + [line for slot in SLOTS for line in self._unmade(spec, slot)]
 
-    def _unmade(self, spec: ModelSpec, slot: Literal["attention", "ffn"]) -> Iterator[str]:
+    def _unmade(self, spec: ModelSpec, slot: Half) -> Iterator[str]:
         """Which stubs cannot be made of any layer's part."""
         parents = dict.fromkeys(part for _, kind, part in spec.parts() if kind == slot)
         for part in self._stubs(slot):
@@ -96,7 +108,7 @@ class Candidates:
     def _width(self, share: float, full: int) -> int:
         return max(round(share * full / self.width_multiple), 1) * self.width_multiple
 
-    def of(self, slot: Literal["attention", "ffn"], parent: PartSpec) -> dict[str, PartSpec]:
+    def of(self, slot: Half, parent: PartSpec) -> dict[str, PartSpec]:
         """Name -> part of the candidates beside `parent` in one slot, largest first, without `parent` itself.
 
         Where no training-free way to a part is known, it is left out. Raises `UserError` for KV heads that the parent's
@@ -132,7 +144,7 @@ class Candidates:
             )
         return wanted
 
-    def _stubs(self, slot: str) -> list[PartSpec]:
+    def _stubs(self, slot: Half) -> list[PartSpec]:
         listed = {"attention": self.attention_stubs, "ffn": self.ffn_stubs}[slot]
         where = f"candidates.{slot}_stubs"
         return [PartSpec(stub) if isinstance(stub, str) else PartSpec.from_json(stub, where) for stub in listed]
@@ -152,3 +164,67 @@ class _Asked:
     def fewer_heads(self, heads: int) -> Sequence[int]:
         self.heads.append(heads)
         return ()
+
+
+@torch.no_grad()
+def initialise_layer(
+    walk: Walk, weights: Mapping[str, Tensor], candidates: Candidates
+) -> tuple[LayerVariants, dict[At, dict[str, Tensor]]]:
+    """The choices of the layer in front of the walk, the parent's own first, and the candidates' weights. The walk goes
+    on behind it.
+
+    `weights` are the parent's. Each candidate's error is that of the block which has it beside the parent's other half.
+    `UserError` for an error that is not finite.
+    """
+    layer, spec = walk.position // 2, walk.parent.spec
+    with _channel_scores(walk.parent.layers[layer]) as scores:
+        steps = walk.steps()
+    variants: dict[Half, dict[str, Variant]] = {}
+    made: dict[At, dict[str, Tensor]] = {}
+    for slot in SLOTS:
+        part, own = getattr(spec.layers[layer], slot), slot_weights(slot, weights)
+        size = sum(tensor.numel() for tensor in own.values())
+        variants[slot] = {short_name(slot, part): Variant(part, size, parent=True)}
+        norm = {name: own.pop(name) for name in NORMS.values() if name in own}
+        for name, smaller in candidates.of(slot, part).items():
+            at = At(layer, slot, name)
+            first = convert(slot, part, smaller, own, sum(scores) if scores else None)  # type: ignore[arg-type]
+            made[at] = first | norm if first else {}
+            child = build_block(spec, layer, alone(slot, smaller))
+            like = steps[0].x_BTD
+            load_block(child, {key: tensor.to(like.device, like.dtype) for key, tensor in made[at].items()})
+            error = _error(steps, child, slot)
+            if not math.isfinite(error):
+                raise UserError(
+                    f"layer {layer}: the {slot} candidate {name} has the error {error}, so the parent's weights or "
+                    f"outputs in layers 0 to {layer} are not finite, or all zero. Check the parent's checkpoint."
+                )
+            variants[slot][name] = Variant(smaller, parameter_count(child), init_error=error)
+    return LayerVariants(variants["attention"], variants["ffn"]), made
+
+
+def _error(steps: Sequence[Step], child: Block, slot: Half) -> float:
+    """The block error of the parent's layer with `child` in one slot, over the whole text."""
+    pairs = [squared_errors(step.output(child, slot), step.out_BTD) for step in steps]
+    difference, square = torch.stack(pairs).sum(0).tolist()
+    return difference / square if square else math.nan
+
+
+@contextmanager
+def _channel_scores(parent: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the FFN's channel contributions, summed over the tokens of each forward pass; [] where it has none."""
+    assert isinstance(parent, Block)
+    scores: list[Tensor] = []
+    if parent.mlp is None or parent.mlp.reads_channels is None:
+        yield scores
+        return
+    reader = parent.mlp.get_submodule(parent.mlp.reads_channels)  # type: ignore[operator, arg-type]
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        scores.append(channel_contributions(inputs[0], module.weight) * inputs[0][..., 0].numel())  # type: ignore
+
+    hook = reader.register_forward_pre_hook(note)
+    try:
+        yield scores
+    finally:
+        hook.remove()
