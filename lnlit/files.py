@@ -71,11 +71,12 @@ def replaced_file(out: Path) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None] = ()) -> Path:
+def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None] = (), mark: bytes = b"") -> Path:
     """Checks before any work is done that a file (or a `folder`) can be written at `out`, and returns `out`.
 
     Raises `UserError` if there is a folder in the place of a file or a file in the place of a folder, if a parent is a
-    file, if the place is not writable, or if it is one of the `inputs`, which would be overwritten.
+    file, if the place is not writable, or if it is one of the `inputs`, which would be overwritten. With a `mark`, that
+    all results of a command hold, a file that is there and does not hold it is refused as well.
     """
     if not folder and out.is_dir():
         raise UserError(f"out: {out} is a folder; expected the name of a file to write, as in {out / 'NAME'}.")
@@ -85,6 +86,11 @@ def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None
         if out.exists() and given.exists() and any(out.samefile(place) for place in (given, *given.resolve().parents)):
             what = "is" if out.samefile(given) else f"holds {given}, which is"
             raise UserError(f"out: {out} {what} read by this very command, and would be lost. Choose another place.")
+    if mark and out.is_file() and (before := out.read_bytes()) and mark not in before:
+        raise UserError(
+            f"out: {out} is there already, and is no earlier result of this command, which alone is replaced. Choose "
+            "another place, or delete it."
+        )
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir():
         raise UserError(f"out: {out} lies below {above}, which is a file. Choose another place.")

@@ -112,10 +112,10 @@ class Journal(Lines):
         super().__init__(file, what)
 
     @classmethod
-    def beside(cls, out: Path, header: Mapping[str, Any], what: str) -> Journal:
+    def beside(cls, out: Path, header: Mapping[str, Any], what: str, mark: bytes = b"") -> Journal:
         """The journal at `<out>.partial`, which keeps the entries until `finish` writes them to `out` or the caller
-        computes `out` from them. Raises `UserError` if `out` cannot be written."""
-        check_output(out)
+        computes `out` from them. Raises `UserError` if `out` cannot be written, or is a file without the `mark`."""
+        check_output(out, mark=mark)
         return cls(out.with_name(f"{out.name}.partial"), header, what)
 
     def __enter__(self) -> Journal:

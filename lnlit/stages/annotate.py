@@ -96,7 +96,7 @@ def annotate(
     drawing = RolloutSampling(sampling.max_new_tokens, sampling.temperature, tuple(encoder.end_ids()))
     sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], workers, encoder, drawing, Phases())
     file = expanded(out)
-    with Journal.beside(file, settings, "annotated rows") as work, closing(sampler):
+    with Journal.beside(file, settings, "annotated rows", b'"pass_rate"') as work, closing(sampler):
         if len(work) < len(found):
             sampler.load(0, partial(_weights, path))
         told = partial(_row, pass_at=pass_at)

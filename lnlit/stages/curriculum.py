@@ -31,7 +31,7 @@ def curriculum(
         order: The curriculum; its default settings when not given.
         seed: As in the run.
     """
-    file = check_output(expanded(out))
+    file = check_output(expanded(out), mark=b"PNG")
     if file.suffix != ".png":
         raise UserError(f"curriculum.out: expected the name of a .png file, got {out!r}")
     if prompts_per_rollout < 1:

@@ -49,7 +49,7 @@ def measure(
         layers: Depth of the timed models. The parent's own, 32 at most, when not given.
         timing: Whether to measure seconds; without them the table holds parameters and bytes only.
     """
-    file = check_output(expanded(out))
+    file = check_output(expanded(out), mark=b'"hardware"')
     opened = Library.open(library)
     attention = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.attention.values())
     ffn = dict.fromkeys(variant.part for layer in opened.layers for variant in layer.ffn.values())

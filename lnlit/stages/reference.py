@@ -69,7 +69,7 @@ def reference(
     rows = _read(data)
     settings = {"model": fingerprint(model), "rows": _digest(rows), "dtype": dtype, **numbers}
     settings["thinking"] = encoder.thinking
-    with Journal.beside(file, settings, "rows with log-probs") as work:
+    with Journal.beside(file, settings, "rows with log-probs", REFERENCE.encode()) as work:
         if len(work) < len(rows):
             work.keep(len(work) // rows_per_round * rows_per_round)  # a round is batched as it was before
             decoder = frozen_decoder(path, torch_device(), getattr(torch, dtype))

@@ -20,6 +20,6 @@ def page(run: str, out: str | None = None) -> Path:
     folder = expanded(run)
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; expected a run's trainer.default_root_dir.")
-    file = check_output(folder / PAGE if out is None else expanded(out))
+    file = check_output(folder / PAGE if out is None else expanded(out), mark=b"<!DOCTYPE html>")
     write_page(file, History(folder / FOLDER))
     return file

@@ -60,8 +60,8 @@ def solve(
 
 
 def _checked_output(out: str, problem: str | None, *inputs: str | None) -> Path:
-    target = check_output(expanded(out), inputs=[problem, *inputs])
-    check_output(problem_path(target), inputs=inputs)
+    target = check_output(expanded(out), inputs=[problem, *inputs], mark=b'"solutions"')
+    check_output(problem_path(target), inputs=inputs, mark=b'"layers"')
     return target
 
 

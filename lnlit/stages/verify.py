@@ -48,7 +48,7 @@ def verify(
     """
     if not models or rounds < 1 or samples < 1:
         raise UserError(f"verify: needs a model, rounds and samples, got {list(models)}, {rounds} and {samples}.")
-    file = check_output(expanded(out), inputs=[costs])
+    file = check_output(expanded(out), inputs=[costs], mark=b'"costs_sha256"')
     table = CostTable.read(expanded(costs))
     table.check_hardware(allow_other_hardware)
     for workload in table.workloads:

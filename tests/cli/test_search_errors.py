@@ -210,3 +210,15 @@ def test_every_setting_that_has_moved_is_where_it_is_said_to_be():
             group, _, name = re.split(r"[,:]", now)[0].partition(".")
             assert group in arguments and former not in arguments
             assert not name or name in {field.name for field in dataclasses.fields(arguments[group])}
+
+
+def test_a_file_that_is_no_earlier_result_is_kept_and_an_earlier_result_is_replaced(lnlit, search):
+    (search / "solution.json").write_text("my notes")
+    code, _, err = solve(lnlit)
+    assert code == 2 and err.startswith("error: out: solution.json is there already, and is no earlier result"), err
+    assert (search / "solution.json").read_text() == "my notes"
+    (search / "solution.json").unlink()
+    assert solve(lnlit)[0] == solve(lnlit)[0] == 0
+    before = (search / "costs.json").read_bytes()
+    code, _, err = lnlit("search", "solve", "--problem", "problem.json", "--solver=greedy", "--out=costs.json")
+    assert code == 2 and "out: costs.json is there already" in err and (search / "costs.json").read_bytes() == before

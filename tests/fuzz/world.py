@@ -171,7 +171,7 @@ COMMANDS: list[tuple[list[str], int]] = [
     (["rollout", "annotate", "--config", "annotate.yaml"], 3),
     (["rollout", "reference", "--config", "reference.yaml"], 3),
     (["rollout", "curriculum", "--config", "curriculum.yaml"], 2),
-    (["rollout", "page", "--run", "run"], 1),
+    (["rollout", "page", "--run", "rolled", "--out", "new/page.html"], 1),
     (["run", "pipeline", "--runs", "new", "--dry-run"], 4),
     (["run", "pipeline", "--runs", "new", "--status"], 2),
     (["data", "show", "fit.yaml", "--rows", "2"], 4),
@@ -209,6 +209,7 @@ def build(root: Path, main: Callable[[list[str]], int]) -> None:
         "search solve --config solve.yaml --out solution.json",
         "search realize --config realize.yaml --out child",
         "fit --config fit.yaml --trainer.max_steps 1 --trainer.default_root_dir run",
+        "fit --config grpo.yaml --trainer.callbacks RolloutLog --trainer.default_root_dir rolled",
     ):
         code = main(line.split())
         if code:
