@@ -63,20 +63,24 @@ def remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
-#: Files that take half a minute and more. They begin first, the longest before all, lest one core waits for another.
+#: Files that take a quarter of a minute and more. They begin first, the longest before all, lest one core waits for
+#: another.
 LONG = (
-    "integration/test_vllm.py",
-    "invariants/test_policy_resume.py",
     "integration/test_vllm_rollout.py",
+    "integration/test_vllm.py",
     "cli/test_run.py",
-    "integration/test_mini_pipeline.py",
-    "test_notebooks.py",
-    "integration/test_rank_stages.py",
-    "checkpoint/test_hf.py",
-    "integration/test_resume.py",
     "invariants/test_policy_step_invariance.py",
+    "checkpoint/test_hf.py",
     "cli/test_recipes.py",
+    "rewards/test_code_tests.py",
+    "rewards/test_code_kinds.py",
+    "integration/test_rank_stages.py",
+    "invariants/test_policy_resume.py",
+    "integration/test_mini_pipeline.py",
+    "cli/test_mistaken_calls.py",
     "cli/test_run_killed.py",
+    "integration/test_resume.py",
+    "test_notebooks.py",
 )
 
 

@@ -15,6 +15,10 @@ EXTENSION, LOGPROBS = "", ""
 DIES, DIES_ONCE, SLOW, NAN, STALE, FAILS, SLOW_ONCE, DIES_UNNAMED = range(200, 208)
 
 
+def import_vllm() -> None:
+    pass
+
+
 class Core:
     """Generates the prompt's length, the seed and the first weight of the file that was loaded."""
 

@@ -6,6 +6,7 @@ python -m lnlit_vllm.child SOCKET PARENT
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -33,8 +34,10 @@ def _serve(stream: Any) -> None:
         method, arguments = json.loads(line)
         try:
             if method == "start":
-                from lnlit_vllm.core import Core
+                from lnlit_vllm.core import Core, import_vllm
 
+                import_vllm()
+                gc.freeze()  # vLLM collects garbage while it starts, and need not look at what was imported
                 core = Core(*arguments)
             else:
                 for item in getattr(core, method)(*arguments):

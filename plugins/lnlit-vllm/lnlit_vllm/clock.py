@@ -3,6 +3,7 @@ file that it names. Does not import lnlit."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -36,6 +37,7 @@ def _engine(request: dict[str, Any]) -> Any:
     from vllm import LLM  # pyright: ignore[reportMissingImports]
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
+    gc.freeze()  # vLLM collects garbage while it starts, and need not look at what was imported
     workloads = request["workloads"]
     tokens = max(w["batch_size"] * (w["prompt_tokens"] + w["new_tokens"] + _SPARE_TOKENS) for w in workloads)
     return LLM(

@@ -21,13 +21,19 @@ _CPU_CACHE_BYTES = 2**30
 _WEIGHTS, _CACHE = "weights", "kv_cache"  # vLLM's names of what sleeps
 
 
+def import_vllm() -> None:
+    """All of it: `import vllm` alone imports next to nothing."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+
 class Core:
     """A vLLM engine for the model in `settings["config"]`, with random weights until `load`. Raises whatever vLLM
     raises."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
+        import_vllm()
         from vllm import LLM  # pyright: ignore[reportMissingImports]
         from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
