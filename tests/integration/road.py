@@ -92,18 +92,18 @@ def commands(walk: Walk) -> dict[str, str]:
         "1_library": ("search library", f"{TEXT} --candidates '{walk.candidates}'"),
         "1b_block_distill": ("fit", f"{PACKED} {TWO_STEPS}"),
         "2_score": ("search score", f"{TEXT} --data.skip 4"),
-        "2b_measure": (
-            "search measure",
-            "--batch_size [1] --prompt_tokens [8] --new_tokens [3] --rounds 1 --samples 1",
-        ),
+        "2b_measure": ("search measure", "--timing false"),
         "3_solve": (
             "search solve",
-            f"--targets '{SMALLER}' --counts \"{walk.counts}\" --num_solutions 1 --frontier null",
+            f"--deployment.targets '{SMALLER}' --rules.counts \"{walk.counts}\" --solutions.number 1 --frontier null",
         ),
         "3b_realize": ("search realize", ""),
         "4_distill": ("fit", f"{PACKED} {TWO_STEPS} {JUDGED} {EAGER}"),
         "5_sft": ("fit", f"{PACKED} {TWO_STEPS} {EAGER} --data.train.size 40"),
-        "5b_annotate": ("rollout annotate", "--prompts.size 8 --samples 2 --max_new_tokens 8"),
+        "5b_annotate": (
+            "rollout annotate",
+            "--prompts.size 8 --sampling.samples_per_prompt 2 --sampling.max_new_tokens 8",
+        ),
         "6_grpo": ("fit", f"{TWO_STEPS} {JUDGED} {EAGER} {FEW} --data.rewards '{REWARDS}'"),
     }
     return {
