@@ -119,7 +119,8 @@ def read_message(value: Any) -> Turn:
         if role != "assistant":
             raise UserError(f"{_a(role)} message with tool calls; only the assistant calls tools")
     elif parts.text is None and not (thoughts and role == "assistant"):
-        raise UserError(f"the content of {_a(role)} message must be text, got {shown(content)}")
+        said = f"the content of {_a(role)} message must be text, got {shown(content)}"
+        raise UserError(f"a message must have role and content: {said}")
     elif parts.text is None:
         message["content"] = ""
     check_text(message)
