@@ -96,7 +96,8 @@ class LnlitConfig(PretrainedConfig):
     ) -> None:
         self.max_position_embeddings = max_position_embeddings  # the base class wants these two before the others
         self.rope_parameters = rope_parameters
-        super().__init__(**kwargs | {"architectures": [OWN_ARCHITECTURE]})
+        kwargs["architectures"] = [OWN_ARCHITECTURE]
+        super().__init__(**kwargs)
         self.spec = spec
         if spec is None:
             if "hidden_size" in kwargs:  # the class itself asks for one without arguments
