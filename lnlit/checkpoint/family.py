@@ -93,7 +93,7 @@ class Family(CheckpointFormat):
         if self._of_transformers():
             return dict.fromkeys(self.windowless, grouped(windows(spec)))
         unknown = [f"it knows no model type {self.model_type!r}"]
-        found: dict[str, Sequence[str]] = {reader: unknown for reader in ("vLLM", "mlx-lm", "llama.cpp")}
+        found: dict[str, Sequence[str]] = {"vLLM": unknown, "mlx-lm": unknown, "llama.cpp": unknown}
         if "auto_map" not in self.export(spec).config:
             found["transformers"] = unknown
         if self.names:
