@@ -1,7 +1,7 @@
-"""`block_configs`: what each layer of a heterogeneous config.json holds, read in every spelling, written in NVIDIA's.
+"""`block_configs` of heterogeneous config.json files, read in every spelling and written in NVIDIA's.
 
-NVIDIA's releases say query heads per KV head (`n_heads_in_group`) and an FFN's width as a multiplier (`ffn_mult`), null
-where a slot has neither. Model-Optimizer, and lnlit until it learned this, say `num_key_value_heads` and
+NVIDIA's releases give query heads per KV head (`n_heads_in_group`) and an FFN's width as a multiplier (`ffn_mult`),
+null if a slot has neither. Model-Optimizer and earlier versions of lnlit use `num_key_value_heads` and
 `intermediate_size`.
 """
 
@@ -23,7 +23,7 @@ _MULTIPLIER_DECIMALS = 6
 _HEAD_KEYS = ("n_heads_in_group", "num_key_value_heads")
 _WIDTH_KEYS = ("ffn_mult", "intermediate_size")
 _STUB_KEYS = ("no_op", "replace_with_linear")
-#: What Model-Optimizer assumes of the weights when it prices them. It computes nothing with it.
+#: Keys that Model-Optimizer uses only to estimate costs.
 _WITHOUT_EFFECT = {"weights_precision": "bf16"}
 
 
@@ -100,23 +100,22 @@ def _width(config: Config, slot: _Slot) -> int:
 
 
 def width_of_multiplier(multiplier: float, hidden_size: int) -> int:
-    """FFN width of a multiplier, by the rule of NVIDIA's code: six decimals of it, two thirds of that times the hidden
-    size, rounded down, then up to a multiple of 256.
-    """
+    """The FFN width of a multiplier, by the rule in NVIDIA's code: the multiplier rounded to six decimals, times two
+    thirds of the hidden size, rounded down, then rounded up to a multiple of 256."""
     width = int(2 * round(multiplier, _MULTIPLIER_DECIMALS) * hidden_size / 3)
     return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 def multiplier_of_width(width: int, hidden_size: int) -> float | None:
-    """The multiplier that every reader turns into `width`, or None where there is none: it is no multiple of 256."""
+    """The multiplier that every reader converts to `width`. None if there is none, because it is not a multiple of
+    256."""
     multiplier = round(3 * width / (2 * hidden_size), _MULTIPLIER_DECIMALS)
     return multiplier if width_of_multiplier(multiplier, hidden_size) == width else None
 
 
 def block_config(block: BlockSpec, heads: int, hidden_size: int) -> dict[str, Any]:
-    """One entry of `block_configs`. A width without multiplier is written as `intermediate_size`, and `ffn_mult` left
-    out: readers that know it alone stop there, where null would be an FFN that is absent.
-    """
+    """One entry of `block_configs`. A width without a multiplier is written as `intermediate_size`, and `ffn_mult` is
+    left out: readers that know only the latter then stop, while null would mean that there is no FFN."""
     attention, ffn = _stub_keys(block.attention), _stub_keys(block.ffn)
     group = heads // block.attention.args["num_kv_heads"] if block.attention.type == "gqa" else None
     width = block.ffn.args["intermediate_size"] if block.ffn.type == "swiglu" else None

@@ -1,4 +1,4 @@
-"""`lnlit import` and `lnlit export`: any checkpoint we read, to a folder that others load."""
+"""`lnlit import` and `lnlit export`: converts any checkpoint that lnlit reads to a folder that other programs load."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _convert(
 
 
 def _check_template(template: str, tokenizer_from: Path | None) -> None:
-    """Before hours of converting: whether the tokenizer has the template's control tokens."""
+    """Checks before the conversion that the tokenizer has the template's control tokens."""
     with tempfile.TemporaryDirectory() as scratch:
         if tokenizer_from is not None:
             save_tokenizer(tokenizer_from, Path(scratch))
@@ -128,7 +128,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Rounded to `dtype`. `UserError` where a number would become infinite."""
+    """The weights rounded to `dtype`. Raises `UserError` if a number would become infinite."""
     converted = tensor if dtype is None else tensor.to(dtype)
     if dtype is None or torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
         return converted
@@ -150,6 +150,6 @@ def _tokenizer_source(path: Path) -> Path | None:
 
 
 def with_progress(weights: Iterable[tuple[str, Tensor]], spec: ModelSpec, label: str) -> Iterator[tuple[str, Tensor]]:
-    """How far it is, in parameters."""
+    """The weights, with progress reported in parameters."""
     total = sum(math.prod(shape) for shape in expected_shapes(spec).values())
     return track(weights, label, "param", total=total, size=lambda named: named[1].numel())

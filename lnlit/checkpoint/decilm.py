@@ -1,6 +1,6 @@
-"""NVIDIA's heterogeneous `nemotron-nas` folders (DeciLM): a Llama whose `block_configs` say what each layer holds.
+"""NVIDIA's heterogeneous `nemotron-nas` folders (DeciLM): a Llama whose `block_configs` describe each layer.
 
-Weight names are Llama's. A `no_op` slot has neither norm nor weights; `replace_with_linear` is one square matrix.
+Weights have Llama's names. A `no_op` slot has neither norm nor weights; `replace_with_linear` is one square matrix.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which layers of the models before it a model's layers are made of.
+"""The ancestry of models: which layers of earlier models the layers of a model are made of.
 
-The provenance of a model folder names the `parent` that it was made from, the parent's `layers` that each of its own is
-made of (absent: one to one), and repeats the parent's own provenance. So the way back is known even when the folders
-between are gone.
+The provenance of a model folder names its `parent` and the parent's `layers` that each of its layers is made of (absent
+if one to one), and repeats the parent's own provenance. So the ancestry is known even when the folders in between are
+gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from lnlit.models.lineage import Lineage
 
 
 def descent(parent: str | Path, layers: Lineage | None = None) -> dict[str, Any]:
-    """What a model made from `parent` records of that; `layers` are those of the parent that each layer is made of."""
+    """The record of ancestry for a model made from `parent`. `layers` are the parent's layers that each layer is made
+    of."""
     record: dict[str, Any] = {"parent": origin(str(parent))}
     if layers is not None:
         record["layers"] = [list(made_of) for made_of in layers]
@@ -31,9 +32,8 @@ def descent(parent: str | Path, layers: Lineage | None = None) -> dict[str, Any]
 
 
 def ancestors(model: str) -> Iterator[tuple[str, Lineage]]:
-    """`model` itself and the models before it, nearest first: (absolute path or `pypi:` name, the layers there that
-    each layer of `model` is made of). `UserError` for a record that contradicts itself.
-    """
+    """Yields `model` itself and its ancestors, nearest first: (absolute path or `pypi:` name, the layers there that
+    each layer of `model` is made of). Raises `UserError` for a record that contradicts itself."""
     made_of: Lineage = tuple((index,) for index in range(len(read_spec(model).layers)))
     yield origin(model), made_of
     record = _provenance(resolve(model))
@@ -48,7 +48,7 @@ def ancestors(model: str) -> Iterator[tuple[str, Lineage]]:
 
 
 def _provenance(path: Path) -> dict[str, Any]:
-    """What is known of a checkpoint's origin; nothing of formats that are not ours."""
+    """The known provenance of a checkpoint; empty for formats that are not lnlit's."""
     if LnlitFolder().recognises(path):
         return read_provenance(path)
     trained = LightningCheckpoint()

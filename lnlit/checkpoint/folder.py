@@ -1,6 +1,5 @@
-"""lnlit's own model folder: what transformers and others expect, plus `lnlit.json` with the spec, the provenance and
-what keeps other programs from loading it.
-"""
+"""lnlit's own model folder: what transformers and other programs expect, plus `lnlit.json` with the spec, the
+provenance and what keeps other programs from loading it."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MAX_SHARD_BYTES = 4 * 2**30
-#: Weights, configuration, tokenizer, our code and what fuse adds: the files that one model has and another replaces.
+#: Files that belong to a model and are replaced by those of another: weights, configuration, tokenizer, code, fusion.
 _MODEL_FILES = (
     *("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
     *(CONFIG, SPEC_FILE, "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
@@ -42,7 +41,7 @@ _MODEL_FILES = (
 
 
 class LnlitFolder(CheckpointFormat):
-    """A folder that lnlit wrote: any mixture of registered parts, `lnlit.json` is the architecture."""
+    """A folder that lnlit wrote, with any mixture of registered parts. `lnlit.json` holds the architecture."""
 
     model_type = "lnlit"
 
@@ -65,7 +64,7 @@ class LnlitFolder(CheckpointFormat):
         yield from folder_weights(path, self.read_spec(path), read_json(path / SPEC_FILE).get("names"))
 
     def export(self, spec: ModelSpec) -> Export:
-        """A config.json that names no class of anybody's, and holds the spec: lnlit-vllm reads it."""
+        """A config.json that holds the spec and names no model class of other programs. lnlit-vllm reads it."""
         config = {"architectures": ["LnlitForCausalLM"], "model_type": self.model_type, **config_from_spec(spec)}
         return Export(config | {"spec": spec.to_json()})
 
@@ -74,7 +73,7 @@ class LnlitFolder(CheckpointFormat):
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """What `save_folder` recorded about a folder's origin. `UserError` for what cannot be such a record."""
+    """The provenance that `save_folder` recorded. Raises `UserError` for anything that cannot be such a record."""
     record = first = read_json(path / SPEC_FILE).get("provenance", {})
     while record != {}:
         if not isinstance(record, dict):
@@ -86,7 +85,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 
 def knows_thinking(source: str | Path) -> bool:
-    """Whether a folder says that its model, or one before it, was trained with the reasoning toggle."""
+    """True if the folder's provenance says that the model or an ancestor was trained with the reasoning toggle."""
     path = resolve(source)
     record = read_provenance(path) if LnlitFolder().recognises(path) else {}
     while record and not record.get("thinking"):
@@ -95,13 +94,13 @@ def knows_thinking(source: str | Path) -> bool:
 
 
 def tell_readers(folder: Path) -> None:
-    """Say on stderr which programs load a folder that was written, and what keeps the others from it."""
+    """Prints on stderr which programs load a folder that was written, and what keeps the others from it."""
     for line in sentences(read_json(folder / SPEC_FILE)["obstacles"]):
         print(line, file=sys.stderr)
 
 
 def hf_config(spec: ModelSpec, like: str = "") -> dict[str, Any]:
-    """The config.json of a spec, in transformers' words where it has some; `like` as in `formats.written`."""
+    """The config.json of a spec, in transformers' terms if it has some; `like` as in `formats.written`."""
     return dict(written(spec, like).export.config)
 
 
@@ -155,7 +154,7 @@ def save_folder(
 
 
 def check_target(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Raises `UserError` when writing a model folder to `out` would lose something: the `inputs` are read meanwhile."""
+    """Raises `UserError` if writing a model folder to `out` would destroy something, including the `inputs`."""
     check_output(out, folder=True, inputs=map(str, inputs))
     if not out.exists() or not any(out.iterdir()):
         return
@@ -170,7 +169,7 @@ def _model_type(source: Path) -> str:
 
 
 def _check_padding(config: Mapping[str, Any], spec: ModelSpec) -> None:
-    """transformers builds no embedding whose padding token is none of its rows."""
+    """Raises `UserError` if the padding token is not a row of the embedding, which transformers refuses."""
     if (token := config.get("pad_token_id")) is not None and token >= spec.vocab_size:
         raise UserError(
             f"pad_token_id: {token} is no token of the model, whose vocabulary has {spec.vocab_size}. Take it out of "
@@ -179,14 +178,14 @@ def _check_padding(config: Mapping[str, Any], spec: ModelSpec) -> None:
 
 
 def _is_of_a_model(name: str) -> bool:
-    """Whether a file belongs to the model in a folder; anything else there is somebody's own and stays."""
+    """True if a file belongs to the model in a folder. Other files there are the user's and are kept."""
     return any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES)
 
 
 def _write_shards(
     folder: Path, weights: Iterable[tuple[str, Tensor]], max_shard_bytes: int
 ) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
-    """Write the shards and their index. Returns each tensor's shape, and the number of elements of each dtype."""
+    """Writes the shards and their index. Returns each tensor's shape and the number of elements of each dtype."""
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: Counter[str] = Counter()
     shards: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""What a file or folder is that nothing here reads, and what to do with it: sentences for error messages."""
+"""Describes files and folders that lnlit cannot read, and what to do with them, for error messages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
 def what_it_is(path: Path, model_types: tuple[str, ...]) -> str:
-    """One or two sentences on a file or folder that no format recognises; `model_types` are those that are read."""
+    """One or two sentences about a file or folder that no format recognises. `model_types` are those that are
+    supported."""
     if path.is_file():
         return what_file(path) or f"Its first bytes are {_head(path, 4)!r}; files are read as .gguf or Lightning .ckpt."
     return _what_folder(path) or _what_model(path, model_types)
 
 
 def what_file(file: Path) -> str:
-    """What a file is by its first bytes; empty where they say nothing."""
+    """A description of a file by its first bytes; empty if they are unknown."""
     head = _head(file, 512)
     if not head:
         return "It is empty. Copy or download it again."
@@ -57,7 +58,8 @@ def what_file(file: Path) -> str:
 
 
 def is_safetensors(file: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a JSON header, and this. Its end may be missing."""
+    """True if a file begins like safetensors: the length of a JSON header, and its first bytes. The end may be
+    missing."""
     head = _head(file, 9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 2**32
 
@@ -152,7 +154,7 @@ def _what_model(folder: Path, model_types: tuple[str, ...]) -> str:
 
 
 def _kind(name: Any, model_types: tuple[str, ...]) -> str:
-    """What transformers knows of a model type, as the end of a sentence. What it does not know may be misspelt."""
+    """What transformers knows about a model type, as the end of a sentence. An unknown type may be misspelt."""
     from transformers.models.auto import configuration_auto, modeling_auto
 
     if not isinstance(name, str):

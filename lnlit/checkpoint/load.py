@@ -42,11 +42,11 @@ def frozen_decoder(
 
     Args:
         path: Any checkpoint that lnlit reads.
-        device: Where it computes.
-        dtype: Of its weights; torch's default when not given.
-        mesh: The ranks that divide it among themselves, by the names "data_parallel" and "tensor_parallel"; each holds
-            all of it when not given.
-        attention_kernel: Registered kernel.
+        device: The device to compute on.
+        dtype: The dtype of its weights; torch's default if not given.
+        mesh: The mesh of ranks to shard it over, with the dims "data_parallel" and "tensor_parallel". Without it, each
+            rank holds the whole model.
+        attention_kernel: A registered kernel.
     """
     spec = read_spec(path)
     if mesh is not None and mesh["tensor_parallel"].size() > 1:  # of one matrix ranks could not have parts of each

@@ -1,4 +1,4 @@
-"""Names of tensors in a folder: it may stack several of ours along dim 0, or call one otherwise.
+"""Names of tensors in a folder, which may stack several canonical tensors along dim 0 or use other names.
 
 The rules are an `Export`'s `names`; a folder repeats them in its lnlit.json.
 """
@@ -17,7 +17,7 @@ _LAYER = re.compile(r"(model\.layers\.\d+\.)?(.+)\.(\w+)")
 
 
 def stored_names(names: Iterable[str], rules: Rules) -> dict[str, list[str]]:
-    """Name in the folder -> the canonical `names` that it holds, one after the other, for all of them."""
+    """Maps each name in the folder to the canonical `names` that it holds, in order."""
     stored_in = {part: whole for whole, parts in rules.items() for part in parts}
     held: dict[str, list[str]] = {}
     for name in names:
@@ -33,7 +33,7 @@ def stored_names(names: Iterable[str], rules: Rules) -> dict[str, list[str]]:
 
 
 def stored_shapes(shapes: Shapes, rules: Rules) -> dict[str, tuple[int, ...]]:
-    """The shapes of a folder's tensors, from those of the canonical ones."""
+    """The shapes of a folder's tensors, from the shapes of the canonical ones."""
     return {
         stored: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
         for stored, parts in stored_names(shapes, rules).items()
@@ -43,9 +43,8 @@ def stored_shapes(shapes: Shapes, rules: Rules) -> dict[str, tuple[int, ...]]:
 def as_stored(
     weights: Iterable[tuple[str, Tensor]], expected: Iterable[str], rules: Rules
 ) -> Iterator[tuple[str, Tensor]]:
-    """Canonical weights under the folder's names. Parts of one tensor wait in memory for each other, and those that
-    wait in vain come as they are.
-    """
+    """Canonical weights under the folder's names. The parts of one tensor wait in memory for each other; incomplete
+    ones are yielded as they are."""
     parts_of = stored_names(expected, rules)
     whole_of = {part: stored for stored, parts in parts_of.items() for part in parts}
     waiting: dict[str, Tensor] = {}

@@ -1,7 +1,6 @@
-"""Which programs load a folder that we write, and what keeps the others from it.
+"""Which programs load a folder that lnlit writes, and what keeps the others from it.
 
-Each rule was found in the reader's own code; those of nemotron-nas are held against it by
-tests/integration/test_readers.py.
+Each rule was found in the program's own code. Those of nemotron-nas are checked by tests/integration/test_readers.py.
 """
 
 from __future__ import annotations
@@ -23,11 +22,10 @@ _PLACES = 3
 
 
 def obstacles(spec: ModelSpec, folder: Path | None = None, like: str = "") -> dict[str, list[str]]:
-    """For each reader what keeps it from loading the folder of `spec`, or from answering as lnlit does; an empty list
-    where nothing does. `folder` is where its tokenizer lies, which one of them is particular about; `like` as in
-    `formats.written`.
+    """What keeps each program from loading the folder of `spec` or from computing the same as lnlit; an empty list if
+    nothing does. `folder` is where the tokenizer lies, which one of them depends on; `like` as in `formats.written`.
 
-    vLLM, mlx-lm and llama.cpp are meant as they come; transformers as it runs the folder's own code.
+    vLLM, mlx-lm and llama.cpp are meant as released, and transformers with the folder's own code.
     """
     chosen = written(spec, like)
     found = chosen.format.obstacles(chosen.spec, folder)
@@ -35,7 +33,7 @@ def obstacles(spec: ModelSpec, folder: Path | None = None, like: str = "") -> di
 
 
 def of_decilm(spec: ModelSpec, folder: Path | None) -> dict[str, list[str]]:
-    """What keeps readers from a `nemotron-nas` folder."""
+    """What keeps programs from loading a `nemotron-nas` folder."""
     found = {reader: grouped(rule(spec)) for reader, rule in _RULES.items()}
     if folder is not None:
         found["llama.cpp"] += _vocabulary(spec, folder)
@@ -53,7 +51,7 @@ def of_lnlit(spec: ModelSpec) -> dict[str, list[str]]:
 
 
 def sentences(found: Mapping[str, list[str]]) -> list[str]:
-    """`obstacles` for a console: one line of those that load the folder, and one for each that does not."""
+    """The `obstacles` as text: one line with the programs that load the folder, and one for each that does not."""
     able = [reader for reader, reasons in found.items() if not reasons]
     return [
         f"{', '.join(able)} can run this architecture",
@@ -79,7 +77,7 @@ def _nothing(spec: ModelSpec) -> Iterator[_Finding]:
 
 
 def _vllm(spec: ModelSpec) -> Iterator[_Finding]:
-    """Its class `nemotron_nas`, which finds widths of any size through the folder's own configuration."""
+    """Obstacles of vLLM's class `nemotron_nas`, which reads any width through the folder's own configuration."""
     yield from _parts(spec, SINGLE_LINEAR, "it knows no single linear")
     first = next((index for index, block in enumerate(spec.layers) if (block.attention, block.ffn) != (NOOP, NOOP)), -1)
     if first < 0:
@@ -94,7 +92,7 @@ def _vllm_with_plugin(spec: ModelSpec) -> Iterator[_Finding]:
 
 
 def _mlx(spec: ModelSpec) -> Iterator[_Finding]:
-    """Its module `nemotron-nas`."""
+    """Obstacles of mlx-lm's module `nemotron-nas`."""
     yield from _widths(spec)
     yield from _parts(spec, SINGLE_LINEAR, "it looks for a single linear under another name")
     if not _has_attention(spec):
@@ -105,7 +103,7 @@ def _mlx(spec: ModelSpec) -> Iterator[_Finding]:
 
 
 def _llama_cpp(spec: ModelSpec) -> Iterator[_Finding]:
-    """Its converter for `DeciLMForCausalLM` and its graph `deci`."""
+    """Obstacles of llama.cpp's converter for `DeciLMForCausalLM` and its graph `deci`."""
     yield from _widths(spec)
     last = len(spec.layers) - 1
     for index, block in enumerate(spec.layers):

@@ -45,7 +45,7 @@ class SafetensorsFolder:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
 
     def same(self, first: str, second: str, rows: int = 4096) -> bool:
-        """Whether two tensors hold equal values, compared a few rows at a time."""
+        """True if two tensors hold equal values, compared a few rows at a time."""
         if self.shapes[first] != self.shapes[second]:
             return False
         files = [safe_open(self._files[name], framework="pt", backend="pread") for name in (first, second)]
@@ -71,9 +71,8 @@ class SafetensorsFolder:
 
 
 def folder_weights(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of `spec` once, after checking all names and shapes against the headers. `rules` say under which
-    names the folder holds them (see `names`).
-    """
+    """Yields every weight of `spec` once, after checking all names and shapes against the headers. `rules` map to the
+    names in the folder (see `names`)."""
     tensors = SafetensorsFolder(folder)
     stored_as = {name: name for name in tensors.shapes if not name.endswith(".rotary_emb.inv_freq")}
     if spec.tie_embeddings and HEAD in stored_as:  # a tied pair stored twice, or under the head's name alone
@@ -94,9 +93,8 @@ def folder_weights(folder: Path, spec: ModelSpec, rules: Rules | None = None) ->
 
 
 def is_tied(folder: Path, configured: bool) -> bool:
-    """Whether head and embedding are one matrix. As in transformers, a folder configured as tied that stores two
-    different matrices is untied.
-    """
+    """True if head and embedding are one matrix. As in transformers, a folder that is configured as tied but stores two
+    different matrices is untied."""
     if not configured or not _has_weights(folder):
         return configured
     tensors = SafetensorsFolder(folder)

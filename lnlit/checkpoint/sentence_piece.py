@@ -1,6 +1,5 @@
-"""SentencePiece's BPE (Llama 2, Mistral) as one of Hugging Face's tokenizers, from a vocabulary with scores or from a
-tokenizer.model.
-"""
+"""SentencePiece's BPE (Llama 2, Mistral) as a Hugging Face tokenizer, from a vocabulary with scores or a
+tokenizer.model."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from lnlit.errors import UserError
 
-#: Where a space is put before a text: also before what follows a special token, at its beginning only, or nowhere.
+#: Where a space is inserted: before a text and after special tokens, before a text only, or nowhere.
 Prefix = Literal["always", "first", "never"]
 _BPE = 2  # TrainerSpec.ModelType
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens in the order of their ids, each once, and what each of them is."""
+    """Tokens in the order of their ids, without duplicates, and the type of each."""
 
     tokens: Sequence[str]
     types: Sequence[int]
@@ -35,14 +34,13 @@ class Vocabulary:
 
     @property
     def special(self) -> set[str]:
-        """What is no text: control tokens and the unknown token."""
+        """The tokens that are not text: control tokens and the unknown token."""
         return self.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
 
 
 def sentence_piece(vocabulary: Vocabulary, scores: Sequence[float], prefix: Prefix) -> Tokenizer:
-    """Of all neighbours that together are a token, those with the best score merge first; what is no token falls back
-    to bytes.
-    """
+    """A tokenizer that merges the neighbours whose combined token has the best score first. Text without a token falls
+    back to bytes."""
     unknown = next(iter(vocabulary.of_type(TokenType.UNKNOWN)), None)
     merges = _merges_by_score(vocabulary, scores)
     tokenizer = Tokenizer(models.BPE(vocabulary.ids, merges, unk_token=unknown, byte_fallback=True, fuse_unk=True))
@@ -71,7 +69,8 @@ def _merges_by_score(vocabulary: Vocabulary, scores: Sequence[float]) -> list[tu
 
 
 def add_whole_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary, named: Iterable[str]) -> None:
-    """Control, unknown and user-defined tokens, which a text holds whole; the `named` ones (BOS, ...) are special."""
+    """Adds control, unknown and user-defined tokens, which are matched as a whole in a text. The `named` ones (BOS,
+    ...) are special."""
     special = vocabulary.special | set(named)
     whole = special | vocabulary.of_type(TokenType.USER_DEFINED)
     tokenizer.add_tokens(
@@ -80,7 +79,7 @@ def add_whole_tokens(tokenizer: Tokenizer, vocabulary: Vocabulary, named: Iterab
 
 
 def template(vocabulary: Vocabulary, bos: str | None, eos: str | None) -> processors.TemplateProcessing:
-    """Puts BOS before and EOS after a text."""
+    """A post-processor that puts BOS before and EOS after a text."""
     before, after = ([token] if token is not None else [] for token in (bos, eos))
     single = [*before, "$A", *after]
     pair = [*single, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)]
@@ -91,9 +90,9 @@ def template(vocabulary: Vocabulary, bos: str | None, eos: str | None) -> proces
 
 
 def read_model_file(file: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer.model with what its tokenizer_config.json says of it, as transformers' Llama tokenizer reads both.
+    """Reads a tokenizer.model together with its tokenizer_config.json, as transformers' Llama tokenizer does.
 
-    Raises `UserError` for anything but SentencePiece's BPE without a normalisation of the text.
+    Raises `UserError` for anything but SentencePiece's BPE without normalisation.
     """
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[import-untyped]
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageIn
 
 from lnlit.errors import UserError
 
-#: The index itself, and the file that Lightning writes beside the shards for whatever is no tensor.
+#: The index, and the file that Lightning writes beside the shards for everything that is not a tensor.
 INDEX, REST = ".metadata", "meta.pt"
 _STATE = "state_dict"
 

@@ -68,7 +68,7 @@ def _build_from_gguf(file: Path, folder: Path) -> dict[str, Any]:
 
 
 def _read(source: Path, scratch: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder as its tokenizer.json says, whatever class it names; None where there is none."""
+    """The tokenizer of a folder according to its tokenizer.json, whatever class it names; None if there is none."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     found = {name for name in (_BACKEND, _MODEL, "vocab.json") if (source / name).is_file()}

@@ -1,4 +1,4 @@
-"""Which token has which id in a model: what must agree before rows, a teacher or a judge may speak to it."""
+"""Compares vocabularies: rows, a teacher or a judge must use the same ids for the same tokens as the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lnlit.errors import UserError
 
 
 def token_ids(source: str | Path) -> dict[str, int]:
-    """Token -> id of a model folder, GGUF file or training checkpoint; empty where there is no tokenizer to read."""
+    """Maps tokens to ids for a model folder, GGUF file or training checkpoint; empty if there is no tokenizer to
+    read."""
     path = resolve(source)
     if (path / "tokenizer.json").is_file():
         return _read(path / "tokenizer.json")
@@ -26,15 +27,14 @@ def token_ids(source: str | Path) -> dict[str, int]:
 
 
 def same_tokenizer_file(first: Path, second: str | Path) -> bool:
-    """Whether two folders hold the very same tokenizer.json, which is cheaper to tell than what it says."""
+    """True if two folders hold identical tokenizer.json files, which is cheaper than comparing their contents."""
     files = (first / "tokenizer.json", resolve(second) / "tokenizer.json")
     return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
 
 
 def differing(ours: Mapping[str, int], theirs: Mapping[str, int]) -> str:
-    """How `theirs` differs from `ours`, the model's, as the middle of a sentence; empty where every token of the model
-    has its own id in both. Theirs may have more tokens, at ids that ours leaves free.
-    """
+    """How `theirs` differs from `ours`, the model's, as the middle of a sentence; empty if every token of the model has
+    the same id in both. `theirs` may have more tokens, at ids that `ours` leaves free."""
     moved = [token for token, index in ours.items() if theirs.get(token) != index]
     taken = set(ours.values())
     moved += [token for token, index in theirs.items() if token not in ours and index in taken]

@@ -1,9 +1,9 @@
-"""`lnlit ablate FILE.yaml`: one configuration, several arms, several seeds, and a table of what made a difference.
+"""`lnlit ablate FILE.yaml`: one configuration, several arms, several seeds, and a table of the differences.
 
-Every arm and seed is a run in a folder of its own, `OUT/ARM/seed-N`, with the complete YAML of its stages in it, so
-that `lnlit fit` can repeat each alone. A run is started, guarded and noted as `lnlit run` does it: interrupted, the
-same command goes on where it stopped, and what is finished is not run again. A run whose settings or inputs have
-changed since is run anew, and its old results are put aside.
+Every arm and seed is a run in its own folder, `OUT/ARM/seed-N`, with the complete YAML of its stages, so that `lnlit
+fit` can repeat each of them. Runs are started, guarded and recorded as by `lnlit run`: if interrupted, the same command
+continues, and finished runs are not repeated. A run whose settings or inputs have changed since is run again, and its
+old results are set aside.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lnlit.errors import UserError
 from lnlit.files import check_output, read_json
 from lnlit.stages.compare import DATA, FINISHED, Asked, Metric, Outcome, compare
 
-#: Exit codes of a stage that a signal has stopped: SIGHUP, SIGINT, SIGTERM.
+#: Exit codes of a stage that was stopped by SIGHUP, SIGINT or SIGTERM.
 _STOPPED = (129, 130, 143)
 
 
 def main(argv: list[str]) -> int:
-    """Compare arms of one configuration over seeds. Interrupted, the same command goes on where it stopped."""
+    """Compare arms of one configuration over seeds. If interrupted, the same command continues."""
     parser = CommandParser(
         prog="lnlit ablate",
         description=main.__doc__,
@@ -64,19 +64,21 @@ def ablate(
     out: str | Path,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compare arms of one configuration over seeds, as `lnlit ablate` does. Returns what `out`/ablation.json holds.
+    """Compares arms of one configuration over seeds, as `lnlit ablate` does. Returns the content of
+    `out`/ablation.json.
 
     Args:
-        config: A YAML file of `lnlit fit`; of several, or of a folder, each is a stage that follows the one before.
-        arms: Name -> overrides, `{"low": {"model.optimizer.learning_rate": 1e-5}, ...}`; of several files, name ->
+        config: A YAML file of `lnlit fit`. If there are several, or a folder, each is a stage that follows the one
+            before.
+        arms: Name -> overrides, `{"low": {"model.optimizer.learning_rate": 1e-5}, ...}`. With several files, name ->
             file -> overrides, and None leaves a file out. The others are compared with the first arm.
         seeds: Each sets `seed_everything` and the seed of the data.
-        metrics: What to compare, by the names that are logged.
-        out: The folder to write. Called again, what is finished there is not run again.
-        settings: Overrides of every arm.
+        metrics: The metrics to compare, by the names that are logged.
+        out: The folder to write. Runs that are finished there are not repeated.
+        settings: Overrides for all arms.
 
-    Raises `UserError` for settings that do not fit, `KeyboardInterrupt` when a signal has stopped a run. Runs that fail
-    are counted in the table.
+    Raises `UserError` for settings that do not fit, and `KeyboardInterrupt` when a signal has stopped a run. Runs that
+    fail are counted in the table.
     """
     base = [str(file) for file in ([config] if isinstance(config, str | Path) else config)]
     given = {"base": base, "arms": arms, "seeds": list(seeds), "metrics": metrics, "out": str(out)}
@@ -88,7 +90,7 @@ def ablate(
 
 
 def _read(options: Namespace, rest: Sequence[str]) -> Ablation:
-    """The file with what the command line says instead."""
+    """The file, with the command line's overrides applied."""
     given = dict(Written(["--config", str(options.file)]).tree)
     given |= {key: value for key in ("seeds", "out") if (value := getattr(options, key)) is not None}
     own = _settings(rest)
@@ -107,7 +109,7 @@ def _read(options: Namespace, rest: Sequence[str]) -> Ablation:
 
 
 def _settings(rest: Sequence[str]) -> dict[str, str]:
-    """Dotted options as key -> value."""
+    """Dotted options as a mapping from key to value."""
     found: dict[str, str] = {}
     words = list(rest)
     while words:
@@ -127,7 +129,7 @@ def _settings(rest: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run stands: `anew` names its stages that have to be repeated, `text` says all in words."""
+    """The state of a run. `anew` names the stages that must be repeated, and `text` describes the state."""
 
     text: str
     finished: bool
@@ -135,7 +137,7 @@ class Standing:
 
 
 def _show(ablation: Ablation, check: bool) -> int:
-    """Say how each run stands; after a check of all of them, what would run."""
+    """Prints the state of each run and, after checking all of them, what would run."""
     if holder := Ledger(ablation.out, ablation.out).holder():
         print(f"running: {holder}")
     runs = runs_of(ablation)
@@ -148,7 +150,8 @@ def _show(ablation: Ablation, check: bool) -> int:
 
 
 def _standings(runs: Sequence[Run], check: bool) -> list[Standing]:
-    """Of each run; nothing in its folder is changed. `check`: raise `UserError` for what an unfinished one lacks."""
+    """The state of each run; nothing in its folder is changed. With `check`, raises `UserError` for what an unfinished
+    run lacks."""
     found, wrong = [], {}
     known: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -182,9 +185,8 @@ def _standing(ledger: Ledger, stages: Sequence[Stage]) -> Standing:
 
 
 def _is_stale(stage: Stage, verdict: Verdict) -> bool:
-    """Whether what there is of a stage is not of this run as it is now, or not to be gone on with: an export that its
-    fit did not live to tell of, and that a resumed one would refuse to replace.
-    """
+    """True if what exists of a stage does not belong to this run as it is now, or cannot be resumed: an export without
+    the record of its finished fit, which a resumed fit would refuse to replace."""
     if verdict.state == "started":
         begun = stage.kind is None and any(Path(out).exists() for out in stage.outs)
         return "changed since" in verdict.text or (begun and not _is_whole(stage, verdict))
@@ -192,12 +194,12 @@ def _is_stale(stage: Stage, verdict: Verdict) -> bool:
 
 
 def _is_whole(stage: Stage, verdict: Verdict) -> bool:
-    """Whether a fit that was not noted as finished is so: it writes its results last, and at once."""
+    """True if a fit that was not recorded as finished is finished: it writes its results last and atomically."""
     return verdict.state == "started" and stage.kind is None and all(Path(out).exists() for out in stage.outs)
 
 
 def _carry_out(ablation: Ablation) -> tuple[str, int]:
-    """(the table, exit code): 0 when every run is finished, 2 when some have failed, 130 or so when one was stopped."""
+    """(the table, exit code): 0 if every run is finished, 2 if some have failed, 130 or similar if one was stopped."""
     check_output(ablation.out, folder=True)
     runs = runs_of(ablation)
     _standings(runs, check=True)
@@ -219,7 +221,7 @@ def _carry_out(ablation: Ablation) -> tuple[str, int]:
 
 
 def _carry_out_one(run: Run, known: dict[str, list[Any]]) -> tuple[int, str, dict[str, Any]]:
-    """(exit code, outcome in words, digests by stage of what it was made by). `known`: digests that runs share."""
+    """(exit code, outcome in words, digests by stage of what it was made by). `known` holds digests that runs share."""
     stages = run.write(run.folder)
     with Ledger(run.folder, run.folder).locked() as lock:
         ledger = Ledger(run.folder, run.folder, known)
@@ -242,7 +244,7 @@ def _carry_out_one(run: Run, known: dict[str, list[Any]]) -> tuple[int, str, dic
 
 
 def _asked(ablation: Ablation) -> Asked:
-    """What the table is to show, by files."""
+    """The comparison to make, by files."""
     metrics = {}
     for metric in ablation.metrics:
         name, key = ablation.measured(metric)

@@ -1,4 +1,4 @@
-"""The argument parser of the commands that are not Lightning's."""
+"""The argument parser of the commands that do not use Lightning's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from lnlit.errors import UserError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse that accepts no abbreviated options and reports a bad argument as one line, without the usage."""
+    """An argparse parser that accepts no abbreviated options and reports a bad argument as one line, without the
+    usage."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})

@@ -1,4 +1,5 @@
-"""What an ablation compares: one base configuration, its arms and seeds, as runs with a folder and YAML files each."""
+"""The runs of an ablation: one base configuration with its arms and seeds, each run with its own folder and YAML
+files."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from lnlit.errors import UserError, shown
 from lnlit.files import expanded
 from lnlit.stages.compare import results_file, run_folder
 
-#: What an ablation sets itself in each run.
+#: The keys that an ablation sets in each run.
 _OURS = ("seed_everything", "data.seed", f"trainer.{ROOT}")
 #: Ends of the names of files that an ablation writes beside the folders of its arms.
 _OF_FILES = (".md", ".json", ".png", ".lock")
@@ -32,17 +33,18 @@ Overrides = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ablation:
-    """A base configuration and what is tried of it.
+    """A base configuration and its arms.
 
     Args:
-        base: A configuration of `lnlit fit`, a list of them, or of stages, that follow each other, or a folder of such.
-        arms: Name -> overrides by dotted key, as options of the command line. Of several files, file -> overrides, and
-            null leaves a file out. The others are compared with the first.
+        base: A configuration of `lnlit fit`, a list of configurations or stages that follow each other, or a folder of
+            them.
+        arms: Name -> overrides by dotted key, like options on the command line. With several files, file -> overrides,
+            and null leaves a file out. The others are compared with the first.
         seeds: Each sets `seed_everything` and the seed of the data.
-        metrics: Names as they are logged, of the last file; another's as `FILE:NAME`. Of a stage that writes JSON, the
+        metrics: Names as logged by the last file, or `FILE:NAME` for another one. For a stage that writes JSON, the
             dotted path in it.
         out: The folder of the runs and of the table.
-        settings: Overrides of every arm; an arm's own win.
+        settings: Overrides for all arms; an arm's own take precedence.
     """
 
     base: tuple[Stage, ...]
@@ -54,7 +56,8 @@ class Ablation:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str, folder: Path) -> Ablation:
-        """From a mapping as in a YAML file; paths of `base` are seen from `folder`. `UserError` for what is not so."""
+        """Reads a mapping from a YAML file. Paths in `base` are relative to `folder`. Raises `UserError` for anything
+        else."""
         asked: _Asked = schema.read(_Asked, dict(given), f"{where}:", then="See `lnlit ablate --help`.")
         base = _stages([asked.base] if isinstance(asked.base, str) else asked.base, where, folder)
         metrics = (asked.metrics,) if isinstance(asked.metrics, str) else tuple(asked.metrics)
@@ -82,7 +85,7 @@ class Ablation:
         return found
 
     def measured(self, metric: str) -> tuple[str, str]:
-        """(name of the file that a metric is of, its name there)."""
+        """(name of the file that a metric belongs to, its name there)."""
         stage, colon, name = metric.rpartition(":")
         at = position(self.base, stage) if colon else len(self.base) - 1
         return self.base[at].name, name
@@ -90,7 +93,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class _Asked:
-    """An `Ablation` as it is written."""
+    """An `Ablation` as written in YAML."""
 
     base: str | list[str]
     arms: Mapping[str, Any]
@@ -102,7 +105,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed. `texts`: file name -> the YAML of a stage, complete."""
+    """One arm with one seed. `texts` maps file names to the complete YAML of each stage."""
 
     arm: str
     seed: int
@@ -115,15 +118,15 @@ class Run:
 
     @property
     def files(self) -> list[str]:
-        """Without .yaml."""
+        """The names of the stages' files, without .yaml."""
         return [Path(name).stem for name in self.texts]
 
     def stages(self, root: Path) -> list[Stage]:
-        """Its stages, with their files below `root`."""
+        """The run's stages, with their files below `root`."""
         return [Stage(root / name, name.partition("_")[0]) for name in self.texts]
 
     def write(self, root: Path) -> list[Stage]:
-        """The same, written. A file that says the same already is left as it is."""
+        """Writes the stages' files and returns them. A file with the same content is left as it is."""
         root.mkdir(parents=True, exist_ok=True)
         for name, text in self.texts.items():
             if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text:
@@ -133,8 +136,7 @@ class Run:
 
 def runs_of(ablation: Ablation) -> list[Run]:
     """All runs, seed by seed, so that arms can be compared early. Raises `UserError` for a key or value that a stage
-    refuses.
-    """
+    refuses."""
     known: dict[str, dict[str, Any]] = {}
     arms = {arm: _resolved(ablation, arm, known) for arm in ablation.arms}
     return [_run(ablation, arm, seed, resolved) for seed in ablation.seeds for arm, resolved in arms.items()]
@@ -179,7 +181,7 @@ def _stages(base: Sequence[str], where: str, folder: Path) -> tuple[Stage, ...]:
 
 
 def _overrides(given: Any, base: Sequence[Stage], where: str) -> dict[str, dict[str, Any] | None]:
-    """Name of a stage -> its overrides, None where it is left out."""
+    """Maps each stage's name to its overrides, or None if the stage is left out."""
     given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: expected key: value, as in {{trainer.max_steps: 100}}; got {shown(given)}.")
@@ -203,9 +205,8 @@ def _overrides(given: Any, base: Sequence[Stage], where: str) -> dict[str, dict[
 
 
 def _resolved(ablation: Ablation, arm: str, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """File name -> the complete configuration of each stage of an arm, without seeds and as if in the base's place.
-    `known`: those of other arms by their options, since each takes a while to read.
-    """
+    """Maps file names to the complete configuration of each stage of an arm, without seeds and with paths as in the
+    base. `known` holds those of other arms by their options, because each takes a while to read."""
     own = ablation.arms[arm]
     found = {}
     for stage in ablation.base:
@@ -236,7 +237,7 @@ def _configuration(stage: Stage, options: list[str]) -> dict[str, Any]:
 
 
 def _run(ablation: Ablation, arm: str, seed: int, resolved: Mapping[str, Mapping[str, Any]]) -> Run:
-    """One run's files: with its seed, writing into its own folder and reading there what its own stages write."""
+    """One run's files, with its seed. It writes into its own folder, and reads there what its own stages write."""
     folder = run_folder(ablation.out, arm, seed)
     moved = _moved(resolved.values(), folder)
     texts = {}
@@ -260,9 +261,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _moved(configs: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, str]:
-    """Path that a stage writes -> its place in the run's folder, which keeps as much of it as tells them apart. What
-    lies below a result moves with it; of a fit's own folder, which may hold other things too, what every fit has there.
-    """
+    """Maps each path that a stage writes to its place in the run's folder, which keeps enough of the path to tell them
+    apart. What lies below a result moves with it. From a fit's own folder, which may hold other things, only what every
+    fit writes is moved."""
     written = [(key, text) for config in configs for key, text in _texts(config) if key in (RESULTS, ROOT)]
     if not written:
         return {}
@@ -277,7 +278,7 @@ def _moved(configs: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, str]
 
 
 def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every text of a configuration."""
+    """(key, text) of every text in a configuration."""
     if isinstance(node, str):
         yield key, node
     for name, value in node.items() if isinstance(node, dict) else ():
@@ -287,7 +288,7 @@ def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _placed(node: Any, moved: Mapping[str, str], key: str = "") -> Any:
-    """A configuration whose paths lead into the run's folder where one of its stages writes there."""
+    """A configuration in which paths that one of its stages writes lead into the run's folder."""
     if isinstance(node, dict):
         return {name: _placed(value, moved, str(name)) for name, value in node.items()}
     if isinstance(node, list):

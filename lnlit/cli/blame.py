@@ -1,4 +1,4 @@
-"""Whose fault an exception is: what a part of another package refuses was named in the configuration."""
+"""Decides whether an exception is the user's to fix: one raised by a part that the configuration names usually is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lnlit import own
 from lnlit.errors import UserError
 
 _PART = re.compile(r"Problem with given class_path '([^']+)'")
-#: What a user adds to a Trainer, as folders of `lightning.pytorch`.
+#: Parts that users add to a Trainer, as folders of `lightning.pytorch`.
 _ADDED = ("callbacks", "loggers", "profilers", "tuner")
 _OURS = Path(__file__).parent.parent
 _LONGEST = 300
@@ -23,9 +23,10 @@ _LIGHTNINGS = "MisconfigurationException"
 
 
 def while_building(error: Exception) -> Exception:
-    """A `UserError` for what a constructor named in the configuration raised; `error` itself where the fault is ours.
+    """A `UserError` for an exception of a constructor named in the configuration, or `error` itself if lnlit is at
+    fault.
 
-    jsonargparse wraps it in the types it tried.
+    jsonargparse wraps the exception in those of all types that it tried.
     """
     chain = list(_causes(error))
     for cause in chain:
@@ -40,15 +41,16 @@ def while_building(error: Exception) -> Exception:
 
 
 def blamed(verdict: Exception, error: Exception) -> NoReturn:
-    """Raise the verdict over an error. One that is the error itself keeps its causes: a full disk is found in them."""
+    """Raises the verdict in place of an error. If the verdict is the error itself, it keeps its causes, among which a
+    full disk is found."""
     if verdict is error:
         raise error
     raise verdict from error
 
 
 def while_running(error: Exception) -> Exception:
-    """A `UserError` for what a callback, logger, profiler or tuner of Lightning's or a file of the user's own raised;
-    else `error` itself."""
+    """A `UserError` for an exception of one of Lightning's callbacks, loggers, profilers or tuners, or of a user's own
+    file; else `error` itself."""
     frames = _frames(error)
     if own.place(error) and not _is_ours(frames[-1]):
         return UserError(f"{_said(error)} (--debug shows the traceback)")

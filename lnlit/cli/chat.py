@@ -1,4 +1,4 @@
-"""`lnlit chat MODEL`: talk to a model folder in the terminal."""
+"""`lnlit chat MODEL`: chat with a model folder in the terminal."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _read() -> str:
 
 
 def check_text(text: str) -> None:
-    """Raises `UserError` for bytes that are no UTF-8; Python reads each as half of a surrogate pair."""
+    """Raises `UserError` for bytes that are not UTF-8, which Python reads as unpaired surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -106,9 +106,8 @@ class Chat:
         self.sampling = Sampling(0, arguments.temperature, arguments.top_p, arguments.seed)
 
     def answer(self, text: str, show: Callable[[str], None]) -> str:
-        """Show the answer piece by piece as it is generated, remember and return it. A conversation that has outgrown
-        the context is forgotten, with a `UserError`.
-        """
+        """Shows the answer piece by piece as it is generated, remembers it and returns it. If the conversation exceeds
+        the context, it is forgotten and `UserError` is raised."""
         from lnlit.models.generate import generate
 
         self.messages.append({"role": "user", "content": text})
@@ -144,7 +143,7 @@ class Chat:
 
 
 def _thinking(arguments: argparse.Namespace, template: str) -> Any:
-    """The toggle to send, or None. What was not asked for is told."""
+    """The toggle to send, or None. Prints a note if it was not asked for."""
     if arguments.thinking is not None:
         return None if arguments.thinking == "none" else arguments.thinking
     from lnlit.checkpoint.folder import knows_thinking

@@ -1,6 +1,6 @@
-"""`python -m lnlit.cli.check FILE...`: whether the keys and values of stages are such as they take, all files at once.
+"""`python -m lnlit.cli.check FILE...`: checks the keys and values of stages, for all files at once.
 
-A process of its own: `lnlit run`, which may stay for weeks, need not hold Lightning in memory meanwhile.
+It runs in its own process, so that `lnlit run`, which may run for weeks, does not hold Lightning in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lnlit.cli.pipeline import Stage
 
 
 def main(files: list[str]) -> int:
-    """2 after a line on standard error for each file that is refused, else 0."""
+    """Prints a line on stderr for each file that is refused. Returns 2 if there is one, else 0."""
     refused = 0
     for file in files:
         try:
@@ -28,7 +28,7 @@ def main(files: list[str]) -> int:
 
 
 def check(stage: Stage) -> None:
-    """Raises `UserError` for a file that its command would refuse before it builds anything."""
+    """Raises `UserError` for a file that its command would refuse before building anything."""
     options = ["--config", str(stage.file)]
     command, *kind = stage.command
     if command == "fit":

@@ -1,4 +1,4 @@
-"""`lnlit import` and `lnlit export`: between model folders and other formats."""
+"""`lnlit import` and `lnlit export`: convert between model folders and other formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lnlit data show CONFIG`: what a run's rows become: packed rows with their loss mask, and what was left out."""
+"""`lnlit data show CONFIG`: shows packed rows with their loss mask, and which rows are left out."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lnlit.data.planned import PlannedData
     from lnlit.modules.prompt_data import Experience
 
-#: Around what is learned: on a terminal green, elsewhere the marks of a word diff.
+#: Marks around learned text: green on a terminal, the marks of a word diff elsewhere.
 _COLOUR, _MARKS = ("\x1b[32m", "\x1b[0m"), ("{+", "+}")
-#: What could move a terminal's cursor or change its colours, a row's own escape codes among it.
+#: Characters that could move a terminal's cursor or change its colours, such as escape codes in a row.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """A logger that says warnings alone, for as long as the block lasts."""
+    """A context in which a logger only reports warnings."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -70,7 +70,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def _data(options: list[str]) -> Any:
-    """The data module of a configuration; neither model nor trainer is built."""
+    """The data module of a configuration, without building model and trainer."""
     from lnlit.cli.written import Written
 
     written = Written(options)  # a missing file is reported before seconds of imports
@@ -129,7 +129,7 @@ def _rows(data: PlannedData, count: int, marks: tuple[str, str]) -> Iterator[str
 
 
 def _parts(document: Document) -> list[tuple[str, Document]]:
-    """A document, or the completions of a prompt, each with its name."""
+    """The document, or the completions of a prompt, each with its name."""
     from lnlit.data.preference import Group
 
     if not isinstance(document, Group):
@@ -154,7 +154,7 @@ def _told(name: str, reader: Reader, when: str) -> Iterator[str]:
 
 
 def _prompts(data: Experience, count: int) -> Iterator[str]:
-    """Prompts as they are generated from, and what rewards can read beside them."""
+    """Prompts as the engine sees them, and the rest of their rows, which rewards can read."""
     from lnlit.data.rows import asked
     from lnlit.data.sources import where
 

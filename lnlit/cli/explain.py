@@ -1,7 +1,7 @@
-"""Why a configuration was refused, as one line: the place, what is wrong, what is allowed.
+"""Explains in one line why a configuration was refused: the place, what is wrong, what is allowed.
 
-jsonargparse reports a refused value through every layer of types it tried. Here the tree that the user wrote is walked
-beside the parser instead, and the first key that does not fit is named.
+jsonargparse reports a refused value through every layer of types that it tried. Instead, the user's tree is compared
+with the parser, and the first key that does not fit is named.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 
 
-#: Folders of the files that are being explained, from which they name files of parts of theirs.
+#: The folders of the files being explained, to which file names in them are relative.
 _folders: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
 
 
@@ -91,7 +91,7 @@ def explain(parser: ArgumentParser, written: Written, reason: str, stage: Any = 
 
 
 def _check_group(parser: ArgumentParser, given: Any, place: Place, prefix: str = "") -> None:
-    """Check the mapping `given` against the settings of `parser` whose name starts with `prefix`."""
+    """Checks the mapping `given` against the settings of `parser` whose names start with `prefix`."""
     if isinstance(given, str):
         file, given = _sub_file(given, place)
         try:
@@ -144,7 +144,7 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> N
 
 
 def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any) -> None:
-    """Check `{class_path, init_args}`, or a bare class name, where a subclass of one of `bases` is expected."""
+    """Checks `{class_path, init_args}`, or a bare class name, if a subclass of one of `bases` is expected."""
     spec = {"class_path": value} if isinstance(value, str) else value
     for key in spec:
         if key not in _SPEC_KEYS:
@@ -214,7 +214,7 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _sub_file(name: str, place: Place) -> tuple[Path, Any]:
-    """A group may be given as the name of a YAML file of its own: that and its content."""
+    """(path, content) of a group that is given as the name of its own YAML file."""
     places = [folder / name for folder in (*_folders.get(), Path())]
     file = next((path for path in places if path.is_file()), Path(name))
     try:
@@ -235,7 +235,7 @@ def _unknown(place: Place, key: str, allowed: Any, hint: str = "") -> NoReturn:
 
 
 def _arms(hint: Any) -> list[Any]:
-    """The alternatives of a type: the members of a union, else the type itself."""
+    """The alternatives of a type: the members of a union, or the type itself."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return [arm for member in typing.get_args(hint) for arm in _arms(member)]
     return _arms(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else [hint]

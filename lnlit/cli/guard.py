@@ -1,11 +1,11 @@
-"""A stage that cannot outlive `lnlit run`, even when that is killed without a word.
+"""Makes sure that a stage does not outlive `lnlit run`, even if that is killed.
 
-    lnlit run  --->  guard (this file, a process of its own)  --->  the stage  --->  whatever it starts
+    lnlit run  --->  guard (this file, its own process)  --->  the stage  --->  whatever it starts
 
-The guard holds one end of a pipe, and `lnlit run` alone the other: the pipe ends when `lnlit run` does, however that
-happens, and the guard then kills the stage with all that it has started. It also holds the lock of the pipeline, which
-therefore stays taken until nothing of the stage is left. What a stage leaves behind when it ends by itself is given
-some seconds, then killed: two trainers must never share a folder or a GPU.
+The guard holds one end of a pipe, and only `lnlit run` the other. The pipe closes when `lnlit run` ends in any way, and
+the guard then kills the stage with all processes that it has started. It also holds the lock of the pipeline, which is
+therefore kept until nothing of the stage is left. Processes that a stage leaves behind when it ends by itself get some
+seconds and are then killed, because two trainers must never share a folder or a GPU.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36  # of Linux's prctl
 
 
 def guarded(command: Sequence[str], lock: int) -> tuple[int, int]:
-    """Exit code of a command, and the signal that this process got meanwhile, or 0. `lock`: an open file to hold until
-    nothing of the command runs any more.
+    """(exit code of a command, the signal that this process received meanwhile, or 0). `lock` is an open file that is
+    held until nothing of the command runs any more.
 
-    Ctrl-C and SIGTERM are passed on and the command's end is waited for: it saves what it has. It has a process group
-    of its own, or Ctrl-C in a terminal would reach it twice.
+    Ctrl-C and SIGTERM are passed on, and the command's end is waited for, because it saves its state. It has its own
+    process group, because Ctrl-C in a terminal would otherwise reach it twice.
     """
     process: subprocess.Popen[bytes] | None = None
     received: list[int] = []
@@ -58,7 +58,7 @@ def guarded(command: Sequence[str], lock: int) -> tuple[int, int]:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m lnlit.cli.guard PIPE COMMAND...`: the command's exit code, 128 + n after signal n."""
+    """Runs `python -m lnlit.cli.guard PIPE COMMAND...`. Returns the command's exit code, 128 + n after signal n."""
     pipe, command = int(argv[0]), argv[1:]
     stage: subprocess.Popen[bytes] | None = None
     early: list[int] = []
@@ -102,9 +102,8 @@ def _handling(handler: Any, *numbers: int) -> Iterator[None]:
 
 
 def _end_the_rest(group: int, grace_s: float, at_once: threading.Event) -> None:
-    """Wait for what the stage has started, and kill what does not end. Orphans at any depth become ours on Linux;
-    elsewhere those of the stage's process group are found.
-    """
+    """Waits for the processes that the stage has started, and kills those that do not end. On Linux, orphans at any
+    depth become children of this process; elsewhere, those in the stage's process group are found."""
     end = time.monotonic() + grace_s
     while True:
         with contextlib.suppress(ChildProcessError):
@@ -123,7 +122,7 @@ def _end_the_rest(group: int, grace_s: float, at_once: threading.Event) -> None:
 
 
 def _children(parent: int) -> list[int]:
-    """Processes of which `parent` is the parent."""
+    """The child processes of `parent`."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat") if sys.platform == "linux" else ():
         with contextlib.suppress(OSError):
@@ -138,7 +137,7 @@ def _kill(pid: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """In the stage before it begins: end when the guard does, which it may just have."""
+    """Called in the stage before it begins: makes it end when the guard does, which may already have happened."""
     _prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,4 +1,5 @@
-"""Which stages of a folder were started and finished, and what by: `<runs>/<folder's name>.stages.json`, locked."""
+"""Records which stages of a folder were started and finished, and what they were made by, in `<runs>/<folder's
+name>.stages.json`, with a lock."""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ from lnlit.cli.pipeline import Stage
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json, write_json
 
-#: The index of a block library and that of a model folder.
+#: The index files of block libraries and model folders.
 COME_LAST = ("library.json", "lnlit.json")
-#: Seconds that what is left of a killed `lnlit run` may take to end.
+#: Seconds that the remaining processes of a killed `lnlit run` may take to end.
 _PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a stage stands, and why. `text` is for people."""
+    """The state of a stage and the reason for it. `text` is for people."""
 
     state: Literal["finished", "changed", "gone", "again", "started", "new"]
     text: str
@@ -39,9 +40,9 @@ class Verdict:
 class Ledger:
     """The record of one folder's stages.
 
-    Per stage: what it was made by, `seconds` when it is finished, and then `outs`: the names in each of its results.
-    One without `seconds` was started with nothing at its results; one with `again` is to be run anew. `known`: digests
-    of files that somebody else has read.
+    Each stage has a record of what it was made by, `seconds` when it is finished, and then `outs`, the names in each of
+    its results. A stage without `seconds` was started when no results existed; one with `again` is to be run again.
+    `known` holds digests of files that were read earlier.
     """
 
     def __init__(self, runs: Path, folder: Path, known: Mapping[str, list[Any]] | None = None) -> None:
@@ -59,7 +60,7 @@ class Ledger:
         self.digests = Digests({**self._stages.get("digests", {}), **(known or {})})
 
     def verdict(self, stage: Stage, stages: Sequence[Stage]) -> Verdict:
-        """How a stage stands now, among all stages of the folder."""
+        """The state of a stage now, among all stages of the folder."""
         index = stages.index(stage)
         now = made_by(stage, stages[index + 1 :], self.digests)
         then = self._stages.get(stage.name)
@@ -79,14 +80,13 @@ class Ledger:
         return Verdict("finished", f"finished, {then['seconds']:.0f} s{', ' if made else ''}{made}", now)
 
     def is_whole(self, stage: Stage, verdict: Verdict) -> bool:
-        """Whether a stage that was started has all its results nevertheless: `lnlit run` was killed before it noted
-        so. They are model folders and block libraries: other results do not tell whether they are whole.
-        """
+        """True if a stage that was only recorded as started has all its results, because `lnlit run` was killed before
+        recording the end. Only model folders and block libraries show whether they are complete."""
         same = not changes(self._stages.get(stage.name, {}), verdict.made_by)
         return verdict.state == "started" and same and bool(stage.outs) and all(map(has_index, stage.outs))
 
     def note(self, stage: Stage, made_by: dict[str, Any], seconds: float | None) -> None:
-        """Started, with nothing at its results; or finished."""
+        """Records that a stage was started without results, or that it has finished."""
         took: dict[str, Any] = {}
         if seconds is not None:
             took = {"seconds": round(seconds, 1), "outs": {out: _names(out) for out in stage.outs if _names(out)}}
@@ -96,12 +96,12 @@ class Ledger:
         self._write()
 
     def damaged(self, stage: Stage) -> list[str]:
-        """Results of a finished stage of which a part is left."""
+        """The results of a finished stage of which only a part is left."""
         outs = self._stages.get(stage.name, {}).get("outs", {})
         return [out for out, names in outs.items() if expanded(out).exists() and list(_gone({out: names}))]
 
     def ask_again(self, stages: Sequence[Stage]) -> None:
-        """Have stages that were started or finished run anew."""
+        """Marks stages that were started or finished to be run again."""
         for stage in stages:
             if stage.name in self._stages:
                 self._stages[stage.name] = {**self._stages[stage.name], "again": True}
@@ -112,7 +112,7 @@ class Ledger:
         write_json(self.file, self._stages)
 
     def holder(self) -> str | None:
-        """Who holds the lock, in words; None for nobody."""
+        """A description of the process that holds the lock, or None."""
         file = self._lock_file()
         if not file.is_file():
             return None
@@ -121,9 +121,8 @@ class Ledger:
 
     @contextmanager
     def locked(self) -> Iterator[int]:
-        """The file descriptor of the lock. Raises `UserError` naming who holds it; waits for a stage that is about to
-        end because its `lnlit run` was killed.
-        """
+        """The file descriptor of the lock. Raises `UserError` naming the process that holds it; waits for a stage that
+        is about to end because its `lnlit run` was killed."""
         file = self._lock_file()
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab") as stream:
@@ -147,12 +146,13 @@ class Ledger:
 
 
 def has_index(out: str) -> bool:
-    """Whether there is a block library or a model folder: each has a file that comes last or with all others."""
+    """True if there is a block library or a model folder. Each has a file that is written last or together with all
+    others."""
     return any((expanded(out) / name).is_file() for name in COME_LAST)
 
 
 def _names(out: str) -> list[str]:
-    """What there is at a result: the names in a folder, or the file's own."""
+    """The names in a result that is a folder, or the name of the file."""
     path = expanded(out)
     if path.is_dir():
         return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
@@ -160,7 +160,7 @@ def _names(out: str) -> list[str]:
 
 
 def _gone(outs: dict[str, list[str]]) -> Iterator[str]:
-    """What was there when its stage had finished, and is not."""
+    """The names that existed when the stage had finished and no longer exist."""
     for out, names in outs.items():
         path = expanded(out)
         if not path.exists():
@@ -191,7 +191,7 @@ def _told(holder: dict[str, Any]) -> str:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the process that took the lock is there; one that nobody has waited for yet is not."""
+    """True if the process that took the lock is running. A zombie is not."""
     if holder.get("host") != socket.gethostname():
         return bool(holder)
     status = Path(f"/proc/{holder['pid']}/stat")

@@ -1,4 +1,5 @@
-"""What a stage's result was made by: its configuration, the content of every file that it read, libraries and code."""
+"""Records what a stage's result was made by: its configuration, the content of every file it read, libraries and
+code."""
 
 from __future__ import annotations
 
@@ -18,23 +19,23 @@ from lnlit import registry
 from lnlit.cli.pipeline import Stage
 from lnlit.files import expanded
 
-#: A file that was changed less than so many seconds before it was read may change again without its times telling.
+#: A file changed less than so many seconds before it was read may change again without a change of its times.
 _SETTLED_S = 2.0
 
 
 class Digests:
-    """SHA-256 of files by content. One that was read before is read again only where its size or its times changed.
+    """SHA-256 of files by content. A file that was read before is only read again if its size or times have changed.
 
-    `known` are digests of earlier processes: absolute path -> [size, mtime_ns, ctime_ns, digest].
+    `known` holds digests of earlier processes: absolute path -> [size, mtime_ns, ctime_ns, digest].
     """
 
     def __init__(self, known: Mapping[str, list[Any]]) -> None:
         self._known = known
-        #: Those that were asked for, to be kept.
+        #: The digests that were requested, to be stored.
         self.used: dict[str, list[Any]] = {}
 
     def of(self, paths: Iterable[Path], without: Sequence[Path] = ()) -> str:
-        """One digest for files and folders with all in them, but for what lies at `without` (absolute)."""
+        """One digest of files, and of folders with everything in them except what lies at `without` (absolute)."""
         digest = hashlib.sha256()
         for path in paths:
             for name, file in _files(path, without):
@@ -54,9 +55,10 @@ class Digests:
 
 
 def made_by(stage: Stage, later: Sequence[Stage], digests: Digests) -> dict[str, Any]:
-    """What the result of `stage` depends on, as it is now: {"recipe", "inputs": {text: digest}, "made_with"}.
+    """Everything that the result of `stage` depends on, as it is now: {"recipe", "inputs": {text: digest},
+    "made_with"}.
 
-    What the stage itself and `later` ones write is no input: it is replaced.
+    What the stage itself and `later` ones write is not an input, because it is replaced.
     """
     replaced = [expanded(path).absolute() for each in (stage, *later) for path in each.writes]
     inputs = {}
@@ -67,7 +69,7 @@ def made_by(stage: Stage, later: Sequence[Stage], digests: Digests) -> dict[str,
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a stage read that is other now, in words: its configuration and its inputs."""
+    """A description of what a stage read and has changed since: its configuration and its inputs."""
     if "recipe" not in then:
         return ["the form of its record, which an older lnlit wrote"]
     changed = ["its configuration"] if then["recipe"] != now["recipe"] else []
@@ -76,7 +78,7 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def other_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """ "made with torch 2.12 (now 2.13) and other code of lnlit", or nothing."""
+    """ "made with torch 2.12 (now 2.13) and other code of lnlit", or an empty string."""
     told = [
         "other code of lnlit" if name == "code" else f"{name} {then.get(name, 'none')} (now {now.get(name, 'none')})"
         for name in sorted(then.keys() | now.keys())
@@ -128,7 +130,7 @@ def _sources(package: str) -> list[Path]:
 
 
 def _files(path: Path, without: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(name, file) of a file, or of all below a folder by their names in it, in one order everywhere."""
+    """(name, file) of a file, or of all files in a folder by their relative names, in the same order everywhere."""
     if not path.is_dir():
         yield path.name, path
         return

@@ -1,6 +1,6 @@
-"""The `lnlit` command: finds the command, imports only that one, and turns errors into one line and an exit code.
+"""The `lnlit` command: finds the subcommand, imports only that one, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a bug in lnlit (with a traceback), 2 something the user can put right, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 a bug in lnlit (with a traceback), 2 something that the user can fix, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def user_message(error: BaseException) -> str | None:
-    """One clear message when the user can put `error` right, else None: then it is a bug and deserves its traceback."""
+    """One clear message if the user can fix `error`, else None: then it is a bug and deserves its traceback."""
     if isinstance(error, UserError):
         return str(error)
     if any(_is_disk_full(cause) for cause in _causes(error)):

@@ -27,7 +27,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import Reward
 from lnlit.interfaces.reward import reward_class
 
-#: Where the classes of a base live whose short name a configuration may use.
+#: The packages with the subclasses of a base that a configuration may name by short names.
 _HOMES = {
     "lightning.pytorch.core.datamodule.LightningDataModule": ("lnlit.data", "lnlit.modules"),
     "lightning.pytorch.callbacks.callback.Callback": ("lnlit.callbacks",),
@@ -48,23 +48,24 @@ _readable: Any = Path_fr
 
 
 class Foreign(ImportError):
-    """A name of somebody else's that its place has no use for."""
+    """A class that does not fit the place where it is named."""
 
 
 def install() -> None:
-    """Teach jsonargparse our names, and let a configuration name nothing outside `POLICY`.
+    """Makes jsonargparse resolve lnlit's names, and restricts what a configuration may name to `POLICY`.
 
-    jsonargparse has no public hook for names; the one function replaced here is called for YAML and command line alike.
+    jsonargparse has no public hook for names. The one function replaced here is called for YAML and for the command
+    line.
     """
     typehints.resolve_class_path_by_name = resolve
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_ALLOWED])
 
 
 def resolve(base: type | tuple[type, ...], name: str) -> str:
-    """The class path behind `name` where a subclass of `base` is expected.
+    """The class path for `name` if a subclass of `base` is expected.
 
-    Raises `UserError` for a clash of names, a part that cannot be imported and a file that has no such part, `Foreign`
-    for a class that is no subclass of `base`.
+    Raises `UserError` for an ambiguous name, a part that cannot be imported and a file without such a part, and
+    `Foreign` for a class that is not a subclass of `base`.
     """
     bases = base if isinstance(base, tuple) else (base,)
     if own.split(name):
@@ -84,7 +85,8 @@ def resolve(base: type | tuple[type, ...], name: str) -> str:
 
 
 def _of_file(bases: tuple[type, ...], name: str) -> str:
-    """jsonargparse's own type for paths knows the folder of the YAML file that is being read."""
+    """The class path of `file.py:name`. jsonargparse's type for paths knows the folder of the YAML file that is being
+    read."""
     file, attribute = own.split(name) or (Path(), "")
     with contextlib.suppress(TypeError):  # it is not there, which is told below
         file = Path(_readable(str(file)).absolute)
@@ -93,7 +95,7 @@ def _of_file(bases: tuple[type, ...], name: str) -> str:
 
 
 def imported(name: str) -> Any:
-    """What `module.name` is. `UserError` where the module's own code is at fault."""
+    """The object `module.name`. Raises `UserError` if the module's own code is at fault."""
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -104,7 +106,8 @@ def imported(name: str) -> Any:
 
 
 def _taken(bases: tuple[type, ...], name: str, part: Any, module: str, attribute: str) -> str:
-    """The path of a user's own class, which from now on may be imported; a function that is a reward becomes one."""
+    """The path of a user's own class, which may be imported from now on. A function that is a reward is turned into a
+    class."""
     if callable(part) and not inspect.isclass(part) and Reward in bases:
         part = own.kept(reward_class(module, attribute), module)
         return own.named(part, name)
@@ -122,7 +125,7 @@ def _open(cls: type, name: str) -> str:
 
 
 def choices(base: type | tuple[type, ...]) -> list[str]:
-    """Short names that fit where a subclass of `base` is expected, for an error message."""
+    """The short names of all subclasses of `base`, for an error message."""
     found: set[str] = set()
     for one in base if isinstance(base, tuple) else (base,):
         kind = _kind_of(one)

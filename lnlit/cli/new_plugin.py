@@ -64,9 +64,9 @@ _CLASS_PATH = "In YAML: `class_path: {name}`, with its arguments under `init_arg
 
 
 def write_plugin(kind: str, name: str, folder: Path | None) -> Path:
-    """Write the package, by default into a new folder called as its distribution; returns the folder.
+    """Writes the package, by default into a new folder with the name of its distribution, and returns the folder.
 
-    Raises `UserError` for a name that is no identifier or taken, and a folder that holds something.
+    Raises `UserError` for a name that is not an identifier or is taken, and for a folder that is not empty.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii() or not name.strip("_"):
         raise UserError(f"name: got {name!r}; expected letters, digits and underscores, as in my_{kind}.")

@@ -1,7 +1,7 @@
-"""A folder of numbered YAML files as stages: what each reads and writes, before any of it is run.
+"""A folder of numbered YAML files as stages, and what each of them reads and writes, known before any of them runs.
 
-What a stage reads is found in its file, not in its code: every text in it, and in the files that it includes, that
-names something on the disk. What it writes stands at the keys `WRITES`.
+What a stage reads is found in its file, not in its code: every text in it, and in files that it includes, that names
+something on disk. What it writes is found at the keys `WRITES`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESULTS, ROOT = "out", "default_root_dir"
 WRITES = (RESULTS, ROOT, "cache", "save_dir", "weights_folder")
 #: The key of a class, which may lie in a file of the user's own.
 CODE = "class_path"
-#: Where a fit writes that does not say.
+#: The default output folder of a fit.
 DEFAULT_ROOT = "runs"
 #: Keys that name what a stage reads.
 READS = {
@@ -41,7 +41,7 @@ Place = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A text of a recipe: the key that it or its list stands at, its place, and the folder of its file."""
+    """A text in a recipe: the key of the text or of its list, its place, and the folder of its file."""
 
     key: str
     place: Place
@@ -51,7 +51,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Stage:
-    """One file of a pipeline. `number` is as in "3b" of `3b_realize.yaml`."""
+    """One file of a pipeline. `number` is e.g. "3b" for `3b_realize.yaml`."""
 
     file: Path
     number: str
@@ -62,18 +62,18 @@ class Stage:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The file as written; {} for one that holds no mapping. `UserError` for one that is not YAML."""
+        """The content of the file; {} if it is not a mapping. Raises `UserError` if it is not YAML."""
         return read_yaml(self.file)
 
     @property
     def kind(self) -> str | None:
-        """The stage of `lnlit search` or `lnlit rollout`; None for a fit."""
+        """The stage of `lnlit search` or `lnlit rollout`, or None for a fit."""
         stage = self.recipe.get("stage")
         return None if stage is None else str(stage)
 
     @property
     def command(self) -> list[str]:
-        """What follows `lnlit`, before the options."""
+        """The words after `lnlit`, before the options."""
         return ["fit"] if self.kind is None else ["rollout" if self.kind in ROLLOUT else "search", self.kind]
 
     @property
@@ -82,22 +82,22 @@ class Stage:
 
     @cached_property
     def leaves(self) -> list[Leaf]:
-        """Every text in the file and in those that it includes."""
+        """Every text in the file and in the files that it includes."""
         return list(_leaves(self.recipe, "", (), self.file.parent, {self.file.resolve()}))
 
     @cached_property
     def included(self) -> list[Path]:
-        """Files that stand for a part of this one."""
+        """The files that stand for a part of this one."""
         return [file for leaf in self.leaves if (file := _included(leaf))]
 
     @cached_property
     def outs(self) -> list[str]:
-        """What is there when the stage is done: everything that it calls `out`."""
+        """Everything that the stage calls `out`, which exists when it is done."""
         return [leaf.text for leaf in self.leaves if leaf.key == RESULTS]
 
     @cached_property
     def root(self) -> str | None:
-        """Where a fit keeps its checkpoints and logs; None for a stage."""
+        """The folder where a fit keeps its checkpoints and logs, or None for other stages."""
         if self.kind is not None:
             return None
         trainer = self.recipe.get("trainer")
@@ -118,16 +118,16 @@ class Stage:
 
     @cached_property
     def named(self) -> list[Leaf]:
-        """Texts that may name something to read."""
+        """The texts that may name something to read."""
         texts = [leaf for leaf in self.leaves if leaf.key not in WRITES and _is_plain(leaf.text)]
         return [leaf for leaf in texts if leaf.key in READS or "/" in leaf.text or "." in leaf.text]
 
     def reads(self) -> dict[str, list[Path]]:
-        """What is on the disk of what the stage names: text -> paths."""
+        """What exists of what the stage names: text -> paths."""
         return {leaf.text: paths for leaf in self.named if (paths := _found(leaf))}
 
     def depends_on(self, other: Stage) -> bool:
-        """Whether this stage names anything that `other` writes."""
+        """True if this stage names anything that `other` writes."""
         made = [path for path in other.writes if path != DEFAULT_ROOT]
         return any(
             _meet(_absolute(leaf.text), _absolute(path)) or _matches(path, leaf.text)
@@ -136,7 +136,7 @@ class Stage:
         )
 
     def unwritten(self, before: Sequence[Stage], after: Sequence[Stage]) -> Iterator[tuple[Leaf, str]]:
-        """(text, what is wrong) of each path that is neither there nor written by a stage `before`."""
+        """(text, what is wrong) of each path that neither exists nor is written by a stage `before`."""
         made = {path: stage for stage in before for path in stage.writes}
         late = {path: stage for stage in after for path in stage.writes}
         roots = {Path(path).parts[0] for path in (*made, *late, *self.writes) if Path(path).parts}
@@ -178,7 +178,7 @@ def stages_of(folder: Path) -> list[Stage]:
 
 
 def position(stages: Sequence[Stage], wanted: str) -> int:
-    """The place of a stage given by its number, its name or its file. Raises `UserError` for none of them."""
+    """The position of a stage given by its number, its name or its file. Raises `UserError` if there is none."""
     for index, stage in enumerate(stages):
         if wanted in (stage.number, stage.name, stage.file.name, str(stage.file)):
             return index
@@ -187,7 +187,7 @@ def position(stages: Sequence[Stage], wanted: str) -> int:
 
 
 def check_roots(stages: Sequence[Stage]) -> None:
-    """Raises `UserError` where two fits train in one folder: the second would go on from the first one's checkpoint."""
+    """Raises `UserError` if two fits train in one folder: the second would resume from the first one's checkpoint."""
     seen: dict[Path, Stage] = {}
     for stage in stages:
         if stage.root is not None:
@@ -200,7 +200,7 @@ def check_roots(stages: Sequence[Stage]) -> None:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """A mapping from a YAML file; {} where it holds another thing."""
+    """A mapping from a YAML file; {} if it holds anything else."""
     try:
         written = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -225,7 +225,7 @@ def _leaves(node: Any, key: str, place: Place, folder: Path, seen: set[Path]) ->
 
 
 def _included(leaf: Leaf) -> Path | None:
-    """The YAML file that stands for a part of a configuration, named from the folder of that."""
+    """The YAML file that stands for a part of a configuration. Its name is relative to the configuration's folder."""
     if leaf.key in WRITES or not _is_plain(leaf.text) or not leaf.text.endswith((".yaml", ".yml")):
         return None
     file = leaf.folder / leaf.text
@@ -233,7 +233,8 @@ def _included(leaf: Leaf) -> Path | None:
 
 
 def _found(leaf: Leaf) -> list[Path]:
-    """What a text names on the disk, seen from here or from its file's folder; all that fit a pattern."""
+    """The paths on disk that a text names, relative to the current folder or to its file's; all matches of a
+    pattern."""
     if leaf.key == CODE:
         return own.files((leaf.folder / leaf.text).absolute())
     if not _is_plain(leaf.text):
@@ -247,14 +248,14 @@ def _found(leaf: Leaf) -> list[Path]:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text may name a path at all."""
+    """True if a text may name a path at all."""
     return 0 < len(text) < 1000 and "\n" not in text and "\0" not in text and "://" not in text
 
 
 def _is_path(leaf: Leaf, strict: bool, roots: set[str]) -> bool:
-    """Whether a text is meant as a path, be it there or not. A model's name on a hub or at a service is none.
+    """True if a text is meant as a path, whether it exists or not. A model's name on a hub or at a service is not.
 
-    `strict`: it is an argument of a stage of its own, where `READS` are paths whatever they look like.
+    With `strict`, it is an argument of a stage, where `READS` are paths whatever they look like.
     """
     text = leaf.text
     if leaf.key == CODE:
@@ -273,7 +274,7 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _meet(one: Path, other: Path) -> bool:
-    """Whether one is the other, or in it."""
+    """True if the paths are equal or one lies in the other."""
     return one == other or one in other.parents or other in one.parents
 
 

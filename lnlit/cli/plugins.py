@@ -1,4 +1,5 @@
-"""`lnlit plugins`: every part by kind and name, who offers it, its state. The plain listing imports none of them."""
+"""`lnlit plugins`: lists every part by kind and name, with its distribution and state. The plain listing imports
+none."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from lnlit.registry import Entry
 
 
 def main(argv: list[str]) -> int:
-    """List the parts, find one, or begin one. Returns 1 when `--check` met a part that cannot be used, else 0."""
+    """List the parts, find one, or create one. Returns 1 if `--check` found a part that cannot be used, else 0."""
     parser = CommandParser(prog="lnlit plugins", description="Every part by kind and name.")
     parser.add_argument("--check", action="store_true", help="import every part and show what is broken")
     commands = parser.add_subparsers(dest="command", metavar="find | new")
@@ -64,7 +65,7 @@ def _state(entry: Entry, offers: int, check: bool) -> str:
 
 
 def _has_module(entry: Entry) -> bool:
-    """Whether the top package exists. Looking deeper would import it."""
+    """True if the top-level package exists. Looking deeper would import it."""
     try:
         return importlib.util.find_spec(_module(entry).partition(".")[0]) is not None
     except (ImportError, ValueError):

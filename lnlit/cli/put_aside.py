@@ -1,4 +1,4 @@
-"""What a stage has written, out of the way of its next run: renamed, never deleted."""
+"""Moves what a stage has written out of the way of its next run. Files are renamed, never deleted."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lnlit.cli.pipeline import Stage
 from lnlit.errors import UserError
 from lnlit.files import expanded
 
-#: What a fit keeps in its `default_root_dir`, which may hold more than this one run.
+#: The names that a fit writes in its `default_root_dir`, which may hold other things too.
 OF_A_RUN = ("checkpoints", "logs", "rollouts", "rollouts.html")
 
 
 def put_aside(stage: Stage, stages: Sequence[Stage], outs: Sequence[str] | None = None) -> Iterator[str]:
-    """Rename every result of a stage, with what it left of an unfinished one, or `outs` alone; yields a line for each.
+    """Renames every result of a stage, including unfinished ones, or only `outs`. Yields a line for each.
 
-    Raises `UserError`, before anything is moved, for a stage that replaces what it or a stage before it reads or wrote:
-    what it began with is not there any more.
+    Raises `UserError` before anything is moved if the stage replaces something that it or an earlier stage reads or
+    wrote: its original input no longer exists.
     """
     found = list(_results(stage)) if outs is None else [expanded(out) for out in outs]
     before = stages[: stages.index(stage)]

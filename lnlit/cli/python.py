@@ -1,6 +1,6 @@
-"""The commands as functions, for Python: `lnlit.fit("run.yaml", {"model.optimizer.learning_rate": 1e-5})`.
+"""The commands as Python functions: `lnlit.fit("run.yaml", {"model.optimizer.learning_rate": 1e-5})`.
 
-They take what the command line takes and refuse what it refuses; a mistake is a `UserError`, never an exit.
+They accept and refuse the same as the command line. A mistake is a `UserError` and never exits.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-#: A YAML file, or several, of which later ones win.
+#: One YAML file or several, of which later ones take precedence.
 Config = str | Path | Sequence[str | Path]
 
 
 def told(function: Callable[P, R]) -> Callable[P, R]:
-    """Whatever the command line tells in one line is a `UserError` with that line."""
+    """A context in which every error that the command line reports in one line is a `UserError` with that line."""
 
     @functools.wraps(function)
     def telling(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -89,7 +89,7 @@ def stage(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Pat
 
 
 def arguments(config: Config, overrides: Mapping[str, Any] | None) -> list[str]:
-    """What the command line would say: files, and overrides as options."""
+    """The equivalent command line: files, and overrides as options."""
     files = [config] if isinstance(config, str | Path) else config
     found = [part for file in files for part in ("--config", str(file))]
     for key, value in (overrides or {}).items():

@@ -1,6 +1,6 @@
-"""`lnlit recipes`: the configurations that come with lnlit: list them, print one, copy some to change them.
+"""`lnlit recipes`: lists the configurations that come with lnlit, prints one, or copies some to be changed.
 
-A recipe is called by its path without `.yaml`: `mini/6_grpo`. A folder's name, `mini`, is all that it holds.
+A recipe is named by its path without `.yaml`: `mini/6_grpo`. The name of a folder, `mini`, stands for everything in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lnlit.cli.arguments import CommandParser
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import check_output, expanded, replaced_file
 
-#: In a checkout a link to the folder `yaml`, in a wheel the files.
+#: A link to the folder `yaml` in a checkout, and the files themselves in a wheel.
 HOME = Path(os.path.normpath(Path(__file__).parent.parent / "recipes"))
 
 
@@ -64,10 +64,10 @@ def pipelines() -> set[str]:
 
 
 def copy_recipes(name: str, folder: str | Path) -> list[Path]:
-    """Write a recipe, or all of a folder, below `folder`, with every recipe that these name by a relative path.
+    """Writes a recipe, or all recipes of a folder, below `folder`, with every recipe that they name by a relative path.
 
-    Folders stay as they are, so that the paths still lead somewhere. A file that is there already stays: one with the
-    same content is passed over, and another is an error before anything is written. Returns the files written.
+    Folders are kept, so that the paths stay valid. An existing file with the same content is skipped; one with other
+    content is an error before anything is written. Returns the files written.
     """
     folder = expanded(folder)
     wanted: dict[Path, None] = {}  # in order, each once
@@ -106,7 +106,7 @@ def _name(file: Path) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name that is written as a path of the checkout, or of the file system."""
+    """The name of a recipe that is given as a path in the checkout or in the file system."""
     return name.strip("/").removeprefix("yaml/").removesuffix(".yaml")
 
 
@@ -142,7 +142,7 @@ def _what(file: Path) -> str:
 
 
 def _named(file: Path) -> Iterator[Path]:
-    """The files of ours that a recipe names by a path relative to itself."""
+    """The recipes that a recipe names by a path relative to itself."""
     for text in _texts(yaml.safe_load(file.read_text(encoding="utf-8"))):
         if text.endswith(".yaml"):
             named = Path(os.path.normpath(file.parent / text))

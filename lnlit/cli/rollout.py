@@ -1,4 +1,4 @@
-"""`lnlit rollout STAGE`: what is done with a model's completions outside of training."""
+"""`lnlit rollout STAGE`: stages that work with a model's completions outside of training."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""`lnlit run FOLDER`: a folder of numbered YAML files, one stage each, in order; finished ones are skipped.
+"""`lnlit run FOLDER`: runs a folder of numbered YAML files, one stage each, in order, and skips finished ones.
 
 A file with a `stage:` key is a stage of `lnlit search` or `lnlit rollout`; any other is a configuration of `lnlit fit`.
-Each stage is a process of its own, so that Lightning can start it once per GPU and its memory is free for the next.
+Each stage is its own process, so that Lightning can start it once per GPU and its memory is free for the next.
 
-A stage is finished when it has run, what it wrote is there, and neither its file, nor one that it includes, nor any
-file or folder that it names has another content than when it ran. Where that is no longer so, `lnlit run` stops and
-says why: results are put aside when somebody asks for it with `--again`, never before.
+A stage is finished if it has run, its results exist, and neither its file, nor an included one, nor any file or folder
+that it names has changed since. If something has changed, `lnlit run` stops and says what: results are only set aside
+when asked to by `--again`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TO_RUN = ("gone", "again", "started", "new")
 
 
 def main(argv: list[str]) -> int:
-    """Run a pipeline. Interrupted, the same command goes on where it stopped. STAGE is a number as in 3b, or a name."""
+    """Run a pipeline. If interrupted, the same command continues. STAGE is a number such as 3b, or a name."""
     parser = CommandParser(prog="lnlit run", description=main.__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="holds 1_name.yaml, 2_name.yaml, ...")
     parser.add_argument("--from", dest="first", metavar="STAGE", help="begin here; what comes before is taken as it is")
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
 
 
 def _chosen(stages: Sequence[Stage], options: Namespace) -> Sequence[Stage]:
-    """The stages that --from, --until and --only leave."""
+    """The stages selected by --from, --until and --only."""
     if options.only is not None and (options.first is not None or options.last is not None):
         raise UserError("--only is --from and --until in one; leave these out, or that.")
     first, last = options.only or options.first, options.only or options.last
@@ -77,7 +77,7 @@ def _chosen(stages: Sequence[Stage], options: Namespace) -> Sequence[Stage]:
 
 
 def _again(stages: Sequence[Stage], chosen: Sequence[Stage], options: Namespace) -> list[Stage]:
-    """The stages to be run anew: those asked for, and of the chosen ones behind them all that build on one."""
+    """The stages to be run again: those asked for, and all chosen later ones that depend on one of them."""
     asked = [stages[position(stages, wanted)] for wanted in options.again]
     for stage in asked:
         if stage not in chosen:
@@ -90,9 +90,8 @@ def _again(stages: Sequence[Stage], chosen: Sequence[Stage], options: Namespace)
 
 
 def run_stages(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock: int) -> int:
-    """Run the chosen of a folder's stages that are not finished. Returns the exit code of one that ended badly, or 0.
-    Raises `UserError` for a stage that has changed since it ran and nobody asked to run again.
-    """
+    """Runs the chosen stages of a folder that are not finished. Returns the exit code of the first that failed, or 0.
+    Raises `UserError` for a stage that has changed since it ran, unless it was asked to run again."""
     for stage in chosen:
         verdict = ledger.verdict(stage, stages)
         if verdict.state == "changed":
@@ -126,15 +125,14 @@ def run_stages(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage],
 
 
 def _check_results(stage: Stage) -> None:
-    """Raises `UserError` where a stage has ended well without what it should write."""
+    """Raises `UserError` if a stage has succeeded without writing its results."""
     if missing := [out for out in stage.outs if not expanded(out).exists()]:
         raise UserError(f"{stage.file}: has ended, but {' and '.join(missing)} is not there. {_advice(stage)}")
 
 
 def _check_goes_on(stage: Stage, verdict: Verdict) -> None:
-    """Raises `UserError` for a finished fit whose result is gone while its checkpoint is there: it would go on from the
-    end of its training and write nothing.
-    """
+    """Raises `UserError` for a finished fit whose result is gone but whose checkpoint exists: it would resume at the
+    end of its training and write nothing."""
     if stage.root is not None and any((expanded(stage.root) / "checkpoints").glob("step-*.ckpt")):
         raise UserError(f"{stage.file}: {verdict.text}. {_advice(stage)}")
 
@@ -149,12 +147,12 @@ def _advice(stage: Stage) -> str:
 
 
 def _to_run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage]) -> list[Stage]:
-    """The stages that will be run, as things are now."""
+    """The stages that will be run in the current state."""
     return [stage for stage in chosen if ledger.verdict(stage, stages).state in _TO_RUN]
 
 
 def _check(stages: Sequence[Stage], to_run: Sequence[Stage]) -> None:
-    """Raises `UserError` for any key, value or path of these stages that is wrong, before the first of them starts."""
+    """Raises `UserError` for any wrong key, value or path of these stages before the first of them starts."""
     wrong, seen = [], set()
     for stage in to_run:
         index = stages.index(stage)

@@ -1,4 +1,4 @@
-"""A command whose stages are functions of `lnlit.stages`: their arguments are options, or keys of a YAML file."""
+"""A command whose stages are functions of `lnlit.stages`. Their arguments are options or keys of a YAML file."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class StageCommand:
         return stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")})
 
     def parsed(self, name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
-        """The stage's function, its parser and its checked configuration; nothing is built yet.
+        """(the stage's function, its parser, its checked configuration); nothing is built yet.
 
-        Raises `UserError` for another stage, and naming the first key or value that does not fit.
+        Raises `UserError` for an unknown stage, and names the first key or value that does not fit.
         """
         if name not in self.stages:
             allowed = ", ".join(self.stages)

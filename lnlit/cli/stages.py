@@ -1,4 +1,4 @@
-"""`lnlit fit|validate`: a short help at once, and Lightning only when there is work for it."""
+"""`lnlit fit|validate`: prints a short help immediately, and imports Lightning only when there is work for it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class _Parser(StrictParser, LightningArgumentParser):
 
 
 class LitCLI(LightningCLI):
-    """One command with its parser, trainer, model and data; running it is part of constructing it, as in Lightning."""
+    """One command with its parser, trainer, model and data. As in Lightning, the constructor runs the command."""
 
     trainer: Any  # a Trainer: half of its attributes are set by its connectors, where no checker sees them
 
@@ -59,11 +59,11 @@ class LitCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:
-        """Only the command that runs: building the parsers of the other three takes time."""
+        """Only the command that runs, because building the other parsers takes time."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def complete(self) -> dict[str, Any]:
-        """The configuration with every default, as plain data."""
+        """The configuration with all defaults, as plain data."""
         return yaml.safe_load(self._parser(self._command).dump(self.config[self._command], skip_none=False))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -74,7 +74,7 @@ class LitCLI(LightningCLI):
             raise UserError(explain(self._parser(self._command), self._written, str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint. Lightning would let its hyper-parameters override the configuration here."""
+        """Finds the checkpoint. Lightning's version would let its hyper-parameters override the configuration."""
         config = self.config[self._command]
         path = config.get("ckpt_path")
         if path == "last":
@@ -96,19 +96,19 @@ class LitCLI(LightningCLI):
             config.ckpt_path = str(file)
 
     def instantiate_classes(self) -> None:
-        """What a part of the configuration refuses is the user's to put right."""
+        """Builds the parts of the configuration, and turns their errors into `UserError`s."""
         try:
             super().instantiate_classes()
         except Exception as error:
             blame.blamed(blame.while_building(error), error)
 
     def before_validate(self) -> None:
-        """Refuse what is no checkpoint before any data is read."""
+        """Refuses a bad checkpoint before any data is read."""
         if path := self.config[self._command].ckpt_path:
             check_training_checkpoint(Path(path))
 
     def before_fit(self) -> None:
-        """Refuse a used folder and what is no checkpoint at once, and log the configuration as TensorBoard
+        """Refuses a used folder and a bad checkpoint early, and logs the configuration as TensorBoard
         hyper-parameters."""
         if path := self.config[self._command].ckpt_path:
             check_training_checkpoint(Path(path))
@@ -121,7 +121,7 @@ class LitCLI(LightningCLI):
             logger.log_hyperparams({key: complete[key] for key in ("seed_everything", "model", "data", "trainer")})
 
     def after_fit(self) -> None:
-        """Say what to do with a model that was trained to its end."""
+        """Prints what can be done with a fully trained model."""
         finished = stopped_by(self.trainer) is None and not self.trainer.fast_dev_run
         if not (self.trainer.is_global_zero and finished) or chat_folder(self.datamodule) is None:
             return
@@ -134,7 +134,7 @@ class LitCLI(LightningCLI):
             print(f"next: lnlit export {saved[-1]} DIR, then lnlit chat DIR", file=sys.stderr)
 
     def after_validate(self) -> None:
-        """A validation of nothing is a mistake in the configuration."""
+        """Raises `UserError` if nothing was validated."""
         if not sum(self.trainer.num_val_batches):
             raise UserError(
                 "validate: there is nothing to validate on: the data has no validation rows, or the trainer takes none "
@@ -142,13 +142,13 @@ class LitCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer with the callbacks every run has, but for those the configuration gives or switches off."""
+        """The trainer with the default callbacks, except those that the configuration gives or switches off."""
         settings = self._get(self.config_init, "trainer")
         return trainer_flags.build({**settings, **kwargs}, lambda flags: self._instantiate_trainer(flags, []))
 
 
 class _Checked(Exception):
-    """A configuration was read to its end."""
+    """Raised when a configuration has been read completely."""
 
 
 class _Parsed(LitCLI):
@@ -159,12 +159,12 @@ class _Parsed(LitCLI):
 
 
 def check(arguments: list[str]) -> None:
-    """Raises `UserError` for a configuration that `fit` would refuse before it builds anything."""
+    """Raises `UserError` for a configuration that `fit` would refuse before building anything."""
     _parsed(arguments)
 
 
 def resolved(arguments: list[str]) -> dict[str, Any]:
-    """A fit's configuration with every default, as `--print_config` prints it. Raises `UserError` as `check` does."""
+    """A fit's configuration with all defaults, as `--print_config` prints it. Raises `UserError` as `check` does."""
     return _parsed(arguments).complete()
 
 
@@ -177,9 +177,8 @@ def _parsed(arguments: list[str]) -> LitCLI:
 
 
 def run(command: str, arguments: list[str], written: Written) -> int:
-    """Run one command and return its exit code: 130 after Ctrl-C, 143 after SIGTERM, else 0. `written` is `arguments`
-    with the files they name, read.
-    """
+    """Runs one command. Returns 130 after Ctrl-C, 143 after SIGTERM, else 0. `written` holds the content of the files
+    named in `arguments`."""
     try:
         return _exit_code(command_line(command, arguments, written))
     except SIGTERMException:
@@ -189,7 +188,7 @@ def run(command: str, arguments: list[str], written: Written) -> int:
 
 
 def command_line(command: str, arguments: list[str], written: Written) -> LitCLI:
-    """Run one command. Raises `UserError` for what the user can put right, and `KeyboardInterrupt` after Ctrl-C."""
+    """Runs one command. Raises `UserError` for what the user can fix, and `KeyboardInterrupt` after Ctrl-C."""
     quieten()
     try:
         return LitCLI(command, arguments, written)
@@ -206,7 +205,8 @@ def command_line(command: str, arguments: list[str], written: Written) -> LitCLI
 
 
 def _of_shards(error: CheckpointException) -> BaseException:
-    """What a rank met when it wrote or read its shards. Whatever is not the disk's is the checkpoint's."""
+    """An error of a rank that wrote or read its shards, as a `UserError`: whatever is not the disk's fault is the
+    checkpoint's."""
     cause = next(found for found, _ in error.failures.values())
     if isinstance(cause, OSError):
         return cause
@@ -214,7 +214,7 @@ def _of_shards(error: CheckpointException) -> BaseException:
 
 
 def _exit_code(cli: LitCLI) -> int:
-    """128 + the signal that cut the run short, else 0."""
+    """128 + the signal that stopped the run early, or 0."""
     received = stopped_by(cli.trainer)
     if received is None:
         return 0
@@ -226,7 +226,7 @@ def _exit_code(cli: LitCLI) -> int:
 
 
 def quieten() -> None:
-    """Drop Lightning's advertisements and one deprecation inside it that a user can do nothing about."""
+    """Hides Lightning's advertisements and a deprecation inside it that users can do nothing about."""
     advertisement = ("litlogger", "litmodels")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(word in record.getMessage() for word in advertisement)

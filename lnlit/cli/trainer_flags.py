@@ -1,4 +1,4 @@
-"""The Trainer's flags: our defaults, and what Lightning accepts but no run of ours could keep."""
+"""The flags of the Trainer: lnlit's defaults, and checks of flags that Lightning accepts but lnlit cannot support."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # our loaders place their rows themselves; a replaced sampler cannot resume
 }
 
-#: Flag -> (what is allowed, in words; whether a value is). Lightning divides by some of these without a look.
+#: Flag -> (what is allowed, in words; a test of a value). Lightning divides by some of these without a check.
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "accumulate_grad_batches": ("at least 1", lambda value: value >= 1),
     "gradient_clip_val": ("a positive number, or 0 for none", lambda value: value >= 0 and math.isfinite(value)),
@@ -53,9 +53,8 @@ def default_logger() -> TensorBoardLogger:
 
 
 def build(config: Mapping[str, Any], make: Callable[[dict[str, Any]], Trainer]) -> Trainer:
-    """`make` of every flag of the Trainer, with the callbacks that every run has but for those that are given or
-    switched off. Raises `UserError` for a trainer that no run of ours could keep.
-    """
+    """Calls `make` with all flags of the Trainer and with the default callbacks, except those that are given or
+    switched off. Raises `UserError` for flags that lnlit cannot support."""
     flags = checked(config)
     given = flags["callbacks"] or []
     given = given if isinstance(given, list) else [given]
@@ -74,7 +73,7 @@ def build(config: Mapping[str, Any], make: Callable[[dict[str, Any]], Trainer]) 
 
 
 def checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags as the Trainer gets them. Raises `UserError` for one that no run could keep."""
+    """The flags for the Trainer. Raises `UserError` for one that lnlit cannot support."""
     flags = dict(config)
     for name, (allowed, fits) in _ALLOWED.items():
         value = flags.get(name)
@@ -105,8 +104,8 @@ def _check_machines(flags: Mapping[str, Any]) -> None:
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raises `UserError` where a rank would not be a process with its own rows, or saving would not be done when it
-    says so."""
+    """Raises `UserError` if a rank would not be a process with its own rows, or if checkpoints would be written
+    asynchronously."""
     strategy = trainer.strategy
     ranks_are_processes = type(strategy) is DDPStrategy and strategy._start_method == "popen"  # not spawned or forked
     if not ranks_are_processes and not isinstance(strategy, SingleDeviceStrategy | ModelParallelStrategy):

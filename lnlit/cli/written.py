@@ -1,4 +1,4 @@
-"""What a user wrote: the files and options of a command line as one tree, and where each key came from."""
+"""The user's input: the files and options of a command line as one tree, and where each key came from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPEC_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
 class Written:
-    """Files and options merged in order, later ones winning, as LightningCLI does.
+    """Files and options merged in order, later ones taking precedence, as in LightningCLI.
 
     Raises `UserError` for a file that is missing, is not YAML or is not a mapping.
     """
@@ -36,7 +36,7 @@ class Written:
                 self._add_option(option, value)
 
     def where(self, place: Place) -> str:
-        """`"file.yaml:12: "` or `"command line: "` for the last mention of `place`; empty when there is none."""
+        """`"file.yaml:12: "` or `"command line: "` for the last mention of `place`; empty if there is none."""
         if any(option[: len(place)] == place or place[: len(option)] == option for option in self._options):
             return "command line: "
         for name, root in reversed(self._files):
@@ -47,7 +47,7 @@ class Written:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Of the files, in their order."""
+        """The folders of the files, in order."""
         return tuple(Path(name).parent for name, _ in self._files)
 
     def _add_file(self, value: str | None) -> None:
@@ -128,7 +128,7 @@ def _check_keys(root: yaml.Node, file: str) -> None:
 
 
 def _is_small(tree: Any, most: int = 100_000) -> bool:
-    """Whether a tree, written out without aliases, has an end before `most` values."""
+    """True if a tree has fewer than `most` values when its aliases are expanded."""
     waiting, seen = [tree], 0
     while waiting:
         node, seen = waiting.pop(), seen + 1
@@ -139,7 +139,7 @@ def _is_small(tree: Any, most: int = 100_000) -> bool:
 
 
 def _into_init_args(node: dict[str, Any], place: Place, key: str) -> tuple[dict[str, Any], Place]:
-    """On the command line `--model.lr` is short for `--model.init_args.lr`."""
+    """Expands `--model.lr`, which is short for `--model.init_args.lr` on the command line."""
     if "class_path" not in node or key in _SPEC_KEYS:
         return node, place
     if not isinstance(node.get("init_args"), dict):
@@ -161,7 +161,7 @@ def _options(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """`new` over `old`; another class drops the arguments of the class before."""
+    """`new` merged over `old`. Another class drops the arguments of the class before."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
     if new.get("class_path", old.get("class_path")) != old.get("class_path"):

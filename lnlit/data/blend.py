@@ -17,12 +17,12 @@ class BlendEntry:
     """One source in a blend. Say how much of it with at most one of `weight`, `rows` and `epochs`; default: all of it.
 
     Args:
-        source: where the rows come from.
-        weight: share of the stage's rows, relative to the stage's other weights. The stage ends with the first source
-            to run out, so no row comes twice; weights and counts do not mix within a stage.
-        rows: how many rows; beyond the source's size they start over.
-        epochs: how many passes over the source, e.g. 4 in the first stage of LN-Nano.
-        stage: stages are seen in ascending order.
+        source: The source of the rows.
+        weight: Share of the stage's rows, relative to the other weights of the stage. The stage ends when the first
+            source runs out, so no row is repeated. Weights and counts cannot be mixed within a stage.
+        rows: Number of rows. If it exceeds the source's size, the source starts over.
+        epochs: Number of passes over the source, e.g. 4 in the first stage of LN-Nano.
+        stage: Stages are seen in ascending order.
     """
 
     source: Source
@@ -56,7 +56,7 @@ def in_stages(entries: Sequence[BlendEntry]) -> list[list[BlendEntry]]:
 
 
 def row_counts(stage: Sequence[BlendEntry], sizes: Sequence[int]) -> list[int]:
-    """How many rows each entry of a stage contributes, given its source's size."""
+    """The number of rows that each entry of a stage contributes, given the size of its source."""
     if stage[0].weight is None:
         return [entry.rows or size * (entry.epochs or 1) for entry, size in zip(stage, sizes, strict=True)]
     weights = [entry.weight or 0.0 for entry in stage]
@@ -65,12 +65,13 @@ def row_counts(stage: Sequence[BlendEntry], sizes: Sequence[int]) -> list[int]:
 
 
 def next_source(taken: Sequence[int], shares: Sequence[float]) -> int:
-    """Whose turn it is so that every prefix of the mix is close to `shares` (rows taken so far, relative amounts)."""
+    """The source to take the next row from, so that every prefix of the mix is close to `shares`. Arguments are the
+    rows taken so far and the relative amounts."""
     return min(range(len(shares)), key=lambda i: (taken[i] + 0.5) / shares[i])
 
 
 def interleave(counts: Sequence[int]) -> np.ndarray:
-    """Source numbers, `counts[i]` times i, in the order `next_source` would choose."""
+    """Source numbers, each i occurring `counts[i]` times, in the order that `next_source` would choose."""
     turns = [(np.arange(count) + 0.5) / count for count in counts if count]
     numbers = [np.full(count, number) for number, count in enumerate(counts) if count]
     if not turns:

@@ -1,7 +1,8 @@
-"""Chat rows to tokens: the model's own chat template, the thinking toggle, and an exact loss mask.
+"""Converts chat rows to tokens: the model's own chat template, the thinking toggle, and an exact loss mask.
 
-The toggle is the system prompt `detailed thinking on` or `detailed thinking off` (Llama-Nemotron section 3). Loss is
-on what the assistant says and on the token that ends its turn; headers, users, systems and tools carry none.
+The toggle is the system prompt `detailed thinking on` or `detailed thinking off` (Llama-Nemotron section 3). Loss is on
+what the assistant says and on the token that ends its turn; headers and the turns of users, systems and tools carry
+none.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 #: data are the same tokens. It is the date that Llama 3.2's template falls back to.
 DATE = datetime.date(2024, 7, 26)
 
-#: Brackets of a stand-in for a control token's text inside a message. Unicode noncharacters: no tokenizer has them.
+#: Brackets of a placeholder for a control token's text in a message: Unicode noncharacters, which no tokenizer has.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 
 #: What to do about a template that does not say all.
@@ -40,7 +41,7 @@ _OTHER_TEMPLATE = "`lnlit import MODEL OUT --template NAME` puts another one int
 
 @dataclass(frozen=True)
 class Document:
-    """One conversation or text as tokens; `loss_mask[i]` says whether token i is to be learned."""
+    """One conversation or text as tokens. `loss_mask[i]` is true if token i is learned."""
 
     tokens: Sequence[int]
     loss_mask: Sequence[bool]
@@ -54,8 +55,8 @@ class Document:
 
 @dataclass(frozen=True)
 class _Rendered:
-    """Template output with stand-ins: `replies` are the character ranges [start, end) that carry loss, `cuts` where any
-    of the assistant's turns begins to speak."""
+    """Template output with placeholders. `replies` are the character ranges [start, end) that carry loss, and `cuts`
+    the positions where an assistant's turn begins."""
 
     text: str
     replies: list[tuple[int, int]]
@@ -63,16 +64,17 @@ class _Rendered:
 
 
 class ChatEncoder:
-    """Rows to `Document`s, prompts to token ids and completions to text, by one tokenizer and its chat template.
+    """Encodes rows to `Document`s and prompts to token ids, and decodes completions to text, with one tokenizer and its
+    chat template.
 
-    A control token's text inside a message (a user typing `<|im_end|>`) stays text. Training tokens of a prompt equal
-    those of `encode_prompt` and `prompt`, which is what generation sees. All that a learned turn says is learned, or
-    the row is refused.
+    The text of a control token inside a message (a user typing `<|im_end|>`) stays text. Training tokens of a prompt
+    equal those of `encode_prompt` and `prompt`, which generation sees. All that a learned turn says is learned, or the
+    row is refused.
 
     Args:
-        tokenizer: with a chat template.
-        thinking: the toggle for rows that carry none themselves.
-        date: what a template prints that asks for today's.
+        tokenizer: A tokenizer with a chat template.
+        thinking: The toggle for rows without one.
+        date: The date for templates that print today's.
     """
 
     def __init__(
@@ -88,8 +90,8 @@ class ChatEncoder:
         self._assistants = _any_of([*(text for text in specials if text not in OWN_TAGS), _OPEN, _CLOSE])
 
     def encode(self, row: Mapping[str, Any]) -> Document:
-        """One row. Raises `UserError` for a malformed row, one without assistant turns, one of which the template drops
-        something that is to be learned, or an unusable template."""
+        """Encodes one row. Raises `UserError` for a malformed row, a row without assistant turns, a row of which the
+        template drops something to be learned, and an unusable template."""
         return self.encode_many([row])[0]
 
     def encode_many(self, rows: Iterable[Mapping[str, Any]]) -> list[Document]:
@@ -101,7 +103,7 @@ class ChatEncoder:
         return self.encode_conversations(_last_alone(conversation(row, self.thinking)) for row in rows)
 
     def encode_conversations(self, conversations: Iterable[Conversation]) -> list[Document]:
-        """Conversations at once; those turns carry loss that are `learned`."""
+        """Encodes several conversations. The turns that are `learned` carry loss."""
         stand_ins: list[str] = []
         rendered = [self._render_learned(said, stand_ins) for said in conversations]
         pieces = [self._cut(item, stand_ins) for item in rendered]
@@ -122,21 +124,21 @@ class ChatEncoder:
         return self._prompt_ids(conversation({"messages": list(messages)}, thinking or self.thinking))
 
     def prompt(self, row: Mapping[str, Any]) -> tuple[list[Message], list[int]]:
-        """A row's conversation up to what the assistant has to answer, and its tokens. Both are empty where nothing was
-        said but by the assistant."""
+        """(conversation up to what the assistant must answer, its tokens) of a row. Both are empty if only the
+        assistant speaks."""
         said = asked(row, self.thinking)
         if all(message["role"] == "system" for message in said.messages):
             return [], []
         return said.messages, self._prompt_ids(said)
 
     def completion(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
-        """What the assistant says in answer to a prompt: without control tokens, but with the tags of its thinking, and
-        with the tag that the prompt ends with where the template opens the thinking there."""
+        """The assistant's text in answer to a prompt: without control tokens, but with thinking tags, including an
+        opening tag that the prompt ends with."""
         tail = opened(str(self.tokenizer.decode(list(prompt_ids[-16:]))))
         return tail + str(self.tokenizer.decode([token for token in token_ids if token not in self._silent]))
 
     def end_ids(self) -> list[int]:
-        """The tokens that end generation."""
+        """The ids of tokens that end generation."""
         return list(self._end_ids)
 
     @cached_property
@@ -149,13 +151,13 @@ class ChatEncoder:
 
     @cached_property
     def _silent(self) -> set[int]:
-        """Control tokens that are no part of what is said."""
+        """Control tokens that are not part of what is said."""
         specials = [text for text in control_texts(self.tokenizer) if text not in OWN_TAGS]
         return set(self.tokenizer.convert_tokens_to_ids(specials))  # type: ignore[arg-type]
 
     @cached_property
     def _headers(self) -> re.Pattern[str]:
-        """Control tokens that stand before a turn: where one follows, the turn before it is over."""
+        """Control tokens at the start of a turn: they end the turn before."""
         prompt = self._render([{"role": "user", "content": "a"}], Conversation([], ()), prompt=True)
         others = (*self._end.findall(prompt), *OWN_TAGS)
         return _any_of({text for text in _any_of(control_texts(self.tokenizer)).findall(prompt) if text not in others})
@@ -171,8 +173,8 @@ class ChatEncoder:
         return [token for ids, _ in self._pieces.encode(pieces) for token in ids]
 
     def _safe(self, said: Conversation, stand_ins: list[str]) -> Conversation:
-        """With every control token's text replaced by a numbered stand-in, in messages and tools. A content of nothing
-        is empty text: transformers would leave the key out, which many templates do not expect."""
+        """Messages and tools with every control token's text replaced by a numbered placeholder. A missing content
+        becomes empty text: transformers would drop the key, which many templates do not expect."""
 
         def replaced(match: re.Match[str]) -> str:
             stand_ins.append(match.group())
@@ -197,7 +199,7 @@ class ChatEncoder:
         return replace(said, messages=messages, tools=clean(said.tools, self._theirs))
 
     def _render(self, messages: list[Message], of: Conversation, prompt: bool = False) -> str:
-        """Some of the messages of a conversation, with its tools."""
+        """Renders some of the messages of a conversation, with its tools."""
         try:
             template = self.tokenizer.get_chat_template(tools=of.tools)  # type: ignore[arg-type]
             text = self.tokenizer.apply_chat_template(
@@ -214,7 +216,7 @@ class ChatEncoder:
         return str(text)
 
     def _check_shown(self, said: Conversation, text: str, prompt: bool = False) -> None:
-        """Raises `UserError` where the text lacks something that the row says beside the assistant's turns."""
+        """Raises `UserError` if the text lacks something that the row says outside the assistant's turns."""
         template = self.tokenizer.get_chat_template(tools=said.tools)  # type: ignore[arg-type]
         for name, value in said.template_arguments.items():
             if value not in (None, "", [], {}) and not re.search(rf"\b{re.escape(name)}\b", template):
@@ -237,14 +239,14 @@ class ChatEncoder:
             )
 
     def _starts(self, messages: list[Message], said: Conversation, text: str) -> dict[int, int | None]:
-        """Where each assistant's turn begins to speak: behind the prompt that it answers, None where the text does not
-        begin with that prompt, or there is none."""
+        """The position where each assistant's turn begins: after the prompt that it answers, or None if the text does
+        not begin with that prompt or there is none."""
         found: dict[int, int | None] = {}
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
                 try:
                     before = self._render(messages[:turn], said, prompt=True)
-                except UserError:  # such as nobody having spoken before
+                except UserError:  # for example, no message comes before
                     found[turn] = None
                 else:
                     found[turn] = len(before) if text.startswith(before) else None
@@ -266,7 +268,7 @@ class ChatEncoder:
     def _reply(
         self, messages: list[Message], said: Conversation, turn: int, text: str, starts: Mapping[int, int | None]
     ) -> tuple[int, int]:
-        """Where a turn's words and end token stand. What its prompt ends with (an opening thinking tag) is said too."""
+        """The range of a turn's words and end token. It includes an opening thinking tag at the end of its prompt."""
         start = starts[turn]
         if start is None:
             raise UserError(self._why_no_start(messages, said, turn, text))
@@ -309,7 +311,7 @@ class ChatEncoder:
         )
 
     def _cut(self, rendered: _Rendered, stand_ins: Sequence[str]) -> list[Piece]:
-        """Parts to tokenise apart: stand-ins, and what follows a prompt."""
+        """The positions at which to split the text before tokenisation: around placeholders and after prompts."""
         spans = [match.span() for match in re.finditer(f"{_OPEN}\\d+{_CLOSE}", rendered.text)]
         pieces = self._pieces.pieces(rendered.text, rendered.cuts, spans)
         return [replace(piece, text=stand_ins[int(piece.text[1:-1])]) if piece.literal else piece for piece in pieces]
@@ -322,7 +324,7 @@ class _TeachesChats(Protocol):
 
 
 def chat_folder(data: object) -> str | None:
-    """The folder whose chat template a data module renders conversations with; None where it renders none."""
+    """The folder whose chat template a data module uses, or None if it uses none."""
     if not isinstance(data, _TeachesChats) or not isinstance(data.encoder, ChatEncoder):
         return None
     folder = Path(data.tokenizer_name)
@@ -337,7 +339,7 @@ def _last_alone(said: Conversation) -> Conversation:
 
 @cache
 def dated(template: str, date: datetime.date) -> str:
-    """A chat template for which it is always the same day, at midnight."""
+    """A chat template for which the date is always the same day at midnight."""
     if "strftime_now" not in template:
         return template
     letters = "aAwdbBmyYHIpMSfjUWcxXeFDTR"
@@ -348,6 +350,6 @@ def dated(template: str, date: datetime.date) -> str:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the texts, the longest first; nothing where there are none."""
+    """A pattern that matches any of the texts, the longest first, or nothing if there are none."""
     ordered = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")

@@ -1,4 +1,4 @@
-"""Sources to documents: tokenised, held to a length, counted. Nothing is cut or dropped silently."""
+"""Reads sources as documents: tokenised, limited in length and counted. Nothing is cut or dropped silently."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CHUNK = 512  # rows tokenised in one call, which spreads them over the cores
 
 @dataclass
 class Tally:
-    """What became of the rows. `unlearnable` rows were cut before their first learned token and are left out."""
+    """Counts what happened to rows. `unlearnable` rows were cut before their first learned token and are left out."""
 
     rows: int = 0
     tokens: int = 0
@@ -44,7 +44,7 @@ class Tally:
 
 
 class UnreadKeys:
-    """Which keys of which source were no part of what is learned, and in how many rows."""
+    """Keys of each source that were not read, with the number of rows that have them."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Counter[str]] = {}
@@ -54,7 +54,7 @@ class UnreadKeys:
         self.counts.setdefault(str(source), Counter()).update(keys)
 
     def tell(self, source: Source) -> None:
-        """Into the log, once for each source."""
+        """Logs the unread keys, once for each source."""
         from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
         if str(source) not in self._told and (line := self.of(str(source))):
@@ -62,11 +62,11 @@ class UnreadKeys:
         self._told.add(str(source))
 
     def lines(self) -> list[str]:
-        """One for each source, if it has any."""
+        """One line for each source with unread keys."""
         return [line for source in self.counts if (line := self.of(source))]
 
     def of(self, source: str) -> str:
-        """In words, keys of as many rows together; empty where all was read."""
+        """A source's unread keys as text, grouped by number of rows; empty if all was read."""
         by_count: dict[int, list[str]] = {}
         for key, count in self.counts.get(source, Counter()).most_common():
             by_count.setdefault(count, []).append(key)
@@ -107,15 +107,15 @@ class RowReader(Reader):
 
     @abstractmethod
     def _held_to_length(self, document: Document, source: Source, index: int) -> Document | None:
-        """The document as it is used, counted; None where it is left out."""
+        """The document within the length limit, counted; None if it is left out."""
 
     @abstractmethod
     def _corpus(self, documents: list[Document]) -> Corpus:
-        """Documents, at least one, as flat arrays."""
+        """One or more documents as flat arrays."""
 
     @abstractmethod
     def _unread(self, row: Mapping[str, Any]) -> Iterable[str]:
-        """Keys of a row that are no part of its document."""
+        """The keys of a row that are not part of its document."""
 
     def _documents(self, source: Source, start: int = 0) -> Iterator[Document | None]:
         rows = rows_of(source, start)
@@ -146,7 +146,7 @@ class RowReader(Reader):
 
 
 class DocumentReader(RowReader):
-    """Documents of at most `sequence_length` tokens."""
+    """Reads documents of at most `sequence_length` tokens."""
 
     tally: Tally
 

@@ -20,19 +20,19 @@ class ChatData(PlannedData):
     """Chat rows as packed token batches, with loss on the assistant's tokens only.
 
     Args:
-        tokenizer: model folder (or Hugging Face name) whose tokenizer and chat template to use.
-        train: a source, or a blend of several in stages.
-        sequence_length: tokens per row, at most.
-        micro_batch_size: rows per batch and rank.
-        val: source of validation rows.
-        packing: fill each row with several documents; off: one document per row, padded to the batch's longest.
-        seed: seeds the order of the training rows.
-        too_long: what to do with a conversation longer than `sequence_length`; each case is counted.
-        thinking: the toggle for rows that carry none themselves.
-        streaming: tokenise the training rows as they are needed instead of all at the start. The trainer sees no
-            epochs then, so it needs `max_steps`.
-        window: documents that a stream packs and shuffles at a time.
-        padding_side: where padding goes.
+        tokenizer: Model folder (or Hugging Face name) whose tokenizer and chat template to use.
+        train: A source, or a blend of several in stages.
+        sequence_length: Tokens per row, at most.
+        micro_batch_size: Rows per batch and rank.
+        val: Source of validation rows.
+        packing: Fill each row with several documents; off: one document per row, padded to the batch's longest.
+        seed: Seeds the order of the training rows.
+        too_long: What to do with a conversation longer than `sequence_length`. Each case is counted.
+        thinking: The toggle for rows that carry none themselves.
+        streaming: Tokenise the training rows as they are needed instead of all at the start. The trainer sees no epochs
+            then, so it needs `max_steps`.
+        window: Documents that a stream packs and shuffles at a time.
+        padding_side: The side on which padding goes.
     """
 
     def __init__(

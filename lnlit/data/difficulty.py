@@ -18,9 +18,9 @@ class DifficultySource(SomeRows):
     Rows that could not be judged (`pass_rate` null) are left out. Says once how many rows are kept.
 
     Args:
-        source: annotated rows.
-        below: rows with this pass rate or a higher one are left out; null keeps them.
-        above: rows with this pass rate or a lower one are left out, with 0 those that were never solved. Null keeps
+        source: Annotated rows.
+        below: Rows with this pass rate or a higher one are left out; null keeps them.
+        above: Rows with this pass rate or a lower one are left out, with 0 those that were never solved. Null keeps
             them: the paper does not say what became of them, and they begin to teach once one sample succeeds.
     """
 
@@ -38,7 +38,7 @@ class DifficultySource(SomeRows):
         return f"{self.source} (pass rate {' and '.join(bounds) or 'known'})"
 
     def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows within bounds, each with its index in the source behind."""
+        """The rows within bounds, each with its index in the underlying source."""
         counts: dict[str, int] = dict.fromkeys(("kept", "too easy", "too hard", "not judged"), 0)
         for index, row in enumerate(rows_of(self.source)):
             what = self._what(row, index)

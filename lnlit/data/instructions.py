@@ -55,14 +55,14 @@ _ENDINGS = (
 )
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
 
-#: Kinds of which a prompt has one at most: two of them ask for different letters.
+#: Kinds that occur at most once in a prompt, because two of them would ask for different letters.
 _CASES = {"change_case:english_lowercase", "change_case:english_capital", "change_case:capital_word_frequency"}
 
 Instruction = tuple[dict[str, Any], str]  # arguments for the verifier, and the sentence
 
 
 class _Draw:
-    """The chances of one prompt. No word is asked for, forbidden or counted twice in it."""
+    """The random choices for one prompt. Each word is asked for, forbidden or counted at most once."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -183,7 +183,7 @@ KINDS: dict[str, Callable[[_Draw], Instruction]] = {
     "punctuation:no_comma": _kind("Do not use any commas.", "Your answer must not contain a comma."),
 }
 
-#: What cannot stand together. SECTION is asked for in capitals.
+#: Kinds that exclude each other. SECTION is in capitals.
 _CONFLICTS = [_CASES, {"detectable_format:multiple_sections", "change_case:english_lowercase"}]
 
 
@@ -195,13 +195,13 @@ class InstructionSource(Source):
 
     Args:
         split: `train` or `heldout`.
-        size: number of rows.
-        least: instructions in a prompt at least.
-        most: instructions in a prompt at most; each number between is as frequent.
-        kinds: which kinds to draw from, by IFEval's names; null for all 19 that go together.
+        size: Number of rows.
+        least: Instructions in a prompt at least.
+        most: Instructions in a prompt at most; each number between is as frequent.
+        kinds: The kinds of instructions to draw from, by IFEval's names. Null is all 19 that can be combined.
         thinking: `on`, `off`, `both` (each prompt twice in a row, first on, then off), or null for no toggle.
-        seed: other seeds, other prompts (within the split).
-        heldout_percent: share of all prompts that is held out. Give both splits the same.
+        seed: Seed of the prompts within the split.
+        heldout_percent: Share of all prompts that is held out. Give both splits the same.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class InstructionSource(Source):
 
 
 def _together(kinds: set[str]) -> int:
-    """How many of the kinds one prompt can have."""
+    """The number of the kinds that one prompt can combine."""
     cases = sorted(_CASES & kinds) or [""]
     free = kinds - _CASES
     return max(len(free | {case} - {""}) - any(group <= free | {case} for group in _CONFLICTS) for case in cases)

@@ -36,11 +36,12 @@ class EvalLoader:
         self.rank, self.world_size = 0, 1
 
     def set_rank(self, rank: int, world_size: int) -> None:
-        """Which data-parallel rank this process is. Call before iterating."""
+        """Sets the data-parallel rank of this process. Must be called before iterating."""
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Batches per epoch of this rank. Raises `TypeError` for a stream, which Lightning then takes as unsized."""
+        """The number of this rank's batches per epoch. Raises `TypeError` for a stream, which Lightning then treats as
+        unsized."""
         if self.plan.num_rows is None:
             raise TypeError("a stream has no length")
         return -(-self.plan.num_rows // (self.micro_batch_size * self.world_size))
@@ -57,14 +58,15 @@ class EvalLoader:
 
 
 class TrainLoader(EvalLoader):
-    """Goes on where it stands: the next epoch after a finished one, or mid-epoch after `load_state_dict`.
+    """Continues from its current position: with the next epoch after a finished one, or mid-epoch after
+    `load_state_dict`.
 
-    A batch counts as consumed once `mark_consumed` is told so, or the next one is asked for: Lightning fetches a batch
+    A batch counts as consumed when `mark_consumed` is called or the next one is requested. Lightning fetches a batch
     ahead from an unsized loader, and a checkpoint must neither skip nor repeat it. The batches of an optimizer step
-    count together, once `steps_done` has grown: a checkpoint written amid an accumulation lacks its gradients.
+    count together, when `steps_done` has grown: a checkpoint written during an accumulation lacks its gradients.
 
     Args:
-        steps_done: tells how many optimizer steps were done; without it each batch counts by itself.
+        steps_done: A function that returns how many optimizer steps were done. Without it, each batch counts by itself.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class TrainLoader(EvalLoader):
         super().__init__(plan, collate, micro_batch_size)
         self._state = plan.start()
         self._steps_done = steps_done
-        #: The step under way: those done before it, where it began, its batches so far.
+        #: The current step: (steps done before it, the state at its start, its batches so far).
         self._begun: tuple[int, State, int] | None = None
         self._pending: deque[tuple[Batch, State]] = deque()
 
@@ -105,7 +107,7 @@ class TrainLoader(EvalLoader):
         return self._begun if self._begun and self._begun[0] == done else (done, dict(self._state), 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where to go on, and how many batches before the newest that is."""
+        """The position to continue from, and how many batches it lies before the newest one."""
         _, position, batches = self._under_way()
         return {"position": dict(position), "again": batches, "fingerprint": self.plan.fingerprint}
 

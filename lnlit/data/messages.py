@@ -1,6 +1,7 @@
-"""One message as people write it: OpenAI's and Hugging Face's `role` and `content`, or ShareGPT's `from` and `value`.
+"""Reads one message as people write it: OpenAI's and Hugging Face's `role` and `content`, or ShareGPT's `from` and
+`value`.
 
-Thoughts, tool calls and parts of content have several spellings; a template is given one.
+Thoughts, tool calls and parts of content have several spellings, which are normalised for templates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from lnlit.errors import UserError, did_you_mean, shown
 
 Message = dict[str, Any]
 
-#: What other formats call the roles, in lower case. A message from `CALLER` says a call and nothing else.
+#: The names of roles in other formats, in lower case. A message from `CALLER` holds only a tool call.
 CALLER = "function_call"
 ROLES = {
     **{name: name for name in ("system", "developer", "user", "assistant", "tool", "ipython", "document")},
@@ -31,7 +32,7 @@ _LEARNED = ("weight", "train", "loss", "loss_weight")
 #: Thoughts: DeepSeek's and Qwen's name, which templates are given; OpenRouter's; gpt-oss's and Anthropic's.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _CALLS = ("tool_calls", "function_call")
-#: Keys that say what lnlit cannot learn.
+#: Keys with content that lnlit cannot learn.
 _REFUSED = {
     "audio": "lnlit learns text",
     "images": "lnlit learns text",
@@ -52,7 +53,7 @@ _BODIES = ("text", "value", "thinking", "reasoning", "content")
 
 @dataclass(frozen=True)
 class Turn:
-    """A message in the one form that templates are given; `unread` are its keys that are passed on as they are."""
+    """A message in normalised form. `unread` are its keys that are passed on unchanged."""
 
     message: Message
     learned: bool
@@ -61,7 +62,7 @@ class Turn:
 
 @dataclass
 class _Parts:
-    """What the parts of a message's content say, each kind by itself."""
+    """The parts of a message's content, by kind."""
 
     thoughts: str = ""
     text: str | None = None
@@ -78,8 +79,8 @@ def read_messages(value: Any, name: str) -> list[Turn]:
 
 
 def hh_messages(text: str) -> list[Message] | None:
-    """The messages of a dialogue written as in Anthropic's HH data; None for any other text. Turns in a row of the same
-    speaker are joined: templates refuse them."""
+    """The messages of a dialogue written as in Anthropic's HH data, or None for any other text. Consecutive turns of
+    the same speaker are joined, because templates refuse them."""
     before, *turns = _HH_TURN.split(text)
     if before.strip() or not turns:
         return None
@@ -93,7 +94,8 @@ def hh_messages(text: str) -> list[Message] | None:
 
 
 def read_message(value: Any) -> Turn:
-    """One message. Raises `UserError` for one that is none, or that says what lnlit would have to leave out."""
+    """Reads one message. Raises `UserError` for anything else, and for a message with content that lnlit would have to
+    leave out."""
     if not isinstance(value, Mapping):
         raise UserError(f"a message must be a mapping with role and content, got {shown(value)}")
     given = {key: item for key, item in value.items() if item is not None and item != []}
@@ -216,8 +218,8 @@ def _thoughts(value: Any, role: str) -> str:
 
 
 def _parts(content: Any, role: str) -> _Parts:
-    """Content as it is, or its parts by kind. They must come in the order thoughts, text, calls, in which templates
-    write them."""
+    """The content of a message, by kind. Parts must come in the order in which templates write them: thoughts, text,
+    calls."""
     if content is None or isinstance(content, str):
         return _Parts(text=content)
     if isinstance(content, Mapping) and "type" in content:

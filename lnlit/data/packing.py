@@ -1,4 +1,4 @@
-"""Documents to rows of a fixed length, and rows to a `TokenBatch`."""
+"""Lays out documents in rows of a fixed length, and collates rows to a `TokenBatch`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lnlit.data.chat import Document
 from lnlit.interfaces import IGNORE, TokenBatch
 
 Row = Sequence[Document]
-#: (number of a document, its first token, the one after its last): what of it goes into a row.
+#: (number of a document, its first token, the one after its last): the part of it that goes into a row.
 Piece = tuple[int, int, int]
 
 
 class Layout(ABC):
-    """How documents become rows. Its `repr` says all there is to know, and tells layouts apart."""
+    """How documents are laid out in rows. Its `repr` is complete, so that it identifies the layout."""
 
     @abstractmethod
     def rows(self, lengths: np.ndarray) -> Sequence[Sequence[Piece]]:
@@ -47,9 +47,8 @@ class BestFit(Layout):
 
 @dataclass(frozen=True)
 class Cut(Layout):
-    """All documents in one line, cut every `length` tokens. A row holds one token more than it has places, if its last
-    document goes on: the token that the last place predicts (see `collate`).
-    """
+    """All documents in one sequence that is cut every `length` tokens. If a row's last document continues, the row
+    holds one more token, the label of its last position (see `collate`)."""
 
     length: int
 
@@ -58,7 +57,7 @@ class Cut(Layout):
 
 
 class _CutRows(Sequence[Sequence[Piece]]):
-    """Rows worked out when asked for: memory is one number per document, not per row."""
+    """Rows computed on demand: memory is one number per document, not per row."""
 
     def __init__(self, lengths: np.ndarray, length: int) -> None:
         self.ends = np.cumsum(lengths)
@@ -120,8 +119,8 @@ def round_up(length: int, multiple: int) -> int:
 def collate(rows: Sequence[Row], length: int, pad_id: int, padding_side: str = "right") -> TokenBatch:
     """Rows of documents as one batch, each row padded to `length` tokens.
 
-    A row's last document may be one token too long: that token is a label only. An empty row is all padding: the ranks
-    of a distributed run need equally many rows, and the data may not divide.
+    A row's last document may be one token too long; that token is only a label. An empty row is all padding: the ranks
+    of a distributed run need the same number of rows, and the data may not divide evenly.
     """
     tokens = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     labels = torch.full_like(tokens, IGNORE)

@@ -1,8 +1,8 @@
-"""Text tokenised in pieces, as if it were one text.
+"""Tokenises a text in pieces, as if it were one text.
 
-A prompt is tokenised alone at generation, so what follows it must be tokenised apart in training too, or the two would
-differ (`\\n` and a reply that starts with `\\n` merge). Tokenizers of the SentencePiece kind put a space in front of
-every text they are given, which a piece in the middle of a text must not get.
+A prompt is tokenised alone at generation, so what follows it must be tokenised separately in training too; otherwise
+the tokens would differ (`\\n` and a reply that starts with `\\n` merge). Tokenizers of the SentencePiece kind put a
+space in front of every text, which a piece in the middle of a text must not get.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """`text` stands at `start` in the whole text. `literal`: control tokens in it are spelled out."""
+    """A piece `text` at `start` in the whole text. If `literal`, control tokens in it are spelled out."""
 
     start: int
     text: str
@@ -32,7 +32,7 @@ class Piece:
 
 
 class PieceTokenizer:
-    """A tokenizer for parts of a text."""
+    """A tokenizer for pieces of a text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._whole: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
@@ -61,7 +61,7 @@ class PieceTokenizer:
         return found
 
     def encode(self, pieces: Sequence[Piece]) -> list[tuple[list[int], list[int]]]:
-        """(token ids, where in the whole text each begins) of each piece."""
+        """(token ids, position in the whole text of each) of each piece."""
         found: list[tuple[list[int], list[int]]] = [([], [])] * len(pieces)
         for backend, inside in ((self._whole, False), (self._inside, True)):
             chosen = [at for at, piece in enumerate(pieces) if piece.inside == inside and not piece.literal]
@@ -76,8 +76,8 @@ class PieceTokenizer:
         return found
 
     def _literal(self, piece: Piece) -> list[int]:
-        """Tokens of a control token's text as ordinary text. What is no special token is still taken for one, so its
-        first character is set apart."""
+        """The tokens of a control token's text as ordinary text. Even text that is not marked special may be matched as
+        one token, so its first character is split off."""
         backend = self._inside if piece.inside else self._whole
         backend.encode_special_tokens = True
         try:
@@ -95,7 +95,7 @@ class PieceTokenizer:
 
     @cached_property
     def _inside(self) -> Any:
-        """The same tokenizer, which puts nothing in front of a text."""
+        """The same tokenizer without anything in front of a text."""
         if not self._prefixes:
             return self._whole
         from tokenizers import Tokenizer
@@ -103,7 +103,7 @@ class PieceTokenizer:
         return Tokenizer.from_str(json.dumps(_without_prefix(json.loads(self._whole.to_str()))))
 
     def _has_prefix_after(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether text after a control token gets a space as well."""
+        """True if text after a control token gets a space as well."""
         special = next(iter(control_texts(tokenizer)), "")
         return self._ids(special + "x") != self._ids(special) + self._inside.encode("x", add_special_tokens=False).ids
 
@@ -122,7 +122,7 @@ def _with_space(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _without_prefix(part: Any) -> Any:
-    """A tokenizer's configuration without whatever puts a space in front of a text."""
+    """A tokenizer's configuration without anything that puts a space in front of a text."""
     if isinstance(part, list):
         return [
             _without_prefix(item) for item in part if not (isinstance(item, dict) and item.get("type") == "Prepend")

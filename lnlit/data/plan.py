@@ -1,4 +1,4 @@
-"""Which documents make up which row of an epoch. Every rank computes the same plan, so nothing is communicated.
+"""Plans which documents make up which row of an epoch. Every rank computes the same plan, so nothing is communicated.
 
 A plan's state is a small dict of numbers, the same on every rank and for every world size.
 """
@@ -30,7 +30,8 @@ class Plan(ABC):
 
     @abstractmethod
     def rows(self, state: State) -> Iterator[tuple[Row, State]]:
-        """Rows from the state on, each with the state after it: to the epoch's end, or without end for a stream."""
+        """Yields rows from the state on, each with the state after it: to the end of the epoch, or without end for a
+        stream."""
 
     @property
     @abstractmethod
@@ -40,17 +41,17 @@ class Plan(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when the data or the settings behind the plan change, so that an old state is refused."""
+        """A text that changes when the data or the settings of the plan change, so that an old state is refused."""
 
 
 class Corpus:
-    """Tokenised documents of one source in flat arrays, which may be mapped from a file.
+    """The tokenised documents of one source in flat arrays, which may be memory-mapped.
 
     Args:
-        tokens: of all documents, one after the other; any integer type.
-        lengths: tokens of each document.
-        loss_mask: which tokens are to be learned; None: all of them.
-        digest: a hash of the tokens, where one is known already.
+        tokens: The tokens of all documents, one after the other, in any integer type.
+        lengths: The number of tokens of each document.
+        loss_mask: True for tokens to be learned; None for all of them.
+        digest: A hash of the tokens, if known.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Corpus:
 
     @classmethod
     def of(cls, documents: Sequence[Document]) -> Corpus:
-        """In memory: 5 bytes a token."""
+        """Builds a corpus in memory, which takes 5 bytes per token."""
         lengths = np.array([len(document) for document in documents], dtype=np.int64)
         total = int(lengths.sum())
         tokens = np.fromiter((t for d in documents for t in d.tokens), dtype=np.int32, count=total)
@@ -87,8 +88,8 @@ class FirstRows(Plan):
     """The first rows of another plan's first epoch, again and again.
 
     Args:
-        plan: the whole.
-        count: how many of its rows; at least 1.
+        plan: The whole.
+        count: The number of its rows; at least 1.
     """
 
     def __init__(self, plan: Plan, count: int) -> None:
@@ -121,13 +122,14 @@ class _Stage(NamedTuple):
 
 
 class MapPlan(Plan):
-    """Everything tokenised beforehand. Each epoch visits the same documents in another order, laid out anew.
+    """A plan of documents that are all tokenised beforehand. Each epoch visits the same documents in another order and
+    layout.
 
     Args:
-        stages: the entries of each stage.
-        corpora: their documents, in the same nesting.
-        layout: how documents become rows.
-        seed: seeds every epoch's order; None keeps the order of the sources.
+        stages: The entries of each stage.
+        corpora: The documents of these entries, in the same nesting.
+        layout: How documents are laid out in rows.
+        seed: Seed of every epoch's order. None keeps the order of the sources.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class MapPlan(Plan):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in every epoch, padding not counted."""
+        """The number of tokens in every epoch, without padding."""
         return int(sum(self._lengths[stage.order].sum() for stage in self._planned[1]))
 
     def start(self) -> State:

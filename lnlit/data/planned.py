@@ -1,4 +1,4 @@
-"""What the data modules share: plans of rows, loaders that resume exactly, each rank's share."""
+"""The base class of the data modules: plans of rows, loaders that resume exactly, and each rank's share."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ AnyLoader = TypeVar("AnyLoader", bound=EvalLoader)
 
 
 class PlannedData(L.LightningDataModule, ABC):
-    """Documents in rows of at most `sequence_length` tokens. A subclass says how rows are read and laid out.
+    """Documents in rows of at most `sequence_length` tokens. A subclass defines how rows are read and laid out.
 
-    Batches depend on the data and the settings alone, not on how many ranks share them, and a resumed run goes on with
-    the very next one.
+    Batches depend only on the data and the settings, not on the number of ranks, and a resumed run continues with the
+    very next one.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class PlannedData(L.LightningDataModule, ABC):
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Tokens of a rank's batch, padding included; the most, where its rows are only as long as the longest."""
+        """The number of tokens of a rank's batch, including padding; the maximum if rows are padded to the longest."""
         return self.micro_batch_size * self.row_length
 
     @property
     @abstractmethod
     def encoder(self) -> ChatEncoder | TextEncoder:
-        """Turns rows into tokens; has the `tokenizer`."""
+        """Encodes rows as tokens, with its `tokenizer`."""
 
     @abstractmethod
     def _reader(self) -> Reader:
@@ -94,7 +94,7 @@ class PlannedData(L.LightningDataModule, ABC):
         return self._batch(rows, min(round_up(longest, 16), self.row_length))
 
     def _fill(self, plan: MapPlan) -> str:
-        """How full the rows are, in words."""
+        """A description of how full the rows are."""
         if isinstance(self.layout, OnePerRow):
             return f"{plan.num_rows:,} rows per epoch, not packed"
         share = 100 * plan.num_tokens / (plan.num_rows * self.row_length)
@@ -102,7 +102,7 @@ class PlannedData(L.LightningDataModule, ABC):
 
     @cached_property
     def train_reader(self) -> Reader:
-        """Its `tally` counts the training rows read so far."""
+        """The reader of training rows, whose `tally` counts those read so far."""
         return self._reader()
 
     @cached_property
@@ -179,7 +179,7 @@ class PlannedData(L.LightningDataModule, ABC):
             rank_zero_info(f"train, streamed: {self.train_reader.tally}")
 
     def _name_unmixed(self) -> None:
-        """A stream is shuffled within a window; what is further apart, such as two files, never meets in a batch."""
+        """Logs which files of a stream are never mixed, because a stream is only shuffled within a window."""
         for entry in (entry for stage in self.stages for entry in stage):
             if (files := files_behind(entry.source)) > 1:
                 rank_zero_info(
@@ -189,9 +189,10 @@ class PlannedData(L.LightningDataModule, ABC):
                 )
 
     def _limited(self, plan: Plan) -> Plan:
-        """What `limit_train_batches` or `overfit_batches` leave of it: every epoch has the same first batches.
+        """The plan as limited by `limit_train_batches` or `overfit_batches`, so that every epoch has the same first
+        batches.
 
-        Lightning ends the epoch; but our loaders go on where they stand, which would be other batches each time.
+        Lightning ends the epoch, but our loaders would continue with other batches in the next one.
         """
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         whole = self._placed(EvalLoader(plan, self._collate, self.micro_batch_size))

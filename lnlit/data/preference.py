@@ -34,9 +34,8 @@ REFERENCE = "reference_log_probs"
 
 @dataclass(frozen=True)
 class Group(Document):
-    """All completions of one prompt, each with its prompt before it. `lengths`, `rewards` and `reference`, the
-    reference's log-probs (NaN where they are unknown), are one per completion; `temperature` is that of the log-probs,
-    NaN where there are none.
+    """All completions of one prompt, each preceded by its prompt. `lengths`, `rewards` and `reference` (the reference's
+    log-probs, NaN if unknown) have one value per completion. `temperature` is that of the log-probs, NaN without any.
     """
 
     lengths: Sequence[int]
@@ -72,7 +71,7 @@ class Group(Document):
 
 
 class Groups(Corpus):
-    """Groups of equally many completions in flat arrays."""
+    """Groups with the same number of completions, in flat arrays."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         flat = Corpus.of(groups)
@@ -105,14 +104,14 @@ def encode_groups(encoder: ChatEncoder, rows: Sequence[Mapping[str, Any]]) -> li
 
 
 def digest(completion: Document) -> str:
-    """Of the tokens, the prompt's included, and which of them are learned."""
+    """A digest of the tokens, including the prompt's, and of which of them are learned."""
     tokens, mask = np.asarray(completion.tokens, dtype=np.int64), np.asarray(completion.loss_mask, dtype=bool)
     return hashlib.blake2b(tokens.tobytes() + mask.tobytes(), digest_size=8).hexdigest()
 
 
 def _reference(row: Mapping[str, Any], completions: Sequence[Document]) -> tuple[list[float], float]:
-    """(log-probs, temperature) as `lnlit rollout reference` wrote them into the row, if it did. Raises `UserError`
-    unless they are about these very tokens."""
+    """(log-probs, temperature) that `lnlit rollout reference` wrote into the row, if any. Raises `UserError` unless
+    they belong to these tokens."""
     written = row.get(REFERENCE)
     if written is None:
         return [], float("nan")
@@ -133,7 +132,7 @@ def _reference(row: Mapping[str, Any], completions: Sequence[Document]) -> tuple
 
 @dataclass
 class PreferenceTally:
-    """What became of the rows. `unpaired` had too few completions of one prompt to begin with."""
+    """Counts what happened to rows. `unpaired` rows had too few completions to begin with."""
 
     completions: int
     rows: int = 0
@@ -195,7 +194,7 @@ class GroupReader(RowReader):
 
 
 def _evenly(ranked: Sequence[int], count: int) -> list[int]:
-    """`count` of them, evenly spread, the first and the last included."""
+    """`count` of the items, evenly spaced, including the first and the last."""
     return [ranked[round(step * (len(ranked) - 1) / (count - 1))] for step in range(count)]
 
 
@@ -222,22 +221,22 @@ class PreferenceData(PlannedData):
     `PreferenceRows` says what rows may look like. A row of a batch holds `completions * sequence_length` tokens.
 
     Args:
-        tokenizer: model folder (or Hugging Face name) whose tokenizer and chat template to use.
-        train: a source, or a blend of several in stages.
-        sequence_length: tokens of a completion with its prompt, at most.
-        micro_batch_size: rows per batch and rank.
-        val: source of validation rows.
-        packing: fill each row with the completions of several prompts; off: one prompt per row, padded to the batch's
+        tokenizer: Model folder (or Hugging Face name) whose tokenizer and chat template to use.
+        train: A source, or a blend of several in stages.
+        sequence_length: Tokens of a completion with its prompt, at most.
+        micro_batch_size: Rows per batch and rank.
+        val: Source of validation rows.
+        packing: Fill each row with the completions of several prompts; off: one prompt per row, padded to the batch's
             longest, so that a step has as many prompts as rows.
-        completions: how many of each prompt. Of more, those of evenly spread rank are kept, worst and best among them;
-            a row with fewer is left out and counted.
-        seed: seeds the order of the training rows.
+        completions: Number of completions per prompt. If a row has more, those of evenly spaced rank are kept,
+            including the best and the worst. A row with fewer is left out and counted.
+        seed: Seeds the order of the training rows.
         too_long: "drop" leaves out completions longer than `sequence_length`, "error" refuses them. They are never cut:
             a reward is for the whole of one.
-        thinking: the toggle for rows that carry none themselves.
-        streaming: tokenise the training rows as they are needed instead of all at the start. The trainer sees no
-            epochs then, so it needs `max_steps`.
-        window: prompts that a stream packs and shuffles at a time.
+        thinking: The toggle for rows that carry none themselves.
+        streaming: Tokenise the training rows as they are needed instead of all at the start. The trainer sees no epochs
+            then, so it needs `max_steps`.
+        window: Prompts that a stream packs and shuffles at a time.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class PreferenceRows(Source):
     assistant's, comes without completions.
 
     Args:
-        source: the rows as they are.
+        source: The source of rows in any of these forms.
     """
 
     def __init__(self, source: Source) -> None:
@@ -87,7 +87,7 @@ def chats(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def unread(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys of a row of `PreferenceRows` that are no part of prompt and completions."""
+    """The keys of a row of `PreferenceRows` that are not part of prompt and completions."""
     found = [chat.unread for chat in map(conversation, chats(row))]
     read = {"messages", "completions", "rewards", *CONTEXT}
     rest = [key for key, value in row.items() if key not in read and value not in (None, "", [], {})]
@@ -95,7 +95,7 @@ def unread(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _with_our_names(row: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's preference rows as ours; others as they are."""
+    """OpenAI's preference rows with lnlit's keys; other rows unchanged."""
     if any(key not in row or row[key] is None for key in _OPENAI_PAIR):
         return dict(row)
     asked = row.get("input")
@@ -109,7 +109,7 @@ def _with_our_names(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _asked(row: Mapping[str, Any]) -> tuple[list[Message] | None, set[str]]:
-    """The prompt and its keys. Some rows have the whole dialogue with the better answer beside it."""
+    """(prompt, its keys). Some rows have the whole dialogue, with the better answer beside it."""
     turns, read = prompt_turns(row)
     if turns and turns[-1].message["role"] == "assistant":
         without = {key: value for key, value in row.items() if key not in DIALOGUES}
@@ -159,7 +159,7 @@ def _pair_rewards(row: Mapping[str, Any]) -> list[float | None]:
 
 
 def _numbers(values: Any, count: int) -> list[float | None]:
-    """What is no finite number is None."""
+    """The values, with None for everything that is not a finite number."""
     if not isinstance(values, list) or len(values) != count:
         raise UserError(f"rewards: expected a list of {count} numbers, one per completion, got {shown(values)}")
     if wrong := [value for value in values if not isinstance(value, int | float | None)]:

@@ -45,12 +45,12 @@ class ReasoningGymSource(Source):
 
     Args:
         split: `train` or `heldout`.
-        size: number of rows.
-        tasks: names out of chain_sum, basic_arithmetic, products, gcd, taken in turn; or a mapping from names to
+        size: Number of rows.
+        tasks: Names out of chain_sum, basic_arithmetic, products, gcd, taken in turn; or a mapping from names to
             settings of the reasoning-gym task.
         thinking: `on`, `off`, or `both`: each question twice in a row, first on, then off.
-        seed: other seeds, other questions (within the split).
-        heldout_percent: share of all questions that is held out. Give both splits the same.
+        seed: Seed of the questions within the split.
+        heldout_percent: Share of all questions that is held out. Give both splits the same.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ def solve_gcd(numbers: str) -> tuple[str, int]:
 
 
 def _places(number: int) -> list[int]:
-    """A number as the sum of its digits' places, left to right without zeros: 305 -> [300, 5]."""
+    """A number as the sum of its digits' places, from left to right without zeros: 305 -> [300, 5]."""
     digits = str(number)
     places = [int(digit) * 10 ** (len(digits) - 1 - at) for at, digit in enumerate(digits)]
     return [place for place in places if place] or [0]

@@ -1,8 +1,8 @@
-"""Rows as people write them, read into one form: a conversation.
+"""Reads rows as people write them into one form: a conversation.
 
-Every reader of chat rows (training, preferences, prompts, splits) goes through `conversation` or `asked`. A row has a
-prompt and may have an answer, each under one of several names; whatever else changes what a model is shown or learns
-is read too, or the row is refused. The keys that are left over only annotate; they are in `unread`.
+Every reader of chat rows (training, preferences, prompts, splits) uses `conversation` or `asked`. A row has a prompt
+and may have an answer, each under one of several names. Everything else that changes what a model is shown or learns is
+read too, or the row is refused. The remaining keys are annotations and are listed in `unread`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lnlit.data.messages import Message, Turn, check_text, hh_messages, one_of, 
 from lnlit.errors import UserError, shown
 from lnlit.thinking import Thinking, mode, on_or_off, toggle
 
-#: Keys of the prompt, the first that is there being the one that is read; of the answer likewise.
+#: Keys of the prompt and of the answer. The first one that a row has is read.
 DIALOGUES = ("messages", "conversations")
 PROMPTS = (*DIALOGUES, "instruction", "prompt", "input")
-#: What an instruction is about: Alpaca's and dolly's names.
+#: Keys of the text that an instruction is about, in Alpaca and dolly.
 _MATTER = ("input", "context")
 _HISTORY = "history"
 ANSWERS = ("completion", "response", "output")
@@ -30,21 +30,21 @@ _ARGUMENTS = "chat_template_kwargs"
 _ENABLE = "enable_thinking"
 _THOUGHTS = "reasoning_content"
 _PAIR = ("chosen", "rejected")
-#: What people call their questions and answers, to guess at columns.
+#: Common names of questions and answers, to suggest columns.
 _QUESTIONS = ("question", "query", "problem", "task", "text", "user")
 _REPLIES = ("solution", "answer", "answers", "generation", "reply", "target", "assistant")
-#: Keys that say what lnlit cannot do, and what to do instead.
+#: Keys that lnlit does not support, and what to do instead.
 _REFUSED = {
     **dict.fromkeys(("images", "image", "videos", "video", "audios", "audio"), "lnlit learns text"),
     "documents": "put their text into a message",
     "chat_template": "a run has one template, its tokenizer's",
     "continue_final_message": "write the turn as a whole",
 }
-#: Whether the answer is a good one: TRL's and LLaMA-Factory's names in rows for KTO.
+#: Keys of whether the answer is good, in TRL's and LLaMA-Factory's rows for KTO.
 _LABELS = ("label", "kto_tag")
 #: Keys beside the prompt that change what the model is shown, and so belong to a preference row as well.
 CONTEXT = (*_SYSTEM, *_TOGGLES, *_TOOLS, _ARGUMENTS, _ENABLE, *_REFUSED, "mask", "weight")
-#: What `apply_chat_template` is given by us.
+#: The arguments of `apply_chat_template` that lnlit sets.
 _TAKEN = ("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize")
 
 EXPECTED = (
@@ -55,14 +55,14 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a row says, in the one form that every template is given.
+    """The content of a row, in the form that every template is given.
 
     Args:
-        messages: each with a `role` and `content`, the system prompt in front.
-        learned: of each message, whether it is to be learned: the assistant's, unless the row says otherwise.
-        tools: definitions that the template shows the model, as JSON schemas.
-        template_arguments: further variables of the template (Hugging Face's `chat_template_kwargs`).
-        unread: keys of the row that are none of the conversation.
+        messages: Messages with a `role` and `content`, beginning with the system prompt.
+        learned: True for each message that is learned: the assistant's, unless the row says otherwise.
+        tools: Definitions that the template shows the model, as JSON schemas.
+        template_arguments: Further variables of the template (Hugging Face's `chat_template_kwargs`).
+        unread: Keys of the row that are not part of the conversation.
     """
 
     messages: list[Message]
@@ -72,7 +72,7 @@ class Conversation:
     unread: tuple[str, ...] = ()
 
     def without_answer(self) -> Conversation:
-        """Up to what the assistant has to answer."""
+        """The conversation up to what the assistant must answer."""
         stop = len(self.messages)
         while stop and self.messages[stop - 1]["role"] == "assistant":
             stop -= 1
@@ -80,13 +80,13 @@ class Conversation:
 
 
 def conversation(row: Mapping[str, Any], thinking: Thinking | None = None) -> Conversation:
-    """A row's conversation with its system prompt in front. The README has the table of forms.
+    """A row's conversation, beginning with its system prompt. The README has the table of forms.
 
-    The toggle is what the row says itself, be it in its system prompt or as `thinking` or `reasoning`; it precedes a
-    system prompt that says nothing of thinking. Else it is the argument, unless the row has a key `system` or
-    `system_prompt`, which is the whole of its system prompt.
+    The toggle is taken from the row's system prompt, or from its key `thinking` or `reasoning`, and is put before a
+    system prompt that does not mention thinking. Otherwise it is the argument, unless the row has a key `system` or
+    `system_prompt`, which is then the whole system prompt.
 
-    Raises `UserError` for a row of no known form, one that contradicts itself, and one with keys that lnlit cannot
+    Raises `UserError` for a row of no known form, a row that contradicts itself, and one with keys that lnlit cannot
     honour.
     """
     given = {key: value for key, value in row.items() if value is not None}
@@ -115,15 +115,15 @@ def conversation(row: Mapping[str, Any], thinking: Thinking | None = None) -> Co
 
 
 def asked(row: Mapping[str, Any], thinking: Thinking | None = None) -> Conversation:
-    """A row's conversation up to what the assistant has to answer. What else the row says of the answer is a reward's
-    business, so it may be anything."""
+    """A row's conversation up to what the assistant must answer. Keys for the answer may hold anything, because only
+    rewards read them."""
     answers = {*ANSWERS, *_PAIR, *_LABELS, _THOUGHTS}
     return conversation({key: row[key] for key in row if key not in answers}, thinking).without_answer()
 
 
 def prompt_turns(row: Mapping[str, Any]) -> tuple[list[Turn] | None, set[str]]:
-    """A row's turns but for a separate answer, without its system prompt, and the keys that say them. None: it has no
-    prompt."""
+    """(a row's turns without a separate answer and without its system prompt, the keys that hold them), or None if it
+    has no prompt."""
     name = next((key for key in PROMPTS if row.get(key) is not None), None)
     if name is None:
         return None, set()
@@ -146,7 +146,7 @@ def prompt_turns(row: Mapping[str, Any]) -> tuple[list[Turn] | None, set[str]]:
 
 
 def _hh_prompt(messages: list[Message], text: str) -> list[Turn]:
-    """A prompt that is a dialogue as in Anthropic's HH data, with an empty turn of the assistant at its end or none."""
+    """A prompt that is a dialogue as in Anthropic's HH data, with or without an empty assistant turn at its end."""
     if messages[-1] == {"role": "assistant", "content": ""}:
         del messages[-1]
     if not messages or messages[-1]["role"] != "user":
@@ -155,7 +155,7 @@ def _hh_prompt(messages: list[Message], text: str) -> list[Turn]:
 
 
 def _history(value: Any) -> Iterator[Turn]:
-    """Earlier rounds, pairs of what was asked and answered (LLaMA-Factory's, which learns these answers too)."""
+    """Earlier rounds as pairs of question and answer (LLaMA-Factory's form, which learns these answers too)."""
     for pair in value if isinstance(value, list) else [value] if value else ():
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise UserError(f"history: expected pairs of a question and its answer, got {shown(pair)}")
@@ -188,7 +188,7 @@ def _dialogue(value: Any, name: str) -> list[Turn]:
 
 
 def check_said(row: Mapping[str, Any], read: set[str], messages: Sequence[Message]) -> None:
-    """Raises `UserError` for a key that may be prompt or answer, is not in `read`, and says something of its own."""
+    """Raises `UserError` for a key that may be prompt or answer, is not in `read`, and holds different content."""
     for key in (*PROMPTS, *ANSWERS, *_MATTER, _HISTORY, *_PAIR):
         if key not in row or key in read:
             continue
@@ -211,7 +211,7 @@ def _refuse(row: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: {why}. Leave such rows out, or the key: columns: {{{key}: null}} of the source.")
     if (weight := row.get("weight", 1)) != 1:
         raise UserError(f"weight: every row counts once, got {shown(weight)}. Give sources a weight in a blend.")
-    if row.get("mask") not in (None, "", "User", "user"):  # NeMo's: whose turns are not learned
+    if row.get("mask") not in (None, "", "User", "user"):  # NeMo's key of the roles that are not learned
         raise UserError(f"mask: only the assistant's turns can be learned, got {shown(row['mask'])}")
     for key in _LABELS:
         if row.get(key) is False:
@@ -272,7 +272,7 @@ def _system_prompt(row: Mapping[str, Any]) -> str | None:
 
 
 def _toggle(row: Mapping[str, Any]) -> Thinking | None:
-    """What the row itself asks for beside its messages."""
+    """The thinking mode that the row asks for outside its messages."""
     found = set()
     for key in _TOGGLES:
         value = row.get(key)
@@ -292,7 +292,7 @@ def _toggle(row: Mapping[str, Any]) -> Thinking | None:
 def _with_system(
     messages: list[Message], system: str | None, own: Thinking | None, default: Thinking | None
 ) -> list[Message]:
-    """With the row's system prompt and the toggle in front of what the messages' own system message says."""
+    """The messages with the row's system prompt and the toggle before the text of their own system message."""
     said = [str(message["content"]) for message in messages if message["role"] == "system"]
     if system is not None and not (said and said[0].startswith(system)):
         said.insert(0, system)
@@ -311,7 +311,7 @@ def _with_system(
 
 
 def _says(messages: Sequence[Message], value: Any) -> bool:
-    """Whether all that `value` says is said in the messages."""
+    """True if everything in `value` occurs in the messages."""
     spoken = [text for message in messages for text in _texts(message)]
     return all(any(text in said for said in spoken) for text in _texts(value))
 

@@ -1,7 +1,7 @@
-"""Whether what is learned of a turn holds all that the turn says.
+"""Checks that what is learned of a turn contains everything that the turn says.
 
-Chat templates leave out what they do not know or do not like: thoughts, tool calls, contents beside a call. Who trains
-on what is left teaches the model to say less than the row does.
+Chat templates leave out what they do not know: thoughts, tool calls, content beside a call. Training on the rest would
+teach the model to say less than the row does.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Any
 from lnlit.data.rows import Conversation
 from lnlit.thinking import CLOSE, OPEN, TAGS, thought_and_answer
 
-#: Stands where something that was said has been found, so that nothing else is found across it.
+#: Replaces a part that was found, so that no other part is found across it.
 _FOUND = "\ufdd2"
 _MARK = "\ufdd3"
 
 
 def missing(message: Mapping[str, Any], rendered: str) -> str | None:
-    """What an assistant's message says and its rendering lacks, in words; None where nothing is missing. Space around
-    what is said does not count: templates cut it, or add some. `rendered` ends before the token that ends the turn, in
-    whose name short words would be found.
-    """
+    """What an assistant's message contains and its rendering lacks, in words; None if nothing is missing. White space
+    around the content is ignored, because templates strip or add it. `rendered` ends before the token that ends the
+    turn, in whose name short words might be found."""
     left = rendered
     for name, forms in sorted(_parts(message), key=lambda part: -max(map(len, part[1]))):
         found = next((form for form in forms if form in left), None)
@@ -35,7 +34,8 @@ def missing(message: Mapping[str, Any], rendered: str) -> str | None:
 
 
 def marked(said: Conversation) -> Conversation:
-    """With a mark at the end of what others than the assistant say, so that `unshown` finds nothing but that."""
+    """The messages with a mark at the end of all that others than the assistant say, so that `unshown` finds nothing
+    else."""
     messages = [
         {**message, "content": f"{message['content']}{_MARK}{number}"}
         if message["role"] != "assistant" and (message.get("content") or "").strip()
@@ -46,10 +46,9 @@ def marked(said: Conversation) -> Conversation:
 
 
 def unshown(said: Conversation, rendered: str, without_tools: str) -> str | None:
-    """What others than the assistant say in a conversation, and which tools it has, that its rendering lacks, in
-    words; None where nothing is. What the assistant said before may be cut: it is learned where it was said. A tool is
-    shown whose name stands there more often than in `without_tools`, for calls name it too.
-    """
+    """What others than the assistant say, and which tools the conversation has, that its rendering lacks, in words;
+    None if nothing is missing. Earlier assistant turns may be cut, because they are learned where they were said. A
+    tool counts as shown if its name occurs more often than in `without_tools`, because calls name it too."""
     for number, message in enumerate(said.messages, start=1):
         text = message.get("content") or ""
         if message["role"] != "assistant" and not any(form.strip() in rendered for form in _forms(text)):
@@ -95,7 +94,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _forms(value: Any) -> list[str]:
-    """A value as text, as JSON and as Python write it, without quotes around it."""
+    """A value as text, JSON and Python literal, without the quotes around it."""
     if isinstance(value, str):
         forms = [value, *(json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (False, True)), repr(value)[1:-1]]
     else:

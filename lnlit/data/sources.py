@@ -16,12 +16,12 @@ from lnlit.errors import UserError, did_you_mean, shown
 from lnlit.files import expanded
 from lnlit.interfaces import Source
 
-#: So many rows say which columns a table has: not every row of JSON has all of them.
+#: The number of rows that are read to find a table's columns, since a JSON row may lack some.
 _HEAD = 100
 
 
 def expand(paths: str | list[str]) -> list[Path]:
-    """Files behind a path, a glob pattern (its files sorted) or a list of either. `UserError` where none match."""
+    """The files for a path, a glob pattern (sorted) or a list of either. Raises `UserError` if there are none."""
     found: list[Path] = []
     for item in [paths] if isinstance(paths, str) else paths:
         try:
@@ -49,7 +49,7 @@ def _globbed(pattern: Path) -> list[Path]:
 
 
 def rows_of(source: Source, start: int = 0) -> Iterator[Any]:
-    """A source's rows from index `start` on. Raises `UserError` if it gives something that is no row."""
+    """Yields a source's rows from index `start` on. Raises `UserError` if it yields something that is not a row."""
     rows: Any = source.rows(start)
     if not isinstance(rows, Iterable):
         raise UserError(f"{source}: rows({start}) gave {shown(rows)}; expected an iterator of rows.")
@@ -60,7 +60,7 @@ def rows_of(source: Source, start: int = 0) -> Iterator[Any]:
 
 
 def where(source: Source, index: int) -> str:
-    """A row's place for an error message: file and line where the source knows them."""
+    """The place of a row for an error message: file and line if the source knows them."""
     locate = getattr(source, "where", None)
     return locate(index) if locate else f"row {index + 1} of {source}"
 
@@ -75,25 +75,25 @@ def naming_row(source: Source, index: int) -> Iterator[None]:
 
 
 class SomeRows(Source):
-    """What sources share that keep some rows of another one, `source`."""
+    """The base class of sources that keep some rows of another one, `source`."""
 
     source: Source
 
     @abstractmethod
     def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The rows that stay, each with its index in the source behind."""
+        """The rows that are kept, each with its index in the underlying source."""
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
         return (row for _, row in islice(self.kept(), start, None))
 
     def where(self, index: int) -> str:
-        """The place of a row in the source behind."""
+        """The place of a row in the underlying source."""
         kept = next(islice(self.kept(), index, None), None)
         return f"row {index + 1} of {self}" if kept is None else where(self.source, kept[0])
 
 
 class FileSource(Source):
-    """What sources of files share: `files` are those behind `paths`, in the given order."""
+    """The base class of sources of files. `files` are those for `paths`, in the given order."""
 
     def __init__(self, paths: str | list[str]) -> None:
         self.paths = paths
@@ -104,7 +104,8 @@ class FileSource(Source):
 
 
 def files_behind(source: Source) -> int:
-    """How many files a source reads one after the other, also through sources that change or keep some of its rows."""
+    """The number of files that a source reads one after the other, also if it changes or selects the rows of another
+    source."""
     behind = vars(source).get("source")
     if isinstance(behind, Source):
         return files_behind(behind)
@@ -156,13 +157,13 @@ class Columns(UserDict[str, str | None]):
 
 
 class TableSource(Source):
-    """What sources of tables share: `columns` that are called otherwise than lnlit reads them."""
+    """The base class of sources of tables, whose `columns` can be renamed to the names that lnlit reads."""
 
     columns: Columns
 
     @abstractmethod
     def _table(self, start: int) -> Iterator[dict[str, Any]]:
-        """Rows from index `start` on, their columns called as they are."""
+        """Yields rows from index `start` on, with their original columns."""
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
         rows = self._table(start)
@@ -185,8 +186,8 @@ class TableFileSource(TableSource, FileSource):
     """What sources of files with tables share.
 
     Args:
-        paths: a file, a glob pattern, or a list of either, read in the given order.
-        columns: what columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
+        paths: A file, a glob pattern, or a list of either, read in the given order.
+        columns: What columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
     """
 
     def __init__(self, paths: str | list[str], columns: dict[str, str | None] | None = None) -> None:
@@ -249,7 +250,7 @@ class TextFileSource(FileSource):
     """Plain text files, one row `{"text": the whole file}` each.
 
     Args:
-        paths: a file, a glob pattern, or a list of either, read in the given order.
+        paths: A file, a glob pattern, or a list of either, read in the given order.
     """
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -290,12 +291,12 @@ class HuggingFaceSource(TableSource):
     """Rows of a dataset that `datasets.load_dataset` reads: a hub name or a local folder. Never runs a dataset's code.
 
     Args:
-        path: hub name (`owner/dataset`) or local folder.
-        split: which split, e.g. `train` or `train[:1%]`.
-        name: configuration (subset) of the dataset, where it has several.
-        revision: commit or tag of a hub dataset; pin it for a repeatable run.
-        streaming: read from the hub as needed instead of downloading everything first.
-        columns: what columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
+        path: Hub name (`owner/dataset`) or local folder.
+        split: The split to read, e.g. `train` or `train[:1%]`.
+        name: Configuration (subset) of the dataset, where it has several.
+        revision: Commit or tag of a hub dataset; pin it for a repeatable run.
+        streaming: Read from the hub as needed instead of downloading everything first.
+        columns: New names of columns, e.g. `{question: prompt, answer: completion}`; null leaves a column out.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Held-out questions by hash: which side a question falls on never changes, and no list of them is kept."""
+"""Splits off held-out questions by hash: a question always falls on the same side, and no list of them is kept."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Split = Literal["train", "heldout"]
 
 
 def is_heldout(question: str, percent: int) -> bool:
-    """Whether a question is among the `percent` of all questions that are held out, by a hash of its text."""
+    """True if a question is among the `percent` of questions that are held out, by a hash of its text."""
     digest = hashlib.sha256(question.encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < percent
 
 
 def check_split(name: str, split: Split, heldout_percent: int) -> None:
-    """Raises `UserError` for a side that does not exist or a share that leaves one of them empty."""
+    """Raises `UserError` for an unknown side or a share that leaves a side empty."""
     if split not in get_args(Split):
         raise UserError(f"{name}: split must be train or heldout, got {split!r}")
     if not 0 < heldout_percent < 100:
@@ -36,9 +36,9 @@ class SplitSource(SomeRows):
     stays on its side when rows are added, removed or reordered.
 
     Args:
-        source: the rows to split, of any form that a chat row may have.
+        source: The rows to split, of any form that a chat row may have.
         split: `train` or `heldout`.
-        heldout_percent: share of all questions that is held out. Give both sides the same.
+        heldout_percent: Share of all questions that is held out. Give both sides the same.
     """
 
     def __init__(self, source: Source, split: Split, heldout_percent: int = 2) -> None:
@@ -51,7 +51,7 @@ class SplitSource(SomeRows):
         return f"{self.source} ({self.split}, {self.heldout_percent} % held out)"
 
     def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """This side's rows, each with its index in the source behind."""
+        """This side's rows, each with its index in the underlying source."""
         index, kept = -1, False
         for index, row in enumerate(rows_of(self.source)):
             with naming_row(self.source, index):
@@ -67,7 +67,7 @@ class SplitSource(SomeRows):
 
 
 def user_text(row: Mapping[str, Any]) -> str:
-    """What the user says in a chat row, turn by turn. `UserError` for a malformed row or one without a user."""
+    """The user's text in a chat row, turn by turn. Raises `UserError` for a malformed row or one without a user."""
     said = [message["content"] for message in asked(row).messages if message["role"] == "user"]
     if not said:
         raise UserError("no user message, so there is no question to split by; drop the row")

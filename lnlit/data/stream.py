@@ -1,4 +1,4 @@
-"""The plan of a stream: rows are read when they are needed, a window of documents at a time."""
+"""The plan of a stream, which reads rows when they are needed, a window of documents at a time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class StreamPlan(Plan):
     window again. Every rank reads the whole stream and keeps its own rows.
 
     Args:
-        stages: the entries of each stage.
-        read: how to get an entry's documents.
-        layout: how a window's documents become rows.
-        seed: seeds each window's order; None keeps the order of the stream.
-        window: documents per window; more fill rows better and shuffle better.
+        stages: The entries of each stage.
+        read: How to get an entry's documents.
+        layout: How a window's documents become rows.
+        seed: Seeds each window's order; None keeps the order of the stream.
+        window: Documents per window; more fill rows better and shuffle better.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Plain text to tokens: documents as a language model reads them, and a small fixed sample for calibration."""
+"""Converts plain text to tokens: documents for language models, and a small fixed sample for calibration."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 #: Rows, or characters, tokenised in one call, which spreads them over the cores.
 _CHUNK_ROWS, _CHUNK_CHARACTERS = 512, 2**21
 
-#: What models end a training document with. A chat model's own end token ends a turn instead, so these come first.
+#: Tokens that end a training document. A chat model's own end token ends a turn instead, so these are tried first.
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 
 
 class TextEncoder:
-    """Texts to token ids: what the tokenizer puts in front (Llama 3's `<|begin_of_text|>`), the text, end of text.
+    """Encodes texts as token ids: the tokens that the tokenizer puts in front (Llama 3's `<|begin_of_text|>`), the
+    text, and the end of text.
 
     The text of a control token inside a document stays text.
 
     Args:
-        tokenizer: a fast tokenizer.
-        end_of_text: the token that ends a document; None finds the tokenizer's own.
+        tokenizer: A fast tokenizer.
+        end_of_text: The token that ends a document. None finds the tokenizer's own.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_of_text: str | None = None) -> None:
@@ -60,8 +61,8 @@ class TextEncoder:
         start: int = 0,
         rest: Callable[[list[str]], object] = lambda keys: None,
     ) -> Iterator[np.ndarray]:
-        """One array per row from row `start` on, empty for a blank text. `UserError` names a row without text. `rest`
-        is called with the other keys of each row that say something."""
+        """Yields one array per row from row `start` on, empty for a blank text. Raises `UserError` naming a row without
+        text. `rest` is called with the other keys of each row that have content."""
         texts: list[str] = []
         characters = 0
         for index, row in enumerate(rows_of(source, start), start):
@@ -108,11 +109,11 @@ class TextSample:
     its last document is dropped, so no document is in two rows: a few long ones do not make up the whole sample.
 
     Args:
-        source: where the documents come from.
-        rows: how many rows.
-        length: tokens per row.
-        skip: documents to leave out first, e.g. those that another sample used.
-        text_key: the key of a row that holds its text.
+        source: The source of the documents.
+        rows: Number of rows.
+        length: Tokens per row.
+        skip: Documents to leave out first, e.g. those that another sample used.
+        text_key: The key of a row that holds its text.
     """
 
     source: Source
@@ -127,9 +128,9 @@ class TextSample:
                 raise UserError(f"sample.{name}: expected at least {least}, got {getattr(self, name)}")
 
     def tokens(self, tokenizer: str) -> Tensor:
-        """The rows, int64 [rows, length]; documents end with the end-of-text token.
+        """The rows as int64 [rows, length]. Documents end with the end-of-text token.
 
-        `tokenizer` is a model folder or a Hugging Face name. `UserError` when the source has too few documents.
+        `tokenizer` is a model folder or a Hugging Face name. Raises `UserError` if the source has too few documents.
         """
         encoder = TextEncoder(read_tokenizer(tokenizer))
         rows: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Text sources to corpora of tokens, in memory or kept in a folder that later runs map instead of tokenising again."""
+"""Reads text sources as corpora of tokens, in memory or cached in a folder that later runs memory-map."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TOKENS, _LENGTHS, _HEADER = "tokens.bin", "lengths.bin", "corpus.json"
 
 @dataclass
 class TextTally:
-    """What became of the rows; blank ones are left out."""
+    """Counts what happened to rows. Blank ones are left out."""
 
     documents: int = 0
     tokens: int = 0
@@ -42,9 +42,9 @@ class TextReader(Reader):
     """Reads text sources as documents to be learned from their second token on; `tally` counts what it read.
 
     Args:
-        encoder: makes tokens of a text.
-        text_key: the key of a row that holds its text.
-        cache: folder that keeps tokenised sources, each in a subfolder; None keeps them in memory.
+        encoder: Makes tokens of a text.
+        text_key: The key of a row that holds its text.
+        cache: Folder that keeps tokenised sources, each in a subfolder; None keeps them in memory.
     """
 
     def __init__(self, encoder: TextEncoder, text_key: str = "text", cache: Path | None = None) -> None:
@@ -91,7 +91,7 @@ class TextReader(Reader):
         self.unread.tell(source)
 
     def _keep(self, source: Source, name: str, folder: Path) -> None:
-        """Documents go to the disk as they come, so memory does not grow with the corpus."""
+        """Writes documents to disk as they come, so that memory does not grow with the corpus."""
         dtype = np.dtype(np.uint16 if len(self.encoder.tokenizer) <= 2**16 else np.uint32)
         lengths, digest = [], hashlib.sha256()
         reader = TextReader(self.encoder, self.text_key)
@@ -130,7 +130,7 @@ class TextReader(Reader):
         return Corpus(tokens, np.fromfile(folder / _LENGTHS, np.int64), digest=header["sha256"])
 
     def _key(self, source: Source) -> str:
-        """Changes with the source's settings and files, and with everything that turns its text into tokens."""
+        """A text that changes with the source's settings and files, and with everything that affects tokenisation."""
         tokenizer = hashlib.sha256(self.encoder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()  # type: ignore
         what = {
             "format": _FORMAT,
@@ -143,7 +143,7 @@ class TextReader(Reader):
 
 
 def _identity(value: Any) -> Any:
-    """A source as JSON: its class and settings, and of each file path, size and time of change."""
+    """A source as JSON: its class and settings, and the path, size and modification time of each file."""
     if isinstance(value, Source):
         return {"class": type(value).__qualname__, **{k: _identity(v) for k, v in vars(value).items()}}
     if isinstance(value, Path):

@@ -18,23 +18,23 @@ from lnlit.interfaces import Source
 class TextData(PlannedData):
     """Documents in one line, each ended by the end-of-text token, cut in rows of `sequence_length`.
 
-    Every token is learned but the first of each document. Attention does not cross from one document into another
-    (as in Llama 3's pretraining, section 3.2 of Dubey et al. 2024). Each epoch shuffles the documents anew.
+    Every token is learned but the first of each document. Attention does not cross from one document into another (as
+    in Llama 3's pretraining, section 3.2 of Dubey et al. 2024). Each epoch shuffles the documents anew.
 
     Args:
-        tokenizer: model folder (or Hugging Face name) whose tokenizer to use.
-        train: a source, or a blend of several in stages; a weight is a share of documents.
-        sequence_length: tokens per row.
-        micro_batch_size: rows per batch and rank.
-        val: source of validation rows.
-        text_key: the key of a row that holds its text.
-        end_of_text: the token that ends a document; null finds the tokenizer's own.
-        cache: folder to keep tokens in, so that a source is tokenised once for all runs and its tokens are read from
+        tokenizer: Model folder (or Hugging Face name) whose tokenizer to use.
+        train: A source, or a blend of several in stages; a weight is a share of documents.
+        sequence_length: Tokens per row.
+        micro_batch_size: Rows per batch and rank.
+        val: Source of validation rows.
+        text_key: The key of a row that holds its text.
+        end_of_text: The token that ends a document; null finds the tokenizer's own.
+        cache: Folder to keep tokens in, so that a source is tokenised once for all runs and its tokens are read from
             the disk as needed. Changed files are noticed; a hub dataset that changed under the same revision is not.
-        seed: seeds the order of the training documents.
-        streaming: tokenise the training documents as they are needed instead of all at the start. The trainer sees no
+        seed: Seeds the order of the training documents.
+        streaming: Tokenise the training documents as they are needed instead of all at the start. The trainer sees no
             epochs then, so it needs `max_steps`.
-        window: documents that a stream shuffles and cuts at a time; only the last row of a window is padded.
+        window: Documents that a stream shuffles and cuts at a time; only the last row of a window is padded.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class TextData(PlannedData):
         return TextEncoder(read_tokenizer(self.tokenizer_name), self.end_of_text)
 
     def prepare_data(self) -> None:
-        """Lightning calls this on one process of a node before `setup` on all: the others find the tokens ready."""
+        """Tokenises the sources. Lightning calls this on one process per node before `setup` on all, which then find
+        the tokens ready."""
         if self.cache is None:
             return
         fits = self.trainer is None or self.trainer.state.fn == "fit"

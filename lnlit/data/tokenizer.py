@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """`read_tokenizer`, and a `UserError` when it has no chat template."""
+    """Like `read_tokenizer`, but raises `UserError` if the tokenizer has no chat template."""
     tokenizer = read_tokenizer(name)
     check_tokenizer(tokenizer, str(name))
     return tokenizer
 
 
 def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model folder, or of a Hugging Face hub name (`owner/model`, which may download).
+    """The tokenizer of a model folder or of a Hugging Face name (`owner/model`, which may download).
 
-    Never runs code from the folder, and reads its tokenizer.json whatever class it names: transformers would build a
-    LlamaTokenizer anew, by other rules. Raises `UserError` where there is no tokenizer.json.
+    Never runs code from the folder, and reads its tokenizer.json whatever class it names, because transformers would
+    rebuild a LlamaTokenizer by other rules. Raises `UserError` if there is no tokenizer.json.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
@@ -74,7 +74,7 @@ def _check_fast(tokenizer: Any, name: str) -> None:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The token that fills padding. It is never attended to and never predicted, so any valid id serves."""
+    """The token id of padding. It is never attended to and never predicted, so any valid id will do."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

@@ -1,8 +1,8 @@
-"""How sure a mean of paired differences is: Student's t for few of them, the bootstrap for many.
+"""Confidence intervals of a mean of paired differences: Student's t for few of them, the bootstrap for many.
 
-The same seed, or the same question, is asked of both sides, so that what makes it easy or hard for both cancels. An
-interval over seeds says what another training run would give, one over questions what other questions of their kind
-would; neither says the other.
+Both sides have the same seeds or questions, so that what makes one easy or hard for both cancels. An interval over
+seeds predicts another training run, and one over questions predicts other questions of the same kind; neither replaces
+the other.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Literal
 
 import numpy as np
 
-#: Below so many pairs, resampling them covers too little: the t interval is used.
+#: With fewer pairs, resampling has too low coverage, and the t interval is used.
 FEW = 20
 _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of `pairs` differences and its 95 % interval. `method` says which interval that is; where there is none,
-    `low` and `high` are None and `why_none` says why.
-    """
+    """The mean of `pairs` differences and its 95% interval, computed by `method`. Without an interval, `low` and `high`
+    are None and `why_none` gives the reason."""
 
     mean: float
     pairs: int
@@ -34,10 +33,10 @@ class Estimate:
 
 
 def estimate(differences: Sequence[float], of: str) -> Estimate:
-    """The mean of one or more finite differences with its interval. `of` names what they are over, as in "seeds".
+    """The mean of one or more finite differences with its interval. `of` names what they are over, e.g. "seeds".
 
-    One difference has no interval. Equal differences have none either: that they do not differ is no proof that the
-    next would not.
+    A single difference has no interval. Equal differences have none either, because they do not show that the next
+    would be equal.
     """
     values, count = np.asarray(differences, dtype=np.float64), len(differences)
     mean = float(values.mean())
@@ -57,9 +56,8 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def bootstrap_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval of the mean: of as many numbers drawn from `values` with replacement, many times. The
-    same numbers give the same interval.
-    """
+    """The percentile interval of the mean, from many resamples of `values` with replacement. Equal values give equal
+    intervals."""
     rng, count = np.random.default_rng(seed), len(values)
     at_once = max(1, 2_000_000 // count)
     means = [
@@ -71,7 +69,8 @@ def bootstrap_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Where Student's distribution with `degrees` of freedom reaches a probability of 0.5 or more."""
+    """The value at which Student's distribution with `degrees` degrees of freedom reaches `probability`, which is 0.5
+    or more."""
     low, high = 0.0, 1.0
     while t_probability(high, degrees) < probability:
         high *= 2
@@ -82,7 +81,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def t_probability(value: float, degrees: int) -> float:
-    """P(T <= value) for a value of 0 or more: the finite series of Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    """P(T <= value) for a value of 0 or more, by the finite series of Abramowitz and Stegun 26.7.3 and 26.7.4."""
     angle = math.atan(value / math.sqrt(degrees))
     odd = degrees % 2
     term = total = math.cos(angle) if odd else 1.0

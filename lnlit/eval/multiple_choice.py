@@ -1,4 +1,4 @@
-"""Multiple-choice questions as token rows: the model reads the question once with each continuation.
+"""Multiple-choice questions as token rows, with one row for each question and continuation.
 
 Shape suffixes: R rows (one per continuation), T tokens.
 """
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Choices:
     """Encoded questions. `labels_RT` holds the continuation's tokens at the positions that predict them, `IGNORE`
-    elsewhere. `question[r]` is row r's question, `right[q]` the row of question q's right answer, `size_R` the
-    continuations' lengths in bytes.
-    """
+    elsewhere. `question[r]` is the question of row r, `right[q]` the row of the correct answer to question q, and
+    `size_R` the continuations' lengths in bytes."""
 
     tokens_RT: Tensor
     labels_RT: Tensor
@@ -39,11 +38,11 @@ class Questions:
     """Multiple-choice questions, one per row.
 
     Args:
-        source: where the rows come from.
-        limit: how many questions, from the first on.
-        context: the key of a row that holds the text in front of the choices.
-        choices: the key that holds the list of continuations.
-        answer: the key that holds the right one: its index from 0, or a letter from A.
+        source: The source of the rows.
+        limit: The number of questions, from the first on.
+        context: The key of a row that holds the text in front of the choices.
+        choices: The key that holds the list of continuations.
+        answer: The key that holds the right one: its index from 0, or a letter from A.
     """
 
     source: Source
@@ -53,7 +52,8 @@ class Questions:
     answer: str = "answer"
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> Choices:
-        """Raises `UserError` naming a row that lacks a key or whose answer is none of its choices."""
+        """Encodes the questions. Raises `UserError` naming a row that lacks a key or whose answer is none of its
+        choices."""
         rows, question, right = [], [], []
         for number, row in enumerate(islice(self.source.rows(), self.limit)):
             context, choices, answer = self._read(row, number)

@@ -1,4 +1,4 @@
-"""Does the reasoning toggle work, and are the answers right? (Llama-Nemotron sections 1 and 4)"""
+"""Evaluates the reasoning toggle: whether answers obey it and are correct (Llama-Nemotron sections 1 and 4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FRACTION = re.compile(r"(-?)\\[dtc]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
 
 @dataclass(frozen=True)
 class Share:
-    """`hits` of `total`, with its 95 % Wilson score interval."""
+    """The fraction `hits` / `total` with its 95% Wilson score interval."""
 
     hits: int
     total: int
@@ -42,7 +42,7 @@ class Share:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The last `\boxed{...}`, else the last number after any thinking; None when there is neither."""
+    r"""The content of the last `\boxed{...}`, else the last number after any thinking, else None."""
     after = answer_of(text)
     if boxed := last_boxed(after):
         return tidy(boxed[1])
@@ -51,8 +51,8 @@ def final_answer(text: str) -> str | None:
 
 
 def is_correct(text: str, answer: str) -> bool:
-    """Whether the final answer equals `answer`, as a number where both are numbers. Expressions are compared as they
-    are written; the reward `math_answer` knows more of mathematics."""
+    """True if the final answer equals `answer`, compared as numbers if both are numbers. Expressions are compared as
+    text; the reward `math_answer` compares their values."""
     given, right = final_answer(text), tidy(answer)
     if given is None:
         return False
@@ -63,7 +63,7 @@ def is_correct(text: str, answer: str) -> bool:
 
 
 def _number(text: str) -> Fraction | None:
-    """A tidy answer as a number, if it is one and nothing else."""
+    """A tidy answer as a number, or None if it is anything else."""
     plain = _FRACTION.sub(r"\1\2/\3", text.partition("\\text")[0].replace("\\%", "").rstrip("% ")).replace(",", "")
     try:
         return Fraction(plain.removeprefix("--"))
@@ -72,18 +72,18 @@ def _number(text: str) -> Fraction | None:
 
 
 def best_constant(answers: Sequence[str]) -> Share:
-    """Accuracy of always giving the most frequent answer: a floor that a model must beat."""
+    """The accuracy of always giving the most frequent answer: a floor that a model must beat."""
     return Share(max(Counter(answers).values(), default=0), len(answers))
 
 
 def echo_last_number(questions: Sequence[str], answers: Sequence[str]) -> Share:
-    """Accuracy of repeating the last number of the question."""
+    """The accuracy of repeating the last number of the question."""
     return Share(sum(is_correct(q, a) for q, a in zip(questions, answers, strict=True)), len(answers))
 
 
 @dataclass(frozen=True)
 class ToggleScore:
-    """One mode's result over the evaluated rows."""
+    """The results of one thinking mode over the evaluated rows."""
 
     obedience: Share
     accuracy: Share
@@ -91,7 +91,7 @@ class ToggleScore:
 
 
 def score(texts: Sequence[str], finished: Sequence[bool], answers: Sequence[str], thinking: str) -> ToggleScore:
-    """Score one mode: `texts` are whole answers, `finished` whether each ended by itself."""
+    """Scores one thinking mode. `texts` are whole answers, and `finished` says whether each ended by itself."""
     rows = len(texts)
     return ToggleScore(
         Share(sum(obeys(text, thinking) for text in texts), rows),

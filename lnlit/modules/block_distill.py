@@ -1,14 +1,15 @@
-"""Blockwise local distillation: every candidate of a block library learns to mimic the parent's block in its place.
+"""Blockwise local distillation: every candidate of a block library learns to reproduce the output of the parent's
+block.
 
-Puzzle (Bercovich et al. 2024), section 3. Each candidate is a training problem of its own: it sees the parent's
-activations, no gradient crosses a block, and gradient clipping is per candidate. One forward pass of the parent serves
-all of them, and each is back-propagated before the next one runs, some rows at a time, so the activations of one
-candidate on these rows are alive at a time.
+Puzzle (Bercovich et al. 2024), section 3. Each candidate is a separate training problem: its input is the parent's
+activations, no gradient crosses a block, and gradients are clipped per candidate. One forward pass of the parent serves
+all candidates. They are trained one after the other, a few rows at a time, so the activations of only one candidate are
+in memory.
 
-Over ranks each candidate belongs to one rank, and all ranks see the rows of all: candidates, with their work and
-memory, are divided, gradients are never sent, and the result does not depend on the number of ranks. The parent's
-weights are sharded, its forward pass over all rows is every rank's own; what grows with the ranks is the residual
-stream of these rows.
+With several ranks, each candidate belongs to one rank, and every rank sees the rows of all ranks. Candidates are thus
+divided with their compute and memory, gradients are never communicated, and the result does not depend on the number of
+ranks. The parent's weights are sharded, but every rank runs its forward pass over all rows, so memory for the residual
+stream grows with the number of ranks.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ _OPTIMIZER = AdamW(1e-4, warmup_ratio=0.05, weight_decay=0.1)
 
 @dataclass(frozen=True)
 class _Run:
-    """What stays the same during a run. No `nn.Module` on purpose: the parent is in no checkpoint and no DDP bucket."""
+    """The constants of a run. Deliberately not an `nn.Module`, so that the parent is not part of checkpoints and DDP
+    buckets."""
 
     library: Library
     calibration: Tensor
@@ -65,18 +67,18 @@ class BlockDistill(L.LightningModule):
     halves together (coupled).
 
     Args:
-        model: the parent that the library was made from.
-        library: the block library to start from.
-        out: folder of the trained library.
+        model: The parent that the library was made from.
+        library: The block library to start from.
+        out: Folder of the trained library.
         optimizer: AdamW and its schedule.
-        only: which candidates to train, by places like "layer_03/attention/kv1", "layer_03/ffn/i768" and
+        only: Which candidates to train, by places like "layer_03/attention/kv1", "layer_03/ffn/i768" and
             "layer_03/block/kv1+i768", or by names like "kv1", with * and ?.
-        layers_at_once: how many layers train together. Weights and optimizer states of these are in memory, 16 bytes a
+        layers_at_once: How many layers train together. Weights and optimizer states of these are in memory, 16 bytes a
             parameter. Each group of layers trains for one epoch, so `trainer.max_epochs` is the number of groups.
-        gradient_clip: largest gradient norm of one candidate.
-        batch_tokens: tokens that go through a block together (at least one row); activations of so many are in memory.
+        gradient_clip: Largest gradient norm of one candidate.
+        batch_tokens: Tokens that go through a block together (at least one row); activations of so many are in memory.
             Changes results by rounding only.
-        attention_kernel: a registered kernel, or "auto" for the device's fastest.
+        attention_kernel: A registered kernel, or "auto" for the device's fastest.
     """
 
     _run: _Run
@@ -157,7 +159,7 @@ class BlockDistill(L.LightningModule):
         return self.trainer.strategy.root_device
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Called anew for every group of layers: its candidates on this rank, and their optimizer."""
+        """Called for every group of layers: builds this rank's candidates of the group and their optimizer."""
         run = self._run
         if self.total_steps is None:
             self.total_steps = planned_steps(self.trainer, self.optimizer)
@@ -178,7 +180,8 @@ class BlockDistill(L.LightningModule):
         return optimizer
 
     def _owners(self) -> dict[At, int]:
-        """The rank of each candidate of the current group: the largest first, each to the rank with the least."""
+        """Assigns each candidate of the current group to a rank: the largest first, each to the rank with the least
+        work."""
         run = self._run
         sizes = {at: parameters(run.library, at) for at in run.candidates if at.layer in self._layers}
         loads, owners = [0] * self.trainer.world_size, {}
@@ -193,13 +196,13 @@ class BlockDistill(L.LightningModule):
 
     @property
     def _steps(self) -> int:
-        """Optimizer steps of each group."""
+        """The number of optimizer steps per group."""
         return (self.total_steps or 0) // len(self._run.groups)
 
     # training
 
     def on_train_batch_start(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Go on to the next group of layers when this one has had its steps."""
+        """Moves on to the next group of layers when the current one has had all its steps."""
         last = self.group + 1 == len(self._run.groups)
         if self.global_step == (self.group + 1) * self._steps and not last:
             if batch_idx != 0:
@@ -227,9 +230,9 @@ class BlockDistill(L.LightningModule):
         self._log(losses)
 
     def _errors(self, batch: TokenBatch) -> Iterator[tuple[Trainee, Tensor, Iterator[Tensor]]]:
-        """(candidate, square of its parent block's output, squared differences to that), summed over the batch's
-        tokens without padding; a difference for some rows at a time, each to be used before the next is asked for.
-        """
+        """Yields (candidate, square of the parent block's output, squared difference to it), each summed over the
+        batch's tokens without padding. Differences come for a few rows at a time, and each must be used before the next
+        is requested."""
         batches = split_rows(batch, self.batch_tokens)
         masks = [
             slice(None) if real_BT.all() else real_BT for real_BT in map(real_tokens, batches)
@@ -243,7 +246,8 @@ class BlockDistill(L.LightningModule):
                 torch.clear_autocast_cache()  # or bf16 copies of all candidates pile up until the step ends
 
     def _clip(self, trainee: Trainee) -> None:
-        """Bound one candidate's gradient; one that is not finite is dropped, and AdamW leaves that candidate alone."""
+        """Clips one candidate's gradient. A gradient that is not finite is dropped, so AdamW leaves that candidate
+        unchanged."""
         norm = nn.utils.clip_grad_norm_(trainee.block.parameters(), self.gradient_clip)
         if not torch.isfinite(norm):
             self.skipped += 1
@@ -297,9 +301,8 @@ class BlockDistill(L.LightningModule):
 
     @torch.no_grad()
     def _write_group(self) -> None:
-        """Measure the group's candidates on the library's calibration tokens, as their initial errors were, and write
-        its layers.
-        """
+        """Measures the group's candidates on the library's calibration tokens, as was done for their initial errors,
+        and writes its layers."""
         sums: dict[At, Tensor] = {}
         with self.trainer.precision_plugin.val_step_context():
             for batch in documents_in_rows(self._run.calibration.to(self._where), self.batch_tokens):
@@ -327,9 +330,8 @@ class BlockDistill(L.LightningModule):
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Candidates and their moments by name, so that any number of ranks can go on. Rank 0, which writes the file,
-        has those of all ranks.
-        """
+        """Saves candidates and moments by name, so that a run can be resumed with any number of ranks. Rank 0 writes
+        the file, and gathers those of all ranks."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         by_at = {trainee.at: trainee for trainee in self.trainees}
         states = dict(streamed(self._owners(), lambda at: _state(by_at[at], optimizer)))
@@ -360,12 +362,12 @@ class BlockDistill(L.LightningModule):
     # ranks
 
     def data_parallel_size(self) -> int:
-        """Ranks that read different rows."""
+        """The number of ranks that read different rows."""
         return self.trainer.world_size
 
 
 def _block_errors(sums: dict[At, Tensor]) -> dict[At, float]:
-    """Block errors of all ranks' candidates from their summed squares."""
+    """The block errors of all ranks' candidates, computed from their summed squares."""
     return merged({at: float(difference / square) for at, (difference, square) in sums.items()})
 
 

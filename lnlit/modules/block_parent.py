@@ -1,4 +1,4 @@
-"""The parent in blockwise distillation: the model that runs, and weights to start from."""
+"""The parent model in blockwise distillation: as a running model, and as initial weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lnlit.search.choice import At
 
 
 def load_parent(model: str, device: torch.device, dtype: torch.dtype, attention_kernel: str) -> Decoder:
-    """The frozen parent on `device`, sharded over all ranks where there are several (`parent_steps` gathers it)."""
+    """Loads the frozen parent on `device`, sharded over all ranks if there are several (`parent_steps` gathers it)."""
     mesh = None
     if is_distributed():
         names = ("data_parallel", "tensor_parallel")

@@ -32,17 +32,17 @@ class Distill(LitModel):
     logits below fp32.
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
-        teacher: likewise, the model to learn from; null trains on the text alone (continued pretraining).
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
+        teacher: Like `model`, the model to learn from; null trains on the text alone (continued pretraining).
         optimizer: AdamW and its schedule.
-        kl: weight of the divergence from the teacher's predictions.
-        cosine: weight of the distance to the teacher's hidden states.
-        lm: weight of the cross-entropy of the text.
-        temperature: softens both predictions in the divergence.
-        hidden_layers: pairs [model layer, teacher layer] whose outputs to match; null matches those at the same depth,
+        kl: Weight of the divergence from the teacher's predictions.
+        cosine: Weight of the distance to the teacher's hidden states.
+        lm: Weight of the cross-entropy of the text.
+        temperature: Softens both predictions in the divergence.
+        hidden_layers: Pairs [model layer, teacher layer] whose outputs to match; null matches those at the same depth,
             as the model's provenance tells of layers that were fused, moved or added since the teacher.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only; None trains every weight.
     """
 
     def __init__(
@@ -114,7 +114,8 @@ class Distill(LitModel):
         self.log("val/perplexity", math.exp(min(means["lm_loss"], 700.0)))  # exp overflows above 709
 
     def losses(self, batch: TokenBatch, teacher: Teacher | None) -> tuple[Tensor, int, dict[str, Tensor]]:
-        """(weighted loss, tokens, its parts unweighted), sums over the tokens that have a label, in nats."""
+        """(weighted loss, number of tokens, unweighted parts of the loss). Losses are sums in nats over the tokens with
+        a label."""
         counts_BT = batch.labels != IGNORE
         labels_N = batch.labels[counts_BT]
         if teacher is None:

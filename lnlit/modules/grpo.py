@@ -1,4 +1,4 @@
-"""`lnlit.rl.grpo` as a training method, with its settings beside the model's."""
+"""The training method for `lnlit.rl.grpo`, with the algorithm's settings beside the model's."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class GRPO(Policy):
     """Makes samples more likely that are better than the prompt's others, and worse ones less, token by token.
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        reference: the model to stay near; null is the one to start from.
-        temperature: at which the samples are drawn, and their probabilities computed.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
-        settings: those of `lnlit.rl.grpo.GRPO`: scale, ratio, clip, reduction, kl, correction.
+        reference: The model to stay near; null is the one to start from.
+        temperature: The temperature at which samples are drawn and their probabilities computed.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only; None trains every weight.
+        settings: The settings of `lnlit.rl.grpo.GRPO`: scale, ratio, clip, reduction, kl, correction.
     """
 
     def __init__(

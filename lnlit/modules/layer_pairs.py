@@ -1,4 +1,4 @@
-"""Which layer of a teacher each layer of a model is to imitate."""
+"""Pairs each layer of a student with the layer of the teacher that it is to imitate."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BY_HAND = (
 def layer_pairs(
     given: Sequence[tuple[int, int]] | None, model: str, student: ModelSpec, source: str, teacher: ModelSpec
 ) -> Mapping[int, int]:
-    """Block of the student (`model`) -> the block of the teacher (`source`) whose output it is to match.
+    """Maps each block of the student (`model`) to the block of the teacher (`source`) whose output it is to match.
 
-    What is not `given` follows from the provenance of the two, through the nearest model that both were made from;
-    usually that is the teacher itself. Models that share none are paired one to one where their layers correspond.
-    `UserError` where nothing says what belongs together, for a given pair that points outside or repeats a block, and
-    for hidden sizes that differ.
+    If pairs are not `given`, they follow from the provenance of both models, through their nearest common ancestor,
+    which usually is the teacher itself. Models without a common ancestor are paired one to one if their layers
+    correspond. Raises `UserError` if no pairing is known, if a given pair is out of range or repeats a block, and if
+    hidden sizes differ.
     """
     if student.hidden_size != teacher.hidden_size:
         raise UserError(
@@ -46,7 +46,7 @@ def layer_pairs(
 
 
 def _recorded(model: str, source: str) -> dict[int, int]:
-    """Pairs through the nearest common ancestor; none without one."""
+    """Pairs through the nearest common ancestor, or none without one."""
     theirs: dict[str, dict[int, int]] = {}
     for name, made_of in ancestors(source):
         theirs.setdefault(name, {layer: block for block, layer in hidden_pairs(made_of)})

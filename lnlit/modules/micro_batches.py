@@ -1,4 +1,4 @@
-"""Batches in pieces that bound activation memory."""
+"""Splits batches into pieces to limit activation memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lnlit.interfaces import IGNORE, TokenBatch
 
 
 def split_rows(batch: TokenBatch, tokens: int) -> list[TokenBatch]:
-    """The batch in pieces of whole rows with at most `tokens` tokens, or one row."""
+    """Splits a batch into pieces of whole rows with at most `tokens` tokens, or a single row."""
     length = batch.tokens.shape[1]
     rows = max(tokens // length, 1)
     tensors = (batch.tokens.split(rows), batch.labels.split(rows), batch.positions.split(rows))
@@ -26,7 +26,7 @@ def split_rows(batch: TokenBatch, tokens: int) -> list[TokenBatch]:
 
 
 def documents_in_rows(tokens_RT: Tensor, tokens: int) -> Iterator[TokenBatch]:
-    """Batches of rows of one document each, with at most `tokens` tokens, or one row."""
+    """Batches with one document per row and at most `tokens` tokens, or a single row."""
     length = tokens_RT.shape[1]
     for tokens_BT in tokens_RT.split(max(tokens // length, 1)):
         positions_BT = torch.arange(length, device=tokens_BT.device).expand_as(tokens_BT)
@@ -34,7 +34,7 @@ def documents_in_rows(tokens_RT: Tensor, tokens: int) -> Iterator[TokenBatch]:
 
 
 def real_tokens(batch: TokenBatch) -> Tensor:
-    """[B, T]: False in padding, which is a document without labels."""
+    """A mask [B, T] that is False in padding, which is a document without labels."""
     lengths = torch.tensor(batch.lengths, device=batch.tokens.device)
     document = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
     labels = torch.zeros_like(lengths).index_add_(0, document, (batch.labels != IGNORE).flatten().long())

@@ -1,4 +1,4 @@
-"""Completions judged by a trained reward model. It reads a model folder, so it lives above the other rewards."""
+"""A reward that is a trained reward model. It reads model folders, so it cannot live beside the other rewards."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class ModelReward(BatchReward):
-    """The score that a reward model gives to the completion as the assistant's last turn, which it takes for finished.
+    """The score that a reward model gives to the completion as the last assistant turn. The turn is treated as
+    finished.
 
-    The prompt's own system prompt counts, and the reward model's chat template. A completion that does not fit into the
-    model's context with its prompt has no reward.
+    The prompt is rendered with its own system prompt and the reward model's chat template. A completion that does not
+    fit into the model's context together with its prompt has no reward.
 
     Args:
-        model: folder that `RewardModel` with `ExportModel` wrote, or with `logit` any model folder.
-        logit: the reward is this one of the language model's own logits behind the last turn, as NVIDIA's
-            Llama-3.1-Nemotron-70B-Reward says it with logit 0; null: the folder has a head of its own.
-        batch_tokens: tokens scored together.
-        precision: of weights and activations; the head computes in fp32.
-        device: such as "cuda:1"; null is the GPU where there is one.
+        model: Folder written by `RewardModel` with `ExportModel`, or any model folder if `logit` is set.
+        logit: The reward is this one of the language model's logits after the last turn, as for NVIDIA's
+            Llama-3.1-Nemotron-70B-Reward with logit 0. Null uses the head in the folder.
+        batch_tokens: Number of tokens scored together.
+        precision: The dtype of weights and activations; the head computes in fp32.
+        device: A device such as "cuda:1". Null is the GPU if there is one.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class ModelReward(BatchReward):
         vars(self).pop("network", None)
 
     def _groups(self, documents: Mapping[int, Document]) -> Iterator[list[int]]:
-        """Documents of about the same length, together at most `batch_tokens` or one."""
+        """Groups of documents of similar length, each of at most `batch_tokens` tokens or a single document."""
         group: list[int] = []
         for index in sorted(documents, key=lambda i: len(documents[i])):
             if group and sum(len(documents[i]) for i in [*group, index]) > self.batch_tokens:
@@ -108,7 +109,7 @@ class ModelReward(BatchReward):
 
     @torch.no_grad()
     def _scores(self, replies: Sequence[Document]) -> Tensor:
-        """One row without padding."""
+        """The scores of documents packed in one row without padding."""
         decoder, head = self.network
         batch = collate([replies], sum(map(len, replies)), pad_id(self.encoder.tokenizer))
         learned = torch.tensor([sum(reply.loss_mask[1:]) for reply in replies])

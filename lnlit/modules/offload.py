@@ -1,4 +1,4 @@
-"""What a policy does not need while its engine generates waits in host memory."""
+"""Moves what a policy does not need while its engine generates to host memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lnlit.modules.lit_model import LitModel
 
 @contextmanager
 def offloaded(module: LitModel) -> Iterator[None]:
-    """Weights, gradients and the optimizer's state are on the CPU inside, and back on their device after it.
+    """Keeps weights, gradients and the optimizer's state on the CPU inside the context, and moves them back after it.
 
-    Modules move themselves, which FSDP2 takes part in; the optimizer's scalars are on the CPU anyway.
+    Modules are moved as a whole, which FSDP2 supports. The optimizer's scalars are on the CPU anyway.
     """
     device = module.trainer.strategy.root_device
     if device.type == "cpu":
@@ -39,5 +39,5 @@ def _move(module: LitModel, device: torch.device) -> None:
 
 
 def states(module: LitModel) -> list[dict[str, Any]]:
-    """The optimizer's, one for each parameter."""
+    """The states of the optimizers, one for each parameter."""
     return [state for optimizer in module.trainer.optimizers for state in optimizer.state.values()]

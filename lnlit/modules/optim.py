@@ -19,13 +19,13 @@ class AdamW:
     """AdamW with linear warm-up, then a constant rate or a cosine to a floor (Llama-Nemotron section 4).
 
     Args:
-        learning_rate: peak rate.
+        learning_rate: Peak rate.
         schedule: "cosine" decays to `final_learning_rate` at the last step; "constant" stays at the peak.
-        warmup_ratio: share of all steps that rise linearly from 0 (the paper's LN-Ultra: 0.1).
-        final_learning_rate: floor of the cosine.
-        weight_decay: decoupled decay of matrices; norms and biases have none.
-        betas: moment decay rates.
-        eps: denominator floor.
+        warmup_ratio: Fraction of all steps during which the rate rises linearly from 0 (the paper's LN-Ultra: 0.1).
+        final_learning_rate: Floor of the cosine.
+        weight_decay: Decoupled decay of matrices; norms and biases have none.
+        betas: Moment decay rates.
+        eps: Denominator floor.
     """
 
     learning_rate: float
@@ -52,9 +52,8 @@ class AdamW:
             raise UserError(f"optimizer.eps: expected a positive number, got {self.eps}")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-        """One group that decays and one that does not, however the parameters are sharded: a checkpoint holds the
-        groups, and must fit another division of the model.
-        """
+        """Builds an optimizer with one group with weight decay and one without, however the parameters are sharded.
+        Checkpoints hold the groups, and must fit another division of the model."""
         groups: dict[bool, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             if parameter.requires_grad:
@@ -66,7 +65,7 @@ class AdamW:
         return _ByMesh(settings, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
     def factor(self, step: int, total_steps: int) -> float:
-        """Rate at optimizer step `step` (from 0) as a share of `learning_rate`."""
+        """The learning rate at optimizer step `step` (from 0), as a fraction of `learning_rate`."""
         warmup = max(round(self.warmup_ratio * total_steps), 1) if self.warmup_ratio else 0
         if step < warmup:
             return (step + 1) / warmup
@@ -78,9 +77,8 @@ class AdamW:
 
 
 class _ByMesh(torch.optim.AdamW):
-    """AdamW whose groups may hold plain and sharded tensors, on several device meshes: a fused step takes the tensors
-    of one mesh, so it steps through those of each by themselves.
-    """
+    """AdamW for groups of plain and sharded tensors on several device meshes. A fused step takes tensors of one mesh
+    only, so it makes one step per mesh."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         groups = self.param_groups
@@ -98,10 +96,10 @@ class _ByMesh(torch.optim.AdamW):
 def numbered_like_the_model(
     state: dict[str, Any], optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]
 ) -> dict[str, Any]:
-    """The optimizer's state dict with the numbers of the model's parameters, in their order, instead of its own.
+    """The optimizer's state dict, with parameters numbered in the order of the model instead of the optimizer's.
 
-    torch reads either. Lightning takes them for the model's where it spreads a single file over a sharded model, and
-    would give moments to other parameters than theirs, without a word where shapes agree. Names stay as they are.
+    torch can load both. When Lightning spreads a single file over a sharded model, it assumes the model's order, and
+    would silently give moments to the wrong parameters of equal shape. Names are kept.
     """
     place = {parameter: index for index, parameter in enumerate(parameters)}
     number = [place[parameter] for group in optimizer.param_groups for parameter in group["params"]]

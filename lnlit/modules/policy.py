@@ -1,6 +1,6 @@
-"""A policy that learns from completions of its own, by whatever algorithm it is given.
+"""A policy that learns from its own completions, by any algorithm.
 
-Shape suffixes: N tokens of completions.
+Shape suffixes: N completion tokens.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Policy(LitModel):
     """Learns from its own completions. Where these come from it does not know, nor what is made of them.
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        algorithm: what a sample is worth, and the loss.
-        reference: the model to stay near, where the algorithm has one; null is the one to start from.
-        temperature: at which the samples are drawn, and their probabilities computed.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
+        algorithm: The algorithm that computes advantages and the loss.
+        reference: The model to stay near, where the algorithm has one; null is the one to start from.
+        temperature: The temperature at which samples are drawn and their probabilities computed.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only; None trains every weight.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Policy(LitModel):
 
     @property
     def version(self) -> int:
-        """Optimizer steps that the weights have seen."""
+        """The number of optimizer steps that the weights have taken."""
         return self.global_step
 
     def weights(self) -> PolicyWeights:
@@ -86,7 +86,7 @@ class Policy(LitModel):
         return PolicyWeights(spec, hf_config(spec), canonical_weights(self.decoder), self.version)
 
     def sample_settings(self) -> dict[str, Any]:
-        """What samples that were drawn, scored and compared mean nothing without."""
+        """The settings that samples in a checkpoint depend on. A run that resumes with other ones is refused."""
         fingerprint = None if self.reference is None else self.reference.fingerprint
         own = {"method": type(self.algorithm).__name__, "temperature": self.temperature, "reference": fingerprint}
         return {**own, **self.algorithm.sample_settings()}
@@ -94,12 +94,13 @@ class Policy(LitModel):
     # log-probs
 
     def token_log_probs(self, batch: TokenBatch) -> TokenLogProbs:
-        """The policy's, at each position with a label, row by row."""
+        """The policy's log-probs at each position with a label, row by row."""
         return token_log_probs(self.decoder, batch, self.temperature)
 
     @torch.no_grad()
     def log_probs(self, batch: TokenBatch) -> Tensor:
-        """The same outside a training step, [N]: in its precision, without gradient and without dropout."""
+        """The policy's log-probs outside a training step, [N]: in the precision of one, but without gradient and
+        dropout."""
         was_training = self.decoder.training
         self.decoder.eval()
         try:
@@ -109,7 +110,7 @@ class Policy(LitModel):
             self.decoder.train(was_training)
 
     def reference_log_probs(self, batch: TokenBatch) -> Tensor:
-        """The reference's likewise."""
+        """The reference model's log-probs, [N], computed like `log_probs`."""
         assert self.reference is not None, "an algorithm that needs a reference has one"
         return self.reference.log_probs(self.trainer.strategy.batch_to_device(batch), self.temperature)
 
@@ -127,7 +128,7 @@ class Policy(LitModel):
         self._log_observed("train")
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Held-out prompts come answered and judged: what is left is to log it."""
+        """Logs the metrics of held-out prompts, which the data module has already answered and judged."""
         self._log_rollout("val", batch)
 
     def on_validation_epoch_end(self) -> None:

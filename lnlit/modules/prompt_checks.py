@@ -1,4 +1,4 @@
-"""What the data of sampled methods ask of a run, and of a checkpoint that it goes on from."""
+"""Checks of a run whose data are sampled, and of a checkpoint that it resumes from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lnlit.sampling.prompt import Prompt, digest
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Raises `UserError` for settings of the trainer that rollouts do not go with."""
+    """Raises `UserError` for settings of the trainer that do not work with rollouts."""
     if trainer.max_steps < 0:
         raise UserError("trainer.max_steps: rollouts have no end, so say how many optimizer steps to train")
     limit = trainer.limit_train_batches
@@ -59,7 +59,7 @@ def check_policy(policy: Policy, engine: RolloutEngine, rollout: RolloutConfig) 
 
 
 def prompts_state(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What a checkpoint keeps of its run's prompts."""
+    """The record of the prompts that a checkpoint keeps."""
     return {
         "count": len(prompts),
         "digest": digest(prompts),
@@ -68,8 +68,8 @@ def prompts_state(prompts: Sequence[Prompt]) -> dict[str, Any]:
 
 
 def check_resumed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises `UserError`, with what has changed, where the samples in a checkpoint and the place in the prompts mean
-    something else under the settings of now."""
+    """Raises `UserError`, naming the change, if the settings have changed in a way that gives the checkpoint's samples
+    or its position in the prompts another meaning."""
     for name, value in now.items():
         before = saved.get(name)
         if before == value:

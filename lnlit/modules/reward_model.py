@@ -1,4 +1,4 @@
-"""Reward models: a decoder that says how good a completion is (Llama-Nemotron section 6 trains with one)."""
+"""Reward models: decoders that judge how good a completion is (Llama-Nemotron section 6 trains with one)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class RewardModel(LitModel):
     head stays as it is.
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from; a reward model's folder goes on with its head.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from; a reward model's folder goes on with its head.
         optimizer: AdamW and its schedule.
         loss: "bradley_terry" learns which completion of each pair is better, with every prompt counting the same
             whatever its number of pairs; "regression" learns the rewards themselves.
-        centre: weight of the squared sum of a pair's scores, which keeps them around 0 (TRL's
+        centre: Weight of the squared sum of a pair's scores, which keeps them around 0 (TRL's
             `center_rewards_coefficient`); for "bradley_terry", as the rewards themselves say where "regression" is.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters and the head only; None trains every weight.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters and the head only; None trains every weight.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RewardModel(LitModel):
             self.decoder.lm_head.requires_grad_(False)  # DDP waits for the gradient of whatever has one
 
     def export_files(self, folder: Path) -> None:
-        """What `ExportModel` puts beside the decoder's weights."""
+        """The files that `ExportModel` writes beside the decoder's weights."""
         save_head(self.head, folder)
 
     def trained(self) -> Iterator[nn.Parameter]:
@@ -99,12 +99,12 @@ class RewardModel(LitModel):
         self.log_means("val", self._pair_sums["val"])
 
     def scores(self, batch: PreferenceBatch) -> Tensor:
-        """[P, K]"""
+        """The scores of all completions, [P, K]."""
         found_S = scores(self.decoder, self.head, batch.tokens, batch.sample_N, batch.rewards_PK.numel())
         return found_S.view_as(batch.rewards_PK)
 
     def losses(self, batch: PreferenceBatch, stage: Literal["train", "val"]) -> tuple[Tensor, Tensor]:
-        """(summed loss, prompts that it is of). Accuracy and margin are of pairs with unequal rewards in any case."""
+        """(summed loss, number of prompts). Accuracy and margin are always those of pairs with unequal rewards."""
         scores_PK = self.scores(batch)
         rewards_PK = batch.rewards_PK.to(scores_PK.dtype)
         pairs = bradley_terry(scores_PK, rewards_PK, self.centre)

@@ -1,4 +1,4 @@
-"""`lnlit.rl.rloo` as a training method, with its settings beside the model's."""
+"""The training method for `lnlit.rl.rloo`, with the algorithm's settings beside the model's."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class RLOO(Policy):
     """Treats a whole completion as one action, and the mean reward of the prompt's other samples as its baseline.
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        reference: the model to stay near; null is the one to start from.
-        temperature: at which the samples are drawn, and their probabilities computed.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
-        settings: those of `lnlit.rl.rloo.RLOO`: ratio, clip, kl, correction.
+        reference: The model to stay near; null is the one to start from.
+        temperature: The temperature at which samples are drawn and their probabilities computed.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only; None trains every weight.
+        settings: The settings of `lnlit.rl.rloo.RLOO`: ratio, clip, kl, correction.
     """
 
     def __init__(

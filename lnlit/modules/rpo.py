@@ -1,6 +1,7 @@
-"""`lnlit.rl.rpo` as a training method: on samples of its own (`Experience`) or on given ones (`PreferenceData`).
+"""The training method for `lnlit.rl.rpo`, on the policy's own samples (`Experience`) or on given ones
+(`PreferenceData`).
 
-Shape suffixes: N tokens of completions, P prompts, K completions of each.
+Shape suffixes: N completion tokens, P prompts, K completions per prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lnlit.objectives.policy import sums
 from lnlit.rl import rpo
 from lnlit.specs import ModelSpec
 
-#: What the other references were called when they were words in the place of a path.
+#: Earlier versions had these words in the place of a path.
 _NOW_CALLED = {"rollout": "OldPolicy", "data": "StoredLogProbs"}
 
 
@@ -29,23 +30,23 @@ class RPO(Policy):
     """Moves log(policy / reference) of several completions of a prompt towards their rewards' differences.
 
     The optimum is beta * log(policy / reference) = eta * reward, up to a constant of the prompt. The loss is divided by
-    beta, so that the paper's tiny one trains; only the ratio eta / beta says how far. The completions
-    are given (`PreferenceData`) or the policy's own (`Experience`).
+    beta, so that the paper's tiny one trains; only the ratio eta / beta says how far. The completions are given
+    (`PreferenceData`) or the policy's own (`Experience`).
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        beta: weight of the divergence from the reference, the paper's KL penalty.
-        eta: scale of the given rewards.
+        beta: Weight of the divergence from the reference, the paper's KL penalty.
+        eta: Scale of the given rewards.
         loss: "backward" KL(rewards || policy), "forward" KL(policy || rewards), "squared" difference, or "dpo", which
             looks at the best completion only.
-        reference: the model to compare with; null is the one to start from. `{class_path: OldPolicy}` is the policy as
+        reference: The model to compare with; null is the one to start from. `{class_path: OldPolicy}` is the policy as
             it was when it drew the samples, so that each rollout of `Experience` is an iteration of the paper.
             `{class_path: StoredLogProbs}` takes those that `lnlit rollout reference` has written into the rows, so that
             no second model is in memory.
-        temperature: at which samples are drawn, and all probabilities computed.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
+        temperature: The temperature at which samples are drawn and all probabilities computed.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only; None trains every weight.
     """
 
     algorithm: rpo.RPO
@@ -96,7 +97,7 @@ class RPO(Policy):
         self.val_loss(loss.total, loss.count)
 
     def losses(self, batch: PreferenceBatch) -> Loss:
-        """Of completions that are given with their rewards."""
+        """The loss of given completions with given rewards."""
         log_probs_N = self.token_log_probs(batch.tokens).log_probs_N
         shape = batch.rewards_PK.shape
         ours_PK = sums(log_probs_N.double(), batch.sample_N, shape.numel()).view(shape)
@@ -104,7 +105,7 @@ class RPO(Policy):
         return rpo.compared(self.algorithm, scores_PK, batch.rewards_PK)
 
     def _of_reference(self, batch: PreferenceBatch) -> Tensor:
-        """The reference's log-probs of whole completions, [P, K]; NaN where nobody knows them."""
+        """The reference's log-probs of whole completions, [P, K]; NaN where they are unknown."""
         if self.known is not None:
             return self.known.log_probs(batch, self.temperature)
         assert self.reference is not None

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: token cross-entropy on the assistant's words (Llama-Nemotron section 4)."""
+"""Supervised fine-tuning: cross-entropy on the assistant's tokens (Llama-Nemotron section 4)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class SFT(LitModel):
     """Teaches a model to write its training conversations' assistant turns.
 
     Args:
-        model: folder, .gguf file or `pypi:<distribution>` to start from.
+        model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        runtime: kernels, compilation, memory.
-        lora: train low-rank adapters only; None trains every weight.
+        runtime: Kernels, compilation, memory.
+        lora: Train low-rank adapters only; None trains every weight.
     """
 
     def __init__(self, model: str, optimizer: AdamW, runtime: Runtime = Runtime(), lora: LoRA | None = None) -> None:
@@ -31,7 +31,7 @@ class SFT(LitModel):
         self.val_loss(*self.cross_entropy(batch))
 
     def cross_entropy(self, batch: TokenBatch) -> tuple[Tensor, int]:
-        """(summed loss in nats, loss tokens). The head runs only where there is a label."""
+        """(summed loss in nats, number of tokens with a label). The head is only computed at labels."""
         has_loss_BT = batch.labels != IGNORE
         labels_N = batch.labels[has_loss_BT]
 

@@ -1,6 +1,6 @@
-"""A frozen teacher beside the model in training: checked, loaded and sharded like it, saved and trained never.
+"""A frozen teacher that is checked, loaded and sharded like the trained model, but never trained or saved.
 
-Shape suffixes: B rows, T tokens, N positions with loss, E the teacher's hidden, V vocabulary.
+Shape suffixes: B rows, T tokens, N positions with loss, E the teacher's hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lnlit.specs import ModelSpec
 
 
 class Target(NamedTuple):
-    """What the teacher makes of one batch: what its head predicts from, and block outputs by block index."""
+    """The teacher's results for one batch: the inputs of its head, and block outputs by block index."""
 
     hidden_NE: Tensor
     head_VE: Tensor
@@ -30,11 +30,12 @@ class Target(NamedTuple):
 
 
 class Teacher:
-    """No `nn.Module` on purpose: as an attribute of a training method it is in no checkpoint, optimizer or DDP bucket.
+    """A frozen decoder that is deliberately not an `nn.Module`: as an attribute of a training method it is then not
+    part of checkpoints, optimizers and DDP buckets.
 
     Args:
-        decoder: the frozen model.
-        layers: the blocks whose outputs to keep.
+        decoder: The frozen model.
+        layers: The indices of the blocks whose outputs to keep.
     """
 
     def __init__(self, decoder: Decoder, layers: Sequence[int]) -> None:
@@ -67,12 +68,12 @@ def load_teacher(
     dtype: torch.dtype | None,
     attention_kernel: str,
 ) -> Decoder:
-    """`frozen_decoder`, whose arguments say the same; `spec` is the one at `path`."""
+    """Calls `frozen_decoder`, which has the same arguments; `spec` is the spec at `path`."""
     return frozen_decoder(path, device, dtype, mesh=mesh, attention_kernel=attention_kernel)
 
 
 def check_teacher(path: str, teacher: ModelSpec, model: str, student: ModelSpec) -> None:
-    """Raises `UserError` unless both models give probabilities to the same tokens."""
+    """Raises `UserError` unless both models predict the same tokens."""
     if teacher.vocab_size != student.vocab_size:
         raise UserError(
             f"teacher: {path} has a vocabulary of {teacher.vocab_size:,} tokens, the model {student.vocab_size:,}. "

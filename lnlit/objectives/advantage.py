@@ -1,8 +1,8 @@
-"""Advantages: how much better each sample of a prompt was than its siblings.
+"""Advantages: how much better a sample is than the other samples of its prompt.
 
-Shape suffixes: P prompts, G samples of one prompt. A reward of NaN could not be given: it counts in no mean, and its
-sample's advantage is 0. All sums are fp64, so that equal rewards have no spread: in fp32, the residue of a mean over
-its own rounding error can be an advantage of thousands.
+Shape suffixes: P prompts, G samples per prompt. A reward of NaN means that there is none: it counts in no mean, and the
+sample's advantage is 0. Sums are in fp64, so that equal rewards have no spread: in fp32, a rounding error divided by
+another can be an advantage of thousands.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def complete(rewards_PGR: Tensor, weights_R: Tensor) -> Tensor:
 
 
 def whitened(values_PG: Tensor, lengths_PG: Tensor) -> Tensor:
-    """Value minus mean over deviation, of all tokens of a batch, where a sample has `lengths_PG` of its value
-    (REINFORCE++, arXiv 2501.03262). Samples without tokens have 0."""
+    """Each value minus the mean, divided by the standard deviation, over all tokens of a batch. All `lengths_PG` tokens
+    of a sample have its value (REINFORCE++, arXiv 2501.03262). Samples without tokens get 0."""
     tokens = lengths_PG.sum().clamp(min=1)
     mean = (values_PG * lengths_PG).sum() / tokens
     variance = ((values_PG - mean).square() * lengths_PG).sum() / tokens
@@ -82,12 +82,14 @@ def whitened(values_PG: Tensor, lengths_PG: Tensor) -> Tensor:
 
 
 def without_spread(rewards_PG: Tensor) -> Tensor:
-    """Prompts of which all samples had the same reward, bool [P]: they teach nothing. [P, G, R] -> [P, R]."""
+    """True for prompts whose samples all have the same reward, bool [P]: they teach nothing. For several reward
+    functions, maps [P, G, R] to [P, R]."""
     return _spread(rewards_PG)[2][:, 0] == 0
 
 
 def _spread(rewards_PG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(which rewards are known, mean [P, 1], standard deviation [P, 1]); exactly 0 where all known ones are equal."""
+    """(mask of known rewards, mean [P, 1], standard deviation [P, 1]); the latter is exactly 0 if all known rewards are
+    equal."""
     rewards_PG = rewards_PG.double()
     known_PG = ~rewards_PG.isnan()
     count_P1 = known_PG.sum(1, keepdim=True)

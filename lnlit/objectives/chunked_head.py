@@ -1,4 +1,4 @@
-"""Losses behind the output head that never hold all logits: gradients are computed chunk by chunk in the forward pass.
+"""Losses of the output head that never hold all logits: gradients are computed chunk by chunk in the forward pass.
 
 Shape suffixes: N positions, C positions of one chunk, D hidden, V vocabulary, K reported terms.
 """
@@ -38,20 +38,21 @@ def through_head(
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype of matrix products with `tensor`: autocast's where it is on."""
+    """The dtype of matrix products with `tensor`: that of autocast if it is on."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def sum_dtype(tensor: Tensor) -> torch.dtype:
-    """At least fp32: the dtype of softmax, losses and accumulated gradients."""
+    """The dtype of softmax, losses and accumulated gradients: fp32 or wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def head_logits(hidden_CD: Tensor, weight_VD: Tensor, rounded: bool) -> Tensor:
-    """`hidden @ weight.T` of operands of one dtype; unless `rounded` to it, in at least fp32.
+    """`hidden @ weight.T` for operands of the same dtype. The result is in fp32 or wider, unless it is `rounded` to
+    that dtype.
 
-    A bf16 logit of 20 is off by up to 0.06, which a gradient averages out and a measured divergence does not.
+    A bf16 logit of 20 is off by up to 0.06, which averages out in a gradient but not in a measured divergence.
     """
     dtype = sum_dtype(hidden_CD)
     if rounded or hidden_CD.dtype == dtype:

@@ -1,4 +1,5 @@
-"""The angle between two models' hidden states. Shape suffixes: D hidden; "..." is any positions, as [B, T] or [N]."""
+"""The angle between two models' hidden states. Shape suffixes: D hidden; "..." stands for any positions, e.g. [B, T] or
+[N]."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from lnlit.objectives.chunked_head import sum_dtype
 
 
 def cosine_distance(states: Tensor, target: Tensor) -> Tensor:
-    """`1 - cos(states, target)` of each position, [..., D] to [...], in at least fp32. A zero state is at distance 1.
+    """`1 - cos(states, target)` at each position, [..., D] to [...], in fp32 or wider. A zero state has distance 1.
 
-    Only `states` gets a gradient, which is computed in the forward pass, so the target is free to go at once.
+    Only `states` gets a gradient, which is computed in the forward pass, so that the target can be freed at once.
     """
     if not torch.is_grad_enabled():
         states = states.detach()
@@ -40,6 +41,6 @@ class _CosineDistance(torch.autograd.Function):
 
 
 def _unit(states: Tensor) -> tuple[Tensor, Tensor]:
-    """(states of length 1, their lengths [..., 1]); a zero state stays zero."""
+    """(states scaled to length 1, their lengths [..., 1]). A zero state stays zero."""
     length = states.norm(dim=-1, keepdim=True).clamp(min=1e-8)
     return states / length, length

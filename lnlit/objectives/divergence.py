@@ -1,12 +1,12 @@
-"""How far a child's predictions are from its parent's when both read out through one head.
+"""The divergence of a child's predictions from its parent's, when both use the same head.
 
-A distribution p and a child's q = softmax(W h) have the cross-entropy `log sum exp(W h) - (W' p) . h`. So the parent
-leaves behind one vector per token, the mean W' p of its head's rows, and its own entropy; a child then costs one head
-product and one sum of exponentials, and no second tensor of the vocabulary's size is ever held. With the one-hot p of
-the true next token the mean is that token's row, and the same formula is the language-modelling loss.
+The cross-entropy of a child's q = softmax(W h) with a distribution p is `log sum exp(W h) - (W' p) . h`. So the parent
+leaves only its entropy and one vector per token, the mean W' p of its head's rows. A child then needs one head product
+and one sum of exponentials, and no second tensor of the vocabulary's size is ever held. With the one-hot p of the true
+next token, the mean is that token's row, and the formula gives the language-modelling loss.
 
-The difference cancels nearly all of both terms, so logits are never rounded below fp32: half-precision operands are
-multiplied exactly and accumulated in fp32.
+The two terms nearly cancel, so logits are never rounded below fp32: half-precision operands are multiplied exactly and
+accumulated in fp32.
 
 Shape suffixes: N positions, D hidden, V vocabulary, C vocabulary entries of one tile, k most probable tokens.
 """
@@ -21,12 +21,12 @@ from torch import Tensor
 
 #: Positions and vocabulary entries of one tile of logits: with 2 MiB in fp32 it stays in a CPU core's cache.
 ROWS, COLUMNS = 512, 1024
-#: Log normalisers within this need no shift before the exponential: fp32 holds exp(-87) to exp(88).
+#: Log normalisers of at most this size need no shift before the exponential: fp32 holds exp(-87) to exp(88).
 _UNSHIFTED = 60.0
 
 
 def log_normalizer(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    """`logsumexp(hidden @ weight.T)` of each position, [N], in at least fp32. NaN where the hidden state is."""
+    """`logsumexp(hidden @ weight.T)` at each position, [N], in fp32 or wider. NaN if the hidden state is."""
     parts = [_log_normalizer(rows_ND, weight_VD) for rows_ND in hidden_ND.split(ROWS)]
     return torch.cat(parts)
 
@@ -45,7 +45,7 @@ def _log_normalizer(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def mean_weight(hidden_ND: Tensor, weight_VD: Tensor, log_normalizer_N: Tensor) -> Tensor:
-    """The head's rows averaged under softmax(weight @ hidden), [N, D], in at least fp32 throughout."""
+    """The head's rows averaged under softmax(weight @ hidden), [N, D], computed in fp32 or wider."""
     means = []
     for rows_ND, log_N in zip(hidden_ND.split(ROWS), log_normalizer_N.split(ROWS), strict=True):
         mean_ND = torch.zeros(rows_ND.shape, dtype=log_N.dtype, device=log_N.device)
@@ -57,15 +57,15 @@ def mean_weight(hidden_ND: Tensor, weight_VD: Tensor, log_normalizer_N: Tensor) 
 
 
 def cross_entropy(log_normalizer_N: Tensor, hidden_ND: Tensor, mean_ND: Tensor) -> Tensor:
-    """Cross-entropy of p with softmax(weight @ hidden) in nats, [N]; `mean_ND` is the head's mean row under p.
+    """The cross-entropy of p with softmax(weight @ hidden) in nats, [N]. `mean_ND` is the head's mean row under p.
 
-    Minus the same of p's own hidden state, which is p's entropy, it is the KL divergence KL(p || q).
+    Subtracting the value for p's own hidden state, which is p's entropy, gives KL(p || q).
     """
     return log_normalizer_N - (mean_ND.to(log_normalizer_N.dtype) * hidden_ND).sum(-1)
 
 
 def top_tokens(hidden_ND: Tensor, weight_VD: Tensor, k: int) -> Tensor:
-    """The k most probable tokens of each position, [N, k]."""
+    """The k most probable tokens at each position, [N, k]."""
     best = []
     for rows_ND in hidden_ND.split(ROWS):
         values, tokens = [], []
@@ -79,12 +79,12 @@ def top_tokens(hidden_ND: Tensor, weight_VD: Tensor, k: int) -> Tensor:
 
 
 def top_k_agreement(parent_Nk: Tensor, child_Nk: Tensor) -> Tensor:
-    """The share of the parent's top k tokens that are among the child's, [N]."""
+    """The fraction of the parent's top k tokens that are among the child's, [N]."""
     return (parent_Nk[:, :, None] == child_Nk[:, None, :]).any(-1).float().mean(-1)
 
 
 def _tiles(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first vocabulary entry, logits [N, C]) tile by tile, in at least fp32. The tiles share one buffer."""
+    """Yields (first vocabulary entry, logits [N, C]) tile by tile, in fp32 or wider. All tiles share one buffer."""
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
     wide_ND, buffer_NC = hidden_ND.to(dtype), torch.empty(0, dtype=dtype, device=hidden_ND.device)
     for start in range(0, len(weight_VD), COLUMNS):
@@ -100,7 +100,8 @@ def _tiles(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[tuple[int, Tensor]]
 
 @contextmanager
 def _bfloat16_products(enabled: bool) -> Iterator[None]:
-    """fp32 products on the CPU's bfloat16 units: three times faster, and exact where the operands were bfloat16."""
+    """Computes fp32 products on the CPU's bfloat16 units: three times faster, and exact if the operands were
+    bfloat16."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     if enabled:

@@ -47,9 +47,9 @@ def k2(log_ratio_N: Tensor) -> Tensor:
 
 
 def k3(log_ratio_N: Tensor) -> Tensor:
-    """Never negative, and without bias; of little variance while the policies are near each other.
+    """The estimator k3: never negative, unbiased, and of low variance while the policies are close.
 
-    Where exp would overflow, it goes on along its tangent: there too the gradient leads back to the reference.
+    Where exp would overflow it continues along its tangent, so that the gradient still leads back to the reference.
     """
     beyond_N = torch.relu(-log_ratio_N - LARGEST)
     return torch.expm1((-log_ratio_N).clamp(max=LARGEST)) + math.exp(LARGEST) * beyond_N + log_ratio_N
@@ -60,13 +60,13 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 @dataclass(frozen=True)
 class KL:
-    """What holds a policy near its reference.
+    """The penalty that keeps a policy near its reference.
 
     Args:
-        weight: of the divergence, in reward per nat (beta).
-        estimator: k1, k2 or k3.
-        place: "loss" adds the estimate to the loss as it is, "score" times the ratio pi / pi_old, which makes its
-            gradient that of KL(policy || reference); "reward" takes the sum over a sample from its reward.
+        weight: Weight of the divergence, in reward per nat (beta).
+        estimator: The estimator k1, k2 or k3.
+        place: "loss" adds the estimate to the loss. "score" adds it times the ratio pi / pi_old, whose gradient is that
+            of KL(policy || reference). "reward" subtracts the sum over a sample from its reward.
 
     Raises `UserError` for combinations with a wrong gradient.
     """
@@ -90,8 +90,8 @@ class KL:
         return self.weight > 0 and self.place == "reward"
 
     def penalty(self, log_probs_N: Tensor, reference_N: Tensor, old_N: Tensor) -> Tensor:
-        """What to add to each token's loss, times `weight`. `old_N` are the log-probs that the tokens were drawn with;
-        only `log_probs_N` gets a gradient."""
+        """The term to add to each token's loss, including `weight`. `old_N` are the log-probs under the weights that
+        drew the tokens; only `log_probs_N` gets a gradient."""
         estimate_N = ESTIMATORS[self.estimator](log_probs_N - reference_N)
         if self.place == "score":
             estimate_N = estimate_N * bounded_exp(log_probs_N - old_N)

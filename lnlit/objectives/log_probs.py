@@ -15,7 +15,7 @@ from lnlit.objectives.chunked_head import CHUNK_SIZE, head_logits, product_dtype
 
 
 class TokenLogProbs(NamedTuple):
-    """In nats, at least fp32. Only `log_probs_N` is differentiable."""
+    """Log-probs in nats, in fp32 or wider. Only `log_probs_N` is differentiable."""
 
     log_probs_N: Tensor
     entropy_N: Tensor  # of the whole distribution at each position
@@ -24,11 +24,12 @@ class TokenLogProbs(NamedTuple):
 def linear_log_probs(
     hidden_ND: Tensor, weight_VD: Tensor, tokens_N: Tensor, temperature: float = 1.0, chunk_size: int = CHUNK_SIZE
 ) -> TokenLogProbs:
-    """log softmax(hidden @ weight.T / temperature) at `tokens`: what a sampler at that temperature drew from.
+    """log softmax(hidden @ weight.T / temperature) at `tokens`: the distribution that a sampler at that temperature
+    draws from.
 
-    A loss of log-probabilities need not be a sum over tokens, so gradients cannot be made in the forward pass as in
-    `through_head`: backward computes each chunk's logits once more. A pass with gradients and one without round alike,
-    so that the ratio of a policy to itself is exactly 1.
+    A loss of log-probs need not be a sum over tokens, so gradients cannot be computed in the forward pass as in
+    `through_head`; the backward pass computes each chunk's logits again. Passes with and without gradients round in the
+    same way, so that the ratio of a policy to itself is exactly 1.
     """
     dtype = product_dtype(hidden_ND)
     compute_VD = weight_VD.detach().to(dtype)
@@ -93,5 +94,5 @@ def _log_softmax(hidden_CD: Tensor, compute_VD: Tensor, temperature: float) -> T
 
 
 def _entropy(log_probs_CV: Tensor) -> Tensor:
-    """Row by row: -sum p log p as a batched product, without a third tensor of the vocabulary's size."""
+    """The entropy -sum p log p of each row as a batched product, without a third tensor of the vocabulary's size."""
     return -torch.linalg.vecdot(log_probs_CV.exp(), log_probs_CV)

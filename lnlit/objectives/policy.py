@@ -1,9 +1,9 @@
 """Policy-gradient losses over the tokens of sampled completions.
 
-The tokens of all samples of a micro-batch lie in one row, and `sample_N` says whose each is. So there is no padding
-that could leak into a mean, and packed and padded batches are the same thing here.
+The tokens of all samples of a micro-batch are in one row, and `sample_N` is the index of the sample that each belongs
+to. So no padding can leak into a mean, and packed and padded batches are treated alike.
 
-Shape suffixes: N tokens of completions, S samples.
+Shape suffixes: N completion tokens, S samples.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ LARGEST = 20.0
 
 @dataclass(frozen=True)
 class Clip:
-    """How far one batch of samples may move the policy.
+    """Bounds on how far one batch of samples may move the policy.
 
     Args:
-        low: ratios count down to 1 - low where that would lower the loss further.
-        high: ratios count up to 1 + high likewise (DAPO's "clip higher", arXiv 2503.14476, section 3.1, is 0.28).
-        dual: where the advantage is negative, the loss is at most `dual` times its size (arXiv 1912.09729, equation 5);
-            null for no such bound.
+        low: Ratios below 1 - low do not lower the loss further.
+        high: Ratios above 1 + high do not lower the loss further (DAPO's "clip higher", arXiv 2503.14476, section 3.1,
+            is 0.28).
+        dual: For negative advantages, the loss is at most `dual` times their size (arXiv 1912.09729, equation 5); null
+            for no such bound.
     """
 
     low: float = 0.2
@@ -45,13 +46,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Correction:
-    """For tokens that were drawn by another program than the one that learns from them: the ratio of the trainer's old
-    probability to the engine's weighs each token's policy loss (truncated importance sampling).
+    """The correction for tokens that were drawn by another program than the trainer: each token's policy loss is
+    weighted by the ratio of the trainer's old probability to the engine's (truncated importance sampling).
 
     Args:
-        low: smallest weight.
-        high: largest weight.
-        outside: what becomes of a weight outside: "truncate" moves it to the bound, "mask" drops the token (IcePop).
+        low: Minimum weight.
+        high: Maximum weight.
+        outside: "truncate" moves a weight outside the bounds to the nearest bound, "mask" drops the token (IcePop).
     """
 
     low: float = 0.5
@@ -63,7 +64,7 @@ class Correction:
             raise UserError(f"correction: expected 0 <= low < 1 < high, got {self.low} and {self.high}")
 
     def weights(self, old_N: Tensor, engine_N: Tensor) -> Tensor:
-        """Without gradient. Tokens whose engine log-prob is not a number weigh 0."""
+        """The weight of each token, without gradient. A token whose engine log-prob is not finite has weight 0."""
         ratio_N = (old_N - engine_N).clamp(-LARGEST, LARGEST).exp().detach()
         if self.outside == "truncate":
             return torch.nan_to_num(ratio_N.clamp(self.low, self.high), nan=0.0)
@@ -80,10 +81,10 @@ class TokenLoss(NamedTuple):
 
 
 def clipped_loss(log_ratio_N: Tensor, advantages_N: Tensor, clip: Clip) -> TokenLoss:
-    """-min(ratio A, clip(ratio) A) for each token (PPO, arXiv 1707.06347, equation 7).
+    """The loss -min(ratio A, clip(ratio) A) of each token (PPO, arXiv 1707.06347, equation 7).
 
-    `log_ratio_N` is log(policy / policy that drew the token), the only input with a gradient; it has none where it is
-    beyond `LARGEST`.
+    `log_ratio_N` is log(policy / policy that drew the token), the only input with a gradient. It has none beyond
+    `LARGEST`.
     """
     ratio_N = bounded_exp(log_ratio_N)
     loss_N = -torch.minimum(ratio_N * advantages_N, ratio_N.clamp(1 - clip.low, 1 + clip.high) * advantages_N)
@@ -100,8 +101,8 @@ def bounded_exp(log_ratio_N: Tensor) -> Tensor:
 
 
 def log_ratios(log_probs_N: Tensor, old_N: Tensor, sample_N: Tensor, samples: int, of: RatioOf) -> Tensor:
-    """log(policy / old policy) of each token, of its whole sample (sum over its tokens), or of its sample per token
-    (GSPO, arXiv 2507.18071, equation 7). [N] in each case."""
+    """log(policy / old policy) of each token, of its whole sample (the sum over tokens), or the mean over the tokens of
+    its sample (GSPO, arXiv 2507.18071, equation 7). [N] in each case."""
     ratio_N = log_probs_N - old_N
     if of == "token":
         return ratio_N
@@ -112,40 +113,41 @@ def log_ratios(log_probs_N: Tensor, old_N: Tensor, sample_N: Tensor, samples: in
 
 
 class Reduction(NamedTuple):
-    """`(weight * loss).sum() / count` is the mean; sum both over micro-batches and ranks before dividing."""
+    """Weights and a count such that the mean is `(weight * loss).sum() / count`. Both are summed over micro-batches and
+    ranks before dividing."""
 
     weight_N: Tensor
     count: int
 
 
 def token_mean(sample_N: Tensor, samples: int) -> Reduction:
-    """Every token counts the same (DAPO, arXiv 2503.14476, section 3.3)."""
+    """All tokens have equal weight (DAPO, arXiv 2503.14476, section 3.3)."""
     return Reduction(torch.ones_like(sample_N, dtype=torch.float64), len(sample_N))
 
 
 def sequence_mean(sample_N: Tensor, samples: int) -> Reduction:
-    """Every sample that has tokens counts the same: mean over samples of means over tokens (the original GRPO)."""
+    """All samples with tokens have equal weight: the mean over samples of means over tokens (the original GRPO)."""
     length_S = lengths(sample_N, samples)
     return Reduction(1 / length_S[sample_N].double(), int((length_S > 0).sum()))
 
 
 def sequence_sum(sample_N: Tensor, samples: int) -> Reduction:
-    """Mean over samples of sums over tokens (REINFORCE)."""
+    """The mean over samples of sums over tokens (REINFORCE)."""
     return constant_length(sample_N, samples, 1)
 
 
 def constant_length(sample_N: Tensor, samples: int, max_tokens: int) -> Reduction:
-    """Mean over samples of sums over tokens / `max_tokens` (Dr. GRPO, arXiv 2503.20783, appendix A): no sample's tokens
-    weigh less because it is long."""
+    """The mean over samples of sums over tokens, divided by `max_tokens` (Dr. GRPO, arXiv 2503.20783, appendix A). The
+    tokens of long samples do not weigh less."""
     weight_N = torch.full_like(sample_N, 1 / max_tokens, dtype=torch.float64)
     return Reduction(weight_N, int((lengths(sample_N, samples) > 0).sum()))
 
 
 def lengths(sample_N: Tensor, samples: int) -> Tensor:
-    """Tokens of each sample, int64 [S]."""
+    """The number of tokens of each sample, int64 [S]."""
     return torch.bincount(sample_N, minlength=samples)
 
 
 def sums(values_N: Tensor, sample_N: Tensor, samples: int) -> Tensor:
-    """Sum of each sample's values, [S]."""
+    """The sum of each sample's values, [S]."""
     return values_N.new_zeros(samples).index_add(0, sample_N, values_N)

@@ -1,6 +1,6 @@
-"""What a reward model learns from: which of a prompt's completions is better, or by how much each is good.
+"""Losses of reward models: from which completion of a prompt is better, or from how good each is.
 
-Shape suffixes: P prompts, K completions of each.
+Shape suffixes: P prompts, K completions per prompt.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch.nn.functional import logsigmoid
 
 
 class Pairs(NamedTuple):
-    """Means over a prompt's pairs of unequal rewards, [P]; 0 for a prompt without any, whose `has_pairs_P` is False.
-    Of accuracy, pairs of equal scores are half right."""
+    """Means over a prompt's pairs of unequal rewards, [P]; 0 for a prompt without such pairs, whose `has_pairs_P` is
+    False. In the accuracy, a pair with equal scores counts half."""
 
     loss_P: Tensor
     accuracy_P: Tensor
@@ -22,10 +22,10 @@ class Pairs(NamedTuple):
 
 
 def bradley_terry(scores_PK: Tensor, rewards_PK: Tensor, centre: float = 0.0) -> Pairs:
-    """-log sigmoid(better score - worse score) over all pairs (InstructGPT, arXiv 2203.02155, equation 1).
+    """The loss -log sigmoid(better score - worse score) over all pairs (InstructGPT, arXiv 2203.02155, equation 1).
 
-    Only differences of scores matter to it; `centre` times the square of their sum keeps the scores around 0
-    (arXiv 2312.09244, section 2).
+    It depends on differences only. Adding `centre` times the squared sum of a pair's scores keeps them around 0 (arXiv
+    2312.09244, section 2).
     """
     better_PKK = rewards_PK[:, :, None] > rewards_PK[:, None, :]
     difference_PKK = scores_PK[:, :, None] - scores_PK[:, None, :]
@@ -44,8 +44,8 @@ def bradley_terry(scores_PK: Tensor, rewards_PK: Tensor, centre: float = 0.0) ->
 
 
 def pair_accuracy(scores_PK: Tensor, rewards_PK: Tensor) -> tuple[Tensor, Tensor]:
-    """([P], bool [P]): the share of a prompt's pairs of unequal rewards that the scores put in the same order, equal
-    scores counting half; and which prompts have such a pair."""
+    """(fraction of a prompt's pairs of unequal rewards that the scores order correctly [P], whether the prompt has such
+    a pair, bool [P]). A pair with equal scores counts half."""
     better_PKK = rewards_PK[:, :, None] > rewards_PK[:, None, :]
     right_PKK = _right(scores_PK[:, :, None] - scores_PK[:, None, :])
     count_P = better_PKK.sum((1, 2))
@@ -53,10 +53,11 @@ def pair_accuracy(scores_PK: Tensor, rewards_PK: Tensor) -> tuple[Tensor, Tensor
 
 
 def _right(difference_PKK: Tensor) -> Tensor:
-    """Of who cannot tell two apart, half of the guesses are right."""
+    """1 for a correctly ordered pair, 0 for a wrong one, 0.5 for equal scores, since half of such guesses are
+    correct."""
     return (difference_PKK.sign() + 1) / 2
 
 
 def regression(scores_PK: Tensor, rewards_PK: Tensor) -> Tensor:
-    """Mean squared distance of the scores to the rewards, [P]."""
+    """The mean squared difference of scores and rewards, [P]."""
     return ((scores_PK - rewards_PK) ** 2).mean(1)

@@ -1,5 +1,5 @@
-"""How the two sides of a code test (`code_process`) call each other: values are copied, anything else is a `Handle` on
-what stays where it is. What one side does to a container that it was handed is done to the other's too.
+"""How the two sides of a code test (`code_process`) call each other. Plain values are copied; anything else is a
+`Handle` on an object that stays on its side. A change that one side makes to a container is repeated on the other side.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from lnlit.rewards.code_values import Reader, TooMuchError, Writer, same
 
 _MESSAGE_BYTES = 64 * 2**20
 
-#: What returns to its caller and nothing else may.
+#: Exceptions that only their own caller may see.
 _ENDINGS = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
 class BrokenOffError(BaseException):
-    """The other side is gone, or says what is no answer."""
+    """The other side is gone or sent something that is not an answer."""
 
 
 def pack(message: Any) -> bytes:
-    """A message as it is sent; `TooMuchError` if it is too long."""
+    """A message as bytes. Raises `TooMuchError` if it is too long."""
     data = json.dumps(message).encode()
     if len(data) > _MESSAGE_BYTES:
         raise TooMuchError(f"more than {_MESSAGE_BYTES >> 20} MiB of data")
@@ -33,13 +33,14 @@ def pack(message: Any) -> bytes:
 
 
 def _python_modules() -> set[str]:
-    """Where exceptions of Python's own may come from. Not from unittest: there one skips a test."""
+    """The modules whose exceptions count as Python's own. unittest is not included, because its exceptions can skip a
+    test."""
     mine = sys.stdlib_module_names - {"unittest", "__main__"}
     return {name for name in sys.modules if name.partition(".")[0] in mine}
 
 
 def kinds_of(error: type) -> list[str]:
-    """The names of an exception's class and of its bases with their modules, the nearest first."""
+    """The qualified names of an exception's class and of its bases, the nearest first."""
     return [f"{kind.__module__}.{kind.__name__}" for kind in error.__mro__]
 
 
@@ -51,21 +52,21 @@ class Line(Connection):
 
 
 class Peer:
-    """One side of the line. What both do; the sides say what they lend and what they let the other do.
+    """One side of the connection. This class holds what both sides do; subclasses define what they lend and allow.
 
     Args:
-        line: to the other side.
+        line: The connection to the other side.
     """
 
-    #: Whether an object of the other side may answer for itself in everything.
+    #: True if an object of the other side decides about itself in everything, including comparisons.
     trusting = False
 
     def __init__(self, line: Line) -> None:
         self.line = line
         self.questions = 0
-        #: Why nothing more can come of it, also where somebody has caught that.
+        #: The reason why the connection is of no more use, even if the exception was caught.
         self.trouble: BaseException | None = None
-        #: Items of the other side's iterators that were asked for ahead.
+        #: Items of the other side's iterators that were fetched ahead.
         self.ahead: dict[Any, Ahead] = {}
         self._ours: list[Any] = []
         self._numbers: dict[int, int] = {}
@@ -75,56 +76,56 @@ class Peer:
     # What the sides say
 
     def offer(self, value: Any) -> Any:
-        """JSON for what is not plain: `lend`, or `NotPlainError`."""
+        """The JSON of a value that is not plain: `lend`, or raises `NotPlainError`."""
         return self.lend(value)
 
     def given(self, kind: str, inner: Any) -> Any:
-        """What the other side's `offer` made that is not lent."""
+        """The value for something that the other side's `offer` made and that is not lent."""
         raise TypeError(f"no kind of value: {kind}")
 
     def allow(self, do: str, args: list[Any]) -> None:
-        """Raises an exception where the other side may not do so."""
+        """Raises an exception if the other side may not do this."""
 
     def named(self, name: str) -> Any:
-        """What the other side calls by a name."""
+        """The object that the other side refers to by a name."""
         raise NameError(f"name {name!r} is not defined")
 
     def called(self, function: Any, /, *args: Any, **keywords: Any) -> Any:
         return function(*args, **keywords)
 
     def exception(self, kind: str) -> Any:
-        """The class that an exception's class of this name is on this side, None for none."""
+        """This side's class for the exception class of that name, or None."""
         place, _, name = kind.rpartition(".")
         found = getattr(sys.modules.get(place), name, None) if place in _python_modules() else None
         return found if isinstance(found, type) and issubclass(found, (Exception, SystemExit)) else None
 
     def refuse(self, why: str) -> Any:
-        """Something that cannot be done from afar. Raises an exception."""
+        """Raises an exception for something that cannot be done from the other side."""
         raise TypeError(why)
 
     def printed(self) -> list[str]:
-        """What was printed here since it was last asked, to standard output and to standard error."""
+        """The text printed on this side since the last call, to standard output and to standard error."""
         return ["", ""]
 
     def hear(self, texts: list[str]) -> None:
-        """What was printed there."""
+        """Called with the text printed on the other side."""
 
     # Calls
 
     def lend(self, value: Any) -> Any:
-        """JSON for something that stays here."""
+        """The JSON of an object that stays on this side."""
         number = self._numbers.setdefault(id(value), len(self._ours))
         if number == len(self._ours):
             self._ours.append(value)
         return {"theirs": [number, isinstance(value, Coroutine)]}
 
     def handle(self, target: Any, made: bool = False) -> Handle:
-        """The handle on something over there, a number or a name; always the same one."""
+        """The handle on an object of the other side, given by number or name; always the same one."""
         made = made or self.trusting
         return self._handles.setdefault((target, made), Handle(self, target, made))
 
     def ask(self, do: str, *args: Any, **keywords: Any) -> Any:
-        """Have the other side do something. Raises what it raises there; `BrokenOffError` where it gives no answer."""
+        """Makes the other side do something. Raises what it raises there, or `BrokenOffError` if there is no answer."""
         self.questions += 1
         writer = Writer(self._written)
         packed = self.packed(writer, do, args, keywords)
@@ -148,13 +149,13 @@ class Peer:
         return value
 
     def packed(self, writer: Writer, do: str, args: Sequence[Any], keywords: dict[str, Any]) -> bytes:
-        """A question as it is sent."""
+        """A question as bytes."""
         written = {"do": do, "args": [writer.value(arg) for arg in args]}
         written["keywords"] = {key: writer.value(item) for key, item in keywords.items()}
         return pack({**written, "cells": writer.cells(), "printed": self.printed()})
 
     def answer(self, question: Any) -> bytes:
-        """Do what the other side asks for; the reply as it is sent."""
+        """Does what the other side asks for, and returns the reply as bytes."""
         cells = question["cells"]
         reader = Reader(cells, self._read)
         self.hear([str(text) for text in question["printed"]])
@@ -174,8 +175,8 @@ class Peer:
         return pack({**reply, "printed": self.printed()})
 
     def _told(self, error: BaseException, objects: list[Any], before: list[Any]) -> tuple[Writer, Any, None, Any]:
-        """A reply of an exception: the names of its types, the nearest first, what it says, and what it holds where
-        that can cross."""
+        """The reply for an exception: the names of its types (the nearest first), its text, and its attributes as far
+        as they can be sent."""
         told: dict[str, Any] = {"kinds": kinds_of(type(error)), "says": ""}
         with contextlib.suppress(Exception):
             told["says"] = str(error)
@@ -189,7 +190,7 @@ class Peer:
         return writer, before, None, told
 
     def _exception(self, told: Any, read: Callable[[Any], Any]) -> BaseException:
-        """The nearest exception that this side knows, with the same text if it can have that."""
+        """An exception of the nearest class that this side knows, with the same text if it can have that."""
         for name in told["kinds"]:
             kind, made = self.exception(name), []
             holds = [read(item) for item in told["holds"]]
@@ -213,7 +214,8 @@ class Peer:
         return self.called(*args, **keywords) if do == "call" else ACTIONS[do](*args)
 
     def _next(self, iterator: Any, count: int) -> list[Any]:
-        """As many items as asked for; fewer where it ends or fails after them, which is said the next time."""
+        """As many items as asked for, or fewer if the iterator ends or fails after them, which is reported the next
+        time."""
         if id(iterator) in self._late:
             raise self._late.pop(id(iterator))
         found: list[Any] = []
@@ -241,7 +243,7 @@ class Peer:
 
 
 class Made:
-    """What a class has made is lent even where it is made from a plain value."""
+    """An object that is lent although its class is derived from a plain one."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -1,4 +1,4 @@
-"""What stands on one side of a code test for something on the other (`code_calls`)."""
+"""Stand-ins on one side of a code test for objects on the other (`code_calls`)."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ def _await(awaitable: Any) -> Any:
 
 @cache
 def _loop() -> Any:
-    """One for all that is awaited: what a loop leaves unfinished, such as a generator, ends with it."""
+    """One event loop for everything that is awaited, because unfinished objects such as generators end with their
+    loop."""
     import asyncio
 
     return asyncio.new_event_loop()
 
 
 def _plain(value: Any) -> Any:
-    """The plain value that an object is, for comparing; `TypeError` if it is none."""
+    """The plain value of an object, for comparisons. Raises `TypeError` if it has none."""
     base = plain_base(value)
     Writer(_not_plain).value(base)
     return base
@@ -68,14 +69,14 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
 }
 _NOT_REFLECTED = {"lt", "le", "gt", "ge", "eq", "ne", "contains"}
 
-#: Questions that ask for a value of the object's alone.
+#: Operations whose result depends on the object only.
 _UNARY: dict[str, Callable[..., Any]] = {
     name: getattr(builtins, name) for name in ("len", "iter", "str", "repr", "bool", "int", "float", "complex", "bytes")
 } | {"hash": hash, "abs": abs, "round": round, "reversed": reversed, "format": format, "index": operator.index}
 _UNARY |= {name: getattr(operator, name) for name in ("neg", "pos", "invert", "getitem", "setitem", "delitem")}
 _UNARY |= {"enter": lambda held: type(held).__enter__(held)}
 
-#: Operators that change the object itself where it can.
+#: Operators that change the object in place if it supports that.
 _IN_PLACE = ("iadd", "isub", "imul", "iand", "ior", "ixor")
 
 ACTIONS: dict[str, Callable[..., Any]] = {
@@ -104,10 +105,9 @@ ACTIONS: dict[str, Callable[..., Any]] = {
 
 
 class Handle:
-    """Something on the other side. All that can be done with an object is done there, but for one thing: what it is
-    beside a value of this side is not its own to say. A plain value made into a class of its own is compared as what it
-    holds, and any other object equals no value, unless the tests made it of a class that they test (`made`).
-    """
+    """A stand-in for an object on the other side, where all operations are carried out, with one exception: comparisons
+    with values of this side. An object derived from a plain value is compared by that value, and any other object
+    equals no value, unless it is of a class that the tests test (`made`)."""
 
     __slots__ = ("__made", "__makes", "__peer", "__target")
     __hash__: Any
@@ -165,7 +165,7 @@ class Handle:
         return isinstance(item, Handle) and self.__peer.ask("issubclass", item, self) is True
 
     def _with(self, name: str, other: Any) -> Any:
-        """An operator, this side's value on its right."""
+        """A binary operator with this side's value on the right."""
         if isinstance(other, Handle) or self.__made:
             return _kept(self.__peer.ask(name, self, other), self.__made)
         if name == "contains":
@@ -182,7 +182,7 @@ class Handle:
         return _kept(self.__peer.ask(name, self, other), True)
 
     def _after(self, name: str, other: Any) -> Any:
-        """An operator, this side's value on its left."""
+        """A binary operator with this side's value on the left."""
         if self.__made:
             return _kept(self.__peer.ask(name, other, self), True)
         try:
@@ -192,7 +192,8 @@ class Handle:
 
 
 class Ahead:
-    """The items of an iterator over there: more at once, the longer nothing else is asked meanwhile."""
+    """The items of an iterator on the other side. More are fetched at once as long as nothing else is asked in
+    between."""
 
     def __init__(self, handle: Handle) -> None:
         self._peer, self._handle = peer_of(handle), handle
@@ -240,7 +241,7 @@ for _name in _IN_PLACE:
 
 
 class Asked(io.TextIOBase):
-    """Standard input, of which the other side knows what is in it."""
+    """Standard input whose content is on the other side."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer

@@ -1,9 +1,9 @@
-"""One side of a code test, as a program of its own: `python -I -S code_process.py`, its job as JSON on standard input.
+"""One side of a code test as its own program: `python -I -S code_process.py`, with its job as JSON on standard input.
 
-The candidate's side runs code that nobody trusts and answers calls of its functions. The judge's side runs the tests
-and calls. Plain values are copied between them, anything else stays where it is and is known to the other side by a
-handle (`code_calls`), so all that a candidate can do is give values, as honest code does: the tests, the verdict and
-the comparison operators are out of its reach.
+The candidate's side runs untrusted code and answers calls of its functions. The judge's side runs the tests and makes
+the calls. Plain values are copied between them, and anything else stays on its side and is referred to by a handle
+(`code_calls`). So a candidate can only return values, as honest code does: the tests, the verdict and the comparison
+operators are out of its reach.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from lnlit.rewards.code_walls import close_calls, close_files, die_with, enter_n
 
 
 def _module(name: str) -> dict[str, Any]:
-    """The names of a new module, in which `dataclass` and its like look things up."""
+    """The namespace of a new module, in which `dataclass` and similar decorators look names up."""
     module = sys.modules[name] = types.ModuleType(name)
     return vars(module)
 
 
 class Candidate(Peer):
-    """The side that nobody trusts. It asks the tests' side for standard input, and what it prints is told there."""
+    """The untrusted side. It asks the tests' side for standard input, and sends it what is printed."""
 
     trusting = True
 
@@ -55,7 +55,7 @@ class Candidate(Peer):
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._prints
 
     def serve(self, job: dict[str, Any]) -> None:
-        """Run the candidate's code, then answer calls of what it defined."""
+        """Runs the candidate's code, then answers calls of what it defined."""
         self.line.send_bytes(pack("ready"))
         for code in (job["preamble"], job["code"]):
             exec(compile(code, "<solution>", "exec"), self.names)
@@ -95,7 +95,7 @@ def _is_error(value: Any) -> bool:
 
 
 class Solution(types.ModuleType):
-    """What tests import that ask for the candidate's module by its name."""
+    """The module that tests import when they ask for the candidate's module by name."""
 
     def __init__(self, handle: Callable[[str], Any]) -> None:
         super().__init__(SOLUTION)
@@ -108,7 +108,7 @@ class Solution(types.ModuleType):
 
 
 class UnsuitableError(BaseException):
-    """The row's tests cannot be run so, whatever the candidate is."""
+    """The row's tests cannot be run in this way, whatever the candidate is."""
 
 
 #: What nothing can be changed about -> how it is made. Then what may be changed, and what is only called.
@@ -126,7 +126,8 @@ _OURS = {"tests", "unittest.mock"}
 
 
 class Judge(Peer):
-    """The tests' side. What it lends may be called or looped over; only objects of the tests' own classes show more."""
+    """The tests' side. Objects that it lends may be called or iterated over; only those of the tests' own classes show
+    more."""
 
     def __init__(self, line: Line) -> None:
         super().__init__(line)
@@ -174,7 +175,8 @@ class Judge(Peer):
         return self.exceptions.get(kind.rpartition(".")[2]) or super().exception(kind)
 
     def define(self, names: set[str], told: dict[str, list[str]]) -> None:
-        """The candidate's exceptions that the tests name, below the nearest of their bases that is known here."""
+        """Defines the candidate's exceptions that the tests name, as subclasses of the nearest base known on this
+        side."""
         for name in sorted(names, key=lambda name: len(told.get(name, []))):  # bases first
             base = next(filter(None, map(self.exception, told.get(name, [])[1:])), Exception)
             base = base if issubclass(base, Exception) else Exception
@@ -204,7 +206,7 @@ class Judge(Peer):
 
 
 def _by_name(value: Any) -> list[Any] | None:
-    """Where a function, class or module of Python's own is found, on either side."""
+    """The place where a function, class or module of Python's own is found on either side."""
     if isinstance(value, types.ModuleType):
         return [value.__name__, None] if value.__name__.partition(".")[0] in sys.stdlib_module_names else None
     module = getattr(getattr(value, "__objclass__", value), "__module__", None)
@@ -218,7 +220,7 @@ def _by_name(value: Any) -> list[Any] | None:
 
 
 def _share_seeds(peer: Judge) -> None:
-    """What the tests seed, the candidate's random numbers begin with as well."""
+    """Seeds the candidate's random numbers whenever the tests seed theirs."""
     own = random.seed
 
     def seed(a: Any = None, version: int = 2) -> None:
@@ -233,8 +235,8 @@ _HINT = "a function with a name of Python's own must be the row's entry_point"
 
 
 def judge(job: dict[str, Any], line: Line, verdict: int) -> None:
-    """Run the tests against the candidate. Writes "tests" when they can begin and "passed" when all of them passed,
-    or "unsuitable" and why."""
+    """Runs the tests against the candidate. Writes "tests" when they can begin and "passed" when all have passed, or
+    "unsuitable" with the reason."""
     peer = Judge(line)
     try:
         names, tests = _prepared(job, peer)
@@ -270,7 +272,7 @@ def judge(job: dict[str, Any], line: Line, verdict: int) -> None:
 
 
 def _prepared(job: dict[str, Any], peer: Judge) -> tuple[dict[str, Any], Any]:
-    """The names that the tests see, the candidate's among them, and the tests, compiled."""
+    """(the names that the tests see, including the candidate's, and the compiled tests)."""
     names = _module("tests")
     exec(compile(job["preamble"], "<preamble>", "exec"), names)  # its helpers here: the candidate may not replace them
     tests = ast.parse(job["tests"])
@@ -288,8 +290,8 @@ def _prepared(job: dict[str, Any], peer: Judge) -> tuple[dict[str, Any], Any]:
 
 
 def _run(names: dict[str, Any], entry_point: str | None, peer: Judge) -> None:
-    """What the tests have only defined: `check` with the candidate, or else unittest's cases and functions that are
-    called as tests are."""
+    """Runs what the tests have only defined: `check` with the candidate, or else unittest's cases and functions with
+    names of tests."""
     if entry_point and callable(names.get("check")) and not isinstance(names["check"], Handle):
         names["check"](eval(entry_point, names))
     for name, test in list(names.items()) if not peer.questions else ():

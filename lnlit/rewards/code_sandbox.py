@@ -44,15 +44,16 @@ class Limits:
 
 
 def passes(code: str, tests: str, entry_point: str | None, preamble: str, limits: Limits) -> bool:
-    """Whether `code` passes every test within the limits. `RuntimeError` where they could not begin,
-    `NoVerdictError` where the row's tests are at fault.
+    """True if `code` passes every test within the limits. Raises `RuntimeError` if the tests could not begin, and
+    `NoVerdictError` if the row's tests are at fault.
 
     Args:
-        code: what nobody trusts.
+        code: The untrusted code.
         tests: Python source. A function `check` in it is called with the candidate's `entry_point`.
-        entry_point: the function under test; other names that the tests use and do not define are the candidate's too.
-        preamble: code of the row, run before `code` and before the tests.
-        limits: of each side.
+        entry_point: The function under test. Other names that the tests use and do not define belong to the candidate
+            too.
+        preamble: Code of the row that is run before `code` and before the tests.
+        limits: The limits of each side.
     """
     check_isolation(limits.isolation)
     read, write = os.pipe()
@@ -78,7 +79,7 @@ def passes(code: str, tests: str, entry_point: str | None, preamble: str, limits
 
 @cache
 def check_isolation(isolation: Isolation) -> None:
-    """`UserError` where this machine cannot isolate so. Looks once in each process."""
+    """Raises `UserError` if this machine does not support that isolation. The check is made once per process."""
     if sys.platform != "linux" and isolation == "namespaces":
         raise UserError("isolation: namespaces needs Linux; elsewhere only isolation: limits, which is no boundary")
     if sys.platform == "win32":
@@ -96,7 +97,7 @@ def check_isolation(isolation: Isolation) -> None:
 
 @contextlib.contextmanager
 def _running(job: dict[str, Any], limits: Limits, descriptors: list[int]) -> Iterator[None]:
-    """One side, until the block ends; then it and every process of its group is killed."""
+    """Runs one side until the block ends, and then kills it with every process of its group."""
     with _job(job, limits) as file:
         process = subprocess.Popen(
             _command(),
@@ -136,7 +137,7 @@ def _job(job: dict[str, Any], limits: Limits) -> Iterator[Any]:
 
 
 def _read(descriptor: int, until: float) -> bytes:
-    """What comes through a pipe before its end or the time is up."""
+    """The content of a pipe until its end or the time limit."""
     said = b""
     waiting = select.poll()
     waiting.register(descriptor, select.POLLIN)

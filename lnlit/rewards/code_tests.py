@@ -1,4 +1,4 @@
-"""Pays for code that passes its tests."""
+"""A reward for code that passes its tests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lnlit.rewards.code_tree import SOLUTION, beyond_reach, imports, own_names, 
 from lnlit.thinking import answer_of
 
 _FENCE = re.compile(r"^ {0,3}```[ \t]*(\w*)[^\n`]*\n(.*?)^ {0,3}```[ \t]*$", re.DOTALL | re.MULTILINE)
-#: What the tests cannot have: each side is one process with files of its own.
+#: Modules that the tests cannot use, because each side is one process with files of its own.
 _NOT_THERE = {"concurrent", "multiprocessing", "socket", "subprocess", "tempfile", "threading"}
-#: What the candidate uses of the tests'.
+#: Names through which the candidate uses objects of the tests' side.
 _REACHES = {"builtins.input", "sys.stdin", "sys.stdout", "sys.stderr"}
 _FAR = "the tests reach into an object of the candidate's, which is in another process"
 _PYTHON = {"python", "python3", "py", "py3"}
@@ -61,12 +61,12 @@ class CodeTestsReward(Reward):
     imported.
 
     Args:
-        tests: key of the tests in the row.
-        preamble: key of code in the row that runs before the candidate's, such as HumanEval's `prompt` with its imports
+        tests: Key of the tests in the row.
+        preamble: Key of code in the row that runs before the candidate's, such as HumanEval's `prompt` with its imports
             and helpers; the tests see it too.
-        cpu_s: seconds of processor time for a candidate.
-        wall_s: seconds for all of it, after which the candidate has failed; be generous on a busy machine.
-        memory_mib: address space, Python's own included.
+        cpu_s: Seconds of processor time for a candidate.
+        wall_s: Seconds for all of it, after which the candidate has failed; be generous on a busy machine.
+        memory_mib: Address space, Python's own included.
         isolation: `namespaces`, or `limits` where that is not to be had.
     """
 
@@ -95,8 +95,8 @@ class CodeTestsReward(Reward):
         return float(passed)
 
     def check_row(self, row: Mapping[str, Any]) -> None:
-        """What can be told without running them: that the tests are Python, that all they import is to be had, and that
-        they use a name that can be the candidate's."""
+        """Checks what can be checked without running the tests: that they are Python, that their imports are available,
+        and that they use a name that can be the candidate's."""
         texts = [self._text(row, self.tests), self._text(row, self.preamble) if self.preamble else ""]
         try:
             tests, preamble = map(parse, texts)
@@ -133,7 +133,7 @@ class CodeTestsReward(Reward):
 
 
 def last_block(text: str) -> str | None:
-    """The code of the last fenced block that is Python's, or else of the last that says nothing of its language."""
+    """The code of the last fenced block marked as Python, or else of the last block without a language."""
     blocks = [(match[1].lower(), match[2]) for match in _FENCE.finditer(text.replace("\r\n", "\n"))]
     said, unsaid = [code for tag, code in blocks if tag in _PYTHON], [code for tag, code in blocks if not tag]
     return next(reversed(said or unsaid), None)

@@ -1,4 +1,4 @@
-"""What a row's tests say of the candidate before they are run: the names that must be its own."""
+"""What a row's tests say about the candidate before they are run: the names that must be its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 
-#: What a plain value has, so that tests that use no more may mean a function's value.
+#: Attributes of plain values. Tests that use no others may be about a function's value.
 _PLAIN = {
     name
     for kind in (str, bytes, int, complex, list, tuple, dict, set, deque, Fraction, datetime.datetime)
@@ -22,7 +22,7 @@ _IN_PLACE = {
     "append", "appendleft", "add", "extend", "insert", "pop", "popleft", "popitem", "remove", "discard", "clear",
     "update", "sort", "reverse", "rotate", "setdefault",
 }  # fmt: skip
-#: What asks a thing for its class or its source.
+#: Functions that inspect an object's class or source.
 _INSIDE = {
     "inspect.signature", "inspect.getsource", "inspect.isgeneratorfunction", "inspect.isfunction", "dataclasses.asdict",
     "dataclasses.astuple", "dataclasses.fields", "dataclasses.replace", "dataclasses.is_dataclass",
@@ -36,21 +36,20 @@ _PARSING = threading.Lock()
 
 
 def parse(text: str) -> ast.Module:
-    """A program's syntax tree. Two threads that parse at once share one count of how deep a tree is, and fail with
-    a SystemError, in Pythons without the mending of CPython's issue 106905.
-    """
+    """A program's syntax tree. It is guarded by a lock, because before CPython's fix of issue 106905 two threads that
+    parse at once share a recursion counter and fail with a SystemError."""
     with _PARSING:
         return ast.parse(text)
 
 
 def unknown_names(tree: ast.AST, with_builtins: bool = False) -> set[str]:
-    """The names that are used and not Python's own."""
+    """The names that are read and are not builtins of Python; with `with_builtins`, these too."""
     used = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
     return {name for name in used if with_builtins or not hasattr(builtins, name)}
 
 
 def own_names(tree: ast.AST) -> set[str]:
-    """The names that a program gives to something of its own, imports of others' included."""
+    """The names that a program defines, including its imports."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
@@ -82,8 +81,8 @@ def exceptions(tree: ast.AST) -> set[str]:
 
 
 def tested_classes(tree: ast.AST) -> set[str]:
-    """The names that are used as classes whose objects are tested: they are asked for attributes that no plain value
-    has, or for an operator between two of them, or for being of the class."""
+    """The names that are used as classes whose objects are tested: for attributes that no plain value has, for an
+    operator between two of them, or for being an instance of the class."""
     held: dict[str, set[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
@@ -144,14 +143,14 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def patched(tree: ast.AST) -> set[str]:
-    """What is replaced by its name for a while, as `unittest.mock.patch` does."""
+    """The names that are replaced temporarily, as by `unittest.mock.patch`."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _called(node.func) == "patch"]
     first = [arg.value for call in calls for arg in call.args[:1] if isinstance(arg, ast.Constant)]
     return {name for name in first if isinstance(name, str)}
 
 
 def _called(node: ast.AST) -> str:
-    """The last name of a dotted one, "" of anything else."""
+    """The last part of a dotted name, or "" for anything else."""
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
@@ -161,7 +160,7 @@ def _names_of(node: ast.AST) -> set[str]:
 
 
 def _made(node: ast.AST) -> set[str]:
-    """The names that are called for a value, or for an operand of it."""
+    """The names that are called to produce a value or one of its operands."""
     if isinstance(node, ast.BinOp):
         return _made(node.left) | _made(node.right)
     return {node.func.id} if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else set()

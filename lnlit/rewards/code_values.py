@@ -1,8 +1,7 @@
-"""Values as JSON, on their way between the two sides of a code test (`code_process`).
+"""Values as JSON, for messages between the two sides of a code test (`code_process`).
 
-Plain values are copied. Containers that can be changed are numbered, so that one that stands in two places, or in
-itself, is still one on the other side, and the other side can say what it did to it. What is not plain goes to a
-function of the caller's.
+Plain values are copied. Mutable containers are numbered, so that one that occurs in two places, or in itself, is still
+one on the other side, and the other side can report changes to it. Other values go to a function of the caller's.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _DEPTH = 100
 
 
 class NotPlainError(TypeError):
-    """A value of a kind that cannot cross, such as a module."""
+    """A value of a kind that cannot be sent, such as a module."""
 
 
 class TooMuchError(TypeError):
-    """More data than may cross, or nested deeper."""
+    """More data than may be sent, or nested too deeply."""
 
 
 #: Kind -> (type, its parts, how it is made of them): values that cannot be changed. Views stay views: they compare so.
@@ -83,11 +82,11 @@ _KIND_OF |= {type({}.keys()): "keys", type({}.items()): "items", type({}.values(
 
 
 class Writer:
-    """Makes one message of values. `cells` are the containers that were met, in the order of their numbers.
+    """Writes one message of values. `cells` are the containers that it contains, in the order of their numbers.
 
     Args:
-        other: the JSON of what is not plain; raises `NotPlainError` where it has none either.
-        known: containers that both sides have numbered already.
+        other: Returns the JSON of a value that is not plain, or raises `NotPlainError`.
+        known: Containers that both sides have already numbered.
     """
 
     def __init__(self, other: Callable[[Any], Any], known: Sequence[Any] = ()) -> None:
@@ -114,14 +113,14 @@ class Writer:
         return {name: [self.value(part, depth + 1) for part in _FIXED[name][1](value)]}
 
     def cells(self) -> list[Any]:
-        """The containers that were met and were not known, those in them included."""
+        """The containers in the message that were not known before, including nested ones."""
         found: list[Any] = []
         while self._known + len(found) < len(self.objects):  # what is met meanwhile comes later
             found.append(self.cell(self.objects[self._known + len(found)]))
         return found
 
     def cell(self, item: Any) -> Any:
-        """One container that can be changed: [kind, what else it is made from, its items]."""
+        """One mutable container: [kind, further constructor data, its items]."""
         kind = _KIND_OF[type(item)]
         if kind == "bytearray":
             return [kind, None, item.hex()]
@@ -149,7 +148,7 @@ class Writer:
 
 
 def plain_base(value: Any) -> Any:
-    """The plain value that an object of a class made from a plain one is; itself if it is none."""
+    """The plain value of an object whose class is derived from a plain one; the object itself otherwise."""
     if isinstance(value, (KeysView, ItemsView, ValuesView)):
         return dict(value).items() if isinstance(value, ItemsView) else _view(value)
     for kind in type(value).__mro__[:-1]:
@@ -178,11 +177,12 @@ def _copied(kind: Any, value: Any) -> Any:
 
 
 class Reader:
-    """The values of one message. Raises `ValueError`, `TypeError` or `LookupError` for what `Writer` does not write.
+    """Reads the values of one message. Raises `ValueError`, `TypeError` or `LookupError` for what `Writer` does not
+    write.
 
     Args:
-        other: what is not plain, from (kind, JSON).
-        known: containers that both sides have numbered already.
+        other: Returns the value for the (kind, JSON) of a value that is not plain.
+        known: Containers that both sides have already numbered.
     """
 
     def __init__(self, cells: list[Any], other: Callable[[str, Any], Any], known: Sequence[Any] = ()) -> None:
@@ -193,7 +193,7 @@ class Reader:
             self._fill(item, cell)
 
     def value(self, data: Any) -> Any:
-        """The value behind `Writer.value`'s JSON."""
+        """The value that `Writer.value` was given."""
         if data is None or isinstance(data, (bool, str, int, float)):
             return data
         ((kind, inner),) = data.items()
@@ -216,7 +216,7 @@ class Reader:
         return self._other(kind, inner)
 
     def change(self, item: Any, cell: Any) -> None:
-        """Make a container what the other side has made of it."""
+        """Gives a container the content that it has on the other side."""
         if cell[0] != _KIND_OF[type(item)]:
             raise TypeError("a container of another kind")
         item.clear()
@@ -243,5 +243,5 @@ def _type(name: str) -> type:
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two pieces of JSON are the same: True and 1.0 equal 1, but are not the same."""
+    """True if two pieces of JSON are identical. True and 1.0 equal 1 in Python but are not identical to it."""
     return json.dumps(one) == json.dumps(two)

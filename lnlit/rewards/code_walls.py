@@ -1,4 +1,5 @@
-"""The walls around one side of a code test (`code_process`), which it puts up around itself. Linux, by number."""
+"""The isolation of one side of a code test (`code_process`), which it sets up for itself, by Linux system call
+numbers."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ _READ_FILE, _WRITE_FILE = 0b100, 0b110
 
 
 def enter_namespaces(folder: str) -> None:
-    """No network, no other process, no file but Python's own and an empty folder; Linux. `OSError` where forbidden."""
+    """Enters namespaces without network, without other processes and without files except Python's own and an empty
+    folder (Linux). Raises `OSError` if that is forbidden."""
     if platform.machine() not in _PROCESSORS:
         raise OSError(f"the system calls of {platform.machine()} are not known, only those of x86_64 and aarch64")
     uid, gid = os.getuid(), os.getgid()
@@ -94,12 +96,13 @@ def enter_namespaces(folder: str) -> None:
 
 
 def _pythons() -> set[str]:
-    """Where Python and the system's libraries are."""
+    """The folders of Python and the system's libraries."""
     return {"/usr", "/lib", "/lib64", sys.base_prefix, sys.base_exec_prefix}
 
 
 def _in_child() -> None:
-    """Go on in a child, the first process of the new namespace, with which all others in it end."""
+    """Continues in a child, the first process of the new namespace. All other processes in the namespace end with
+    it."""
     child = os.fork()
     if child:
         # What shows the other side that we are gone must close with the child.
@@ -110,7 +113,7 @@ def _in_child() -> None:
 
 
 def die_with(parent: int) -> None:
-    """End when the process that started this one ends, which it may just have."""
+    """Makes this process end when the process that started it ends, which may already have happened."""
     if sys.platform == "linux":
         _call("prctl", _DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -118,8 +121,8 @@ def die_with(parent: int) -> None:
 
 
 def close_files(folder: str) -> bool:
-    """Only Python's own files can be read from here on, and only a folder written, whoever may; False where the kernel
-    has no Landlock."""
+    """Allows reading Python's own files and writing one folder only, for any user. Returns False if the kernel has no
+    Landlock."""
     version = _libc.syscall(_CREATE_RULES, None, 0, 1) if sys.platform == "linux" else 0
     if version < 1:
         return False
@@ -138,8 +141,8 @@ def close_files(folder: str) -> bool:
 
 
 def give_up_rights(cpu_s: float, memory: int, files_closed: bool) -> None:
-    """Nobody's rights for root, no capability for anybody else, and limits that hold from here on. Where Python's own
-    files are all that can be reached, nobody may read them even in a home of root's."""
+    """Becomes nobody if root, drops all capabilities otherwise, and sets limits. If only Python's own files can be
+    reached, nobody may read them even in root's home."""
     if os.getuid() == 0:
         if files_closed:
             _call("prctl", _KEEP_CAPABILITIES, 1, 0, 0, 0)
@@ -160,13 +163,14 @@ def give_up_rights(cpu_s: float, memory: int, files_closed: bool) -> None:
 
 
 def _keep(capabilities: int) -> None:
-    """Of all capabilities only these."""
+    """Keeps only these capabilities."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     _call("capset", header, (ctypes.c_uint32 * 6)(capabilities, capabilities, 0, 0, 0, 0))
 
 
 def close_calls() -> None:
-    """What is in `_CLOSED` fails with EPERM from here on. Does nothing on a processor whose calls are not known."""
+    """Makes the system calls in `_CLOSED` fail with EPERM. Does nothing on a processor whose call numbers are
+    unknown."""
     if sys.platform != "linux" or platform.machine() not in _PROCESSORS:
         return
     audit, column, limits = _PROCESSORS[platform.machine()]

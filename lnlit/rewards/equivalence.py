@@ -1,8 +1,8 @@
-r"""Whether two answers are the same: math-verify reads and compares them, with guards where it errs.
+r"""Decides whether two answers are the same. math-verify reads and compares them, with guards against its errors.
 
-It compares decimals by their first six places, so that all tiny numbers are one; reads no base, so that `4210_7` is
-`4210_5`; knows no order of letters, so that `seat` is `east`; drops units with their powers; and computes whatever it
-is given, however large.
+It compares decimals by their first six places, so that all tiny numbers are equal. It ignores bases, so that `4210_7`
+equals `4210_5`. It ignores the order of letters, so that `seat` equals `east`. It drops units with their powers. And it
+computes whatever it is given, however large.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ _UNIT = re.compile(r"\\text\s*\{\s*([A-Za-z][A-Za-z /.]*)\}\s*\^\s*\{?\s*(\d)\s*
 _SAID = re.compile(
     r"answer(?:\s+is|\W*:)\s*(.*)|\$([^$]+)\$|\\[(\[](.*?)\\[)\]]|\*\*(?![^*]*answer)([^*]+)\*\*", re.IGNORECASE
 )
-#: What math-verify passes over, so that `\max 5`, `> 5` and `5 \text{ or more}` would all be 5.
+#: Text that math-verify ignores, so that `\max 5`, `> 5` and `5 \text{ or more}` would all be 5.
 _PASSED_OVER = re.compile(
     r"^(?:[<>]|\\(?:[gl]e(?:q|qslant)?|[gl]t|[gl]g|[gl](?:trsim|esssim)|neq?|neg|lnot|not|n?mid|propto|equiv|deg|det|gcd"
     r"|lcm|max|min|sup|inf|arg|lim|sum|prod|partial|forall|exists|operatorname\s*\{\w+\})(?![A-Za-z]))"
     r"|\bor (?:more|less|fewer|greater)\b"
 )
 
-#: Numbers of more binary digits are compared by how they are written: computing one may take forever.
+#: Numbers with more binary digits are compared as text, because computing one may take forever.
 _MOST_BITS = 100_000
-#: Significant digits of a decimal from which on it may stand for a number that has no end.
+#: The number of significant digits from which on a decimal may approximate a number with infinitely many.
 _FEWEST_DIGITS = 6
 
 
 class Answer:
-    """The right answer to a question, to compare others with. Raises `UserError` where it cannot be read.
+    """The correct answer to a question, for comparisons. Raises `UserError` if it cannot be read.
 
     Args:
-        gold: the answer in LaTeX or in words.
-        question: what was asked; a base that it names need not be in the answer.
+        gold: The answer in LaTeX or in words.
+        question: The question. A base that it names may be missing in the answer.
     """
 
     def __init__(self, gold: str, question: str = "") -> None:
@@ -65,7 +65,7 @@ class Answer:
         return any(isinstance(value, (sympy.Set, sympy.Tuple)) for value in self.values)
 
     def is_in(self, text: str) -> bool:
-        """Whether it is what a text comes to in the end."""
+        """True if the final result of a text is this answer."""
         text = tidy_text(text)
         if self.word:
             said = [next(filter(None, found.groups()), "") for found in _SAID.finditer(text)] or [text]
@@ -73,7 +73,7 @@ class Answer:
         return self._is_among(_values(text))
 
     def equals(self, answer: str) -> bool:
-        """Whether an answer that stands alone is the same."""
+        """True if an answer that stands alone equals this one."""
         answer = tidy(answer)
         word = word_of(answer)
         if self.word and word:
@@ -115,7 +115,7 @@ def _is_same(gold: Any, value: Any) -> bool:
 
 
 def _values(text: str) -> list[Any]:
-    """What math-verify finds in a text: an expression and how it is written, or nothing."""
+    """What math-verify finds in a text: an expression and its text, or nothing."""
     # No time limits of its own, and no warning of it: those are alarm signals, and this process may be killed.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     found = [_with_one_i(value) for value in parse(text, parsing_timeout=0)]
@@ -123,14 +123,15 @@ def _values(text: str) -> list[Any]:
 
 
 def _with_one_i(value: Any) -> Any:
-    """math-verify says that `i` is not real in `2 i`, and real in `2i`: two symbols, which are never equal."""
+    """The expression with a single symbol `i`. math-verify has two that are never equal: not real in `2 i`, and real in
+    `2i`."""
     if not isinstance(value, (sympy.Basic, sympy.MatrixBase)):
         return value
     return value.xreplace({symbol: sympy.Symbol("i", real=True) for symbol in value.free_symbols if str(symbol) == "i"})
 
 
 def _union(value: Any) -> Any:
-    """Of `x < 2 or x > 3` the numbers for which it holds; all else as it is."""
+    """The set of numbers that satisfy a condition such as `x < 2 or x > 3`; other values unchanged."""
     parts = [part for part in value.args if isinstance(part, Relational)] if isinstance(value, sympy.FiniteSet) else []
     if not parts or len(parts) < len(value.args) or len(value.free_symbols) != 1:
         return value
@@ -168,7 +169,7 @@ def _is_too_large(value: Any) -> bool:
 
 
 def _bits(value: Any) -> float:
-    """About how many binary digits the largest number has that comes up where an expression is computed."""
+    """A rough number of binary digits of the largest number that occurs when an expression is computed."""
     if isinstance(value, sympy.Rational):
         return float(max(value.p.bit_length(), value.q.bit_length()))
     if isinstance(value, (sympy.MatrixBase, sympy.Basic)):
@@ -194,7 +195,7 @@ def _bits(value: Any) -> float:
 
 
 def _about(value: Any) -> float:
-    """An exponent's size; it is itself no large number."""
+    """The approximate value of an exponent, which is not a large number itself."""
     try:
         return float(value.evalf(5)) if value.is_number else 1.0
     except (TypeError, ValueError, OverflowError):
@@ -205,12 +206,12 @@ def _about(value: Any) -> float:
 
 
 def _exact(value: Any) -> Any:
-    """With each decimal as the fraction that it is."""
+    """The expression with every decimal replaced by an exact fraction."""
     return value.xreplace({part: sympy.Rational(str(part)) for part in value.atoms(sympy.Float)}).doit()
 
 
 def _differ(gold: Any, value: Any) -> bool:
-    """Whether numbers in two expressions that math-verify holds to be equal are not so, up to the last digits."""
+    """True if numbers in two expressions that math-verify considers equal differ by more than rounding."""
     if isinstance(gold, sympy.Eq) and isinstance(value, sympy.Eq):
         return gold.lhs == value.lhs and _differ(gold.rhs, value.rhs)
     gold, value = (part.rhs if isinstance(part, sympy.Eq) else part for part in (gold, value))
@@ -238,7 +239,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _at_a_point(value: Any) -> Any:
-    """The number that an expression is where each variable has a value of its own; None where it is none."""
+    """The value of an expression when each variable has a distinct value; None if it is not a number."""
     if value.atoms(AppliedUndef) or any(len(variable.name) > 1 for variable in value.free_symbols):
         return None
     at = {variable: sympy.Rational(ord(variable.name) % 31 + 2, 7) for variable in value.free_symbols}
@@ -247,7 +248,7 @@ def _at_a_point(value: Any) -> Any:
 
 
 def _as_percent(value: Any, number: Any) -> list[Any]:
-    """Of 9 % both 9 and 0.09: which one is meant is not written."""
+    """Both readings of a percentage, since 9 % may mean 9 or 0.09."""
     return [number, number * 100] if value.has(sympy.UnevaluatedExpr) else [number]
 
 
@@ -261,7 +262,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_equal(gold: Any, value: Any) -> bool:
-    """Of fractions and decimals, without any rounding; other numbers are left to math-verify."""
+    """True if fractions or decimals are equal without rounding. Other numbers are left to math-verify."""
     exact, other = _exact(gold), _exact(value)
     if not exact.is_Rational or not other.is_Rational:
         return False
@@ -269,7 +270,7 @@ def _is_equal(gold: Any, value: Any) -> bool:
 
 
 def _is_approximation(gold: Any, value: Any) -> bool:
-    """Whether one is a decimal, and the other, which has more digits, is this one when rounded or cut off."""
+    """True if one is a decimal and the other, with more digits, rounds or truncates to it."""
     decimals = [part for part in (gold, value) if isinstance(part, sympy.Float)]
     if not decimals:
         return False
@@ -287,7 +288,7 @@ def _is_approximation(gold: Any, value: Any) -> bool:
 
 
 def _digits(decimal: Any) -> int:
-    """Significant ones."""
+    """The number of significant digits."""
     return len(Decimal(str(decimal)).normalize().as_tuple().digits)
 
 

@@ -1,4 +1,4 @@
-"""Pays for thinking when asked to, and only then."""
+"""A reward for thinking exactly when asked to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from lnlit.thinking import Thinking, mode, obeys, on_or_off
 
 
 class FormatReward(Reward):
-    """1 where the completion obeys the thinking toggle, else 0 (Llama-Nemotron section 5).
+    """The reward is 1 if the completion obeys the thinking toggle, else 0 (Llama-Nemotron section 5).
 
-    On asks for one `<think>...</think>` and an answer after it; off forbids both tags.
+    "On" asks for one `<think>...</think>` with an answer after it; "off" forbids both tags.
 
     Args:
-        thinking: what prompts without a toggle ask for; null gives them no reward.
+        thinking: The mode for prompts without a toggle. With null, they get no reward.
     """
 
     def __init__(self, thinking: Thinking | bool | None = None) -> None:

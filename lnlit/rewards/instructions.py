@@ -1,4 +1,4 @@
-"""Pays for following instructions that a program can verify."""
+"""A reward for following instructions that a program can verify."""
 
 from __future__ import annotations
 

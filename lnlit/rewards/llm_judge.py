@@ -1,4 +1,4 @@
-"""Pays for what another language model holds to be right."""
+"""A reward given by another language model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Is the answer right? Where there is a reference, it is right if it comes to the 
 to. Then end with one line of exactly this form, with a whole number from 0 (wrong) to {best} (right):
 VERDICT {nonce} <number>"""
 
-#: HTTP states that may pass, besides 500 and above.
+#: HTTP status codes of temporary failures, besides 500 and above.
 _PASSING = {408, 409, 425, 429}
 
 
@@ -51,22 +51,22 @@ class LLMJudgeReward(BatchReward):
     the mark is a verdict, so "this is correct" inside an answer is no verdict. A judge can still be talked round: the
     words of an answer reach it. What gets no verdict counts as none, and is counted by its reason in `outcomes`:
     "unreachable", "timed_out", "refused" (the status says why), "nonsense", "no_verdict", and "no_reference" where the
-    row's is null or empty. An endpoint that is down
-    therefore stops nothing; watch the counts. Needs `pip install lnlit[rl]`.
+    row's is null or empty. An endpoint that is down therefore stops nothing; watch the counts. Needs `pip install
+    lnlit[rl]`.
 
     Args:
-        url: the endpoint up to its version, such as `http://localhost:8000/v1`.
-        model: as the endpoint calls it.
-        key: of the reference answer in the prompt's row; null for none.
-        api_key_env: environment variable with the key, where the endpoint wants one. The key itself is never stored.
-        prompt: template with {question}, {reference}, {answer}, {nonce} and {best}.
-        best: highest number that the judge may give; the reward is its number divided by this.
-        max_tokens: room for the judge's answer.
-        max_concurrency: requests at once.
-        time_limit_s: for one request, retries not included.
-        total_limit_s: for all requests of a batch together.
-        retries: after an error that may pass, with growing pauses.
-        cache: folder for verdicts on disk; what was asked once is not asked again. Without it verdicts are remembered
+        url: The endpoint up to its version, such as `http://localhost:8000/v1`.
+        model: Name of the model at the endpoint.
+        key: Key of the reference answer in the prompt's row; null for none.
+        api_key_env: Environment variable with the key, where the endpoint wants one. The key itself is never stored.
+        prompt: Template with {question}, {reference}, {answer}, {nonce} and {best}.
+        best: Highest number that the judge may give; the reward is its number divided by this.
+        max_tokens: Maximum length of the judge's answer in tokens.
+        max_concurrency: Maximum number of concurrent requests.
+        time_limit_s: Time limit of one request in seconds, without retries.
+        total_limit_s: Time limit of all requests of a batch together, in seconds.
+        retries: Number of retries after an error that may be temporary, with growing pauses.
+        cache: Folder for verdicts on disk; what was asked once is not asked again. Without it verdicts are remembered
             as long as the run lasts.
     """
 
@@ -121,7 +121,7 @@ class LLMJudgeReward(BatchReward):
             raise UserError(f"llm_judge: the row's {key} is {row[key]!r}, so there is nothing to compare with")
 
     def _has_reference(self, row: Mapping[str, Any]) -> bool:
-        """Whether there is one to show, where one is to be shown."""
+        """True if the row has a reference answer, or none is needed."""
         if self.key is None:
             return True
         if self.key not in row:
@@ -143,7 +143,7 @@ class LLMJudgeReward(BatchReward):
         ]
 
     def _blocks(self, request: RewardRequest) -> dict[str, str]:
-        """What the judge is shown of a request, by name."""
+        """The texts of a request that the judge is shown, by name."""
         question = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in request.messages)
         shown = {"question": question, "answer": answer_of(request.completion).strip()}
         return shown if self.key is None else {**shown, "reference": str(request.row[self.key])}
@@ -197,7 +197,7 @@ class LLMJudgeReward(BatchReward):
             return RewardResult(None, failure)
 
     def _verdict(self, content: bytes, nonce: str) -> RewardResult:
-        """Only the last line of the judge's answer, and only with the mark of this request."""
+        """The verdict in the last line of the judge's answer, which counts only with the mark of this request."""
         try:
             text = json.loads(content)["choices"][-1]["message"]["content"]
             last = text.strip().splitlines()[-1].strip() if text.strip() else ""
@@ -220,7 +220,8 @@ class LLMJudgeReward(BatchReward):
         return {"Authorization": f"Bearer {key}"}
 
     def _name(self, blocks: Mapping[str, str]) -> str:
-        """Of all that is sent, its mark aside, and of the scale, which a prompt need not name."""
+        """The cache key: a digest of all that is sent, without the mark, and of the scale, which a prompt need not
+        mention."""
         return hashlib.sha256(
             json.dumps([self.url, self.best, self._body(blocks, ""), blocks], sort_keys=True).encode()
         ).hexdigest()
@@ -242,15 +243,16 @@ class LLMJudgeReward(BatchReward):
 
 @dataclass
 class _Endpoint:
-    """What the requests of one batch know together. Where one found nobody, the next ones do not wait and retry."""
+    """What the requests of one batch share. If one finds the endpoint unreachable, the next ones do not wait and
+    retry."""
 
     free: asyncio.Semaphore
     down: bool = False
 
 
 def _in_another_thread(work: Coroutine[Any, Any, dict[str, RewardResult]]) -> dict[str, RewardResult]:
-    """What a coroutine gives. A notebook has a running event loop in this thread, so its loop is in another. An
-    interrupt, such as Ctrl-C, cancels the work and does not wait for its end."""
+    """The result of a coroutine, run by an event loop in another thread, because a notebook's thread already has a
+    running one. An interrupt such as Ctrl-C cancels the work without waiting for its end."""
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
     loop = runner.get_loop()
 

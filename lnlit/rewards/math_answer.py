@@ -1,4 +1,4 @@
-"""Pays for a right result, whatever way it is written."""
+"""A reward for a correct result, however it is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lnlit.thinking import answer_of, last_boxed
 if TYPE_CHECKING:
     from lnlit.rewards.equivalence import Answer
 
-#: What files hold where there is no answer.
+#: Texts that stand for a missing answer in data files.
 _NO_ANSWER = {"", "n/a", "na", "nan", "none", "null", "unknown", "-", "?"}
 
 
@@ -26,8 +26,8 @@ class MathAnswerReward(Reward):
     values, these may stand in boxes of their own. Needs `pip install lnlit[rl]`.
 
     Args:
-        key: of the expected answer in the prompt's row.
-        time_limit_s: for one completion; comparing expressions can take forever.
+        key: Key of the expected answer in the prompt's row.
+        time_limit_s: Time limit per completion in seconds, because comparing expressions can take forever.
     """
 
     def __init__(self, key: str = "answer", time_limit_s: float = 5.0) -> None:
@@ -57,7 +57,7 @@ class MathAnswerReward(Reward):
             raise UserError(self._why(row))
 
     def warm_up(self, request: RewardRequest) -> None:
-        """math-verify makes its parser when it first reads something, SymPy its rules when it first compares."""
+        """Compares two answers, which makes math-verify build its parser and SymPy its rules."""
         _expected("[0, 2)", "").equals(r"0 \le x < \frac{4}{2}")
 
     def _why(self, row: Mapping[str, Any]) -> str:
@@ -68,7 +68,7 @@ class MathAnswerReward(Reward):
 
 
 def _text(value: Any) -> str | None:
-    """A row's answer as text; None where there is none."""
+    """A row's answer as text, or None if there is none."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     if isinstance(value, float) and not math.isfinite(value):

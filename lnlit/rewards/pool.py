@@ -1,4 +1,4 @@
-"""Rewards in processes of their own, which may be killed: a verifier that hangs or crashes costs one sample."""
+"""Runs rewards in other processes, which may be killed: a verifier that hangs or crashes costs one sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lnlit.interfaces import BatchReward, NoVerdictError, Reward, RewardRequest,
 #: What a process may take to warm up: so many times the limit of a completion, and at most so many seconds.
 _WARM_UP_TIMES, _WARM_UP_S = 20.0, 60.0
 
-#: What a completion is paid that used up what there was to judge it.
+#: The reward of a completion that exhausted the limits of judging it.
 _EXHAUSTING = 0.0
 
 
@@ -37,9 +37,8 @@ def _not_started() -> UserError:
 
 
 def _sendable(name: str, reward: Reward) -> Reward | bytes:
-    """What a process is sent: the reward, which it imports from where it is defined. Nobody can import a cell of a
-    notebook, so there the code goes with it.
-    """
+    """The reward in the form that is sent to a process, which imports it from the module that defines it. If that is a
+    notebook's cell, which cannot be imported, the code is sent along."""
     if isinstance(reward, BatchReward) or hasattr(sys.modules["__main__"], "__file__"):
         return reward
     import dill
@@ -54,7 +53,7 @@ def _sendable(name: str, reward: Reward) -> Reward | bytes:
 
 
 def why_not(rewards: Iterable[Reward], row: Mapping[str, Any]) -> str | None:
-    """Why no completion could be judged by a row, as far as the rewards can tell without one."""
+    """The reason why no completion could be judged by a row, as far as the rewards can tell without one; else None."""
     try:
         for reward in rewards:
             reward.check_row(row)
@@ -64,8 +63,8 @@ def why_not(rewards: Iterable[Reward], row: Mapping[str, Any]) -> str | None:
 
 
 class _Outcome(NamedTuple):
-    """What came of one completion: a value, or the kind of trouble and why. `exhausted` says that time, memory or the
-    process itself was used up, by the completion or by the verifier."""
+    """The outcome for one completion: a value, or the kind of failure with its reason. `exhausted` is true if the
+    completion or the verifier used up time or memory or killed the process."""
 
     value: float | None
     kind: str = ""
@@ -74,17 +73,17 @@ class _Outcome(NamedTuple):
 
 
 class RewardPool:
-    """Scores completions by several rewards at once. Every outcome but a number is counted by its kind: "none",
-    "not_finite", "wrong_type", "raised", "timed_out", "crashed", "wrong_length" and what a `NoVerdictError` calls
-    itself. A reward's own `UserError` stops the run.
+    """Scores completions by several rewards at once. Every outcome that is not a number is counted by kind: "none",
+    "not_finite", "wrong_type", "raised", "timed_out", "crashed", "wrong_length", and the names that `NoVerdictError`s
+    give themselves. A `UserError` of a reward stops the run.
 
-    Where time or memory ran out or the process died, the same row is judged with an empty completion, and if that goes
-    well the completion once more. If it uses up all there is again, it was at fault: it is paid 0 and counted as
-    "exhausting". If the empty one fails, there is no verdict.
+    If judging runs out of time or memory or the process dies, the same row is judged with an empty completion, and if
+    that succeeds, the completion is judged again. If it fails again, the completion is at fault: its reward is 0 and it
+    is counted as "exhausting". If the empty one fails, there is no verdict.
 
     Args:
-        rewards: name -> reward.
-        workers: processes.
+        rewards: Maps names to rewards.
+        workers: The number of processes.
     """
 
     def __init__(self, rewards: Mapping[str, Reward], workers: int) -> None:
@@ -95,7 +94,7 @@ class RewardPool:
         self._sent = {name: _sendable(name, reward) for name, reward in self.rewards.items()}
 
     def score(self, requests: Sequence[RewardRequest]) -> list[dict[str, RewardResult]]:
-        """For each request what each reward says, by name."""
+        """The results of all rewards, by name, for each request."""
         alone = [name for name, reward in self.rewards.items() if not isinstance(reward, BatchReward)]
         futures = {name: [self._schedule(name, request) for request in requests] for name in alone}
         found = {  # while the processes work
@@ -161,9 +160,9 @@ class RewardPool:
     def _judged_again(
         self, name: str, requests: Sequence[RewardRequest], outcomes: Sequence[_Outcome]
     ) -> list[tuple[_Outcome, bool]]:
-        """(outcome, whether the completion is to blame for it). Of what used up all there was, the completion is where
-        the same row goes well without it, and it does so once more: a busy machine is slow for anybody, and pebble may
-        take a process that ends all of a sudden for one that died of the completion before."""
+        """(outcome, whether the completion is to blame for it). A completion that exhausted a limit is to blame if the
+        same row succeeds without it and it fails once more: a busy machine is slow for everybody, and pebble may
+        attribute the sudden end of a process to the wrong completion."""
         rows = [id(request.row) for request in requests]  # a prompt's samples share it
         suspects = [at for at, outcome in enumerate(outcomes) if outcome.exhausted and requests[at].completion]
         controls = {rows[at]: requests[at] for at in suspects}
@@ -192,7 +191,7 @@ class RewardPool:
         return [self._given(name, result) for result in found]
 
     def _given(self, name: str, result: Any) -> RewardResult:
-        """A batch's result, whatever was given for it."""
+        """The results of a batch, or a failure for each request if the reward returned something else."""
         if not isinstance(result, RewardResult):
             return self._without(name, "wrong_type", f"gave {_described(result)}, which is no RewardResult")
         outcome = _number(result.value)
@@ -217,7 +216,7 @@ class RewardPool:
 
 
 def _number(value: Any) -> _Outcome:
-    """A reward as the number it must be. Text that could be read as one is none."""
+    """A reward as a number. Text that could be read as a number is refused."""
     if value is None:
         return _Outcome(None, "none", "gave no reward")
     try:
@@ -249,7 +248,7 @@ def _begin(places: dict[str, Any]) -> None:
 
 
 class _Process(SpawnProcess):
-    """Whoever ends by itself has left its work, with exit code 0 too."""
+    """A worker process. One that ends by itself has abandoned its work, even with exit code 0."""
 
     @property
     def exitcode(self) -> int | None:  # type: ignore[override]
@@ -261,8 +260,9 @@ class _Spawning(SpawnContext):
 
 
 def _score(name: str, sent: Reward | bytes, request: RewardRequest) -> _Outcome:
-    """What a completion is worth: in words where it went wrong, since some exceptions cannot be sent, and `sys.exit`
-    means the worker. Its time begins when the reward is warm, and the system ends the process when it is up."""
+    """Scores one completion in a worker. Exceptions are returned as text, because some cannot be sent, and `sys.exit`
+    would end the worker. The time limit starts when the reward is warm, and the system ends the process when it is
+    exceeded."""
     reward = _received(sent)
     place = _places.pop(name, None)
     if place is not None and place.acquire(block=False):
@@ -293,7 +293,7 @@ def _received(sent: Reward | bytes) -> Reward:
 
 
 def _alarm(seconds: float) -> None:
-    """Python cannot interrupt a long computation in C, the system can. 0 calls it off."""
+    """Sets the system's alarm, which interrupts even a long computation in C; 0 cancels it."""
     if sys.platform != "win32":
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, seconds)

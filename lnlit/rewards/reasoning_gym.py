@@ -1,4 +1,4 @@
-"""Pays for right answers to questions of PyPI `reasoning-gym`, as the task itself scores them."""
+"""A reward for correct answers to questions of PyPI `reasoning-gym`, as the task itself scores them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lnlit.thinking import answer_of, last_boxed
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
-#: Tasks that are not fit to be learned from, whatever the question.
+#: Tasks whose scores cannot be learned from, whatever the question.
 _REFUSED = {
     "game_of_life_halting": "pays for any text that is not empty where the answer is True",
     "coin_flip": "pays 1 for the answer 0, whatever the question",
@@ -34,7 +34,7 @@ class ReasoningGymReward(Reward):
     the last `\\boxed{}` or `<answer></answer>` counts, or else all of it. Needs `pip install lnlit[quickstart]`.
 
     Args:
-        partial: pay for part of an answer as the task does. Many give something to whatever contains the right answer,
+        partial: Pay for part of an answer as the task does. Many give something to whatever contains the right answer,
             0.5 to 45 where it is 5, which a policy learns to use; false pays 1 or 0.
     """
 
@@ -69,8 +69,8 @@ class ReasoningGymReward(Reward):
 
 
 def _scored(score: Any, answer: str, entry: Mapping[str, Any]) -> float:
-    """What a task says. Some stumble over answers of another form than they expect: these are wrong, unless the task
-    stumbles over the right one as well."""
+    """The task's score. Some tasks fail on answers of an unexpected form. These count as wrong, unless the task fails
+    on the correct answer too."""
     try:
         return float(score(answer, entry=entry))
     except (MemoryError, RecursionError):

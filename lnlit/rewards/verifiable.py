@@ -18,7 +18,7 @@ Verifier = Callable[..., bool]
 
 
 def obeys_all(text: str, kinds: Sequence[str], arguments: Sequence[dict[str, Any]]) -> list[bool]:
-    """Whether a text obeys each of several instructions. A text of nothing obeys none.
+    """For each of several instructions, True if the text obeys it. An empty text obeys none.
 
     Raises `UserError` for an unknown kind or arguments that do not fit it.
     """
@@ -106,7 +106,7 @@ def _two_responses(text: str) -> bool:
 
 
 def _language(text: str) -> str | None:
-    """ISO 639-1 code of a text, None where there is nothing to tell it by."""
+    """The ISO 639-1 code of a text's language, or None if it cannot be determined."""
     langdetect = _langdetect()
     try:
         return langdetect.detect(text)
@@ -123,7 +123,7 @@ def _langdetect() -> Any:
 
 @cache
 def _languages() -> frozenset[str]:
-    """The codes of the languages that can be told apart."""
+    """The codes of all languages that can be detected."""
     return frozenset(file.name for file in Path(_langdetect().PROFILES_DIRECTORY).iterdir())
 
 

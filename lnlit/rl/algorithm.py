@@ -24,7 +24,7 @@ from lnlit.objectives.kl import KL, k3
 from lnlit.objectives.policy import Clip, Correction, RatioOf, TokenLoss, clipped_loss, log_ratios
 
 ReductionName = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
-#: What rewards above their prompt's mean are divided by.
+#: The divisor of rewards above their prompt's mean.
 Scale = Literal["group", "batch", "none"]
 
 _SCALED = {"group": over_group_std, "batch": over_batch_std, "none": centred}
@@ -32,13 +32,13 @@ _SCALED = {"group": over_group_std, "batch": over_batch_std, "none": centred}
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradient(Algorithm):
-    """Says everything but what an advantage is and what a token's loss is.
+    """An algorithm except for its advantage and its loss per token, which a subclass defines.
 
     Args:
-        reduction: "token_mean" weighs all tokens of a step alike, "sequence_mean" all samples, "sequence_sum" is the
-            mean over samples of sums over tokens, "constant_length" divides those by the largest length.
-        kl: What holds the policy near the reference; weight 0 needs none.
-        correction: For samples of an engine whose probabilities differ from the trainer's; null for none.
+        reduction: "token_mean" weights all tokens of a step equally, "sequence_mean" all samples. "sequence_sum" is the
+            mean over samples of sums over tokens, and "constant_length" divides that by the maximum length.
+        kl: The penalty that keeps the policy near the reference. With weight 0, no reference is needed.
+        correction: The correction for an engine whose probabilities differ from the trainer's; null for none.
     """
 
     reduction: ReductionName = "token_mean"
@@ -47,7 +47,7 @@ class PolicyGradient(Algorithm):
 
     @abstractmethod
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
-        """Of each token, without correction and divergence. `drawn_N` are the log-probs of `drawn`."""
+        """The loss of each token, before correction and KL penalty. `drawn_N` are the log-probs from `drawn`."""
 
     def drawn(self, old_N: Tensor, batch: PolicyBatch) -> Tensor:
         """Log-probs under the policy in the denominator of the ratio, [N]. By default `old_N`: the trainer's log-probs
@@ -64,7 +64,7 @@ class PolicyGradient(Algorithm):
         return {"kl in the reward": [self.kl.weight, self.kl.estimator] if self.kl.in_reward else None}
 
     def reward(self, table: RewardTable) -> Tensor:
-        """[P, G]: the weighted sum less the divergence from the reference, where that is part of the reward."""
+        """The weighted sum of rewards, [P, G], minus the KL penalty if it is part of the reward."""
         return table.reward_PG - self.kl.weight * table.divergence_PG if self.kl.in_reward else table.reward_PG
 
     def loss(self, log_probs_N: Tensor, batch: PolicyBatch) -> Loss:
@@ -156,7 +156,7 @@ def refuse_kl_in_reward(algorithm: PolicyGradient, why: str) -> None:
 
 
 def check_above_zero(**settings: float) -> None:
-    """Raises `UserError` for a setting that is no finite number above 0."""
+    """Raises `UserError` for a setting that is not a finite number above 0."""
     for name, value in settings.items():
         if not 0 < value < float("inf"):
             raise UserError(f"{name}: expected a number above 0, got {value}")
@@ -165,7 +165,7 @@ def check_above_zero(**settings: float) -> None:
 def _observed(
     log_probs_N: Tensor, old_N: Tensor, batch: PolicyBatch, found: TokenLoss
 ) -> dict[str, tuple[Tensor, Tensor | int]]:
-    """What says whether a run is healthy, as means over tokens."""
+    """Metrics of the health of a run, as means over tokens."""
     clipped = {"low": found.clipped_low_N, "high": found.clipped_high_N}
     seen = {f"clip_ratio/{side}_mean": is_N for side, is_N in clipped.items() if is_N is not None}
     if seen:

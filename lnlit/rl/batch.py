@@ -1,6 +1,6 @@
-"""Samples as packed batches: what is computed together, and whose each token is.
+"""Packs samples into batches.
 
-Shape suffixes: N tokens of completions, S samples.
+Shape suffixes: N completion tokens, S samples.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from lnlit.data.packing import round_up
 from lnlit.interfaces import IGNORE, PolicyBatch, TokenBatch
 from lnlit.sampling.sample import Drawn, Sample
 
-#: Batches have a multiple of so many tokens, as FP8 matrix products want it.
+#: The number of tokens in a batch is a multiple of this, as FP8 matrix products require.
 _MULTIPLE = 16
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples as a packed batch. N of its positions have a label, sample by sample; `sample_N` says whose each is."""
+    """Samples as a packed batch. N of its positions have a label, sample by sample; `sample_N` is the index of the
+    sample that each belongs to."""
 
     tokens: TokenBatch
     sample_N: Tensor
     samples: int
 
     def join(self, values_S: Sequence[Tensor]) -> Tensor:
-        """One tensor per sample, of all its tokens -> [N], without samples that are not learned from."""
+        """Concatenates one tensor per sample, with a value for each of its tokens, to [N]. Samples that are not learned
+        from are left out."""
         return torch.cat([v[:n] for v, n in zip(values_S, self._counts(), strict=True)]).to(self.sample_N.device)
 
     def split(self, values_N: Tensor) -> list[Tensor]:
-        """[N] -> one tensor per sample, on the CPU."""
+        """Splits [N] into one tensor per sample, on the CPU."""
         return [part.clone() for part in values_N.cpu().split(self._counts())]  # a view would pickle all the others too
 
     def _counts(self) -> list[int]:
@@ -41,9 +43,8 @@ class Packed:
 
 
 def pack(samples: Sequence[Drawn], learned_S: Sequence[bool], padding_id: int) -> Packed:
-    """All tokens that predict what is learned, in one row. Samples of a prompt that follow each other share it: what
-    each has of its own begins with the prompt's last token, which predicts the completion's first.
-    """
+    """Packs samples into one row. Consecutive samples of the same prompt share its tokens. What follows is separate for
+    each sample, and begins with the prompt's last token, which predicts the completion's first."""
     tokens, labels, positions, counts = [], [], [], []
     documents: list[list[int]] = []
     written, prompt = None, range(0)
@@ -78,7 +79,8 @@ def pack(samples: Sequence[Drawn], learned_S: Sequence[bool], padding_id: int) -
 def policy_batch(
     packed: Packed, samples: Sequence[Sample], samples_per_prompt: int, max_new_tokens: int
 ) -> PolicyBatch:
-    """What an algorithm makes a loss of. Log-probs that one sample has all have."""
+    """The batch that an algorithm computes a loss from. Either all samples have old (or reference) log-probs or none
+    has."""
     advantages_S = torch.tensor([sample.advantage for sample in samples], dtype=torch.float64)
     rewards = [sample.reward if sample.learned else torch.nan for sample in samples]
     old_S = [sample.old_log_probs for sample in samples if sample.old_log_probs is not None]
@@ -100,10 +102,10 @@ def policy_batch(
 def micro_batches(
     samples: Sequence[Drawn], samples_per_prompt: int, parts: int, whole_prompts: bool
 ) -> list[list[int]]:
-    """Indices of samples in `parts` lists that cost about the same.
+    """Divides samples into `parts` lists of indices with about equal cost.
 
-    The samples of a prompt share its tokens and so stay together, but are dealt out to several parts where there are
-    fewer prompts than parts and nothing asks for `whole_prompts`.
+    The samples of a prompt share its tokens and therefore stay together. They are divided only if there are fewer
+    prompts than parts and `whole_prompts` is false.
     """
     together = samples_per_prompt
     while not whole_prompts and len(samples) < together * parts and together > 1:
@@ -114,9 +116,10 @@ def micro_batches(
 
 
 def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
-    """Indices of `sizes` in `parts` lists of about the same sum: longest first, each to the part with the least.
+    """Divides the indices of `sizes` into `parts` lists with about equal sums: the largest first, each to the part with
+    the smallest sum.
 
-    Within a part the indices ascend, so that neighbours stay neighbours.
+    Indices ascend within a part, so that neighbours stay neighbours.
     """
     heap = [(0, part) for part in range(parts)]
     found: list[list[int]] = [[] for _ in range(parts)]

@@ -13,11 +13,12 @@ from lnlit.rl.algorithm import GroupRelative, check_above_zero
 
 @dataclass(frozen=True, kw_only=True)
 class CISPO(GroupRelative):
-    """Clips the weight of a token, and never its gradient: rare tokens that turn a thought around are learned from.
+    """Clips the weight of a token but never its gradient, so that rare tokens that change the course of a thought are
+    still learned from.
 
     Args:
-        scale: What rewards above their prompt's mean are divided by, as in GRPO.
-        highest: The largest ratio of policy to old policy that weighs a token.
+        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        highest: The maximum ratio of policy to old policy by which a token is weighted.
     """
 
     highest: float = 5.0

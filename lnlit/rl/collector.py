@@ -1,7 +1,8 @@
-"""A rollout: from prompts to samples that are scored and compared, in the order in which they are learned from.
+"""Collects rollouts: from prompts to samples that are scored and compared, in the order in which they are learned from.
 
-Everything that happens between two sets of weights happens here, so that a training step is a loss and nothing else.
-Shape suffixes: P prompts, G samples of each, R reward functions.
+Everything that happens between two sets of weights happens here, so that a training step only computes a loss.
+
+Shape suffixes: P prompts, G samples per prompt, R reward functions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lnlit.sampling.prompt import Prompt
 from lnlit.sampling.sample import Judged, Sample
 from lnlit.sampling.sampler import Phases, asked, first_failure
 
-#: Of samples in a checkpoint.
+#: The format of samples in a checkpoint.
 _FORMAT = 2
 
 
@@ -76,8 +77,8 @@ class RolloutConfig:
 
 @runtime_checkable
 class RolloutData(Protocol):
-    """Data that are sampled while a run goes on, for who wants to be told of what was drawn, `listener(stage, samples)`
-    with the stage "train" or "val", and of where the time goes."""
+    """A data module that samples during a run. It calls `listener(stage, samples)` with the stage "train" or "val" for
+    all samples drawn, and measures the time of each phase."""
 
     listeners: list[Callable[[Stage, Sequence[Sample]], None]]
     phases: Phases
@@ -85,7 +86,8 @@ class RolloutData(Protocol):
 
 @dataclass
 class Update:
-    """An optimizer step's samples. `packed` are micro-batches of this rank that were made to score them."""
+    """The samples of one optimizer step. `packed` holds those micro-batches of this rank that were already built for
+    scoring."""
 
     samples: list[Sample]
     packed: dict[int, Packed] = field(default_factory=dict)
@@ -115,13 +117,13 @@ class Collector:
         self.prompts, self.order, self.config, self.seed = prompts, order, config, seed
         self.micro_batches, self.padding_id = micro_batches, padding_id
         self.rollouts = 0
-        #: What was sampled and not yet learned from.
+        #: Updates that were sampled but not yet learned from.
         self.pending: deque[Update] = deque()
-        #: The step under way and its samples: a checkpoint written amid an accumulation has lost its gradients.
+        #: The current step and its samples, because a checkpoint written during an accumulation lacks its gradients.
         self._begun: tuple[int, Update] | None = None
 
     def collect(self, source: OnPolicySampler) -> tuple[list[Sample], dict[str, float]]:
-        """(all samples of a new rollout, what to log). Collective."""
+        """(all samples of a new rollout, metrics to log). Collective."""
         size, steps, sampler = self.config.samples_per_prompt, self.config.updates_per_rollout, source.sampler
         sampler.phases.seconds.clear()
         samples, chosen, metrics = self._draw(source)
@@ -145,7 +147,7 @@ class Collector:
         return samples, metrics | {f"time/{name}": seconds for name, seconds in sampler.phases.seconds.items()}
 
     def _draw(self, source: OnPolicySampler) -> tuple[list[Sample], list[int], dict[str, float]]:
-        """(all samples that were drawn, the numbers of the prompts among them to learn from, what to log)."""
+        """(all samples that were drawn, the indices of the prompts among them to learn from, metrics to log)."""
         wanted, size = self.config.prompts_per_rollout, self.config.samples_per_prompt
         drawn, useful = [], []
         metrics: dict[str, float] = {}
@@ -163,7 +165,7 @@ class Collector:
             if not spare:
                 break
         if not self.rollouts and (failure := first_failure(drawn)):
-            # Later a judge may be down for a while; of which nothing is known from the start never worked.
+            # Later, a judge may be down for a while; one without any verdict at the start never worked.
             name, why = failure
             raise UserError(
                 f"data.rewards: none of the first {len(drawn)} completions could be judged; {name} of the first one: "
@@ -180,7 +182,8 @@ class Collector:
         return known and not (self.config.mask_truncated and sample.truncated)
 
     def _score(self, update: Update, learner: Learner, is_first: bool) -> None:
-        """Add log-probs that must be known before the weights change, each rank those of its micro-batches."""
+        """Adds log-probs that must be computed before the weights change. Each rank computes those of its own
+        micro-batches."""
         needs = learner.algorithm.needs
         wanted = {
             "old_log_probs": learner.log_probs if needs.old_log_probs or not is_first else None,
@@ -199,7 +202,7 @@ class Collector:
                 update.samples[index] = replace(update.samples[index], **values)
 
     def _compare(self, samples: list[Sample], learner: Learner, weights: Mapping[str, float]) -> list[Sample]:
-        """With advantages, which are of the whole rollout."""
+        """The samples with their advantages, which depend on the whole rollout."""
         table = reward_table(samples, self.config.samples_per_prompt, weights)
         advantages = learner.algorithm.advantages(table).flatten().tolist()
         return [replace(sample, advantage=value) for sample, value in zip(samples, advantages, strict=True)]
@@ -207,7 +210,7 @@ class Collector:
     # batches
 
     def begin(self, learner: Learner) -> Iterator[PolicyBatch]:
-        """This rank's micro-batches of the next optimizer step."""
+        """Yields this rank's micro-batches of the next optimizer step."""
         update = self.pending.popleft()
         self._begun = learner.version, update
         for number, part in enumerate(self._parts(update.samples, learner)):
@@ -218,7 +221,7 @@ class Collector:
             yield policy_batch(packed, samples, self.config.samples_per_prompt, self.config.max_new_tokens)
 
     def _parts(self, samples: Sequence[Sample], learner: Learner) -> list[list[int]]:
-        """The samples of each micro-batch of this rank."""
+        """The indices of the samples in each micro-batch of this rank."""
         whole = learner.algorithm.needs.whole_prompts
         rank, ranks = my_place()
         return micro_batches(samples, self.config.samples_per_prompt, self.micro_batches, whole)[rank::ranks]
@@ -226,8 +229,8 @@ class Collector:
     # checkpoints
 
     def state_dict(self, version: int) -> dict[str, Any]:
-        """Where the prompts are, and what was sampled but not learned from by optimizer step `version`. The same on
-        every rank."""
+        """The position in the prompts, and the samples not learned from by optimizer step `version`. Equal on every
+        rank."""
         begun = [self._begun[1]] if self._begun and self._begun[0] == version else []
         pending = [[sample.state_dict() for sample in update.samples] for update in (*begun, *self.pending)]
         return {"format": _FORMAT, "rollouts": self.rollouts, "order": self.order.state_dict(), "pending": pending}
@@ -245,7 +248,7 @@ class Collector:
 
 
 def reward_table(samples: Sequence[Sample], samples_per_prompt: int, weights: Mapping[str, float]) -> RewardTable:
-    """What samples of several prompts are compared by."""
+    """The table of rewards of several prompts' samples."""
     shape = (-1, samples_per_prompt)
     verdicts = [[sample.rewards[name].value for name in weights] for sample in samples]
     rewards_SR = torch.tensor([[math.nan if v is None else v for v in row] for row in verdicts], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Divergence proximal policy optimisation (DPPO, arXiv 2602.04879), with the total variation of the drawn token."""
+"""Divergence proximal policy optimisation (DPPO, arXiv 2602.04879), with the total variation of the sampled token."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lnlit.rl.algorithm import BehaviourRatio, Scale
 
 @dataclass(frozen=True, kw_only=True)
 class DPPO(BehaviourRatio):
-    """Leaves a token out once its probability, not its ratio, has moved too far in the direction of its advantage: a
-    ratio says little of a rare token.
+    """Leaves out a token if its probability, not its ratio, has moved too far in the direction of its advantage. For
+    rare tokens the ratio says little.
 
     Args:
-        scale: What rewards above their prompt's mean are divided by, as in GRPO.
-        largest: How far a token's probability may move, from 0 to 1.
+        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        largest: The maximum change of a token's probability, from 0 to 1.
     """
 
     scale: Scale = "none"

@@ -13,11 +13,11 @@ from lnlit.rl.algorithm import Clipped, refuse_kl_in_reward
 
 @dataclass(frozen=True, kw_only=True)
 class GDPO(Clipped):
-    """Normalises each reward function by itself before they are summed, so that samples that earn the same sum in
-    different ways do not count as equal, and none of the functions drowns in the spread of another.
+    """Normalises each reward function separately before they are summed, so that different combinations of rewards with
+    the same sum do not count as equal, and no function is drowned by the spread of another.
 
     Args:
-        clip: How far one batch of samples may move the policy.
+        clip: The bounds of the ratio.
     """
 
     def __post_init__(self) -> None:
@@ -28,5 +28,5 @@ class GDPO(Clipped):
         return decoupled(table.rewards_PGR, table.weights_R)
 
     def teaches_nothing(self, table: RewardTable) -> Tensor:
-        """Likewise of each reward function: what is equal in sum need not be."""
+        """True for prompts whose samples are equal in every reward function; an equal sum is not enough."""
         return without_spread(complete(table.rewards_PGR, table.weights_R)).all(-1)

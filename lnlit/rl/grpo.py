@@ -1,4 +1,4 @@
-"""Group relative policy optimisation (arXiv 2402.03300; Llama-Nemotron section 5), and what is made of its parts."""
+"""Group relative policy optimisation (arXiv 2402.03300; Llama-Nemotron section 5) and its variants."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ class GRPO(GroupRelative, Clipped):
     2507.18071): `ratio: sequence_mean, reduction: sequence_mean, correction: null`, and a clip of about 1e-4.
 
     Args:
-        scale: What rewards above their prompt's mean are divided by: the standard deviation of the prompt's samples
-            ("group", the paper of GRPO), of the whole batch ("batch"), or nothing ("none", Dr. GRPO).
-        ratio: Of policy to old policy for each "token", or per token of the whole "sequence_mean" (GSPO).
-        clip: How far one batch of samples may move the policy.
+        scale: The divisor of rewards above their prompt's mean: the standard deviation of the prompt's samples
+            ("group", the paper of GRPO), that of the whole batch ("batch"), or 1 ("none", Dr. GRPO).
+        ratio: The ratio of policy to old policy of each "token", or the geometric mean over the tokens of the sample,
+            "sequence_mean" (GSPO).
+        clip: The bounds of the ratio.
     """
 
     ratio: Literal["token", "sequence_mean"] = "token"

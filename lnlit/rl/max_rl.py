@@ -14,12 +14,11 @@ from lnlit.rl.algorithm import Clipped, refuse_kl_in_reward
 
 @dataclass(frozen=True, kw_only=True)
 class MaxRL(Clipped):
-    """Divides by the prompt's mean reward, so that a prompt that is seldom solved weighs more: with G samples the
-    gradient is that of log p(right), expanded to order G - 1. For rewards of 0 and 1, or at least none below 0, which
-    is an error.
+    """Divides by the prompt's mean reward, so that rarely solved prompts weigh more. With G samples, the gradient is
+    that of log p(correct), expanded to order G - 1. Rewards must be 0 or more, usually 0 and 1; others are refused.
 
     Args:
-        clip: How far one batch of samples may move the policy.
+        clip: The bounds of the ratio.
     """
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""What a rollout's samples say together.
+"""Metrics of a rollout's samples.
 
-Shape suffixes: P prompts, G samples of each.
+Shape suffixes: P prompts, G samples per prompt.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lnlit.thinking import mode
 
 
 def rewards_table(samples: Sequence[Judged], samples_per_prompt: int) -> Tensor:
-    """[P, G], NaN where a sample has none."""
+    """The rewards of all samples, [P, G]; NaN for a sample without one."""
     return torch.tensor([sample.reward for sample in samples], dtype=torch.float64).view(-1, samples_per_prompt)
 
 
 def describe(samples: Sequence[Judged], samples_per_prompt: int) -> dict[str, float]:
-    """A rollout in numbers, by the names that TRL gives them."""
+    """The metrics of a rollout, by the names that TRL uses."""
     table_PG = rewards_table(samples, samples_per_prompt)
     lengths = [len(sample.rollout.token_ids) for sample in samples]
     ended = [length for length, sample in zip(lengths, samples, strict=True) if not sample.truncated]
@@ -48,7 +48,7 @@ def describe(samples: Sequence[Judged], samples_per_prompt: int) -> dict[str, fl
 
 
 def _by_kind(samples: Sequence[Judged]) -> dict[str, float]:
-    """Mean rewards of each kind of prompt: by thinking mode, task and pass rate, where they differ."""
+    """Mean rewards by kind of prompt: by thinking mode, task and pass rate, if they differ."""
     kinds: dict[str, dict[str, list[Judged]]] = {}
     for sample in samples:
         for kind, value in _kinds(sample.prompt).items():
@@ -73,5 +73,5 @@ def _kinds(prompt: Prompt) -> dict[str, str]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """NaN of nothing, which TensorBoard leaves out."""
+    """The mean, or NaN for no values, which TensorBoard leaves out."""
     return fmean(values) if values else math.nan

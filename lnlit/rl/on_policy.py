@@ -1,6 +1,6 @@
-"""Samples of a policy as it is now, and the proof that the engine has its weights.
+"""Samples of the current policy, and the check that the engine has its weights.
 
-Shape suffixes: N tokens of completions.
+Shape suffixes: N completion tokens.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from lnlit.rl.batch import pack
 from lnlit.sampling.sample import Judged
 from lnlit.sampling.sampler import Asked, Sampler
 
-#: The share of tokens about which engine and trainer may disagree by more than they are allowed to.
+#: The fraction of tokens whose log-probs may differ by more than `max_difference`.
 _OUTSIDE = 0.01
 
 
 class Learner(Protocol):
-    """A policy that learns from samples of its own. All of it is collective."""
+    """A policy that learns from its own samples. All methods are collective."""
 
     algorithm: Algorithm
 
     @property
     def version(self) -> int:
-        """Optimizer steps that its weights have seen."""
+        """The number of optimizer steps that the weights have taken."""
         ...
 
     def weights(self) -> PolicyWeights: ...
 
     def log_probs(self, batch: TokenBatch) -> Tensor:
-        """Of each label, [N], in the precision of a training step, without gradient and without dropout."""
+        """The log-probs of all labels, [N], in the precision of a training step, without gradient and dropout."""
         ...
 
     def reference_log_probs(self, batch: TokenBatch) -> Tensor:
-        """The reference's likewise, where the algorithm needs one."""
+        """The reference model's log-probs of all labels, [N], if the algorithm needs them."""
         ...
 
 
@@ -67,9 +67,8 @@ class LogprobCheck:
                 raise UserError(f"data.logprob_check.{name}_difference: expected a positive number, got {bound}")
 
     def __call__(self, learner: Learner, judged: Sequence[Judged], padding_id: int) -> dict[str, float]:
-        """What to log of this rank's samples and all others'. Collective. Raises `UserError` where they disagree, and
-        where the engine has no log-probs to show: all ranks do, for all look at the same numbers.
-        """
+        """Metrics of the differences over all ranks' samples. Collective. Raises `UserError` if they are too large or
+        if the engine has no log-probs. All ranks see the same numbers, so all of them raise it."""
         finite = [sample for sample in judged if sample.is_finite]
         chosen = finite[:: max(len(finite) // self.samples, 1)][: self.samples] or judged[:1]
         packed = pack(chosen, [True] * len(chosen), padding_id)
@@ -105,14 +104,14 @@ class LogprobCheck:
 
 
 class OnPolicySampler:
-    """Always samples from the newest weights of its policy, and checks once that the engine has them."""
+    """Samples from the newest weights of its policy, and checks once per set of weights that the engine has them."""
 
     def __init__(self, sampler: Sampler, learner: Learner, check: LogprobCheck, padding_id: int) -> None:
         self.sampler, self.learner, self.check, self.padding_id = sampler, learner, check, padding_id
         self._checked = 0
 
     def draw(self, asked: Sequence[Asked]) -> tuple[list[list[Judged]], dict[str, float]]:
-        """(the samples of each prompt, how well engine and trainer agree where that was not known). Collective."""
+        """(the samples of each prompt, metrics of the check if it was made). Collective."""
         self.sampler.load(self.learner.version, self.learner.weights)
         groups = self.sampler.draw(asked)
         rank, ranks = my_place()

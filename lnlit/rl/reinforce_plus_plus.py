@@ -47,5 +47,5 @@ class ReinforcePlusPlus(Clipped):
         return whitened(centred_PG, table.lengths_PG * known_PG)
 
     def teaches_nothing(self, table: RewardTable) -> Tensor:
-        """Without a baseline a prompt is compared with all others, and even a single sample teaches."""
+        """Without a baseline, no prompt: each is compared with all others, and even a single sample teaches."""
         return super().teaches_nothing(table) if self.baseline == "group" else table.reward_PG.isnan().all(1)

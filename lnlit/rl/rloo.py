@@ -16,13 +16,15 @@ from lnlit.rl.algorithm import Clipped, ReductionName
 
 @dataclass(frozen=True, kw_only=True)
 class RLOO(Clipped):
-    """Treats a whole completion as one action, and the mean reward of the prompt's other samples as its baseline.
+    """Treats a whole completion as one action, with the mean reward of the prompt's other samples as its baseline.
 
     Args:
-        ratio: Of policy to old policy for each "token", or for the whole "sequence" as one action, which the first
-            update already drives out of the clipping range where completions are long. On policy both are the same.
-        clip: How far one batch of samples may move the policy.
-        kl: What holds the policy near the reference; by default it is taken from the reward, sample by sample.
+        ratio: The ratio of policy to old policy of each "token", or of the whole "sequence" as one action. For long
+            completions, the first update already drives the latter out of the clipping range. On policy both are the
+            same.
+        clip: The bounds of the ratio.
+        kl: The penalty that keeps the policy near the reference. By default it is subtracted from the reward of each
+            sample.
     """
 
     ratio: Literal["token", "sequence"] = "token"

@@ -18,18 +18,18 @@ from lnlit.rl.algorithm import check_above_zero
 
 @dataclass(frozen=True, kw_only=True)
 class RPO(Algorithm):
-    """Moves log(policy / reference) of several completions of a prompt towards their rewards' differences.
+    """Moves log(policy / reference) of a prompt's completions towards the differences of their rewards.
 
-    The optimum is beta * log(policy / reference) = eta * reward, up to a constant of the prompt. The loss is divided by
-    beta, so that the paper's tiny one trains; only the ratio eta / beta says how far.
+    At the optimum, beta * log(policy / reference) = eta * reward, up to a constant per prompt. The loss is divided by
+    beta, so that even the paper's tiny one trains. Only the ratio eta / beta determines the optimum.
 
     Args:
         beta: Weight of the divergence from the reference, the paper's KL penalty.
         eta: Scale of the given rewards.
         objective: "backward" KL(rewards || policy), "forward" KL(policy || rewards), "squared" difference, or "dpo",
-            which looks at the best completion only.
+            which uses only which completion is best.
         anchor: What the policy is compared with: the "reference", or the policy that drew the samples ("old_policy"),
-            so that each rollout is an iteration of the paper.
+            which makes each rollout an iteration of the paper.
     """
 
     beta: float
@@ -49,7 +49,8 @@ class RPO(Algorithm):
         return {"anchor": self.anchor}
 
     def advantages(self, table: RewardTable) -> Tensor:
-        """What the gradient begins with, up to a factor: at the reference all completions are equally likely."""
+        """The initial gradient of each completion, up to a factor: at the reference all completions are equally
+        likely."""
         return centred(table.reward_PG)
 
     def loss(self, log_probs_N: Tensor, batch: PolicyBatch) -> Loss:
@@ -61,8 +62,8 @@ class RPO(Algorithm):
 
 
 def compared(rule: RPO, scores_PG: Tensor, rewards_PG: Tensor) -> Loss:
-    """The loss of `scores_PG`, log(policy / reference) of whole completions. Half a comparison is none: a prompt of
-    which one of the two is NaN is left out."""
+    """The loss of `scores_PG`, log(policy / reference) of whole completions. A prompt with a NaN score or reward is
+    left out."""
     known_P = ~(rewards_PG + scores_PG.detach()).isnan().any(1)
     scores_PG, rewards_PG = scores_PG[known_P], rewards_PG[known_P]
     loss_P = LOSSES[rule.objective](scores_PG, rewards_PG, rule.beta, rule.eta)

@@ -14,12 +14,12 @@ from lnlit.rl.algorithm import GroupRelative, ReductionName, check_above_zero
 
 @dataclass(frozen=True, kw_only=True)
 class SAPO(GroupRelative):
-    """A gate that closes softly, as a token's ratio leaves 1, takes the place of the clip: 4 / t * sigmoid(t (r - 1)).
+    """Replaces the clip by a gate that closes smoothly as a token's ratio r leaves 1: 4 / t * sigmoid(t (r - 1)).
 
     Args:
-        scale: What rewards above their prompt's mean are divided by, as in GRPO.
-        positive: Temperature t of the gate where the advantage is positive; higher closes sooner.
-        negative: Likewise where it is not.
+        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        positive: Temperature t of the gate for positive advantages; a higher one closes sooner.
+        negative: Temperature t of the gate for other advantages.
     """
 
     positive: float = 1.0

@@ -17,12 +17,13 @@ _LEAST = math.log(1e-8)
 
 @dataclass(frozen=True, kw_only=True)
 class VESPO(BehaviourRatio):
-    """Weighs a sample by w^k exp(l (1 - w)) of its ratio w of policy to engine, which falls on both sides of its top.
+    """Weights a sample by w^k exp(l (1 - w)), where w is its ratio of policy to engine. The weight falls on both sides
+    of its maximum.
 
     Args:
-        scale: What rewards above their prompt's mean are divided by, as in GRPO.
-        positive: (k, l) where the advantage is not negative.
-        negative: Likewise where it is.
+        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        positive: (k, l) for advantages of 0 or more.
+        negative: (k, l) for negative advantages.
     """
 
     positive: tuple[float, float] = (2.0, 3.0)

@@ -1,4 +1,4 @@
-"""How likely a decoder finds given completions.
+"""Log-probs of given completions under a decoder.
 
 Shape suffixes: B rows, T positions, N positions with a label (row by row), D hidden, V vocabulary.
 """
@@ -13,7 +13,7 @@ from lnlit.objectives.log_probs import TokenLogProbs, linear_log_probs
 
 
 def token_log_probs(decoder: Decoder, batch: TokenBatch, temperature: float = 1.0) -> TokenLogProbs:
-    """Of each label, [N]. The head runs only where there is one."""
+    """The log-probs of all labels, [N]. The head is only computed at labels."""
     has_label_BT = batch.labels != IGNORE
     labels_N = batch.labels[has_label_BT]
 

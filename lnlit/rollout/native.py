@@ -1,4 +1,5 @@
-"""lnlit's own decoder as a rollout engine: no dependency, every variant, the same tokens on every machine."""
+"""lnlit's own decoder as a rollout engine: it has no dependency, runs every part, and samples the same tokens on every
+machine."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ class NativeEngine(RolloutEngine):
     """Batched decoding with a KV cache, by a copy of the policy. Finished completions leave their batch.
 
     Args:
-        batch_size: completions decoded together; more are faster and need more memory for their caches.
-        dtype: of the copy and its cache.
-        device: null is the accelerator where there is one.
+        batch_size: Completions decoded together; more are faster and need more memory for their caches.
+        dtype: The dtype of the copy's weights and cache.
+        device: The device to generate on. Null is the accelerator if there is one.
     """
 
     def __init__(

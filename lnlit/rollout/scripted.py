@@ -1,4 +1,4 @@
-"""An engine that says what it is told to: for tests, and for trying rewards and recipes without waiting for a model."""
+"""An engine with scripted answers: for tests, and for trying out rewards and recipes without a large model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ScriptedEngine(RolloutEngine):
     """Each request is answered with one of `completions`, chosen by its seed; the log-probs are those of the policy.
 
     Args:
-        completions: token ids, each list one completion. One without an end token gets one; longer ones than a request
+        completions: Token ids, each list one completion. One without an end token gets one; longer ones than a request
             allows are cut.
     """
 

@@ -1,8 +1,9 @@
-"""From easy prompts to hard ones: batches around a pass rate that falls as a run goes on (Llama-Nemotron section 5.1).
+"""A curriculum from easy to hard prompts: batches around a pass rate that falls during a run (Llama-Nemotron section
+5.1).
 
-The paper's rule is a Gaussian over pass rates whose centre falls, and leftovers that go to the largest pool. Its width,
-the path of the centre and the rounding are choices made here. So is rationing: a run that takes most of its prompts
-would by that rule alone use up the pools in the middle, and be left with easy prompts for its end.
+The paper's rule is a Gaussian over pass rates whose centre falls, with leftovers going to the largest pool. Its width,
+the path of the centre and the rounding are choices made here. So is rationing: if a run takes most of its prompts, the
+paper's rule alone would use up the pools in the middle and leave easy prompts for the end.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class GaussianCurriculum(PromptOrder):
-    """Prompts whose pass rates follow a Gaussian: its centre falls evenly from the easiest prompts to the hardest, one
-    step a rollout. A pool of which the run would want more than there is gets a smaller share throughout; so the mean
-    of what is wanted falls from rollout to rollout, whatever the prompts.
+    """Prompts whose pass rates follow a Gaussian. Its centre falls linearly from the easiest prompts to the hardest,
+    one step per rollout. A pool that the run would overdraw gets a smaller share throughout, so the mean pass rate of
+    the wanted prompts falls from rollout to rollout, whatever the prompts.
 
-    No prompt comes again before all of its pass rate have come, and none more than once (twice, ...) in a run that
-    takes no more prompts than there are (twice as many, ...). The first `take` says how many prompts a rollout has. A
-    run that is resumed keeps the number of rollouts that it began with.
+    A prompt is repeated only after all prompts of its pass rate have been used, and at most once (twice, ...) in a run
+    that takes no more prompts than there are (twice as many, ...). The first `take` determines the number of prompts
+    per rollout. A resumed run keeps the number of rollouts that it was started with.
 
     Args:
-        sigma: standard deviation of the Gaussian, a difference of pass rates.
-        easiest: centre of the first rollout; null is the highest pass rate there is.
-        hardest: centre of the last rollout; null is the lowest.
-        levels: pass rates are rounded to multiples of 1/levels; a pool is the prompts of one multiple.
-        rationing: give a pool of which the run would want too much a smaller share from the start. Without, the
-            shares are the Gaussian's, as in the paper, until a pool is used up and the largest takes its place.
+        sigma: Standard deviation of the Gaussian, a difference of pass rates.
+        easiest: Centre in the first rollout. Null is the highest pass rate there is.
+        hardest: Centre in the last rollout. Null is the lowest pass rate there is.
+        levels: Pass rates are rounded to multiples of 1/levels. Each multiple has a pool of prompts.
+        rationing: Give a pool that the run would overdraw a smaller share from the start. Otherwise the shares are the
+            Gaussian's, as in the paper, until a pool is used up and the largest one takes its place.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class GaussianCurriculum(PromptOrder):
         self._had = [0] * len(self.pools)  # how many of them are from each pool
 
     def target(self, rollout: int) -> list[float]:
-        """The share of each pool in a rollout, counted from 0; known from the first `take` on."""
+        """The share of each pool in a rollout, counted from 0. Known after the first `take`."""
         return self._targets_RP[min(rollout, self.rollouts - 1)].tolist()
 
     def take(self, count: int, rollout: int | None = None) -> list[int]:
@@ -129,7 +130,7 @@ class GaussianCurriculum(PromptOrder):
         self._taken[-1][2] += 1
 
     def _next(self, pool: int) -> int:
-        """A prompt of a pool, none of this rollout's while it has others."""
+        """The next prompt of a pool, not one of this rollout's as long as there are others."""
         if not self._queues[pool]:
             random = np.random.default_rng([self.seed, 1, pool, self._rounds[pool]])
             shuffled = random.permutation(self.pools[pool]).tolist()
@@ -142,7 +143,7 @@ class GaussianCurriculum(PromptOrder):
         return prompt
 
     def state_dict(self) -> dict[str, Any]:
-        """What was asked for so far: repeating it leads here again."""
+        """The numbers of prompts taken so far. Repeating these calls restores the state."""
         sizes = [len(pool) for pool in self.pools]
         taken = [list(run) for run in self._taken]
         return {"taken": taken, "rollouts": self.rollouts, "pools": sizes, "settings": self._settings()}
@@ -172,12 +173,13 @@ class GaussianCurriculum(PromptOrder):
 
 
 def rationed(rates: Sequence[float], centres: np.ndarray, sigma: float, stock: np.ndarray) -> np.ndarray:
-    """[R, P]: for each centre the share of each rate, by a Gaussian times one weight, at most 1, for each rate; the
-    weights are such that no column sums to more than its `stock`, which is counted in batches.
+    """The share of each pass rate for each centre, [R, P]: a Gaussian times one weight of at most 1 per pass rate. The
+    weights are such that no column's sum exceeds its `stock`, which is counted in batches.
 
-    Where stocks are plentiful all weights are 1. Whatever they are, the mean falls with the centre: a Gaussian's
-    likelihood ratio is monotone, and weights do not change it. The weights are a partial optimal transport's, found by
-    Sinkhorn's iteration in logarithms. A `sigma` far narrower than the rates' distances may leave no such weights.
+    With plentiful stocks, all weights are 1. Whatever they are, the mean falls with the centre, because a Gaussian's
+    likelihood ratio is monotone and weights do not change that. The weights solve a partial optimal transport problem,
+    by Sinkhorn's iteration in logarithms. There may be none if `sigma` is far smaller than the distance between pass
+    rates.
     """
     gaussian_RP = -((np.array(rates) - centres[:, None]) ** 2) / (2 * sigma**2)
     weight_P = np.zeros(len(rates))
@@ -193,11 +195,11 @@ def rationed(rates: Sequence[float], centres: np.ndarray, sigma: float, stock: n
 
 
 def allocate(left: Sequence[int], target: Sequence[float], places: int, offset: float) -> list[int]:
-    """How many prompts each pool gives to a batch: its share of `places`, rounded up or down but not to more than are
-    `left`; each place that stays free goes to the pool that then is the largest, the easier of equals.
+    """The number of prompts that each pool contributes to a batch: its share of `places`, rounded up or down, but not
+    more than are `left`. Each remaining place goes to the pool that is then the largest, the easier one if equal.
 
-    `offset`, from 0 to 1, says which shares are rounded up; where it varies evenly, no pool is always rounded down.
-    With fewer prompts left than places, all are given.
+    `offset`, from 0 to 1, determines which shares are rounded up. If it varies evenly, no pool is always rounded down.
+    If fewer prompts are left than places, all are used.
     """
     ends = [math.floor(places * share + offset + 1e-9) for share in accumulate(target[:-1])]
     quota = [end - start for start, end in zip([0, *ends], [*ends, places], strict=True)]

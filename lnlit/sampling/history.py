@@ -1,4 +1,4 @@
-"""What a run keeps of its rollouts in a folder: a Parquet file of samples each, and a line of numbers."""
+"""The history of a run's rollouts in a folder: Parquet files of samples, and one line of metrics per rollout."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ Stage = Literal["train", "val"]
 
 _NAME = re.compile(r"(train|val)-(\d+)\.parquet")
 _METRICS, _WHAT = "metrics.jsonl", "numbers of rollouts"
-#: Within a run's folder: where its history is, and the page made of it.
+#: The folder of the history and the page made from it, relative to the run's folder.
 FOLDER, PAGE = "rollouts", "rollouts.html"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A rollout in numbers, by the optimizer step that its weights are of. `rollout`: how many the run had drawn by
-    then. `numbers` are those of `describe`; `seconds` those of each phase.
-    """
+    """The metrics of a rollout, at the optimizer step of its weights. `rollout` is how many rollouts the run had drawn
+    by then, `numbers` are those of `describe`, and `seconds` the time of each phase."""
 
     stage: Stage
     step: int
@@ -38,7 +37,8 @@ class Entry:
 
 
 class History:
-    """A stage and a step have one entry and one file: a run that comes there again, after a restart, replaces both."""
+    """The entries and sample files of a run, one of each per stage and step. A restarted run that reaches a step again
+    replaces both."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,11 +48,11 @@ class History:
         return {(entry.stage, entry.step): entry for entry in _read(self.folder / _METRICS)}
 
     def entries(self, stage: Stage) -> list[Entry]:
-        """By step."""
+        """The entries of a stage, sorted by step."""
         return sorted((entry for (of, _), entry in self._entries.items() if of == stage), key=lambda entry: entry.step)
 
     def steps(self, stage: Stage) -> list[int]:
-        """Those whose samples are there, ascending."""
+        """The steps whose samples are there, in ascending order."""
         matches = (_NAME.fullmatch(file.name) for file in self.folder.glob("*.parquet"))
         return sorted(int(match[2]) for match in matches if match and match[1] == stage)
 
@@ -60,7 +60,7 @@ class History:
         return read_table(self._file(stage, step))
 
     def prompts(self, stage: Stage, step: int) -> list[str]:
-        """The keys of its prompts, without repetitions."""
+        """The distinct keys of a step's prompts."""
         return read_prompts(self._file(stage, step))
 
     def add(self, entry: Entry) -> None:
@@ -69,7 +69,8 @@ class History:
             lines.append(asdict(entry))
 
     def add_samples(self, stage: Stage, step: int, samples: Sequence[Sample], keep: int) -> None:
-        """Write their file. Of the training's, the first and the newest ones stay, `keep` (2 or more) in all."""
+        """Writes the samples of a step. Of the training steps, the first and the newest files are kept, `keep` (2 or
+        more) in total."""
         write_table(self._file(stage, step), stage, step, samples)
         if stage == "train":
             steps = self.steps(stage)
@@ -77,7 +78,7 @@ class History:
                 self._file(stage, old).unlink()
 
     def cut(self, last: int) -> None:
-        """Forget what came after an optimizer step."""
+        """Deletes everything after an optimizer step."""
         for stage in ("train", "val"):
             for step in self.steps(stage):
                 if step > last:
@@ -92,12 +93,12 @@ class History:
 
 
 def finite(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Those that JSON can hold: a mean of nothing is left out."""
+    """The finite numbers, which JSON can hold. The mean of no values is left out."""
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _read(file: Path) -> Iterable[Entry]:
-    """Entries in the order in which they were written."""
+    """The entries in the order in which they were written."""
     if not file.exists():
         return
     for number, data in read_lines(file, _WHAT):

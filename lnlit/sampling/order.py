@@ -1,4 +1,4 @@
-"""In which order a run takes its prompts."""
+"""The order in which a run takes its prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lnlit.interfaces import PromptOrder
 
 
 class Uniform(PromptOrder):
-    """Every prompt once per epoch, each epoch in an order of its own."""
+    """Every prompt once per epoch, in a new random order each epoch."""
 
     def start(self, rows: Sequence[Mapping[str, Any]], seed: int, rollouts: int) -> None:
         if not rows:

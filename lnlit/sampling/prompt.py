@@ -1,4 +1,4 @@
-"""What is asked of a model: conversations, read from rows of data and rendered as tokens."""
+"""Prompts for a model: conversations that are read from rows and rendered as tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lnlit.rewards.pool import why_not
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation to answer, and the row of data it came from."""
+    """A conversation to answer, and the row that it came from."""
 
     messages: Sequence[Mapping[str, Any]]
     token_ids: tuple[int, ...]
@@ -26,7 +26,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a source, the numbers of their rows, and by number why other rows cannot be asked."""
+    """The prompts of a source with their row numbers, and the reasons why other rows were left out, by row number."""
 
     source: Source
     found: list[Prompt]
@@ -34,22 +34,23 @@ class Prompts:
     left_out: dict[int, str]
 
     def unjudged(self, rewards: Sequence[Reward]) -> dict[int, str]:
-        """By row, why no completion of its prompt could be judged, as far as the rewards can tell without one."""
+        """The reasons why a row's completions could not be judged, by row number, as far as the rewards can tell
+        without a completion."""
         reasons = (why_not(rewards, prompt.row) for prompt in self.found)
         return {row: why for row, why in zip(self.rows, reasons, strict=True) if why}
 
     def named(self, reasons: Mapping[int, str], most: int = 3) -> str:
-        """The first of some rows' reasons, each with its place in the source."""
+        """The reasons of the first of these rows, each with its place in the source."""
         return "; ".join(f"{where(self.source, row)}: {why}" for row, why in list(reasons.items())[:most])
 
 
 def read_prompts(source: Source, encoder: ChatEncoder, room: int) -> Prompts:
-    """Every row of a source that has something to answer and leaves the context room for a completion.
+    """Reads all rows of a source that have something to answer and leave room for a completion in the context.
 
     Args:
-        room: The tokens that a prompt may have.
+        room: The maximum length of a prompt in tokens.
 
-    Raises `UserError`, which names the row, for one that is no conversation.
+    Raises `UserError` naming the row that is not a conversation.
     """
     read = Prompts(source, [], [], {})
     for number, row in enumerate(rows_of(source)):
@@ -71,8 +72,8 @@ def read_prompts(source: Source, encoder: ChatEncoder, room: int) -> Prompts:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """A fingerprint of conversations and of what the rewards may read, in their order. What JSON has no form for, such
-    as a date, counts as it is printed."""
+    """A digest of conversations and of all that rewards may read, in order. Values without a JSON form, such as dates,
+    count as their printed form."""
     found = hashlib.sha256()
     for prompt in prompts:
         found.update(json.dumps([list(prompt.messages), prompt.row], sort_keys=True, default=str).encode())

@@ -1,6 +1,6 @@
-"""A completion and what becomes of it: a record that is never changed, and gains fields from stage to stage.
+"""A completion in its stages, as frozen records that gain fields.
 
-`Drawn` is what an engine said, `Judged` what rewards made of it, `Sample` what is learned from it.
+`Drawn` is the engine's completion, `Judged` adds rewards, and `Sample` adds what training needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lnlit.sampling.prompt import Prompt
 
 @dataclass(frozen=True)
 class Drawn:
-    """A completion of a prompt. `text` is what `RewardRequest.completion` says."""
+    """A completion of a prompt. `text` is the same as `RewardRequest.completion`."""
 
     prompt: Prompt
     rollout: Rollout
@@ -31,7 +31,7 @@ class Drawn:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the engine knew how likely each token was."""
+        """True if the engine's log-probs of all tokens are finite."""
         return all(map(math.isfinite, self.rollout.logprobs))
 
     @property
@@ -41,7 +41,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Judged(Drawn):
-    """`rewards` are what each reward said, `reward` their weighted sum, NaN where one of them could not be given."""
+    """A completion with the result of each reward in `rewards`, and their weighted sum in `reward`, NaN if one is
+    missing."""
 
     rewards: Mapping[str, RewardResult] = field(default_factory=dict)
     reward: float = math.nan
@@ -49,9 +50,9 @@ class Judged(Drawn):
 
 @dataclass(frozen=True)
 class Sample(Judged):
-    """`learned` says whether the tokens are learned from. `old_log_probs` and `reference_log_probs` are theirs under
-    the weights that drew them and under the reference's, None where nobody asked.
-    """
+    """A completion to train on. `learned` is true if its tokens are learned from. `old_log_probs` and
+    `reference_log_probs` are its log-probs under the weights that drew it and under the reference; None if they were
+    not computed."""
 
     advantage: float = 0.0
     learned: bool = True
@@ -59,7 +60,8 @@ class Sample(Judged):
     reference_log_probs: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data and tensors, for a checkpoint. Of the prompt its tokens: a row may hold what is not plain."""
+        """Plain data and tensors for a checkpoint. Only the tokens of the prompt are kept, because a row may hold other
+        data."""
         state = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "prompt"}
         state["rollout"] = dict(vars(self.rollout))
         state["rewards"] = {name: (result.value, result.error) for name, result in self.rewards.items()}
@@ -67,7 +69,7 @@ class Sample(Judged):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Sample:
-        """What `state_dict` gave."""
+        """The sample that `state_dict` was called on."""
         rollout = Rollout(**state["rollout"])
         rewards = {name: RewardResult(*result) for name, result in state["rewards"].items()}
         prompt = Prompt((), tuple(rollout.prompt_ids), {})

@@ -1,6 +1,6 @@
-"""The one machine that samples: prompts in, judged completions out, the same on any number of ranks.
+"""The sampler: from prompts to judged completions, with the same result on any number of ranks.
 
-It does not know who asks, nor what for.
+It does not know what the samples are for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lnlit.sampling.sample import Drawn, Judged
 
 @dataclass(frozen=True)
 class Weighted:
-    """A reward and its share of the sum. `name` is what it is logged as, by default its class."""
+    """A reward with its weight in the sum. `name` is its name in logs, by default that of its class."""
 
     reward: Reward
     weight: float = 1.0
@@ -53,7 +53,7 @@ class Asked:
 
 
 def asked(prompts: Sequence[Prompt], samples: int, run: int, rollout: int, first: int = 0) -> list[Asked]:
-    """Prompts with the seeds of their places: `first` is the place of the first one in its rollout."""
+    """Prompts with the seeds of their completions. `first` is the position of the first prompt in its rollout."""
     return [
         Asked(prompt, [request_seed(run, rollout, place, sample) for sample in range(samples)])
         for place, prompt in enumerate(prompts, start=first)
@@ -61,16 +61,17 @@ def asked(prompts: Sequence[Prompt], samples: int, run: int, rollout: int, first
 
 
 def request_seed(run: int, rollout: int, prompt: int, sample: int) -> int:
-    """Of one completion of a run: the same after a restart and whatever it is batched with, different for all others.
+    """The seed of one completion of a run. It is the same after a restart and in any batch, and differs from all
+    others.
 
-    63 bits, as engines take signed numbers.
+    It has 63 bits, because engines take signed integers.
     """
     name = f"{run}/{rollout}/{prompt}/{sample}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
 class Phases:
-    """Seconds spent on "sync", "generate", "reward" and "score", and who else is told when each starts and ends."""
+    """Seconds spent on "sync", "generate", "reward" and "score". Listeners are called when a phase starts and ends."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -92,17 +93,19 @@ class Phases:
 
 
 class Sampler:
-    """One engine and the rewards, for every rank: each generates and judges its share, and all get all samples.
+    """One engine with rewards, on every rank. Each rank generates and judges its share, and then all ranks have all
+    samples.
 
     Args:
-        engine: Generates.
-        rewards: Judge.
-        workers: Processes that judge.
-        encoder: Reads completions, and knows what ends them.
-        sampling: How completions are drawn; its `end_ids` are the encoder's.
-        phases: Where the time goes.
-        memory: For who shares the accelerator with the engine: what it holds is put away inside this context while the
-            engine generates, which sleeps before it comes back. None lets the engine stay awake.
+        engine: The engine that generates completions.
+        rewards: The rewards that judge them.
+        workers: The number of processes that judge.
+        encoder: Decodes completions, and knows the tokens that end them.
+        sampling: Sampling settings, whose `end_ids` are the encoder's.
+        phases: Measures the time of each phase.
+        memory: A context manager for a caller that shares the accelerator with the engine. Inside it, the caller's
+            tensors are moved away while the engine generates, and the engine sleeps before they come back. None lets
+            the engine stay awake.
     """
 
     def __init__(
@@ -120,12 +123,12 @@ class Sampler:
         if len(self.weights) < len(rewards):
             raise UserError(f"data.rewards: two are called the same of {', '.join(self.weights)}; give them names")
         self.pool = RewardPool(dict(zip(self.weights, (each.reward for each in rewards), strict=True)), workers)
-        #: How often weights were loaded, and of which version the engine's are: None while it has none.
+        #: The number of loads, and the version of the engine's weights, None while it has none.
         self.loads = 0
         self.version: int | None = None
 
     def load(self, version: int, weights: Callable[[], PolicyWeights]) -> None:
-        """Hand the engine weights, unless it has these already. Collective, where the weights are spread over ranks."""
+        """Gives the engine new weights, unless it has them already. Collective if the weights are sharded."""
         if self.version == version:
             return
         self.version = None
@@ -135,7 +138,7 @@ class Sampler:
         self.version, self.loads = version, self.loads + 1
 
     def draw(self, asked: Sequence[Asked]) -> list[list[Judged]]:
-        """The judged completions of each prompt. Collective: ranks take turns at the prompts."""
+        """The judged completions of each prompt. Collective: the prompts are divided among the ranks in turn."""
         rank, ranks = my_place()
         mine: list[list[Judged]] = []
         if share := asked[rank::ranks]:  # few prompts, as where some are replaced, leave a rank none
@@ -151,7 +154,7 @@ class Sampler:
         return found
 
     def counts(self) -> dict[str, int]:
-        """What went wrong so far and was put right or left out, over all ranks."""
+        """How often each recovered fault or missing verdict has occurred so far, over all ranks."""
         mine = {f"rewards/{kind}": count for kind, count in self.pool.outcomes.items()}
         for name, reward in self.pool.rewards.items():  # a judge knows more than that it gave none
             mine |= {f"rewards/{name}/{reason}": count for reason, count in reward.counts().items()}
@@ -163,14 +166,14 @@ class Sampler:
         return total
 
     def close(self) -> None:
-        """End the engine's and the rewards' processes. The next load begins anew."""
+        """Ends the processes of engine and rewards. The next load starts them again."""
         self.version = None
         with ExitStack() as stack:
             stack.callback(self.pool.close)
             stack.callback(self.engine.close)
 
     def _rest(self) -> None:
-        """Nothing is generated until the next load. Where all memory is everybody's, the engine may stay awake."""
+        """Called when nothing is generated until the next load. The engine sleeps if its memory is shared."""
         if self.memory is not None:
             self.engine.sleep()
             self.version = None
@@ -190,7 +193,7 @@ class Sampler:
         return [Judged(each.prompt, each.rollout, each.text, rewards, self._sum(rewards)) for each, rewards in verdicts]
 
     def _sum(self, rewards: Mapping[str, RewardResult]) -> float:
-        """What is only watched decides nothing, not even by its absence."""
+        """The weighted sum of a sample's rewards. Rewards of weight 0 are ignored, even if they are missing."""
         return sum(
             math.nan if result.value is None else self.weights[name] * result.value
             for name, result in rewards.items()
@@ -199,7 +202,8 @@ class Sampler:
 
 
 def first_failure(judged: Sequence[Judged]) -> tuple[str, str | None] | None:
-    """Where no sample could be judged at all: the reward that did not judge the first one, and why."""
+    """(name, reason) of the reward that did not judge the first sample, if no sample could be judged at all; else
+    None."""
     if not all(math.isnan(sample.reward) for sample in judged):
         return None
     return next((name, result.error) for name, result in judged[0].rewards.items() if result.value is None)
@@ -213,11 +217,12 @@ def sample_into(
     row: Callable[[Sequence[Judged]], Mapping[str, object]],
     what: str,
 ) -> None:
-    """Append one row for each prompt, made of its samples, round by round. What the journal holds is not sampled again;
-    a round that was cut is, whole, so that it is batched as it would have been.
+    """Appends one row per prompt to the journal, computed from its samples, round by round. Prompts that the journal
+    already holds are not sampled again. An interrupted round is repeated as a whole, so that it is batched in the same
+    way.
 
-    Raises `UserError` where nothing in a round could be judged: that is a fault of the reward, unless the round is but
-    the rest after whole ones.
+    Raises `UserError` if nothing in a round could be judged, which is the reward's fault, unless it is a last,
+    incomplete round.
     """
     if len(journal) < len(asked):
         journal.keep(len(journal) // prompts_per_round * prompts_per_round)

@@ -1,4 +1,4 @@
-"""A rollout's samples as a Parquet file, and back: what they were asked, said, and were given for it."""
+"""Writes a rollout's samples to Parquet files and reads them: prompts, completions and rewards."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _REWARD, _ERROR = "rewards/", "/error"
 
 
 def write_table(file: Path, stage: str, step: int, samples: Sequence[Sample]) -> None:
-    """Write `file`, atomically: a row per sample, in order. The same samples give the same bytes.
+    """Writes `file` atomically, with a row per sample, in order. Equal samples give equal bytes.
 
-    Columns: `prompt` are the messages and `row` what else is in the prompt's row of data, both as JSON; `logprobs` the
-    engine's, of `token_ids`, in nats; `reward` the weighted sum of the parts `rewards/<name>`, null like them where
-    there is none, for the reason in `rewards/<name>/error`; `learned` whether its tokens are learned from; `group`
-    counts the prompts of the file. Log-probs of the policy and of the reference are not kept.
+    Columns: `prompt` holds the messages and `row` the rest of the prompt's row, both as JSON. `logprobs` are the
+    engine's log-probs of `token_ids`, in nats. `reward` is the weighted sum of the parts `rewards/<name>`; both are
+    null without a verdict, for the reason in `rewards/<name>/error`. `learned` is true if the tokens are learned from.
+    `group` is the number of the prompt in the file. Log-probs of the policy and of the reference are not kept.
     """
     import pyarrow
     import pyarrow.parquet as parquet
@@ -48,7 +48,7 @@ def write_table(file: Path, stage: str, step: int, samples: Sequence[Sample]) ->
 
 
 def read_table(file: Path) -> list[Sample]:
-    """The samples in a file that `write_table` wrote. Raises `UserError` for any other."""
+    """The samples in a file that `write_table` wrote. Raises `UserError` for any other file."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -71,7 +71,7 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def prompt_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    """By which equal prompts are known: their messages as JSON."""
+    """The key that identifies equal prompts: their messages as JSON."""
     return _json(list(messages))
 
 
@@ -163,7 +163,7 @@ def _prompt(row: Mapping[str, Any]) -> Prompt:
 
 
 def _json(value: Any) -> str:
-    """Strict JSON of what a source may give: numbers that are not finite become null, other things text."""
+    """A source's value as strict JSON: numbers that are not finite become null, and other objects become text."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     if "NaN" in text or "Infinity" in text:
         text = json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
@@ -171,5 +171,5 @@ def _json(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Valid Unicode: half a surrogate pair, which JSON rows may hold, is spelt out."""
+    """The text as valid Unicode: unpaired surrogates, which JSON rows may hold, are escaped."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Solvers without proof: what the optimum is compared with in every report. They need no solver library.
+"""Heuristic solvers, which the optimum is compared with in every report. They need no solver library.
 
 Array suffixes: L layers, J choices of a layer (padded), R limits (the budgets, then the counts as 0/1 usage).
 """
@@ -17,7 +17,7 @@ from lnlit.interfaces.problem import TOLERANCE
 
 T = TypeVar("T")
 
-#: Relative excess below which a limit counts as kept. Half of what the problem itself grants.
+#: The relative excess up to which a limit counts as kept: half of the problem's own tolerance.
 _TOLERANCE = TOLERANCE / 2
 
 
@@ -44,11 +44,11 @@ class Greedy(Solver):
 
 
 class RatioGreedy(Solver):
-    """From every layer's best choice, always the change that costs least score per relief, until all limits are kept;
-    then, while one fits, the single change that gains most.
+    """Starts from every layer's best choice, and makes the change with the lowest cost in score per relief until all
+    limits are kept. Then it makes the change with the largest gain while one fits.
 
-    Relief is the fall of the sum over limits of what is exceeded, each relative to its limit: a limit that is kept
-    weighs nothing, several broken ones weigh by how far each still is.
+    Relief is the decrease of the excess, which is summed over limits relative to each limit. A limit that is kept has
+    no weight; broken limits have weights by how far they are exceeded.
     """
 
     def solve_one(self, problem: Problem, time_limit_s: float) -> SolverResult:
@@ -58,10 +58,10 @@ class RatioGreedy(Solver):
 
 
 class Uniform(Solver):
-    """One choice everywhere: of the names that every layer allows, the best that keeps all limits in all layers.
+    """The same choice in every layer: the best of the names that every layer allows and that keep all limits.
 
-    Where there is none, the model is degraded evenly: each name in turn replaces the best choice in the smallest number
-    of equally spaced layers that keeps all limits (a layer that lacks the name keeps its best), and the best of these
+    If there is none, the model is degraded evenly: each name in turn replaces the best choice in the smallest number of
+    equally spaced layers that keeps all limits (a layer without the name keeps its best), and the best of these
     mixtures wins.
     """
 
@@ -117,7 +117,8 @@ class Random(Solver):
 
 
 class _Clock:
-    """The time that a solve has. `is_late`: it was asked when the time was up, so something was cut short."""
+    """The time limit of a solve. `is_late` is true if the time was up at some check, so that something was cut
+    short."""
 
     def __init__(self, time_limit_s: float) -> None:
         self.start = time.perf_counter()
@@ -130,7 +131,7 @@ class _Clock:
         return up
 
     def limited(self, items: Iterable[T]) -> Iterator[T]:
-        """The items until the time is up."""
+        """Yields the items until the time is up."""
         for item in items:
             if self.is_up():
                 return
@@ -138,7 +139,7 @@ class _Clock:
 
 
 class _Table:
-    """The allowed choices of a problem as arrays; lower scores are better, padding has an infinite one."""
+    """The allowed choices of a problem as arrays. Lower scores are better, and padding has an infinite score."""
 
     def __init__(self, problem: Problem) -> None:
         layers = [problem.allowed(layer) for layer in range(len(problem.layers))]
@@ -172,7 +173,7 @@ class _Table:
         return self.usage_LJR[np.arange(len(picks_L)), picks_L].sum(0)
 
     def excess(self, totals: np.ndarray, share: float = 1.0) -> np.ndarray:
-        """How far totals [..., R] are outside `share` of the limits, summed over limits; 0 where all are kept."""
+        """How far totals [..., R] exceed `share` of the limits, summed over limits; 0 if all are kept."""
         over = totals - share * self.high_R - self.slack_2R[1]
         under = share * self.low_R - self.slack_2R[0] - totals
         return (np.maximum(np.maximum(over, under), 0.0) / self.scale_R).sum(-1)
@@ -181,9 +182,8 @@ class _Table:
         return not self.excess(self.totals(picks_L)).any()
 
     def after(self, picks_L: np.ndarray) -> np.ndarray:
-        """Totals [L, J, R] after each single change. Sums of what stays: a difference would keep the rounding errors of
-        a large usage that goes.
-        """
+        """The totals [L, J, R] after each single change. They are sums of what stays, because subtracting a large usage
+        would keep its rounding errors."""
         own_LR = self.usage_LJR[np.arange(len(picks_L)), picks_L]
         edge_1R = np.zeros_like(own_LR[:1])
         above_LR = np.concatenate([edge_1R, own_LR[:-1]]).cumsum(0)
@@ -191,28 +191,29 @@ class _Table:
         return (above_LR + below_LR)[:, None] + self.usage_LJR
 
     def relief(self, picks_L: np.ndarray) -> np.ndarray:
-        """By how much each single change lowers the excess, [L, J]; rounding noise counts as nothing."""
+        """The decrease of the excess by each single change, [L, J]; rounding noise counts as 0."""
         before = self.excess(self.totals(picks_L))
         gain_LJ = before - self.excess(self.after(picks_L))
         return np.where(gain_LJ > 1e-12 * max(before, 1.0), gain_LJ, 0.0)
 
     def spends(self, picks_L: np.ndarray) -> np.ndarray:
-        """Which single changes keep all limits and use more of the upper ones, bool [L, J]."""
+        """True for single changes that keep all limits and use more of the upper ones, bool [L, J]."""
         capped_R = np.where(np.isfinite(self.high_R), 1.0 / self.scale_R, 0.0)
         used_LJ, now = self.after(picks_L) @ capped_R, self.totals(picks_L) @ capped_R
         return (self.excess(self.after(picks_L)) == 0) & (used_LJ > now + 1e-9 * max(abs(now), 1.0))
 
     def loss(self, picks_L: np.ndarray) -> np.ndarray:
-        """What each single change costs in score, [L, J]."""
+        """The cost of each single change in score, [L, J]."""
         return self.score_LJ - self.score_LJ[np.arange(len(picks_L)), picks_L][:, None]
 
     def places(self, name: str) -> np.ndarray:
-        """Where each layer has a choice of that name, -1 where it has none."""
+        """The index of the choice of that name in each layer, or -1."""
         return np.array([names.index(name) if name in names else -1 for names in self.names])
 
 
 def _repaired(table: _Table, picks_L: np.ndarray, clock: _Clock) -> np.ndarray | None:
-    """Single changes, least score per relief first, until all limits are kept. None when no change brings relief."""
+    """Makes single changes, the lowest cost in score per relief first, until all limits are kept. None if no change
+    brings relief."""
     picks_L = picks_L.copy()
     while not table.keeps(picks_L):
         relief_LJ, loss_LJ = table.relief(picks_L), table.loss(picks_L)
@@ -227,7 +228,7 @@ def _repaired(table: _Table, picks_L: np.ndarray, clock: _Clock) -> np.ndarray |
 
 
 def _filled(table: _Table, picks_L: np.ndarray, clock: _Clock) -> np.ndarray:
-    """Single changes that keep all limits, largest gain first, until none gains."""
+    """Makes single changes that keep all limits, the largest gain first, until none gains."""
     while not clock.is_up():
         kept_LJ = table.excess(table.after(picks_L)) == 0
         loss_LJ = np.where(kept_LJ, table.loss(picks_L), math.inf)
@@ -241,7 +242,7 @@ def _filled(table: _Table, picks_L: np.ndarray, clock: _Clock) -> np.ndarray:
 
 
 def _spread(best_L: np.ndarray, place_L: np.ndarray, number: int) -> np.ndarray:
-    """`best_L` with `place_L` in `number` equally spaced layers, where a layer has it."""
+    """`best_L` with `place_L` in `number` equally spaced layers that have it."""
     picks_L = best_L.copy()
     chosen = ((np.arange(number) + 0.5) * len(best_L) / max(number, 1)).astype(int)
     picks_L[chosen] = np.where(place_L[chosen] >= 0, place_L[chosen], best_L[chosen])

@@ -76,10 +76,10 @@ class At:
 
 
 def chosen(candidates: Sequence[At], only: Iterable[str]) -> list[At]:
-    """Those of the `candidates` that a pattern of `only` fits, in their order. A pattern with a slash is one over
-    places too ("layer_03/*"), any other one over names alone ("kv1", "noop+*").
+    """The `candidates` that match a pattern of `only`, in order. A pattern with a slash is matched against places too
+    ("layer_03/*"), any other one against names only ("kv1", "noop+*").
 
-    Raises `UserError` for a pattern that fits none of them.
+    Raises `UserError` for a pattern that matches none of them.
     """
     names, places = {at.name for at in candidates}, {str(at) for at in candidates}
     wanted: set[str] = set()

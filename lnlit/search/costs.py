@@ -1,7 +1,8 @@
-"""What every variant costs: parameters, bytes, and seconds measured on one machine. The table on disk is `costs.json`.
+"""The costs of every variant: parameters, bytes, and seconds measured on one machine. The table on disk is
+`costs.json`.
 
-A part costs the same in every layer, so a model's cost is that of its base (embedding, final norm, head, loop) plus the
-sum of its parts. Memory follows Puzzle (arXiv 2411.19146), section 4.1.
+A part has the same cost in every layer, so a model's cost is that of its base (embedding, final norm, head, loop) plus
+the sum over its parts. Memory follows Puzzle (arXiv 2411.19146), section 4.1.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one part with its norm, or of a model's base. `timing` is None in a table that was not timed."""
+    """The cost of one part with its norm, or of a model's base. `timing` is None in a table without times."""
 
     parameters: int
     weight_bytes: int
@@ -86,12 +87,12 @@ class CostTable(_About):
 
     @classmethod
     def read(cls, path: str | Path) -> CostTable:
-        """A table from `costs.json`. Raises `UserError` naming a missing, negative or not finite entry."""
+        """Reads a table from `costs.json`. Raises `UserError` naming a missing, negative or not finite entry."""
         file = Path(path)
         return _read_table(read_json(file, _WHAT), str(file))
 
     def write(self, path: str | Path) -> Path:
-        """Write `costs.json`, whole or not at all."""
+        """Writes `costs.json` atomically."""
         write_json(Path(path), self.to_json())
         return Path(path)
 
@@ -110,7 +111,7 @@ class CostTable(_About):
 
     @property
     def sha256(self) -> str:
-        """A digest of all that the table says."""
+        """A digest of the whole table."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def check_hardware(self, allow_other: bool = False) -> None:
@@ -135,14 +136,15 @@ class CostTable(_About):
             )
 
     def base(self, workload: Workload) -> dict[str, float]:
-        """Costs of what no block holds: embedding, final norm, head, the engine's loop. Keys as in `block`."""
+        """The costs of everything outside blocks: embedding, final norm, head, the engine's loop. Keys as in
+        `block`."""
         return self._costs(self.base_cost, workload, 0, False)
 
     def block(
         self, block: BlockSpec, workload: Workload, *, prefill_queue: int = 0, prefill_query: bool = False
     ) -> dict[str, float]:
-        """Costs of one block: parameters, kv_bytes_per_token, weight_mib, kv_mib, memory_mib and, for a workload that
-        was timed, prefill_s, decode_s, latency_s. For the memory options see `subblock_memory_mib`.
+        """The costs of one block: parameters, kv_bytes_per_token, weight_mib, kv_mib, memory_mib and, for a workload
+        that was timed, prefill_s, decode_s, latency_s. The memory options are explained at `subblock_memory_mib`.
 
         Raises `UserError` for a part that is not in the table.
         """
@@ -153,7 +155,7 @@ class CostTable(_About):
     def predict(
         self, spec: ModelSpec, workload: Workload, *, prefill_queue: int = 0, prefill_query: bool = False
     ) -> dict[str, float]:
-        """Costs of a whole model: its base and all its blocks. Keys as in `block`."""
+        """The costs of a whole model: its base and all its blocks. Keys as in `block`."""
         for key in ("hidden_size", "vocab_size", "tie_embeddings"):
             if getattr(spec, key) != getattr(self, key):
                 raise UserError(
@@ -216,7 +218,7 @@ def tokens_per_s(workload: Workload, latency_s: float, throughput: str = "throug
 
 
 def add_costs(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Key by key; a key that one of them lacks (times that were not measured) is left out."""
+    """Adds costs key by key. A key that one of them lacks (times that were not measured) is left out."""
     return reduce(lambda a, b: {key: a[key] + b[key] for key in a if key in b}, map(dict, costs))
 
 
@@ -236,7 +238,7 @@ def part_cost(spec: ModelSpec, slot: Half, part: PartSpec, dtype: str) -> Cost:
 
 
 def base_cost(spec: ModelSpec, dtype: str) -> Cost:
-    """Embedding, final norm and head, without times; a tied head is the embedding and counts once."""
+    """The cost of embedding, final norm and head, without times. A tied head counts once."""
     parameters = parameter_count(build_decoder(spec.replace(layers=())))
     return Cost(parameters, parameters * dtype_bytes(dtype), 0)
 
@@ -268,7 +270,7 @@ class _Entry:
     decode_spread_s: Any = None
 
     def cost(self, workloads: int | None, place: str) -> Cost:
-        """With times where `workloads`, how many there are, is given."""
+        """The entry as a cost, with times if `workloads`, their number, is given."""
         counts = self.parameters, self.weight_bytes, self.kv_bytes_per_token
         if workloads is None:
             return Cost(*counts)

@@ -35,13 +35,13 @@ from lnlit.specs import BlockSpec, ModelSpec
 FORMAT = 1
 INDEX, CALIBRATION = "library.json", "calibration.safetensors"
 _ABOUT = "lnlit"  # the one metadata key of a layer file; with several, equal files would differ in their order
-#: The norm that a sub-block owns.
+#: The norm that belongs to each sub-block.
 NORMS: dict[Half, str] = {"attention": "input_layernorm.weight", "ffn": "post_attention_layernorm.weight"}
 
 
 @dataclass(frozen=True)
 class _Index:
-    """What `library.json` has, beside where it comes from."""
+    """The content of `library.json`, apart from its origin."""
 
     model: str
     parent_spec: ModelSpec
@@ -66,7 +66,8 @@ class Library:
 
     @classmethod
     def open(cls, folder: str | Path) -> Library:
-        """Raises `UserError` for a folder that is no library, a half-written one, another format, a missing file."""
+        """Opens a library. Raises `UserError` for a folder that is none, is half-written, has another format or lacks a
+        file."""
         folder = expanded(folder).resolve()
         if not (folder / INDEX).is_file():
             raise UserError(_not_a_library(folder))
@@ -101,13 +102,12 @@ class Library:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Where it is, and the digest of all it holds, as what is made from it records."""
+        """The folder and the digest of all that it holds, as recorded in files that are made from it."""
         return {"folder": str(self.folder), "sha256": hashlib.sha256((self.folder / INDEX).read_bytes()).hexdigest()}
 
     def check_made_from(self, recorded: Mapping[str, str] | None, what: str) -> None:
-        """Raises `UserError` naming both when `what` was made from another library, by what it `recorded` of that, or
-        from this one as it was before. Says so where nothing was recorded.
-        """
+        """Raises `UserError` naming both if `what` was made from another library, according to what it `recorded`, or
+        from an earlier state of this one. Prints a note if nothing was recorded."""
         if not recorded:
             print(f"{what}: does not say which library it was made from; taken as of {self.folder}", file=sys.stderr)
         elif recorded["sha256"] != self.identity["sha256"]:
@@ -119,9 +119,8 @@ class Library:
             )
 
     def check_parent(self, model: str, spec: ModelSpec, fingerprint: str) -> None:
-        """Raises `UserError` unless this library was made from `model`, given by its origin, architecture and
-        fingerprint (see `lnlit.checkpoint.fingerprint`). The parent may have moved.
-        """
+        """Raises `UserError` unless this library was made from `model`, which is given by its origin, architecture and
+        fingerprint (see `lnlit.checkpoint.fingerprint`). The parent may have been moved."""
         if changes := self.spec.diff(spec):
             reason = f"First difference: {changes[0]}."
         elif (known := self.header.get("parent_sha256")) is None:  # made before fingerprints were recorded
@@ -238,7 +237,7 @@ def slot_weights(slot: Half, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values."""
+    """The SHA-256 over names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
@@ -257,7 +256,7 @@ class LibraryWriter:
     done. `finish` writes `library.json`, which makes the folder a library.
 
     Args:
-        out: folder to build in. Refused when it is a library already or holds anything but layers of this recipe.
+        out: Folder to build in. Refused when it is a library already or holds anything but layers of this recipe.
         recipe: JSON data that determines the library (parent, calibration, candidates, ...).
     """
 
@@ -347,7 +346,7 @@ def _replaced(file: Path) -> str:
 
 
 def _about(file: Path) -> dict[str, Any]:
-    """What a layer file says about itself; {} for any other file."""
+    """What a layer file records about itself; {} for any other file."""
     try:
         with safe_open(file, framework="pt", backend="pread") as tensors:
             return json.loads((tensors.metadata() or {})[_ABOUT])

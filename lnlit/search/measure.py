@@ -166,7 +166,7 @@ def _caches(part: PartSpec) -> bool:
 
 # what has been measured so far
 
-#: Which round, and which model in it.
+#: (round, model).
 Turn = tuple[int, str]
 _THEN = "Delete this line to measure that model again, or the file to start anew."
 

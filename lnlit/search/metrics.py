@@ -1,7 +1,7 @@
-"""What a replaced block costs in quality: metrics that compare a child's final hidden states with the parent's.
+"""Metrics of how much quality a replaced block costs, which compare a child's final hidden states with the parent's.
 
-A metric sees hidden states behind the final norm, micro-batch by micro-batch and always in the same order. Of the
-parent it keeps two vectors of hidden size per token at most (of top_k, k indices), never its logits.
+A metric sees hidden states after the final norm, micro-batch by micro-batch and always in the same order. Of the parent
+it keeps at most two vectors of hidden size per token (for top_k, k indices), never its logits.
 
 Shape suffixes: B rows, T tokens, N = B * T positions, D hidden, V vocabulary, k most probable tokens.
 """
@@ -27,16 +27,17 @@ from lnlit.objectives.divergence import (
 )
 
 MetricName = Literal["kl", "lm_loss", "hidden_cosine", "top_k", "accuracy"]
-#: Metrics that fall as a model gets worse.
+#: Metrics for which higher is better.
 BIGGER_IS_BETTER = {"top_k", "accuracy"}
 
 
 class Metric(ABC):
-    """Names and values of a comparison. `observe` the parent once, then `measure` any number of children."""
+    """A comparison with its values by name. Call `observe` with the parent once, then `measure` with any number of
+    children."""
 
     @abstractmethod
     def observe(self, parent: Iterable[Tensor]) -> None:
-        """Keep what is needed of the parent's hidden states, [B, T, D] each."""
+        """Keeps what is needed of the parent's hidden states, [B, T, D] each."""
 
     @abstractmethod
     def measure(self, child: Iterable[Tensor]) -> dict[str, float]:
@@ -45,7 +46,7 @@ class Metric(ABC):
 
 @dataclass(frozen=True)
 class _Seen:
-    """One micro-batch of the parent."""
+    """The parent's values of one micro-batch."""
 
     hidden_ND: Tensor
     mean_ND: Tensor
@@ -136,7 +137,7 @@ class Accuracy(Metric):
         self.question, self.right, self.size = question, right, size
 
     def observe(self, parent: Iterable[Tensor]) -> None:
-        """The parent is not needed: the right answers are known."""
+        """Does nothing, because the correct answers are known without the parent."""
         for _ in parent:
             pass
 

@@ -1,4 +1,4 @@
-"""Times lnlit's own decoding loop."""
+"""Measures lnlit's own decoding loop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def random_decoder(spec: ModelSpec, device: str, dtype: torch.dtype) -> Decoder:
 
 
 def _run(decoder: Decoder, workload: Workload) -> tuple[float, float]:
-    """(prefill, decode) seconds of one batch, the garbage collector kept out of them.
+    """(prefill, decode) seconds of one batch, with the garbage collector off.
 
     `generate` reads every new token back from the device before its callback, so no clock is read too early.
     """

@@ -86,7 +86,8 @@ def make_problem(
 
 @dataclass(frozen=True)
 class _Costs:
-    """A workload's costs; where tokens are to be cached, also the MiB of the weights with that many tokens' cache."""
+    """The costs of a workload; if tokens are to be cached, also the MiB of the weights with the cache of that many
+    tokens."""
 
     table: CostTable
     workload: Workload
@@ -100,7 +101,7 @@ class _Costs:
 
 
 def _labelled(labels: Sequence[str], costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The costs of all workloads side by side, as "memory_mib @ 64x512+128" where there are several."""
+    """The costs of all workloads side by side, e.g. "memory_mib @ 64x512+128" if there are several."""
     pairs = zip(labels, costs, strict=True)
     return {cost_at(cost, label): float(value) for label, some in pairs for cost, value in some.items()}
 
@@ -113,7 +114,7 @@ def _cached_tokens(targets: Iterable[Target]) -> float | None:
 
 
 def _absolute(target: Target, parent: Mapping[str, float], workload: Workload) -> Target:
-    """A target in shares of the parent's cost, in the cost's own unit."""
+    """A target that is relative to the parent's cost, converted to the cost's own unit."""
     if not target.of_parent:
         return target
     whole = dict(parent)
@@ -157,9 +158,8 @@ def _budget(target: Target, table: _Costs, label: str) -> Budget:
 
 
 def _check_costs(library: Library, costs: CostTable) -> None:
-    """A part costs the same whatever its weights are: a table of another library will do where it has all parts of
-    this one, which is told. Else raises `UserError` naming both.
-    """
+    """Accepts a cost table of another library, with a note, if it has all parts of this one, since a part costs the
+    same whatever its weights are. Otherwise raises `UserError` naming both."""
     if not costs.library or costs.library["sha256"] == library.identity["sha256"]:
         return
     for layer, variants in enumerate(library.layers):
@@ -189,7 +189,7 @@ def _check_rules(library: Library, rules: Rules) -> None:
 
 
 def _first_attention(choices: Sequence[Choice], library: Library) -> list[Forbidden]:
-    """The rule that keeps attention in layer 0, where there is one to keep and it could go."""
+    """The rule that keeps attention in layer 0, if the layer has attention and a choice without it."""
     removable = bool(fitting(NO_ATTENTION, (choice.name for choice in choices)))
     return [Forbidden(0, NO_ATTENTION)] if removable and library.spec.layers[0].attention != NOOP else []
 

@@ -72,7 +72,7 @@ class Score:
     values: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """A line of `scores.jsonl`."""
+        """The score as a line of `scores.jsonl`."""
         return {**asdict(self.candidate), "score": self.score, **self.values}
 
 
@@ -90,13 +90,13 @@ class Scorer:
         self.walk = Walk.of_rows(parent, batches)
         outputs = list(self.walk.hidden())
         metric.observe(outputs)
-        #: The parent's own values, by the path that children take.
+        #: The parent's own values, computed in the same way as the children's.
         self.parent_values = metric.measure(outputs)
         self._check_finite("the parent", self.parent_values)
 
     @torch.inference_mode()
     def score(self, candidate: At) -> Score:
-        """Raises `UserError` naming the candidate when its score is not finite."""
+        """The score of a candidate. Raises `UserError` naming the candidate if it is not finite."""
         self.walk.seek(candidate.position)
         block = self.load(candidate)
         values = self.metric.measure(self.walk.hidden(block, candidate.width))
@@ -105,7 +105,8 @@ class Scorer:
         return Score(candidate, -worse if self.name in BIGGER_IS_BETTER else worse, values)
 
     def work(self, candidate: At) -> int:
-        """What a score costs, in weights that every token is multiplied with: early layers have more behind them."""
+        """The work of a score, as the number of weights that every token is multiplied with. Early layers have more
+        layers behind them."""
         halves = [weights for block in self.parent.layers for weights in _halves(block)]
         return sum(halves[candidate.position :]) + self.parent.head_weight.numel()
 
@@ -127,7 +128,7 @@ class Scorer:
 
 
 def _halves(block: nn.Module) -> tuple[int, int]:
-    """Weights of a block's attention and of its FFN."""
+    """The weights of a block's attention and of its FFN."""
     assert isinstance(block, Block)
     attention, ffn = (0 if part is None else parameter_count(part) for part in (block.self_attn, block.mlp))  # type: ignore[arg-type]
     return attention, ffn

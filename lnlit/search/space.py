@@ -34,11 +34,11 @@ class Candidates:
     """The search space of every layer; the paper's by default.
 
     Args:
-        kv_heads: numbers of KV heads for grouped-query attention; None takes every divisor of the parent's number.
+        kv_heads: Numbers of KV heads for grouped-query attention; None takes every divisor of the parent's number.
         widths: FFN widths as shares of the parent's.
-        width_multiple: widths are rounded to multiples of this. 256 is what the DeciLM format can hold.
-        attention_stubs: what else may replace attention, by registry name, or as `{type: NAME, args: {...}}`.
-        ffn_stubs: what else may replace the FFN, likewise.
+        width_multiple: Widths are rounded to multiples of this. 256 is what the DeciLM format can hold.
+        attention_stubs: What else may replace attention, by registry name, or as `{type: NAME, args: {...}}`.
+        ffn_stubs: What else may replace the FFN, likewise.
     """
 
     kv_heads: list[int] | None = None

@@ -14,7 +14,7 @@ from lnlit.schema import read
 from lnlit.specs import NOOP
 
 Side = Literal["min", "max"]
-#: A child that costs so many times what its parent does is nobody's wish: the share was meant in percent.
+#: A bound of this many times the parent's cost must have been meant in percent.
 _PERCENT = 10.0
 
 
@@ -52,16 +52,16 @@ class _Record:
 
 @dataclass(frozen=True)
 class Deployment(_Record):
-    """Where the child has to run, and what must hold there.
+    """The machine that the child must run on, and the limits that must hold there.
 
     Args:
-        costs: What `lnlit search measure` wrote on that machine.
+        costs: The cost table that `lnlit search measure` wrote on that machine.
         targets: Bounds of the child's costs.
-        workloads: Which of the table's workloads count, all when not given. Several are alternatives: the targets must
-            hold in one, and the one that allows the best child wins.
-        corrected_by: What `lnlit search verify` measured, the parent first and an earlier search's child last: targets
-            on times are tightened by as much as that child missed its prediction.
-        allow_other_hardware: Whether the costs may have been measured on another machine than this.
+        workloads: The workloads of the table to use; all by default. Several are alternatives: the targets must hold in
+            one, and the one that allows the best child wins.
+        corrected_by: The measurements of `lnlit search verify`, with the parent first and an earlier search's child
+            last. Targets on times are tightened by as much as that child missed its prediction.
+        allow_other_hardware: Accept costs that were measured on another machine.
     """
 
     costs: str | None = None
@@ -108,7 +108,7 @@ class Solutions:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A frontier: the values that one side of a cost's budget takes, one solve each. `of_parent` as in `Target`."""
+    """A frontier: values for one side of a cost's budget, each of which is solved. `of_parent` as in `Target`."""
 
     cost: str
     values: tuple[float, ...]
@@ -121,9 +121,9 @@ class Sweep:
 
 
 def check_shares(where: str, cost: str, shares: Iterable[float]) -> None:
-    """Upper bounds in shares of what the parent costs: says where one bounds nothing, as the parent itself keeps it.
+    """Checks upper bounds relative to the parent's costs, and prints a note for one that the parent itself keeps.
 
-    Raises `UserError` for one that can only have been meant in percent.
+    Raises `UserError` for one that was obviously meant in percent.
     """
     for share in shares:
         told = f"{where}: {cost} max {share:g} of_parent is {share:g} times what the parent costs"

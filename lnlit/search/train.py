@@ -51,10 +51,10 @@ class Trainee:
     """One candidate with trainable fp32 weights.
 
     Args:
-        library: where its first weights come from.
-        at: which candidate it is.
-        parent: the parent's weights of that layer, which a block with the parent's own half starts from.
-        device: where to train.
+        library: The library with its initial weights.
+        at: The place of the candidate.
+        parent: The parent's weights of that layer, which a block with the parent's own half starts from.
+        device: The device to train on.
     """
 
     def __init__(self, library: Library, at: At, parent: Mapping[str, Tensor], device: torch.device) -> None:
@@ -69,7 +69,7 @@ class Trainee:
         return step.output(self.block, self.at.slot)
 
     def weights(self) -> dict[str, Tensor]:
-        """By checkpoint names below the block, as a library stores them."""
+        """The weights by checkpoint names relative to the block, as a library stores them."""
         return block_weights(self.block)
 
 

@@ -50,13 +50,13 @@ class Step:
 
 
 class Walk:
-    """A text's residual streams on their way through the parent, without gradients; forward only.
+    """The residual streams of a text on their way through the parent, without gradients and only forward.
 
     Args:
-        parent: the parent. Layers that the walk has not come to may be on the meta device (see `in_memory`).
-        streams: [B, T, D] of each micro-batch, in front of `position`.
-        surroundings: of each micro-batch.
-        position: where the streams are.
+        parent: The parent. Layers that the walk has not reached may be on the meta device (see `in_memory`).
+        streams: The stream of each micro-batch before `position`, [B, T, D].
+        surroundings: Attention and rope tables of each micro-batch.
+        position: The number of sub-blocks that the streams have passed.
     """
 
     def __init__(

@@ -76,14 +76,14 @@ def annotate(
     Args:
         model: Model folder with a tokenizer and a chat template.
         prompts: Rows of any form that chat rows have; their answers are left out.
-        reward: What completions are judged by.
+        reward: The reward that judges completions.
         out: The JSONL file to write.
         engine: Generates the completions; lnlit's own decoder when not given.
         sampling: How completions are drawn.
         thinking: Toggle for rows that have none.
         pass_at: The lowest reward that counts as solved.
-        workers: Processes that judge.
-        prompts_per_round: Prompts between two savings. An engine works best on many.
+        workers: The number of processes that judge.
+        prompts_per_round: The number of prompts between two writes to disk. Engines work best on many prompts at once.
     """
     if prompts_per_round < 1:
         raise UserError(f"annotate.prompts_per_round: expected a positive number, got {prompts_per_round}")
@@ -109,7 +109,7 @@ def annotate(
 
 
 def _row(samples: Sequence[Judged], pass_at: float) -> dict[str, Any]:
-    """A prompt's row with what its completions say of it."""
+    """The prompt's row with the statistics of its completions."""
     verdicts = [sample.rewards[_REWARD].value for sample in samples]
     values = [value for value in verdicts if value is not None]
     return {
@@ -147,9 +147,8 @@ def _weights(path: Path) -> PolicyWeights:
 
 
 def _read(source: Source, encoder: ChatEncoder, room: int, reward: Reward) -> list[Prompt]:
-    """Every prompt, as tokens. Raises `UserError` for one that leaves a completion no room, and for rows that JSON
-    cannot hold.
-    """
+    """All prompts as tokens. Raises `UserError` for a prompt that leaves no room for a completion, and for rows without
+    a JSON form."""
     read = read_prompts(source, encoder, room)
     if read.left_out:
         raise UserError(f"{read.named(read.left_out, most=1)}. Leave the row out, or lower max_new_tokens.")
@@ -167,7 +166,7 @@ def _read(source: Source, encoder: ChatEncoder, room: int, reward: Reward) -> li
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
-    """A fingerprint of what the model reads and of what the reward may."""
+    """A digest of what the model reads and of what the reward may read."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(json.dumps([prompt.token_ids, prompt.row], sort_keys=True).encode())
@@ -175,7 +174,8 @@ def _digest(prompts: Sequence[Prompt]) -> str:
 
 
 def _settings(part: object) -> dict[str, Any]:
-    """Class and settings of a part, as far as they are plain. What else it holds may differ from process to process."""
+    """The class and the plain settings of a part. Other attributes may differ from process to process and are left
+    out."""
     public = {name: _plain(value) for name, value in vars(part).items() if not name.startswith("_")}
     plain = {name: value for name, value in public.items() if value is not _NOT_PLAIN}
     return {"class": f"{type(part).__module__}.{type(part).__qualname__}", **plain}
@@ -185,7 +185,7 @@ _NOT_PLAIN = object()
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it, or `_NOT_PLAIN`."""
+    """The value as JSON data, or `_NOT_PLAIN`."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     try:

@@ -1,4 +1,4 @@
-"""What the runs of an ablation have come to, arm beside arm: a table as Markdown and JSON, and a picture."""
+"""Compares the runs of an ablation, arm by arm: a table as Markdown and JSON, and a chart."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ TABLE, DATA, PICTURE = "ablation.md", "ablation.json", "ablation.png"
 
 @dataclass(frozen=True)
 class Metric:
-    """What to read of a run: `key` in the results of the fit `file` (without .yaml), or by a dotted path in the JSON
-    that another stage has written.
-    """
+    """A value to read from a run: `key` in the results of the fit `file` (without .yaml), or a dotted path in the JSON
+    that another stage has written."""
 
     file: str
     key: str
@@ -37,7 +36,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to compare: metrics by name, and the arms, of which the first is what the others are compared with."""
+    """The comparison to make: metrics by name, and arms, of which the first is the baseline."""
 
     metrics: Mapping[str, Metric]
     arms: Sequence[str]
@@ -46,9 +45,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one arm with one seed has ended, in words. Only a `FINISHED` run is read, and of it the results of its
-    `files` (without .yaml): there may be older ones of others. `about` is told with it.
-    """
+    """How one arm with one seed has ended, in words. Only a `FINISHED` run is read, and only the results of its `files`
+    (without .yaml), because there may be older ones of other files. `about` is shown with it."""
 
     arm: str
     seed: int
@@ -59,9 +57,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one arm. `values` and `questions` are by seed; `left_out` counts runs that have no value, by why;
-    `early` runs were validated before their last step; `logged` is what those without this metric have.
-    """
+    """One metric of one arm. `values` and `questions` are by seed. `left_out` counts runs without a value by reason,
+    `early` counts runs that were validated before their last step, and `logged` lists the metrics of runs without this
+    one."""
 
     values: Mapping[int, float]
     questions: Mapping[int, Mapping[str, float]]
@@ -74,12 +72,12 @@ class Cell:
 
 
 def compare(out: Path, asked: Asked, outcomes: Sequence[Outcome]) -> str:
-    """Write the table and the picture of the runs `out`/ARM/seed-N; returns the table.
+    """Writes the table and the chart of the runs `out`/ARM/seed-N, and returns the table.
 
     Args:
         out: The folder of the ablation.
-        asked: What to compare.
-        outcomes: Of every arm and seed.
+        asked: The comparison to make.
+        outcomes: The outcome of every arm and seed.
     """
     finished = {(each.arm, each.seed): each.files for each in outcomes if each.text == FINISHED}
     found = {name: _row(out, asked, metric, finished) for name, metric in asked.metrics.items()}
@@ -101,12 +99,12 @@ def compare(out: Path, asked: Asked, outcomes: Sequence[Outcome]) -> str:
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
-    """Where one arm with one seed runs."""
+    """The folder of one arm with one seed."""
     return out / arm / f"seed-{seed}"
 
 
 def results_file(folder: Path, file: str) -> Path:
-    """Where a fit of a run writes what it has come to. `file`: the name of its YAML, without .yaml."""
+    """The file to which a fit of a run writes its results. `file` is the name of its YAML, without .yaml."""
     return folder / f"{file}.results.json"
 
 
@@ -140,7 +138,7 @@ def _row(
 
 
 def _read(folder: Path, metric: Metric) -> tuple[float | None, Mapping[str, float], bool]:
-    """(value: None for one that is not there, question -> value, whether it is of a step before the last)."""
+    """(value or None, question -> value, whether the value is of a step before the last)."""
     if metric.is_fit:
         results = read_json(results_file(folder, metric.file), "the results of a run")
         if metric.key not in results["metrics"]:
@@ -169,7 +167,7 @@ def _logged(folder: Path, metric: Metric) -> set[str]:
 
 
 def _compared(row: Mapping[str, Cell], first: str) -> dict[str, Cell]:
-    """Each arm with its paired differences from the first."""
+    """Each arm with its paired differences from the first arm."""
     return {arm: cell if arm == first else _paired(cell, row[first]) for arm, cell in row.items()}
 
 
@@ -254,7 +252,7 @@ def _signed(value: float) -> str:
 
 
 def _chart(row: Mapping[str, Cell], asked: Asked) -> dict[str, Difference]:
-    """The arms behind the first, as the picture shows them."""
+    """The arms after the first, as data for the chart."""
 
     found = {}
     for arm in asked.arms[1:]:

@@ -1,4 +1,5 @@
-"""`lnlit rollout curriculum`: a picture of which prompts a curriculum takes when, before a run pays for it."""
+"""`lnlit rollout curriculum`: a picture of the prompts that a curriculum takes in each rollout, drawn before the
+run."""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ def curriculum(
     order: GaussianCurriculum | None = None,
     seed: int = 0,
 ) -> Path:
-    """Draw what a run would take of each pass rate, rollout by rollout, beside what its curriculum wants.
+    """Draws how many prompts of each pass rate a run would take in each rollout, beside what its curriculum wants.
 
     Args:
-        prompts: Annotated rows, as the run gets them.
+        prompts: Annotated rows, as in the run.
         out: The PNG file to write.
-        rollouts: How many the run takes: its optimizer steps by the updates per rollout.
-        prompts_per_rollout: As in the run.
-        order: The curriculum; its default settings when not given.
-        seed: As in the run.
+        rollouts: The number of rollouts of the run: its optimizer steps divided by the updates per rollout.
+        prompts_per_rollout: The number of prompts per rollout, as in the run.
+        order: The curriculum, by default with its default settings.
+        seed: The seed, as in the run.
     """
     file = check_output(expanded(out), mark=b"PNG")
     if file.suffix != ".png":
@@ -49,7 +50,7 @@ def curriculum(
 
 
 def follow(order: GaussianCurriculum, prompts_per_rollout: int) -> tuple[list[list[float]], list[list[int]]]:
-    """(wanted, taken) of a run with a started curriculum: prompts of each pool in each rollout."""
+    """(wanted, taken) of a run with a started curriculum: the number of prompts of each pool in each rollout."""
     pool_of = {prompt: pool for pool, prompts in enumerate(order.pools) for prompt in prompts}
     wanted, taken = [], []
     for rollout in range(order.rollouts):

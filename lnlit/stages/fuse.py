@@ -43,8 +43,8 @@ def fuse(
 ) -> Path:
     """Turn runs of attention-free layers into fewer, wider FFNs, which run in parallel.
 
-    Writes a model folder. Its fusion/ holds plan.json and, with data, dependency.json and dependency.png: how much
-    each layer of the model depends on each other. A model without such runs is copied as it is.
+    Writes a model folder. Its fusion/ holds plan.json and, with data, dependency.json and dependency.png: how much each
+    layer of the model depends on each other. A model without such runs is copied as it is.
 
     Args:
         model: Model folder to fuse, usually what `lnlit search realize` wrote.
@@ -56,7 +56,7 @@ def fuse(
         max_width: Greatest intermediate size a fused FFN may have.
         plan: A plan.json that says which layers to fuse, instead of norm, leave_out and the two caps.
         data: Text on which the dependencies are measured; None leaves that out.
-        overwrite: Whether to replace the model folder at out.
+        overwrite: Replace the model folder at out.
     """
     path, target = resolve(model), expanded(out).resolve()
     checkpoint = open_checkpoint(path)

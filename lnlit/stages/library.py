@@ -1,4 +1,4 @@
-"""Stage `library`: every layer's candidates, initialised without training."""
+"""`lnlit search library`: builds every layer's candidates, with initial weights computed without training."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def build_library(
         model: The parent: a model folder.
         data: The text that channel contributions and initial errors are measured on.
         out: Folder to write. An unfinished library of the same settings there is gone on with.
-        candidates: What is tried in each layer.
-        dtype: Of the forward passes. Candidates keep the parent's.
+        candidates: The candidates for each layer.
+        dtype: The dtype of the forward passes. Candidates keep the parent's dtype.
         batch_tokens: Tokens that go through a block together.
     """
     check_output(expanded(out), folder=True)

@@ -1,4 +1,4 @@
-"""`lnlit search measure`: what every variant of a block library costs on this machine."""
+"""`lnlit search measure`: the costs of every variant of a block library on this machine."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def measure(
         library: Block library whose variants are measured.
         workloads: What is timed: batches of so many requests, each with so many prompt and new tokens.
         out: The file to write, usually costs.json.
-        dtype: Of weights and KV cache. float8 (a byte each) counts bytes only: it needs timing: false.
+        dtype: The dtype of weights and KV cache. float8 (one byte each) counts bytes only and needs timing: false.
         engine: Registered meter that runs the models: native, or vllm with the plugin lnlit-vllm.
         rounds: How often all models are timed, in turns. More rounds settle a busy machine.
         samples: Times taken of each model per round; the best counts.
         layers: Depth of the timed models. The parent's own, 32 at most, when not given.
-        timing: Whether to measure seconds; without them the table holds parameters and bytes only.
+        timing: Measure seconds. Otherwise the table holds parameters and bytes only.
     """
     file = check_output(expanded(out), mark=b'"hardware"')
     opened = Library.open(library)
@@ -72,8 +72,8 @@ def measure_plan(
     samples: int = 2,
     made_for: Mapping[str, str] | None = None,
 ) -> Path:
-    """`measure` for any list of variants, as `Plan.of(spec, attention_parts, ffn_parts)` without a library; `made_for`
-    is the identity of the one they are of."""
+    """Like `measure`, for any list of variants: a plan such as `Plan.of(spec, attention_parts, ffn_parts)`, without a
+    library. `made_for` is the identity of the library that they come from."""
     if rounds < 1 or samples < 1:
         raise UserError(f"measure: rounds and samples must be 1 or more, got {rounds} and {samples}.")
     meter: Meter = registry.build("meter", engine)
@@ -103,7 +103,7 @@ def in_turns(log: LatencyLog, models: Mapping[str, ModelSpec], like: CostTable, 
 
 
 def untimed(plan: Plan, workloads: Sequence[Workload], dtype: str) -> CostTable:
-    """Parameters and bytes of the variants of `plan`."""
+    """The parameters and bytes of the variants of `plan`."""
     dtype_bytes(dtype)  # refuses unknown ones
     spec = plan.spec
     return CostTable(
@@ -126,14 +126,15 @@ def untimed(plan: Plan, workloads: Sequence[Workload], dtype: str) -> CostTable:
 
 @contextmanager
 def model_folder(spec: ModelSpec, dtype: str) -> Iterator[Path]:
-    """A temporary model folder without weights, as a meter gets it."""
+    """A temporary model folder without weights, for a meter."""
     with tempfile.TemporaryDirectory() as name:
         write_json(Path(name) / "config.json", {**hf_config(spec), "dtype": dtype})
         yield Path(name)
 
 
 def _settings(table: CostTable, models: Mapping[str, ModelSpec]) -> dict[str, Any]:
-    """What two measurements must share for their times to go together. Rounds may be added at any time."""
+    """The settings that two measurements must share for their times to be comparable. Rounds may be added at any
+    time."""
     kept = ("engine", "dtype", "hardware", "samples", "workloads")
     settings = {key: value for key, value in table.to_json().items() if key in kept}
     return {**settings, "models": {name: spec.to_json() for name, spec in models.items()}}

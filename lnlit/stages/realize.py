@@ -1,4 +1,4 @@
-"""Stage `realize`: a solution as a model folder."""
+"""`lnlit search realize`: writes the model folder of a solution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
         solution: The file that `lnlit search solve` wrote.
         library: The block library that the solution chooses from.
         out: Model folder to write.
-        index: Which of the file's solutions.
+        index: The number of the solution in the file, from 0.
         overwrite: Replace a model folder that is there already.
     """
     opened, target = Library.open(library), expanded(out).resolve()
@@ -61,7 +61,7 @@ def realize(solution: str, library: str, out: str, index: int = 0, overwrite: bo
 
 
 def _solution(data: Mapping[str, Any], file: Path, index: int) -> Solution:
-    """One solution of a solver's result file. `UserError` when there is none, with the solver's own reason."""
+    """One solution of a solver's result file. Raises `UserError` with the solver's message if there is none."""
     result = SolverResult.from_json(data, str(file))
     if not result.solutions:
         raise UserError(f"{file}: holds no solution ({result.status}). {result.message}".rstrip())
@@ -73,7 +73,7 @@ def _solution(data: Mapping[str, Any], file: Path, index: int) -> Solution:
 def _weights(
     library: Library, choices: Sequence[Choice], groups: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The child's weights by canonical name, one layer in memory at a time."""
+    """The child's weights by canonical name, with one layer in memory at a time."""
     groups = iter(groups)
     yield from next(groups).items()
     for layer, weights in enumerate(library.composed_layers(choices, islice(groups, len(choices)))):

@@ -1,4 +1,5 @@
-"""`lnlit rollout reference`: how likely a reference finds given completions, once for all runs that compare with it."""
+"""`lnlit rollout reference`: computes a reference model's log-probs of given completions once, for all runs that need
+them."""
 
 from __future__ import annotations
 
@@ -47,18 +48,17 @@ def reference(
 
     Each row gets `reference_log_probs`: `log_probs`, in nats and of the whole completion (null where it is longer than
     the model's context), their `temperature`, and `digests` of the tokens, by which a run notices another tokenizer,
-    template or toggle.
-    Interrupted, the same command goes on where it stopped.
+    template or toggle. Interrupted, the same command goes on where it stopped.
 
     Args:
         model: Model folder with a tokenizer and a chat template.
         data: Rows as `PreferenceRows` takes them.
         out: The JSONL file to write.
-        temperature: Of the run that will use them.
+        temperature: The temperature of the run that will use the log-probs.
         thinking: Toggle for rows that have none, as in that run.
-        dtype: Of weights and computation.
+        dtype: The dtype of weights and computations.
         batch_tokens: Tokens of a forward pass, or one completion.
-        rows_per_round: Rows between two savings.
+        rows_per_round: The number of rows between two writes to disk.
     """
     numbers = {"temperature": temperature, "batch_tokens": batch_tokens, "rows_per_round": rows_per_round}
     for name, value in numbers.items():
@@ -110,7 +110,7 @@ def _digest(rows: Sequence[dict[str, Any]]) -> str:
 def _log_probs(
     decoder: Decoder, groups: Sequence[Group], temperature: float, batch_tokens: int
 ) -> list[list[float | None]]:
-    """Of each completion; None for one that is longer than the context."""
+    """The log-prob of each completion, or None for one that is longer than the context."""
     found: list[list[float | None]] = [[None] * len(group.lengths) for group in groups]
     fits: list[tuple[int, int, Document]] = [
         (row, number, part)

@@ -37,7 +37,7 @@ def report(
         library: The block library that it chooses from: adds the parent, and what is left of each part.
         costs: The cost table, to name the machine that was measured.
         measured: JSON {"models": [{"name", "predicted": {cost: value}, "measured": {cost: value}}]} of real children.
-        index: Which of the solutions the report is about.
+        index: The number of the solution in the file, from 0.
     """
     file, target = expanded(solution), expanded(out).resolve()
     _check_target(check_output(target, folder=True))
@@ -67,7 +67,7 @@ def report(
 
 
 def _measured(name: str, table: CostTable | None, made_from: Mapping[str, str], solution: str) -> list[Measured]:
-    """Raises `UserError` for measurements beside another cost table, or of a child of another library."""
+    """Reads measurements. Raises `UserError` for those of another cost table or of a child of another library."""
     data = read_json(expanded(name))
     if table is not None and data.get("costs_sha256", table.sha256) != table.sha256:
         raise UserError(f"{name}: was measured beside another cost table. Name that one, or run verify again.")
@@ -82,7 +82,7 @@ def _measured(name: str, table: CostTable | None, made_from: Mapping[str, str], 
 
 
 def _check_target(target: Path) -> None:
-    """An older report is replaced; anything else is not."""
+    """Raises `UserError` unless `out` is new, empty or an earlier report, which is replaced."""
     if target.exists() and not (target / PAGE).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target}: exists and is not a report, so it is not overwritten. Choose another folder.")
 

@@ -1,4 +1,4 @@
-"""`lnlit rollout page`: the page of a run's rollouts, made anew from what `RolloutLog` kept."""
+"""`lnlit rollout page`: writes the page of a run's rollouts again, from the files of `RolloutLog`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lnlit.sampling.history import FOLDER, PAGE, History
 
 
 def page(run: str, out: str | None = None) -> Path:
-    """Write the page of a run's rollouts, which is complete in itself, also while the run goes on.
+    """Writes the page of a run's rollouts as a self-contained file, even while the run is going on.
 
     Args:
         run: The run's folder: its trainer.default_root_dir.

@@ -1,4 +1,4 @@
-"""`lnlit search score`: what each candidate of a block library alone costs in quality."""
+"""`lnlit search score`: how much quality each candidate of a block library costs, tried alone."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def score(
 
     Args:
         model: The parent: a model folder.
-        library: Its block library.
+        library: Block library of the parent.
         data: The text to score on; for the metric accuracy, multiple-choice questions.
         out: The file to write, usually scores.jsonl.
-        metric: kl or lm_loss, which record hidden_cosine too; hidden_cosine alone, the fastest; top_k; accuracy.
-        granularity: Score attention and FFN candidates by themselves, to be added up, and as blocks only the pairs
-            that were trained together; or all composed blocks.
-        dtype: Of weights and activations; logits and all behind them are float32. bfloat16 is several times faster, and
-            was within 1.5 % of float32's KL on ten candidates of SmolLM2-135M.
+        metric: Kl or lm_loss, which record hidden_cosine too; hidden_cosine alone, the fastest; top_k; accuracy.
+        granularity: Score attention and FFN candidates by themselves, to be added up, and as blocks only the pairs that
+            were trained together; or all composed blocks.
+        dtype: The dtype of weights and activations. Logits and everything after them are float32. bfloat16 is several
+            times faster, and was within 1.5 % of float32's KL on ten candidates of SmolLM2-135M.
         only: The candidates to score, by names (kv1) or places (layer_03/*), with * and ?. The file takes in more in a
             later run.
         k: How many of the parent's likeliest tokens top_k compares.
@@ -94,7 +94,7 @@ def score(
 
 
 def _timed(scorer: Scorer, candidate: At) -> dict[str, Any]:
-    """The line of one candidate."""
+    """The line of one candidate, with the time that it took."""
     begin = time.perf_counter()
     found = scorer.score(candidate).to_json()
     return {**found, "seconds": round(time.perf_counter() - begin, 4)}
@@ -108,7 +108,7 @@ def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:
 
 
 def _encoded(data: TextSample | Questions, metric: MetricName, model: Path) -> Choices | _Text:
-    """The tokens to score on. Raises `UserError` when they are not of the metric's kind."""
+    """The tokens to score on. Raises `UserError` if they are not of the kind that the metric needs."""
     if isinstance(data, Questions) != (metric == "accuracy"):
         needs = "questions (source, context, choices, answer)" if metric == "accuracy" else "a text (source, rows, ...)"
         raise UserError(f"data: the metric {metric} needs {needs}, got {type(data).__name__}.")
@@ -123,7 +123,7 @@ class _Text:
 
 
 def _digest(text: Choices | _Text) -> str:
-    """A fingerprint of what the model reads, and of the answers."""
+    """A digest of what the model reads, and of the answers."""
     about = tuple(text.tokens_RT.shape), text.right if isinstance(text, Choices) else ()
     return hashlib.sha256(repr(about).encode() + text.tokens_RT.numpy().tobytes()).hexdigest()
 
@@ -138,7 +138,7 @@ def _metric(name: MetricName, text: Choices | _Text, batches: Sequence[Tensor], 
 
 
 def _device() -> torch.device:
-    """This process's own device: under torchrun each has one GPU."""
+    """This process's device: under torchrun, each process has one GPU."""
     device = torch_device()
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
 
@@ -148,13 +148,13 @@ def _journal(out: Path, rank: int) -> Path:
 
 
 def _journals(out: Path) -> list[Path]:
-    """Where scores of this or an earlier run may be: the result, and what each process wrote."""
+    """The files that may hold scores of this or an earlier run: the result, and the file of each process."""
     return [out, *sorted(out.parent.glob(f"{glob.escape(out.stem)}.rank-*{glob.escape(out.suffix)}"))]
 
 
 @contextmanager
 def _all_ranks(world: int) -> Iterator[None]:
-    """Runs its body when every process has come here."""
+    """Runs the body when all processes have arrived here."""
     if world > 1:
         group_is_ours = not distributed.is_initialized()
         if group_is_ours:  # one may be ready days before the other

@@ -14,7 +14,7 @@ from lnlit.progress import say
 from lnlit.search.targets import Deployment, Rules, Solutions, Sweep, with_budget
 from lnlit.search.targets import frontier as frontier_of
 
-#: Solved beside the chosen solver, for comparison.
+#: Baselines that are solved for comparison with the chosen solver.
 BASELINES = ("greedy", "ratio_greedy", "uniform", "random")
 
 
@@ -39,13 +39,14 @@ def solve(
         out: The file to write, usually solution.json. The problem goes to problem.json beside it, or X.problem.json.
         problem: A problem in its JSON form (lnlit.interfaces.problem). Then nothing else describes it.
         library: Block library to choose from.
-        scores: Its scores.
-        deployment: Where the child has to run, by its cost table, and what must hold there.
+        scores: The library's scores.
+        deployment: The machine that the child must run on, by its cost table, and the limits that must hold there.
         rules: What may be chosen beside the parent's own variants.
         solutions: How many different solutions to find.
-        solver: highs (exact, plugin lnlit-highs), greedy, ratio_greedy, uniform or random; or with settings of its own,
+        solver: Highs (exact, plugin lnlit-highs), greedy, ratio_greedy, uniform or random; or with settings of its own,
             {class_path: highs, init_args: {alternatives_tolerance: 0.01}}.
-        time_limit_s: For the solver, again for each baseline, and for all of them again at each value of the frontier.
+        time_limit_s: Time limit in seconds for the solver, again for each baseline, and again for all of them at each
+            value of the frontier.
         frontier: A budget to move over several values, each solved by the solver and every baseline.
     """
     name, chosen = _solver(solver)
@@ -68,7 +69,7 @@ def _checked_output(out: str, problem: str | None, *inputs: str | None) -> Path:
 def _written(
     out: Path, asked: Problem, file: str | None, name: str, solver: Solver, time_limit_s: float, sweep: Sweep | None
 ) -> Path:
-    """Solve with the chosen solver and the baselines, and write what they found."""
+    """Solves the problem with the chosen solver and the baselines, and writes the results."""
     values = _values(asked, sweep) if sweep else ()  # refused before hours of solving
     result = _solved(asked, name, solver, time_limit_s)
     compared = {baseline: registry.build("solver", baseline) for baseline in BASELINES}
@@ -91,7 +92,7 @@ def _compared(asked: Problem, name: str, solver: Solver, time_limit_s: float) ->
 
 
 def problem_path(solution: Path) -> Path:
-    """Where the problem of a solution file is kept."""
+    """The path of the problem that belongs to a solution file."""
     return solution.with_name("problem.json" if solution.stem == "solution" else f"{solution.stem}.problem.json")
 
 
@@ -153,7 +154,7 @@ def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) ->
 
 
 def _values(problem: Problem, sweep: Sweep) -> tuple[float, ...]:
-    """The values of a frontier in the cost's own unit. `UserError` when one of them cannot be asked of the problem."""
+    """The values of a frontier in the cost's own unit. Raises `UserError` for one that the problem does not allow."""
     values = tuple(sweep.values)
     if sweep.of_parent:
         if sweep.cost not in problem.parent_costs:

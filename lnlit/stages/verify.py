@@ -1,4 +1,4 @@
-"""`lnlit search verify`: whole models measured beside what the cost table predicts for them."""
+"""`lnlit search verify`: measures whole models and compares them with the cost table's predictions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def verify(
         engine: Registered meter; the table's own when not given.
         rounds: How often all models are timed, in turns.
         samples: Times taken of each model per round; the best counts.
-        allow_other_hardware: Whether the table may be from another machine.
+        allow_other_hardware: Accept a cost table that was measured on another machine.
     """
     if not models or rounds < 1 or samples < 1:
         raise UserError(f"verify: needs a model, rounds and samples, got {list(models)}, {rounds} and {samples}.")
@@ -77,16 +77,15 @@ def _made_by(table: CostTable, engine: str) -> dict[str, Any]:
 
 
 def _library_of(model: str) -> dict[str, str]:
-    """The digest of the library that a child was made from, as it records it itself."""
+    """The digest of the library that a child was made from, as the child records it."""
     path = resolve(model)
     sha256 = read_provenance(path).get("library_sha256") if LnlitFolder().recognises(path) else None
     return {} if sha256 is None else {"library_sha256": sha256}
 
 
 def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]], times: np.ndarray) -> dict[str, Any]:
-    """One model's costs both ways; `times` is [workload, (prefill, decode)] in seconds. What takes no time, as decoding
-    a single new token, is left out.
-    """
+    """One model's predicted and measured costs. `times` are seconds by [workload, (prefill, decode)]. Times of 0, such
+    as the decoding of a single new token, are left out."""
     sides: dict[str, dict[str, float]] = {"predicted": {}, "measured": {}}
     for workload, costs, (prefill_s, decode_s) in zip(table.workloads, predicted, times.tolist(), strict=True):
         label = str(workload) if len(table.workloads) > 1 else ""

@@ -1,1 +1,1 @@
-"""Families of transformers' decoders, one file each."""
+"""Families of transformers' decoders, one per file."""

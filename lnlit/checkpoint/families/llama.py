@@ -11,9 +11,8 @@ from lnlit.specs import BlockSpec, ModelSpec
 
 
 class Llama(Family):
-    """`config.json` plus safetensors, single or sharded, tied or untied. With `block_configs` it is a child that
-    NVIDIA's Model-Optimizer made, whose layers differ; such a one is read and not written.
-    """
+    """`config.json` plus safetensors, single or sharded, tied or untied. With `block_configs`, the folder is a
+    heterogeneous child made by NVIDIA's Model-Optimizer, which is read but never written."""
 
     model_type, architecture = "llama", "LlamaForCausalLM"
     defaults = {

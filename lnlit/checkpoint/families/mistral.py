@@ -1,4 +1,4 @@
-"""Mistral (`model_type: mistral`): a Llama whose layers may see a window of tokens only."""
+"""Mistral (`model_type: mistral`): a Llama whose layers may attend to a window of tokens only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from lnlit.checkpoint.hf import Config
 
 
 class Mistral(Family):
-    """A `sliding_window` of null is none, and one that is left out is 4096. Every layer has it, unless there are
-    `layer_types`, which make a Ministral of it for transformers; such a one is read and not written.
-    """
+    """A `sliding_window` of null means none, and a missing one means 4096. All layers have it, unless there are
+    `layer_types`, which transformers treats as a Ministral; such a folder is read but never written."""
 
     model_type, architecture = "mistral", "MistralForCausalLM"
     defaults = {

@@ -1,6 +1,6 @@
-"""Phi-3, Phi-3.5, Phi-4 (`model_type: phi3`): queries, keys and values in one matrix, and gate and up in one.
+"""Phi-3, Phi-3.5, Phi-4 (`model_type: phi3`): queries, keys and values are in one matrix, and so are gate and up.
 
-Those for long contexts choose one of two lists of frequencies by the prompt's length (`longrope`), which is refused.
+Long-context versions choose one of two lists of frequencies by the prompt's length (`longrope`), and are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lnlit.checkpoint.hf import Config
 
 
 class Phi3(Mistral):
-    """A window as Mistral's. `partial_rotary_factor` is which share of each head is rotated."""
+    """Windows as for Mistral. `partial_rotary_factor` is the fraction of each head that is rotated."""
 
     model_type, architecture = "phi3", "Phi3ForCausalLM"
     defaults = {

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (`model_type: qwen2`): biases on queries, keys and values; windows in some layers, or none."""
+"""Qwen2 and Qwen2.5 (`model_type: qwen2`): biases on queries, keys and values; some layers may have windows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lnlit.specs import ModelSpec
 
 
 class Qwen2(Family):
-    """Layers from `max_window_layers` on have the window where `layer_types` does not say which."""
+    """Without `layer_types`, layers from `max_window_layers` on have the window."""
 
     model_type, architecture = "qwen2", "Qwen2ForCausalLM"
     defaults = {

@@ -7,7 +7,7 @@ from lnlit.checkpoint.family import Family
 
 
 class Qwen3(Qwen2):
-    """Like Qwen2 with norms in place of biases."""
+    """Like Qwen2, with norms of query and key heads instead of biases."""
 
     model_type, architecture = "qwen3", "Qwen3ForCausalLM"
     defaults = {**Qwen2.defaults, "head_dim": 128, "attention_bias": False}

@@ -1,4 +1,4 @@
-"""SmolLM3 (`model_type: smollm3`): layers without rotary embedding, every fourth unless told otherwise."""
+"""SmolLM3 (`model_type: smollm3`): some layers, by default every fourth, have no rotary embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lnlit.specs import ModelSpec
 
 
 class SmolLM3(Family):
-    """In `no_rope_layers` 1 is a layer that has it. Those without have the window, if there is one."""
+    """A 1 in `no_rope_layers` marks a layer with rotary embedding. Layers without it have the window, if there is
+    one."""
 
     model_type, architecture = "smollm3", "SmolLM3ForCausalLM"
     defaults = {

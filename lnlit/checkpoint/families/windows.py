@@ -1,4 +1,4 @@
-"""`layer_types`: which layers see a window of tokens only. Qwen, SmolLM3 and some Mistrals say it so."""
+"""`layer_types`: which layers attend to a window of tokens only, as written by Qwen, SmolLM3 and some Mistrals."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ _WHOLE, _WINDOW = "full_attention", "sliding_attention"
 
 
 def read_window(config: Config, index: int, by_itself: bool, is_on: bool) -> dict[str, int]:
-    """The `window` argument of one layer; `by_itself` is whether it has one where no `layer_types` are given, `is_on`
-    whether the model has windows at all. Raises `UserError` where it has none and a layer is said to: transformers
-    fails there, or computes with a window by some of its kernels and without by others.
-    """
+    """The `window` argument of one layer. `by_itself` says whether the layer has a window if there are no
+    `layer_types`, and `is_on` whether the model has windows at all. Raises `UserError` if the model has none but the
+    layer asks for one: transformers then fails, or computes with a window in some kernels and without in others."""
     types = config.per_layer("layer_types", (_WHOLE, _WINDOW))
     size = config.nullable("sliding_window") if is_on else None
     if size is None and types is not None and types[index] == _WINDOW:
@@ -26,7 +25,7 @@ def read_window(config: Config, index: int, by_itself: bool, is_on: bool) -> dic
 
 
 def window_keys(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The keys of these layers' windows, of which there can be one size."""
+    """The config keys for these layers' windows, which must all have the same size."""
     windows = [args.get("window") for args in layers]
     size = next((window for window in windows if window), None)
     return {

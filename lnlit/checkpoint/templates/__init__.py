@@ -1,4 +1,4 @@
-"""Chat templates that keep all that is said, for models whose own strips thoughts or knows no tools."""
+"""Chat templates that keep all that is said, for models whose own template strips thoughts or has no tools."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONTROL = re.compile(r"<\|\w+\|>|<\uff5c[^\uff5c]+\uff5c>")  # the second with 
 
 
 def check_template(name: str) -> None:
-    """Raises `UserError` for a name that is none of ours."""
+    """Raises `UserError` for the name of a template that lnlit does not have."""
     if name not in TEMPLATES:
         raise UserError(
             f"template {name!r} is unknown.{did_you_mean(name, TEMPLATES)} Allowed: {', '.join(TEMPLATES)}."
@@ -32,8 +32,8 @@ def check_template(name: str) -> None:
 
 
 def put_template(name: str, folder: Path) -> None:
-    """Make `name` the chat template of a folder. Raises `UserError` where the folder has no tokenizer, or a control
-    token of the template is none of the tokenizer's: it would be spelled out, and nothing would end a turn."""
+    """Makes `name` the chat template of a folder. Raises `UserError` if the folder has no tokenizer, or if a control
+    token of the template is missing in the tokenizer: it would be spelled out, and nothing would end a turn."""
     check_template(name)
     tokenizer: Any = folder_tokenizer(folder)
     if tokenizer is None:

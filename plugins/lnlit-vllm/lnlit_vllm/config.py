@@ -124,7 +124,8 @@ class LnlitConfig(PretrainedConfig):
         return {key: value for key, value in super().to_dict().items() if key != "block_configs"}
 
     def __reduce__(self) -> Any:
-        """Its class may be one that `config_class` made, which no module has by name."""
+        """Pickles the configuration without its class, which may have been made by `config_class` and cannot be
+        imported by name."""
         return _restored, (self.model_type, self.__dict__)
 
 

@@ -1,0 +1,69 @@
+"""Docstrings are sentences that stand on their own: read aloud without their code, they say what they are about."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODE = sorted(
+    path for root in ("lnlit", "plugins") for path in (ROOT / root).rglob("*.py") if "build" not in path.parts
+)
+#: Words that lean on something said before. "Of all ranks." is a fragment; "The losses of all ranks." is not.
+FRAGMENTS = {
+    "beside", "his", "it", "its", "likewise", "of", "such", "that", "their", "they", "those", "where", "who", "whom",
+    "whose",
+}  # fmt: skip
+#: Entries may begin with a name that is written in lower case.
+LOWER_CASE = re.compile(r"`|torch|vLLM|lnlit|\w+\(")
+
+
+def docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}", text
+
+
+def entries(text: str) -> Iterator[tuple[str, str]]:
+    """(name, description) of each argument that a docstring describes."""
+    section = re.search(r"^Args:\n(.*?)(?=\n\S|\Z)", text, re.M | re.S)
+    for found in re.finditer(r"^    (\S[^:\n]*): (.*?)(?=\n    \S|\Z)", section[1] if section else "", re.M | re.S):
+        yield found[1], " ".join(found[2].split())
+
+
+def faults(text: str) -> Iterator[str]:
+    first = re.match(r"\w+", text)
+    if first and first[0].lower() in FRAGMENTS:
+        yield f"begins with {first[0]!r}"
+    for name, said in entries(text):
+        word = re.match(r"\w+", said)
+        if word and word[0].lower() in FRAGMENTS:
+            yield f"{name}: begins with {word[0]!r}"
+        if said[0].islower() and not LOWER_CASE.match(said):
+            yield f"{name}: begins in lower case"
+        if not said.endswith((".", ".)")):
+            yield f"{name}: has no full stop"
+
+
+def test_docstrings_are_sentences():
+    found = [f"{place} {fault}" for path in CODE for place, text in docstrings(path) for fault in faults(text)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Of all ranks.", ["begins with 'Of'"]),
+        ("The losses of all ranks.", []),
+        ("Draws.\n\nArgs:\n    seed: of the order.", ["seed: begins with 'of'", "seed: begins in lower case"]),
+        ("Draws.\n\nArgs:\n    seed: Seed of the\n        order\n    rate: A rate.", ["seed: has no full stop"]),
+        ("Draws.\n\nArgs:\n    mode: torch's modes.\n\nRaises `UserError` for others", []),
+    ],
+)
+def test_fragments_are_found(text: str, expected: list[str]):
+    assert list(faults(text)) == expected
