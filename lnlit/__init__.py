@@ -27,7 +27,10 @@ def _offered() -> dict[str, tuple[str, str]]:
 
 def __getattr__(name: str) -> Any:
     if name not in _offered():
-        raise AttributeError(f"module 'lnlit' has no attribute {name!r}; dir(lnlit) lists what it offers")
+        from lnlit.errors import did_you_mean
+
+        hint = did_you_mean(name, _offered())
+        raise AttributeError(f"module 'lnlit' has no attribute {name!r}.{hint} dir(lnlit) lists what it offers")
     home, there = _offered()[name]
     globals()[name] = found = getattr(importlib.import_module(home), there)
     return found

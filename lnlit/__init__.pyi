@@ -8,7 +8,7 @@ from lnlit.callbacks import RandomState as RandomState
 from lnlit.callbacks import RolloutLog as RolloutLog
 from lnlit.callbacks import RunResults as RunResults
 from lnlit.callbacks import SampleGenerations as SampleGenerations
-from lnlit.callbacks import Stability as Stability
+from lnlit.callbacks import SkipBadSteps as SkipBadSteps
 from lnlit.callbacks import Throughput as Throughput
 from lnlit.callbacks import ToggleReport as ToggleReport
 from lnlit.checkpoint.convert import export_model as export_model
@@ -65,9 +65,9 @@ from lnlit.modules.lit_model import Runtime as Runtime
 from lnlit.modules.model_reward import ModelReward as ModelReward
 from lnlit.modules.optim import AdamW as AdamW
 from lnlit.modules.policy import Policy as Policy
-from lnlit.modules.prompt_data import Experience as Experience
 from lnlit.modules.prompt_data import HeldOut as HeldOut
 from lnlit.modules.prompt_data import LogprobCheck as LogprobCheck
+from lnlit.modules.prompt_data import PromptData as PromptData
 from lnlit.modules.prompt_data import RolloutConfig as RolloutConfig
 from lnlit.modules.prompt_data import Weighted as Weighted
 from lnlit.modules.reference import OldPolicy as OldPolicy

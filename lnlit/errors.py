@@ -9,14 +9,19 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
+from lnlit.renamed import now_called
+
 
 class UserError(ValueError):
     """Bad input. The message says what was wrong, what was given, what is allowed and what to do next."""
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"`, or an empty string if no allowed name is close."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
+    """`" Did you mean 'x'?"`, `" It is now called 'x'."`, or an empty string if no allowed name is close."""
+    allowed = list(allowed)
+    if new := now_called(name, allowed):
+        return f" It is now called {new!r}."
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

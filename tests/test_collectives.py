@@ -18,7 +18,7 @@ COLLECTIVE = {
     "broadcast_object_list",
     "callback_metrics",
     "canonical_weights",
-    "everyones",
+    "all_gather",
     "full_tensor",
     "gather",
     "inference_copy",

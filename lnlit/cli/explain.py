@@ -24,6 +24,7 @@ from lnlit.cli import names
 from lnlit.cli.parser import StrictParser
 from lnlit.cli.written import Place, Written
 from lnlit.errors import UserError, did_you_mean, unknown_key
+from lnlit.renamed import keys_now_called
 
 _SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
@@ -31,39 +32,6 @@ _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 
 #: The folders of the files being explained, to which file names in them are relative.
 _folders: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
-
-
-_WORKLOADS = "workloads: [{batch_size: ..., prompt_tokens: ..., new_tokens: ...}]"
-#: Settings that have another name or place than they had, by class or stage: former name -> name.
-_NOW_CALLED = {
-    "solve": {
-        **{key: f"deployment.{key}" for key in ("costs", "targets", "workloads", "corrected_by")},
-        "allow_other_hardware": "deployment.allow_other_hardware",
-        "parts": "rules, with its attention and ffn",
-        **{key: f"rules.{key}" for key in ("counts", "forbidden", "first_attention")},
-        "num_solutions": "solutions.number",
-        "max_overlap": "solutions.max_overlap",
-        "generated_only": "deployment.targets, with the cost output_throughput in the place of throughput",
-    },
-    "measure": dict.fromkeys(("batch_size", "prompt_tokens", "new_tokens"), _WORKLOADS),
-    "annotate": {
-        "samples": "sampling.samples_per_prompt",
-        **{key: f"sampling.{key}" for key in ("max_new_tokens", "temperature", "seed")},
-    },
-    "Experience": {
-        "prompts_per_rollout": "rollout.prompts_per_rollout",
-        "samples_per_prompt": "rollout.samples_per_prompt",
-        "max_new_tokens": "rollout.max_new_tokens",
-        "updates_per_rollout": "rollout.updates_per_rollout",
-        "reward_workers": "rollout.reward_workers",
-        "resample": "rollout.dynamic_sampling",
-        "truncated": "rollout.mask_truncated, true for mask",
-        "take_turns": "rollout.sleep_engine_while_training",
-        "proof": "logprob_check.samples",
-        "max_logprob_difference": "logprob_check.max_difference",
-        "mean_logprob_difference": "logprob_check.mean_difference",
-    },
-}
 
 
 class _Problem(Exception):
@@ -81,7 +49,7 @@ def explain(parser: ArgumentParser, written: Written, reason: str, stage: Any = 
     folders = _folders.set(written.folders)
     try:
         if stage is not None:
-            _check_moved(stage, written.tree, ())
+            _check_renamed(stage, written.tree, ())
         _check_group(parser, written.tree, ())
     except _Problem as problem:
         return f"{written.where(problem.at)}{_dotted(problem.place)}: {problem.text}"
@@ -132,7 +100,9 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> N
     if is_class_name or (isinstance(value, Mapping) and classes and ("class_path" in value or not mappings)):
         _check_class(classes, value, place, default)
     elif records and (isinstance(value, Mapping) or (isinstance(value, str) and not _fits(hint, value))):
-        _check_group(_parser_of(max(records, key=lambda record: _in_common(record, value))), value, place)
+        record = max(records, key=lambda record: _in_common(record, value))
+        _check_renamed(record, value, place)
+        _check_group(_parser_of(record), value, place)
     elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
         for key, item in value.items():
             _check_value(typing.get_args(mappings[0])[1], item, (*place, key))
@@ -155,15 +125,15 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
         raise _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}.{_offer(bases)}")
     cls = _class_of(bases, path, (*place, "class_path") if "class_path" in spec and value is spec else place)
     arguments = spec.get("init_args", {})
-    _check_moved(cls, arguments, (*place, "init_args"))
+    _check_renamed(cls, arguments, (*place, "init_args"))
     _check_group(_parser_of(cls), arguments, (*place, "init_args"))
 
 
-def _check_moved(cls: Any, arguments: Any, place: Place) -> None:
-    now = _NOW_CALLED.get(cls.__name__, {})
-    moved = [key for key in arguments if key in now] if isinstance(arguments, Mapping) else []
-    if moved:
-        raise _Problem(place, "; ".join(f"{key} is now called {now[key]}" for key in moved), at=moved[0])
+def _check_renamed(owner: Any, given: Any, place: Place) -> None:
+    renamed = keys_now_called(owner.__name__, given) if isinstance(given, Mapping) else {}
+    if renamed:
+        told = "; ".join(f"{key} is now called {new}" for key, new in renamed.items())
+        raise _Problem(place, told, at=next(iter(renamed)))
 
 
 def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:

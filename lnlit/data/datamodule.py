@@ -31,7 +31,7 @@ class ChatData(PlannedData):
         thinking: The toggle for rows that carry none themselves.
         streaming: Tokenise the training rows as they are needed instead of all at the start. The trainer sees no epochs
             then, so it needs `max_steps`.
-        window: Documents that a stream packs and shuffles at a time.
+        shuffle_buffer_size: Documents that a stream packs and shuffles at a time.
         padding_side: The side on which padding goes.
     """
 
@@ -47,11 +47,13 @@ class ChatData(PlannedData):
         too_long: TooLong = "truncate",
         thinking: Thinking | bool | None = None,
         streaming: bool = False,
-        window: int = 1024,
+        shuffle_buffer_size: int = 1024,
         padding_side: Literal["right", "left"] = "right",
     ) -> None:
         layout = BestFit(sequence_length) if packing else OnePerRow()
-        super().__init__(tokenizer, train, val, layout, sequence_length, micro_batch_size, seed, streaming, window)
+        super().__init__(
+            tokenizer, train, val, layout, sequence_length, micro_batch_size, seed, streaming, shuffle_buffer_size
+        )
         self.too_long: TooLong = too_long
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.padding_side = padding_side

@@ -19,22 +19,30 @@ class DifficultySource(SomeRows):
 
     Args:
         source: Annotated rows.
-        below: Rows with this pass rate or a higher one are left out; null keeps them.
-        above: Rows with this pass rate or a lower one are left out, with 0 those that were never solved. Null keeps
-            them: the paper does not say what became of them, and they begin to teach once one sample succeeds.
+        pass_rate_below: Rows with this pass rate or a higher one are left out; null keeps them.
+        pass_rate_above: Rows with this pass rate or a lower one are left out, with 0 those that were never solved. Null
+            keeps them: the paper does not say what became of them, and they begin to teach once one sample succeeds.
     """
 
-    def __init__(self, source: Source, below: float | None = 0.75, above: float | None = None) -> None:
-        for name, bound in (("below", below), ("above", above)):
+    def __init__(
+        self, source: Source, pass_rate_below: float | None = 0.75, pass_rate_above: float | None = None
+    ) -> None:
+        for name, bound in (("below", pass_rate_below), ("above", pass_rate_above)):
             if bound is not None and not 0 <= bound <= 1:
                 raise UserError(f"DifficultySource.{name}: a pass rate is from 0 to 1, got {bound}")
-        if below is not None and (below == 0 or (above is not None and above >= below)):
-            raise UserError(f"DifficultySource: no pass rate is above {above} and below {below}")
-        self.source, self.below, self.above = source, below, above
+        if pass_rate_below is not None and (
+            pass_rate_below == 0 or (pass_rate_above is not None and pass_rate_above >= pass_rate_below)
+        ):
+            raise UserError(f"DifficultySource: no pass rate is above {pass_rate_above} and below {pass_rate_below}")
+        self.source, self.pass_rate_below, self.pass_rate_above = source, pass_rate_below, pass_rate_above
         self._said = False
 
     def __str__(self) -> str:
-        bounds = [f"{name} {bound:g}" for name in ("above", "below") if (bound := getattr(self, name)) is not None]
+        bounds = [
+            f"{name} {bound:g}"
+            for name in ("above", "below")
+            if (bound := getattr(self, f"pass_rate_{name}")) is not None
+        ]
         return f"{self.source} (pass rate {' and '.join(bounds) or 'known'})"
 
     def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -62,6 +70,6 @@ class DifficultySource(SomeRows):
                 f"{where(self.source, index)}: {has}. `lnlit rollout annotate` writes rows with the pass rate of a "
                 "model of your choice."
             )
-        if self.below is not None and rate >= self.below:
+        if self.pass_rate_below is not None and rate >= self.pass_rate_below:
             return "too easy"
-        return "too hard" if self.above is not None and rate <= self.above else "kept"
+        return "too hard" if self.pass_rate_above is not None and rate <= self.pass_rate_above else "kept"

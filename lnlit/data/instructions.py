@@ -196,8 +196,8 @@ class InstructionSource(Source):
     Args:
         split: `train` or `heldout`.
         size: Number of rows.
-        least: Instructions in a prompt at least.
-        most: Instructions in a prompt at most; each number between is as frequent.
+        min_instructions: Instructions in a prompt at least.
+        max_instructions: Instructions in a prompt at most; each number between is as frequent.
         kinds: The kinds of instructions to draw from, by IFEval's names. Null is all 19 that can be combined.
         thinking: `on`, `off`, `both` (each prompt twice in a row, first on, then off), or null for no toggle.
         seed: Seed of the prompts within the split.
@@ -208,8 +208,8 @@ class InstructionSource(Source):
         self,
         split: Split,
         size: int,
-        least: int = 1,
-        most: int = 10,
+        min_instructions: int = 1,
+        max_instructions: int = 10,
         kinds: list[str] | None = None,
         thinking: Literal["on", "off", "both"] | bool | None = None,
         seed: int = 0,
@@ -221,12 +221,18 @@ class InstructionSource(Source):
                 raise unknown_key("instructions kinds", kind, KINDS)
         self.kinds = sorted(set(KINDS if kinds is None else kinds))
         together = _together(set(self.kinds))
-        if size < 1 or not 1 <= least <= most <= together:
+        if size < 1 or not 1 <= min_instructions <= max_instructions <= together:
             raise UserError(
-                f"instructions: size must be positive and 1 <= least <= most <= {together}, as many of the kinds go "
-                f"together; got size {size}, least {least}, most {most}"
+                f"instructions: size must be positive and 1 <= min_instructions <= max_instructions <= "
+                f"{together}, as many of the kinds go together; got size {size}, "
+                f"min_instructions {min_instructions}, max_instructions {max_instructions}"
             )
-        self.split, self.size, self.least, self.most = split, size, least, most
+        self.split, self.size, self.min_instructions, self.max_instructions = (
+            split,
+            size,
+            min_instructions,
+            max_instructions,
+        )
         self.thinking = thinking if thinking in (None, "both") else on_or_off(thinking)
         self.seed, self.heldout_percent = seed, heldout_percent
 
@@ -242,7 +248,7 @@ class InstructionSource(Source):
         modes = ("on", "off") if self.thinking == "both" else (self.thinking,)
         misses = 0
         while misses < 20_000:
-            row = _row(rng, self.kinds, rng.randint(self.least, self.most))
+            row = _row(rng, self.kinds, rng.randint(self.min_instructions, self.max_instructions))
             text = row["messages"][0]["content"]
             misses += 1
             if text not in seen and is_heldout(text, self.heldout_percent) == (self.split == "heldout"):

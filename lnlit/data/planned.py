@@ -43,10 +43,14 @@ class PlannedData(L.LightningDataModule, ABC):
         micro_batch_size: int,
         seed: int | None,
         streaming: bool,
-        window: int,
+        shuffle_buffer_size: int,
     ) -> None:
         super().__init__()
-        sizes = {"sequence_length": sequence_length, "micro_batch_size": micro_batch_size, "window": window}
+        sizes = {
+            "sequence_length": sequence_length,
+            "micro_batch_size": micro_batch_size,
+            "shuffle_buffer_size": shuffle_buffer_size,
+        }
         for name, value in sizes.items():
             if value < 1:
                 raise UserError(f"data.{name}: expected a positive number, got {value}")
@@ -60,7 +64,7 @@ class PlannedData(L.LightningDataModule, ABC):
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.streaming = streaming
-        self.window = window
+        self.shuffle_buffer_size = shuffle_buffer_size
         self._train_loader: TrainLoader | None = None
         self._resume_from: dict[str, Any] | None = None
 
@@ -118,7 +122,7 @@ class PlannedData(L.LightningDataModule, ABC):
                 lambda entry, start: self.train_reader.read(entry.source, start),
                 self.layout,
                 self.seed,
-                self.window,
+                self.shuffle_buffer_size,
             )
         corpora = [[self.train_reader.corpus(entry.source, "train") for entry in stage] for stage in self.stages]
         plan = MapPlan(self.stages, corpora, self.layout, self.seed)
@@ -183,9 +187,10 @@ class PlannedData(L.LightningDataModule, ABC):
         for entry in (entry for stage in self.stages for entry in stage):
             if (files := files_behind(entry.source)) > 1:
                 rank_zero_info(
-                    f"train: {files} files are streamed one after the other, shuffled within {self.window} documents "
-                    f"(data.window): a batch is of one file, {entry.source!s:.60} ... To mix them, give each an "
-                    "entry of its own in data.train, with weight or rows."
+                    f"train: {files} files are streamed one after the other, shuffled within "
+                    f"{self.shuffle_buffer_size} documents (data.shuffle_buffer_size): a batch is of one file, "
+                    f"{entry.source!s:.60} ... To mix them, give each "
+                    "an entry of its own in data.train, with weight or rows."
                 )
 
     def _limited(self, plan: Plan) -> Plan:

@@ -236,7 +236,7 @@ class PreferenceData(PlannedData):
         thinking: The toggle for rows that carry none themselves.
         streaming: Tokenise the training rows as they are needed instead of all at the start. The trainer sees no epochs
             then, so it needs `max_steps`.
-        window: Prompts that a stream packs and shuffles at a time.
+        shuffle_buffer_size: Prompts that a stream packs and shuffles at a time.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class PreferenceData(PlannedData):
         too_long: Literal["drop", "error"] = "drop",
         thinking: Thinking | bool | None = None,
         streaming: bool = False,
-        window: int = 1024,
+        shuffle_buffer_size: int = 1024,
     ) -> None:
         if completions < 2:
             raise UserError(f"data.completions: they are compared with each other, so 2 or more; got {completions}")
@@ -266,7 +266,7 @@ class PreferenceData(PlannedData):
             micro_batch_size,
             seed,
             streaming,
-            window,
+            shuffle_buffer_size,
         )
         self.completions = completions
         self.too_long: Literal["drop", "error"] = too_long

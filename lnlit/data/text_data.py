@@ -34,7 +34,8 @@ class TextData(PlannedData):
         seed: Seeds the order of the training documents.
         streaming: Tokenise the training documents as they are needed instead of all at the start. The trainer sees no
             epochs then, so it needs `max_steps`.
-        window: Documents that a stream shuffles and cuts at a time; only the last row of a window is padded.
+        shuffle_buffer_size: Documents that a stream shuffles and cuts at a time; only the last row of a window is
+            padded.
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class TextData(PlannedData):
         cache: str | None = None,
         seed: int = 0,
         streaming: bool = False,
-        window: int = 1024,
+        shuffle_buffer_size: int = 1024,
     ) -> None:
         layout = Cut(sequence_length)
-        super().__init__(tokenizer, train, val, layout, sequence_length, micro_batch_size, seed, streaming, window)
+        super().__init__(
+            tokenizer, train, val, layout, sequence_length, micro_batch_size, seed, streaming, shuffle_buffer_size
+        )
         if streaming and cache is not None:
             raise UserError("data: a stream keeps no tokens, so cache and streaming exclude each other; drop one")
         self.text_key = text_key

@@ -39,23 +39,23 @@ class Questions:
 
     Args:
         source: The source of the rows.
-        limit: The number of questions, from the first on.
-        context: The key of a row that holds the text in front of the choices.
-        choices: The key that holds the list of continuations.
-        answer: The key that holds the right one: its index from 0, or a letter from A.
+        rows: The number of questions, from the first on.
+        context_key: The key of a row that holds the text in front of the choices.
+        choices_key: The key that holds the list of continuations.
+        answer_key: The key that holds the right one: its index from 0, or a letter from A.
     """
 
     source: Source
-    limit: int = 200
-    context: str = "context"
-    choices: str = "choices"
-    answer: str = "answer"
+    rows: int = 200
+    context_key: str = "context"
+    choices_key: str = "choices"
+    answer_key: str = "answer"
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> Choices:
         """Encodes the questions. Raises `UserError` naming a row that lacks a key or whose answer is none of its
         choices."""
         rows, question, right = [], [], []
-        for number, row in enumerate(islice(self.source.rows(), self.limit)):
+        for number, row in enumerate(islice(self.source.rows(), self.rows)):
             context, choices, answer = self._read(row, number)
             front = tokenizer(context)["input_ids"]
             right.append(len(rows) + answer)
@@ -77,17 +77,17 @@ class Questions:
 
     def _read(self, row: Mapping[str, Any], number: int) -> tuple[str, list[str], int]:
         where = f"{self.source}: question {number + 1}"
-        for key in (self.context, self.choices, self.answer):
+        for key in (self.context_key, self.choices_key, self.answer_key):
             if key not in row:
                 raise UserError(f"{where}: no key {key!r}; it has: {', '.join(row)}. Name the keys of the rows.")
-        context, choices, answer = row[self.context], row[self.choices], row[self.answer]
+        context, choices, answer = row[self.context_key], row[self.choices_key], row[self.answer_key]
         texts = isinstance(choices, list) and all(isinstance(text, str) for text in (context, *choices))
         if not texts:
-            raise UserError(f"{where}: {self.context!r} must be text and {self.choices!r} a list of texts.")
+            raise UserError(f"{where}: {self.context_key!r} must be text and {self.choices_key!r} a list of texts.")
         if not context:
-            raise UserError(f"{where}: {self.context!r} is empty; the choices need text in front of them.")
+            raise UserError(f"{where}: {self.context_key!r} is empty; the choices need text in front of them.")
         if isinstance(answer, str) and len(answer) == 1 and answer.isalpha():
             answer = ord(answer.upper()) - ord("A")
         if not str(answer).isdigit() or int(answer) >= len(choices):
-            raise UserError(f"{where}: the answer {row[self.answer]!r} is none of its {len(choices)} choices.")
+            raise UserError(f"{where}: the answer {row[self.answer_key]!r} is none of its {len(choices)} choices.")
         return context, choices, int(answer)

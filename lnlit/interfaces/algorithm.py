@@ -32,7 +32,7 @@ class Needs:
         samples_per_prompt: The smallest number of samples per prompt that the algorithm can learn from.
         exact_engine: The engine must compute as precisely as the trainer, because the loss does not correct for a
             difference.
-        no_dropout: Dropout must be off, so that the ratio of new to old log-probs contains no noise.
+        deterministic: Dropout must be off, so that the ratio of new to old log-probs contains no noise.
     """
 
     reference: bool = False
@@ -40,7 +40,7 @@ class Needs:
     whole_prompts: bool = False
     samples_per_prompt: int = 2
     exact_engine: bool = False
-    no_dropout: bool = True
+    deterministic: bool = True
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,16 @@ class TokenBatch:
     document. `lengths` lists the documents' lengths row by row; padding is a document of its own without labels, so
     `sum(lengths) == B * T`.
 
-    Documents that begin with the same tokens may share them. Then `places` (int64 [sum(lengths)]) is the gather index
-    of each document's tokens among the B * T of the batch, document by document, and `positions` continue after the
-    shared prefix.
+    Documents that begin with the same tokens may share them. Then `gather_index` (int64 [sum(lengths)]) is the gather
+    index of each document's tokens among the B * T of the batch, document by document, and `positions` continue after
+    the shared prefix.
     """
 
     tokens: Tensor
     labels: Tensor
     positions: Tensor
     lengths: list[int]
-    places: Tensor | None = None
+    gather_index: Tensor | None = None
 
 
 @dataclass

@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         positions_BT: Tensor | None = None,
         lengths: Sequence[int] | None = None,
-        places: Tensor | None = None,
+        gather_index: Tensor | None = None,
         *,
         attention: AttentionContext | None = None,
         read_out: ReadOut | None = None,
@@ -69,14 +69,14 @@ class Decoder(nn.Module):
     ) -> Any:
         """Returns logits [B, T, V], or the result of `read_out`.
 
-        `lengths` are the lengths of the documents in a packed batch, row by row, and `places` the gather index of their
-        tokens if documents share some (see `TokenBatch`). Without `lengths`, each row is one document. `positions_BT`
-        default to 0..T-1. `attention` replaces packed attention, e.g. by attention with a KV cache. `on_block` is
-        called with every block's output. A loss that it computes from the outputs is differentiable, and must be part
-        of `read_out`'s result.
+        `lengths` are the lengths of the documents in a packed batch, row by row, and `gather_index` the gather index of
+        their tokens if documents share some (see `TokenBatch`). Without `lengths`, each row is one document.
+        `positions_BT` default to 0..T-1. `attention` replaces packed attention, e.g. by attention with a KV cache.
+        `on_block` is called with every block's output. A loss that it computes from the outputs is differentiable, and
+        must be part of `read_out`'s result.
         """
         x_BTD = self.embed(tokens_BT)
-        attention, rope = self.surroundings(tokens_BT, x_BTD.dtype, positions_BT, lengths, places, attention)
+        attention, rope = self.block_inputs(tokens_BT, x_BTD.dtype, positions_BT, lengths, gather_index, attention)
         for index, block in enumerate(self.layers):
             attend = attention.layer(index)
             if self.activation_checkpointing and self.training:
@@ -97,13 +97,13 @@ class Decoder(nn.Module):
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         return x_BTD
 
-    def surroundings(
+    def block_inputs(
         self,
         tokens_BT: Tensor,
         dtype: torch.dtype,
         positions_BT: Tensor | None = None,
         lengths: Sequence[int] | None = None,
-        places: Tensor | None = None,
+        gather_index: Tensor | None = None,
         attention: AttentionContext | None = None,
     ) -> tuple[AttentionContext, Mapping[int, tuple[Tensor, Tensor]]]:
         """The inputs of a block other than the residual stream (of type `dtype`): attention and rope tables. Arguments
@@ -119,8 +119,8 @@ class Decoder(nn.Module):
             kernel = self._kernel(tokens_BT.device.type)
             attention = (
                 PackedAttention(kernel, segments)
-                if places is None
-                else SharedAttention(kernel, segments, places, tokens_BT.numel())
+                if gather_index is None
+                else SharedAttention(kernel, segments, gather_index, tokens_BT.numel())
             )
         return attention, self._rope(positions_BT, dtype)
 

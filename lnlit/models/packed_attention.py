@@ -37,21 +37,23 @@ class PackedAttention:
 
 
 class SharedAttention(PackedAttention):
-    """Packed attention for documents that share tokens (`TokenBatch.places`). Everything except attention computes a
-    shared token once.
+    """Packed attention for documents that share tokens (`TokenBatch.gather_index`). Everything except attention
+    computes a shared token once.
 
     Attention is computed for each document as a whole, so any kernel can be used. The repeated work is small compared
     with the linears.
     """
 
-    def __init__(self, kernel: AttentionKernel, segments: Segments, places_E: Tensor, tokens: int) -> None:
+    def __init__(self, kernel: AttentionKernel, segments: Segments, gather_index_E: Tensor, tokens: int) -> None:
         super().__init__(kernel, segments)
-        self.places_E = places_E
-        entries_E = torch.arange(len(places_E), device=places_E.device)
-        self.first_T = entries_E.new_full((tokens,), len(places_E)).scatter_reduce_(0, places_E, entries_E, "amin")
+        self.gather_index_E = gather_index_E
+        entries_E = torch.arange(len(gather_index_E), device=gather_index_E.device)
+        self.first_T = entries_E.new_full((tokens,), len(gather_index_E)).scatter_reduce_(
+            0, gather_index_E, entries_E, "amin"
+        )
 
     def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
-        q, k, v = (_Read.apply(x.flatten(0, 1), self.places_E)[None] for x in (q_BTHd, k_BTKd, v_BTKd))  # type: ignore
+        q, k, v = (_Read.apply(x.flatten(0, 1), self.gather_index_E)[None] for x in (q_BTHd, k_BTKd, v_BTKd))  # type: ignore
         out_EHd = super().__call__(q, k, v, window)[0]
         return out_EHd.index_select(0, self.first_T).view_as(q_BTHd)
 
@@ -60,15 +62,15 @@ class _Read(torch.autograd.Function):
     """Gathers rows of a tensor, with repetitions. The gradients of repeated rows are summed in fp32."""
 
     @staticmethod
-    def forward(ctx: Any, x_THd: Tensor, places_E: Tensor) -> Tensor:
-        ctx.save_for_backward(places_E)
+    def forward(ctx: Any, x_THd: Tensor, gather_index_E: Tensor) -> Tensor:
+        ctx.save_for_backward(gather_index_E)
         ctx.shape = x_THd.shape
-        return x_THd.index_select(0, places_E)
+        return x_THd.index_select(0, gather_index_E)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_EHd: Tensor) -> Any:  # type: ignore[override]
-        (places_E,) = ctx.saved_tensors
+        (gather_index_E,) = ctx.saved_tensors
         wide = torch.promote_types(grad_EHd.dtype, torch.float32)
-        sums_THd = grad_EHd.new_zeros(ctx.shape, dtype=wide).index_add_(0, places_E, grad_EHd.to(wide))
+        sums_THd = grad_EHd.new_zeros(ctx.shape, dtype=wide).index_add_(0, gather_index_E, grad_EHd.to(wide))
         return sums_THd.to(grad_EHd.dtype), None

@@ -24,7 +24,7 @@ def my_place() -> tuple[int, int]:
     return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
-def everyones(mine: V) -> list[V]:
+def all_gather(mine: V) -> list[V]:
     """The values of all ranks, in the order of ranks."""
     return _gathered(mine) if is_distributed() else [mine]
 

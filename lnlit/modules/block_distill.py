@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lnlit.checkpoint.fingerprint import fingerprint, origin
+from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
@@ -36,6 +36,7 @@ from lnlit.modules.lit_model import check_run, planned_steps
 from lnlit.modules.micro_batches import documents_in_rows, real_tokens, split_rows
 from lnlit.modules.optim import AdamW
 from lnlit.objectives.block_error import squared_difference, sum_of_squares
+from lnlit.renamed import with_new_names
 from lnlit.search.choice import At
 from lnlit.search.library import Library, LibraryWriter
 from lnlit.search.train import Trainee, parameters, trainable, trained_layer
@@ -75,7 +76,7 @@ class BlockDistill(L.LightningModule):
             "layer_03/block/kv1+i768", or by names like "kv1", with * and ?.
         layers_at_once: How many layers train together. Weights and optimizer states of these are in memory, 16 bytes a
             parameter. Each group of layers trains for one epoch, so `trainer.max_epochs` is the number of groups.
-        gradient_clip: Largest gradient norm of one candidate.
+        gradient_clip_val: Largest gradient norm of one candidate.
         batch_tokens: Tokens that go through a block together (at least one row); activations of so many are in memory.
             Changes results by rounding only.
         attention_kernel: A registered kernel, or "auto" for the device's fastest.
@@ -91,16 +92,16 @@ class BlockDistill(L.LightningModule):
         optimizer: AdamW = _OPTIMIZER,
         only: tuple[str, ...] = ("*/attention/*", "*/ffn/*"),
         layers_at_once: int | None = None,
-        gradient_clip: float = 1.0,
+        gradient_clip_val: float = 1.0,
         batch_tokens: int = 4096,
         attention_kernel: str = "auto",
     ) -> None:
         super().__init__()
-        if gradient_clip <= 0 or batch_tokens < 1 or (layers_at_once is not None and layers_at_once < 1):
-            raise UserError("BlockDistill: gradient_clip, batch_tokens and layers_at_once must be positive")
+        if gradient_clip_val <= 0 or batch_tokens < 1 or (layers_at_once is not None and layers_at_once < 1):
+            raise UserError("BlockDistill: gradient_clip_val, batch_tokens and layers_at_once must be positive")
         self.automatic_optimization = False
         self.model, self.library, self.out, self.optimizer = model, library, out, optimizer
-        self.only, self.layers_at_once, self.gradient_clip = only, layers_at_once, gradient_clip
+        self.only, self.layers_at_once, self.gradient_clip_val = only, layers_at_once, gradient_clip_val
         self.batch_tokens, self.attention_kernel = batch_tokens, attention_kernel
         self.group, self.total_steps = 0, None
         self.trainees: list[Trainee] = []
@@ -123,7 +124,7 @@ class BlockDistill(L.LightningModule):
         if trainer.precision not in ("32-true", "bf16-mixed"):
             raise UserError(f"trainer.precision: {trainer.precision} is not supported. Use bf16-mixed or 32.")
         library, spec = Library.open(self.library), read_spec(self.model)
-        library.check_parent(origin(self.model), spec, fingerprint(self.model))
+        library.check_parent(model_source(self.model), spec, fingerprint(self.model))
         check_run(trainer, spec, self.model)
         recipe = {"library": str(library.folder), "only": list(self.only), "optimizer": asdict(self.optimizer)}
         writer, chosen = LibraryWriter(self.out, recipe), trainable(library, self.only)
@@ -248,18 +249,18 @@ class BlockDistill(L.LightningModule):
     def _clip(self, trainee: Trainee) -> None:
         """Clips one candidate's gradient. A gradient that is not finite is dropped, so AdamW leaves that candidate
         unchanged."""
-        norm = nn.utils.clip_grad_norm_(trainee.block.parameters(), self.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(trainee.block.parameters(), self.gradient_clip_val)
         if not torch.isfinite(norm):
             self.skipped += 1
             trainee.block.zero_grad()
 
     def _log(self, losses: dict[str, Tensor]) -> None:
-        everyones = merged(dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True)))
-        self.log("train/loss", sum(everyones.values()) / len(everyones), prog_bar=True)
+        all_losses = merged(dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True)))
+        self.log("train/loss", sum(all_losses.values()) / len(all_losses), prog_bar=True)
         self.log("train/skipped", float(self.skipped))
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_dict({f"bld/{name}": loss for name, loss in everyones.items()})
+            self.log_dict({f"bld/{name}": loss for name, loss in all_losses.items()})
 
     # validation
 
@@ -345,6 +346,7 @@ class BlockDistill(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        with_new_names(checkpoint)
         saved, run = checkpoint.get(_STATE), self._run
         if saved is None:
             raise UserError("ckpt_path: this is no checkpoint of BlockDistill.")

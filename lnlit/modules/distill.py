@@ -26,18 +26,18 @@ from lnlit.specs import ModelSpec
 class Distill(LitModel):
     """Makes a model predict, and represent its input, as its teacher does; without a teacher, as the text goes on.
 
-    The loss per token is `kl * KL(teacher || model) + cosine * sum over layers (1 - cos of block outputs) + lm *
-    cross-entropy`; the first two with weight 1 are Puzzle's global distillation. A token counts where it has a label:
-    in chats, that is what the assistant says. The teacher computes in the trainer's precision; validation rounds no
-    logits below fp32.
+    The loss per token is `kl_weight * KL(teacher || model) + cosine_weight * sum over layers (1 - cos of block outputs)
+    + lm_weight * cross-entropy`; the first two with weight 1 are Puzzle's global distillation. A token counts where it
+    has a label: in chats, that is what the assistant says. The teacher computes in the trainer's precision; validation
+    rounds no logits below fp32.
 
     Args:
         model: Folder, .gguf file or `pypi:<distribution>` to start from.
         teacher: Like `model`, the model to learn from; null trains on the text alone (continued pretraining).
         optimizer: AdamW and its schedule.
-        kl: Weight of the divergence from the teacher's predictions.
-        cosine: Weight of the distance to the teacher's hidden states.
-        lm: Weight of the cross-entropy of the text.
+        kl_weight: Weight of the divergence from the teacher's predictions.
+        cosine_weight: Weight of the distance to the teacher's hidden states.
+        lm_weight: Weight of the cross-entropy of the text.
         temperature: Softens both predictions in the divergence.
         hidden_layers: Pairs [model layer, teacher layer] whose outputs to match; null matches those at the same depth,
             as the model's provenance tells of layers that were fused, moved or added since the teacher.
@@ -50,29 +50,32 @@ class Distill(LitModel):
         model: str,
         teacher: str | None,
         optimizer: AdamW,
-        kl: float = 1.0,
-        cosine: float = 1.0,
-        lm: float = 0.0,
+        kl_weight: float = 1.0,
+        cosine_weight: float = 1.0,
+        lm_weight: float = 0.0,
         temperature: float = 1.0,
         hidden_layers: list[tuple[int, int]] | None = None,
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
     ) -> None:
         super().__init__(model, optimizer, runtime, lora)
-        weights = {"kl": kl, "cosine": cosine, "lm": lm}
+        weights = {"kl_weight": kl_weight, "cosine_weight": cosine_weight, "lm_weight": lm_weight}
         for name, weight in weights.items():
             if not (weight >= 0 and math.isfinite(weight)):
                 raise UserError(f"{name}: expected a weight of 0 or more, got {weight}")
         if not any(weights.values()):
-            raise UserError("kl, cosine, lm: all weights are 0, so there is nothing to learn; set one of them")
-        if teacher is None and (kl or cosine):
             raise UserError(
-                f"teacher: null leaves nothing to compare with, but kl is {kl} and cosine {cosine}. Name a teacher, or "
-                "set kl: 0, cosine: 0 and lm: 1 for continued pretraining."
+                "kl_weight, cosine_weight, lm_weight: all are 0, so there is nothing to learn; set one of them"
+            )
+        if teacher is None and (kl_weight or cosine_weight):
+            raise UserError(
+                f"teacher: null leaves nothing to compare with, but kl_weight is {kl_weight} and "
+                f"cosine_weight {cosine_weight}. Name a teacher, or set kl_weight: 0, cosine_weight: 0 and "
+                "lm_weight: 1 for continued pretraining."
             )
         if not (temperature > 0 and math.isfinite(temperature)):
             raise UserError(f"temperature: expected a number above 0, got {temperature}")
-        self.teacher, self.kl, self.cosine, self.lm = teacher, kl, cosine, lm
+        self.teacher, self.kl_weight, self.cosine_weight, self.lm_weight = teacher, kl_weight, cosine_weight, lm_weight
         self.temperature, self.hidden_layers = temperature, hidden_layers
         self._teacher: Teacher | None = None
         self._pairs: dict[int, int] = {}
@@ -96,13 +99,13 @@ class Distill(LitModel):
             return
         teacher = read_spec(self.teacher)
         check_teacher(self.teacher, teacher, self.model, spec)
-        if self.cosine:
+        if self.cosine_weight:
             self._pairs = dict(layer_pairs(self.hidden_layers, self.model, spec, self.teacher, teacher))
 
     # steps
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        loss, count, parts = self.losses(batch, self._teacher if self.kl or self.cosine else None)
+        loss, count, parts = self.losses(batch, self._teacher if self.kl_weight or self.cosine_weight else None)
         return self.step_loss(loss, count, **parts)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
@@ -129,7 +132,7 @@ class Distill(LitModel):
             return linear_cross_entropy(hidden_BTD[counts_BT], head_VD, labels_N)
 
         lm = self.decoder(batch.tokens, batch.positions, batch.lengths, read_out=read_out)
-        return self.lm * lm, {"lm": lm}
+        return self.lm_weight * lm, {"lm": lm}
 
     def _imitation_loss(
         self, batch: TokenBatch, counts_BT: Tensor, labels_N: Tensor, teacher: Teacher
@@ -149,14 +152,14 @@ class Distill(LitModel):
                 target.hidden_NE,
                 target.head_VE,
                 labels_N,
-                kl_weight=self.kl,
-                lm_weight=self.lm,
+                kl_weight=self.kl_weight,
+                lm_weight=self.lm_weight,
                 temperature=self.temperature,
             )
             parts = {"kl": head.kl, "lm": head.lm}
             if not distances:
                 return head.loss, parts
             cosine = torch.stack(distances).sum()
-            return head.loss + self.cosine * cosine, parts | {"cosine": cosine.detach()}
+            return head.loss + self.cosine_weight * cosine, parts | {"cosine": cosine.detach()}
 
         return self.decoder(batch.tokens, batch.positions, batch.lengths, read_out=read_out, on_block=on_block)

@@ -21,7 +21,7 @@ class GRPO(Policy):
         temperature: The temperature at which samples are drawn and their probabilities computed.
         runtime: Kernels, compilation, memory.
         lora: Train low-rank adapters only; None trains every weight.
-        settings: The settings of `lnlit.rl.grpo.GRPO`: scale, ratio, clip, reduction, kl, correction.
+        settings: The settings of `lnlit.rl.grpo.GRPO`: scale_rewards, ratio, clip, reduction, kl, correction.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from lnlit.specs import ModelSpec
 
 _BY_HAND = (
     "say which layers belong together: hidden_layers: [[model layer, teacher layer], ...]. A fused layer belongs to "
-    "the last layer it is made of. Or set cosine: 0."
+    "the last layer it is made of. Or set cosine_weight: 0."
 )
 
 
@@ -28,7 +28,7 @@ def layer_pairs(
     if student.hidden_size != teacher.hidden_size:
         raise UserError(
             f"cosine: the model's hidden size is {student.hidden_size}, the teacher's {teacher.hidden_size}, so their "
-            "hidden states cannot be compared. Set cosine: 0."
+            "hidden states cannot be compared. Set cosine_weight: 0."
         )
     if given is None:
         return _recorded(model, source) or _one_to_one(model, student, source, teacher)
@@ -41,7 +41,7 @@ def layer_pairs(
         if len(set(used)) < len(used):
             raise UserError(f"hidden_layers: a layer of the {name} comes twice in {[list(pair) for pair in given]}.")
     if not given:
-        raise UserError("hidden_layers: the list is empty; give at least one pair, or set cosine: 0.")
+        raise UserError("hidden_layers: the list is empty; give at least one pair, or set cosine_weight: 0.")
     return dict(given)
 
 

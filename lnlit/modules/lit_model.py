@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lnlit.checkpoint.fingerprint import origin
+from lnlit.checkpoint.fingerprint import model_source
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
@@ -34,6 +34,7 @@ from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
 from lnlit.models.parts import packed, stored
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW, numbered_like_the_model
+from lnlit.renamed import with_new_names
 from lnlit.specs import ModelSpec
 
 _ENDLESS = 2**62
@@ -207,7 +208,7 @@ class LitModel(L.LightningModule):
             raise UserError(
                 f"step {self.trainer.global_step}: the gradient's norm is {value}, so the weights would be lost; they "
                 "are as they were before this step. Resume from the last checkpoint with a lower learning_rate, or let "
-                "the callback Stability skip such steps."
+                "the callback SkipBadSteps skip such steps."
             )
         elif gradient_clip_val:
             clip_gradients(parameters, norm, float(gradient_clip_val))
@@ -262,7 +263,7 @@ class LitModel(L.LightningModule):
             states[index] = numbered_like_the_model(state, optimizer, self.parameters())
         checkpoint["lnlit"] = {
             "spec": self.decoder.spec.to_json(),
-            "model": origin(self.model),
+            "model": model_source(self.model),
             "tokenizer": chat_folder(self.trainer.datamodule),  # type: ignore[attr-defined]
             "total_steps": self.total_steps,
             "length": self._length(),
@@ -270,6 +271,7 @@ class LitModel(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        with_new_names(checkpoint)
         saved = checkpoint.get("lnlit")
         if saved is None:
             raise UserError("ckpt_path: this checkpoint was not written by lnlit; use it as `model` after lnlit import")

@@ -20,7 +20,7 @@ from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
 from lnlit.models.reward_head import RewardHead, load_head, scores
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class ModelReward(BatchReward):
@@ -31,28 +31,28 @@ class ModelReward(BatchReward):
     fit into the model's context together with its prompt has no reward.
 
     Args:
-        model: Folder written by `RewardModel` with `ExportModel`, or any model folder if `logit` is set.
-        logit: The reward is this one of the language model's logits after the last turn, as for NVIDIA's
+        model: Folder written by `RewardModel` with `ExportModel`, or any model folder if `logit_index` is set.
+        logit_index: The reward is this one of the language model's logits after the last turn, as for NVIDIA's
             Llama-3.1-Nemotron-70B-Reward with logit 0. Null uses the head in the folder.
         batch_tokens: Number of tokens scored together.
-        precision: The dtype of weights and activations; the head computes in fp32.
+        dtype: The dtype of weights and activations; the head computes in fp32.
         device: A device such as "cuda:1". Null is the GPU if there is one.
     """
 
     def __init__(
         self,
         model: str,
-        logit: int | None = None,
+        logit_index: int | None = None,
         batch_tokens: int = 16384,
-        precision: Literal["bf16", "fp32"] = "bf16",
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
         device: str | None = None,
     ) -> None:
         if batch_tokens < 1:
             raise UserError(f"batch_tokens: expected a positive number, got {batch_tokens}")
-        if logit is not None and logit < 0:
-            raise UserError(f"logit: expected the number of a token, 0 or more, or null, got {logit}")
-        self.logit = logit
-        self.model, self.batch_tokens, self.precision = model, batch_tokens, precision
+        if logit_index is not None and logit_index < 0:
+            raise UserError(f"logit_index: expected the number of a token, 0 or more, or null, got {logit_index}")
+        self.logit_index = logit_index
+        self.model, self.batch_tokens, self.dtype = model, batch_tokens, dtype
         self.device = device or torch_device()
 
     @cached_property
@@ -63,13 +63,13 @@ class ModelReward(BatchReward):
     def network(self) -> tuple[Decoder, RewardHead]:
         spec = read_spec(self.model)
         head = RewardHead(spec.hidden_size)
-        if self.logit is None:
+        if self.logit_index is None:
             load_head(head, resolve(self.model))
-        elif self.logit >= spec.vocab_size:
-            raise UserError(f"logit: {self.model} has {spec.vocab_size} of them, so none is {self.logit}")
-        decoder = frozen_decoder(self.model, self.device, _DTYPES[self.precision])
-        if self.logit is not None:
-            head.weight.data.copy_(decoder.head_weight[self.logit : self.logit + 1])
+        elif self.logit_index >= spec.vocab_size:
+            raise UserError(f"logit_index: {self.model} has {spec.vocab_size} of them, so none is {self.logit_index}")
+        decoder = frozen_decoder(self.model, self.device, _DTYPES[self.dtype])
+        if self.logit_index is not None:
+            head.weight.data.copy_(decoder.head_weight[self.logit_index : self.logit_index + 1])
         return decoder, head.to(self.device)
 
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:

@@ -53,7 +53,7 @@ class Policy(LitModel):
             raise UserError(f"model.algorithm: expected an Algorithm, e.g. {{class_path: grpo}}; got {algorithm!r}")
         if not 0 < temperature < float("inf"):
             raise UserError(f"temperature: expected a number above 0, got {temperature}")
-        if lora is not None and lora.dropout and algorithm.needs.no_dropout:
+        if lora is not None and lora.dropout and algorithm.needs.deterministic:
             raise UserError(
                 "lora.dropout: samples are drawn without it, so every ratio of the policy to itself would be noise; "
                 "set it to 0"

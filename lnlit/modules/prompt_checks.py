@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.errors import UserError
 from lnlit.interfaces import RolloutEngine
 from lnlit.modules.policy import Policy
+from lnlit.renamed import settings_by_new_names
 from lnlit.rl.collector import RolloutConfig
 from lnlit.sampling.prompt import Prompt, digest
 
@@ -70,6 +71,7 @@ def prompts_state(prompts: Sequence[Prompt]) -> dict[str, Any]:
 def check_resumed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises `UserError`, naming the change, if the settings have changed in a way that gives the checkpoint's samples
     or its position in the prompts another meaning."""
+    saved = settings_by_new_names(saved)
     for name, value in now.items():
         before = saved.get(name)
         if before == value:

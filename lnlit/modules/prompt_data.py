@@ -29,7 +29,7 @@ from lnlit.sampling.sample import Sample
 from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked
 from lnlit.thinking import Thinking, on_or_off
 
-__all__ = ["Experience", "HeldOut", "LogprobCheck", "RolloutConfig", "Weighted"]
+__all__ = ["HeldOut", "LogprobCheck", "PromptData", "RolloutConfig", "Weighted"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class HeldOut:
             raise UserError(f"held_out.samples_per_prompt: expected 1 or more, got {self.samples_per_prompt}")
 
 
-class Experience(L.LightningDataModule):
+class PromptData(L.LightningDataModule):
     """Samples completions with the newest weights of the policy, and provides them as batches for training.
 
     A rollout draws `samples_per_prompt` completions of each of `prompts_per_rollout` prompts and spreads them over
@@ -57,7 +57,7 @@ class Experience(L.LightningDataModule):
         rewards: The rewards that judge completions, with their weights.
         engine: The engine that generates completions.
         rollout: The number and length of completions.
-        order: The order in which prompts are taken. By default each once per epoch, in random order.
+        prompt_order: The order in which prompts are taken. By default each once per epoch, in random order.
         thinking: The thinking mode of rows that have none.
         held_out: The prompts that are answered when the trainer validates.
         logprob_check: The check after each weight update that engine and trainer agree.
@@ -71,7 +71,7 @@ class Experience(L.LightningDataModule):
         rewards: list[Weighted],
         engine: RolloutEngine,
         rollout: RolloutConfig,
-        order: PromptOrder | None = None,
+        prompt_order: PromptOrder | None = None,
         thinking: Thinking | bool | None = None,
         held_out: HeldOut | None = None,
         logprob_check: LogprobCheck = LogprobCheck(),
@@ -88,7 +88,7 @@ class Experience(L.LightningDataModule):
         self.rewards = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.held_out, self.logprob_check, self.seed = held_out, logprob_check, seed
-        self._order = order or Uniform()
+        self._order = prompt_order or Uniform()
         self.phases = Phases()
         #: Called with each rollout's samples, those of validation included, on every rank: `listener(stage, samples)`.
         self.listeners: list[Callable[[Stage, Sequence[Sample]], None]] = []
@@ -129,7 +129,7 @@ class Experience(L.LightningDataModule):
     def policy(self) -> Policy:
         module = self.trainer.lightning_module  # type: ignore[union-attr]
         if not isinstance(module, Policy):
-            raise UserError(f"data: Experience feeds GRPO, RLOO and RPO, not {type(module).__name__}")
+            raise UserError(f"data: PromptData feeds GRPO, RLOO and RPO, not {type(module).__name__}")
         return module
 
     @property
@@ -213,7 +213,7 @@ class Experience(L.LightningDataModule):
             "thinking": self.thinking,
             "mask_truncated": self.rollout.mask_truncated,
             "rewards": {r.name or type(r.reward).__name__: [type(r.reward).__name__, r.weight] for r in self.rewards},
-            "order": type(self._order).__name__,
+            "prompt_order": type(self._order).__name__,
             "seed": self.seed,
             "prompts": prompts_state(self.prompts),
         }

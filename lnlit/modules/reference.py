@@ -77,10 +77,10 @@ class OldPolicy(KnownReference):
 
     def check(self, completions_are_given: bool) -> None:
         if completions_are_given:
-            raise UserError("model.reference: OldPolicy needs samples of the policy's own, so data of `Experience`")
+            raise UserError("model.reference: OldPolicy needs samples of the policy's own, so data of `PromptData`")
 
     def log_probs(self, batch: PreferenceBatch, temperature: float) -> Tensor:
-        raise UserError("model.reference: OldPolicy needs samples of the policy's own, so data of `Experience`")
+        raise UserError("model.reference: OldPolicy needs samples of the policy's own, so data of `PromptData`")
 
 
 class StoredLogProbs(KnownReference):

@@ -34,7 +34,7 @@ class RewardModel(LitModel):
         optimizer: AdamW and its schedule.
         loss: "bradley_terry" learns which completion of each pair is better, with every prompt counting the same
             whatever its number of pairs; "regression" learns the rewards themselves.
-        centre: Weight of the squared sum of a pair's scores, which keeps them around 0 (TRL's
+        center_rewards_coefficient: Weight of the squared sum of a pair's scores, which keeps them around 0 (TRL's
             `center_rewards_coefficient`); for "bradley_terry", as the rewards themselves say where "regression" is.
         runtime: Kernels, compilation, memory.
         lora: Train low-rank adapters and the head only; None trains every weight.
@@ -45,16 +45,20 @@ class RewardModel(LitModel):
         model: str,
         optimizer: AdamW,
         loss: Literal["bradley_terry", "regression"] = "bradley_terry",
-        centre: float = 0.0,
+        center_rewards_coefficient: float = 0.0,
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
     ) -> None:
         super().__init__(model, optimizer, runtime, lora)
-        if not 0 <= centre < float("inf"):
-            raise UserError(f"centre: expected a weight of 0 or more, got {centre}")
-        if centre and loss == "regression":
-            raise UserError("centre: the rewards say where the scores of a regression are; leave it 0")
-        self.loss, self.centre = loss, centre
+        if not 0 <= center_rewards_coefficient < float("inf"):
+            raise UserError(
+                f"center_rewards_coefficient: expected a weight of 0 or more, got {center_rewards_coefficient}"
+            )
+        if center_rewards_coefficient and loss == "regression":
+            raise UserError(
+                "center_rewards_coefficient: the rewards say where the scores of a regression are; leave it 0"
+            )
+        self.loss, self.center_rewards_coefficient = loss, center_rewards_coefficient
         self._pair_sums: dict[str, Sums] = {"train": Sums(), "val": Sums()}
 
     # building
@@ -107,7 +111,7 @@ class RewardModel(LitModel):
         """(summed loss, number of prompts). Accuracy and margin are always those of pairs with unequal rewards."""
         scores_PK = self.scores(batch)
         rewards_PK = batch.rewards_PK.to(scores_PK.dtype)
-        pairs = bradley_terry(scores_PK, rewards_PK, self.centre)
+        pairs = bradley_terry(scores_PK, rewards_PK, self.center_rewards_coefficient)
         count = pairs.has_pairs_P.sum()
         self._pair_sums[stage].add(count, accuracy=pairs.accuracy_P.sum(), margin=pairs.margin_P.sum())
         if self.loss == "regression":

@@ -1,4 +1,4 @@
-"""The training method for `lnlit.rl.rpo`, on the policy's own samples (`Experience`) or on given ones
+"""The training method for `lnlit.rl.rpo`, on the policy's own samples (`PromptData`) or on given ones
 (`PreferenceData`).
 
 Shape suffixes: N completion tokens, P prompts, K completions per prompt.
@@ -31,7 +31,7 @@ class RPO(Policy):
 
     The optimum is beta * log(policy / reference) = eta * reward, up to a constant of the prompt. The loss is divided by
     beta, so that the paper's tiny one trains; only the ratio eta / beta says how far. The completions are given
-    (`PreferenceData`) or the policy's own (`Experience`).
+    (`PreferenceData`) or the policy's own (`PromptData`).
 
     Args:
         model: Folder, .gguf file or `pypi:<distribution>` to start from.
@@ -41,7 +41,7 @@ class RPO(Policy):
         loss: "backward" KL(rewards || policy), "forward" KL(policy || rewards), "squared" difference, or "dpo", which
             looks at the best completion only.
         reference: The model to compare with; null is the one to start from. `{class_path: OldPolicy}` is the policy as
-            it was when it drew the samples, so that each rollout of `Experience` is an iteration of the paper.
+            it was when it drew the samples, so that each rollout of `PromptData` is an iteration of the paper.
             `{class_path: StoredLogProbs}` takes those that `lnlit rollout reference` has written into the rows, so that
             no second model is in memory.
         temperature: The temperature at which samples are drawn and all probabilities computed.

@@ -26,11 +26,11 @@ class CodeTestsReward(Reward):
     """1 where the last fenced Python block after the thinking passes all tests of the row, else 0. A block that says
     nothing of its language counts only where none says that it is Python.
 
-    A row has Python source under `tests` or a list of assert statements: asserts on functions or on classes such as
-    `Solution`, HumanEval's `check`, which is called with the row's `entry_point` (also one such as `Solution().add`),
-    unittest's cases, or functions called `test_...`, which are run where the tests only define them. What is neither
-    the tests' own nor Python's belongs to the candidate, what is imported from `solution` too, and so does the
-    `entry_point`: a function with a name of Python's own, such as `sum`, must be it.
+    A row has Python source under `tests_key`, or a list of assert statements: asserts on functions or on classes such
+    as `Solution`, HumanEval's `check`, which is called with the row's `entry_point` (also one such as
+    `Solution().add`), unittest's cases, or functions called `test_...`, which are run where the tests only define them.
+    What is neither the tests' own nor Python's belongs to the candidate, what is imported from `solution` too, and so
+    does the `entry_point`: a function with a name of Python's own, such as `sum`, must be it.
 
     The candidate runs in a process of its own and the tests in another, so printing, exiting, redefining `assert`,
     objects that equal everything and a look at the tests gain nothing. Plain values are copied from one to the other:
@@ -61,9 +61,9 @@ class CodeTestsReward(Reward):
     imported.
 
     Args:
-        tests: Key of the tests in the row.
-        preamble: Key of code in the row that runs before the candidate's, such as HumanEval's `prompt` with its imports
-            and helpers; the tests see it too.
+        tests_key: Key of the tests in the row.
+        preamble_key: Key of code in the row that runs before the candidate's, such as HumanEval's `prompt` with its
+            imports and helpers; the tests see it too.
         cpu_s: Seconds of processor time for a candidate.
         wall_s: Seconds for all of it, after which the candidate has failed; be generous on a busy machine.
         memory_mib: Address space, Python's own included.
@@ -72,20 +72,20 @@ class CodeTestsReward(Reward):
 
     def __init__(
         self,
-        tests: str = "test",
-        preamble: str | None = None,
+        tests_key: str = "test",
+        preamble_key: str | None = None,
         cpu_s: float = 4.0,
         wall_s: float = 10.0,
         memory_mib: int = 1024,
         isolation: Isolation = "namespaces",
     ) -> None:
-        self.tests, self.preamble = tests, preamble
+        self.tests_key, self.preamble_key = tests_key, preamble_key
         self.limits = Limits(cpu_s, wall_s, memory_mib * 2**20, isolation)
         self.time_limit_s = wall_s + 20  # the last resort: it has to start two processes and to clean up
 
     def score(self, request: RewardRequest) -> float:
-        tests = self._text(request.row, self.tests)
-        preamble = self._text(request.row, self.preamble) if self.preamble else ""
+        tests = self._text(request.row, self.tests_key)
+        preamble = self._text(request.row, self.preamble_key) if self.preamble_key else ""
         code = last_block(answer_of(request.completion))
         if code is None:
             return 0.0
@@ -97,7 +97,7 @@ class CodeTestsReward(Reward):
     def check_row(self, row: Mapping[str, Any]) -> None:
         """Checks what can be checked without running the tests: that they are Python, that their imports are available,
         and that they use a name that can be the candidate's."""
-        texts = [self._text(row, self.tests), self._text(row, self.preamble) if self.preamble else ""]
+        texts = [self._text(row, self.tests_key), self._text(row, self.preamble_key) if self.preamble_key else ""]
         try:
             tests, preamble = map(parse, texts)
             entry_point = unknown_names(parse(row.get("entry_point") or ""), with_builtins=True)

@@ -57,14 +57,14 @@ class LLMJudgeReward(BatchReward):
     Args:
         url: The endpoint up to its version, such as `http://localhost:8000/v1`.
         model: Name of the model at the endpoint.
-        key: Key of the reference answer in the prompt's row; null for none.
+        answer_key: Key of the reference answer in the prompt's row; null for none.
         api_key_env: Environment variable with the key, where the endpoint wants one. The key itself is never stored.
         prompt: Template with {question}, {reference}, {answer}, {nonce} and {best}.
-        best: Highest number that the judge may give; the reward is its number divided by this.
+        max_score: Highest number that the judge may give; the reward is its number divided by this.
         max_tokens: Maximum length of the judge's answer in tokens.
         max_concurrency: Maximum number of concurrent requests.
         time_limit_s: Time limit of one request in seconds, without retries.
-        total_limit_s: Time limit of all requests of a batch together, in seconds.
+        total_time_limit_s: Time limit of all requests of a batch together, in seconds.
         retries: Number of retries after an error that may be temporary, with growing pauses.
         cache: Folder for verdicts on disk; what was asked once is not asked again. Without it verdicts are remembered
             as long as the run lasts.
@@ -74,21 +74,21 @@ class LLMJudgeReward(BatchReward):
         self,
         url: str,
         model: str,
-        key: str | None = "answer",
+        answer_key: str | None = "answer",
         api_key_env: str | None = None,
         prompt: str = PROMPT,
-        best: int = 1,
+        max_score: int = 1,
         max_tokens: int = 512,
         max_concurrency: int = 16,
         time_limit_s: float = 60.0,
-        total_limit_s: float = 300.0,
+        total_time_limit_s: float = 300.0,
         retries: int = 3,
         cache: str | None = None,
     ) -> None:
         if not _is_endpoint(url):
             raise UserError("llm_judge: url must look like http://host:port/v1, without a name and password in it")
-        numbers = {"best": best, "max_tokens": max_tokens, "max_concurrency": max_concurrency}
-        numbers |= {"time_limit_s": time_limit_s, "total_limit_s": total_limit_s}
+        numbers = {"max_score": max_score, "max_tokens": max_tokens, "max_concurrency": max_concurrency}
+        numbers |= {"time_limit_s": time_limit_s, "total_time_limit_s": total_time_limit_s}
         for name, value in numbers.items():
             if not 0 < value < math.inf:
                 raise UserError(f"llm_judge: {name} must be positive, got {value}")
@@ -98,9 +98,13 @@ class LLMJudgeReward(BatchReward):
             raise UserError(f"llm_judge: the prompt lacks {' and '.join(missing)}")
         if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
             raise UserError("llm_judge: api_key_env is the name of an environment variable, not the key itself")
-        self.url, self.model, self.key, self.api_key_env = url.rstrip("/"), model, key, api_key_env
-        self.prompt, self.best, self.max_tokens = prompt, best, max_tokens
-        self.max_concurrency, self.time_limit_s, self.total_limit_s = max_concurrency, time_limit_s, total_limit_s
+        self.url, self.model, self.answer_key, self.api_key_env = url.rstrip("/"), model, answer_key, api_key_env
+        self.prompt, self.max_score, self.max_tokens = prompt, max_score, max_tokens
+        self.max_concurrency, self.time_limit_s, self.total_time_limit_s = (
+            max_concurrency,
+            time_limit_s,
+            total_time_limit_s,
+        )
         self.retries, self.cache = retries, cache
         self.outcomes: Counter[str] = Counter()
         self._known: dict[str, float] = {}
@@ -108,7 +112,7 @@ class LLMJudgeReward(BatchReward):
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         judged = [request for request in requests if self._has_reference(request.row)]
         found = iter(self._verdicts(judged))
-        missing = RewardResult(None, f"no_reference: the row's {self.key} is null or empty")
+        missing = RewardResult(None, f"no_reference: the row's {self.answer_key} is null or empty")
         results = [next(found) if self._has_reference(request.row) else missing for request in requests]
         self.outcomes.update(str(result.error).partition(":")[0] for result in results if result.value is None)
         return results
@@ -117,16 +121,18 @@ class LLMJudgeReward(BatchReward):
         return self.outcomes
 
     def check_row(self, row: Mapping[str, Any]) -> None:
-        if (key := self.key) is not None and not self._has_reference(row):
+        if (key := self.answer_key) is not None and not self._has_reference(row):
             raise UserError(f"llm_judge: the row's {key} is {row[key]!r}, so there is nothing to compare with")
 
     def _has_reference(self, row: Mapping[str, Any]) -> bool:
         """True if the row has a reference answer, or none is needed."""
-        if self.key is None:
+        if self.answer_key is None:
             return True
-        if self.key not in row:
-            raise UserError(f"llm_judge: the prompt's row has no {self.key!r}; it has {', '.join(row) or 'nothing'}")
-        value = row[self.key]
+        if self.answer_key not in row:
+            raise UserError(
+                f"llm_judge: the prompt's row has no {self.answer_key!r}; it has {', '.join(row) or 'nothing'}"
+            )
+        value = row[self.answer_key]
         return value is not None and value == value and bool(str(value).strip())  # NaN is not itself
 
     def _verdicts(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
@@ -146,11 +152,11 @@ class LLMJudgeReward(BatchReward):
         """The texts of a request that the judge is shown, by name."""
         question = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in request.messages)
         shown = {"question": question, "answer": answer_of(request.completion).strip()}
-        return shown if self.key is None else {**shown, "reference": str(request.row[self.key])}
+        return shown if self.answer_key is None else {**shown, "reference": str(request.row[self.answer_key])}
 
     def _body(self, blocks: Mapping[str, str], nonce: str) -> dict[str, Any]:
         marked = {name: f"--- {name} {nonce}\n{text}\n--- end of {name} {nonce}" for name, text in blocks.items()}
-        filled = {"reference": f"--- no reference {nonce}", **marked, "nonce": nonce, "best": str(self.best)}
+        filled = {"reference": f"--- no reference {nonce}", **marked, "nonce": nonce, "best": str(self.max_score)}
         # At once, so that a "{nonce}" in an answer stays what it is.
         content = re.sub(r"\{(question|reference|answer|nonce|best)\}", lambda match: filled[match[1]], self.prompt)
         return {
@@ -165,11 +171,11 @@ class LLMJudgeReward(BatchReward):
         state = _Endpoint(asyncio.Semaphore(self.max_concurrency))
         async with httpx.AsyncClient(headers=self._headers(), timeout=self.time_limit_s) as client:
             tasks = {name: asyncio.create_task(self._ask(client, blocks, state)) for name, blocks in new.items()}
-            _, late = await asyncio.wait(tasks.values(), timeout=self.total_limit_s)
+            _, late = await asyncio.wait(tasks.values(), timeout=self.total_time_limit_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        out_of_time = RewardResult(None, f"timed_out: no verdict within {self.total_limit_s} s for the batch")
+        out_of_time = RewardResult(None, f"timed_out: no verdict within {self.total_time_limit_s} s for the batch")
         return {name: out_of_time if task in late else task.result() for name, task in tasks.items()}
 
     async def _ask(self, client: Any, blocks: Mapping[str, str], endpoint: _Endpoint) -> RewardResult:
@@ -204,9 +210,9 @@ class LLMJudgeReward(BatchReward):
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return RewardResult(None, "nonsense: the endpoint's answer is no chat completion")
         found = re.fullmatch(rf"VERDICT {nonce} ([0-9]{{1,9}})", last)
-        if found is None or int(found[1]) > self.best:
+        if found is None or int(found[1]) > self.max_score:
             return RewardResult(None, f"no_verdict: the judge ends with {last[:100]!r}")
-        return RewardResult(int(found[1]) / self.best)
+        return RewardResult(int(found[1]) / self.max_score)
 
     def _headers(self) -> dict[str, str]:
         if self.api_key_env is None:
@@ -223,7 +229,7 @@ class LLMJudgeReward(BatchReward):
         """The cache key: a digest of all that is sent, without the mark, and of the scale, which a prompt need not
         mention."""
         return hashlib.sha256(
-            json.dumps([self.url, self.best, self._body(blocks, ""), blocks], sort_keys=True).encode()
+            json.dumps([self.url, self.max_score, self._body(blocks, ""), blocks], sort_keys=True).encode()
         ).hexdigest()
 
     def _remembered(self, name: str) -> float | None:

@@ -26,23 +26,23 @@ class MathAnswerReward(Reward):
     values, these may stand in boxes of their own. Needs `pip install lnlit[rl]`.
 
     Args:
-        key: Key of the expected answer in the prompt's row.
+        answer_key: Key of the expected answer in the prompt's row.
         time_limit_s: Time limit per completion in seconds, because comparing expressions can take forever.
     """
 
-    def __init__(self, key: str = "answer", time_limit_s: float = 5.0) -> None:
-        self.key, self.time_limit_s = key, time_limit_s
+    def __init__(self, answer_key: str = "answer", time_limit_s: float = 5.0) -> None:
+        self.answer_key, self.time_limit_s = answer_key, time_limit_s
 
     def score(self, request: RewardRequest) -> float:
-        if self.key not in request.row:
+        if self.answer_key not in request.row:
             self.check_row(request.row)
-        gold = _text(request.row[self.key])
+        gold = _text(request.row[self.answer_key])
         if gold is None:
             raise NoVerdictError("unreadable_gold", self._why(request.row))
         try:
             expected = _expected(gold, "\n".join(str(message["content"]) for message in request.messages))
         except UserError as error:
-            raise NoVerdictError("unreadable_gold", f"{self.key}: {error}") from error
+            raise NoVerdictError("unreadable_gold", f"{self.answer_key}: {error}") from error
         answer = answer_of(request.completion)
         boxed = last_boxed(answer)
         if boxed is None:
@@ -51,9 +51,9 @@ class MathAnswerReward(Reward):
         return float(expected.equals(boxed[1]) or (expected.is_of_several_values and expected.is_in(answer)))
 
     def check_row(self, row: Mapping[str, Any]) -> None:
-        if self.key not in row:
-            raise UserError(f"the prompt's row has no {self.key!r}; it has {', '.join(row) or 'nothing'}")
-        if _text(row[self.key]) is None:
+        if self.answer_key not in row:
+            raise UserError(f"the prompt's row has no {self.answer_key!r}; it has {', '.join(row) or 'nothing'}")
+        if _text(row[self.answer_key]) is None:
             raise UserError(self._why(row))
 
     def warm_up(self, request: RewardRequest) -> None:
@@ -62,8 +62,8 @@ class MathAnswerReward(Reward):
 
     def _why(self, row: Mapping[str, Any]) -> str:
         return (
-            f"{self.key}: {row[self.key]!r:.100} is no answer. One text or number is expected; several values are "
-            "written with commas between them."
+            f"{self.answer_key}: {row[self.answer_key]!r:.100} is no answer. One text or number is expected; "
+            "several values are written with commas between them."
         )
 
 

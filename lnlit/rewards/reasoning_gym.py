@@ -34,12 +34,12 @@ class ReasoningGymReward(Reward):
     the last `\\boxed{}` or `<answer></answer>` counts, or else all of it. Needs `pip install lnlit[quickstart]`.
 
     Args:
-        partial: Pay for part of an answer as the task does. Many give something to whatever contains the right answer,
-            0.5 to 45 where it is 5, which a policy learns to use; false pays 1 or 0.
+        partial_credit: Pay for part of an answer as the task does. Many give something to whatever contains the right
+            answer, 0.5 to 45 where it is 5, which a policy learns to use; false pays 1 or 0.
     """
 
-    def __init__(self, partial: bool = True) -> None:
-        self.partial = partial
+    def __init__(self, partial_credit: bool = True) -> None:
+        self.partial_credit = partial_credit
 
     def score(self, request: RewardRequest) -> float:
         row = request.row
@@ -56,7 +56,7 @@ class ReasoningGymReward(Reward):
         if "metadata" not in row and "metadata" in score.__func__.__code__.co_consts:
             raise UserError(f"reasoning_gym: {row['task']} scores by the question's metadata; give rows its `metadata`")
         found = _scored(score, final_answer(answer_of(request.completion)), entry)
-        return found if self.partial else float(found == 1)
+        return found if self.partial_credit else float(found == 1)
 
     def check_row(self, row: Mapping[str, Any]) -> None:
         missing = [key for key in ("task", "answer") if key not in row]

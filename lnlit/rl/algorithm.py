@@ -100,13 +100,13 @@ class GroupRelative(PolicyGradient):
             batch ("batch"), or none ("none").
     """
 
-    scale: Scale = "group"
+    scale_rewards: Scale = "group"
 
     def sample_settings(self) -> Mapping[str, Any]:
-        return {**super().sample_settings(), "scale": self.scale}
+        return {**super().sample_settings(), "scale_rewards": self.scale_rewards}
 
     def advantages(self, table: RewardTable) -> Tensor:
-        return _SCALED[self.scale](self.reward(table))
+        return _SCALED[self.scale_rewards](self.reward(table))
 
 
 @dataclass(frozen=True, kw_only=True)

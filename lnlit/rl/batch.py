@@ -69,10 +69,10 @@ def pack(samples: Sequence[Drawn], learned_S: Sequence[bool], padding_id: int) -
         tokens += [padding_id] * padding
         labels += [IGNORE] * padding
         positions += range(padding)
-    places = [place for document in documents for place in document]
+    gather_index = [index for document in documents for index in document]
     tokens_1T, labels_1T, positions_1T = (torch.tensor([row]) for row in (tokens, labels, positions))
-    places_E = torch.tensor(places) if len(places) > len(tokens) else None
-    batch = TokenBatch(tokens_1T, labels_1T, positions_1T, [len(document) for document in documents], places_E)
+    gather_index_E = torch.tensor(gather_index) if len(gather_index) > len(tokens) else None
+    batch = TokenBatch(tokens_1T, labels_1T, positions_1T, [len(document) for document in documents], gather_index_E)
     return Packed(batch, torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)), len(samples))
 
 

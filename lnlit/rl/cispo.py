@@ -18,15 +18,15 @@ class CISPO(GroupRelative):
 
     Args:
         scale: The divisor of rewards above their prompt's mean, as in GRPO.
-        highest: The maximum ratio of policy to old policy by which a token is weighted.
+        max_ratio: The maximum ratio of policy to old policy by which a token is weighted.
     """
 
-    highest: float = 5.0
+    max_ratio: float = 5.0
 
     def __post_init__(self) -> None:
-        check_above_zero(highest=self.highest)
+        check_above_zero(max_ratio=self.max_ratio)
 
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
         ratio_N = bounded_exp(log_probs_N.detach() - drawn_N)
-        loss_N = -ratio_N.clamp(max=self.highest) * batch.advantages_N * log_probs_N
-        return TokenLoss(loss_N, clipped_high_N=(ratio_N > self.highest) & (batch.advantages_N > 0))
+        loss_N = -ratio_N.clamp(max=self.max_ratio) * batch.advantages_N * log_probs_N
+        return TokenLoss(loss_N, clipped_high_N=(ratio_N > self.max_ratio) & (batch.advantages_N > 0))

@@ -17,7 +17,7 @@ import torch
 
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, RewardTable
-from lnlit.models.ranks import everyones, my_place
+from lnlit.models.ranks import all_gather, my_place
 from lnlit.rl.batch import Packed, micro_batches, pack, policy_batch
 from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import Learner, OnPolicySampler
@@ -197,7 +197,7 @@ class Collector:
                 update.packed[number] = packed
             split = {name: packed.split(score(packed.tokens)) for name, score in wanted.items() if score}
             found |= {index: {name: parts[at] for name, parts in split.items()} for at, index in enumerate(part)}
-        for theirs in everyones(found):
+        for theirs in all_gather(found):
             for index, values in theirs.items():
                 update.samples[index] = replace(update.samples[index], **values)
 

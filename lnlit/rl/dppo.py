@@ -19,19 +19,22 @@ class DPPO(BehaviourRatio):
 
     Args:
         scale: The divisor of rewards above their prompt's mean, as in GRPO.
-        largest: The maximum change of a token's probability, from 0 to 1.
+        max_probability_change: The maximum change of a token's probability, from 0 to 1.
     """
 
-    scale: Scale = "none"
-    largest: float = 0.2
+    scale_rewards: Scale = "none"
+    max_probability_change: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.largest <= 1:
-            raise UserError(f"largest: a probability moves by more than 0 and at most 1, got {self.largest}")
+        if not 0 < self.max_probability_change <= 1:
+            raise UserError(
+                "max_probability_change: a probability moves by more than 0 and at most 1, got "
+                f"{self.max_probability_change}"
+            )
 
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
         ratio_N = bounded_exp(log_probs_N - drawn_N)
         moved_N = log_probs_N.detach().exp() - drawn_N.exp()
-        is_low_N = (moved_N < -self.largest) & (batch.advantages_N < 0)
-        is_high_N = (moved_N > self.largest) & (batch.advantages_N > 0)
+        is_low_N = (moved_N < -self.max_probability_change) & (batch.advantages_N < 0)
+        is_high_N = (moved_N > self.max_probability_change) & (batch.advantages_N > 0)
         return TokenLoss(-ratio_N * batch.advantages_N * ~(is_low_N | is_high_N), is_low_N, is_high_N)

@@ -12,9 +12,10 @@ from lnlit.rl.algorithm import Clipped, GroupRelative
 class GRPO(GroupRelative, Clipped):
     """Makes samples more likely that are better than the prompt's others, and worse ones less, token by token.
 
-    Settings turn it into related algorithms. Dr. GRPO (arXiv 2503.20783): `scale: none, reduction: constant_length`.
-    DAPO (arXiv 2503.14476): `clip: {high: 0.28}`, and `rollout: {dynamic_sampling: 3}` in the data. GSPO (arXiv
-    2507.18071): `ratio: sequence_mean, reduction: sequence_mean, correction: null`, and a clip of about 1e-4.
+    Settings turn it into related algorithms. Dr. GRPO (arXiv 2503.20783): `scale_rewards: none, reduction:
+    constant_length`. DAPO (arXiv 2503.14476): `clip: {high: 0.28}`, and `rollout: {dynamic_sampling: 3}` in the data.
+    GSPO (arXiv 2507.18071): `ratio: sequence_mean, reduction: sequence_mean, correction: null`, and a clip of about
+    1e-4.
 
     Args:
         scale: The divisor of rewards above their prompt's mean: the standard deviation of the prompt's samples

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Algorithm, PolicyWeights, TokenBatch
-from lnlit.models.ranks import everyones, my_place
+from lnlit.models.ranks import all_gather, my_place
 from lnlit.rl.batch import pack
 from lnlit.sampling.sample import Judged
 from lnlit.sampling.sampler import Asked, Sampler
@@ -77,7 +77,7 @@ class LogprobCheck:
         if not finite:  # other ranks may have some
             difference_N = difference_N[:0]
         largest = difference_N.max().item() if len(difference_N) else 0.0
-        everyone = everyones((largest, difference_N.double().sum().item(), len(difference_N)))
+        everyone = all_gather((largest, difference_N.double().sum().item(), len(difference_N)))
         tokens = sum(count for *_, count in everyone)
         if not tokens:
             raise UserError(
@@ -87,7 +87,7 @@ class LogprobCheck:
         largest = max((largest for largest, _, _ in everyone), key=lambda value: (math.isnan(value), value))
         mean = sum(total for _, total, _ in everyone) / tokens
         # A token or two in a thousand may be far apart where precision is low; of another model's all are.
-        outside = sum(everyones(int((~(difference_N <= self.max_difference)).sum())))
+        outside = sum(all_gather(int((~(difference_N <= self.max_difference)).sum())))
         if not mean <= self.mean_difference or outside > tokens * _OUTSIDE:
             raise UserError(
                 f"after the sync at step {learner.version}: engine and trainer disagree by {mean:.3g} nats a token "

@@ -43,7 +43,7 @@ class RPO(Algorithm):
     @property
     def needs(self) -> Needs:
         old = self.anchor == "old_policy"
-        return Needs(reference=not old, old_log_probs=old, whole_prompts=True, no_dropout=False)
+        return Needs(reference=not old, old_log_probs=old, whole_prompts=True, deterministic=False)
 
     def sample_settings(self) -> Mapping[str, Any]:
         return {"anchor": self.anchor}

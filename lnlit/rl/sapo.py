@@ -18,19 +18,19 @@ class SAPO(GroupRelative):
 
     Args:
         scale: The divisor of rewards above their prompt's mean, as in GRPO.
-        positive: Temperature t of the gate for positive advantages; a higher one closes sooner.
-        negative: Temperature t of the gate for other advantages.
+        positive_temperature: Temperature t of the gate for positive advantages; a higher one closes sooner.
+        negative_temperature: Temperature t of the gate for other advantages.
     """
 
-    positive: float = 1.0
-    negative: float = 1.05
+    positive_temperature: float = 1.0
+    negative_temperature: float = 1.05
     reduction: ReductionName = "sequence_mean"
 
     def __post_init__(self) -> None:
-        check_above_zero(positive=self.positive, negative=self.negative)
+        check_above_zero(positive_temperature=self.positive_temperature, negative_temperature=self.negative_temperature)
 
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
         ratio_N = bounded_exp(log_probs_N - drawn_N)
-        positive, negative = log_probs_N.new_tensor([self.positive, self.negative])
+        positive, negative = log_probs_N.new_tensor([self.positive_temperature, self.negative_temperature])
         gate_N = torch.where(batch.advantages_N > 0, positive, negative)
         return TokenLoss(-torch.sigmoid(gate_N * (ratio_N - 1)) * 4 / gate_N * batch.advantages_N)

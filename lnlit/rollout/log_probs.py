@@ -20,4 +20,4 @@ def token_log_probs(decoder: Decoder, batch: TokenBatch, temperature: float = 1.
     def head(hidden_BTD: Tensor, weight_VD: Tensor) -> TokenLogProbs:
         return linear_log_probs(hidden_BTD[has_label_BT], weight_VD, labels_N, temperature)
 
-    return decoder(batch.tokens, batch.positions, batch.lengths, batch.places, read_out=head)
+    return decoder(batch.tokens, batch.positions, batch.lengths, batch.gather_index, read_out=head)

@@ -24,7 +24,7 @@ from lnlit.interfaces import (
     RolloutSampling,
 )
 from lnlit.journal import Journal
-from lnlit.models.ranks import everyones, my_place
+from lnlit.models.ranks import all_gather, my_place
 from lnlit.progress import track
 from lnlit.rewards.pool import RewardPool
 from lnlit.sampling.prompt import Prompt
@@ -149,7 +149,7 @@ class Sampler:
         else:
             self._rest()
         found: list[list[Judged]] = [[]] * len(asked)
-        for other, theirs in enumerate(everyones(mine)):
+        for other, theirs in enumerate(all_gather(mine)):
             found[other::ranks] = theirs
         return found
 
@@ -160,7 +160,7 @@ class Sampler:
             mine |= {f"rewards/{name}/{reason}": count for reason, count in reward.counts().items()}
         mine |= {f"engine/{kind}": count for kind, count in self.engine.counts().items()}
         total: dict[str, int] = {}
-        for counts in everyones(mine):
+        for counts in all_gather(mine):
             for kind, count in counts.items():
                 total[kind] = total.get(kind, 0) + count
         return total

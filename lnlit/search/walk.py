@@ -25,8 +25,8 @@ from lnlit.models.parallelize import whole
 from lnlit.search.choice import Slot
 
 Rope = Mapping[int, tuple[Tensor, Tensor]]
-#: What blocks need beside a residual stream, as `Decoder.surroundings` gives it.
-Surroundings = tuple[AttentionContext, Rope]
+#: What blocks need beside a residual stream, as `Decoder.block_inputs` gives it.
+BlockInputs = tuple[AttentionContext, Rope]
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Walk:
     Args:
         parent: The parent. Layers that the walk has not reached may be on the meta device (see `in_memory`).
         streams: The stream of each micro-batch before `position`, [B, T, D].
-        surroundings: Attention and rope tables of each micro-batch.
+        block_inputs: Attention and rope tables of each micro-batch.
         position: The number of sub-blocks that the streams have passed.
     """
 
     def __init__(
-        self, parent: Decoder, streams: Sequence[Tensor], surroundings: Sequence[Surroundings], position: int = 0
+        self, parent: Decoder, streams: Sequence[Tensor], block_inputs: Sequence[BlockInputs], position: int = 0
     ) -> None:
-        self.parent, self.surroundings = parent, surroundings
+        self.parent, self.block_inputs = parent, block_inputs
         self.streams, self.position, self.end = list(streams), position, 2 * len(parent.layers)
 
     @classmethod
@@ -70,11 +70,11 @@ class Walk:
     def of_rows(cls, parent: Decoder, batches: Sequence[Tensor]) -> Walk:
         """From micro-batches of tokens [B, T], each row one document. Rows share one rope table."""
         streams = [parent.embed(tokens_BT) for tokens_BT in batches]
-        known: dict[torch.Size, Surroundings] = {}
+        known: dict[torch.Size, BlockInputs] = {}
         for tokens_BT in batches:
             if tokens_BT.shape not in known:
                 positions_1T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
-                known[tokens_BT.shape] = parent.surroundings(tokens_BT, streams[0].dtype, positions_1T)
+                known[tokens_BT.shape] = parent.block_inputs(tokens_BT, streams[0].dtype, positions_1T)
         return cls(parent, streams, [known[tokens_BT.shape] for tokens_BT in batches])
 
     @classmethod
@@ -84,7 +84,7 @@ class Walk:
         with whole(parent):
             streams = [parent.embed(batch.tokens) for batch in batches]
             around = [
-                parent.surroundings(batch.tokens, x_BTD.dtype, batch.positions, batch.lengths)
+                parent.block_inputs(batch.tokens, x_BTD.dtype, batch.positions, batch.lengths)
                 for batch, x_BTD in zip(batches, streams, strict=True)
             ]
         return cls(parent, streams, around)
@@ -107,25 +107,25 @@ class Walk:
         return [
             Step(block, x_BTD, h_BTD, out_BTD, attention.layer(layer), rope)
             for x_BTD, h_BTD, out_BTD, (attention, rope) in zip(
-                before, within, self.streams, self.surroundings, strict=True
+                before, within, self.streams, self.block_inputs, strict=True
             )
         ]
 
     def without(self, width: int) -> Walk:
         """A walk of its own that leaves out the next `width` sub-blocks."""
-        return Walk(self.parent, self.streams, self.surroundings, self.position + width)
+        return Walk(self.parent, self.streams, self.block_inputs, self.position + width)
 
     def hidden(self, block: Block | None = None, width: int = 0) -> Iterator[Tensor]:
         """Final hidden states [B, T, D] of each micro-batch, with the next `width` sub-blocks replaced by `block`."""
         for index, x_BTD in enumerate(self.streams):
             if block is not None:
-                attention, rope = self.surroundings[index]
+                attention, rope = self.block_inputs[index]
                 x_BTD = block(x_BTD, attention.layer(self.position // 2), rope)
             yield self.parent.norm(self._from(self.position + width, self.end, x_BTD, index))
 
     def _from(self, position: int, end: int, x_BTD: Tensor, index: int) -> Tensor:
         """One micro-batch in front of `end`. Where both halves of a block are wanted, they run together."""
-        attention, rope = self.surroundings[index]
+        attention, rope = self.block_inputs[index]
         while position < end:
             layer, is_ffn = divmod(position, 2)
             block = self._block(layer)

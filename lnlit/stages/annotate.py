@@ -63,8 +63,8 @@ def annotate(
     engine: RolloutEngine | None = None,
     sampling: Sampling = Sampling(),
     thinking: Thinking | bool | None = None,
-    pass_at: float = 1.0,
-    workers: int = 2,
+    pass_threshold: float = 1.0,
+    reward_workers: int = 2,
     prompts_per_round: int = 64,
 ) -> Path:
     """Write the prompts' rows with the share of completions that pass, for `difficulty` and `GaussianCurriculum`.
@@ -81,8 +81,8 @@ def annotate(
         engine: Generates the completions; lnlit's own decoder when not given.
         sampling: How completions are drawn.
         thinking: Toggle for rows that have none.
-        pass_at: The lowest reward that counts as solved.
-        workers: The number of processes that judge.
+        pass_threshold: The lowest reward that counts as solved.
+        reward_workers: The number of processes that judge.
         prompts_per_round: The number of prompts between two writes to disk. Engines work best on many prompts at once.
     """
     if prompts_per_round < 1:
@@ -90,16 +90,21 @@ def annotate(
     path, engine, samples = resolve(model), engine or NativeEngine(), sampling.samples_per_prompt
     encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
     found = _read(prompts, encoder, read_spec(path).context_length - sampling.max_new_tokens, reward)
-    settings = {"model": fingerprint(model), "prompts": _digest(found), "samples": samples, "pass_at": pass_at}
+    settings = {
+        "model": fingerprint(model),
+        "prompts": _digest(found),
+        "samples": samples,
+        "pass_threshold": pass_threshold,
+    }
     settings |= {"engine": _settings(engine), "reward": _settings(reward)}
     settings |= {key: getattr(sampling, key) for key in ("max_new_tokens", "temperature", "seed")}
     drawing = RolloutSampling(sampling.max_new_tokens, sampling.temperature, tuple(encoder.end_ids()))
-    sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], workers, encoder, drawing, Phases())
+    sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], reward_workers, encoder, drawing, Phases())
     file = expanded(out)
     with Journal.beside(file, settings, "annotated rows", b'"pass_rate"') as work, closing(sampler):
         if len(work) < len(found):
             sampler.load(0, partial(_weights, path))
-        told = partial(_row, pass_at=pass_at)
+        told = partial(_row, pass_threshold=pass_threshold)
         sample_into(work, sampler, asked(found, samples, sampling.seed, rollout=0), prompts_per_round, told, "annotate")
         lines = summary([row for _, row in work.numbered()], samples, sampler.pool.outcomes)
         work.finish(file)
@@ -108,13 +113,13 @@ def annotate(
     return file
 
 
-def _row(samples: Sequence[Judged], pass_at: float) -> dict[str, Any]:
+def _row(samples: Sequence[Judged], pass_threshold: float) -> dict[str, Any]:
     """The prompt's row with the statistics of its completions."""
     verdicts = [sample.rewards[_REWARD].value for sample in samples]
     values = [value for value in verdicts if value is not None]
     return {
         **samples[0].prompt.row,
-        "pass_rate": fmean(value >= pass_at for value in values) if values else None,
+        "pass_rate": fmean(value >= pass_threshold for value in values) if values else None,
         "samples": len(values),
         "mean_tokens": fmean(len(sample.rollout.token_ids) for sample in samples),
         "truncated": fmean(sample.truncated for sample in samples),

@@ -19,7 +19,7 @@ def curriculum(
     out: str,
     rollouts: int,
     prompts_per_rollout: int,
-    order: GaussianCurriculum | None = None,
+    prompt_order: GaussianCurriculum | None = None,
     seed: int = 0,
 ) -> Path:
     """Draws how many prompts of each pass rate a run would take in each rollout, beside what its curriculum wants.
@@ -29,7 +29,7 @@ def curriculum(
         out: The PNG file to write.
         rollouts: The number of rollouts of the run: its optimizer steps divided by the updates per rollout.
         prompts_per_rollout: The number of prompts per rollout, as in the run.
-        order: The curriculum, by default with its default settings.
+        prompt_order: The curriculum, by default with its default settings.
         seed: The seed, as in the run.
     """
     file = check_output(expanded(out), mark=b"PNG")
@@ -37,13 +37,13 @@ def curriculum(
         raise UserError(f"curriculum.out: expected the name of a .png file, got {out!r}")
     if prompts_per_rollout < 1:
         raise UserError(f"curriculum.prompts_per_rollout: expected a positive number, got {prompts_per_rollout}")
-    order = order or GaussianCurriculum()
-    order.start(list(prompts.rows()), seed, rollouts)
-    wanted, taken = follow(order, prompts_per_rollout)
+    prompt_order = prompt_order or GaussianCurriculum()
+    prompt_order.start(list(prompts.rows()), seed, rollouts)
+    wanted, taken = follow(prompt_order, prompts_per_rollout)
     with replaced_file(file) as scratch:
-        scratch.write_bytes(png(lambda theme: curriculum_map(theme, order.rates, wanted, taken)))
-    used, there = len(taken) * prompts_per_rollout, sum(map(len, order.pools))
-    means = [mean_rate(order.rates, row) for row in (taken[0], taken[-1])]
+        scratch.write_bytes(png(lambda theme: curriculum_map(theme, prompt_order.rates, wanted, taken)))
+    used, there = len(taken) * prompts_per_rollout, sum(map(len, prompt_order.pools))
+    means = [mean_rate(prompt_order.rates, row) for row in (taken[0], taken[-1])]
     line = f"{rollouts} rollouts take {used} prompts of {there}; mean pass rate {means[0]:.3f} to {means[1]:.3f}"
     print(f"curriculum: {line}", file=sys.stderr)
     return file

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from lnlit.checkpoint.fingerprint import fingerprint, origin
+from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.load import EMBEDDING, by_layer
 from lnlit.data.text import TextSample
@@ -55,7 +55,7 @@ def build_library(
     if tokens_RT.shape[1] > spec.context_length:
         raise UserError(f"data.length {tokens_RT.shape[1]} is longer than the model's context of {spec.context_length}")
     calibration = {"tokens": tokens_RT.numel(), "sha256": hashlib.sha256(tokens_RT.numpy().tobytes()).hexdigest()}
-    parent, sha256 = origin(model), fingerprint(model)
+    parent, sha256 = model_source(model), fingerprint(model)
     made_by = {"candidates": asdict(candidates), "dtype": dtype}
     recipe = {"model": parent, "parent_sha256": sha256, "spec": spec.to_json(), "calibration": calibration, **made_by}
     writer = LibraryWriter(out, recipe)

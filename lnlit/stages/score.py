@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 
-from lnlit.checkpoint.fingerprint import fingerprint, origin
+from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.checkpoint.formats import PYPI, read_spec, resolve
 from lnlit.checkpoint.load import frozen_decoder
 from lnlit.data.text import TextSample
@@ -68,7 +68,7 @@ def score(
     """
     target = check_output(expanded(out).resolve())
     opened, path = Library.open(library), resolve(model)
-    opened.check_parent(origin(model), read_spec(path), fingerprint(model))
+    opened.check_parent(model_source(model), read_spec(path), fingerprint(model))
     everything = candidates(opened, granularity)
     wanted = chosen(everything, only)
     text = _encoded(data, metric, path)
@@ -110,7 +110,11 @@ def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:
 def _encoded(data: TextSample | Questions, metric: MetricName, model: Path) -> Choices | _Text:
     """The tokens to score on. Raises `UserError` if they are not of the kind that the metric needs."""
     if isinstance(data, Questions) != (metric == "accuracy"):
-        needs = "questions (source, context, choices, answer)" if metric == "accuracy" else "a text (source, rows, ...)"
+        needs = (
+            "questions (source, context_key, choices_key, answer_key)"
+            if metric == "accuracy"
+            else "a text (source, rows, ...)"
+        )
         raise UserError(f"data: the metric {metric} needs {needs}, got {type(data).__name__}.")
     if isinstance(data, Questions):
         return data.encode(read_tokenizer(model))

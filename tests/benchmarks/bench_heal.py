@@ -35,7 +35,7 @@ def train_on_text_alone(out: Path) -> None:
     """The healing recipe with cross-entropy for loss and no teacher."""
     if (out / "model" / "config.json").is_file():
         return
-    changes = {"model": {"init_args": {"teacher": None, "kl": 0.0, "cosine": 0.0, "lm": 1.0}}}
+    changes = {"model": {"init_args": {"teacher": None, "kl_weight": 0.0, "cosine_weight": 0.0, "lm_weight": 1.0}}}
     export = {"class_path": "ExportModel", "init_args": {"out": str(out / "model")}}
     changes["trainer"] = {"default_root_dir": str(out), "callbacks": [export]}
     out.mkdir(parents=True, exist_ok=True)

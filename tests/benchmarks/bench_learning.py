@@ -46,7 +46,7 @@ from lnlit.modules.grpo import GRPO
 from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.optim import AdamW
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_data import Experience, HeldOut, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import HeldOut, PromptData, RolloutConfig, Weighted
 from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -80,7 +80,7 @@ class Study:
     """A policy and its data, given the options; `parts` are the rewards to report."""
 
     policy: Callable[[argparse.Namespace], Policy]
-    data: Callable[[argparse.Namespace], Experience]
+    data: Callable[[argparse.Namespace], PromptData]
     parts: tuple[str, ...] = ("answer", "format")
     steps: int = 60
 
@@ -89,14 +89,14 @@ def grpo(options: argparse.Namespace) -> GRPO:
     return GRPO(str(WARM), AdamW(options.rate or 2e-5, schedule="constant", warmup_ratio=0.0))
 
 
-def sums(options: argparse.Namespace, kind: type[Experience] | None = None, **settings: Any) -> Experience:
+def sums(options: argparse.Namespace, kind: type[PromptData] | None = None, **settings: Any) -> PromptData:
     """Thinking on and off in equal parts; 8 prompts x 8 samples a step."""
     tasks = settings.pop("tasks", {"basic_arithmetic": {}})
     given = {
         "prompts": ReasoningGymSource("train", 1600, tasks, "both", seed=options.seed),
         "held_out": HeldOut(ReasoningGymSource("heldout", 240, tasks, "both", seed=7), 2),
     }
-    return (kind or Experience)(
+    return (kind or PromptData)(
         tokenizer=str(WARM),
         rewards=[Weighted(MathAnswerReward(), 1.0, "answer"), Weighted(FormatReward(), 1.0, "format")],
         engine=NativeEngine(64),
@@ -113,16 +113,16 @@ def shuffled(options: argparse.Namespace) -> Policy:
     return policy
 
 
-def annotated(options: argparse.Namespace, order: PromptOrder) -> Experience:
+def annotated(options: argparse.Namespace, order: PromptOrder) -> PromptData:
     """The same prompts, in another order."""
     held_out = HeldOut(ReasoningGymSource("heldout", 240, MIXED, "on", seed=7), 2)
-    prompts = DifficultySource(JsonlSource(str(ANNOTATED)), below=0.75)
-    return sums(options, prompts=prompts, held_out=held_out, order=order)
+    prompts = DifficultySource(JsonlSource(str(ANNOTATED)), pass_rate_below=0.75)
+    return sums(options, prompts=prompts, held_out=held_out, prompt_order=order)
 
 
-def instructions(options: argparse.Namespace) -> Experience:
+def instructions(options: argparse.Namespace) -> PromptData:
     """1 to 10 instructions a prompt, and the share of them that is obeyed."""
-    return Experience(
+    return PromptData(
         tokenizer=SMOLLM2,
         prompts=InstructionSource("train", 2000, seed=options.seed),
         rewards=[Weighted(InstructionsReward(), 1.0, "share"), Weighted(InstructionsReward("all"), 0.0, "all")],
@@ -133,13 +133,13 @@ def instructions(options: argparse.Namespace) -> Experience:
     )
 
 
-def preferences(options: argparse.Namespace) -> Experience:
+def preferences(options: argparse.Namespace) -> PromptData:
     """Questions of people, and a reward model that learned from other pairs than these."""
     questions = Path("runs/reward_model")
     held_out = RUNS / "questions.jsonl"
     with (questions / "heldout.jsonl").open(encoding="utf-8") as file:
         held_out.write_text("".join(islice(file, 120)), encoding="utf-8")
-    return Experience(
+    return PromptData(
         tokenizer=SMOLLM2,
         prompts=JsonlSource(str(questions / "train.jsonl")),
         rewards=[Weighted(ModelReward(str(questions / "model")), 1.0, "reward_model")],
@@ -267,7 +267,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def divergence(start: str, samples: Sequence[Sample], data: Experience) -> list[float]:
+def divergence(start: str, samples: Sequence[Sample], data: PromptData) -> list[float]:
     """log(policy / start) of each held-out completion: their mean is KL(policy || start), in nats a completion."""
     decoder = build_decoder(read_spec(start), "cpu", torch.bfloat16).eval()
     load_weights(decoder, start)

@@ -77,7 +77,7 @@ def train(model: str, out: Path, steps: int) -> None:
             "class_path": "RewardModel",
             "init_args": {
                 "model": model,
-                "centre": 0.01,
+                "center_rewards_coefficient": 0.01,
                 "optimizer": {"learning_rate": 2e-5, "warmup_ratio": 0.1},
                 "runtime": {"compile": "auto"},
             },
@@ -116,7 +116,7 @@ def score(out: Path, limit: int | None) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "heldout.jsonl").open(encoding="utf-8")][:limit]
     done = out / "scores.jsonl"
     found = [json.loads(line) for line in done.open()] if done.is_file() else []
-    reward = ModelReward(str(out / "model"), precision="bf16", device="cpu")
+    reward = ModelReward(str(out / "model"), dtype="bfloat16", device="cpu")
     for start in range(len(found), len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         results = reward.score_batch(

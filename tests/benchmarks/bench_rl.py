@@ -54,14 +54,14 @@ def rows() -> list[dict[str, Any]]:
 
 
 def lnlit(model: str, steps: int, turns: Turns) -> None:
-    """GRPO and Experience under a bare Trainer."""
+    """GRPO and PromptData under a bare Trainer."""
     import lightning as L
 
     from lnlit.data.chat import ChatEncoder
     from lnlit.data.reasoning_gym import ReasoningGymSource
     from lnlit.modules.grpo import GRPO
     from lnlit.modules.optim import AdamW
-    from lnlit.modules.prompt_data import Experience, RolloutConfig, Weighted
+    from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
     from lnlit.rewards.format import FormatReward
     from lnlit.rollout.native import NativeEngine
 
@@ -75,7 +75,7 @@ def lnlit(model: str, steps: int, turns: Turns) -> None:
             if not trainer.fit_loop._should_accumulate():
                 turns.end(trainer.datamodule.phases.seconds)  # type: ignore[attr-defined]
 
-    data = Experience(
+    data = PromptData(
         model,
         ReasoningGymSource("train", 400, ["basic_arithmetic"], "on"),
         [Weighted(FormatReward())],

@@ -21,7 +21,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, PolicyBatch, PreferenceBatch, RewardResult, TokenBatch
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, HeldOut, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import HeldOut, PromptData, RolloutConfig, Weighted
 from lnlit.report.picture import Picture
 from lnlit.report.rollouts import page
 from lnlit.report.theme import new_figure
@@ -62,7 +62,7 @@ def prompts(tmp_path_factory) -> str:
 
 def fit(model, prompts, root, steps, ckpt_path=None, log=None, held_out=True, logger=False, **settings) -> list:
     """Runs GRPO; returns (stage, step, samples) of each rollout."""
-    experience = Experience(
+    experience = PromptData(
         str(model),
         JsonlSource(prompts),
         [Weighted(Letters()), Weighted(Short(), 0.1)],

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lnlit.checkpoint.fingerprint import fingerprint, origin
+from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.testing.tiny import tiny_folder
 
 
@@ -36,4 +36,4 @@ def test_it_sees_size_bytes_and_shards(model, damage):
 
 def test_an_origin_is_absolute(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert origin("model") == origin(str(model)) == str(model.resolve())
+    assert model_source("model") == model_source(str(model)) == str(model.resolve())

@@ -71,7 +71,7 @@ def test_prompts_of_a_policy(show, tmp_path):
     }
     experience = {"train": None, "sequence_length": None, "micro_batch_size": None}
     code, out, err = show(
-        [{"question": "1 + 1?", "answer": "2"}], data="Experience", prompts=source, **settings, **experience
+        [{"question": "1 + 1?", "answer": "2"}], data="PromptData", prompts=source, **settings, **experience
     )
     assert code == 0, err
     assert "keys for rewards: answer" in out and out.count("1 + 1?") == 1 and "prompts: 1 row of" in out

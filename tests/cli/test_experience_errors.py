@@ -1,16 +1,13 @@
-"""Every mistake in the configuration of an `Experience` is one line on stderr with the place and the way out."""
+"""Every mistake in the configuration of a `PromptData` is one line on stderr with the place and the way out."""
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
 import pytest
 
-from lnlit.cli import explain
 from lnlit.errors import UserError
-from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig
 from lnlit.rollout.native import NativeEngine
 
 CONFIG = """\
@@ -30,7 +27,7 @@ model:
     kl:
       weight: 0.1
 data:
-  class_path: Experience
+  class_path: PromptData
   init_args:
     tokenizer: {model}
     prompts:
@@ -46,7 +43,7 @@ data:
       init_args:
         dtype: float32
         device: cpu
-    order:
+    prompt_order:
       class_path: GaussianCurriculum
       init_args:
         sigma: 0.2
@@ -119,11 +116,11 @@ MISTAKES = {
     ),
     "misspelt order": (
         ("GaussianCurriculum", "GausianCurriculum"),
-        "run.yaml:34: data.init_args.order.class_path: unknown prompt_order 'GausianCurriculum'. Did you mean 'Ga",
+        "run.yaml:34: data.init_args.prompt_order.class_path: unknown prompt_order 'GausianCurriculum'. Did you mean '",
     ),
     "misspelt argument of the order": (
         ("sigma", "sgima"),
-        "run.yaml:36: data.init_args.order.init_args: unknown key 'sgima'. Did you mean 'sigma'? Allowed: ",
+        "run.yaml:36: data.init_args.prompt_order.init_args: unknown key 'sgima'. Did you mean 'sigma'? Allowed: ",
     ),
     "misspelt key of the held-out prompts": (
         ("      samples_per_prompt: 1", "      sample_per_prompt: 1"),
@@ -189,14 +186,6 @@ def test_a_mistake_is_one_line(lnlit, write, swap, message):
     assert code == 2, err
     line = line.splitlines()[-1]
     assert line.startswith(f"error: {message}"), line
-
-
-def test_every_setting_that_has_moved_is_where_it_is_said_to_be():
-    groups = {"rollout": RolloutConfig, "logprob_check": LogprobCheck}
-    for former, now in explain._NOW_CALLED["Experience"].items():
-        group, name = now.partition(",")[0].split(".")
-        assert name in inspect.signature(groups[group]).parameters
-        assert former not in inspect.signature(Experience).parameters
 
 
 OWN = """\

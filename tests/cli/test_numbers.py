@@ -19,7 +19,7 @@ from lnlit.models.lora import LoRA
 from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig
+from lnlit.modules.prompt_data import LogprobCheck, PromptData, RolloutConfig
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -35,10 +35,10 @@ from lnlit.search.space import Candidates
 
 PARTS: list[type] = [
     AdamW, LoRA, KL, Clip, Correction, Candidates, GaussianCurriculum, Distill, GRPO, RLOO, RPO, RewardModel,
-    Experience, RolloutConfig, LogprobCheck, ChatData, TextData, PreferenceData, Weighted, CodeTestsReward,
+    PromptData, RolloutConfig, LogprobCheck, ChatData, TextData, PreferenceData, Weighted, CodeTestsReward,
     LLMJudgeReward, NativeEngine,
     callbacks.Checkpoint, callbacks.SampleGenerations, callbacks.ToggleReport, callbacks.MemoryRecorder,
-    callbacks.RolloutLog, callbacks.Stability,
+    callbacks.RolloutLog, callbacks.SkipBadSteps,
     *(registry.get("algorithm", name) for name in registry.names("algorithm")),
 ]  # fmt: skip
 #: Where a negative number means something, or is refused once processes start.

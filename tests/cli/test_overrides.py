@@ -21,7 +21,7 @@ deployment:
 REWARDS = """
 model: {class_path: GRPO, init_args: {model: folder, optimizer: {learning_rate: 1.0}}}
 data:
-  class_path: Experience
+  class_path: PromptData
   init_args:
     tokenizer: folder
     prompts: {class_path: jsonl, init_args: {paths: rows.jsonl}}

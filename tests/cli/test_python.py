@@ -86,8 +86,8 @@ def test_the_trainer_is_that_of_the_command_line(config, tmp_path, monkeypatch):
     kinds = [type(callback) for callback in theirs.callbacks if type(callback).__name__ != "SaveConfigCallback"]
     assert {*map(type, ours.callbacks)} >= {*kinds} and ours.log_every_n_steps == theirs.log_every_n_steps == 1
     assert isinstance(ours.logger, TensorBoardLogger) and ours.logger.log_dir == theirs.logger.log_dir
-    stability = front.Stability()
-    mine = [c for c in front.trainer(callbacks=stability, **flags).callbacks if isinstance(c, front.Stability)]
+    stability = front.SkipBadSteps()
+    mine = [c for c in front.trainer(callbacks=stability, **flags).callbacks if isinstance(c, front.SkipBadSteps)]
     assert mine == [stability]
     with pytest.raises(UserError, match=r"trainer: unknown key 'max_step'. Did you mean 'max_steps'\?"):
         front.trainer(max_step=1)

@@ -79,8 +79,8 @@ STATED: dict[str, dict[str, Any]] = {
         **TABLE_2,
     },
     "ln-super/7_rloo": {
-        "data.prompts.least": 1,
-        "data.prompts.most": 10,
+        "data.prompts.min_instructions": 1,
+        "data.prompts.max_instructions": 10,
         "data.rollout.prompts_per_rollout": 128,
         "trainer.max_steps": 119,
     },
@@ -104,8 +104,8 @@ STATED: dict[str, dict[str, Any]] = {
     "ln-ultra/5b_annotate": {"sampling.samples_per_prompt": 8},
     "ln-ultra/6_grpo": {
         "model.temperature": 1.0,
-        "data.prompts.below": 0.75,
-        "data.order.levels": 8,
+        "data.prompts.pass_rate_below": 0.75,
+        "data.prompt_order.levels": 8,
         "data.rewards.0.reward.model": JUDGE,
         "data.engine.quantization": "fp8_per_tensor",
         "data.rollout.sleep_engine_while_training": True,
@@ -132,8 +132,9 @@ BATCHES = {"ln-nano/5": 256, "ln-nano/8": 512, "ln-super/5": 256, "ln-ultra/5_":
 MARKS = ("not stated", "the paper:")
 #: Settings that are no numbers and change what is learned, or how much memory that takes.
 CHOICES = {
-    "schedule", "packing", "loss", "scale", "ratio", "reduction", "estimator", "place", "outside", "mask_truncated",
-    "thinking", "quantization", "dtype", "precision", "sleep_engine_while_training", "activation_checkpointing",
+    "schedule", "packing", "loss", "scale_rewards", "ratio", "reduction", "estimator", "place", "outside",
+    "mask_truncated", "thinking", "quantization", "dtype", "precision", "sleep_engine_while_training",
+    "activation_checkpointing",
     "compile",
 }  # fmt: skip
 PAPERS = [path for path in ALL if path.parent.name.startswith("ln-")]
@@ -195,7 +196,7 @@ def test_a_recipe_for_a_cluster_keeps_its_text_out_of_memory(recipe):
         assert settings["cache"] and "streaming" not in settings
     else:
         assert config["trainer"]["max_steps"] > 0
-        assert config["data"]["class_path"] == "Experience" or settings["streaming"] is True
+        assert config["data"]["class_path"] == "PromptData" or settings["streaming"] is True
 
 
 def stage_of(path: Path) -> str:
@@ -244,7 +245,7 @@ def test_a_batch_is_as_large_as_the_papers(recipe):
     for stage, rows in BATCHES.items():
         if stage_of(recipe).startswith(stage) and trainer:
             assert ranks * data["micro_batch_size"] * trainer["accumulate_grad_batches"] == rows
-    if rollout := data.get("rollout"):  # what `Experience` asks of the ranks
+    if rollout := data.get("rollout"):  # what `PromptData` asks of the ranks
         assert rollout["prompts_per_rollout"] >= ranks
         compares = config["model"]["class_path"] == "RPO"
         units = rollout["prompts_per_rollout"] // rollout["updates_per_rollout"]

@@ -34,8 +34,8 @@ prompts:
       class_path: jsonl
       init_args:
         paths: annotated.jsonl
-    below: null
-order:
+    pass_rate_below: null
+prompt_order:
   sigma: 0.2
 rollouts: 2
 prompts_per_rollout: 3
@@ -68,7 +68,7 @@ def test_prompts_are_annotated_and_a_curriculum_drawn(lnlit, recipes):
         (["annotate", "--config", "annotate.yaml", "--sampling.seeds", "4"], "did you mean 'seed'"),
         (["annotate", "--config", "annotate.yaml", "--reward", "fromat"], "did you mean 'format'"),
         (["annotate", "--config", "annotate.yaml", "--model", "nowhere"], "nowhere"),
-        (["curriculum", "--config", "curriculum.yaml", "--order.sigma", "wide"], "sigma"),
+        (["curriculum", "--config", "curriculum.yaml", "--prompt_order.sigma", "wide"], "sigma"),
         (["curriculum", "--config", "curriculum.yaml"], "no file matches 'annotated.jsonl'"),
         (["curriculum", "--config", "annotate.yaml"], "stage"),
     ],

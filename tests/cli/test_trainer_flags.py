@@ -95,7 +95,7 @@ def test_rollouts_are_not_cut_short(lnlit, tiny_model, tmp_path, flag: str):
         f"""
 model: {{class_path: GRPO, init_args: {{model: {tiny_model}, optimizer: {{learning_rate: 1.0e-3}}}}}}
 data:
-  class_path: Experience
+  class_path: PromptData
   init_args:
     tokenizer: {tiny_model}
     prompts: {{class_path: jsonl, init_args: {{paths: prompts.jsonl}}}}

@@ -55,8 +55,8 @@ def trainer(tmp_path, **settings) -> L.Trainer:
 VARIANTS = {
     "packed": {},
     "unpacked": {"packing": False},
-    "stream": {"streaming": True, "window": 16},
-    "stream, unpacked": {"streaming": True, "window": 16, "packing": False},
+    "stream": {"streaming": True, "shuffle_buffer_size": 16},
+    "stream, unpacked": {"streaming": True, "shuffle_buffer_size": 16, "packing": False},
 }
 STEPS = 26  # more than two epochs of every variant
 
@@ -315,7 +315,7 @@ def test_a_stream_of_several_files_says_that_they_are_not_mixed(tokenizer_folder
     monkeypatch.setattr("lnlit.data.planned.rank_zero_info", said.append)
     several = JsonlSource([str(file) for file in files])
     trainer(tmp_path, max_steps=1).fit(
-        Recorder(), data(tokenizer_folder, files, train=several, streaming=True, window=16)
+        Recorder(), data(tokenizer_folder, files, train=several, streaming=True, shuffle_buffer_size=16)
     )
     assert any("2 files are streamed one after the other" in line for line in said)
     said.clear()

@@ -28,10 +28,10 @@ EIGHTHS = [n / 8 for n in range(9)]
     ("bounds", "kept"),
     [
         ({}, EIGHTHS[:6]),
-        ({"above": 0.0}, EIGHTHS[1:6]),
-        ({"below": None}, EIGHTHS),
-        ({"below": 1.0, "above": 0.5}, EIGHTHS[5:8]),
-        ({"below": 0.125}, [0.0]),
+        ({"pass_rate_above": 0.0}, EIGHTHS[1:6]),
+        ({"pass_rate_below": None}, EIGHTHS),
+        ({"pass_rate_below": 1.0, "pass_rate_above": 0.5}, EIGHTHS[5:8]),
+        ({"pass_rate_below": 0.125}, [0.0]),
     ],
 )
 def test_rows_within_the_bounds_are_kept_in_order(annotated, bounds, kept):
@@ -41,7 +41,7 @@ def test_rows_within_the_bounds_are_kept_in_order(annotated, bounds, kept):
 
 
 def test_what_is_left_out_is_said_once(annotated, caplog):
-    source = DifficultySource(annotated(0.0, None, 0.5, 0.75, 1.0, None, 0.25), above=0.0)
+    source = DifficultySource(annotated(0.0, None, 0.5, 0.75, 1.0, None, 0.25), pass_rate_above=0.0)
     with caplog.at_level("INFO"):
         assert len(list(source.rows())) == len(list(source.rows())) == 2
     assert caplog.text.count("2 kept, 2 too easy, 1 too hard, 2 not judged") == 1
@@ -68,7 +68,15 @@ def test_nothing_left_is_an_error(annotated):
         list(DifficultySource(annotated(0.75, 1.0)).rows())
 
 
-@pytest.mark.parametrize("bounds", [{"below": 75}, {"above": -0.1}, {"below": 0.5, "above": 0.5}, {"below": 0.0}])
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"pass_rate_below": 75},
+        {"pass_rate_above": -0.1},
+        {"pass_rate_below": 0.5, "pass_rate_above": 0.5},
+        {"pass_rate_below": 0.0},
+    ],
+)
 def test_bounds_that_make_no_sense_are_refused(annotated, bounds):
     with pytest.raises(UserError, match="DifficultySource"):
         DifficultySource(annotated(0.5), **bounds)

@@ -58,7 +58,7 @@ def obedient(row) -> str:
 @pytest.mark.parametrize("most", [1, 10, 17])
 def test_no_instruction_of_a_prompt_contradicts_another(most):
     reward = InstructionsReward("all")
-    for row in InstructionSource("train", 150, most=most, seed=most).rows():
+    for row in InstructionSource("train", 150, max_instructions=most, seed=most).rows():
         text = obedient(row)
         assert reward.score(RewardRequest([], text, False, row)) == 1, (row, text)
 
@@ -72,7 +72,7 @@ def test_no_word_is_part_of_another_or_of_an_ending():
 
 
 def test_an_answer_that_cares_for_nothing_gets_little():
-    rows = list(InstructionSource("train", 200, least=5).rows())
+    rows = list(InstructionSource("train", 200, min_instructions=5).rows())
     reward = InstructionsReward("share")
     shares = [reward.score(RewardRequest([], "Yes, indeed.", False, row)) for row in rows]
     assert sum(shares) / len(shares) < 0.5
@@ -103,8 +103,8 @@ def test_what_is_asked_for_is_in_the_prompt():
 
 
 def test_splits_share_no_prompt_whatever_their_seeds():
-    train = {text for seed in range(3) for text in texts("train", 500, most=2, seed=seed)}
-    held = texts("heldout", 200, most=2, seed=7)
+    train = {text for seed in range(3) for text in texts("train", 500, max_instructions=2, seed=seed)}
+    held = texts("heldout", 200, max_instructions=2, seed=7)
     assert not train & set(held) and len(set(held)) == 200
     assert texts("train", 50) != texts("train", 50, seed=1)
 
@@ -121,14 +121,14 @@ def test_both_asks_twice_with_and_without_thinking():
     [
         ({"split": "test"}, "must be train or heldout"),
         ({"size": 0}, "size must be positive"),
-        ({"least": 3, "most": 2}, "least <= most <= 17"),
-        ({"most": 18}, "least <= most <= 17"),
+        ({"min_instructions": 3, "max_instructions": 2}, "min_instructions <= max_instructions <= 17"),
+        ({"max_instructions": 18}, "min_instructions <= max_instructions <= 17"),
         ({"kinds": ["punctuation:no_commas"]}, "Did you mean 'punctuation:no_comma'"),
-        ({"kinds": ["startend:quotation"]}, "most <= 1"),
-        ({"kinds": ["change_case:english_lowercase", "change_case:english_capital"]}, "most <= 1"),
-        ({"kinds": ["change_case:english_lowercase", "detectable_format:multiple_sections"]}, "most <= 1"),
+        ({"kinds": ["startend:quotation"]}, "max_instructions <= 1"),
+        ({"kinds": ["change_case:english_lowercase", "change_case:english_capital"]}, "max_instructions <= 1"),
+        ({"kinds": ["change_case:english_lowercase", "detectable_format:multiple_sections"]}, "max_instructions <= 1"),
         ({"thinking": "maybe"}, "expected on or off"),
-        ({"kinds": ["startend:quotation"], "most": 1, "size": 9000}, "different train prompts were found"),
+        ({"kinds": ["startend:quotation"], "max_instructions": 1, "size": 9000}, "different train prompts were found"),
     ],
 )
 def test_errors_say_what_to_do(arguments, message):

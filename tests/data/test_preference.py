@@ -295,7 +295,7 @@ def fit(module: L.LightningModule, source: L.LightningDataModule, steps: int, fo
 @pytest.mark.parametrize(("accumulate", "precision"), [(1, "bf16-true"), (2, "32-true")])
 def test_a_resumed_run_sees_exactly_the_remaining_prompts(tokenizer_folder, tmp_path, streaming, accumulate, precision):
     settings = {"accumulate_grad_batches": accumulate, "precision": precision}
-    made = {"streaming": streaming, "window": 8}
+    made = {"streaming": streaming, "shuffle_buffer_size": 8}
     whole = Recorder()
     fit(whole, data(tokenizer_folder, tmp_path, rows(23), **made), 12 // accumulate, tmp_path / "whole", **settings)
     assert len(whole.seen) == 12

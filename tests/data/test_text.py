@@ -129,7 +129,7 @@ def test_one_long_document_gives_one_row_of_a_sample(encoder, tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_each_token_but_a_documents_first_is_a_label_once_and_borders_hold(folder, encoder, streaming):
     """Also where a row's end cuts a document: its next token is the label of the row's last place."""
-    module = data(folder, streaming=streaming, seed=None, window=1000)
+    module = data(folder, streaming=streaming, seed=None, shuffle_buffer_size=1000)
     epoch = list(islice(module.train_dataloader(), -(-(sum(map(len, line(encoder))) - 1) // 16)))
     expected: list[int] = []
     for document in line(encoder):
@@ -161,7 +161,7 @@ def test_epochs_shuffle_documents_deterministically(folder):
     assert (counts[0] - counts[1]).abs().sum() <= 2 * 16  # which token is only a label, and padding, may differ
 
 
-@pytest.mark.parametrize("settings", [{}, {"streaming": True, "window": 7}, {"cache": "tokens"}])
+@pytest.mark.parametrize("settings", [{}, {"streaming": True, "shuffle_buffer_size": 7}, {"cache": "tokens"}])
 @pytest.mark.parametrize("world", [1, 2])
 def test_resume_anywhere_sees_exactly_the_remaining_rows(folder, tmp_path, settings, world):
     if "cache" in settings:

@@ -15,7 +15,7 @@ VALUES: list[Any] = [
     "99999999999999999999", "-99999999999", "0x10", "1_000", "٣", "½", "é", "日本", "a\x00b", "a\nb", "x" * 3000, "*", "**", "!!python/object:os.system",
     "&a [*a]", "last", "best", "auto", "bf16-mixed", "float32", "gqa", "noop", "kv1", "a+b", "a[1]", "latency_s", "memory_mib",
     "greedy", "highs", "native", "vllm", "format", "math_answer", "jsonl", "parquet", "text", "os.system", "builtins.eval", "torch.load",
-    "lnlit.modules.sft.SFT", "SFT", "GRPO", "Distill", "ChatData", "Experience", "reasoning_gym", "preference", "split",
+    "lnlit.modules.sft.SFT", "SFT", "GRPO", "Distill", "ChatData", "PromptData", "reasoning_gym", "preference", "split",
 ]  # fmt: skip
 #: Paths that a user may name for any other.
 PATHS = [

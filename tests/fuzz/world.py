@@ -37,7 +37,7 @@ trainer: {max_steps: 1, accelerator: cpu, default_root_dir: new/rpo, enable_prog
     "grpo.yaml": """
 model: {class_path: GRPO, init_args: {model: model, optimizer: {learning_rate: 1.0e-3}}}
 data:
-  class_path: Experience
+  class_path: PromptData
   init_args:
     tokenizer: model
     prompts: {class_path: jsonl, init_args: {paths: prompts.jsonl}}
@@ -90,7 +90,7 @@ model: model
 prompts: {class_path: jsonl, init_args: {paths: prompts.jsonl}}
 reward: {class_path: math_answer}
 sampling: {samples_per_prompt: 2, max_new_tokens: 4}
-workers: 1
+reward_workers: 1
 out: new/annotated.jsonl
 """,
     "reference.yaml": """
@@ -102,7 +102,7 @@ out: new/reference.jsonl
 """,
     "curriculum.yaml": """
 stage: curriculum
-prompts: {class_path: difficulty, init_args: {source: {class_path: jsonl, init_args: {paths: rated.jsonl}}, below: 0.9}}
+prompts: {class_path: difficulty, init_args: {source: {class_path: jsonl, init_args: {paths: rated.jsonl}}, pass_rate_below: 0.9}}
 rollouts: 2
 prompts_per_rollout: 1
 out: new/curriculum.png
@@ -123,7 +123,7 @@ model: model
 prompts: {class_path: own.py:Few, init_args: {count: 2}}
 reward: {class_path: own.py:polite, init_args: {word: please}}
 sampling: {samples_per_prompt: 2, max_new_tokens: 4}
-workers: 1
+reward_workers: 1
 out: new/own.jsonl
 """,
     "own.py": """

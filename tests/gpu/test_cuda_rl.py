@@ -13,7 +13,7 @@ from lnlit.callbacks.memory import MemoryRecorder
 from lnlit.data.sources import JsonlSource
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import LogprobCheck, PromptData, RolloutConfig, Weighted
 from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.specs import BlockSpec, PartSpec
@@ -41,7 +41,7 @@ def test_a_policy_learns_beside_its_engine(tmp_path, engine):
         "".join(json.dumps({"messages": [{"role": "user", "content": f"say {n}"}]}) + "\n" for n in range(8))
     )
     memory = MemoryRecorder()
-    data = Experience(
+    data = PromptData(
         model,
         JsonlSource(str(rows)),
         [Weighted(FormatReward("on"))],

@@ -17,7 +17,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from lnlit.callbacks import Checkpoint, GracefulStop, RandomState, Stability
+from lnlit.callbacks import Checkpoint, GracefulStop, RandomState, SkipBadSteps
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
@@ -67,7 +67,7 @@ def train(folder: Path, run: str) -> None:
             Journal(folder / f"{run}.journal"),
             Checkpoint(every_n_steps=3),
             RandomState(),
-            Stability(),
+            SkipBadSteps(),
             GracefulStop(),
         ],
         logger=False,

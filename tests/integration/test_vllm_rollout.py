@@ -28,7 +28,7 @@ from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import LogprobCheck, PromptData, RolloutConfig, Weighted
 from lnlit.testing.rollout_contract import check_rollout_engine
 from lnlit.testing.tiny import tiny_decoder, tiny_folder
 
@@ -196,7 +196,7 @@ def test_a_policy_learns_from_it(in_vllm, tmp_path):
 
     engine = Noting(dtype="float32")
     rollout, check = RolloutConfig(2, 4, max_new_tokens=12, reward_workers=1), LogprobCheck(max_difference=1e-5)
-    data = Experience(str(model), prompts, rewards, engine, rollout, logprob_check=check)
+    data = PromptData(str(model), prompts, rewards, engine, rollout, logprob_check=check)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=3,

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lnlit.callbacks import Checkpoint, GracefulStop, RandomState, Stability
+from lnlit.callbacks import Checkpoint, GracefulStop, RandomState, SkipBadSteps
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
@@ -134,7 +134,7 @@ def train(folder: Path, strategy: str, name: str, seed: int, stop: bool = False)
         Checkpoint(every_n_steps=0),
         GracefulStop(),
         RandomState(),
-        Stability(),
+        SkipBadSteps(),
     ]
     root = folder / f"{strategy}-{name}"
     found = list_checkpoints(checkpoint_folder(root))

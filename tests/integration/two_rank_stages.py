@@ -23,7 +23,7 @@ from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardResult
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, HeldOut, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import HeldOut, PromptData, RolloutConfig, Weighted
 from lnlit.modules.sft import SFT
 from lnlit.rollout.native import NativeEngine
 
@@ -97,7 +97,7 @@ class Letters(BatchReward):
 def policy(folder: Path, ranks: str) -> None:
     """GRPO with `RolloutLog` and `MemoryRecorder`."""
     model = str(folder / "model")
-    data = Experience(
+    data = PromptData(
         model,
         rows(folder),
         [Weighted(Letters())],

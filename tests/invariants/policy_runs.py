@@ -23,7 +23,7 @@ from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_data import Experience, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
 from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -35,12 +35,12 @@ IN_LOSS, IN_REWARD = KL(0.1, "k2", "loss"), KL(0.1, "k1", "reward")
 #: name -> (method, its settings, those of the data)
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "token_mean": (GRPO, {}, {}),
-    "sequence_mean": (GRPO, {"reduction": "sequence_mean", "scale": "none"}, {}),
+    "sequence_mean": (GRPO, {"reduction": "sequence_mean", "scale_rewards": "none"}, {}),
     "constant_length": (GRPO, {"reduction": "constant_length"}, {}),
-    "batch_std": (GRPO, {"scale": "batch"}, {}),
-    "masked": (GRPO, {"reduction": "sequence_mean", "scale": "batch"}, {"mask_truncated": True}),
+    "batch_std": (GRPO, {"scale_rewards": "batch"}, {}),
+    "masked": (GRPO, {"reduction": "sequence_mean", "scale_rewards": "batch"}, {"mask_truncated": True}),
     "masked_constant_length": (GRPO, {"reduction": "constant_length"}, {"mask_truncated": True}),
-    "kl_in_loss": (GRPO, {"kl": IN_LOSS, "scale": "batch"}, {}),
+    "kl_in_loss": (GRPO, {"kl": IN_LOSS, "scale_rewards": "batch"}, {}),
     "masked_kl_in_reward": (GRPO, {"kl": IN_REWARD}, {"mask_truncated": True}),
     "kl_in_reward": (GRPO, {"kl": IN_REWARD}, {"updates_per_rollout": 2}),
     "two_updates": (GRPO, {"kl": KL(0.1)}, {"updates_per_rollout": 2, "mask_truncated": True}),
@@ -80,7 +80,7 @@ class Rows(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.together |= len(batch.tokens.tokens) < batch.samples
-        self.shared |= batch.tokens.places is not None
+        self.shared |= batch.tokens.gather_index is not None
 
 
 def write_prompts(file: Path, count: int = 20) -> str:
@@ -109,7 +109,7 @@ def run(
     method, settings, sizes = CASES[case]
     rollout = RolloutConfig(**{"prompts_per_rollout": 8, "samples_per_prompt": 3, "max_new_tokens": 6} | sizes)
     engine = ShortAnswers(64, "float32", "cpu")
-    data = Experience(model, JsonlSource(prompts), [Weighted(Letters())], engine, rollout, seed=3)
+    data = PromptData(model, JsonlSource(prompts), [Weighted(Letters())], engine, rollout, seed=3)
     seen: list[Any] = []
     data.listeners.append(
         lambda stage, samples: seen.extend(

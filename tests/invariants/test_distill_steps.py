@@ -34,7 +34,7 @@ def models(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def distill(models: tuple[Path, Path], batches, runtime: Runtime = Runtime(), **settings):
-    method = partial(Distill, teacher=str(models[1]), lm=LM, temperature=TEMPERATURE, runtime=runtime)
+    method = partial(Distill, teacher=str(models[1]), lm_weight=LM, temperature=TEMPERATURE, runtime=runtime)
     return step(models[0], batches, method=method, **settings)
 
 

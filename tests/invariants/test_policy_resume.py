@@ -70,7 +70,7 @@ def configuration(files: tuple[str, str]) -> dict[str, Any]:
             ],
         },
         "model": {"class_path": "GRPO", "init_args": settings},
-        "data": {"class_path": "Experience", "init_args": data},
+        "data": {"class_path": "PromptData", "init_args": data},
     }
 
 

@@ -26,7 +26,7 @@ STRATEGIES = {
 
 def main(names: str, model: str, out: str, teacher: str | None = None) -> None:
     rank = int(os.environ["RANK"])
-    method = SFT if teacher is None else partial(Distill, teacher=teacher, lm=0.5, temperature=2.0)
+    method = SFT if teacher is None else partial(Distill, teacher=teacher, lm_weight=0.5, temperature=2.0)
     for name in names.split(","):
         made = documents()
         if name != "tp":  # data-parallel ranks split the documents, three and five of them

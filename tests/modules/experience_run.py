@@ -17,7 +17,7 @@ from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardResult
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
 from lnlit.rollout.native import NativeEngine
 
 
@@ -72,7 +72,7 @@ class Run:
         callbacks = [Checkpoint(1)] if settings.pop("save", False) else []
         engine = settings.pop("engine", None) or NativeEngine(64, "float32", "cpu")
         rewards = settings.pop("rewards", None) or [Weighted(reward or Letters(), name="letters")]
-        self.data = Experience(str(model), JsonlSource(prompts), rewards, engine, rollout(settings, 6), **settings)
+        self.data = PromptData(str(model), JsonlSource(prompts), rewards, engine, rollout(settings, 6), **settings)
         self.samples: dict[str, list[Any]] = {"train": [], "val": []}
         self.data.listeners.append(lambda stage, samples: self.samples[stage].append(list(samples)))
         self.module = method(str(model), AdamW(1e-3, schedule="constant", warmup_ratio=0.0), **model_settings)

@@ -94,7 +94,7 @@ def reference_error(library, parent, tokens, lengths, layer: int, slot: str, nam
     child = load_block(block, {key: tensor.double() for key, tensor in made.items()})
     position = torch.cat([torch.arange(length) for length in lengths]).view(tokens.shape)
     x = parent.embed(tokens)
-    attention, rope = parent.surroundings(tokens, x.dtype, position, lengths)
+    attention, rope = parent.block_inputs(tokens, x.dtype, position, lengths)
     for index in range(layer):
         x = parent.layers[index](x, attention.layer(index), rope)
     outputs["parent"].append(parent.layers[layer](x, attention.layer(layer), rope))
@@ -106,7 +106,7 @@ def reference_error(library, parent, tokens, lengths, layer: int, slot: str, nam
 @pytest.mark.parametrize("only", ["layer_01/ffn/i16", "layer_00/attention/kv1"])
 def test_a_candidate_trained_by_itself_ends_as_among_all_others(distillery, alone, only):
     """No gradient, clipping or optimizer state couples two candidates."""
-    single = distillery.fit("single", only=(only,), gradient_clip=1.0)
+    single = distillery.fit("single", only=(only,), gradient_clip_val=1.0)
     _, slot, name = only.split("/")
     layer = int(only[6:8])
     assert same(single.weights(At(layer, slot, name)), alone.weights(At(layer, slot, name)))

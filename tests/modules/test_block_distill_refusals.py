@@ -34,7 +34,7 @@ def test_a_group_that_was_cut_short_is_not_taken_for_trained(distillery):
     [
         ({"only": ("layer_07/*",)}, "'layer_07/.*' matches no candidate"),
         ({"only": ("*/noop",)}, "matches no candidate"),
-        ({"gradient_clip": 0.0}, "must be positive"),
+        ({"gradient_clip_val": 0.0}, "must be positive"),
         ({"batch_tokens": 0}, "must be positive"),
     ],
 )

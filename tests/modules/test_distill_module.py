@@ -21,7 +21,7 @@ from lnlit.modules.sft import SFT
 from lnlit.specs import NOOP
 from lnlit.testing.tiny import swiglu, tiny_decoder, tiny_folder, tiny_spec
 
-CPT = {"teacher": None, "kl": 0.0, "cosine": 0.0, "lm": 1.0}
+CPT = {"teacher": None, "kl_weight": 0.0, "cosine_weight": 0.0, "lm_weight": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def fit(method: L.LightningModule, texts: TextData, root: Path, steps: int, *cal
 
 
 def test_a_copy_of_the_teacher_has_nothing_to_learn(folder, tmp_path):
-    log, _ = fit(module(folder, "parent", kl=1.0, cosine=1.0), data(folder), tmp_path, 1)
+    log, _ = fit(module(folder, "parent", kl_weight=1.0, cosine_weight=1.0), data(folder), tmp_path, 1)
     assert abs(log.steps[0]["train/kl"]) < 1e-6 and abs(log.steps[0]["train/cosine"]) < 1e-6
     assert all(gradient.abs().max() < 1e-6 for gradient in log.gradients.values())
 
@@ -104,7 +104,7 @@ def test_divergence_and_distance_fall_and_validation_agrees(folder, tmp_path):
 
 
 def test_with_cross_entropy_alone_the_teacher_only_measures_in_validation(folder, tmp_path):
-    method = module(folder, kl=0.0, cosine=0.0, lm=1.0, rate=1e-2)
+    method = module(folder, kl_weight=0.0, cosine_weight=0.0, lm_weight=1.0, rate=1e-2)
     log, _ = fit(method, data(folder), tmp_path, 20, limit_val_batches=1.0, val_check_interval=10)
     assert "train/kl" not in log.steps[-1] and log.steps[-1]["train/lm"] < log.steps[0]["train/lm"]
     assert log.steps[-1]["val/kl"] > 0.0
@@ -185,12 +185,15 @@ def test_layers_of_unequal_depths_are_paired_by_hand(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": None}, "teacher: null leaves nothing to compare with.*kl: 0, cosine: 0 and lm: 1"),
-        ({"kl": 0.0, "cosine": 0.0}, "nothing to learn"),
-        ({"kl": -1.0}, "kl: expected a weight of 0 or more, got -1"),
+        (
+            {"teacher": None},
+            "teacher: null leaves nothing to compare with.*kl_weight: 0, cosine_weight: 0 and lm_weight: 1",
+        ),
+        ({"kl_weight": 0.0, "cosine_weight": 0.0}, "nothing to learn"),
+        ({"kl_weight": -1.0}, "kl_weight: expected a weight of 0 or more, got -1"),
         ({"temperature": 0.0}, "temperature: expected a number above 0"),
         ({"teacher": "deep"}, "the model has 2 layers and the teacher 3.*hidden_layers"),
-        ({"teacher": "wide"}, "hidden size is 32, the teacher's 40.*Set cosine: 0"),
+        ({"teacher": "wide"}, "hidden size is 32, the teacher's 40.*Set cosine_weight: 0"),
         ({"teacher": "deep", "hidden_layers": [(0, 3)]}, "no layer 3; the teacher has layers 0 to 2"),
         ({"teacher": "deep", "hidden_layers": [(0, 1), (0, 2)]}, "a layer of the model comes twice"),
         ({"hidden_layers": []}, "the list is empty"),

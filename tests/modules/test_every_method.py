@@ -22,7 +22,7 @@ from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, LogprobCheck, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import LogprobCheck, PromptData, RolloutConfig, Weighted
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -70,7 +70,7 @@ def pairs(folder: Path) -> L.LightningDataModule:
 
 
 def samples(folder: Path) -> L.LightningDataModule:
-    return Experience(
+    return PromptData(
         *(str(folder / "model"), JsonlSource(str(folder / "prompts.jsonl")), [Weighted(Letters())]),
         engine=NativeEngine(64, "float32", "cpu"),
         rollout=RolloutConfig(3, 2, 6, reward_workers=1),
@@ -80,7 +80,7 @@ def samples(folder: Path) -> L.LightningDataModule:
 
 METHODS = {
     "SFT": (SFT, texts),
-    "CPT": (partial(Distill, teacher=None, kl=0.0, cosine=0.0, lm=1.0), texts),
+    "CPT": (partial(Distill, teacher=None, kl_weight=0.0, cosine_weight=0.0, lm_weight=1.0), texts),
     "Distill": (Distill, texts),
     "RewardModel": (RewardModel, pairs),
     "RPO": (partial(RPO, beta=0.1), samples),

@@ -18,7 +18,7 @@ from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 from lnlit.models.lora import LoRA
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
-from lnlit.modules.prompt_data import Experience, LogprobCheck, Weighted
+from lnlit.modules.prompt_data import LogprobCheck, PromptData, Weighted
 from lnlit.modules.rloo import RLOO
 from lnlit.objectives.kl import KL
 from lnlit.rl import collector
@@ -47,7 +47,7 @@ class LettersApart(Reward):
         return share(request.completion)
 
 
-class Recorded(Experience):
+class Recorded(PromptData):
     """Remembers every rollout's samples, and what the step was."""
 
     def __init__(self, *args, **kwargs) -> None:
@@ -182,7 +182,7 @@ def test_a_step_that_was_half_done_is_done_again(model, prompts, tmp_path):
     ("change", "says"),
     [
         ({"samples_per_prompt": 2}, "with samples_per_prompt: 3, this run has 2"),
-        ({"order": GaussianCurriculum()}, "with order: Uniform, this run has GaussianCurriculum"),
+        ({"prompt_order": GaussianCurriculum()}, "with prompt_order: Uniform, this run has GaussianCurriculum"),
     ],
 )
 def test_samples_of_other_settings_are_not_learned_from(model, prompts, tmp_path, change, says):

@@ -60,7 +60,7 @@ def test_another_fit_with_the_same_data_begins_anew(model, prompts, tmp_path):
         ({"learner": {"temperature": 2.0, "kl": KL(0.1)}}, "with temperature: 1.0, this run has 2.0"),
         ({"learner": {"kl": KL(0.0)}}, "with reference: .*, this run has None"),
         ({"learner": {"kl": KL(0.1), "reference": "other"}}, "with reference: "),
-        ({"learner": {"kl": KL(0.1), "scale": "none"}}, "with scale: group, this run has none"),
+        ({"learner": {"kl": KL(0.1), "scale_rewards": "none"}}, "with scale_rewards: group, this run has none"),
         ({"learner": {"kl": KL(0.2, "k1", "reward")}}, r"with kl in the reward: None, this run has \[0.2, 'k1'\]"),
         ({"method": RLOO, "learner": {}}, "with method: GRPO, this run has RLOO"),
         ({"max_new_tokens": 5}, "with max_new_tokens: 6, this run has 5"),

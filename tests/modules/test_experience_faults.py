@@ -73,7 +73,8 @@ class Late(BatchReward):
 
 @pytest.mark.parametrize(("reward", "kind"), [(Short(), "wrong_length"), (Raises(), "raised")])
 @pytest.mark.parametrize(
-    ("method", "settings"), [(GRPO, {"kl": KL(0.1)}), (GRPO, {"scale": "batch"}), (RLOO, {}), (RPO, {"beta": 0.1})]
+    ("method", "settings"),
+    [(GRPO, {"kl": KL(0.1)}), (GRPO, {"scale_rewards": "batch"}), (RLOO, {}), (RPO, {"beta": 0.1})],
 )
 def test_where_nothing_can_be_judged_nothing_is_learned(model, prompts, tmp_path, reward, kind, method, settings):
     once = Run(model, prompts, tmp_path, 1, method=method, learner=settings).fit()
@@ -159,7 +160,7 @@ def test_an_engine_that_knows_no_probability_stops_the_run(model, prompts, tmp_p
 def test_a_rank_that_knows_no_probability_goes_on_with_the_others(model, prompts, tmp_path, untouched, monkeypatch):
     """What is told of the other rank: its largest difference, their sum, their number."""
     other = (0.1, 1.0, 10)
-    monkeypatch.setattr(on_policy, "everyones", lambda mine: [mine, other] if isinstance(mine, tuple) else [mine])
+    monkeypatch.setattr(on_policy, "all_gather", lambda mine: [mine, other] if isinstance(mine, tuple) else [mine])
     run = Run(model, prompts, tmp_path, engine=Unsure(64, "float32", "cpu", every=1)).fit()
     assert run.metrics.of("train/sampling/logp_difference/max") == pytest.approx([0.1, 0.1])
     assert run.metrics.of("train/sampling/logp_difference/mean") == pytest.approx([0.1, 0.1])
@@ -342,7 +343,9 @@ def test_a_curriculum_goes_on_where_it_was(model, tmp_path):
 
     def begin(root, steps, **settings):
         order = GaussianCurriculum(levels=6)
-        run = Run(model, str(file), root, 6, reward=SomeFlat(), order=order, dynamic_sampling=1, save=True, **settings)
+        run = Run(
+            model, str(file), root, 6, reward=SomeFlat(), prompt_order=order, dynamic_sampling=1, save=True, **settings
+        )
         run.trainer.callbacks.append(StopAt(steps))
         return run.fit()
 

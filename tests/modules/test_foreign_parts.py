@@ -206,7 +206,7 @@ def test_a_model_of_nothing_else_goes_through_search_and_training(tmp_path, text
 
     optimizer = AdamW(1e-3, schedule="constant", warmup_ratio=0.0)
     texts = TextData(str(child), TextFileSource(str(text_file)), 32, 2)
-    healing = Distill(str(child), str(parent), optimizer, cosine=0.0)
+    healing = Distill(str(child), str(parent), optimizer, cosine_weight=0.0)
     quiet(2).fit(healing, texts)
     healed = saved(healing.decoder, parent, tmp_path / "healed")
     tuning = SFT(str(healed), optimizer)

@@ -81,7 +81,7 @@ def test_a_prompt_is_stored_once_and_what_is_not_learned_from_never():
 
 
 def test_prompts_of_one_sample_each_need_no_detour():
-    assert pack([sample(9, 5), sample(9, 5, 1)], [True, True], 0).tokens.places is None
+    assert pack([sample(9, 5), sample(9, 5, 1)], [True, True], 0).tokens.gather_index is None
 
 
 def test_a_batch_that_nothing_is_learned_from_still_runs():

@@ -279,8 +279,9 @@ def corrected(case: Case, low: float, high: float) -> dict:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize(("kind", "loss_type", "settings", "theirs"), [
-    (CISPO, "cispo", {"highest": 1.1}, {"epsilon_high": 1.1}),
-    (SAPO, "sapo", {"positive": 1.5, "negative": 2.0}, {"sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0}),
+    (CISPO, "cispo", {"max_ratio": 1.1}, {"epsilon_high": 1.1}),
+    (SAPO, "sapo", {"positive_temperature": 1.5, "negative_temperature": 2.0},
+     {"sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0}),
 ])  # fmt: skip
 def test_cispo_and_sapo(kind, loss_type, settings, theirs, off_policy, divergence, is_corrected, temperature):
     case = Case(off_policy, temperature)

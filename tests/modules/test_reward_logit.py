@@ -33,12 +33,12 @@ def test_it_is_transformers_logit_behind_the_conversation(folder, logit):
         with torch.no_grad():
             logits = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits
         expected.append(logits[0, -1, logit].item())
-    reward = ModelReward(str(folder), logit=logit, precision="fp32")
+    reward = ModelReward(str(folder), logit_index=logit, dtype="float32")
     assert [result.value for result in reward.score_batch(ASKED)] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_logit_that_is_not_there_is_refused(folder):
-    with pytest.raises(UserError, match="logit: expected the number of a token"):
-        ModelReward(str(folder), logit=-1)
+    with pytest.raises(UserError, match="logit_index: expected the number of a token"):
+        ModelReward(str(folder), logit_index=-1)
     with pytest.raises(UserError, match="so none is 999999"):
-        ModelReward(str(folder), logit=999_999).score_batch(ASKED)
+        ModelReward(str(folder), logit_index=999_999).score_batch(ASKED)

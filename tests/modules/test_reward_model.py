@@ -136,7 +136,7 @@ def test_loss_and_gradients_are_trls(centre):
     made = groups(2, vocabulary=97)
     expected = trl_loss(theirs, made, centre or None)
     expected.backward()
-    ours = RewardModel("unused", AdamW(1e-3), centre=centre)
+    ours = RewardModel("unused", AdamW(1e-3), center_rewards_coefficient=centre)
     ours.decoder, ours.head = toy_llama.ours(), RewardHead(32).double()
     given = dict(theirs.named_parameters())
     ours.head.weight.data.copy_(given.pop("score.weight"))
@@ -181,7 +181,7 @@ def step(model: Path, batches: list[PreferenceBatch], accumulate: int = 1, **set
     return seen.metrics, seen.found
 
 
-@pytest.mark.parametrize("settings", [{}, {"centre": 0.1}, {"loss": "regression"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"center_rewards_coefficient": 0.1}, {"loss": "regression"}], ids=str)
 @pytest.mark.parametrize("completions", [2, 4])
 def test_a_step_is_the_same_however_prompts_are_laid_out(model, completions, settings):
     made = groups(completions)
@@ -258,7 +258,7 @@ def trained(tmp_path_factory) -> tuple[Path, RewardModel, L.Trainer]:
     folder = tmp_path_factory.mktemp("trained")
     start = tiny_folder(folder / "start")
     train, val = (JsonlSource(write(folder / f"{n}.jsonl", preferences(40, n))) for n in (0, 100))
-    module = RewardModel(str(start), CONSTANT(1e-3), centre=0.01)
+    module = RewardModel(str(start), CONSTANT(1e-3), center_rewards_coefficient=0.01)
     out = ExportModel(str(folder / "out"))
     data = PreferenceData(str(start), train, 64, 4, val=val)
     trainer = fit(module, data, max_epochs=3, callbacks=[out])
@@ -295,7 +295,7 @@ def by_hand(module: RewardModel, asked: list[RewardRequest]) -> list[float]:
 
 def test_a_written_folder_gives_the_same_scores(trained):
     folder, module, _ = trained
-    reward = build("reward", "reward_model", str(folder), precision="fp32", batch_tokens=300)
+    reward = build("reward", "reward_model", str(folder), dtype="float32", batch_tokens=300)
     asked = requests()
     found = [result.value for result in reward.score_batch(asked)]
     assert found == pytest.approx(by_hand(module, asked), abs=1e-5)
@@ -313,7 +313,7 @@ def test_a_training_checkpoint_and_a_folder_export_with_the_head(trained, tmp_pa
     export_model(tmp_path / "last.ckpt", tmp_path / "from_training")
     export_model(folder, tmp_path / "from_folder")
     for exported in ("from_training", "from_folder"):
-        reward = build("reward", "reward_model", str(tmp_path / exported), precision="fp32")
+        reward = build("reward", "reward_model", str(tmp_path / exported), dtype="float32")
         asked = requests(2)
         assert [result.value for result in reward.score_batch(asked)] == pytest.approx(by_hand(module, asked), abs=1e-5)
 
@@ -321,8 +321,7 @@ def test_a_training_checkpoint_and_a_folder_export_with_the_head(trained, tmp_pa
 def test_bf16_scores_are_close(trained):
     asked = requests()
     exact, rounded = (
-        [result.value for result in ModelReward(str(trained[0]), precision=p).score_batch(asked)]
-        for p in ("fp32", "bf16")
+        [result.value for result in ModelReward(str(trained[0]), dtype=p).score_batch(asked)] for p in ("fp32", "bf16")
     )
     spread = max(exact) - min(exact)
     assert max(abs(a - b) for a, b in zip(exact, rounded, strict=True)) < 0.1 * spread
@@ -380,7 +379,10 @@ def test_an_interrupted_run_goes_on_with_its_head(tmp_path, model):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"centre": -1.0}, "a weight of 0 or more"), ({"centre": 0.1, "loss": "regression"}, "leave it 0")],
+    [
+        ({"center_rewards_coefficient": -1.0}, "a weight of 0 or more"),
+        ({"center_rewards_coefficient": 0.1, "loss": "regression"}, "leave it 0"),
+    ],
 )
 def test_refusals(model, settings, message):
     with pytest.raises(UserError, match=message):

@@ -36,7 +36,7 @@ def kinds() -> dict[str, dict[str, str]]:
 
 
 def score(code: str, row: dict[str, str], reward: CodeTestsReward | None = None) -> float:
-    reward = reward or CodeTestsReward(wall_s=60, preamble="prompt" if "prompt" in row else None)
+    reward = reward or CodeTestsReward(wall_s=60, preamble_key="prompt" if "prompt" in row else None)
     reward.check_row(row)
     return reward.score(RewardRequest([], f"```python\n{code}\n```", False, row))
 

@@ -233,7 +233,7 @@ def test_a_dataclass_is_one():
     code = f"{lines}@dataclass\nclass Point:\n    x: int\ndef double(x): return Point(x).x * 2"
     assert score(code) == 1
     row = {"prompt": "from dataclasses import dataclass\n@dataclass\nclass Of:\n    x: int\n", "entry_point": "double"}
-    assert score(GOOD, "assert double(Of(2).x) == 4", CodeTestsReward(preamble="prompt"), **row) == 1
+    assert score(GOOD, "assert double(Of(2).x) == 4", CodeTestsReward(preamble_key="prompt"), **row) == 1
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_what_else_tests_rely_on_crosses_too():
 
 
 def test_a_helper_of_the_row_is_not_the_candidates_to_replace():
-    reward = CodeTestsReward(preamble="prompt")
+    reward = CodeTestsReward(preamble_key="prompt")
     row = {"prompt": "import math\ndef error(x):\n    return abs(x - math.pi)\ndef pi(): ...\n", "entry_point": "pi"}
     tests = "def check(f):\n    assert error(f()) < 0.01"
     assert score("def pi(): return math.pi", tests, reward, **row) == 1
@@ -377,7 +377,7 @@ def test_humanevals_own_solutions_pass_and_no_others(record_property):
         pytest.skip(f"{HUMANEVAL} is absent")
     with gzip.open(HUMANEVAL, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file][::8]
-    reward = CodeTestsReward(preamble="prompt", wall_s=60)
+    reward = CodeTestsReward(preamble_key="prompt", wall_s=60)
 
     def paid(row: dict[str, str]) -> tuple[float, float]:
         reward.check_row(row)

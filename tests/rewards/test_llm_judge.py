@@ -32,7 +32,7 @@ def fake():
 
 
 def reward(url: str, **options) -> LLMJudgeReward:
-    return LLMJudgeReward(url, "some-judge", **{"time_limit_s": 5, "total_limit_s": 20, **options})
+    return LLMJudgeReward(url, "some-judge", **{"time_limit_s": 5, "total_time_limit_s": 20, **options})
 
 
 def request(completion: str, answer: str = "4", question: str = "2 + 2?") -> RewardRequest:
@@ -62,8 +62,8 @@ def test_right_and_wrong_in_their_order(fake):
 
 def test_the_number_is_a_share_of_the_best(fake):
     fake.behave = lambda number, body: (200, completion(verdict(body, 7)))
-    assert values(reward(fake.url, best=10), "a") == [0.7]
-    assert values(reward(fake.url, best=5), "a") == [None]
+    assert values(reward(fake.url, max_score=10), "a") == [0.7]
+    assert values(reward(fake.url, max_score=5), "a") == [None]
 
 
 @pytest.mark.parametrize("reference", [None, float("nan"), "", "  "])
@@ -74,11 +74,11 @@ def test_a_row_without_a_reference_is_not_asked_about(fake, reference):
     assert judge.outcomes == {"no_reference": 1} and len(fake.bodies) == 1
     with pytest.raises(UserError, match=r"the row's answer is .*, so there is nothing to compare with"):
         judge.check_row({"answer": reference})
-    assert reward(fake.url, key=None).check_row({}) is None
+    assert reward(fake.url, answer_key=None).check_row({}) is None
 
 
 def test_without_a_reference_none_is_shown(fake):
-    judge = reward(fake.url, key=None)
+    judge = reward(fake.url, answer_key=None)
     assert judge.score(RewardRequest([{"role": "user", "content": "?"}], "4", False)) == 1
     assert "reference" not in parts(fake.bodies[0])
     with pytest.raises(UserError, match="the prompt's row has no 'answer'; it has nothing"):
@@ -159,7 +159,7 @@ def test_a_slow_endpoint_costs_its_verdicts_only(fake):
     fake.delay_s = 30
     judge = reward(fake.url, time_limit_s=0.3, retries=0)
     assert values(judge, "4", "5") == [None, None] and judge.outcomes == {"timed_out": 2}
-    judge = reward(fake.url, total_limit_s=0.5)
+    judge = reward(fake.url, total_time_limit_s=0.5)
     assert values(judge, "4", "5") == [None, None] and judge.outcomes == {"timed_out": 2}
 
 
@@ -209,8 +209,8 @@ def test_what_was_asked_is_remembered(fake, tmp_path):
 def test_a_verdict_is_remembered_with_its_scale(fake, tmp_path):
     fake.behave = lambda number, body: (200, completion(verdict(body, 1)))
     options = {"prompt": "{answer}\nEnd with: VERDICT {nonce} <number>", "cache": str(tmp_path)}
-    assert values(reward(fake.url, best=1, **options), "a") == [1]
-    assert values(reward(fake.url, best=10, **options), "a") == [0.1]
+    assert values(reward(fake.url, max_score=1, **options), "a") == [1]
+    assert values(reward(fake.url, max_score=10, **options), "a") == [0.1]
 
 
 @pytest.mark.usefixtures("hears_interrupts")
@@ -221,7 +221,7 @@ def test_an_interrupt_waits_for_no_verdict(fake):
     interrupt.start()
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        values(reward(fake.url, time_limit_s=30, total_limit_s=30), "4", "5")
+        values(reward(fake.url, time_limit_s=30, total_time_limit_s=30), "4", "5")
     assert time.monotonic() - began < 4
     asking = [one for one in threading.enumerate() if one not in before and one.name.startswith("ThreadPoolExecutor")]
     for thread in asking:
@@ -259,7 +259,7 @@ def test_the_key_comes_from_the_environment_and_is_nowhere_else(fake, tmp_path, 
         ({"url": "http://me:secret@host/v1"}, "without a name and password"),
         ({"url": "http://host:port/v1"}, "url must look like"),
         ({"url": "http://[::1/v1"}, "url must look like"),
-        ({"best": 0}, "best must be positive"),
+        ({"max_score": 0}, "max_score must be positive"),
         ({"max_concurrency": 0}, "max_concurrency must be positive"),
         ({"prompt": "Grade {answer}"}, "lacks {nonce}"),
         ({"api_key_env": "sk-123"}, "not the key itself"),

@@ -85,7 +85,7 @@ def test_a_row_that_cannot_be_judged_is_a_mistake_of_the_setup(row, message):
 def test_part_of_an_answer_is_paid_as_the_task_does_or_not_at_all(answer, value, whole):
     request = RewardRequest([], answer, False, {"task": "gcd", "answer": "5"})
     assert ReasoningGymReward().score(request) == value
-    assert ReasoningGymReward(partial=False).score(request) == whole
+    assert ReasoningGymReward(partial_credit=False).score(request) == whole
 
 
 @pytest.mark.parametrize("task", ["game_of_life_halting", "coin_flip", "complex_arithmetic", "puzzle24", "composite"])

@@ -45,9 +45,9 @@ def test_every_algorithm_keeps_the_contract_and_is_short(name):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        GRPO(scale="none", reduction="constant_length", kl=KL(0.1)),
+        GRPO(scale_rewards="none", reduction="constant_length", kl=KL(0.1)),
         GRPO(ratio="sequence_mean", reduction="sequence_mean", correction=None),
-        GRPO(scale="batch", kl=KL(0.1, "k1", "reward")),
+        GRPO(scale_rewards="batch", kl=KL(0.1, "k1", "reward")),
         RLOO(ratio="sequence", correction=None),
         ReinforcePlusPlus(baseline="none"),
         RPO(beta=0.1, anchor="old_policy", objective="squared"),
@@ -263,7 +263,7 @@ def test_dppo_leaves_out_what_has_moved_too_far():
         torch.tensor(advantages, dtype=torch.float64),
         engine_N=torch.tensor(engine, dtype=torch.float64),
     )
-    loss = DPPO(largest=0.2).loss(log_probs, batch)
+    loss = DPPO(max_probability_change=0.2).loss(log_probs, batch)
     (gradient,) = torch.autograd.grad(loss.total, log_probs)
     expected, total, dropped = [], 0.0, []
     for ours, theirs, advantage in zip(now, engine, advantages, strict=True):
@@ -294,7 +294,7 @@ def test_settings_are_as_precise_as_the_log_probs(dtype):
         -4 / t / (1 + math.exp(-t * (math.exp(new - before) - 1))) * advantage
         for t, new, before, advantage in zip(gates, now, old, advantages, strict=True)
     ]
-    found = SAPO(positive=0.7, reduction="token_mean", correction=None).loss(log_probs, batch).total
+    found = SAPO(positive_temperature=0.7, reduction="token_mean", correction=None).loss(log_probs, batch).total
     precision = 1e-14 if dtype == torch.float64 else 1e-6
     assert found.item() == pytest.approx(sum(soft), rel=precision)
     weighed = 0.0

@@ -74,7 +74,7 @@ def test_the_index_round_trips(library):
 
 def test_every_composed_block_loads_and_runs(library, parent):
     x, tokens = torch.randn(1, 4, 32), torch.zeros(1, 4, dtype=torch.long)
-    around, rope = parent.surroundings(tokens, x.dtype)
+    around, rope = parent.block_inputs(tokens, x.dtype)
     for index, layer in enumerate(library.layers):
         own = block_weights(parent.layers[index])
         for a in layer.attention:
@@ -86,7 +86,7 @@ def test_every_composed_block_loads_and_runs(library, parent):
 
 def test_the_parents_own_choice_is_the_parents_block_bitwise(library, parent):
     x, tokens = torch.randn(2, 9, 32), torch.zeros(2, 9, dtype=torch.long)
-    around, rope = parent.surroundings(tokens, x.dtype)
+    around, rope = parent.block_inputs(tokens, x.dtype)
     for index, layer in enumerate(parent.layers):
         names = library.layers[index].parent
         assert library.block_spec(index, Choice(*names)) == parent.spec.layers[index]

@@ -30,7 +30,7 @@ class Letters(BatchReward):
 
 def run(model: str, prompts: str, out: str, reward: Letters) -> None:
     engine = NativeEngine(16, "float32", "cpu")
-    settings = {"sampling": Sampling(4, 6), "pass_at": 0.2, "prompts_per_round": 3, "thinking": "off"}
+    settings = {"sampling": Sampling(4, 6), "pass_threshold": 0.2, "prompts_per_round": 3, "thinking": "off"}
     annotate(model, JsonlSource(prompts), reward, out, engine, **settings)
 
 

@@ -58,8 +58,8 @@ def scripted() -> ScriptedEngine:
     return ScriptedEngine([[LETTERS["a"]], [LETTERS["b"]] * 3, [LETTERS["c"]] * 9])
 
 
-@pytest.mark.parametrize(("pass_at", "right"), [(1.0, "a"), (0.5, "ab")])
-def test_rows_say_how_often_their_prompt_was_solved(model, tmp_path, pass_at, right):
+@pytest.mark.parametrize(("pass_threshold", "right"), [(1.0, "a"), (0.5, "ab")])
+def test_rows_say_how_often_their_prompt_was_solved(model, tmp_path, pass_threshold, right):
     source = write(tmp_path, 30)
     out = annotate(
         model,
@@ -68,7 +68,7 @@ def test_rows_say_how_often_their_prompt_was_solved(model, tmp_path, pass_at, ri
         str(tmp_path / "out.jsonl"),
         scripted(),
         Sampling(5, 8, seed=7),
-        pass_at=pass_at,
+        pass_threshold=pass_threshold,
         prompts_per_round=4,
     )
     rows = read(out)
@@ -98,7 +98,7 @@ def test_a_reward_sees_the_row_the_toggle_and_no_earlier_answer(model, tmp_path)
 
 def test_a_reward_in_processes_judges_too(model, tmp_path):
     engine, out = NativeEngine(16, "float32", "cpu"), tmp_path / "out.jsonl"
-    annotate(model, write(tmp_path, 3), FormatReward("off"), str(out), engine, Sampling(2, 4), workers=1)
+    annotate(model, write(tmp_path, 3), FormatReward("off"), str(out), engine, Sampling(2, 4), reward_workers=1)
     assert [row["pass_rate"] for row in read(out)] == [1.0] * 3
 
 
@@ -143,7 +143,7 @@ def test_what_a_crash_tore_off_is_made_again(model, tmp_path, lost):
     ("change", "says"),
     [
         ({"sampling": Sampling(3, 8)}, r"other settings: samples is 2, now 3\."),
-        ({"pass_at": 0.5}, r"other settings: pass_at is 1\.0, now 0\.5\."),
+        ({"pass_threshold": 0.5}, r"other settings: pass_threshold is 1\.0, now 0\.5\."),
         ({"sampling": Sampling(2, 8, seed=1)}, r"other settings: seed is 0, now 1\."),
         (
             {"sampling": Sampling(2, 9, 0.5)},

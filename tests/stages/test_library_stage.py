@@ -46,7 +46,7 @@ def test_initial_errors_are_those_of_whole_blocks_in_the_parent(mixed, sample, t
     library = Library.open(build_library(str(mixed), sample, str(tmp_path / "out"), SMALL, batch_tokens=3 * 64 + 5))
     parent, tokens = tiny_decoder(mixed_spec()), sample.tokens(str(mixed))
     x = parent.embed(tokens)
-    around, rope = parent.surroundings(tokens, x.dtype)
+    around, rope = parent.block_inputs(tokens, x.dtype)
     checked = 0
     for index, block in enumerate(parent.layers):
         attend, own = around.layer(index), block_weights(block)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lnlit.errors import UserError
 
 
-class Stability(L.Callback):
+class SkipBadSteps(L.Callback):
     """Skips optimizer steps whose gradient norm is not finite or too large, and stops the run after too many in a row.
 
     Args:
@@ -28,7 +28,7 @@ class Stability(L.Callback):
         self, explosion_factor: float = 100.0, window: int = 50, max_skips: int = 5, reset_optimizer: bool = False
     ) -> None:
         if not explosion_factor > 1 or window < 2 or max_skips < 1:  # NaN is not more than 1
-            raise UserError("Stability: needs explosion_factor > 1, window >= 2 and max_skips >= 1")
+            raise UserError("SkipBadSteps: needs explosion_factor > 1, window >= 2 and max_skips >= 1")
         self.explosion_factor, self.max_skips, self.reset_optimizer = explosion_factor, max_skips, reset_optimizer
         self.recent: deque[float] = deque(maxlen=window)
         self.skipped = self.in_a_row = 0
@@ -50,7 +50,7 @@ class Stability(L.Callback):
             raise UserError(
                 f"training is unstable: {self.in_a_row} gradient norms in a row were not finite or exploded. Resume "
                 "from the last checkpoint with a lower learning_rate or a longer warmup_ratio, and fresh optimizer "
-                "moments (callback Stability, reset_optimizer: true)."
+                "moments (callback SkipBadSteps, reset_optimizer: true)."
             )
         return True
 
@@ -58,7 +58,7 @@ class Stability(L.Callback):
         if self.reset_optimizer and trainer.ckpt_path is not None:
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
-            rank_zero_info("optimizer moments start afresh (Stability.reset_optimizer)")
+            rank_zero_info("optimizer moments start afresh (SkipBadSteps.reset_optimizer)")
 
     def state_dict(self) -> dict[str, Any]:
         return {"recent": list(self.recent), "skipped": self.skipped, "in_a_row": self.in_a_row}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lnlit.callbacks import Checkpoint, Stability, Throughput
+from lnlit.callbacks import Checkpoint, SkipBadSteps, Throughput
 from lnlit.callbacks.throughput import flops_per_token
 from lnlit.data.chat import Document
 from lnlit.data.packing import collate
@@ -57,7 +57,7 @@ def fit(model, root, poison: Poison, *callbacks: L.Callback, steps: int = 6, ckp
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e6])
 def test_a_bad_step_changes_no_weight_and_the_next_one_does(model, tmp_path, factor):
-    poison, stability = Poison({3: factor}), Stability(explosion_factor=50, window=3)
+    poison, stability = Poison({3: factor}), SkipBadSteps(explosion_factor=50, window=3)
     fit(model, tmp_path, poison, stability)
     weights = poison.weights
     assert torch.equal(weights[2], weights[3]) and stability.skipped == 1
@@ -67,13 +67,13 @@ def test_a_bad_step_changes_no_weight_and_the_next_one_does(model, tmp_path, fac
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_without_it_a_run_stops_before_the_weights_are_lost(model, tmp_path, factor):
     poison = Poison({3: factor})
-    with pytest.raises(UserError, match=r"step 3: the gradient's norm is (nan|inf).*Stability"):
+    with pytest.raises(UserError, match=r"step 3: the gradient's norm is (nan|inf).*SkipBadSteps"):
         fit(model, tmp_path, poison)
     assert len(poison.weights) == 3 and torch.isfinite(poison.weights[-1]).all()
 
 
 def test_steps_that_had_nothing_to_learn_do_not_make_the_next_one_an_explosion(model, tmp_path):
-    stability = Stability(explosion_factor=50, window=3)
+    stability = SkipBadSteps(explosion_factor=50, window=3)
     fit(model, tmp_path, Poison({1: 0.0, 2: 0.0, 3: 0.0}), stability)
     assert stability.skipped == 0
 
@@ -81,7 +81,7 @@ def test_steps_that_had_nothing_to_learn_do_not_make_the_next_one_an_explosion(m
 def test_too_many_bad_steps_stop_with_advice(model, tmp_path):
     poison = Poison({step: float("nan") for step in range(1, 9)})
     with pytest.raises(UserError, match=r"2 gradient norms in a row.*reset_optimizer: true"):
-        fit(model, tmp_path, poison, Stability(max_skips=2))
+        fit(model, tmp_path, poison, SkipBadSteps(max_skips=2))
 
 
 def test_a_resumed_run_can_start_with_fresh_moments(model, tmp_path):
@@ -89,7 +89,7 @@ def test_a_resumed_run_can_start_with_fresh_moments(model, tmp_path):
     resumed = {}
     for reset in (False, True):
         trainer = fit(
-            model, tmp_path / str(reset), Poison({}), Stability(reset_optimizer=reset), steps=5,
+            model, tmp_path / str(reset), Poison({}), SkipBadSteps(reset_optimizer=reset), steps=5,
             ckpt_path=tmp_path / "checkpoints/step-4.ckpt",
         )  # fmt: skip
         state = trainer.optimizers[0].state.values()
@@ -99,7 +99,7 @@ def test_a_resumed_run_can_start_with_fresh_moments(model, tmp_path):
 
 def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="explosion_factor > 1"):
-        Stability(explosion_factor=1.0)
+        SkipBadSteps(explosion_factor=1.0)
 
 
 def test_flops_follow_the_usual_count():

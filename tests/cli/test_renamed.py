@@ -1,0 +1,58 @@
+"""Whoever uses an old name is told the new one."""
+
+from __future__ import annotations
+
+import pytest
+
+import lnlit
+from lnlit.renamed import keys_now_called, now_called, settings_by_new_names, with_new_names
+
+
+@pytest.mark.parametrize(
+    ("swap", "told"),
+    [
+        (("class_path: ChatData", "class_path: Experience"), "It is now called 'PromptData'."),
+        (
+            ("    micro_batch_size:", "    window: 8\n    micro_batch_size:"),
+            "data.init_args: window is now called shuffle_buffer_size",
+        ),
+    ],
+    ids=["class", "key"],
+)
+def test_an_old_name_in_a_configuration(swap: tuple[str, str], told: str, config, lnlit):
+    code, _, err = lnlit("fit", "--config", config(swap))
+    assert code == 2 and err.count("\n") == 1 and told in err, err
+
+
+def test_an_old_key_of_a_stage(lnlit, tmp_path):
+    (tmp_path / "annotate.yaml").write_text("stage: annotate\nmodel: m\nsamples: 8\nworkers: 1\nout: rows.jsonl\n")
+    code, _, err = lnlit("rollout", "annotate", "--config", "annotate.yaml")
+    assert (
+        code == 2 and "samples is now called sampling.samples_per_prompt; workers is now called reward_workers" in err
+    ), err
+
+
+def test_a_name_is_told_only_where_the_new_one_is_allowed():
+    assert now_called("Stability", ["SkipBadSteps", "ExportModel"]) == "SkipBadSteps"
+    assert now_called("Stability", ["ChatData"]) is None
+    assert keys_now_called("SAPO", ["positive", "kl"]) == {"positive": "positive_temperature"}
+    assert keys_now_called("VESPO", ["positive", "kl"]) == {}
+
+
+def test_an_old_name_in_python():
+    with pytest.raises(AttributeError, match="It is now called 'PromptData'"):
+        _ = lnlit.Experience
+
+
+def test_states_of_renamed_classes_are_found_under_the_new_names():
+    saved = {"Experience": {"rollouts": 3}, "callbacks": {"Stability": {"skipped": 1}, "Checkpoint": {}}, "epoch": 0}
+    with_new_names(saved)
+    assert saved["PromptData"] == {"rollouts": 3} and "Experience" not in saved
+    assert saved["callbacks"] == {"SkipBadSteps": {"skipped": 1}, "Checkpoint": {}}
+
+
+def test_settings_keep_their_meaning():
+    old = {"truncated": "mask", "scale": "group", "order": "Uniform", "seed": 1}
+    new = {"mask_truncated": True, "scale_rewards": "group", "prompt_order": "Uniform", "seed": 1}
+    assert settings_by_new_names(old) == new == settings_by_new_names(new)
+    assert settings_by_new_names({"truncated": "keep"}) == {"mask_truncated": False}
