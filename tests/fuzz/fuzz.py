@@ -57,20 +57,23 @@ def attempt(seed: int, world: Path, report, shown: bool, right: list[str] | None
         before = snapshot(root)
         from lnlit.cli.main import main
 
-        printed = io.StringIO()
         sys.stdin = io.StringIO("")
+        printed = Path(scratch) / "printed"
+        printed.touch()
+        if not shown:
+            with printed.open("wb") as stream:  # of the processes that it starts, too
+                os.dup2(stream.fileno(), 1)
+                os.dup2(stream.fileno(), 2)
         try:
-            with (
-                contextlib.nullcontext() if shown else contextlib.redirect_stdout(printed),
-                contextlib.nullcontext() if shown else contextlib.redirect_stderr(printed),
-            ):
-                code = main(words)
+            code = main(words)
             outcome = f"exit {code}" if code in (0, 2, 130, 141, 143) else f"FAULT: exit {code}"
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             outcome = f"FAULT: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
-            traceback.print_exc(file=sys.stderr if shown else printed)
-        said = printed.getvalue()
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        said = printed.read_text(encoding="utf-8", errors="replace")
         if "Traceback (most recent call last)" in said and not outcome.startswith("FAULT"):
             outcome = f"FAULT: a traceback, and {outcome}"
         if not outcome.startswith("FAULT"):
