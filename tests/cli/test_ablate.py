@@ -185,9 +185,9 @@ def test_a_part_in_ones_own_file_stays_so_in_the_files_of_a_stage(tmp_path, tiny
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def good(request):\n    return 1.0\n")
     prompts = "{class_path: reasoning_gym, init_args: {split: train, size: 2, tasks: [basic_arithmetic]}}"
-    text = f"stage: annotate\nmodel: {tiny_model}\nprompts: {prompts}\nout: o.jsonl\nmax_new_tokens: 4\n"
+    text = f"stage: annotate\nmodel: {tiny_model}\nprompts: {prompts}\nout: o.jsonl\nsampling: {{max_new_tokens: 4}}\n"
     Path("1_annotate.yaml").write_text(f"{text}reward: {{class_path: mine.py:good}}\n")
-    arms = {"two": {"samples": 2}, "three": {"samples": 3}}
+    arms = {"two": {"sampling.samples_per_prompt": 2}, "three": {"sampling.samples_per_prompt": 3}}
     given = {"base": "1_annotate.yaml", "arms": arms, "seeds": [0], "metrics": ["x"], "out": "out"}
     run = runs_of(Ablation.of(given, "here", Path()))[0]
     assert yaml.safe_load(run.texts["1_annotate.yaml"])["reward"] == {"class_path": f"{tmp_path}/mine.py:good"}

@@ -32,8 +32,8 @@ def test_a_group_that_was_cut_short_is_not_taken_for_trained(distillery):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"only": ("layer_07/*",)}, "'layer_07/.*' matches no candidate"),
-        ({"only": ("*/noop",)}, "matches no candidate"),
+        ({"only": ("layer_07/*",)}, "'layer_07/.*' fits no candidate"),
+        ({"only": ("*/noop",)}, "fits no candidate"),
         ({"gradient_clip_val": 0.0}, "must be positive"),
         ({"batch_tokens": 0}, "must be positive"),
     ],
