@@ -12,7 +12,7 @@ from lnlit.report.pages import Table, render
 from lnlit.report.picture import Picture
 from lnlit.report.search import Child, Search
 from lnlit.report.theme import plain
-from lnlit.search.choice import Choice
+from lnlit.search.choice import BlockChoice
 from lnlit.search.library import Library
 from lnlit.specs import NOOP
 
@@ -161,7 +161,7 @@ def _changes(search: Search, child: Child) -> Iterator[str]:
     parent = search.parent.choice
     same = sum(mine == theirs for mine, theirs in zip(child.choice, parent, strict=True))
     yield f"{same} of {len(child.choice)} layers are the parent's own."
-    halves = [[half for name in names if (half := Choice.guess(name))] for names in (child.choice, parent)]
+    halves = [[half for name in names if (half := BlockChoice.guess(name))] for names in (child.choice, parent)]
     if not all(len(found) == len(parent) for found in halves):
         return
     ends = {"removed": -1, "unchanged": 1}

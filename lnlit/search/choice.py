@@ -1,6 +1,6 @@
 """What a layer may take, and where. Choices are named, written and read here and nowhere else.
 
-    Choice("kv1", "i768")            kv1+i768                   what a whole layer takes
+    BlockChoice("kv1", "i768")       kv1+i768                   what a whole layer takes
     At(3, "attention", "kv1")        layer_03/attention/kv1     one variant beside the parent's other half
     At(3, "block", "kv1+i768")       layer_03/block/kv1+i768    both halves together
 
@@ -25,7 +25,7 @@ SLOTS: tuple[Half, ...] = ("attention", "ffn")
 STORED: dict[Slot, str] = {"attention": "attention", "ffn": "ffn", "block": "pairs"}
 
 
-class Choice(NamedTuple):
+class BlockChoice(NamedTuple):
     """The names of one layer's attention and FFN; patterns over them are written in the same way."""
 
     attention: str
@@ -35,7 +35,7 @@ class Choice(NamedTuple):
         return f"{self.attention}+{self.ffn}"
 
     @classmethod
-    def among(cls, name: str, attention: Iterable[str], ffn: Iterable[str]) -> Choice | None:
+    def among(cls, name: str, attention: Iterable[str], ffn: Iterable[str]) -> BlockChoice | None:
         """The choice of these variants that is called `name`; None where there is none. Variants may have a + in their
         own names.
         """
@@ -43,19 +43,19 @@ class Choice(NamedTuple):
         return next((choice for choice in found if str(choice) == name), None)
 
     @classmethod
-    def guess(cls, name: str) -> Choice | None:
+    def guess(cls, name: str) -> BlockChoice | None:
         """The choice that `name` looks like, without knowing the variants; None where it has no two halves."""
         attention, plus, ffn = name.partition("+")
         return cls(attention, ffn) if plus else None
 
 
 #: What all choices without attention are called.
-NO_ATTENTION = str(Choice(NOOP.type, "*"))
+NO_ATTENTION = str(BlockChoice(NOOP.type, "*"))
 
 
 @dataclass(frozen=True, order=True)
 class At:
-    """A variant of one slot of one layer; of the slot "block", the name of a `Choice`."""
+    """A variant of one slot of one layer; of the slot "block", the name of a `BlockChoice`."""
 
     layer: int
     slot: Slot
@@ -139,15 +139,15 @@ class LayerVariants:
         return getattr(self, STORED[slot])
 
     @property
-    def parent(self) -> Choice:
+    def parent(self) -> BlockChoice:
         """The parent's own choice."""
         halves = (self.attention, self.ffn)
-        return Choice(*(next(name for name, variant in half.items() if variant.parent) for half in halves))
+        return BlockChoice(*(next(name for name, variant in half.items() if variant.parent) for half in halves))
 
-    def choices(self, attention: Iterable[str] = ("*",), ffn: Iterable[str] = ("*",)) -> list[Choice]:
+    def choices(self, attention: Iterable[str] = ("*",), ffn: Iterable[str] = ("*",)) -> list[BlockChoice]:
         """Every choice of variants that these patterns fit, and of the parent's own."""
         first, second = (
             {own, *(name for pattern in patterns for name in fitting(pattern, half))}
             for own, half, patterns in zip(self.parent, (self.attention, self.ffn), (attention, ffn), strict=True)
         )
-        return [Choice(a, f) for a in self.attention for f in self.ffn if a in first and f in second]
+        return [BlockChoice(a, f) for a in self.attention for f in self.ffn if a in first and f in second]

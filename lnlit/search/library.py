@@ -29,7 +29,7 @@ from lnlit import __version__
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded, read_json, replaced_file, write_json
 from lnlit.schema import read
-from lnlit.search.choice import SLOTS, STORED, At, Choice, Half, LayerVariants, Variant, alone
+from lnlit.search.choice import SLOTS, STORED, At, BlockChoice, Half, LayerVariants, Variant, alone
 from lnlit.specs import BlockSpec, ModelSpec
 
 FORMAT = 1
@@ -141,10 +141,10 @@ class Library:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be read ({error}); copy the library again or rebuild it.") from error
 
-    def choice(self, at: At) -> Choice:
+    def choice(self, at: At) -> BlockChoice:
         """The choice behind the name of a block. `UserError` for one that the layer cannot have."""
         variants = self.layers[at.layer]
-        found = Choice.among(at.name, variants.attention, variants.ffn)
+        found = BlockChoice.among(at.name, variants.attention, variants.ffn)
         if found is None:
             raise UserError(
                 f"layer {at.layer}: there is no choice {at.name!r} in the library {self.folder}. "
@@ -152,7 +152,7 @@ class Library:
             )
         return found
 
-    def choices(self, names: Sequence[str]) -> list[Choice]:
+    def choices(self, names: Sequence[str]) -> list[BlockChoice]:
         """A solution's choices by their names, one per layer. `UserError` for one that the library does not have."""
         if len(names) != len(self.layers):
             raise UserError(
@@ -161,16 +161,16 @@ class Library:
             )
         return [self.choice(At(layer, "block", name)) for layer, name in enumerate(names)]
 
-    def block_spec(self, layer: int, choice: Choice) -> BlockSpec:
+    def block_spec(self, layer: int, choice: BlockChoice) -> BlockSpec:
         """The architecture of a choice. Raises `UserError` for a name that the layer does not have."""
         return BlockSpec(*(self._variant(layer, slot, name).part for slot, name in zip(SLOTS, choice, strict=True)))
 
-    def composed_spec(self, choices: Sequence[Choice]) -> ModelSpec:
+    def composed_spec(self, choices: Sequence[BlockChoice]) -> ModelSpec:
         """The parent's architecture with the chosen blocks."""
         return self.spec.replace(layers=tuple(self.block_spec(layer, choice) for layer, choice in enumerate(choices)))
 
     def composed_layers(
-        self, choices: Sequence[Choice], parent: Iterable[Mapping[str, Tensor]]
+        self, choices: Sequence[BlockChoice], parent: Iterable[Mapping[str, Tensor]]
     ) -> Iterator[dict[str, Tensor]]:
         """Each layer's weights by their names below the block; `parent` yields the parent's layers likewise."""
         for layer, (choice, weights) in enumerate(zip(choices, parent, strict=True)):
@@ -201,7 +201,7 @@ class Library:
             raise UserError(_replaced(file))
         return found
 
-    def block_weights(self, layer: int, choice: Choice, parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def block_weights(self, layer: int, choice: BlockChoice, parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All weights of a choice by their checkpoint names below the block, for `lnlit.models.build.load_block`.
 
         `parent` holds the parent layer's own weights by the same names. A pair that was trained together wins over

@@ -33,7 +33,7 @@ from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
 from lnlit.models.decoder import Decoder
 from lnlit.schema import Whole, read
-from lnlit.search.choice import SLOTS, At, Choice
+from lnlit.search.choice import SLOTS, At, BlockChoice
 from lnlit.search.library import Library
 from lnlit.search.metrics import BIGGER_IS_BETTER, Metric, MetricName
 from lnlit.search.walk import Walk
@@ -160,7 +160,7 @@ class Scores:
     header: Mapping[str, Any]
     table: tuple[Mapping[str, Mapping[str, float]], ...]
 
-    def of(self, layer: int, choice: Choice) -> float:
+    def of(self, layer: int, choice: BlockChoice) -> float:
         """The score of a whole layer's choice: its block's where blocks were scored and where the two were trained
         together, else the sum of its sub-blocks'. `UserError` when it has none.
         """
@@ -207,7 +207,7 @@ def read_scores(path: str | Path) -> Scores:
         raise UserError(f"{file}: cannot be read as scores: there is no such file. `lnlit search score` makes them.")
     header, entries = _parsed(file)
     if header["granularity"] == "block":
-        table = [{"block": {str(Choice(*own)): 0.0}} for own in header["parent_names"]]
+        table = [{"block": {str(BlockChoice(*own)): 0.0}} for own in header["parent_names"]]
     else:
         table = [{slot: {name: 0.0} for slot, name in zip(SLOTS, own, strict=True)} for own in header["parent_names"]]
     for entry in entries:

@@ -18,7 +18,7 @@ from lnlit.checkpoint.load import by_layer
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json
 from lnlit.interfaces.solver import Solution, SolverResult
-from lnlit.search.choice import Choice
+from lnlit.search.choice import BlockChoice
 from lnlit.search.library import Library
 
 
@@ -71,7 +71,7 @@ def _solution(data: Mapping[str, Any], file: Path, index: int) -> Solution:
 
 
 def _weights(
-    library: Library, choices: Sequence[Choice], groups: Iterable[Mapping[str, Tensor]]
+    library: Library, choices: Sequence[BlockChoice], groups: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
     """The child's weights by canonical name, with one layer in memory at a time."""
     groups = iter(groups)

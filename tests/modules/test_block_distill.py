@@ -14,7 +14,7 @@ from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.checkpoint.safetensors_folder import SafetensorsFolder
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.modules.optim import AdamW
-from lnlit.search.choice import SLOTS, At, Choice
+from lnlit.search.choice import SLOTS, At, BlockChoice
 from lnlit.search.library import Library
 
 
@@ -89,8 +89,8 @@ def reference_error(library, parent, tokens, lengths, layer: int, slot: str, nam
     outputs: dict[str, list[Tensor]] = {"parent": [], "child": []}
     choice = [name if slot == s else own for s, own in zip(SLOTS, library.layers[layer].parent, strict=True)]
     own = {key: tensor.double() for key, tensor in block_weights(parent.layers[layer]).items()}
-    block = build_block(library.spec, layer, library.block_spec(layer, Choice(*choice)))
-    made = library.block_weights(layer, Choice(*choice), own)
+    block = build_block(library.spec, layer, library.block_spec(layer, BlockChoice(*choice)))
+    made = library.block_weights(layer, BlockChoice(*choice), own)
     child = load_block(block, {key: tensor.double() for key, tensor in made.items()})
     position = torch.cat([torch.arange(length) for length in lengths]).view(tokens.shape)
     x = parent.embed(tokens)
@@ -196,8 +196,8 @@ def test_pairs_train_both_halves(distillery, built_library):
     assert not library.layers[1].pairs
     pair, choices = library.layers[0].pairs[name], library.layers[0]
     assert pair.parameters == choices.attention["kv1"].parameters + choices.ffn["i16"].parameters
-    start = before.block_weights(0, Choice("kv1", "i16"), {})
-    end = library.block_weights(0, Choice("kv1", "i16"), {})
+    start = before.block_weights(0, BlockChoice("kv1", "i16"), {})
+    end = library.block_weights(0, BlockChoice("kv1", "i16"), {})
     assert start.keys() == end.keys()
     assert not any(torch.equal(tensor, end[name]) for name, tensor in start.items())
     assert 0 < pair.trained_error < 1

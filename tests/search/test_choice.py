@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.search.choice import At, Choice, LayerVariants, Variant, chosen
+from lnlit.search.choice import At, BlockChoice, LayerVariants, Variant, chosen
 from lnlit.specs import NOOP, PartSpec
 
 #: A stranger's parts may have a + in their names: "a+b+c" is then one of two choices, and each is found by its name.
@@ -19,13 +19,13 @@ LAYER = LayerVariants(
 def test_every_choice_is_found_by_its_name():
     assert len(LAYER.choices()) == 9
     for choice in LAYER.choices():
-        assert Choice.among(str(choice), ATTENTION, FFN) == choice
-    assert Choice.among("a+b", ATTENTION, FFN) is None and Choice.among("a", ATTENTION, FFN) is None
-    assert LAYER.parent == Choice("a+b", "c")
+        assert BlockChoice.among(str(choice), ATTENTION, FFN) == choice
+    assert BlockChoice.among("a+b", ATTENTION, FFN) is None and BlockChoice.among("a", ATTENTION, FFN) is None
+    assert LAYER.parent == BlockChoice("a+b", "c")
 
 
 def test_patterns_over_halves_keep_the_parents_own():
-    assert LAYER.choices(("noop",), ()) == [Choice("a+b", "c"), Choice("noop", "c")]
+    assert LAYER.choices(("noop",), ()) == [BlockChoice("a+b", "c"), BlockChoice("noop", "c")]
 
 
 PLACES = [

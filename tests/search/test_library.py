@@ -17,7 +17,7 @@ from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.decoder import Decoder
 from lnlit.models.parts import short_name
 from lnlit.schema import read
-from lnlit.search.choice import SLOTS, At, Choice, LayerVariants, Variant
+from lnlit.search.choice import SLOTS, At, BlockChoice, LayerVariants, Variant
 from lnlit.search.library import Library, LibraryWriter, layer_file, layer_to_json
 from lnlit.search.space import Candidates
 from lnlit.specs import NOOP, PartSpec
@@ -79,8 +79,10 @@ def test_every_composed_block_loads_and_runs(library, parent):
         own = block_weights(parent.layers[index])
         for a in layer.attention:
             for f in layer.ffn:
-                block = build_block(library.spec, index, library.block_spec(index, Choice(a, f)))
-                out = load_block(block, library.block_weights(index, Choice(a, f), own))(x, around.layer(index), rope)
+                block = build_block(library.spec, index, library.block_spec(index, BlockChoice(a, f)))
+                out = load_block(block, library.block_weights(index, BlockChoice(a, f), own))(
+                    x, around.layer(index), rope
+                )
                 assert out.isfinite().all()
 
 
@@ -89,16 +91,16 @@ def test_the_parents_own_choice_is_the_parents_block_bitwise(library, parent):
     around, rope = parent.block_inputs(tokens, x.dtype)
     for index, layer in enumerate(parent.layers):
         names = library.layers[index].parent
-        assert library.block_spec(index, Choice(*names)) == parent.spec.layers[index]
-        block = build_block(library.spec, index, library.block_spec(index, Choice(*names)))
-        load_block(block, library.block_weights(index, Choice(*names), block_weights(layer)))
+        assert library.block_spec(index, BlockChoice(*names)) == parent.spec.layers[index]
+        block = build_block(library.spec, index, library.block_spec(index, BlockChoice(*names)))
+        load_block(block, library.block_weights(index, BlockChoice(*names), block_weights(layer)))
         attend = around.layer(index)
         assert torch.equal(block(x, attend, rope), layer(x, attend, rope))
 
 
 def test_a_trained_pair_wins_over_its_halves(library, parent):
     own = block_weights(parent.layers[1])
-    pair, halves = library.block_weights(1, Choice("kv1", "i24"), own), library.weights(At(1, "attention", "kv1"))
+    pair, halves = library.block_weights(1, BlockChoice("kv1", "i24"), own), library.weights(At(1, "attention", "kv1"))
     assert pair.keys() == library.weights(At(1, "block", "kv1+i24")).keys()
     assert not torch.equal(pair["self_attn.q_proj.weight"], halves["self_attn.q_proj.weight"])
 
@@ -178,7 +180,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_unknown_names_get_a_hint(library):
     with pytest.raises(UserError, match=r"layer 0: no ffn variant 'i41'. Did you mean 'i40'"):
-        library.block_spec(0, Choice("noop", "i41"))
+        library.block_spec(0, BlockChoice("noop", "i41"))
     with pytest.raises(UserError, match=r"no pair 'kv1'. There are: none"):
         library.weights(At(0, "block", "kv1"))
     with pytest.raises(UserError, match="ffn 'i32' is the parent's own"):

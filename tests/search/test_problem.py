@@ -9,7 +9,7 @@ import pytest
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Budget, Forbidden, Problem, Workload
-from lnlit.search.choice import Choice
+from lnlit.search.choice import BlockChoice
 from lnlit.search.costs import CostTable, Timing
 from lnlit.search.library import Library
 from lnlit.search.measure import Plan
@@ -74,7 +74,7 @@ def test_choices_add_scores_and_costs_to_the_whole_models(library, scores, costs
     names = [choice[-1].name for choice in problem.layers]
     names[0] = solved(problem).choice[0]
     score, found = problem.totals(names)
-    blocks = [library.block_spec(layer, Choice(*name.split("+"))) for layer, name in enumerate(names)]
+    blocks = [library.block_spec(layer, BlockChoice(*name.split("+"))) for layer, name in enumerate(names)]
     whole = costs.predict(library.spec.replace(layers=tuple(blocks)), WORKLOADS[0])
     assert found == pytest.approx(whole) and score > 0
     assert solved(problem).score == 0.0  # the parent itself

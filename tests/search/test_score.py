@@ -10,7 +10,7 @@ from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, build_decoder, load_block
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights, fill
-from lnlit.search.choice import At, Choice, chosen
+from lnlit.search.choice import At, BlockChoice, chosen
 from lnlit.search.library import Library, layer_file
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, TopK
 from lnlit.search.score import Scorer, candidates
@@ -57,12 +57,14 @@ def whole_model(parent: Decoder, library: Library, candidate: At) -> Decoder:
         "block": tuple(candidate.name.split("+")),
     }[candidate.slot]
     mine = block_weights(parent.layers[layer])  # type: ignore[arg-type]
-    block = library.block_spec(layer, Choice(*choice))
+    block = library.block_spec(layer, BlockChoice(*choice))
     layers = (*parent.spec.layers[:layer], block, *parent.spec.layers[layer + 1 :])
     child = build_decoder(parent.spec.replace(layers=layers), "cpu")
     prefix = f"model.layers.{layer}."
     rest = [(name, weight) for name, weight in canonical_weights(parent) if not name.startswith(prefix)]
-    changed = [(prefix + name, weight) for name, weight in library.block_weights(layer, Choice(*choice), mine).items()]
+    changed = [
+        (prefix + name, weight) for name, weight in library.block_weights(layer, BlockChoice(*choice), mine).items()
+    ]
     fill(child, [*rest, *changed], "test")
     return child.eval()
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.search.choice import At, Choice
+from lnlit.search.choice import At, BlockChoice
 from lnlit.search.score import make_header, merge, open_scores, read_done, read_scores
 from lnlit.specs import NOOP, BlockSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_spec
@@ -46,18 +46,18 @@ def test_scores_come_back_as_a_table_with_the_parents_zeros(tmp_path, header, li
         {"attention": {"noop": 0.0}, "ffn": {"i24": 0.0, "noop": -0.125}},
     )
     scores.check_library(library)
-    assert scores.of(0, Choice("kv1", "i24")) == 0.75
-    assert scores.of(0, Choice("kv2", "i24")) == 0.5
-    assert scores.of(1, Choice("noop", "i24")) == 0
+    assert scores.of(0, BlockChoice("kv1", "i24")) == 0.75
+    assert scores.of(0, BlockChoice("kv2", "i24")) == 0.5
+    assert scores.of(1, BlockChoice("noop", "i24")) == 0
     with pytest.raises(UserError, match=r"layer 0: attention 'linear' has no score. Run `lnlit search score` again"):
-        scores.of(0, Choice("linear", "i24"))
+        scores.of(0, BlockChoice("linear", "i24"))
 
 
 def test_block_scores_are_looked_up_whole(tmp_path, header):
     block = {**header, "granularity": "block"}
     entry = {"layer": 0, "slot": "block", "name": "kv1+i24", "score": 0.75}
     scores = read_scores(write(tmp_path / "scores.jsonl", block, [entry]))
-    assert (scores.of(0, Choice("kv1", "i24")), scores.of(0, Choice("kv2", "i48"))) == (0.75, 0)
+    assert (scores.of(0, BlockChoice("kv1", "i24")), scores.of(0, BlockChoice("kv2", "i48"))) == (0.75, 0)
 
 
 def test_a_file_cut_anywhere_is_continued_to_the_same_bytes(tmp_path, header):
@@ -170,10 +170,10 @@ def test_a_pair_that_was_trained_together_has_a_score_of_its_own(tmp_path):
     halves = [{"layer": 1, "slot": s, "name": n, "score": 1.0} for s, n in (("attention", "kv1"), ("ffn", "i24"))]
     scores = read_scores(write(tmp_path / "halves.jsonl", header, halves))
     with pytest.raises(UserError, match=r"layer 1: block 'kv1\+i24' has no score"):
-        scores.of(1, Choice("kv1", "i24"))
+        scores.of(1, BlockChoice("kv1", "i24"))
     pair = {"layer": 1, "slot": "block", "name": "kv1+i24", "score": 0.5}
     scores = read_scores(write(tmp_path / "scores.jsonl", header, [*halves, pair]))
-    found = [scores.of(1, Choice(*halves)) for halves in (("kv1", "i24"), ("kv1", "i48"), ("kv2", "i24"))]
+    found = [scores.of(1, BlockChoice(*halves)) for halves in (("kv1", "i24"), ("kv1", "i48"), ("kv2", "i24"))]
     assert found == [0.5, 1.0, 1.0]
 
 

@@ -15,7 +15,7 @@ from lnlit.checkpoint.folder import read_provenance
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Workload
 from lnlit.journal import Lines
-from lnlit.search.choice import At, Choice
+from lnlit.search.choice import At, BlockChoice
 from lnlit.search.costs import CostTable
 from lnlit.search.library import Library, layer_file
 from lnlit.search.measure import LatencyLog, Plan
@@ -138,7 +138,7 @@ def test_weights_that_were_changed_in_their_file_are_noticed_when_they_are_read(
     with pytest.raises(UserError, match=r"layer-001.safetensors: is not the file"):
         library.weights(At(1, "ffn", "i24"))
     with pytest.raises(UserError, match=r"layer-001.safetensors: is not the file"):
-        library.block_weights(1, Choice("linear", "i24"), {})
+        library.block_weights(1, BlockChoice("linear", "i24"), {})
 
 
 def test_a_library_of_an_older_lnlit_is_told_and_read(made, tmp_path, capsys):

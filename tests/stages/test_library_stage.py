@@ -17,7 +17,7 @@ from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.weights import canonical_weights
-from lnlit.search.choice import SLOTS, Choice
+from lnlit.search.choice import SLOTS, BlockChoice
 from lnlit.search.library import Library, LibraryWriter, layer_file
 from lnlit.search.space import Candidates
 from lnlit.stages.library import build_library
@@ -54,8 +54,8 @@ def test_initial_errors_are_those_of_whole_blocks_in_the_parent(mixed, sample, t
         for slot in SLOTS:
             for name, variant in getattr(library.layers[index], slot).items():
                 choice = [name if slot == s else p for s, p in zip(SLOTS, library.layers[index].parent, strict=True)]
-                child = build_block(library.spec, index, library.block_spec(index, Choice(*choice)))
-                got = load_block(child, library.block_weights(index, Choice(*choice), own))(x, attend, rope)
+                child = build_block(library.spec, index, library.block_spec(index, BlockChoice(*choice)))
+                got = load_block(child, library.block_weights(index, BlockChoice(*choice), own))(x, attend, rope)
                 error = float((got - wanted).square().mean() / wanted.square().mean())
                 assert variant.parent or variant.init_error == pytest.approx(error, rel=1e-4)
                 assert not variant.parent or error == 0

@@ -16,7 +16,7 @@ from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.models.build import build_decoder, parameter_count
-from lnlit.search.choice import Choice
+from lnlit.search.choice import BlockChoice
 from lnlit.search.costs import CostTable
 from lnlit.search.library import Library
 from lnlit.search.measure import Plan
@@ -224,7 +224,7 @@ def test_every_choice_of_a_library_is_in_the_table(timing: bool, library: str, t
         assert len(layer.ffn) > 2
         for attention_name, attention_choice in layer.attention.items():
             for ffn_name, ffn_choice in layer.ffn.items():
-                block = opened.block_spec(index, Choice(attention_name, ffn_name))
+                block = opened.block_spec(index, BlockChoice(attention_name, ffn_name))
                 costs = table.block(block, table.workloads[1])
                 assert costs["parameters"] == attention_choice.parameters + ffn_choice.parameters
                 assert ("latency_s" in costs) == timing

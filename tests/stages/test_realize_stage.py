@@ -13,7 +13,7 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
-from lnlit.search.choice import At, Choice
+from lnlit.search.choice import At, BlockChoice
 from lnlit.search.library import Library
 from lnlit.stages.realize import realize
 from lnlit.testing.tiny import tiny_folder, tiny_spec
@@ -47,7 +47,7 @@ def test_the_parents_own_choice_is_the_parent(solution, built_library, tiny_pare
 def test_a_child_is_composed_of_library_and_parent(solution, built_library, tiny_parent, tmp_path):
     folder = realize(str(solution), str(built_library), str(tmp_path / "child"), index=1)
     child, parent, library = loaded(folder), loaded(tiny_parent), Library.open(built_library)
-    assert child.spec.layers[0] == library.block_spec(0, Choice("kv1", "linear"))
+    assert child.spec.layers[0] == library.block_spec(0, BlockChoice("kv1", "linear"))
     made = library.weights(At(1, "ffn", "i16"))
     assert torch.equal(child.layers[1].mlp.down_proj.weight, made["mlp.down_proj.weight"])  # type: ignore
     assert torch.equal(child.embed_tokens.weight, parent.embed_tokens.weight)

@@ -15,7 +15,7 @@ from lnlit.data.sources import JsonlSource
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.eval.multiple_choice import Questions
-from lnlit.search.choice import Choice
+from lnlit.search.choice import BlockChoice
 from lnlit.search.library import Library, layer_file
 from lnlit.search.score import Scorer, candidates, read_scores
 from lnlit.stages.score import score
@@ -65,7 +65,7 @@ def test_every_candidate_is_scored_and_read_back(folder, whole):
         for slot in ("attention", "ffn"):
             assert scores.table[layer][slot].keys() == getattr(variants, slot).keys()
         assert set(scores.table[layer].get("block", ())) == set(variants.pairs)
-    assert scores.of(1, Choice("kv1", "i24")) == scores.table[1]["block"]["kv1+i24"]
+    assert scores.of(1, BlockChoice("kv1", "i24")) == scores.table[1]["block"]["kv1+i24"]
     assert lines(whole)[1].keys() == {"layer", "slot", "name", "score", "kl", "lm_loss", "hidden_cosine"}
 
 
