@@ -93,7 +93,8 @@ def restored(text: str) -> str:
 
 
 def kept(cls: type, module: str) -> type:
-    """Makes a class importable that was made of what `module` calls by its name."""
+    """Makes `cls` importable from this module by a name of its own, and returns it. It was created at run time from
+    something in `module` that has the same name, such as a function."""
     cls.__module__ = __name__
     cls.__qualname__ = f"{cls.__name__}_{module.encode().hex()}"
     setattr(sys.modules[__name__], cls.__qualname__, cls)
@@ -122,7 +123,8 @@ def check_class(cls: type, name: str, bases: tuple[type, ...]) -> None:
 
 
 def _check_call(mine: inspect.Signature, promised: Collection[inspect.Parameter]) -> None:
-    """Raises `TypeError` where `mine` does not take all that is promised, or asks for more than what has no default."""
+    """Raises `TypeError` unless a function with the signature `mine` can be called with all `promised` parameters, and
+    also with only those of them that have no default."""
     for given in (promised, [each for each in promised if each.default is each.empty]):
         keywords = {each.name: None for each in given if each.kind is each.KEYWORD_ONLY}
         mine.bind(*[None] * (len(given) - len(keywords)), **keywords)

@@ -109,8 +109,8 @@ def _check_template(template: str, tokenizer_from: Path | None) -> None:
 
 
 def _add_files(source: Path, template: str | None, folder: Path) -> None:
-    """A template, and a reward model's head: it is none of its decoder's weights, and without it the folder would be no
-    reward model."""
+    """Writes further files into the unfinished `folder`: the chat template called `template`, if any, and the head if
+    `source` is a reward model, because the decoder's weights do not include it."""
     if template is not None:
         put_template(template, folder)
     checkpoint = LightningCheckpoint()

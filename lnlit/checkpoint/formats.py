@@ -85,8 +85,8 @@ def _formats() -> tuple[dict[str, CheckpointFormat], list[UserError]]:
 
 @dataclass(frozen=True)
 class Written:
-    """How a folder says a spec. `refusals` are the reasons of the formats that were asked before and cannot, by model
-    type."""
+    """A `spec` in the first `format` that can express it, and the files that do (`export`). `refusals` maps the model
+    types of the formats that were tried before to the reasons why they cannot."""
 
     format: CheckpointFormat
     export: Export

@@ -41,8 +41,8 @@ def of_decilm(spec: ModelSpec, folder: Path | None) -> dict[str, list[str]]:
 
 
 def of_lnlit(spec: ModelSpec) -> dict[str, list[str]]:
-    """What keeps readers from a folder that only lnlit has words for: the reason of `nemotron-nas`, which holds more
-    than any other format.
+    """Maps each program to the reasons why it cannot load a folder that only lnlit's own format can express. The reason
+    given is why `nemotron-nas` cannot express it, because that is the most general of the other formats.
     """
     reason = written(spec).refusals["nemotron-nas"]
     return {reader: [reason] for reader in _RULES} | {

@@ -125,7 +125,8 @@ def _as_list(ids: Any) -> list[int]:
 
 
 def _check_ids(file: Path, key: str) -> None:
-    """Several ends are common; transformers takes one first and one padding token."""
+    """Raises `UserError` unless the value at `key` in a JSON file consists of token ids. `eos_token_id` may list
+    several; any other key may have one only, because transformers takes one first and one padding token."""
     named_ids(file, key)
     if key != "eos_token_id" and isinstance(given := read_json(file).get(key), list):
         raise UserError(f"{file}: {key}: expected one token id, got {given!r}. Correct the file.")

@@ -43,8 +43,8 @@ class _Problem(Exception):
 
 
 def explain(parser: ArgumentParser, written: Written, reason: str, stage: Any = None) -> str:
-    """One line for what `parser` refused in `written`, the arguments of `stage` where it is one; `reason` is
-    jsonargparse's text, for want of a better one.
+    """Explains in one line why `parser` refused `written`. `stage` is the function whose arguments are read, if the
+    command is a stage. `reason` is jsonargparse's own message; it is shortened and returned if no fault is found here.
     """
     folders = _folders.set(written.folders)
     try:

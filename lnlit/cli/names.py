@@ -175,7 +175,7 @@ def _public_subclasses(package: str, base: type) -> list[type]:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    """All that are imported."""
+    """Yields all subclasses of `base`, at any depth, whose modules have been imported."""
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)

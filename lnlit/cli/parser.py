@@ -19,10 +19,10 @@ _native_adapt = typehints.adapt_typehints
 
 
 class StrictParser(ArgumentParser):
-    """A parser that takes null where a type admits None, and asks for all that a signature asks for.
+    """A parser that accepts null only where a type admits None, and requires every argument that a signature requires.
 
-    Of itself jsonargparse takes null for a key that was left out, and for a group of settings whatever is in it. The
-    parsers that it makes of nested classes and records are of this class too, so this holds at any depth.
+    By default, jsonargparse treats null as a key that was left out, and accepts any value for a group of settings. The
+    parsers that it makes for nested classes and records are of this class too, so this holds at any depth.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,19 +30,21 @@ class StrictParser(ArgumentParser):
         super().__init__(*args, **{"exit_on_error": False, "allow_abbrev": False, **kwargs})
 
     def add_subclass_arguments(self, *args: Any, required: bool = False, **kwargs: Any) -> None:
-        """As jsonargparse has it, but for its default of None, which would let null stand for what is required."""
+        """Adds a class as jsonargparse does, but without its default of None for a required one, because null would
+        then be accepted in its place."""
         default = {"default": Unset} if required else {}
         super().add_subclass_arguments(*args, required=required, **default, **kwargs)
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
-        """As jsonargparse has it, which gives its groups this method too, but for keys without a default that may be
-        null: these it would not ask for."""
+        """Adds an argument as jsonargparse does, but requires it whenever it has no default. jsonargparse would make it
+        optional if its type admits None. Groups of arguments get this method too."""
         if kwargs.get("default") is Unset:
             kwargs["required"] = True
         return super().add_argument(*args, **kwargs)
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
-        """Raises `TypeError` also for a group that is no mapping; `explain` says it in lnlit's words."""
+        """Checks parsed values as jsonargparse does, and raises `TypeError` also for a group of settings that is not a
+        mapping. The user reads the message of `explain` instead."""
         super().validate(namespace, *args, **kwargs)
         for name in self.groups or ():
             if not isinstance(namespace.get(name, Namespace()), Namespace | dict) and self._is_of_settings(name):
@@ -55,19 +57,21 @@ class StrictParser(ArgumentParser):
 
 @functools.cache
 def _teach() -> None:
-    """Whatever is a setting of jsonargparse, or a function in it, is so for all its parsers."""
+    """Changes jsonargparse once for the whole process: it finds lnlit's names of classes, distinguishes null from a
+    missing key, and converts values by `_adapt`."""
     names.install()
     set_parsing_settings(unset_sentinel=True)  # without it, null that was written is the same as nothing written
     typehints.adapt_typehints = _adapt
 
 
 def _adapt(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
-    """What a value becomes where a type is expected, but for null, and for a list that is given again: whole.
+    """Converts a value to a type as jsonargparse does, except that null stays None where the type admits it, and that a
+    list replaces an earlier one as a whole.
 
-    jsonargparse completes the items of a list from an earlier one of the same length, of a file before or a default: a
-    target `{cost: latency_s, max: 0.45}` would inherit `of_parent: true` from what it replaces. It has no setting for
-    it. What changes an item by design, `--key+ value` and `--key.of_last value`, still does. Of null it makes the text
-    "None" where a path would do.
+    jsonargparse has no settings for either. It would complete the items of a list from an earlier list of the same
+    length, which is a default or comes from a previous file: a target `{cost: latency_s, max: 0.45}` would inherit
+    `of_parent: true` from the target that it replaces. `--key+ value` and `--key.of_last value` still change a list
+    item by item. Where a type admits a path, jsonargparse would convert null to the text "None".
     """
     if val is None and _admits_none(typehint):
         return None

@@ -87,7 +87,7 @@ class Stage:
 
     @cached_property
     def included(self) -> list[Path]:
-        """The files that stand for a part of this one."""
+        """The YAML files that this stage's configuration includes, each for a part of it."""
         return [file for leaf in self.leaves if (file := _included(leaf))]
 
     @cached_property

@@ -205,8 +205,8 @@ def command_line(command: str, arguments: list[str], written: Written) -> LitCLI
 
 
 def _of_shards(error: CheckpointException) -> BaseException:
-    """An error of a rank that wrote or read its shards, as a `UserError`: whatever is not the disk's fault is the
-    checkpoint's."""
+    """The error to raise for ranks that failed to write or read their shards: the first rank's `OSError`, or else a
+    `UserError` which says that the checkpoint does not fit the run."""
     cause = next(found for found, _ in error.failures.values())
     if isinstance(cause, OSError):
         return cause

@@ -91,7 +91,8 @@ class Reader(ABC):
         """All documents of the source that is called `name` in messages. `UserError` when it has none."""
 
     def read(self, source: Source, start: int = 0) -> Iterator[Document | None]:
-        """As `_documents`. What the first rows have that nobody reads is said at once: a stream may have no end."""
+        """Yields what `_documents` yields. Logs the unread keys of the first rows at once, because a stream may never
+        end."""
         for number, document in enumerate(self._documents(source, start)):
             if number == 0:
                 self.unread.tell(source)

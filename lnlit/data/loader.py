@@ -107,7 +107,8 @@ class TrainLoader(EvalLoader):
         return self._begun if self._begun and self._begun[0] == done else (done, dict(self._state), 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position to continue from, and how many batches it lies before the newest one."""
+        """The position at the start of the optimizer step that is under way and, under "again", the number of its
+        batches that were already consumed, which a resumed run repeats."""
         _, position, batches = self._under_way()
         return {"position": dict(position), "again": batches, "fingerprint": self.plan.fingerprint}
 
@@ -122,8 +123,8 @@ class TrainLoader(EvalLoader):
 
 
 def count_batches(trainer: L.Trainer, more: int) -> None:
-    """Changes Lightning's count of the micro-batches that a resumed run has done. What it calls completed may be one
-    less than ready in a checkpoint, and that has to stay.
+    """Adds `more`, which may be negative, to Lightning's counts of the micro-batches that a resumed run has done. All
+    counts change alike, because in a checkpoint `completed` may be one less than `ready`.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     for count in (progress.current, progress.total):

@@ -88,8 +88,8 @@ class FirstRows(Plan):
     """The first rows of another plan's first epoch, again and again.
 
     Args:
-        plan: The whole.
-        count: The number of its rows; at least 1.
+        plan: The plan that the rows are taken from.
+        count: The number of rows to take; at least 1.
     """
 
     def __init__(self, plan: Plan, count: int) -> None:

@@ -113,9 +113,10 @@ def files_behind(source: Source) -> int:
 
 
 class Columns(UserDict[str, str | None]):
-    """Column -> what it is to be called, or None: leave it out. Raises `UserError` where two would be called the same.
+    """Maps columns to their new names, or to None to leave them out. Raises `UserError` if two columns would get the
+    same name.
 
-    Printed behind a source's name it says what was renamed, so that sources which differ in this are not the same.
+    Its text lists what is renamed. A source appends it to its own text, so that sources which rename otherwise differ.
     """
 
     def __init__(self, columns: Mapping[str, str | None]) -> None:
@@ -140,7 +141,8 @@ class Columns(UserDict[str, str | None]):
                 raise UserError(f"columns: {table} has no column {column!r}.{guess} It has: {', '.join(found)}.")
 
     def renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with its columns called so. Raises `UserError` where a name is taken."""
+        """The row with its columns under their new names. Raises `UserError` if two columns with values would have the
+        same name."""
         new: dict[str, Any] = {}
         for column, value in row.items():
             name = self.get(column, column)

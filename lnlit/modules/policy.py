@@ -26,7 +26,7 @@ from lnlit.specs import ModelSpec
 
 
 class Policy(LitModel):
-    """Learns from its own completions. Where these come from it does not know, nor what is made of them.
+    """Learns from its own completions, which the data module provides, by the loss of any algorithm.
 
     Args:
         model: Folder, .gguf file or `pypi:<distribution>` to start from.

@@ -21,7 +21,8 @@ _AHEAD, _SINGLY = 1024, 8
 
 
 def _await(awaitable: Any) -> Any:
-    """What an awaitable gives. Where a loop waits for this very answer, one that really waits for something fails."""
+    """The result of an awaitable. If an event loop is already running in this thread, the awaitable is stepped without
+    it, and fails if it waits for something, such as a timer."""
     import asyncio
 
     async def awaited() -> Any:

@@ -45,14 +45,16 @@ def _holds(count: int, relation: str, threshold: int) -> bool:
 
 
 def _is_in_language(text: str, language: str) -> bool:
-    """A text without any letters is in no language, and passes."""
+    """True if the text is in `language`, an ISO 639-1 code, or if its language cannot be determined, as for a text
+    without letters. Raises `UserError` for an unknown code."""
     if language not in _languages():
         raise unknown_key("language:response_language", language, _languages())
     return _language(text) in (None, language)
 
 
 def _paragraphs(text: str, num_paragraphs: int) -> bool:
-    """Between lines of three asterisks; only the first and the last may be empty, and do not count then."""
+    """True if `***` divides the text into `num_paragraphs` paragraphs. An empty one at the start or the end does not
+    count; an empty one elsewhere makes this False."""
     inner = [part.strip() for part in text.split("***")]
     for end in (0, -1):
         if inner and not inner[end]:
@@ -61,7 +63,8 @@ def _paragraphs(text: str, num_paragraphs: int) -> bool:
 
 
 def _first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Paragraphs are between empty lines here."""
+    """True if the text has `num_paragraphs` paragraphs, separated by empty lines, and paragraph `nth_paragraph` (the
+    first is 1) begins with the word `first_word` in upper or lower case."""
     parts = text.split("\n\n")
     count = sum(bool(part.strip()) for part in parts)
     if count != num_paragraphs or not 0 < nth_paragraph <= count:
@@ -76,20 +79,21 @@ def _postscript(text: str, postscript_marker: str) -> bool:
 
 
 def _bullets(text: str, num_bullets: int) -> bool:
-    """Exactly so many lines that begin with `*` or `-`."""
+    """True if exactly `num_bullets` lines begin with `-` or with a single `*`."""
     stars, dashes = (len(re.findall(line, text, re.MULTILINE)) for line in (r"^\s*\*[^*].*$", r"^\s*-.*$"))
     return stars + dashes == num_bullets
 
 
 def _highlights(text: str, num_highlights: int) -> bool:
-    """`*so*` or `**so**`; what is between the second kind's outer asterisks counts by itself too."""
+    """True if at least `num_highlights` passages are highlighted, as `*so*` or `**so**`. Both forms are counted
+    separately, so that nested ones may count more than once."""
     single = [part.strip("*") for part in re.findall(r"\*[^\n*]*\*", text)]
     double = [part[2:-2] for part in re.findall(r"\*\*[^\n*]*\*\*", text)]
     return sum(bool(part.strip()) for part in single + double) >= num_highlights
 
 
 def _is_json(text: str) -> bool:
-    """With or without a Markdown fence around it."""
+    """True if the text is JSON, with or without a Markdown fence around it."""
     inner = re.sub(r"\A```(json|Json|JSON)?", "", text.strip()).removesuffix("```")
     try:
         json.loads(inner)
@@ -99,7 +103,7 @@ def _is_json(text: str) -> bool:
 
 
 def _two_responses(text: str) -> bool:
-    """Different ones, with six asterisks between them."""
+    """True if the text consists of exactly two different answers, separated by six asterisks."""
     parts = [part.strip() for part in text.split("******")]
     inner, given = parts[1:-1], [part for part in parts if part]
     return all(inner) and len(given) == 2 and given[0] != given[1]

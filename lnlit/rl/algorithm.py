@@ -96,8 +96,8 @@ class GroupRelative(PolicyGradient):
     """The advantage of a sample is its reward minus the mean reward of its prompt, optionally scaled.
 
     Args:
-        scale: The divisor of the advantage: the standard deviation of the prompt's samples ("group"), of the whole
-            batch ("batch"), or none ("none").
+        scale_rewards: The divisor of the advantage: the standard deviation of the rewards of the prompt's samples
+            ("group") or of the whole batch ("batch"), or 1 ("none").
     """
 
     scale_rewards: Scale = "group"

@@ -17,7 +17,7 @@ class CISPO(GroupRelative):
     still learned from.
 
     Args:
-        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        scale_rewards: The divisor of rewards above their prompt's mean, as in GRPO.
         max_ratio: The maximum ratio of policy to old policy by which a token is weighted.
     """
 

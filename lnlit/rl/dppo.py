@@ -18,7 +18,7 @@ class DPPO(BehaviourRatio):
     rare tokens the ratio says little.
 
     Args:
-        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        scale_rewards: The divisor of rewards above their prompt's mean, as in GRPO.
         max_probability_change: The maximum change of a token's probability, from 0 to 1.
     """
 

@@ -18,7 +18,7 @@ class GRPO(GroupRelative, Clipped):
     1e-4.
 
     Args:
-        scale: The divisor of rewards above their prompt's mean: the standard deviation of the prompt's samples
+        scale_rewards: The divisor of rewards above their prompt's mean: the standard deviation of the prompt's samples
             ("group", the paper of GRPO), that of the whole batch ("batch"), or 1 ("none", Dr. GRPO).
         ratio: The ratio of policy to old policy of each "token", or the geometric mean over the tokens of the sample,
             "sequence_mean" (GSPO).

@@ -47,5 +47,6 @@ class ReinforcePlusPlus(Clipped):
         return whitened(centred_PG, table.lengths_PG * known_PG)
 
     def teaches_nothing(self, table: RewardTable) -> Tensor:
-        """Without a baseline, no prompt: each is compared with all others, and even a single sample teaches."""
+        """True for prompts to leave out, bool [P]. Without a baseline these are only prompts without any reward, since
+        each sample is compared with those of all prompts, and so even a single one teaches."""
         return super().teaches_nothing(table) if self.baseline == "group" else table.reward_PG.isnan().all(1)

@@ -17,7 +17,7 @@ class SAPO(GroupRelative):
     """Replaces the clip by a gate that closes smoothly as a token's ratio r leaves 1: 4 / t * sigmoid(t (r - 1)).
 
     Args:
-        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        scale_rewards: The divisor of rewards above their prompt's mean, as in GRPO.
         positive_temperature: Temperature t of the gate for positive advantages; a higher one closes sooner.
         negative_temperature: Temperature t of the gate for other advantages.
     """

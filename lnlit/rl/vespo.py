@@ -21,7 +21,7 @@ class VESPO(BehaviourRatio):
     of its maximum.
 
     Args:
-        scale: The divisor of rewards above their prompt's mean, as in GRPO.
+        scale_rewards: The divisor of rewards above their prompt's mean, as in GRPO.
         positive: (k, l) for advantages of 0 or more.
         negative: (k, l) for negative advantages.
     """

@@ -145,7 +145,8 @@ class LayerVariants:
         return BlockChoice(*(next(name for name, variant in half.items() if variant.parent) for half in halves))
 
     def choices(self, attention: Iterable[str] = ("*",), ffn: Iterable[str] = ("*",)) -> list[BlockChoice]:
-        """Every choice of variants that these patterns fit, and of the parent's own."""
+        """Every pair of an attention and an FFN variant whose names match one of these patterns. The parent's own
+        variants always match."""
         first, second = (
             {own, *(name for pattern in patterns for name in fitting(pattern, half))}
             for own, half, patterns in zip(self.parent, (self.attention, self.ffn), (attention, ffn), strict=True)

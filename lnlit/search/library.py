@@ -216,7 +216,8 @@ class Library:
         return composed
 
     def replacement(self, at: At, parent: Mapping[str, Tensor]) -> tuple[BlockSpec, dict[str, Tensor]]:
-        """What takes the parent's place at `at`, as a block: its architecture and its weights; `parent` as above."""
+        """The block to use in place of the parent's for the candidate `at`: its architecture and its weights. `parent`
+        holds the parent layer's own weights by their checkpoint names below the block."""
         if at.slot == "block":
             choice = self.choice(at)
             return self.block_spec(at.layer, choice), self.block_weights(at.layer, choice, parent)

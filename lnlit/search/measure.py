@@ -200,7 +200,7 @@ class LatencyLog:
 
     @classmethod
     def beside(cls, out: Path, settings: Mapping[str, Any]) -> LatencyLog:
-        """In `<out>.partial`."""
+        """Opens the log at `<out>.partial`, which is created if it does not exist. `settings` are its header."""
         return cls(Journal.beside(out, settings, "measurements"))
 
     def __enter__(self) -> LatencyLog:
@@ -210,7 +210,7 @@ class LatencyLog:
         self.journal.close()
 
     def __contains__(self, turn: Turn) -> bool:
-        """Whether it is measured."""
+        """True if this (round, model) has been measured."""
         return turn in self._latencies
 
     def append(self, turn: Turn, latencies: Iterable[Latency]) -> None:
@@ -223,7 +223,7 @@ class LatencyLog:
         return {name: [self._latencies[index, name] for index in range(rounds)] for name in models}
 
     def delete(self) -> None:
-        """The table that it was for is written."""
+        """Deletes the file. Called when the cost table that it was kept for has been written."""
         self.journal.file.unlink()
 
 

@@ -200,9 +200,11 @@ def _first_attention(choices: Sequence[Choice], library: Library) -> list[Forbid
 def corrected(
     targets: Sequence[Target], file: Path, table: CostTable, workloads: Sequence[Workload]
 ) -> tuple[Target, ...]:
-    """`targets` with the bounds on times tightened by what the last model of `file`, which `lnlit search verify` wrote,
-    missed of its prediction in any of `workloads`; bounds `of_parent` by what it missed relative to the first model.
-    None is ever loosened.
+    """`targets` with stricter bounds on times and throughputs, because an earlier child was slower than predicted.
+
+    `file` is what `lnlit search verify` wrote, with the parent first and that child last. Each bound is tightened by
+    the factor by which the child missed its prediction in the worst of `workloads`, divided by the parent's factor if
+    the bound is `of_parent`. No bound is loosened.
 
     Raises `UserError` for a file of another engine or dtype, of other workloads, whose predictions are another table's,
     or without the costs that the targets name.
@@ -264,7 +266,8 @@ def _shortfall(model: Mapping[str, Any], cost: str, workloads: Sequence[Workload
 
 
 def _tightened(target: Target, factor: float) -> Target:
-    """A throughput is bounded from below, a time from above; the other side of either stays."""
+    """The target with the minimum of a throughput multiplied by `factor`, or the maximum of a time divided by it. The
+    other bound stays. Prints a note."""
     if factor == 1.0:
         return target
     faster = target.cost in THROUGHPUTS

@@ -63,9 +63,9 @@ class Candidates:
                     raise UserError(f"candidates.{slot}_stubs: {error}") from error
 
     def check(self, spec: ModelSpec) -> list[str]:
-        """What becomes of values that cannot be had as they are written, one line each, for a parent like `spec`.
+        """One line for each setting that cannot be followed exactly for the parent `spec`, and what is done instead.
 
-        Raises `UserError` for KV heads that no layer of it can have, and for a stub with wrong arguments.
+        Raises `UserError` for a number of KV heads that no layer can have, and for a stub with wrong arguments.
         """
         asked = _Asked()
         for _, slot, part in spec.parts():
@@ -91,7 +91,8 @@ class Candidates:
                 yield f"candidates.{slot}_stubs: {part.type} knows no way to be made of {of}, and is left out"
 
     def _rounding(self, full: int) -> Iterator[str]:
-        """Which shares of a width come out as the whole of it, as another share's width, or far from what they say."""
+        """Yields a line for each of `widths` which rounding turns into the full width of `full` channels, into the same
+        number of channels as another one, or into a number that is off by more than a quarter."""
         shares: dict[int, list[float]] = {}
         for share in self.widths:
             shares.setdefault(self._width(share, full), []).append(share)
@@ -152,7 +153,7 @@ class Candidates:
 
 @dataclass
 class _Asked:
-    """A search space that holds nothing and keeps what parts ask it."""
+    """A search space without any sizes. It records the numbers of KV heads and channels that parts ask it to reduce."""
 
     heads: list[int] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)

@@ -42,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class _Record:
-    """Lists, as YAML has them, are tuples in a record: equal ones are equal, however they were given."""
+    """A record that converts its lists, which YAML has, to tuples, so that two records with equal items are equal."""
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
@@ -73,7 +73,7 @@ class Deployment(_Record):
 
 @dataclass(frozen=True)
 class Rules(_Record):
-    """What may be chosen beside the parent's own variants, which always may.
+    """The choices that a solver may take. The parent's own variants always match `attention` and `ffn`.
 
     Args:
         attention: Patterns over the names of attention variants.
@@ -98,8 +98,8 @@ class Solutions:
     """How many children to find, and how different.
 
     Args:
-        number: How many.
-        max_overlap: In what share of the layers two of them may be equal.
+        number: The number of children to find.
+        max_overlap: The largest share of the layers, from 0 to 1, in which two of them may be equal.
     """
 
     number: int = 1

@@ -39,7 +39,7 @@ def _trainable(library: Library, layer: int) -> Iterator[At]:
 
 
 def parameters(library: Library, at: At) -> int:
-    """How many weights train there."""
+    """The number of weights that are trained in the candidate `at`."""
     variants = library.layers[at.layer]
     if at.slot == "block":
         choice = library.choice(at)

@@ -124,7 +124,8 @@ class Walk:
             yield self.parent.norm(self._from(self.position + width, self.end, x_BTD, index))
 
     def _from(self, position: int, end: int, x_BTD: Tensor, index: int) -> Tensor:
-        """One micro-batch in front of `end`. Where both halves of a block are wanted, they run together."""
+        """The residual stream [B, T, D] of micro-batch `index` at position `end`, computed from `x_BTD`, that at
+        `position`. If both halves of a block are needed, they run in one call."""
         attention, rope = self.block_inputs[index]
         while position < end:
             layer, is_ffn = divmod(position, 2)
