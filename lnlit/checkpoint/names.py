@@ -43,8 +43,8 @@ def stored_shapes(shapes: Shapes, rules: Rules) -> dict[str, tuple[int, ...]]:
 def as_stored(
     weights: Iterable[tuple[str, Tensor]], expected: Iterable[str], rules: Rules
 ) -> Iterator[tuple[str, Tensor]]:
-    """Canonical weights under the folder's names. The parts of one tensor wait in memory for each other; incomplete
-    ones are yielded as they are."""
+    """Canonical weights under the folder's names. Parts of a stacked tensor are held in memory until all have come; if
+    some never come, the others are yielded under their canonical names at the end."""
     parts_of = stored_names(expected, rules)
     whole_of = {part: stored for stored, parts in parts_of.items() for part in parts}
     waiting: dict[str, Tensor] = {}

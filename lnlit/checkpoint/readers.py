@@ -77,7 +77,7 @@ def _nothing(spec: ModelSpec) -> Iterator[_Finding]:
 
 
 def _vllm(spec: ModelSpec) -> Iterator[_Finding]:
-    """Obstacles of vLLM's class `nemotron_nas`, which reads any width through the folder's own configuration."""
+    """(reason, place) of whatever keeps vLLM's class `nemotron_nas` from loading the model; FFN widths never do."""
     yield from _parts(spec, SINGLE_LINEAR, "it knows no single linear")
     first = next((index for index, block in enumerate(spec.layers) if (block.attention, block.ffn) != (NOOP, NOOP)), -1)
     if first < 0:

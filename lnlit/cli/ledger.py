@@ -1,5 +1,5 @@
-"""Records which stages of a folder were started and finished, and what they were made by, in `<runs>/<folder's
-name>.stages.json`, with a lock."""
+"""Keeps `<runs>/<folder's name>.stages.json` under a lock: for each stage of a folder, whether it was started or
+finished, and a digest of everything that it was made from."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Questions:
         rows: The number of questions, from the first on.
         context_key: The key of a row that holds the text in front of the choices.
         choices_key: The key that holds the list of continuations.
-        answer_key: The key that holds the right one: its index from 0, or a letter from A.
+        answer_key: The key that holds the correct choice: its index from 0, or a letter from A.
     """
 
     source: Source

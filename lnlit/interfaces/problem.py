@@ -150,7 +150,8 @@ class Problem:
         return math.fsum(choice.score for choice in picked), costs
 
     def violations(self, names: Sequence[str]) -> list[str]:
-        """The limits that the solution breaks, one readable line each. Scenarios and `max_overlap` are not checked."""
+        """The limits that a solution breaks, one readable line each. `names` are its choices, one per layer. Scenarios
+        and `max_overlap` are not checked."""
         _, costs = self.totals(names)
         broken = []
         for cost, (low, high) in self.limits().items():

@@ -215,7 +215,7 @@ def _asked(key: str, rollouts: Mapping[int, Mapping[str, Sequence[Sample]]]) -> 
 
 
 def _latest(samples: Sequence[Sample]) -> list[Asked]:
-    """The best and the worst samples of the prompts with the largest difference in reward."""
+    """The prompts whose samples differ most in reward, each with its best and its worst sample."""
     return [
         (_turns(best), [("best", best), ("worst", worst)] if best.reward > worst.reward else [("any", best)])
         for best, worst in widest(samples)[:_PROMPTS]

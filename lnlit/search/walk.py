@@ -53,7 +53,7 @@ class Walk:
     """The residual streams of a text on their way through the parent, without gradients and only forward.
 
     Args:
-        parent: The parent. Layers that the walk has not reached may be on the meta device (see `in_memory`).
+        parent: The parent model. Layers that the walk has not reached may be on the meta device (see `in_memory`).
         streams: The stream of each micro-batch before `position`, [B, T, D].
         block_inputs: Attention and rope tables of each micro-batch.
         position: The number of sub-blocks that the streams have passed.

@@ -26,8 +26,8 @@ TABLE, DATA, PICTURE = "ablation.md", "ablation.json", "ablation.png"
 
 @dataclass(frozen=True)
 class Metric:
-    """A value to read from a run: `key` in the results of the fit `file` (without .yaml), or a dotted path in the JSON
-    that another stage has written."""
+    """A value to read from a run. If the stage of `file` (without .yaml) `is_fit`, `key` is a metric in its results;
+    otherwise it is a dotted path in the JSON that the stage has written."""
 
     file: str
     key: str
