@@ -209,7 +209,7 @@ def test_the_first_rollout_and_the_newest_are_kept(whole, tmp_path):
         assert history.steps("train") == ([*range(step + 1)] if step < 5 else [0, *range(step - 3, step + 1)])
 
 
-@pytest.mark.parametrize("settings", [{"every_n_rollouts": 0}, {"keep": 1}, {"prompts": -1}])
+@pytest.mark.parametrize("settings", [{"every_n_rollouts": 0}, {"keep": 1}, {"num_prompts": -1}])
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(UserError, match="RolloutLog: needs"):
         RolloutLog(**settings)

@@ -90,7 +90,7 @@ def test_the_full_help_lists_the_trainers_options(lnlit, command):
 
 def test_help_on_one_class(lnlit):
     code, out, _ = lnlit("fit", "--model.help", "SFT")
-    assert code == 0 and "--model.optimizer.learning_rate" in out and "peak rate" in out
+    assert code == 0 and "--model.optimizer.learning_rate" in out and "Peak rate" in out
 
 
 def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monkeypatch, tiny_model):

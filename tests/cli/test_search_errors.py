@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lnlit.cli import explain
 from lnlit.interfaces import Workload
+from lnlit.renamed import KEYS
 from lnlit.search.costs import CostTable, Timing
 from lnlit.search.hardware import Hardware
 from lnlit.search.library import INDEX, Library
@@ -206,7 +206,7 @@ def test_a_key_of_an_older_file_says_what_it_is_now_called(stage, text, says, ln
 def test_every_setting_that_has_moved_is_where_it_is_said_to_be():
     for stage in (solve_stage, measure, annotate):
         arguments = typing.get_type_hints(stage)
-        for former, now in explain._NOW_CALLED[stage.__name__].items():
+        for former, now in KEYS[stage.__name__].items():
             group, _, name = re.split(r"[,:]", now)[0].partition(".")
             assert group in arguments and former not in arguments
             assert not name or name in {field.name for field in dataclasses.fields(arguments[group])}
