@@ -130,7 +130,9 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
 
 
 def _check_renamed(owner: Any, given: Any, place: Place) -> None:
-    renamed = keys_now_called(owner.__name__, given) if isinstance(given, Mapping) else {}
+    renamed: dict[str, str] = {}
+    for kind in getattr(owner, "__mro__", (owner,)) if isinstance(given, Mapping) else ():
+        renamed |= keys_now_called(kind.__name__, given)
     if renamed:
         told = "; ".join(f"{key} is now called {new}" for key, new in renamed.items())
         raise _Problem(place, told, at=next(iter(renamed)))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lnlit.errors import UserError
+from lnlit.schema import check
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class AdamW:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        check(self, "optimizer")
         if not 0 <= self.final_learning_rate <= self.learning_rate or not 0 < self.learning_rate < math.inf:
             raise UserError(
                 f"optimizer: needs 0 <= final_learning_rate <= learning_rate and learning_rate > 0, got "

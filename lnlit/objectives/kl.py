@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lnlit.errors import UserError
 from lnlit.objectives.policy import LARGEST, bounded_exp
+from lnlit.schema import check
 
 Estimator = Literal["k1", "k2", "k3"]
 Place = Literal["loss", "score", "reward"]
@@ -76,6 +77,7 @@ class KL:
     place: Place = "score"
 
     def __post_init__(self) -> None:
+        check(self, "kl")
         if not (0 <= self.weight < float("inf")):
             raise UserError(f"kl.weight: expected a number of 0 or more, got {self.weight}")
         if reason := _REFUSED.get((self.estimator, self.place)):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
+from lnlit.schema import check
 
 RatioOf = Literal["token", "sequence", "sequence_mean"]
 #: Log-ratios beyond this overflow or vanish in fp32; no clip or bound in use comes near.
@@ -38,6 +39,7 @@ class Clip:
     dual: float | None = None
 
     def __post_init__(self) -> None:
+        check(self, "clip")
         if not 0 <= self.low <= 1 or not self.high >= 0:
             raise UserError(f"clip: expected low from 0 to 1 and high of 0 or more, got {self.low} and {self.high}")
         if self.dual is not None and not self.dual > 1 + self.high:
@@ -60,6 +62,7 @@ class Correction:
     outside: Literal["truncate", "mask"] = "truncate"
 
     def __post_init__(self) -> None:
+        check(self, "correction")
         if not 0 <= self.low < 1 < self.high:
             raise UserError(f"correction: expected 0 <= low < 1 < high, got {self.low} and {self.high}")
 

@@ -22,6 +22,7 @@ from lnlit.objectives import policy
 from lnlit.objectives.advantage import centred, over_batch_std, over_group_std
 from lnlit.objectives.kl import KL, k3
 from lnlit.objectives.policy import Clip, Correction, RatioOf, TokenLoss, clipped_loss, log_ratios
+from lnlit.schema import check
 
 ReductionName = Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"]
 #: The divisor of rewards above their prompt's mean.
@@ -44,6 +45,9 @@ class PolicyGradient(Algorithm):
     reduction: ReductionName = "token_mean"
     kl: KL = KL()
     correction: Correction | None = Correction()
+
+    def __post_init__(self) -> None:
+        check(self, type(self).__name__)
 
     @abstractmethod
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:
@@ -122,6 +126,7 @@ class Clipped(PolicyGradient):
     clip: Clip = Clip()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.correction is not None and self.ratio != "token":
             raise UserError(
                 f"correction weighs tokens, but ratio: {self.ratio} is one number for a whole sample. Use ratio: "

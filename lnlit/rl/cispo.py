@@ -24,6 +24,7 @@ class CISPO(GroupRelative):
     max_ratio: float = 5.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_above_zero(max_ratio=self.max_ratio)
 
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:

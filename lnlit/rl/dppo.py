@@ -26,6 +26,7 @@ class DPPO(BehaviourRatio):
     max_probability_change: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.max_probability_change <= 1:
             raise UserError(
                 "max_probability_change: a probability moves by more than 0 and at most 1, got "

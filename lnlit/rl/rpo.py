@@ -14,6 +14,7 @@ from lnlit.objectives.policy import sums
 from lnlit.objectives.preference import LOSSES
 from lnlit.objectives.reward import pair_accuracy
 from lnlit.rl.algorithm import check_above_zero
+from lnlit.schema import check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class RPO(Algorithm):
     anchor: Literal["reference", "old_policy"] = "reference"
 
     def __post_init__(self) -> None:
+        check(self, type(self).__name__)
         check_above_zero(beta=self.beta, eta=self.eta)
 
     @property

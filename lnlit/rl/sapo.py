@@ -27,6 +27,7 @@ class SAPO(GroupRelative):
     reduction: ReductionName = "sequence_mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_above_zero(positive_temperature=self.positive_temperature, negative_temperature=self.negative_temperature)
 
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:

@@ -30,6 +30,7 @@ class VESPO(BehaviourRatio):
     negative: tuple[float, float] = (3.0, 2.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_above_zero(positive=min(self.positive), negative=min(self.negative))
 
     def token_loss(self, log_probs_N: Tensor, drawn_N: Tensor, batch: PolicyBatch) -> TokenLoss:

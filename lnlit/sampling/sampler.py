@@ -30,6 +30,9 @@ from lnlit.rewards.pool import RewardPool
 from lnlit.sampling.prompt import Prompt
 from lnlit.sampling.sample import Drawn, Judged
 
+#: The largest number of fp32.
+_LARGEST = 3.4e38
+
 
 @dataclass(frozen=True)
 class Weighted:
@@ -193,12 +196,19 @@ class Sampler:
         return [Judged(each.prompt, each.rollout, each.text, rewards, self._sum(rewards)) for each, rewards in verdicts]
 
     def _sum(self, rewards: Mapping[str, RewardResult]) -> float:
-        """The weighted sum of a sample's rewards. Rewards of weight 0 are ignored, even if they are missing."""
-        return sum(
+        """The weighted sum of a sample's rewards. Rewards of weight 0 are ignored, even if they are missing. Raises
+        `UserError` for a sum that fp32, in which advantages are computed, cannot hold."""
+        found = sum(
             math.nan if result.value is None else self.weights[name] * result.value
             for name, result in rewards.items()
             if self.weights[name]
         )
+        if abs(found) > _LARGEST:
+            values = ", ".join(f"{self.weights[name]:g} x {rewards[name].value} ({name})" for name in rewards)
+            raise UserError(
+                f"data.rewards: the sum of {values} is beyond {_LARGEST:.2g}, fp32's largest. Lower a weight."
+            )
+        return found
 
 
 def first_failure(judged: Sequence[Judged]) -> tuple[str, str | None] | None:

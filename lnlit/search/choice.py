@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product, starmap
 from typing import Literal, NamedTuple
 
 from lnlit.errors import UserError
@@ -128,11 +129,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class LayerVariants:
-    """The choices of one layer by name, the parent's own first."""
+    """The choices of one layer by name, the parent's own first.
+
+    Raises `UserError` if two choices would be written alike, as "a+b" with "c" and "a" with "b+c".
+    """
 
     attention: Mapping[str, Variant]
     ffn: Mapping[str, Variant]
     pairs: Mapping[str, Pair] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        written: dict[str, BlockChoice] = {}
+        for choice in starmap(BlockChoice, product(self.attention, self.ffn)):
+            if (other := written.setdefault(str(choice), choice)) != choice:
+                raise UserError(
+                    f"the choices {tuple(other)} and {tuple(choice)} of a layer are both called {str(choice)!r}. Let "
+                    "`short_name` of their classes tell them apart."
+                )
 
     def of(self, slot: Slot) -> Mapping[str, Variant | Pair]:
         """What there is in a slot by name: of a whole block, the pairs that were trained together."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import re
 from dataclasses import dataclass
 from itertools import chain
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lnlit import registry
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyBatch, RewardTable, TokenBatch
+from lnlit.interfaces import PolicyBatch, RewardResult, RewardTable, TokenBatch
 from lnlit.modules import policy, prompt_data
 from lnlit.objectives.kl import KL
+from lnlit.objectives.policy import Correction
 from lnlit.rl import collector, on_policy
 from lnlit.rl.cispo import CISPO
 from lnlit.rl.dppo import DPPO
@@ -324,3 +327,31 @@ def test_what_does_not_go_together_is_refused():
         GRPO(ratio="sequence_mean")
     with pytest.raises(UserError, match="beta: expected a number above 0"):
         RPO(beta=0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: KL(0.1, "k1", "Loss"), "kl.place: expected one of loss, score, reward, got 'Loss'"),
+        (lambda: KL("0.1"), "kl.weight: expected a finite number, got '0.1'"),
+        (lambda: Correction(outside="Truncate"), "correction.outside: expected one of truncate, mask"),
+        (lambda: GRPO(scale_rewards="Group"), "GRPO.scale_rewards: expected one of group, batch, none"),
+        (lambda: GRPO(clip=0.2), "GRPO.clip: expected a mapping, got 0.2"),
+        (lambda: ReinforcePlusPlus(baseline="Group"), "ReinforcePlusPlus.baseline: expected one of"),
+        (lambda: VESPO(positive=(1.0,)), "VESPO.positive: expected a list of 2"),
+        (lambda: RPO(beta="0.1"), "RPO.beta: expected a finite number, got '0.1'"),
+        (lambda: CISPO(max_ratio=None), "CISPO.max_ratio: expected a finite number, got null"),
+    ],
+)
+def test_settings_are_checked_in_python_as_on_the_command_line(make, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        make()
+
+
+def test_a_reward_that_fp32_cannot_hold_is_refused():
+    weighted = SimpleNamespace(weights={"long": 1e300, "seen": 0.0})
+    judged = {"long": RewardResult(2.0), "seen": RewardResult(None, "not asked")}
+    with pytest.raises(UserError, match=r"data.rewards: the sum of 1e\+300 x 2.0 \(long\).*fp32's largest"):
+        sampler.Sampler._sum(weighted, judged)
+    weighted.weights["long"] = 1e30
+    assert sampler.Sampler._sum(weighted, judged) == 2e30

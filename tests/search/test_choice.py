@@ -24,6 +24,14 @@ def test_every_choice_is_found_by_its_name():
     assert LAYER.parent == BlockChoice("a+b", "c")
 
 
+def test_two_choices_of_a_layer_have_two_names():
+    with pytest.raises(UserError, match=r"\('a', 'b\+c'\) and \('a\+b', 'c'\) of a layer are both called 'a\+b\+c'"):
+        LayerVariants(
+            {name: Variant(PartSpec(name), 1) for name in ("a", "a+b")},
+            {name: Variant(PartSpec(name), 1) for name in ("b+c", "c")},
+        )
+
+
 def test_patterns_over_halves_keep_the_parents_own():
     assert LAYER.choices(("noop",), ()) == [BlockChoice("a+b", "c"), BlockChoice("noop", "c")]
 
