@@ -111,5 +111,5 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_no_weight(model
 
 @pytest.mark.parametrize("settings", [{"beta": 0.0}, {"beta": 0.1, "eta": -1.0}, {"beta": float("nan")}])
 def test_scales_must_be_positive(model, settings):
-    with pytest.raises(UserError, match="expected a number above 0"):
+    with pytest.raises(UserError, match=r"expected a (number above 0|finite number), got"):
         RPO(str(model), AdamW(1e-3), **settings)

@@ -122,7 +122,7 @@ CHEATS = {
     "a plain value that is asked twice": "class L(list):\n    n = 0\n    def __iter__(s):\n        L.n += 1\n"
     "        return iter([L.n])\ndef double(x): return L()",
     "signals": "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nsignal.pause()",
-    "stops itself": "import os\nos.closerange(0, 99)",
+    "stops itself": "import os\nos.closerange(0, 4096)",
     "uses up descriptors": "import os\nwhile True: os.dup(0)",
 }
 
