@@ -11,6 +11,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
@@ -67,10 +68,12 @@ def read(kind: Any, data: Any, place: str, *, then: str = "", others: bool = Fal
 
 def check(instance: Any, place: str) -> None:
     """Raises `UserError` unless each field of a dataclass instance has a value of its annotated type. Nested dataclass
-    instances are not checked again."""
+    instances are not checked again. A field of a type that the schema does not have, as a function, is its owner's to
+    check."""
     reader = _Reader()
     for name, kind in _hints(type(instance)).items():
-        reader.value(kind, getattr(instance, name), f"{place}.{name}")
+        with suppress(_NotInSchema):
+            reader.value(kind, getattr(instance, name), f"{place}.{name}")
 
 
 def inside(place: str, key: str) -> str:
@@ -95,6 +98,10 @@ def _required(kind: type) -> list[str]:
     return [field.name for field in own if field.default is missing and field.default_factory is missing]
 
 
+class _NotInSchema(TypeError):
+    """An annotation that the schema does not support: a mistake in the code, not in the data."""
+
+
 @dataclass(frozen=True)
 class _Reader:
     then: str = ""
@@ -117,7 +124,7 @@ class _Reader:
             return self._mapping(args, data, place)
         if kind is Any:
             return data
-        raise TypeError(f"{place}: a schema has no {kind!r}")
+        raise _NotInSchema(f"{place}: a schema has no {kind!r}")
 
     def wrong(self, place: str, expected: str, data: Any, hint: str = "") -> UserError:
         got = "null" if data is None else shown(data)

@@ -33,7 +33,7 @@ from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
 from lnlit.models.decoder import Decoder
 from lnlit.schema import Whole, read
-from lnlit.search.choice import SLOTS, At, BlockChoice
+from lnlit.search.choice import SLOTS, At, BlockChoice, Slot
 from lnlit.search.library import Library
 from lnlit.search.metrics import BIGGER_IS_BETTER, Metric, MetricName
 from lnlit.search.walk import Walk
@@ -135,18 +135,20 @@ def _halves(block: nn.Module) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _BlockScore:
-    """What each line has, where whole blocks were scored; measurements stand beside it."""
+class _SubblockScore:
+    """The keys that each line must have where sub-blocks were scored. Measurements may stand beside them."""
 
     layer: Whole
-    slot: Literal["block"]
+    slot: Slot
     name: str
     score: float
 
 
 @dataclass(frozen=True)
-class _SubblockScore(_BlockScore):
-    slot: Literal["attention", "ffn", "block"]  # type: ignore[assignment]
+class _BlockScore(_SubblockScore):
+    """The same where whole blocks were scored."""
+
+    slot: Literal["block"]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ast
 import inspect
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
@@ -346,6 +347,16 @@ def test_what_does_not_go_together_is_refused():
 def test_settings_are_checked_in_python_as_on_the_command_line(make, says):
     with pytest.raises(UserError, match=re.escape(says)):
         make()
+
+
+def test_an_algorithm_of_ones_own_may_have_a_setting_of_any_type():
+    @dataclass(frozen=True, kw_only=True)
+    class Shaped(GRPO):
+        shape: Callable[[float], float] = abs
+
+    assert Shaped().shape is abs
+    with pytest.raises(UserError, match=r"Shaped\.scale_rewards: expected one of"):
+        Shaped(scale_rewards="Group")
 
 
 def test_a_reward_that_fp32_cannot_hold_is_refused():
