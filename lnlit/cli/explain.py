@@ -130,9 +130,14 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
 
 
 def _check_renamed(owner: Any, given: Any, place: Place) -> None:
+    if not isinstance(given, Mapping):
+        return
     renamed: dict[str, str] = {}
-    for kind in getattr(owner, "__mro__", (owner,)) if isinstance(given, Mapping) else ():
-        renamed |= keys_now_called(kind.__name__, given)
+    unknown = [
+        key for key in given if key not in inspect.signature(owner).parameters
+    ]  # a subclass may use a former name
+    for kind in getattr(owner, "__mro__", (owner,)):
+        renamed |= keys_now_called(kind.__name__, unknown)
     if renamed:
         told = "; ".join(f"{key} is now called {new}" for key, new in renamed.items())
         raise _Problem(place, told, at=next(iter(renamed)))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 import lnlit
+from lnlit.cli import explain
 from lnlit.renamed import keys_now_called, now_called, settings_by_new_names, with_new_names
+from lnlit.rl.grpo import GRPO
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,21 @@ def test_a_name_is_told_only_where_the_new_one_is_allowed():
     assert now_called("Stability", ["ChatData"]) is None
     assert keys_now_called("SAPO", ["positive", "kl"]) == {"positive": "positive_temperature"}
     assert keys_now_called("VESPO", ["positive", "kl"]) == {}
+
+
+def test_a_subclass_has_its_parents_former_keys_unless_it_uses_them_itself():
+    @dataclass(frozen=True, kw_only=True)
+    class Plain(GRPO):
+        pass
+
+    @dataclass(frozen=True, kw_only=True)
+    class Scaled(GRPO):
+        scale: float = 1.0
+
+    with pytest.raises(explain._Problem) as raised:
+        explain._check_renamed(Plain, {"scale": "group"}, ())
+    assert raised.value.text == "scale is now called scale_rewards"
+    explain._check_renamed(Scaled, {"scale": 2.0}, ())
 
 
 def test_an_old_name_in_python():
