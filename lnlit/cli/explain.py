@@ -132,10 +132,9 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
 def _check_renamed(owner: Any, given: Any, place: Place) -> None:
     if not isinstance(given, Mapping):
         return
+    # A subclass may use a former name for a setting of its own.
+    unknown = [key for key in given if key not in inspect.signature(owner).parameters]
     renamed: dict[str, str] = {}
-    unknown = [
-        key for key in given if key not in inspect.signature(owner).parameters
-    ]  # a subclass may use a former name
     for kind in getattr(owner, "__mro__", (owner,)):
         renamed |= keys_now_called(kind.__name__, unknown)
     if renamed:
