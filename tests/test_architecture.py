@@ -32,8 +32,8 @@ _BOTTOM = {
     "own",
 }
 _PURE = {"models", "objectives"}
-_MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint", "eval"}
-_SAMPLED = {"sampling", "rl"}
+_MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint"}
+_SAMPLED = {"sampling", "rl", "eval"}
 _LIGHTNING = {"modules", "callbacks"}
 
 #: What each part of lnlit may import from lnlit, itself aside. An arrow that is not here points up or sideways.
@@ -49,14 +49,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "end_of_turn": {"errors", "files", "thinking"},
     "builtins": set(),
     "specs": {"errors", "schema"},
-    "interfaces": {"errors", "schema", "specs"},
+    "interfaces": {"errors", "schema", "specs", "thinking"},
     "own": {"errors", "files"},
     "registry": {"errors", "builtins", "specs", "interfaces"},
     **dict.fromkeys(_PURE, _BOTTOM),
     **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),
     "sampling": _BOTTOM | _PURE | _MIDDLE,
-    "rl": _BOTTOM | _PURE | _MIDDLE | {"sampling"},
-    "report": _BOTTOM | _PURE | _MIDDLE | {"sampling"},
+    **dict.fromkeys(("rl", "eval"), _BOTTOM | _PURE | _MIDDLE | {"sampling"}),
+    "report": _BOTTOM | _PURE | _MIDDLE | {"sampling", "eval"},
     **dict.fromkeys(_LIGHTNING, _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"}),
     "testing": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | _LIGHTNING,
     "stages": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"},

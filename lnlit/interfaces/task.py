@@ -1,0 +1,139 @@
+"""Interface `task`: what a model is asked, and how its answers become numbers.
+
+There are two kinds. A `GenerationTask` asks for text, which a reward judges. A `LikelihoodTask` asks how likely given
+texts are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from lnlit.interfaces.reward import Reward, RewardResult
+from lnlit.thinking import Thinking
+
+
+@dataclass(frozen=True)
+class TaskSampling:
+    """How answers are sampled in one thinking mode.
+
+    Args:
+        samples: Answers per prompt. Their mean is pass@1 (Llama-Nemotron section 7.1).
+        max_new_tokens: Length limit of an answer. One that reaches it while it thinks is never graded.
+        temperature: Sampling temperature. 0 is greedy.
+        top_p: The share of probability that tokens are sampled from.
+    """
+
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, whose values are one observation.
+
+    `key` names it among the questions of its task and stays the same if others are added. `prompts` are the
+    conversations that it is asked in, without the thinking toggle: mostly one, or several if it is asked in several
+    ways. `row` is the row of data that the reward reads. `group` is the part of the task that it belongs to, such as a
+    subject, or empty.
+    """
+
+    key: str
+    prompts: Sequence[Sequence[Mapping[str, Any]]]
+    row: Mapping[str, Any]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer to one prompt of a question. `text` is that of `RewardRequest.completion`, `tokens` its length.
+    `cut_in_thought` is true if the answer hit the length limit before its thinking ended; it is not graded, and each of
+    its `rewards` is 0."""
+
+    text: str
+    tokens: int
+    truncated: bool
+    cut_in_thought: bool
+    rewards: Mapping[str, RewardResult] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """Questions of one benchmark. The constructor takes settings only; data is read by `questions`."""
+
+    @abstractmethod
+    def questions(self) -> Iterator[Any]:
+        """All questions, always in the same order. Raises `UserError` naming the row that is none."""
+
+
+class GenerationTask(Task):
+    """A task whose answers are generated and judged."""
+
+    @abstractmethod
+    def questions(self) -> Iterator[Question]: ...
+
+    @abstractmethod
+    def rewards(self) -> Mapping[str, Reward]:
+        """The rewards that judge an answer, by name. The values of the first are from 0 to 1."""
+
+    @abstractmethod
+    def sampling(self, thinking: Thinking | None) -> TaskSampling:
+        """How answers are sampled in a thinking mode. None is a model without the toggle."""
+
+    def values(self, answers: Sequence[Sequence[Answer]]) -> Mapping[str, Sequence[float | None]]:
+        """The numbers of one question, by name, one for each sample. None is a sample that could not be judged.
+
+        `answers[p][s]` is sample s of the question's prompt p. By default, each reward is a number, and a question's
+        prompts count equally.
+        """
+        names = dict.fromkeys(name for samples in answers for answer in samples for name in answer.rewards)
+        return {name: [_mean(name, sample) for sample in zip(*answers, strict=True)] for name in names}
+
+    def final_answer(self, text: str) -> str | None:
+        """The answer in a canonical form, in which equal answers are equal texts, for majority votes. None if the text
+        has none, which is counted."""
+        return text.strip() or None
+
+
+def _mean(name: str, answers: Sequence[Answer]) -> float | None:
+    found = [answer.rewards[name].value for answer in answers]
+    known = [value for value in found if value is not None]
+    return fmean(known) if len(known) == len(found) else None
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """A question for log-likelihoods: each of `continuations` is a text that may follow `context`. `row` is the row of
+    data, with the right answer."""
+
+    key: str
+    context: str
+    continuations: Sequence[str]
+    row: Mapping[str, Any]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model says of one continuation: the sum of its tokens' log-probabilities in nats, how many tokens and
+    bytes it has, and whether each token is the most likely one at its place."""
+
+    log_prob: float
+    tokens: int
+    bytes: int
+    is_greedy: bool
+
+
+class LikelihoodTask(Task):
+    """A task whose continuations are compared by their log-likelihood. Nothing is generated."""
+
+    @abstractmethod
+    def questions(self) -> Iterator[Continuations]: ...
+
+    @abstractmethod
+    def values(self, question: Continuations, likelihoods: Sequence[Likelihood]) -> Mapping[str, float]:
+        """The numbers of one question, by name, from the likelihood of each continuation in order."""
