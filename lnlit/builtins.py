@@ -92,6 +92,9 @@ BUILTINS: dict[str, dict[str, str]] = {
         "uniform": "lnlit.search.baselines:Uniform",
         "random": "lnlit.search.baselines:Random",
     },
+    "task": {
+        "gsm8k": "lnlit.eval.tasks.gsm8k:GSM8K",
+    },
 }
 
 #: Parts that a search tries in place of any other by default (Puzzle, Bercovich et al. 2024, section 2).
@@ -111,4 +114,5 @@ INTERFACES: dict[str, str] = {
     "algorithm": "lnlit.interfaces.algorithm:Algorithm",
     "rollout": "lnlit.interfaces.rollout:RolloutEngine",
     "solver": "lnlit.interfaces.solver:Solver",
+    "task": "lnlit.interfaces.task:Task",
 }

@@ -57,6 +57,7 @@ _USES = {
     "method": "`lnlit fit --model {name}`, or `model: {{class_path: {name}}}` in YAML.",
     "meter": "`lnlit search measure --engine {name}`.",
     "solver": "`lnlit search solve --solver {name}`.",
+    "task": "`lnlit eval MODEL --tasks {name}`.",
 }
 #: Distributions of lnlit's own.
 _OURS = ("lnlit-flash-attn", "lnlit-highs", "lnlit-vllm")
