@@ -32,6 +32,7 @@ from lnlit.interfaces.task import (
     Question,
     Task,
     TaskSampling,
+    Windows,
 )
 
 __all__ = [
@@ -85,6 +86,7 @@ __all__ = [
     "Task",
     "TaskSampling",
     "TokenBatch",
+    "Windows",
     "Workload",
 ]
 

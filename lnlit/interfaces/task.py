@@ -106,26 +106,45 @@ def _mean(name: str, answers: Sequence[Answer]) -> float | None:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """How a text that may be longer than the model's context is read. The first window predicts all of its tokens; each
+    further one ends `stride` tokens after the one before, and predicts only these.
+
+    Args:
+        length: Tokens that the model reads at once. None is its context.
+        stride: New tokens of each further window. None is `length`, with which all tokens are read about once. Less
+            gives each token more context, for more work.
+    """
+
+    length: int | None = None
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
 class Continuations:
-    """A question for log-likelihoods: each of `continuations` is a text that may follow `context`. `row` is the row of
-    data, with the right answer."""
+    """A question for log-likelihoods: each of `continuations` is a text that may follow `context`. If they follow
+    different texts, `context` has one for each. `row` is the row of data, with the right answer. `windows` is for
+    continuations without a context that may be longer than the model's."""
 
     key: str
-    context: str
+    context: str | Sequence[str]
     continuations: Sequence[str]
     row: Mapping[str, Any]
     group: str = ""
+    windows: Windows | None = None
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """What a model says of one continuation: the sum of its tokens' log-probabilities in nats, how many tokens and
-    bytes it has, and whether each token is the most likely one at its place."""
+    bytes it has, and whether each token is the most likely one at its place. `left_out` is the number of tokens at the
+    context's beginning that the model did not see, because its own context is shorter."""
 
     log_prob: float
     tokens: int
     bytes: int
     is_greedy: bool
+    left_out: int = 0
 
 
 class LikelihoodTask(Task):
@@ -137,3 +156,8 @@ class LikelihoodTask(Task):
     @abstractmethod
     def values(self, question: Continuations, likelihoods: Sequence[Likelihood]) -> Mapping[str, float]:
         """The numbers of one question, by name, from the likelihood of each continuation in order."""
+
+    def totals(self, values: Mapping[str, Sequence[float]]) -> Mapping[str, float]:
+        """Figures of the whole task that are no mean over questions, such as a perplexity, from the questions'
+        numbers by name. There are none by default."""
+        return {}
