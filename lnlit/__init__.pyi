@@ -87,6 +87,7 @@ from lnlit.rl.metrics import describe as describe
 from lnlit.rollout.native import NativeEngine as NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum as GaussianCurriculum
 from lnlit.sampling.order import Uniform as Uniform
+from lnlit.sampling.settings import Sampling as Sampling
 from lnlit.search.costs import CostTable as CostTable
 from lnlit.search.library import Library as Library
 from lnlit.search.space import Candidates as Candidates
@@ -98,7 +99,6 @@ from lnlit.search.targets import Target as Target
 from lnlit.specs import BlockSpec as BlockSpec
 from lnlit.specs import ModelSpec as ModelSpec
 from lnlit.specs import PartSpec as PartSpec
-from lnlit.stages.annotate import Sampling as Sampling
 from lnlit.stages.annotate import annotate as rollout_annotate
 from lnlit.stages.curriculum import curriculum as rollout_curriculum
 from lnlit.stages.fuse import fuse as search_fuse

@@ -24,7 +24,7 @@ def engine(name: str = "native"):
 
 @pytest.mark.parametrize("name", sorted(BUILTINS["rollout"]))
 def test_engine(name):
-    check_rollout_engine(lambda: engine(name))
+    check_rollout_engine(lambda: engine(name), is_scripted=name == "scripted")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
@@ -51,6 +51,16 @@ class SeedsByPlace(Native):
 class Greedy(Native):
     def generate(self, requests, sampling):
         return super().generate(requests, dataclasses.replace(sampling, temperature=0.0))
+
+
+class IgnoresGreedy(Native):
+    def generate(self, requests, sampling):
+        return super().generate(requests, dataclasses.replace(sampling, temperature=sampling.temperature or 1.0))
+
+
+class IgnoresTopP(Native):
+    def generate(self, requests, sampling):
+        return super().generate(requests, dataclasses.replace(sampling, top_p=1.0))
 
 
 class Sorted(Native):
@@ -95,6 +105,8 @@ class DropsTheEnd(Native):
     [
         (SeedsByPlace, "depends on what else is generated"),
         (Greedy, "another seed, the same completion|log-probs are"),
+        (IgnoresGreedy, "not the likeliest token"),
+        (IgnoresTopP, "outside of top_p"),
         (Sorted, "out of order"),
         (Stale, "log-probs are .* from the loaded model's"),
         (HalfLoaded, "after a load that failed half-way"),

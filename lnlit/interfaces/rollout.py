@@ -24,20 +24,24 @@ class RolloutRequest:
 
 @dataclass(frozen=True)
 class RolloutSampling:
-    """How tokens are sampled: from the full distribution at `temperature`, until one of `end_ids` (which is kept) or
-    `max_new_tokens`.
+    """How tokens are sampled: at `temperature`, until one of `end_ids` (which is kept) or `max_new_tokens`.
 
-    There is no top-p or top-k, because truncating the distribution would bias the importance ratios.
+    A `temperature` of 0 is greedy. A `top_p` below 1 samples from the smallest set of tokens with at least that
+    probability. Training by reinforcement sets neither, because a policy's probabilities are those of the full
+    distribution, and samples of any other would bias the importance ratios.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     end_ids: tuple[int, ...] = ()
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion. `logprobs` are the engine's log-probs of `token_ids` at the sampling temperature, in nats."""
+    """A completion. `logprobs` are the engine's log-probs of `token_ids` at the sampling temperature, in nats, and at a
+    temperature of 1 for greedy completions. With a `top_p` below 1 they are those of either the full or the truncated
+    distribution."""
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]

@@ -47,7 +47,7 @@ class NativeEngine(RolloutEngine):
     def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling) -> list[Rollout]:
         if self._decoder is None or self._version is None:
             raise UserError("NativeEngine has no complete weights to generate with; load_weights comes first.")
-        how = Sampling(sampling.max_new_tokens, sampling.temperature)
+        how = Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p)
         # Equal lengths waste no steps on padding. The order is that of the lengths, so it does not depend on chance.
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
         found: dict[int, Rollout] = {}

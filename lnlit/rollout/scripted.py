@@ -24,7 +24,8 @@ from lnlit.rollout.log_probs import token_log_probs
 
 
 class ScriptedEngine(RolloutEngine):
-    """Each request is answered with one of `completions`, chosen by its seed; the log-probs are those of the policy.
+    """Each request is answered with one of `completions`, chosen by its seed whatever the sampling settings; the
+    log-probs are those of the policy.
 
     Args:
         completions: Token ids, each list one completion. One without an end token gets one; longer ones than a request
@@ -60,7 +61,7 @@ class ScriptedEngine(RolloutEngine):
         tokens = (*script[:end], *sampling.end_ids[:1]) if end == len(script) else tuple(script[: end + 1])
         tokens = tokens[: sampling.max_new_tokens]
         reason = "stop" if tokens[-1] in sampling.end_ids else "length"
-        logprobs = _log_probs(decoder, request.prompt_ids, tokens, sampling.temperature)
+        logprobs = _log_probs(decoder, request.prompt_ids, tokens, sampling.temperature or 1.0)
         return Rollout(request.prompt_ids, tokens, logprobs, reason, version, request.seed)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -22,37 +22,16 @@ from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
 from lnlit.files import expanded
-from lnlit.interfaces import PolicyWeights, Reward, RolloutEngine, RolloutSampling, Source
+from lnlit.interfaces import PolicyWeights, Reward, RolloutEngine, Source
 from lnlit.journal import Journal
 from lnlit.rollout.native import NativeEngine
 from lnlit.sampling.prompt import Prompt, read_prompts
 from lnlit.sampling.sample import Judged
 from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, sample_into
+from lnlit.sampling.settings import Sampling
 from lnlit.thinking import Thinking, on_or_off
 
 _REWARD = "reward"
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn.
-
-    Args:
-        samples_per_prompt: Completions of each prompt. The paper takes 8.
-        max_new_tokens: Length limit of a completion.
-        temperature: Sampling temperature.
-        seed: Other seeds, other completions.
-    """
-
-    samples_per_prompt: int = 8
-    max_new_tokens: int = 1024
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("samples_per_prompt", "max_new_tokens", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"annotate.sampling.{name}: expected a positive number, got {getattr(self, name)}")
 
 
 def annotate(
@@ -79,7 +58,7 @@ def annotate(
         reward: The reward that judges completions.
         out: The JSONL file to write.
         engine: Generates the completions; lnlit's own decoder when not given.
-        sampling: How completions are drawn.
+        sampling: How completions are sampled. The paper takes 8 of each prompt.
         thinking: Toggle for rows that have none.
         pass_threshold: The lowest reward that counts as solved.
         reward_workers: The number of processes that judge.
@@ -97,8 +76,8 @@ def annotate(
         "pass_threshold": pass_threshold,
     }
     settings |= {"engine": _settings(engine), "reward": _settings(reward)}
-    settings |= {key: getattr(sampling, key) for key in ("max_new_tokens", "temperature", "seed")}
-    drawing = RolloutSampling(sampling.max_new_tokens, sampling.temperature, tuple(encoder.end_ids()))
+    settings |= {key: getattr(sampling, key) for key in ("max_new_tokens", "temperature", "top_p", "seed")}
+    drawing = sampling.rollout(encoder.end_ids())
     sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], reward_workers, encoder, drawing, Phases())
     file = expanded(out)
     with Journal.beside(file, settings, "annotated rows", b'"pass_rate"') as work, closing(sampler):

@@ -11,6 +11,7 @@ Raises AssertionError naming the engine and the broken promise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ REQUESTS = [
     for row, (length, seed) in enumerate([(5, 1), (12, 2), (1, 3), (12, 4), (5, 5)])
 ] + [RolloutRequest(tuple(3 * at % 256 for at in range(5)), 6)]
 SAMPLING = RolloutSampling(max_new_tokens=12, temperature=0.9, end_ids=tuple(range(0, 256, 16)))
+#: By how much the likeliest token may miss being that, for the sake of rounding.
+_TIE = 1e-3
 
 
 def check_rollout_engine(
@@ -36,9 +39,11 @@ def check_rollout_engine(
     spec: ModelSpec | None = None,
     runs_the_model: bool = True,
     tolerance: float = 1e-4,
+    is_scripted: bool = False,
 ) -> None:
     """Checks an engine built by `make` on a tiny model of `spec`. If it `runs_the_model`, its log-probs must be within
-    `tolerance` of lnlit's in fp32, so give it its most precise settings."""
+    `tolerance` of lnlit's in fp32, so give it its most precise settings. Completions that do not come from the model
+    (`is_scripted`) need not be those of the sampling settings."""
     engine = make()
     label = type(engine).__name__
     first, second = (tiny_decoder(spec or tiny_spec(), seed) for seed in (0, 1))
@@ -55,6 +60,9 @@ def check_rollout_engine(
         found = _check_answers(engine, label, version=4)
         if runs_the_model:
             _check_logprobs(found, second, label, tolerance)
+            if not is_scripted:
+                _check_greedy(engine, second, label)
+                _check_nucleus(engine, second, label)
             _check_failed_load(engine, second, label)
         _check_room(engine, second.spec, label)
     finally:
@@ -102,14 +110,35 @@ def _check_end(rollout: Rollout, label: str) -> None:
     _expect(ended or len(tokens) == SAMPLING.max_new_tokens, label, "stops early without an end token")
 
 
-@torch.no_grad()
 def _check_logprobs(found: list[Rollout], decoder: Decoder, label: str, tolerance: float) -> None:
     for rollout in found:
-        row = torch.tensor([rollout.prompt_ids + rollout.token_ids])
-        log_probs = (decoder(row)[0] / SAMPLING.temperature).log_softmax(-1)
-        expected = log_probs[len(rollout.prompt_ids) - 1 : -1].gather(1, row[0, len(rollout.prompt_ids) :, None])[:, 0]
+        log_probs = (_logits(decoder, rollout) / SAMPLING.temperature).log_softmax(-1)
+        expected = log_probs.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
         difference = (torch.tensor(rollout.logprobs) - expected).abs().max().item()
         _expect(difference <= tolerance, label, f"log-probs are {difference:.2g} from the loaded model's")
+
+
+@torch.no_grad()
+def _logits(decoder: Decoder, rollout: Rollout) -> Tensor:
+    """The decoder's logits in front of each of the completion's tokens."""
+    return decoder(torch.tensor([rollout.prompt_ids + rollout.token_ids]))[0][len(rollout.prompt_ids) - 1 : -1]
+
+
+def _check_greedy(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
+    for rollout in engine.generate(REQUESTS, replace(SAMPLING, temperature=0.0)):
+        logits = _logits(decoder, rollout)
+        chosen = logits.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+        _expect(bool((chosen >= logits.amax(-1) - _TIE).all()), label, "temperature 0, and not the likeliest token")
+
+
+def _check_nucleus(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
+    """A token belongs to the nucleus if the probability of all likelier ones is below `top_p`."""
+    sampling = replace(SAMPLING, top_p=0.3)
+    for rollout in engine.generate(REQUESTS, sampling):
+        probabilities = (_logits(decoder, rollout) / sampling.temperature).softmax(-1)
+        chosen = probabilities.gather(1, torch.tensor(rollout.token_ids)[:, None])
+        likelier = (probabilities * (probabilities > chosen)).sum(-1)
+        _expect(bool((likelier < sampling.top_p + _TIE).all()), label, "a token outside of top_p")
 
 
 def _check_failed_load(engine: RolloutEngine, decoder: Decoder, label: str) -> None:

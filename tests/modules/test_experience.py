@@ -220,6 +220,20 @@ def test_an_engine_with_old_weights_stops_the_run_and_its_processes(model, promp
     assert experience.engine._decoder is None
 
 
+class Told(NativeEngine):
+    """Remembers how it was told to sample."""
+
+    def generate(self, requests, sampling):
+        self.sampling = sampling
+        return super().generate(requests, sampling)
+
+
+def test_a_policy_is_sampled_from_its_full_distribution(model, prompts, tmp_path):
+    engine = Told(8, "float32", "cpu")
+    trainer(tmp_path, 1).fit(policy(model, temperature=0.7), data(model, prompts, engine=engine))
+    assert (engine.sampling.temperature, engine.sampling.top_p) == (0.7, 1.0)
+
+
 def test_samples_can_be_watched(model, prompts, tmp_path):
     board = TensorBoardLogger(tmp_path)
     callbacks = [SampleGenerations(max_new_tokens=4)]

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.rollout.native import NativeEngine
-from lnlit.stages.annotate import Sampling, annotate
+from lnlit.sampling.settings import Sampling
+from lnlit.stages.annotate import annotate
 
 
 class Letters(BatchReward):

@@ -19,7 +19,8 @@ from lnlit.rewards.format import FormatReward
 from lnlit.rollout.native import NativeEngine
 from lnlit.rollout.scripted import ScriptedEngine
 from lnlit.sampling.sampler import request_seed
-from lnlit.stages.annotate import Sampling, annotate, summary
+from lnlit.sampling.settings import Sampling
+from lnlit.stages.annotate import annotate, summary
 from lnlit.testing.tiny import tiny_folder
 
 #: Completions of the scripted engine in bytes of a tokenizer without merges: the index of a letter is its place.
@@ -208,9 +209,20 @@ def test_a_prompt_without_room_is_named(model, tmp_path):
         annotate(model, write(tmp_path, 2), Verdicts(), "out.jsonl", scripted(), Sampling(max_new_tokens=250))
 
 
-@pytest.mark.parametrize("wrong", [{"samples_per_prompt": 0}, {"max_new_tokens": -1}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"samples_per_prompt": 0},
+        {"max_new_tokens": -1},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": 0.0},  # eight equal completions
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
+)
 def test_sampling_that_makes_no_sense_is_refused(wrong):
-    with pytest.raises(UserError, match=f"annotate.sampling.{next(iter(wrong))}"):
+    with pytest.raises(UserError, match=f"sampling.{next(iter(wrong))}"):
         Sampling(**wrong)
 
 

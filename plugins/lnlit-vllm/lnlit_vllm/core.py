@@ -121,6 +121,7 @@ def sampling_params(request: dict[str, Any], sampling: dict[str, Any]) -> dict[s
     return {
         "seed": request["seed"],
         "temperature": sampling["temperature"],
+        "top_p": sampling["top_p"],
         "max_tokens": sampling["max_new_tokens"],
         "stop_token_ids": sampling["end_ids"],
         "ignore_eos": True,
