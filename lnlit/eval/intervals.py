@@ -1,8 +1,8 @@
-"""Confidence intervals of a mean of paired differences: Student's t for few of them, the bootstrap for many.
+"""Confidence intervals over questions or seeds, of means and of paired differences.
 
-Both sides have the same seeds or questions, so that what makes one easy or hard for both cancels. An interval over
-seeds predicts another training run, and one over questions predicts other questions of the same kind; neither replaces
-the other.
+In a pair, both sides have the same seeds or questions, so that what makes one easy or hard for both cancels. An
+interval over seeds predicts another training run, and one over questions predicts other questions of the same kind;
+neither replaces the other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,9 @@ import numpy as np
 #: With fewer pairs, resampling has too low coverage, and the t interval is used.
 FEW = 20
 _RESAMPLES = 10_000
+#: The weight of a wholly right and of a wholly wrong question that are added when the variance between questions is
+#: estimated. A few questions that happen to be equally good would otherwise promise that all are.
+_UNSEEN = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,85 @@ def estimate(differences: Sequence[float], of: str) -> Estimate:
     return Estimate(mean, count, "t" if count < FEW else "bootstrap", low, high)
 
 
+@dataclass(frozen=True)
+class Mean:
+    """The mean over `questions` of values that are means over each question's samples, with its 95% interval. `low` and
+    `high` are None if one question says nothing of others, and `value` is NaN if there is none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    questions: int
+
+    def __str__(self) -> str:
+        if not self.questions:
+            return "-"
+        between = "" if self.low is None or self.high is None else f" ({self.low:.0%}-{self.high:.0%})"
+        return f"{self.value:.1%}{between}"
+
+
+def share(hits: int, total: int) -> Mean:
+    """The share of `hits` among `total` questions with one sample each."""
+    return mean_of_shares([1.0] * hits + [0.0] * (total - hits), total)
+
+
+def mean_of_shares(values: Sequence[float], samples: int) -> Mean:
+    """The mean of values from 0 to 1 of one question each, with an interval that is also right near 0 and 1.
+
+    Samples of one question are no independent trials, so it is Wilson's interval with an effective number of trials:
+    as many as would make the mean vary as much as it does between questions. If all values are 0 or all are 1, the
+    bound is what 95% of such results stay above or below (the "rule of three").
+
+    Args:
+        values: The mean of each question's samples.
+        samples: The number of samples behind them in all.
+    """
+    found, count = np.asarray(values, dtype=np.float64), len(values)
+    if count < 2:
+        return Mean(float(found.mean()) if count else math.nan, None, None, count)
+    mean, trials = float(found.mean()), _trials(found, samples)
+    if mean in (0.0, 1.0):
+        beyond = 1 - 0.05 ** (1 / trials)
+        return Mean(mean, 0.0 if mean == 0 else 1 - beyond, beyond if mean == 0 else 1.0, count)
+    t = t_quantile(0.975, count - 1)
+    centre = (mean + t * t / (2 * trials)) / (1 + t * t / trials)
+    half = t * math.sqrt(mean * (1 - mean) / trials + t * t / (4 * trials * trials)) / (1 + t * t / trials)
+    return Mean(mean, max(centre - half, 0.0), min(centre + half, 1.0), count)
+
+
+def _trials(values: np.ndarray, samples: int) -> float:
+    """The number of independent trials whose mean would vary as much as that of the values."""
+    count = len(values)
+    if samples <= count:
+        return count
+    padded = count + 2 * _UNSEEN
+    mean = (float(values.sum()) + _UNSEEN) / padded
+    squares = float(((values - mean) ** 2).sum()) + _UNSEEN * ((1 - mean) ** 2 + mean**2)
+    variance = squares / (padded - 1) / padded
+    return min(max(mean * (1 - mean) / variance, count - 1), samples)
+
+
+def mean_of_numbers(values: Sequence[float]) -> Mean:
+    """The mean of any numbers of one question each, with Student's interval."""
+    found, count = np.asarray(values, dtype=np.float64), len(values)
+    if count < 2:
+        return Mean(float(found.mean()) if count else math.nan, None, None, count)
+    return Mean(float(found.mean()), *t_interval(found), count)
+
+
+def mean_difference(differences: Sequence[float]) -> Mean:
+    """The mean of paired differences of shares, one for each question, with Student's interval.
+
+    If all are the same, as between a model and its copy, the interval is what questions that were not asked could
+    change, with 95% confidence that they are no more of all than that.
+    """
+    values, count = np.asarray(differences, dtype=np.float64), len(differences)
+    if count < 2 or np.ptp(values) > 0:
+        return mean_of_numbers(differences)
+    same, unseen = float(values[0]), 1 - 0.05 ** (1 / count)
+    return Mean(same, same * (1 - unseen) - unseen, same * (1 - unseen) + unseen, count)
+
+
 def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Student's interval of the mean of two or more numbers."""
     count, mean = len(values), float(values.mean())
@@ -68,6 +151,7 @@ def bootstrap_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -
     return float(low), float(high)
 
 
+@cache
 def t_quantile(probability: float, degrees: int) -> float:
     """The value at which Student's distribution with `degrees` degrees of freedom reaches `probability`, which is 0.5
     or more."""

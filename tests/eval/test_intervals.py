@@ -8,8 +8,19 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from simulated import coverage, exact_coverage, paired
 
-from lnlit.eval.intervals import FEW, bootstrap_interval, estimate, t_interval, t_probability, t_quantile
+from lnlit.eval.intervals import (
+    FEW,
+    bootstrap_interval,
+    estimate,
+    mean_difference,
+    mean_of_shares,
+    share,
+    t_interval,
+    t_probability,
+    t_quantile,
+)
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -77,3 +88,53 @@ def test_numpys_own_t_interval_agrees_with_the_hand():
     assert t_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
         (2 - 4.302652729911275 / 3**0.5, 2 + 4.302652729911275 / 3**0.5)
     )
+
+
+@pytest.mark.parametrize(("questions", "samples"), itertools.product((30, 200), (1, 16)))
+def test_the_interval_of_a_benchmark_is_true(questions, samples, record_property):
+    """1000 evaluations tell a coverage to within 2 points; `bench_intervals.py` makes 4000."""
+    for mean, shape in itertools.product((0.1, 0.5, 0.95), ("spread", "mostly all or none")):
+        found = coverage(shape, mean, questions, samples, 1000)
+        record_property("coverage", found)
+        assert 0.91 <= found <= 0.985, (mean, shape)
+
+
+def test_with_one_sample_the_coverage_is_known_exactly():
+    for mean, questions in itertools.product((0.1, 0.5, 0.95), (30, 200)):
+        assert 0.93 <= exact_coverage(mean, questions) <= 0.97, (mean, questions)
+
+
+def test_samples_of_one_question_are_no_trials_of_their_own():
+    """All samples of a question agree: more of them say nothing more. All questions are alike: each says more."""
+    agreeing = [1.0] * 10 + [0.0] * 10
+    one, sixteen = mean_of_shares(agreeing, 20), mean_of_shares(agreeing, 20 * 16)
+    assert (sixteen.low, sixteen.high) == pytest.approx((one.low, one.high), abs=0.01)
+    alike = mean_of_shares([0.5] * 20, 20 * 16)
+    assert alike.high - alike.low < 0.4 * (one.high - one.low)
+
+
+def test_wilson_interval_of_known_values():
+    """Wilson 1927, n = 10, x = 8, with 1.96; ours has Student's 2.262 in its place, since the variance is estimated."""
+    found, z, n, p = share(8, 10), 2.262157, 10, 0.8
+    centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert (found.low, found.high) == pytest.approx([(centre + s * half) / (1 + z * z / n) for s in (-1, 1)], abs=1e-6)
+    assert str(found) == "80.0% (44%-95%)"
+
+
+def test_all_right_and_all_wrong_have_a_bound():
+    assert share(0, 40).low == 0 and share(0, 40).high == pytest.approx(1 - 0.05 ** (1 / 40)) == 1 - share(40, 40).low
+    assert share(40, 40).high == 1
+    assert (share(1, 1).low, share(1, 1).high) == (None, None) and str(share(0, 0)) == "-"
+
+
+def test_pairs_tell_more_than_two_evaluations(record_property):
+    covered, width = paired(0.6, 0.05, 200, 4, 400)
+    record_property("width of paired", width)
+    assert 0.92 <= covered <= 0.98 and width <= 0.55
+
+
+def test_no_difference_is_no_proof_of_none():
+    same = mean_difference([0.0] * 200)
+    assert (same.value, same.low, same.high) == (0, pytest.approx(-0.0149, abs=1e-4), pytest.approx(0.0149, abs=1e-4))
+    worse = mean_difference([-1.0] * 10)
+    assert worse.low == -1 and -1 < worse.high < 0
