@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lnlit.data.chat import ChatEncoder
 from lnlit.errors import UserError
@@ -29,6 +30,8 @@ from lnlit.progress import track
 from lnlit.rewards.pool import RewardPool
 from lnlit.sampling.prompt import Prompt
 from lnlit.sampling.sample import Drawn, Judged
+
+Made = TypeVar("Made", bound=Drawn)
 
 #: The largest number of fp32.
 _LARGEST = 3.4e38
@@ -142,16 +145,34 @@ class Sampler:
 
     def draw(self, asked: Sequence[Asked]) -> list[list[Judged]]:
         """The judged completions of each prompt. Collective: the prompts are divided among the ranks in turn."""
+        return self._divided(asked, lambda share: self.judge(self._generate(share, self.sampling)))
+
+    def complete(self, asked: Sequence[Asked], sampling: RolloutSampling | None = None) -> list[list[Drawn]]:
+        """The completions of each prompt, which are not judged, by another `sampling` than the sampler's if there is
+        one. Collective, as `draw` is."""
+        return self._divided(asked, lambda share: self._generate(share, sampling or self.sampling))
+
+    def judge(self, drawn: Sequence[Drawn]) -> list[Judged]:
+        """The completions with their rewards."""
+        with self.phases("reward"):
+            requests = [
+                RewardRequest(each.prompt.messages, each.text, each.truncated, each.prompt.row) for each in drawn
+            ]
+            verdicts = zip(drawn, self.pool.score(requests), strict=True)
+            return [
+                Judged(each.prompt, each.rollout, each.text, rewards, self._sum(rewards)) for each, rewards in verdicts
+            ]
+
+    def _divided(self, asked: Sequence[Asked], work: Callable[[Sequence[Asked]], Sequence[Made]]) -> list[list[Made]]:
+        """What `work` makes of each prompt's completions: each rank does its share, and then all ranks have all."""
         rank, ranks = my_place()
-        mine: list[list[Judged]] = []
+        mine: list[list[Made]] = []
         if share := asked[rank::ranks]:  # few prompts, as where some are replaced, leave a rank none
-            drawn = self._generate(share)
-            with self.phases("reward"):
-                judged = iter(self._judge(drawn))
-            mine = [[next(judged) for _ in each.seeds] for each in share]
+            made = iter(work(share))
+            mine = [[next(made) for _ in each.seeds] for each in share]
         else:
             self._rest()
-        found: list[list[Judged]] = [[]] * len(asked)
+        found: list[list[Made]] = [[]] * len(asked)
         for other, theirs in enumerate(all_gather(mine)):
             found[other::ranks] = theirs
         return found
@@ -181,19 +202,14 @@ class Sampler:
             self.engine.sleep()
             self.version = None
 
-    def _generate(self, asked: Sequence[Asked]) -> list[Drawn]:
+    def _generate(self, asked: Sequence[Asked], sampling: RolloutSampling) -> list[Drawn]:
         owners = [each.prompt for each in asked for _ in each.seeds]
         requests = [RolloutRequest(each.prompt.token_ids, seed) for each in asked for seed in each.seeds]
         with self.phases("generate"), self.memory() if self.memory else nullcontext():
-            rollouts = self.engine.generate(requests, self.sampling)
+            rollouts = self.engine.generate(requests, sampling)
             self._rest()  # before what was put away comes back
         texts = [self.encoder.completion(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
         return [Drawn(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
-
-    def _judge(self, drawn: Sequence[Drawn]) -> list[Judged]:
-        requests = [RewardRequest(each.prompt.messages, each.text, each.truncated, each.prompt.row) for each in drawn]
-        verdicts = zip(drawn, self.pool.score(requests), strict=True)
-        return [Judged(each.prompt, each.rollout, each.text, rewards, self._sum(rewards)) for each, rewards in verdicts]
 
     def _sum(self, rewards: Mapping[str, RewardResult]) -> float:
         """The weighted sum of a sample's rewards. Rewards of weight 0 are ignored, even if they are missing. Raises
