@@ -66,7 +66,10 @@ BUILTINS: dict[str, dict[str, str]] = {
         "math_answer": "lnlit.rewards.math_answer:MathAnswerReward",
         "instructions": "lnlit.rewards.instructions:InstructionsReward",
         "reasoning_gym": "lnlit.rewards.reasoning_gym:ReasoningGymReward",
+        "choice": "lnlit.rewards.choice:ChoiceReward",
+        "function_calls": "lnlit.rewards.function_calls:FunctionCallsReward",
         "llm_judge": "lnlit.rewards.llm_judge:LLMJudgeReward",
+        "pair_judge": "lnlit.rewards.pair_judge:PairJudgeReward",
         "code_tests": "lnlit.rewards.code_tests:CodeTestsReward",
         "reward_model": "lnlit.modules.model_reward:ModelReward",
     },
@@ -94,6 +97,17 @@ BUILTINS: dict[str, dict[str, str]] = {
     },
     "task": {
         "gsm8k": "lnlit.eval.tasks.gsm8k:GSM8K",
+        "math500": "lnlit.eval.tasks.math500:MATH500",
+        "aime24": "lnlit.eval.tasks.aime:AIME24",
+        "aime25": "lnlit.eval.tasks.aime:AIME25",
+        "ifeval": "lnlit.eval.tasks.ifeval:IFEval",
+        "humaneval": "lnlit.eval.tasks.humaneval:HumanEval",
+        "mbpp": "lnlit.eval.tasks.mbpp:MBPP",
+        "bfcl": "lnlit.eval.tasks.bfcl:BFCL",
+        "mmlu_generative": "lnlit.eval.tasks.mmlu_generative:MMLUGenerative",
+        "judgebench": "lnlit.eval.tasks.judgebench:JudgeBench",
+        "arena_hard": "lnlit.eval.tasks.arena_hard:ArenaHard",
+        "reasoning_gym": "lnlit.eval.tasks.reasoning_gym:ReasoningGym",
     },
 }
 

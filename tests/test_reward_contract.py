@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_judge import FakeJudge
+from fake_judge import FakeJudge, completion, parts
 
 from lnlit import registry
 from lnlit.builtins import BUILTINS
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
+from lnlit.rewards.pair_judge import Judge
 from lnlit.testing.reward_contract import Case, check_reward
 
 pytest.importorskip("pebble")
@@ -25,6 +26,11 @@ def case(completion: str, value: Any, system: str | None = None, **row: Any) -> 
 
 
 OBEY = {"instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]}
+NUMBER = {"type": "integer"}
+ADD = {
+    "function": [{"name": "add", "parameters": {"properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]}}],
+    "ground_truth": [{"add": {"a": [2], "b": [2]}}],
+}
 CASES: dict[str, list[Case]] = {
     "format": [
         case("<think>a</think> b", 1, "detailed thinking on"),
@@ -43,6 +49,17 @@ CASES: dict[str, list[Case]] = {
         case("```python\ndef f(): return 4\n```", 1, test=["assert f() == 4"]),
         case("```python\ndef f(): return 5\n```", 0, test=["assert f() == 4"]),
     ],
+    "choice": [
+        case("So \\boxed{B. 4}", 1, answer="B"),
+        case("The answer is A.", 0, answer="B"),
+        case("", 0, answer="B"),
+    ],
+    "function_calls": [
+        case("<TOOLCALL>[add(a=2, b=2)]</TOOLCALL>", 1, **ADD),
+        case('<tool_call>{"name": "add", "arguments": {"a": 2, "b": "2"}}</tool_call>', 0, **ADD),
+        case("It is 4.", 0, **ADD),
+    ],
+    "pair_judge": [case("It is 4.", 1, baseline="It is 5."), case("It is 5.", 0, baseline="It is 4.")],
     "llm_judge": [case("It is 4.", 1, answer="4"), case("It is 5.", 0, answer="4")],
     "reward_model": [case("It is 4.", ...), case("It is 5.", ...), case("It is 4, I think.", ...)],
 }
@@ -57,6 +74,11 @@ def arguments(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
             pytest.importorskip("httpx2")
             judges.append(FakeJudge())
             return {"url": judges[0].url, "model": "fake", "retries": 0}
+        if name == "pair_judge":
+            pytest.importorskip("httpx2")
+            judges.append(FakeJudge())
+            judges[0].behave = compares
+            return {"judge": Judge(judges[0].url, "fake", retries=0)}
         if name == "reward_model":
             return {"model": str(reward_model(tmp_path / "model")), "dtype": "float32", "device": "cpu"}
         if name == "code_tests":
@@ -73,6 +95,12 @@ def arguments(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
     yield of
     for judge in judges:
         judge.close()
+
+
+def compares(number: int, body: dict[str, Any]) -> tuple[int, bytes]:
+    """Prefers whichever answer has a 4 in it."""
+    shown = parts(body)
+    return 200, completion(f"I compare.\nVERDICT {shown['nonce']} {4 * ('4' in shown['second'])}")
 
 
 def isolation() -> str:

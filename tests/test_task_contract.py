@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from benchmark_rows import BENCHMARKS
 
 from lnlit import registry
 from lnlit.builtins import BUILTINS
@@ -26,7 +27,7 @@ def gsm8k(file: Callable[..., str]) -> tuple[dict[str, Any], list[Case]]:
 
 
 #: name -> a function of `rows_file` that gives the arguments of a small task and cases for its first question.
-SMALL: dict[str, Callable[[Callable[..., str]], tuple[dict[str, Any], list[Case]]]] = {"gsm8k": gsm8k}
+SMALL: dict[str, Callable[[Callable[..., str]], tuple[dict[str, Any], list[Case]]]] = {"gsm8k": gsm8k, **BENCHMARKS}
 
 
 def test_every_task_is_tried():

@@ -198,7 +198,8 @@ class TableFileSource(TableSource, FileSource):
 
 
 class JsonlSource(TableFileSource):
-    """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` lists."""
+    """Rows of `.jsonl` or `.jsonl.gz` files (one JSON object a line, blank lines skipped), or of `.json` files, which
+    are lists or again one object a line."""
 
     def _table(self, start: int) -> Iterator[dict[str, Any]]:
         return (json_object(text, place) for place, text in islice(self._located(), start, None))
@@ -242,6 +243,9 @@ def _json_list(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         items = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            yield from _lines(file)
+            return
         raise UserError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(items, list):
         raise UserError(f"{file}: expected a list of rows, got {type(items).__name__}. Use .jsonl for one row a line.")

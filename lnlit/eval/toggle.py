@@ -50,6 +50,16 @@ def final_answer(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
+def canonical_answer(text: str) -> str | None:
+    """The final answer in a form in which equal numbers and equal words are equal texts, as for a majority vote. None
+    if there is none."""
+    answer = final_answer(text)
+    if answer is None:
+        return None
+    number = _number(answer)
+    return str(number) if number is not None else word_of(answer) or answer.replace(" ", "") or None
+
+
 def is_correct(text: str, answer: str) -> bool:
     """True if the final answer equals `answer`, compared as numbers if both are numbers. Expressions are compared as
     text; the reward `math_answer` compares their values."""

@@ -7,14 +7,15 @@ from typing import Any, Literal, get_args
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, RewardRequest
-from lnlit.rewards.verifiable import obeys_all
+from lnlit.rewards.verifiable import loosened, obeys_all
 from lnlit.thinking import answer_of
 
 Score = Literal["share", "all"]
+Judging = Literal["strict", "loose"]
 
 
 class InstructionsReward(Reward):
-    """How much of the row's instructions the answer after the thinking obeys, judged as IFEval does, strictly.
+    """How much of the row's instructions the answer after the thinking obeys, judged as IFEval does.
 
     A row is IFEval's: `instruction_id_list` (25 kinds, `verifiable.py`) and `kwargs`, one mapping for each; source
     `instructions` writes such rows. Sentences are counted by Punkt's English model, languages told apart by langdetect.
@@ -23,17 +24,24 @@ class InstructionsReward(Reward):
 
     Args:
         score: "share" of the instructions, or 1 for "all" of them and else 0.
+        judging: "strict" judges the answer as it is. "loose" also counts an instruction that the answer obeys without
+            its first line, its last line or its asterisks, which may be no more than an introduction and emphasis.
     """
 
-    def __init__(self, score: Score = "share") -> None:
+    def __init__(self, score: Score = "share", judging: Judging = "strict") -> None:
         if score not in get_args(Score):
             raise UserError(f"instructions: score must be share or all, got {score!r}")
-        self.how = score
+        if judging not in get_args(Judging):
+            raise UserError(f"instructions: judging must be strict or loose, got {judging!r}")
+        self.how, self.judging = score, judging
 
     def score(self, request: RewardRequest) -> float:
         self.check_row(request.row)
         kinds, arguments = request.row["instruction_id_list"], request.row["kwargs"]
-        obeyed = obeys_all(answer_of(request.completion), kinds, [given or {} for given in arguments])
+        answer = answer_of(request.completion)
+        texts = [answer] if self.judging == "strict" else loosened(answer)
+        verdicts = [obeys_all(text, kinds, [given or {} for given in arguments]) for text in texts]
+        obeyed = [any(column) for column in zip(*verdicts, strict=True)]
         return float(all(obeyed)) if self.how == "all" else sum(obeyed) / len(obeyed)
 
     def check_row(self, row: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from lnlit.errors import UserError, optional
@@ -70,6 +70,9 @@ class LLMJudgeReward(BatchReward):
             as long as the run lasts.
     """
 
+    #: What a prompt must show.
+    SHOWN: ClassVar[tuple[str, ...]] = ("{answer}",)
+
     def __init__(
         self,
         url: str,
@@ -94,7 +97,7 @@ class LLMJudgeReward(BatchReward):
                 raise UserError(f"llm_judge: {name} must be positive, got {value}")
         if retries < 0:
             raise UserError(f"llm_judge: retries must be 0 or more, got {retries}")
-        if missing := [name for name in ("{answer}", "{nonce}") if name not in prompt]:
+        if missing := [name for name in (*self.SHOWN, "{nonce}") if name not in prompt]:
             raise UserError(f"llm_judge: the prompt lacks {' and '.join(missing)}")
         if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
             raise UserError("llm_judge: api_key_env is the name of an environment variable, not the key itself")
@@ -158,7 +161,7 @@ class LLMJudgeReward(BatchReward):
         marked = {name: f"--- {name} {nonce}\n{text}\n--- end of {name} {nonce}" for name, text in blocks.items()}
         filled = {"reference": f"--- no reference {nonce}", **marked, "nonce": nonce, "best": str(self.max_score)}
         # At once, so that a "{nonce}" in an answer stays what it is.
-        content = re.sub(r"\{(question|reference|answer|nonce|best)\}", lambda match: filled[match[1]], self.prompt)
+        content = re.sub(r"\{(\w+)\}", lambda match: filled.get(match[1], match[0]), self.prompt)
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],

@@ -36,6 +36,14 @@ def obeys_all(text: str, kinds: Sequence[str], arguments: Sequence[dict[str, Any
     return found
 
 
+def loosened(text: str) -> list[str]:
+    """The forms of a text of which IFEval's loose judging needs one to obey: with and without the first line, the last
+    line, both, and with and without asterisks."""
+    lines = text.split("\n")
+    parts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    return list(dict.fromkeys([*parts, *(part.replace("*", "") for part in parts)]))
+
+
 def _holds(count: int, relation: str, threshold: int) -> bool:
     if relation == "at least":
         return count >= threshold

@@ -66,6 +66,16 @@ def test_errors_name_file_and_line(tmp_path, rows):
     (tmp_path / "c.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="expected a list of rows, got dict"):
         list(JsonlSource(str(tmp_path / "c.json")).rows())
+
+
+def test_a_json_file_may_have_one_object_a_line(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}\n\n{"a": 2}\n')
+    source = JsonlSource(str(tmp_path / "a.json"))
+    assert list(source.rows()) == [{"a": 1}, {"a": 2}]
+    assert source.where(1) == f"{tmp_path / 'a.json'}:3"
+    (tmp_path / "a.json").write_text('{"a": 1}\n{"a": }\n')
+    with pytest.raises(UserError, match=r"a.json:2: not valid JSON"):
+        list(source.rows())
     (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n"\xff"\n')
     with pytest.raises(UserError, match=r"d\.jsonl.*not UTF-8"):
         list(JsonlSource(str(tmp_path / "d.jsonl")).rows())

@@ -1,0 +1,43 @@
+"""IFEval: instructions whose obedience a program can verify (Zhou et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lnlit.data.sources import HuggingFaceSource
+from lnlit.eval.protocol import key_of, text_of
+from lnlit.eval.tasks.benchmark import Benchmark, user
+from lnlit.interfaces import Question, Reward, Source
+from lnlit.rewards.instructions import InstructionsReward
+from lnlit.thinking import answer_of
+
+
+class IFEval(Benchmark):
+    """Prompts with one to three instructions. `strict` and `loose` are 1 if all are obeyed, and `strict_share` and
+    `loose_share` are the shares that are: their mean over prompts, where the paper's table pools all instructions.
+
+    Args:
+        source: Rows with `prompt`, `instruction_id_list` and `kwargs`, perhaps with `key`. By default `google/IFEval`
+            on the Hugging Face hub.
+        rows: The number of questions, from the first on; all if null.
+        protocol: How answers are sampled.
+    """
+
+    def public(self) -> Source:
+        return HuggingFaceSource("google/IFEval", "train")
+
+    def question(self, row: Mapping[str, Any]) -> Question:
+        prompt = text_of(row, "prompt")
+        return Question(str(row.get("key", "")) or key_of(prompt), [user(prompt)], row)
+
+    def rewards(self) -> Mapping[str, Reward]:
+        return {
+            "strict": InstructionsReward("all"),
+            "strict_share": InstructionsReward("share"),
+            "loose": InstructionsReward("all", "loose"),
+            "loose_share": InstructionsReward("share", "loose"),
+        }
+
+    def final_answer(self, text: str) -> str | None:
+        return answer_of(text).strip() or None

@@ -1,0 +1,60 @@
+"""MBPP: short Python programs (Austin et al. 2021), of which the authors checked the sanitized ones again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lnlit.data.sources import HuggingFaceSource
+from lnlit.errors import UserError, shown
+from lnlit.eval.protocol import text_of
+from lnlit.eval.tasks.benchmark import user
+from lnlit.eval.tasks.humaneval import HumanEval
+from lnlit.interfaces import Question, Reward, Source
+from lnlit.rewards.code_tests import CodeTestsReward
+
+_PROMPT = """{task}
+
+Write it in Python so that these tests pass:
+
+```python
+{tests}
+```
+
+Answer with the whole program in one block that begins with ```python and ends with ```."""
+
+
+class MBPP(HumanEval):
+    """Programs whose tests, which the prompt shows, run in a sandbox.
+
+    Args:
+        source: Rows with `task_id`, `prompt` (or `text`), `test_list` and perhaps `test_imports`, a list of lines. By
+            default the sanitized test set of `google-research-datasets/mbpp` on the Hugging Face hub.
+        rows: The number of questions, from the first on; all if null.
+        protocol: How answers are sampled.
+        isolation: The sandbox, as of the reward `code_tests`.
+    """
+
+    def public(self) -> Source:
+        return HuggingFaceSource("google-research-datasets/mbpp", "test", name="sanitized")
+
+    def question(self, row: Mapping[str, Any]) -> Question:
+        tests = _lines(row, "test_list")
+        if not tests:
+            raise UserError("test_list: got no test; expected a list of assert statements.")
+        task = text_of(row, "prompt" if "prompt" in row else "text")
+        if "task_id" not in row:
+            raise UserError(f"no key 'task_id'; it has: {', '.join(map(str, row))}.")
+        prompt = _PROMPT.format(task=task.strip(), tests="\n".join(tests))
+        imports = _lines(row, "test_imports") if row.get("test_imports") else []
+        return Question(str(row["task_id"]), [user(prompt)], {**row, "tests": [*imports, *tests]})
+
+    def rewards(self) -> Mapping[str, Reward]:
+        return {"accuracy": CodeTestsReward("tests", isolation=self.isolation)}
+
+
+def _lines(row: Mapping[str, Any], key: str) -> list[str]:
+    found = row.get(key)
+    if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
+        raise UserError(f"{key}: expected a list of Python lines, got {shown(found)}.")
+    return found
