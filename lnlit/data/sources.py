@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from abc import abstractmethod
+from codecs import BOM_UTF8
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from lnlit.interfaces import Source
 
 #: The number of rows that are read to find a table's columns, since a JSON row may lack some.
 _HEAD = 100
+#: A source with more rows that cannot be read is taken for something else than rows.
+_MOST_UNREADABLE = 1000
 
 
 def expand(paths: str | list[str]) -> list[Path]:
@@ -57,6 +60,28 @@ def rows_of(source: Source, start: int = 0) -> Iterator[Any]:
         if not isinstance(row, Mapping):
             raise UserError(f"{where(source, number)}: is {shown(row)}; expected a dict with keys such as messages.")
         yield row
+
+
+def readable_rows(source: Source) -> Iterator[tuple[int, Any]]:
+    """Yields each row of a source with its index. In place of a row that cannot be read, it yields the `UserError` that
+    says why.
+
+    Raises the `UserError` of a source that cannot go on behind such a row, and of one with very many of them.
+    """
+    index, failures, last = 0, 0, ""
+    while True:
+        try:
+            for row in rows_of(source, index):
+                yield index, row
+                index += 1
+            return
+        except UserError as error:
+            failures += 1
+            if str(error) == last or failures > _MOST_UNREADABLE:
+                raise
+            last = str(error)
+            yield index, error
+            index += 1
 
 
 def where(source: Source, index: int) -> str:
@@ -216,25 +241,28 @@ class JsonlSource(TableFileSource):
 def json_object(text: Any, place: str) -> dict[str, Any]:
     """A line or an already parsed value as one row."""
     try:
-        row = json.loads(text) if isinstance(text, str) else text
+        row = json.loads(text.decode()) if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 text: {error.reason}. Convert the file to UTF-8.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not valid JSON: {error.msg} at column {error.colno}. Fix or remove it.") from error
+    except (ValueError, RecursionError) as error:  # a number of very many digits, very deep nesting
+        raise UserError(f"{place}: cannot be read as JSON: {error}. Fix or remove it.") from error
     if not isinstance(row, dict):
         raise UserError(f"{place}: expected a JSON object, got {type(row).__name__}. Each row is one object.")
     return row
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
+def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
     """Lines as the file's newlines make them: JSON text may hold U+2028, where `str.splitlines` would cut."""
     opener = gzip.open if file.suffix == ".gz" else open
     number = 0
     try:
-        with opener(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
+        with opener(file, "rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}:{number}", line
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}:{number + 1}: not UTF-8 text: {error.reason}. Convert the file to UTF-8.") from error
+                text = line.removeprefix(BOM_UTF8) if number == 1 else line
+                if text.strip():
+                    yield f"{file}:{number}", text
     except (OSError, EOFError) as error:
         raise UserError(f"{file}:{number + 1}: cannot be read: {error}. Is the file whole and readable?") from error
 
@@ -242,7 +270,7 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 def _json_list(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         items = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _lines(file)
             return

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RolloutRequest:
     """One completion to generate. Its tokens must depend on prompt, seed, sampling settings and weights only, not on
-    the rest of the batch or on earlier calls. In half precision, rounding may change a few tokens."""
+    the rest of the batch or on earlier calls. In half precision, rounding may change a few tokens.
+
+    `messages` is the conversation that `prompt_ids` are the tokens of, for engines with a model and a template of their
+    own. These get no `prompt_ids`.
+    """
 
     prompt_ids: tuple[int, ...]
     seed: int
+    messages: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,27 @@ class RolloutSampling:
 class Rollout:
     """A completion. `logprobs` are the engine's log-probs of `token_ids` at the sampling temperature, in nats, and at a
     temperature of 1 for greedy completions. With a `top_p` below 1 they are those of either the full or the truncated
-    distribution."""
+    distribution.
+
+    An engine with a model of its own gives the `text`, with thinking tags, in place of the tokens, and their number in
+    `counted`. If it could get no completion, the finish reason is "error" and `error` says why: the kind of failure in
+    one word, a colon, and the reason.
+    """
 
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "error"]
     weight_version: int
     seed: int
+    text: str | None = None
+    counted: int | None = None
+    error: str | None = None
+
+    @property
+    def length(self) -> int:
+        """The number of tokens."""
+        return len(self.token_ids) if self.counted is None else self.counted
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,12 @@ class PolicyWeights:
 class RolloutEngine(ABC):
     """Base class of engines. The constructor takes settings only; memory and processes are allocated by the first
     `load_weights`."""
+
+    @property
+    def needs_weights(self) -> bool:
+        """False if the engine generates with a model of its own, to which no weights are loaded. No policy can learn
+        from its completions."""
+        return True
 
     @property
     def needs_correction(self) -> bool:

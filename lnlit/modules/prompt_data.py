@@ -82,6 +82,11 @@ class PromptData(L.LightningDataModule):
             raise UserError(f"data.seed: expected 0 or a positive number, got {seed}")
         if not isinstance(engine, RolloutEngine):
             raise UserError(f"data.engine: expected a RolloutEngine, e.g. NativeEngine(); got {engine!r}")
+        if not engine.needs_weights:
+            raise UserError(
+                f"data.engine: {type(engine).__name__} generates with a model of its own, and a policy learns from its "
+                "own completions. Use an engine that takes weights, such as native or vllm."
+            )
         if not rewards:
             raise UserError("data.rewards: a policy learns from rewards, so at least one")
         self.tokenizer_name, self.source, self.engine, self.rollout = tokenizer, prompts, engine, rollout

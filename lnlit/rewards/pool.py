@@ -87,8 +87,8 @@ class RewardPool:
     """
 
     def __init__(self, rewards: Mapping[str, Reward], workers: int) -> None:
-        if not rewards or workers < 1:
-            raise UserError(f"rewards: needs at least one reward and one worker, got {len(rewards)} and {workers}")
+        if workers < 1:
+            raise UserError(f"rewards: needs at least one worker, got {workers}")
         self.rewards, self.workers = dict(rewards), workers
         self.outcomes: Counter[str] = Counter()
         self._sent = {name: _sendable(name, reward) for name, reward in self.rewards.items()}

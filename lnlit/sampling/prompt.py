@@ -6,13 +6,29 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from lnlit.data.chat import ChatEncoder
-from lnlit.data.sources import rows_of, where
+from lnlit.data.sources import readable_rows, rows_of, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Reward, Source
 from lnlit.rewards.pool import why_not
+
+
+class PromptEncoder(Protocol):
+    """Renders prompts and reads completions, as `ChatEncoder` does."""
+
+    def prompt(self, row: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Sequence[int]]:
+        """(conversation up to what the assistant must answer, its tokens) of a row. The conversation is empty if only
+        the assistant speaks, and the tokens if the engine renders conversations itself."""
+        ...
+
+    def completion(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+        """The assistant's text in answer to a prompt."""
+        ...
+
+    def end_ids(self) -> list[int]:
+        """The ids of tokens that end generation."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,23 +60,28 @@ class Prompts:
         return "; ".join(f"{where(self.source, row)}: {why}" for row, why in list(reasons.items())[:most])
 
 
-def read_prompts(source: Source, encoder: ChatEncoder, room: int) -> Prompts:
+def read_prompts(source: Source, encoder: PromptEncoder, room: int | None, strict: bool = True) -> Prompts:
     """Reads all rows of a source that have something to answer and leave room for a completion in the context.
 
     Args:
-        room: The maximum length of a prompt in tokens.
-
-    Raises `UserError` naming the row that is not a conversation.
+        room: The maximum length of a prompt in tokens, or None if any will do.
+        strict: Raise `UserError` naming the first row that cannot be read or is no conversation. False leaves such rows
+            out.
     """
     read = Prompts(source, [], [], {})
-    for number, row in enumerate(rows_of(source)):
+    for number, row in enumerate(rows_of(source)) if strict else readable_rows(source):
         try:
+            if isinstance(row, UserError):
+                raise row
             messages, token_ids = encoder.prompt(row)
         except UserError as error:
-            raise UserError(f"{where(source, number)}: {error}") from error
-        if not token_ids:
+            if strict:
+                raise UserError(f"{where(source, number)}: {error}") from error
+            read.left_out[number] = str(error)
+            continue
+        if not messages:
             read.left_out[number] = "there is nothing to answer: no turn but the assistant's"
-        elif len(token_ids) > room:
+        elif room is not None and len(token_ids) > room:
             read.left_out[number] = (
                 f"a prompt of {len(token_ids)} tokens; the model's context has room for {max(room, 0)} in front of "
                 "max_new_tokens"

@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lnlit.data.chat import ChatEncoder
 from lnlit.errors import UserError
 from lnlit.interfaces import (
     PolicyWeights,
     Reward,
     RewardRequest,
     RewardResult,
+    Rollout,
     RolloutEngine,
     RolloutRequest,
     RolloutSampling,
@@ -28,7 +28,7 @@ from lnlit.journal import Journal
 from lnlit.models.ranks import all_gather, my_place
 from lnlit.progress import track
 from lnlit.rewards.pool import RewardPool
-from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.prompt import Prompt, PromptEncoder
 from lnlit.sampling.sample import Drawn, Judged
 
 Made = TypeVar("Made", bound=Drawn)
@@ -119,7 +119,7 @@ class Sampler:
         engine: RolloutEngine,
         rewards: Sequence[Weighted],
         workers: int,
-        encoder: ChatEncoder,
+        encoder: PromptEncoder,
         sampling: RolloutSampling,
         phases: Phases,
         memory: Callable[[], AbstractContextManager[None]] | None = None,
@@ -134,13 +134,15 @@ class Sampler:
         self.version: int | None = None
 
     def load(self, version: int, weights: Callable[[], PolicyWeights]) -> None:
-        """Gives the engine new weights, unless it has them already. Collective if the weights are sharded."""
+        """Gives the engine new weights, unless it has them already or has a model of its own. Collective if the weights
+        are sharded."""
         if self.version == version:
             return
         self.version = None
-        with self.phases("sync"):
-            self.engine.wake()
-            self.engine.load_weights(weights())
+        if self.engine.needs_weights:
+            with self.phases("sync"):
+                self.engine.wake()
+                self.engine.load_weights(weights())
         self.version, self.loads = version, self.loads + 1
 
     def draw(self, asked: Sequence[Asked]) -> list[list[Judged]]:
@@ -153,15 +155,20 @@ class Sampler:
         return self._divided(asked, lambda share: self._generate(share, sampling or self.sampling))
 
     def judge(self, drawn: Sequence[Drawn]) -> list[Judged]:
-        """The completions with their rewards."""
+        """The completions with their rewards. One that the engine could not get is not judged."""
         with self.phases("reward"):
-            requests = [
-                RewardRequest(each.prompt.messages, each.text, each.truncated, each.prompt.row) for each in drawn
-            ]
-            verdicts = zip(drawn, self.pool.score(requests), strict=True)
-            return [
-                Judged(each.prompt, each.rollout, each.text, rewards, self._sum(rewards)) for each, rewards in verdicts
-            ]
+            there = [each for each in drawn if each.rollout.error is None]
+            verdicts = iter(
+                self.pool.score(
+                    [RewardRequest(each.prompt.messages, each.text, each.truncated, each.prompt.row) for each in there]
+                )
+            )
+            judged = []
+            for each in drawn:
+                error = each.rollout.error
+                rewards = next(verdicts) if error is None else dict.fromkeys(self.weights, RewardResult(None, error))
+                judged.append(Judged(each.prompt, each.rollout, each.text, rewards, self._sum(rewards)))
+            return judged
 
     def _divided(self, asked: Sequence[Asked], work: Callable[[Sequence[Asked]], Sequence[Made]]) -> list[list[Made]]:
         """What `work` makes of each prompt's completions: each rank does its share, and then all ranks have all."""
@@ -204,16 +211,25 @@ class Sampler:
 
     def _generate(self, asked: Sequence[Asked], sampling: RolloutSampling) -> list[Drawn]:
         owners = [each.prompt for each in asked for _ in each.seeds]
-        requests = [RolloutRequest(each.prompt.token_ids, seed) for each in asked for seed in each.seeds]
+        requests = [
+            RolloutRequest(each.prompt.token_ids, seed, each.prompt.messages) for each in asked for seed in each.seeds
+        ]
         with self.phases("generate"), self.memory() if self.memory else nullcontext():
             rollouts = self.engine.generate(requests, sampling)
             self._rest()  # before what was put away comes back
-        texts = [self.encoder.completion(rollout.prompt_ids, rollout.token_ids) for rollout in rollouts]
+        texts = [self._text(rollout) for rollout in rollouts]
         return [Drawn(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
 
+    def _text(self, rollout: Rollout) -> str:
+        if rollout.text is not None:
+            return rollout.text
+        return "" if rollout.error else self.encoder.completion(rollout.prompt_ids, rollout.token_ids)
+
     def _sum(self, rewards: Mapping[str, RewardResult]) -> float:
-        """The weighted sum of a sample's rewards. Rewards of weight 0 are ignored, even if they are missing. Raises
-        `UserError` for a sum that fp32, in which advantages are computed, cannot hold."""
+        """The weighted sum of a sample's rewards, NaN without any. Rewards of weight 0 are ignored, even if they are
+        missing. Raises `UserError` for a sum that fp32, in which advantages are computed, cannot hold."""
+        if not rewards:
+            return math.nan
         found = sum(
             math.nan if result.value is None else self.weights[name] * result.value
             for name, result in rewards.items()

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lnlit.checkpoint.fingerprint import fingerprint
-from lnlit.checkpoint.folder import hf_config
-from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
-from lnlit.data.chat import ChatEncoder
 from lnlit.data.sources import where
-from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
 from lnlit.files import expanded
-from lnlit.interfaces import PolicyWeights, Reward, RolloutEngine, Source
+from lnlit.interfaces import Reward, RolloutEngine, Source
 from lnlit.journal import Journal
-from lnlit.rollout.native import NativeEngine
-from lnlit.sampling.prompt import Prompt, read_prompts
+from lnlit.sampling.model import SampledModel, settings_of
+from lnlit.sampling.prompt import Prompt, PromptEncoder, digest, read_prompts
 from lnlit.sampling.sample import Judged
 from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, sample_into
 from lnlit.sampling.settings import Sampling
@@ -35,7 +29,7 @@ _REWARD = "reward"
 
 
 def annotate(
-    model: str,
+    model: str | None,
     prompts: Source,
     reward: Reward,
     out: str,
@@ -53,7 +47,7 @@ def annotate(
     with the result that it would have had.
 
     Args:
-        model: Model folder with a tokenizer and a chat template.
+        model: Model folder with a tokenizer and a chat template. Null for an engine with a model of its own.
         prompts: Rows of any form that chat rows have; their answers are left out.
         reward: The reward that judges completions.
         out: The JSONL file to write.
@@ -66,26 +60,25 @@ def annotate(
     """
     if prompts_per_round < 1:
         raise UserError(f"annotate.prompts_per_round: expected a positive number, got {prompts_per_round}")
-    path, engine, samples = resolve(model), engine or NativeEngine(), sampling.samples_per_prompt
-    encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
-    found = _read(prompts, encoder, read_spec(path).context_length - sampling.max_new_tokens, reward)
+    sampled, samples = SampledModel(model, engine), sampling.samples_per_prompt
+    encoder = sampled.encoder(None if thinking is None else on_or_off(thinking))
+    found = _read(prompts, encoder, sampled.room(sampling.max_new_tokens), reward)
     settings = {
-        "model": fingerprint(model),
-        "prompts": _digest(found),
-        "samples": samples,
+        **sampled.identity,
+        "prompts": digest(found),
+        "reward": settings_of(reward),
         "pass_threshold": pass_threshold,
+        "sampling": asdict(sampling),
     }
-    settings |= {"engine": _settings(engine), "reward": _settings(reward)}
-    settings |= {key: getattr(sampling, key) for key in ("max_new_tokens", "temperature", "top_p", "seed")}
     drawing = sampling.rollout(encoder.end_ids())
-    sampler = Sampler(engine, [Weighted(reward, name=_REWARD)], reward_workers, encoder, drawing, Phases())
+    sampler = Sampler(sampled.engine, [Weighted(reward, name=_REWARD)], reward_workers, encoder, drawing, Phases())
     file = expanded(out)
     with Journal.beside(file, settings, "annotated rows", b'"pass_rate"') as work, closing(sampler):
         if len(work) < len(found):
-            sampler.load(0, partial(_weights, path))
+            sampled.load(sampler)
         told = partial(_row, pass_threshold=pass_threshold)
         sample_into(work, sampler, asked(found, samples, sampling.seed, rollout=0), prompts_per_round, told, "annotate")
-        lines = summary([row for _, row in work.numbered()], samples, sampler.pool.outcomes)
+        lines = summary([row for _, row in work.numbered()], samples, sampler.counts())
         work.finish(file)
     for line in lines:
         print(f"annotate: {line}", file=sys.stderr)
@@ -100,7 +93,7 @@ def _row(samples: Sequence[Judged], pass_threshold: float) -> dict[str, Any]:
         **samples[0].prompt.row,
         "pass_rate": fmean(value >= pass_threshold for value in values) if values else None,
         "samples": len(values),
-        "mean_tokens": fmean(len(sample.rollout.token_ids) for sample in samples),
+        "mean_tokens": fmean(sample.rollout.length for sample in samples),
         "truncated": fmean(sample.truncated for sample in samples),
     }
 
@@ -125,12 +118,7 @@ def summary(rows: Sequence[Mapping[str, Any]], samples: int, outcomes: Mapping[s
     return lines
 
 
-def _weights(path: Path) -> PolicyWeights:
-    spec = read_spec(path)
-    return PolicyWeights(spec, hf_config(spec), open_checkpoint(path).weights(path), version=0)
-
-
-def _read(source: Source, encoder: ChatEncoder, room: int, reward: Reward) -> list[Prompt]:
+def _read(source: Source, encoder: PromptEncoder, room: int | None, reward: Reward) -> list[Prompt]:
     """All prompts as tokens. Raises `UserError` for a prompt that leaves no room for a completion, and for rows without
     a JSON form."""
     read = read_prompts(source, encoder, room)
@@ -147,32 +135,3 @@ def _read(source: Source, encoder: ChatEncoder, room: int, reward: Reward) -> li
         of = f"{len(unjudged)} of {len(read.found)} rows"
         print(f"annotate: no completion can be judged by {of}: {read.named(unjudged)}", file=sys.stderr)
     return read.found
-
-
-def _digest(prompts: Sequence[Prompt]) -> str:
-    """A digest of what the model reads and of what the reward may read."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(json.dumps([prompt.token_ids, prompt.row], sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _settings(part: object) -> dict[str, Any]:
-    """The class and the plain settings of a part. Other attributes may differ from process to process and are left
-    out."""
-    public = {name: _plain(value) for name, value in vars(part).items() if not name.startswith("_")}
-    plain = {name: value for name, value in public.items() if value is not _NOT_PLAIN}
-    return {"class": f"{type(part).__module__}.{type(part).__qualname__}", **plain}
-
-
-_NOT_PLAIN = object()
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON data, or `_NOT_PLAIN`."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError):
-        return _NOT_PLAIN

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pyarrow
@@ -6,7 +7,7 @@ import pytest
 from chat_samples import toggle_rows, write_jsonl
 
 from lnlit import registry
-from lnlit.data.sources import HuggingFaceSource, JsonlSource, ParquetSource, where
+from lnlit.data.sources import HuggingFaceSource, JsonlSource, ParquetSource, readable_rows, where
 from lnlit.errors import UserError
 
 
@@ -171,3 +172,29 @@ def test_a_path_that_names_no_file_is_one_line(path):
 def test_a_folder_says_how_to_name_its_files(tmp_path):
     with pytest.raises(UserError, match=r"is a folder: name its files, as in .*\*\.jsonl"):
         JsonlSource(str(tmp_path))
+
+
+def test_rows_behind_one_that_cannot_be_read_are_read(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"n": 0}\r\n{"n": 1\n\n{"n": "\xff"}\n[4]\n' + b"[" * 10**6 + b'\n{"n": 6}\n')
+    found = list(readable_rows(JsonlSource(str(file))))
+    assert [index for index, _ in found] == list(range(6))
+    assert [row for _, row in found if isinstance(row, dict)] == [{"n": 0}, {"n": 6}]
+    said = [str(row) for _, row in found if isinstance(row, UserError)]
+    assert [text.removeprefix(f"{file}:").partition(": ")[0] for text in said] == ["2", "4", "5", "6"]
+    assert "not UTF-8 text" in said[1] and "expected a JSON object" in said[2]
+
+
+def test_a_file_that_ends_in_the_middle_ends_the_reading(tmp_path):
+    file = tmp_path / "rows.jsonl.gz"
+    whole = gzip.compress(b"".join(b'{"n": %d}\n' % n for n in range(5000)))
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="Is the file whole"):
+        list(readable_rows(JsonlSource(str(file))))
+
+
+def test_a_file_of_something_else_is_refused_soon(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("a,b\n" * 5000)
+    with pytest.raises(UserError, match=r"rows\.jsonl:1001: not valid JSON"):
+        list(readable_rows(JsonlSource(str(file))))

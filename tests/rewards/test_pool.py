@@ -288,7 +288,10 @@ class Closed(Model):
         self.closed = True
 
 
-@pytest.mark.parametrize(("rewards", "workers"), [({}, 1), ({"length": Length()}, 0)])
-def test_nothing_to_do_is_refused(rewards, workers):
+def test_a_pool_without_processes_is_refused():
     with pytest.raises(UserError, match="at least one"):
-        RewardPool(rewards, workers)
+        RewardPool({"length": Length()}, 0)
+
+
+def test_without_rewards_nothing_is_judged():
+    assert RewardPool({}, 1).score([RewardRequest([], "a", False)] * 2) == [{}, {}]

@@ -143,12 +143,12 @@ def test_what_a_crash_tore_off_is_made_again(model, tmp_path, lost):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"sampling": Sampling(3, 8)}, r"other settings: samples is 2, now 3\."),
+        ({"sampling": Sampling(3, 8)}, r"other settings: sampling\.samples_per_prompt is 2, now 3\."),
         ({"pass_threshold": 0.5}, r"other settings: pass_threshold is 1\.0, now 0\.5\."),
-        ({"sampling": Sampling(2, 8, seed=1)}, r"other settings: seed is 0, now 1\."),
+        ({"sampling": Sampling(2, 8, seed=1)}, r"other settings: sampling\.seed is 0, now 1\."),
         (
             {"sampling": Sampling(2, 9, 0.5)},
-            r"other settings: max_new_tokens is 8, now 9; temperature is 1\.0, now 0\.5\.",
+            r"other settings: sampling\.max_new_tokens is 8, now 9; sampling\.temperature is 1\.0, now 0\.5\.",
         ),
         ({"thinking": "on"}, r"other settings: prompts is "),
         ({"reward": FormatReward("on")}, r"other settings: reward\.class is "),
