@@ -67,6 +67,9 @@ def test_errors_name_file_and_line(tmp_path, rows):
     (tmp_path / "c.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="expected a list of rows, got dict"):
         list(JsonlSource(str(tmp_path / "c.json")).rows())
+    (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n"\xff"\n')
+    with pytest.raises(UserError, match=r"d\.jsonl.*not UTF-8"):
+        list(JsonlSource(str(tmp_path / "d.jsonl")).rows())
 
 
 def test_a_json_file_may_have_one_object_a_line(tmp_path):
@@ -77,9 +80,6 @@ def test_a_json_file_may_have_one_object_a_line(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}\n{"a": }\n')
     with pytest.raises(UserError, match=r"a.json:2: not valid JSON"):
         list(source.rows())
-    (tmp_path / "d.jsonl").write_bytes(b'{"a": 1}\n"\xff"\n')
-    with pytest.raises(UserError, match=r"d\.jsonl.*not UTF-8"):
-        list(JsonlSource(str(tmp_path / "d.jsonl")).rows())
 
 
 def test_a_cut_gzip_is_a_clear_error(tmp_path):
