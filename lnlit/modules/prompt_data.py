@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lnlit.checkpoint.formats import read_spec
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.loader import count_batches
 from lnlit.data.tokenizer import load_tokenizer, pad_id
@@ -26,7 +27,7 @@ from lnlit.sampling.history import Stage
 from lnlit.sampling.order import Uniform
 from lnlit.sampling.prompt import Prompt, read_prompts
 from lnlit.sampling.sample import Sample
-from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked
+from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, weights_by_name
 from lnlit.thinking import Thinking, on_or_off
 
 __all__ = ["HeldOut", "LogprobCheck", "PromptData", "RolloutConfig", "Weighted"]
@@ -91,6 +92,11 @@ class PromptData(L.LightningDataModule):
             raise UserError("data.rewards: a policy learns from rewards, so at least one")
         self.tokenizer_name, self.source, self.engine, self.rollout = tokenizer, prompts, engine, rollout
         self.rewards = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
+        if not any(weights_by_name(self.rewards).values()):
+            raise UserError(
+                "data.rewards: every weight is 0, and a reward of weight 0 is only logged, so there is nothing to "
+                "learn from. Give one another weight."
+            )
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.held_out, self.logprob_check, self.seed = held_out, logprob_check, seed
         self._order = prompt_order or Uniform()
@@ -144,13 +150,7 @@ class PromptData(L.LightningDataModule):
 
     def _read(self, source: Source, key: str) -> list[Prompt]:
         """The prompts that leave room for a completion in the context, and for which completions can be judged."""
-        context = self.policy.decoder.spec.context_length
-        longest = self.rollout.max_new_tokens
-        room = context - longest
-        if room < 1:
-            raise UserError(
-                f"data.rollout.max_new_tokens: {longest} leave no room for a prompt in a context of {context}"
-            )
+        room = self.policy.decoder.spec.context_length - self.rollout.max_new_tokens
         try:
             read = read_prompts(source, self.encoder, room)
         except UserError as error:
@@ -174,7 +174,12 @@ class PromptData(L.LightningDataModule):
     # Lightning
 
     def setup(self, stage: str) -> None:
-        """Checks the run before anything is sampled, for training or validation."""
+        """Checks the run before the model is loaded, for training or validation."""
+        context, longest = read_spec(self.policy.model).context_length, self.rollout.max_new_tokens
+        if longest >= context:
+            raise UserError(
+                f"data.rollout.max_new_tokens: {longest} leave no room for a prompt in a context of {context}"
+            )
         if stage == "fit":
             assert self.trainer is not None
             check_trainer(self.trainer)
@@ -217,7 +222,10 @@ class PromptData(L.LightningDataModule):
             "max_new_tokens": self.rollout.max_new_tokens,
             "thinking": self.thinking,
             "mask_truncated": self.rollout.mask_truncated,
-            "rewards": {r.name or type(r.reward).__name__: [type(r.reward).__name__, r.weight] for r in self.rewards},
+            "rewards": {
+                name: [type(each.reward).__name__, weight]
+                for (name, weight), each in zip(weights_by_name(self.rewards).items(), self.rewards, strict=True)
+            },
             "prompt_order": type(self._order).__name__,
             "seed": self.seed,
             "prompts": prompts_state(self.prompts),

@@ -36,6 +36,8 @@ _REFUSED = {
     ("k2", "reward"): "its gradient is that of no divergence",
     ("k3", "reward"): "its gradient is that of no divergence",
 }
+#: The largest weight with which fp32 can hold the sum over a million tokens that are 100 nats from the reference.
+_LARGEST_WEIGHT = 1e12
 _ALLOWED = "k2 or k3 in the loss, k1 or k3 with place: score, k1 with place: reward"
 
 
@@ -80,6 +82,11 @@ class KL:
         check(self, "kl")
         if not (0 <= self.weight < float("inf")):
             raise UserError(f"kl.weight: expected a number of 0 or more, got {self.weight}")
+        if self.weight > _LARGEST_WEIGHT:
+            raise UserError(
+                f"kl.weight: {self.weight:g} times a divergence is beyond fp32's largest number, so the loss would be "
+                f"infinite; allowed: up to {_LARGEST_WEIGHT:g}. Usual weights are below 1."
+            )
         if reason := _REFUSED.get((self.estimator, self.place)):
             raise UserError(f"kl: {self.estimator} with place: {self.place} is refused, as {reason}. Use {_ALLOWED}.")
 

@@ -39,7 +39,8 @@ _LARGEST = 3.4e38
 
 @dataclass(frozen=True)
 class Weighted:
-    """A reward with its weight in the sum. `name` is its name in logs, by default that of its class."""
+    """A reward with its weight in the sum. `name` is its name in logs, by default that of its class. A reward of weight
+    0 is logged and not learned from."""
 
     reward: Reward
     weight: float = 1.0
@@ -48,6 +49,14 @@ class Weighted:
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
             raise UserError(f"data.rewards: a weight must be a finite number, got {self.weight}")
+
+
+def weights_by_name(rewards: Sequence[Weighted]) -> dict[str, float]:
+    """The weight of each reward by its name. Raises `UserError` for two of one name."""
+    names = [each.name or type(each.reward).__name__ for each in rewards]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UserError(f"data.rewards: two are called {twice[0]}; give each a name of its own.")
+    return {name: each.weight for name, each in zip(names, rewards, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -125,9 +134,7 @@ class Sampler:
         memory: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.engine, self.encoder, self.sampling, self.phases, self.memory = engine, encoder, sampling, phases, memory
-        self.weights = {each.name or type(each.reward).__name__: each.weight for each in rewards}
-        if len(self.weights) < len(rewards):
-            raise UserError(f"data.rewards: two are called the same of {', '.join(self.weights)}; give them names")
+        self.weights = weights_by_name(rewards)
         self.pool = RewardPool(dict(zip(self.weights, (each.reward for each in rewards), strict=True)), workers)
         #: The number of loads, and the version of the engine's weights, None while it has none.
         self.loads = 0

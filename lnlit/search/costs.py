@@ -129,10 +129,15 @@ class CostTable(_About):
         """Raises `UserError` when the table has no times of `workload`."""
         if self.base_cost.timing is None:
             raise UserError("the cost table has no times (it was made without timing). Measure with timing.")
+        self.check_measured(workload)
+
+    def check_measured(self, workload: Workload) -> None:
+        """Raises `UserError` when the table is not of `workload`."""
         if workload not in self.workloads:
             known = ", ".join(map(str, self.workloads))
             raise UserError(
-                f"the cost table has no times for {workload} (requests x prompt + new tokens). It has: {known}."
+                f"the cost table has no {workload} (requests x prompt + new tokens). It has: {known}. Choose of these, "
+                "or measure it too."
             )
 
     def base(self, workload: Workload) -> dict[str, float]:

@@ -33,6 +33,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Workload
 from lnlit.journal import Journal
 from lnlit.models.parts import attention_class
+from lnlit.progress import say
 from lnlit.schema import Whole, read
 from lnlit.search.costs import Timing
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
@@ -135,7 +136,8 @@ def best_of_rounds(rounds: Sequence[Sequence[Latency]]) -> NDArray:
 
 
 def checked_workloads(workloads: Sequence[Workload], context_length: int) -> tuple[Workload, ...]:
-    """Each of them once. Raises `UserError` for none, for sizes below 1 and for what the context cannot hold."""
+    """Each of them once (see `once`). Raises `UserError` for none, for sizes below 1 and for what the context cannot
+    hold."""
     if not workloads:
         raise UserError(
             "workloads: there are none; name at least one, as {batch_size: 8, prompt_tokens: 256, new_tokens: 32}."
@@ -149,7 +151,15 @@ def checked_workloads(workloads: Sequence[Workload], context_length: int) -> tup
                 f"workloads[{index}]: {workload.prompt_tokens} prompt and {workload.new_tokens} new tokens are "
                 f"{needed}; the model's context is {context_length}."
             )
-    return tuple(dict.fromkeys(workloads))
+    return once(workloads, "workloads")
+
+
+def once(given: Sequence[Any], where: str) -> tuple[Any, ...]:
+    """Each of the given things once, in order. Prints a line for one that is there several times."""
+    for thing, count in Counter(given).items():
+        if count > 1:
+            say(f"{where}: {thing} is there {count} times; taken once")
+    return tuple(dict.fromkeys(given))
 
 
 def _reference_block(spec: ModelSpec) -> BlockSpec:

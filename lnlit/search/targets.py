@@ -116,6 +116,8 @@ class Sweep:
     of_parent: bool = False
 
     def __post_init__(self) -> None:
+        if not self.values:
+            raise UserError("frontier.values: there are none. Give the values to solve, or leave frontier out.")
         if self.of_parent and self.side == "max":
             check_shares("frontier", self.cost, self.values)
 

@@ -49,6 +49,8 @@ def solve(
             value of the frontier.
         frontier: A budget to move over several values, each solved by the solver and every baseline.
     """
+    if not time_limit_s > 0:
+        raise UserError(f"solve.time_limit_s: expected a number above 0, got {time_limit_s}.")
     name, chosen = _solver(solver)
     target = _checked_output(out, problem, scores, deployment.costs, deployment.corrected_by)
     if problem is None:
@@ -125,12 +127,15 @@ def _from_library(
         raise UserError("solve: needs either a problem file, or all of library, scores and deployment.costs.")
     from lnlit.search.costs import CostTable  # these import torch, which a problem file does not need
     from lnlit.search.library import Library
+    from lnlit.search.measure import once
     from lnlit.search.problem import corrected, make_problem
     from lnlit.search.score import read_scores
 
     opened, table = Library.open(library), CostTable.read(expanded(deployment.costs))
     table.check_hardware(deployment.allow_other_hardware)
-    workloads, targets = deployment.workloads or table.workloads, deployment.targets
+    workloads, targets = once(deployment.workloads, "deployment.workloads") or table.workloads, deployment.targets
+    for workload in workloads:
+        table.check_measured(workload)
     if deployment.corrected_by is not None:
         targets = corrected(targets, expanded(deployment.corrected_by), table, workloads)
     return make_problem(opened, read_scores(scores), table, workloads, targets, rules=rules, solutions=solutions)

@@ -19,7 +19,7 @@ from lnlit.interfaces import Meter
 from lnlit.models.device import torch_device
 from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.hardware import Hardware
-from lnlit.search.measure import LatencyLog, best_of_rounds
+from lnlit.search.measure import LatencyLog, best_of_rounds, once
 from lnlit.search.targets import cost_at
 from lnlit.stages.measure import in_turns
 
@@ -53,7 +53,7 @@ def verify(
     table.check_hardware(allow_other_hardware)
     for workload in table.workloads:
         table.check_timed(workload)
-    specs = {name: read_spec(name) for name in models}
+    specs = {name: read_spec(name) for name in once(models, "verify.models")}
     predicted = {name: [table.predict(spec, w) for w in table.workloads] for name, spec in specs.items()}
     meter: Meter = registry.build("meter", engine or table.engine)
     machine = Hardware.here(torch_device())

@@ -156,7 +156,19 @@ MISTAKES = {
     ),
     "rewards of one name": (
         ("        weight: 0.5\n", "      - reward:\n          class_path: format\n"),
-        "data.rewards: two are called the same of FormatReward; give them names",
+        "data.rewards: two are called FormatReward; give each a name of its own.",
+    ),
+    "no reward that counts": (
+        ("weight: 0.5", "weight: 0"),
+        "data.rewards: every weight is 0, and a reward of weight 0 is only logged, so there is nothing to learn from.",
+    ),
+    "a divergence beyond fp32": (
+        ("      weight: 0.1", "      weight: 1.0e+30"),
+        "kl.weight: 1e+30 times a divergence is beyond fp32's largest number, so the loss would be infinite",
+    ),
+    "completions longer than the context": (
+        ("      max_new_tokens: 4", "      max_new_tokens: 128"),
+        "data.rollout.max_new_tokens: 128 leave no room for a prompt in a context of 128",
     ),
     "a prompt file that is not there": (
         ("prompts.jsonl", "prompt.jsonl"),
@@ -186,6 +198,14 @@ def test_a_mistake_is_one_line(lnlit, write, swap, message):
     assert code == 2, err
     line = line.splitlines()[-1]
     assert line.startswith(f"error: {message}"), line
+
+
+@pytest.mark.parametrize("mistake", ["rewards of one name", "completions longer than the context"])
+def test_what_is_known_before_is_refused_before_the_model_is_loaded(lnlit, write, mistake, monkeypatch):
+    monkeypatch.setattr("lnlit.modules.lit_model.load_weights", lambda *_: pytest.fail("the model was loaded"))
+    swap, message = MISTAKES[mistake]
+    code, _, err = lnlit("fit", "--config", write(swap))
+    assert code == 2 and message in err.splitlines()[-1], err
 
 
 OWN = """\

@@ -145,6 +145,13 @@ def foreign_hardware(search: Path) -> dict:
         ),
         (lambda _: {"rules.attention": "[kv7]"}, "rules.attention: 'kv7' fits no variant"),
         (lambda _: {"frontier": "{cost: memory, values: [1]}"}, "unknown cost 'memory'"),
+        (lambda _: {"frontier": "{cost: memory_mib, values: []}"}, "frontier.values: there are none. Give the values"),
+        (lambda _: {"time_limit_s": "0"}, "solve.time_limit_s: expected a number above 0, got 0"),
+        (lambda _: {"time_limit_s": ".nan"}, "solve.time_limit_s: expected a number above 0, got nan"),
+        (
+            lambda _: {"deployment.workloads": "[{batch_size: 9, prompt_tokens: 16, new_tokens: 4}]"},
+            "the cost table has no 9x16+4 (requests x prompt + new tokens). It has: 1x16+4.",
+        ),
         (lambda _: {"library": "elsewhere"}, "elsewhere: there is no such folder"),
     ],
 )
@@ -163,6 +170,13 @@ def test_without_a_mistake_it_is_solved(search, lnlit):
     assert sorted(path.name for path in search.iterdir()) == sorted(
         ["library", "scores.jsonl", "costs.json", "solution.json", "problem.json"]
     )
+
+
+def test_a_workload_that_is_there_twice_is_taken_once(search, lnlit):
+    workload = "{batch_size: 1, prompt_tokens: 16, new_tokens: 4}"
+    code, _, err = solve(lnlit, **{"deployment.workloads": f"[{workload}, {workload}]"})
+    assert code == 0 and "deployment.workloads: 1x16+4 is there 2 times; taken once\n" in err
+    assert not json.loads((search / "problem.json").read_text()).get("scenarios")
 
 
 def test_a_meter_that_cannot_run_a_dtype_leaves_nothing(search, lnlit):

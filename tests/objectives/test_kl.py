@@ -114,6 +114,14 @@ def test_k3s_gradient_leads_back_to_the_reference_however_far_away():
     assert torch.allclose(slopes[near], 1 - (-distance.detach()[near]).exp(), rtol=1e-12)
 
 
+def test_the_largest_weight_is_one_that_fp32_can_hold():
+    now, reference, old = torch.full((1_000_000,), -0.1), torch.full((1,), 0.0), torch.full((1,), -50.0)
+    assert KL(1e12).penalty(now, reference + 100, old).sum().isfinite()
+    assert KL(1e12, "k3", "loss").penalty(now - 100, reference, old).sum().isfinite()
+    with pytest.raises(UserError, match=r"kl.weight: 1e\+13 times a divergence is beyond fp32's largest number"):
+        KL(1e13)
+
+
 @pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])
 def test_a_weight_must_be_a_number(weight):
     with pytest.raises(UserError, match="weight: expected"):

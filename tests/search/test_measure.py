@@ -143,9 +143,11 @@ def test_every_round_holds_every_model_once_in_an_order_of_its_own():
     assert turns == list(schedule(names, 6))
 
 
-def test_workloads_are_taken_once_and_fit_the_context():
+def test_workloads_are_taken_once_and_fit_the_context(capsys):
     pair = (Workload(1, 128, 32), Workload(8, 128, 4))
+    assert checked_workloads(pair, 256) == pair and not capsys.readouterr().err
     assert checked_workloads([*pair, pair[0]], 256) == pair
+    assert capsys.readouterr().err == f"workloads: {pair[0]} is there 2 times; taken once\n"
     with pytest.raises(UserError, match="workloads: there are none"):
         checked_workloads([], 256)
     with pytest.raises(UserError, match=r"workloads\[1\].batch_size: expected a positive number, got 0"):
