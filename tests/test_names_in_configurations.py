@@ -17,7 +17,7 @@ import yaml
 import lnlit
 from lnlit import registry
 from lnlit.builtins import BUILTINS
-from lnlit.cli import rollout, search
+from lnlit.cli import stage_commands
 from lnlit.renamed import CLASSES, KEYS
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def registered() -> list[type]:
 
 
 def stages() -> list[Callable[..., Any]]:
-    commands = [*search.COMMAND.stages.values(), *rollout.COMMAND.stages.values()]
+    commands = [each for command in stage_commands.ALL for each in command.stages.values()]
     targets = [target.partition(":") for target, _ in commands]
     return [getattr(importlib.import_module(module), name) for module, _, name in targets]
 

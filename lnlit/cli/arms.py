@@ -17,6 +17,7 @@ from lnlit import own, schema
 from lnlit.cli.pipeline import DEFAULT_ROOT, RESULTS, ROOT, Stage, position, stages_of
 from lnlit.cli.put_aside import OF_A_RUN
 from lnlit.cli.python import arguments
+from lnlit.cli.stage_commands import of_stage
 from lnlit.errors import UserError, shown
 from lnlit.files import expanded
 from lnlit.stages.compare import results_file, run_folder
@@ -228,10 +229,7 @@ def _configuration(stage: Stage, options: list[str]) -> dict[str, Any]:
         from lnlit.cli.train import resolved
 
         return resolved([*options, "--seed_everything=false"])  # each run has its own
-    from lnlit.cli import rollout, search
-
-    parsed = {"rollout": rollout.parsed, "search": search.parsed}[stage.command[0]]
-    _, parser, config = parsed(stage.kind, options)
+    _, parser, config = of_stage(stage.kind).parsed(stage.kind, options)
     complete = yaml.safe_load(own.restored(parser.dump(config, skip_none=False)))
     return {key: value for key, value in complete.items() if key != "config"}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lnlit.cli.main import user_message
 from lnlit.cli.pipeline import Stage
+from lnlit.cli.stage_commands import of_stage
 
 
 def main(files: list[str]) -> int:
@@ -30,16 +31,12 @@ def main(files: list[str]) -> int:
 def check(stage: Stage) -> None:
     """Raises `UserError` for a file that its command would refuse before building anything."""
     options = ["--config", str(stage.file)]
-    command, *kind = stage.command
-    if command == "fit":
-        from lnlit.cli.train import check as check_fit
-
-        check_fit(options)
+    if stage.kind is not None:
+        of_stage(stage.kind).parsed(stage.kind, options)
         return
-    from lnlit.cli import rollout, search
+    from lnlit.cli.train import check as check_fit
 
-    parsed = {"rollout": rollout.parsed, "search": search.parsed}[command]
-    parsed(kind[0], options)
+    check_fit(options)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import yaml
 
 from lnlit import own
 from lnlit.cli.recipes import pipelines
-from lnlit.cli.rollout import STAGES as ROLLOUT
+from lnlit.cli.stage_commands import of_stage
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded
 
@@ -67,14 +67,14 @@ class Stage:
 
     @property
     def kind(self) -> str | None:
-        """The stage of `lnlit search` or `lnlit rollout`, or None for a fit."""
+        """The stage of a command such as `lnlit search`, or None for a fit."""
         stage = self.recipe.get("stage")
         return None if stage is None else str(stage)
 
     @property
     def command(self) -> list[str]:
         """The words after `lnlit`, before the options."""
-        return ["fit"] if self.kind is None else ["rollout" if self.kind in ROLLOUT else "search", self.kind]
+        return ["fit"] if self.kind is None else [of_stage(self.kind).name, self.kind]
 
     @property
     def options(self) -> list[str]:
@@ -100,9 +100,8 @@ class Stage:
         """The folder where a fit keeps its checkpoints and logs, or None for other stages."""
         if self.kind is not None:
             return None
-        trainer = self.recipe.get("trainer")
-        given = trainer.get(ROOT) if isinstance(trainer, dict) else None
-        return given if isinstance(given, str) else DEFAULT_ROOT
+        given = [leaf.text for leaf in self.leaves if ".".join(map(str, leaf.place)) == f"trainer.{ROOT}"]
+        return given[-1] if given else DEFAULT_ROOT
 
     @cached_property
     def writes(self) -> list[str]:
@@ -219,7 +218,8 @@ def _leaves(node: Any, key: str, place: Place, folder: Path, seen: set[Path]) ->
         if (file := _included(leaf)) and file.resolve() not in seen:
             yield from _leaves(read_yaml(file), key, place, file.parent, {*seen, file.resolve()})
     for name, value in node.items() if isinstance(node, dict) else ():
-        yield from _leaves(value, str(name), (*place, name), folder, seen)
+        last = str(name).rpartition(".")[2].removesuffix("+")  # `a.b` stands for `a: {b: ...}`, `a+` adds to `a`
+        yield from _leaves(value, last, (*place, name), folder, seen)
     for index, value in enumerate(node) if isinstance(node, list) else ():
         yield from _leaves(value, key, (*place, index), folder, seen)
 

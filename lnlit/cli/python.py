@@ -77,15 +77,14 @@ def _stage(command: str, config: Config, overrides: Mapping[str, Any] | None) ->
 
 @told
 def stage(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Path:
-    """Run a stage of `lnlit search` or `lnlit rollout` from its YAML file, whose key `stage` says which; returns the
-    path it wrote. Each is a function of its own as well: `search_solve`, `rollout_annotate`, ...
+    """Run a stage, as of `lnlit search`, from its YAML file, whose key `stage` says which; returns the path it wrote.
+    Each is a function of its own as well: `search_solve`, `rollout_annotate`, ...
     """
-    from lnlit.cli import rollout, search
     from lnlit.cli.pipeline import read_yaml
+    from lnlit.cli.stage_commands import of_stage
 
     name = str(read_yaml(Path(config)).get("stage"))
-    command = rollout.COMMAND if name in rollout.STAGES else search.COMMAND
-    return command.result(name, arguments(config, overrides))
+    return of_stage(name).result(name, arguments(config, overrides))
 
 
 def arguments(config: Config, overrides: Mapping[str, Any] | None) -> list[str]:

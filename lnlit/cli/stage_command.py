@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +15,36 @@ from lnlit.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class StageCommand:
-    """`lnlit NAME STAGE`. `stages` maps each to ("module:function", one line of help), in the order of use."""
+    """`lnlit NAME STAGE`. `stages` maps each to ("module:function", one line of help), in the order of use.
+
+    `default` is the stage that is meant when none is named, and `words` its list of texts to which words without `--`
+    go: `lnlit merge A B --out C` is `lnlit merge merge --out C --models '["A", "B"]'`.
+    """
 
     name: str
     purpose: str
     stages: Mapping[str, tuple[str, str]]
+    default: str | None = None
+    words: str | None = None
 
     def run(self, argv: list[str]) -> int:
         """Run one stage; prints the path it wrote."""
-        if not argv or argv[0] in ("-h", "--help"):
+        if not argv or (argv[0] in ("-h", "--help") and len(self.stages) > 1):
             print(self._help())
             return 0
-        name, *rest = argv
+        if self.default is None or argv[0] in self.stages:
+            name, *rest = argv
+        else:
+            name, rest = self.default, self._with_words(argv)
         print(self.result(name, rest))
         return 0
+
+    def _with_words(self, argv: list[str]) -> list[str]:
+        """The options with the words before them as one option, behind all files."""
+        count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
+        if self.words is None or not count:
+            return argv
+        return [*argv[count:], f"--{self.words}={json.dumps(argv[:count])}"]
 
     def result(self, name: str, options: list[str]) -> Path:
         """Run one stage; returns the path it wrote."""
@@ -72,9 +89,13 @@ class StageCommand:
     def _help(self) -> str:
         width = max(map(len, self.stages))
         stages = [f"  {name:<{width}}  {text}" for name, (_, text) in self.stages.items()]
+        options = "[--config FILE.yaml] [--KEY VALUE ...]"
+        words = f"[{self.words.upper()} ...] " if self.words else ""
+        plain = [] if self.default is None else [f"       lnlit {self.name} {words}{options}, which is {self.default}"]
         return "\n".join(
             [
-                f"usage: lnlit {self.name} STAGE [--config FILE.yaml] [--KEY VALUE ...]",
+                f"usage: lnlit {self.name} STAGE {options}",
+                *plain,
                 "",
                 self.purpose,
                 "",

@@ -23,13 +23,13 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from lnlit import registry
 from lnlit.builtins import INTERFACES
-from lnlit.cli import names, rollout, search, train
+from lnlit.cli import names, stage_commands, train
 from lnlit.cli.explain import explain
 from lnlit.cli.parser import StrictParser
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
 
-STAGES = [(command, stage) for command in (search.COMMAND, rollout.COMMAND) for stage in command.stages]
+STAGES = [(command, stage) for command in stage_commands.ALL for stage in command.stages]
 #: Kinds whose parts a specification or a setting names by a text, rather than a configuration by its class.
 _NOT_BUILT = {"attention", "ffn", "attention_kernel", "checkpoint", "meter"}
 _PLAIN = {str: "text", int: 1, float: 0.5, bool: True}

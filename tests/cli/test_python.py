@@ -107,12 +107,12 @@ def test_everything_offered_is_there_and_is_no_package():
 
 
 def test_every_stage_and_part_that_a_notebook_builds_is_offered():
-    from lnlit.cli import rollout, search
+    from lnlit.cli import stage_commands
 
     targets = {f"{home}:{there}": name for name, (home, there) in front._offered().items()}
-    for command in (search, rollout):
-        for stage, (target, _) in command.STAGES.items():
-            assert targets[target] == f"{command.COMMAND.name}_{stage}"
+    for command in stage_commands.ALL:
+        for stage, (target, _) in command.stages.items():
+            assert targets[target] == (command.name if stage == command.default else f"{command.name}_{stage}")
     for kind in ("source", "reward"):
         assert {*builtins.BUILTINS[kind].values()} <= targets.keys()
 

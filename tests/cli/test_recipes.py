@@ -14,9 +14,10 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lnlit.checkpoint.formats import read_spec
-from lnlit.cli import names, rollout, search
+from lnlit.cli import names
 from lnlit.cli.main import main
 from lnlit.cli.pipeline import stages_of
+from lnlit.cli.stage_commands import of_stage
 from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 ROOT = Path(__file__).parents[2]
@@ -173,8 +174,7 @@ def test_the_method_and_the_data_of_a_recipe_take_their_settings(recipe, tmp_pat
 
 @pytest.mark.parametrize("recipe", STAGES, ids=name)
 def test_a_recipe_of_a_stage_parses_and_writes_below_runs(recipe):
-    command = rollout if STAGES[recipe] in rollout.STAGES else search
-    _, _, config = command.parsed(STAGES[recipe], ["--config", str(recipe)])
+    _, _, config = of_stage(STAGES[recipe]).parsed(STAGES[recipe], ["--config", str(recipe)])
     assert config.out.startswith("runs/")
 
 
@@ -371,7 +371,7 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
             text = text.replace(old, new)
         (tmp_path / recipe.name).write_text(text)
         stage = yaml.safe_load(text).get("stage")
-        command = ["rollout", stage] if stage else ["fit", "--trainer.accelerator", "cpu"]
+        command = [of_stage(stage).name, stage] if stage else ["fit", "--trainer.accelerator", "cpu"]
         assert main([*command, "--config", recipe.name]) == 0, capfd.readouterr().err
     assert read_spec("runs/mini/aligned") == spec
     rows = [json.loads(line) for line in (tmp_path / "runs/mini/prompts.jsonl").read_text().splitlines()]
