@@ -1,18 +1,18 @@
 """Explains in one line why a configuration was refused: the place, what is wrong, what is allowed.
 
 jsonargparse reports a refused value through every layer of types that it tried. Instead, the user's tree is compared
-with the parser, and the first key that does not fit is named.
+with the parser, and the first key that does not fit is named, or all names that were renamed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union
 
@@ -24,14 +24,10 @@ from lnlit.cli import names
 from lnlit.cli.parser import StrictParser
 from lnlit.cli.written import Place, Written
 from lnlit.errors import UserError, did_you_mean, unknown_key
-from lnlit.renamed import keys_now_called
+from lnlit.renamed import CLASSES, keys_now_called, now_called
 
 _SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
-
-
-#: The folders of the files being explained, to which file names in them are relative.
-_folders: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
 
 
 class _Problem(Exception):
@@ -42,51 +38,87 @@ class _Problem(Exception):
         self.at = place if at is None else (*place, at)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """The folders of the files being explained, to which file names in them are relative, and the former names that
+    were found so far."""
+
+    folders: tuple[Path, ...] = ()
+    former: list[_Problem] = dataclasses.field(default_factory=list)
+
+
+_reading: ContextVar[_Reading] = ContextVar("reading")
+
+
 def explain(parser: ArgumentParser, written: Written, reason: str, stage: Any = None) -> str:
     """Explains in one line why `parser` refused `written`. `stage` is the function whose arguments are read, if the
     command is a stage. `reason` is jsonargparse's own message; it is shortened and returned if no fault is found here.
     """
-    folders = _folders.set(written.folders)
+    reading = _Reading(written.folders)
+    token = _reading.set(reading)
+    found: list[_Problem] = []
     try:
-        if stage is not None:
-            _check_renamed(stage, written.tree, ())
-        _check_group(parser, written.tree, ())
+        tree = written.tree if stage is None else _without_former(stage, written.tree, ())
+        _check_group(parser, tree, ())
     except _Problem as problem:
-        return f"{written.where(problem.at)}{_dotted(problem.place)}: {problem.text}"
+        found = [problem]
     finally:
-        _folders.reset(folders)
-    return _shortened(reason)
+        _reading.reset(token)
+    # What else is wrong is told when the names are right, for a former name may be the cause of it.
+    told = [f"{written.where(each.at)}{_dotted(each.place)}: {each.text}" for each in reading.former or found]
+    return "; ".join(told) or _shortened(reason)
 
 
 def _check_group(parser: ArgumentParser, given: Any, place: Place, prefix: str = "") -> None:
     """Checks the mapping `given` against the settings of `parser` whose names start with `prefix`."""
     if isinstance(given, str):
         file, given = _sub_file(given, place)
+        former = _reading.get().former
+        known = len(former)
         try:
             _check_group(parser, given, (), prefix)
         except _Problem as problem:
-            inner = f"{_dotted(problem.place)}: " if problem.place else ""
-            raise _Problem(place, f"{file}: {inner}{problem.text}") from None
+            raise _in_file(problem, file, place) from None
+        finally:
+            former[known:] = [_in_file(problem, file, place) for problem in former[known:]]
         return
     actions: dict[str, Any] = {action.dest: action for action in parser._actions if _is_setting(action)}
     within = [action for name, action in actions.items() if name.startswith(prefix)]
     if not isinstance(given, Mapping):
         raise _wrong(place, "a mapping", given, any(_is_required(action) for action in within))
     allowed = {action.dest.removeprefix(prefix).partition(".")[0] for action in within}
-    for key in given:
-        if str(key) not in allowed:
-            _unknown(place, str(key), allowed)
+    unknown, checks = [], []
+    given = _nested(given)
     for key, value in given.items():
         action = actions.get(f"{prefix}{key}")
-        if action is not None and hasattr(action, "_typehint"):
-            _check_value(action._typehint, value, (*place, key), action.default)
+        if str(key) not in allowed and str(key).endswith("+"):  # what it adds to must be a list
+            name = str(key).removesuffix("+")
+            action, value = actions.get(f"{prefix}{name}"), value if isinstance(value, list) else [value]
+            key = name if _is_list_setting(action) else key
+        if str(key) not in allowed:
+            unknown.append(partial(_unknown, place, str(key), allowed))
+        elif action is not None and hasattr(action, "_typehint"):
+            checks.append(partial(_check_value, action._typehint, value, (*place, key), action.default))
         else:
-            _check_group(parser, value, (*place, key), f"{prefix}{key}.")
+            checks.append(partial(_check_group, parser, value, (*place, key), f"{prefix}{key}."))
+    _check_all([*unknown, *checks])
     for action in filter(_is_required, within):
         key, _, deeper = action.dest.removeprefix(prefix).partition(".")
         if key not in given:
             classes = () if deeper else _classes(_arms(action._typehint))
             raise _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
+
+
+def _check_all(checks: Iterable[Callable[[], None]]) -> None:
+    """Runs all checks, so that all former names are found, and raises the first problem."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except _Problem as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0]
 
 
 def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> None:
@@ -101,14 +133,13 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> N
         _check_class(classes, value, place, default)
     elif records and (isinstance(value, Mapping) or (isinstance(value, str) and not _fits(hint, value))):
         record = max(records, key=lambda record: _in_common(record, value))
-        _check_renamed(record, value, place)
-        _check_group(_parser_of(record), value, place)
+        _check_group(_parser_of(record), _without_former(record, value, place), place)
     elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
-        for key, item in value.items():
-            _check_value(typing.get_args(mappings[0])[1], item, (*place, key))
+        kind = typing.get_args(mappings[0])[1]
+        _check_all(partial(_check_value, kind, item, (*place, key)) for key, item in value.items())
     elif isinstance(value, list) and lists and typing.get_args(lists[0]):
-        for index, item in enumerate(value):
-            _check_value(typing.get_args(lists[0])[0], item, (*place, index))
+        kind = typing.get_args(lists[0])[0]
+        _check_all(partial(_check_value, kind, item, (*place, index)) for index, item in enumerate(value))
     elif not _fits(hint, value):
         raise _wrong(place, _described(hint), value, default is Unset)
 
@@ -124,27 +155,51 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
     if path is Unset:
         raise _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}.{_offer(bases)}")
     cls = _class_of(bases, path, (*place, "class_path") if "class_path" in spec and value is spec else place)
-    arguments = spec.get("init_args", {})
-    _check_renamed(cls, arguments, (*place, "init_args"))
-    _check_group(_parser_of(cls), arguments, (*place, "init_args"))
+    place = (*place, "init_args")
+    _check_group(_parser_of(cls), _without_former(cls, spec.get("init_args", {}), place), place)
 
 
-def _check_renamed(owner: Any, given: Any, place: Place) -> None:
+def _nested(given: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The settings of a group with each dotted key as a mapping: `a.b: 1` stands for `a: {b: 1}`."""
+    tree: dict[Any, Any] = {}
+    for key, value in given.items():
+        first, dot, rest = str(key).partition(".")
+        if dot and first and rest:
+            key, value = first, {rest: value}
+        old = tree.get(key)
+        tree[key] = {**old, **value} if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return tree
+
+
+def _is_list_setting(action: Any) -> bool:
+    arms = _arms(action._typehint) if hasattr(action, "_typehint") else []
+    return any(_origin(arm) is not None and _is_list(_origin(arm)) for arm in arms)
+
+
+def _without_former(owner: Any, given: Any, place: Place) -> Any:
+    """The settings of a class or stage without the keys that have another name now, which are noted."""
     if not isinstance(given, Mapping):
-        return
+        return given
     # A subclass may use a former name for a setting of its own.
     unknown = [key for key in given if key not in inspect.signature(owner).parameters]
     renamed: dict[str, str] = {}
     for kind in getattr(owner, "__mro__", (owner,)):
         renamed |= keys_now_called(kind.__name__, unknown)
     if renamed:
-        told = "; ".join(f"{key} is now called {new}" for key, new in renamed.items())
-        raise _Problem(place, told, at=next(iter(renamed)))
+        former: dict[str, list[str]] = {}
+        for key, new in renamed.items():
+            former.setdefault(new, []).append(key)
+        told = (f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} now called {n}" for n, keys in former.items())
+        _reading.get().former.append(_Problem(place, "; ".join(told), at=next(iter(renamed))))
+    return {key: value for key, value in given.items() if key not in renamed}
 
 
 def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
     if not isinstance(name, str):
         raise _wrong(place, "the name of a class", name, required=True)
+    if name in CLASSES and (new := now_called(name, names.choices(bases))):
+        _reading.get().former.append(_Problem(place, f"{name} is now called {new}"))
+        name = new
 
     def near() -> str:
         return did_you_mean(name.rpartition(".")[2], names.choices(bases)) + _offer(bases)
@@ -191,12 +246,18 @@ def _fits(hint: Any, value: Any) -> bool:
 
 def _sub_file(name: str, place: Place) -> tuple[Path, Any]:
     """(path, content) of a group that is given as the name of its own YAML file."""
-    places = [folder / name for folder in (*_folders.get(), Path())]
+    places = [folder / name for folder in (*_reading.get().folders, Path())]
     file = next((path for path in places if path.is_file()), Path(name))
     try:
         return file, own.anchored(yaml.safe_load(file.read_text(encoding="utf-8")), file.parent)
     except (OSError, yaml.YAMLError):
         raise _Problem(place, f"expected a mapping or the name of a YAML file, got {name!r}") from None
+
+
+def _in_file(problem: _Problem, file: Path, place: Place) -> _Problem:
+    """A problem of a file that stands for the group at `place`."""
+    inner = f"{_dotted(problem.place)}: " if problem.place else ""
+    return _Problem(place, f"{file}: {inner}{problem.text}")
 
 
 def _wrong(place: Place, expected: str, value: Any, required: bool) -> _Problem:
@@ -221,7 +282,7 @@ def _classes(arms: list[Any]) -> tuple[type, ...]:
     return tuple(arm for arm in arms if _is_base(arm))
 
 
-@functools.cache
+@cache
 def _is_base(hint: Any) -> bool:
     """Whether a value of this type is given as the name of a class."""
     if not inspect.isclass(hint) or dataclasses.is_dataclass(hint):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ _SPEC_KEYS = {"class_path", "init_args", "dict_kwargs"}
 class Written:
     """Files and options merged in order, later ones taking precedence, as in LightningCLI.
 
-    Raises `UserError` for a file that is missing, is not YAML or is not a mapping.
+    Raises `UserError` for a file that is missing, is not YAML or is not a mapping, and for an option before a file that
+    would override it.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -32,6 +33,7 @@ class Written:
         for option, value in _options(arguments):
             if option in ("-c", "--config"):
                 self._add_file(value)
+                self._check_order(value)
             elif option.startswith("--"):
                 self._add_option(option, value)
 
@@ -79,6 +81,18 @@ class Written:
         _check_keys(root, value)
         self.tree = _merged(self.tree, own.anchored(tree, path.parent))
         self._files.append((value, root))
+
+    def _check_order(self, file: str | None) -> None:
+        """Raises `UserError` if the file just added sets anything below the same first key as an option before it."""
+        name, root = self._files[-1] if self._files else (None, None)
+        if name != file or not isinstance(root, yaml.MappingNode):
+            return
+        keys = {str(key.value).partition(".")[0].removesuffix("+") for key, _ in root.value}
+        if early := next((option for option in self._options if option[0] in keys), None):
+            raise UserError(
+                f"--{'.'.join(map(str, early))} stands before --config {file}, which has {early[0]} too and would win "
+                "over it. Write options behind the last --config."
+            )
 
     def _add_option(self, option: str, value: str | None) -> None:
         try:
@@ -169,24 +183,35 @@ def _merged(old: Any, new: Any) -> Any:
     return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
-def _line(node: yaml.Node | None, place: Place) -> int | None:
+def _line(node: yaml.Node, place: Place) -> int | None:
     """The line of `place` in a composed YAML file, counted from 1."""
-    line = None
-    for part in place:
-        entry = _child(node, part)
-        if entry is None:
-            return None
-        key, node = entry
-        line = key.start_mark.line + 1
-    return line
+    parts = [one for part in place for one in (part.removesuffix("+").split(".") if isinstance(part, str) else [part])]
+    return _line_of(node, parts)
 
 
-def _child(node: yaml.Node | None, part: str | int) -> tuple[yaml.Node, yaml.Node] | None:
-    if isinstance(node, yaml.MappingNode):
-        return next(((key, value) for key, value in node.value if key.value == str(part)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part], node.value[part]
+def _line_of(node: yaml.Node, parts: Sequence[str | int]) -> int | None:
+    for key, value in _entries(node, parts[0]) if parts else ():
+        line = _line_of(value, parts[1:]) if parts[1:] else key.start_mark.line + 1
+        if line is not None:
+            return line
     return None
+
+
+def _entries(node: yaml.Node, part: str | int) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Yields (key, value) of each mention of `part` in a node. A key may be dotted; `key+` adds to the list `key`."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        yield node.value[part], node.value[part]
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        first, _, rest = str(key.value).partition(".")
+        if first.removesuffix("+") != str(part):
+            continue
+        if rest:
+            below = yaml.ScalarNode(key.tag, rest, key.start_mark)
+            yield key, yaml.MappingNode("", [(below, value)])
+        elif first.endswith("+") and not isinstance(value, yaml.SequenceNode):
+            yield key, yaml.SequenceNode("", [value])
+        else:
+            yield key, value
 
 
 def _neighbour(path: Path) -> str:

@@ -193,6 +193,55 @@ def test_the_file_with_the_mistake_is_named_among_several(lnlit, config, tmp_pat
     assert code == 2 and err.startswith("error: second.yaml:4: data.init_args: unknown key 'sed'."), err
 
 
+SECOND_MISTAKES = {
+    "dotted key": (
+        ("trainer:\n  max_steps: 2", "trainer.max_steps: 2\ntrainer:"),
+        "run.yaml:22: data.init_args: unknown key 'sequence_lenght'.",
+    ),
+    "dotted key of a class": (
+        ("    optimizer:\n      learning_rate: 0.001", "    optimizer.learning_rate: 0.001"),
+        "run.yaml:21: data.init_args: unknown key 'sequence_lenght'.",
+    ),
+    "a value below a dotted key": (
+        ("    optimizer:\n      learning_rate: 0.001", "    optimizer.learning_rate: fast"),
+        "run.yaml:12: model.init_args.optimizer.learning_rate: expected float, got 'fast'",
+    ),
+    "what is added to a list": (
+        ("  max_steps: 2", "  max_steps: 2\n  callbacks+: {class_path: SkipBadSteps}"),
+        "run.yaml:23: data.init_args: unknown key 'sequence_lenght'.",
+    ),
+    "a mistake in what is added to a list": (
+        ("  max_steps: 2", "  max_steps: 2\n  callbacks+: {class_path: SkipBadSteps, init_args: {x: 1}}"),
+        "run.yaml:3: trainer.callbacks[0].init_args: unknown key 'x'.",
+    ),
+    "adding to what is no list": (
+        ("  max_steps: 2", "  max_steps+: 2"),
+        "run.yaml:2: trainer: unknown key 'max_steps+'. Did you mean 'max_steps'?",
+    ),
+}
+
+
+@pytest.mark.parametrize(("swap", "message"), SECOND_MISTAKES.values(), ids=SECOND_MISTAKES.keys())
+def test_a_form_that_is_right_is_not_blamed_for_a_mistake_elsewhere(lnlit, config, swap, message):
+    path = config(swap, ("sequence_length", "sequence_lenght"))
+    code, _, err = lnlit("fit", "--config", path)
+    assert code == 2 and err.replace(f"{path.parent}/", "").startswith(f"error: {message}"), err
+
+
+@pytest.mark.parametrize("swap", [swap for swap, message in SECOND_MISTAKES.values() if "lenght" in message])
+def test_a_form_that_is_right_is_accepted(lnlit, config, swap):
+    assert lnlit("fit", "--config", config(swap), "--print_config")[0] == 0
+
+
+def test_options_that_a_later_file_would_override_are_refused(lnlit, config):
+    path = config()
+    for option in (["--trainer.max_steps", "3"], ["--data.seed=3"], ["--model", "SFT"]):
+        code, _, err = lnlit("fit", *option, "--config", path)
+        told = f"error: {option[0].partition('=')[0]} stands before --config {path}, which has "
+        assert code == 2 and err.startswith(told) and err.endswith("Write options behind the last --config.\n"), err
+    assert lnlit("fit", "--seed_everything", 3, "--config", path, "--print_config")[0] == 0
+
+
 def test_a_values_own_check_is_one_line(lnlit, config):
     code, _, err = lnlit("fit", "--config", config(("learning_rate: 0.001", "learning_rate: -1.0")))
     assert code == 2 and err.startswith("error: optimizer: needs 0 <= ") and err.count("\n") == 1, err

@@ -15,7 +15,7 @@ from lnlit.rl.grpo import GRPO
 @pytest.mark.parametrize(
     ("swap", "told"),
     [
-        (("class_path: ChatData", "class_path: Experience"), "It is now called 'PromptData'."),
+        (("class_path: ChatData", "class_path: Experience"), "data.class_path: Experience is now called PromptData"),
         (
             ("    micro_batch_size:", "    window: 8\n    micro_batch_size:"),
             "data.init_args: window is now called shuffle_buffer_size",
@@ -36,6 +36,33 @@ def test_an_old_key_of_a_stage(lnlit, tmp_path):
     ), err
 
 
+def test_all_old_names_of_a_run_are_told_at_once(config, lnlit, tmp_path):
+    path = config(
+        ("class_path: SFT", "class_path: Distill"),
+        ("    model:", "    kl: 1.0\n    cosine: 0.5\n    tacher: x\n    model:"),
+        ("    micro_batch_size:", "    window: 8\n    micro_batch_size:"),
+        ("trainer:\n", "trainer:\n  callbacks: {class_path: Stability}\n"),
+    )
+    code, _, err = lnlit("fit", "--config", path)
+    assert code == 2 and err.count("\n") == 1, err
+    told = err.replace(f"{path.parent}/", "").removeprefix("error: ").strip().split("; ")
+    assert told == [
+        "run.yaml:2: trainer.callbacks.class_path: Stability is now called SkipBadSteps",
+        "run.yaml:12: model.init_args: kl is now called kl_weight",
+        "cosine is now called cosine_weight",
+        "run.yaml:27: data.init_args: window is now called shuffle_buffer_size",
+    ]
+
+
+def test_one_advice_for_several_keys_is_given_once(lnlit, tmp_path):
+    (tmp_path / "old.yaml").write_text("batch_size: [8]\nprompt_tokens: 256\nnew_tokens: 32\nlibrary: x\nout: c.json\n")
+    code, _, err = lnlit("search", "measure", "--config", "old.yaml")
+    assert code == 2 and err.startswith(
+        "error: old.yaml:1: configuration: batch_size, prompt_tokens, new_tokens are now called workloads: ["
+    )
+    assert err.count("workloads") == 1, err
+
+
 def test_a_name_is_told_only_where_the_new_one_is_allowed():
     assert now_called("Stability", ["SkipBadSteps", "ExportModel"]) == "SkipBadSteps"
     assert now_called("Stability", ["ChatData"]) is None
@@ -52,10 +79,11 @@ def test_a_subclass_has_its_parents_former_keys_unless_it_uses_them_itself():
     class Scaled(GRPO):
         scale: float = 1.0
 
-    with pytest.raises(explain._Problem) as raised:
-        explain._check_renamed(Plain, {"scale": "group"}, ())
-    assert raised.value.text == "scale is now called scale_rewards"
-    explain._check_renamed(Scaled, {"scale": 2.0}, ())
+    reading = explain._Reading()
+    explain._reading.set(reading)
+    assert explain._without_former(Scaled, {"scale": 2.0}, ()) == {"scale": 2.0} and not reading.former
+    assert explain._without_former(Plain, {"scale": "group", "kl": {}}, ()) == {"kl": {}}
+    assert [problem.text for problem in reading.former] == ["scale is now called scale_rewards"]
 
 
 def test_an_old_name_in_python():

@@ -14,7 +14,7 @@ from lnlit.cli import made_by as makers
 from lnlit.cli.ledger import Ledger
 from lnlit.cli.made_by import Digests
 from lnlit.cli.main import main
-from lnlit.cli.pipeline import stages_of
+from lnlit.cli.pipeline import Stage, stages_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -241,6 +241,14 @@ def test_what_a_stage_writes_is_not_its_input(tmp_path, monkeypatch):
     (stage,) = stages_of(Path("mini"))
     assert set(makers.made_by(stage, [], Digests({}))["inputs"]) == {"m/*.jsonl", "train"}
     assert stage.outs == ["m/parent"] and set(stage.writes) == {"m/parent", "m/tokens", "m/run"}
+
+
+def test_a_dotted_key_is_read_as_the_keys_that_it_stands_for(tmp_path):
+    (tmp_path / "1_fit.yaml").write_text(
+        "trainer.default_root_dir: m/run\ntrainer.callbacks+: {init_args.out: m/parent}\n"
+    )
+    fit = Stage(tmp_path / "1_fit.yaml", "1")
+    assert (fit.root, fit.outs) == ("m/run", ["m/parent"]) and set(fit.writes) == {"m/run", "m/parent"}
 
 
 def test_the_readme_runs_what_it_says():
