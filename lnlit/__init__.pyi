@@ -104,6 +104,7 @@ from lnlit.stages.curriculum import curriculum as rollout_curriculum
 from lnlit.stages.fuse import fuse as search_fuse
 from lnlit.stages.library import build_library as search_library
 from lnlit.stages.measure import measure as search_measure
+from lnlit.stages.merge import merge as merge
 from lnlit.stages.realize import realize as search_realize
 from lnlit.stages.reference import reference as rollout_reference
 from lnlit.stages.report import report as search_report

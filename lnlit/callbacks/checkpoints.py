@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
 from lnlit.callbacks.progress import total_steps
-from lnlit.checkpoint.lightning import check_training_checkpoint, is_sharded
+from lnlit.checkpoint.lightning import check_training_checkpoint, checkpoint_folder, is_sharded, list_checkpoints
 from lnlit.errors import UserError
-
-_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -106,10 +103,6 @@ class _SingleFile(TorchCheckpointIO):
         return super().load_checkpoint(path, *args, **kwargs)
 
 
-def checkpoint_folder(root: str | Path) -> Path:
-    return Path(root) / "checkpoints"
-
-
 def check_unused(root: str | Path) -> None:
     """Raises `UserError` if a new run in `root` would mix its checkpoints with an earlier run's."""
     if earlier := list_checkpoints(checkpoint_folder(root)):
@@ -117,12 +110,6 @@ def check_unused(root: str | Path) -> None:
             f"{earlier[-1]} is of an earlier run. Go on with --ckpt_path last, choose another "
             "trainer.default_root_dir, or delete that run's checkpoints."
         )
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
 
 
 def _remove(path: Path) -> None:

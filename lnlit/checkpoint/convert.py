@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -20,11 +19,12 @@ from lnlit.checkpoint.templates import put_template
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded
-from lnlit.models import reward_head
 from lnlit.models.build import check_spec
 from lnlit.models.layout import expected_shapes
 from lnlit.models.lineage import child_spec, child_weights
 from lnlit.models.pipeline import pad_for_pipeline
+from lnlit.models.reward_head import FILE as HEAD_FILE
+from lnlit.models.reward_head import RewardHead, load_head, save_head
 from lnlit.progress import track
 from lnlit.specs import ModelSpec
 
@@ -74,7 +74,7 @@ def _convert(
 ) -> Path:
     target_dtype = _dtype(dtype)
     path, out = resolve(source), expanded(out).resolve()
-    tokenizer = _tokenizer_source(path)
+    tokenizer = tokenizer_source(path)
     if template is not None:
         _check_template(template, tokenizer)
     checkpoint = open_checkpoint(path)
@@ -91,12 +91,12 @@ def _convert(
     return save_folder(
         out,
         spec,
-        ((name, _converted(name, tensor, target_dtype)) for name, tensor in weights),
+        ((name, rounded(name, tensor, target_dtype)) for name, tensor in weights),
         tokenizer_from=tokenizer,
         provenance=provenance,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
-        add_files=partial(_add_files, path, template),
+        add_files=partial(_add_files, path, template, spec.hidden_size),
     )
 
 
@@ -108,17 +108,25 @@ def _check_template(template: str, tokenizer_from: Path | None) -> None:
         put_template(template, Path(scratch))
 
 
-def _add_files(source: Path, template: str | None, folder: Path) -> None:
+def _add_files(source: Path, template: str | None, hidden_size: int, folder: Path) -> None:
     """Writes further files into the unfinished `folder`: the chat template called `template`, if any, and the head if
     `source` is a reward model, because the decoder's weights do not include it."""
     if template is not None:
         put_template(template, folder)
+    if (head := reward_head_of(source, hidden_size)) is not None:
+        save_head(head, folder)
+
+
+def reward_head_of(source: Path, hidden_size: int) -> RewardHead | None:
+    """The head of a reward model's folder or training checkpoint, or None for any other model."""
     checkpoint = LightningCheckpoint()
-    if not checkpoint.recognises(source):
-        if (source / reward_head.FILE).is_file():
-            shutil.copyfile(source / reward_head.FILE, folder / reward_head.FILE)
-    elif (head := checkpoint.reward_head(source)) is not None:
-        reward_head.save_head(head, folder)
+    if checkpoint.recognises(source):
+        return checkpoint.reward_head(source)
+    if not (source / HEAD_FILE).is_file():
+        return None
+    head = RewardHead(hidden_size)
+    load_head(head, source)
+    return head
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -127,8 +135,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name else None
 
 
-def _converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The weights rounded to `dtype`. Raises `UserError` if a number would become infinite."""
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of weights in `dtype`; None leaves it. Raises `UserError` if a number would become infinite."""
     converted = tensor if dtype is None else tensor.to(dtype)
     if dtype is None or torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
         return converted
@@ -141,7 +149,8 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return converted
 
 
-def _tokenizer_source(path: Path) -> Path | None:
+def tokenizer_source(path: Path) -> Path | None:
+    """The model whose tokenizer belongs to a model: itself, or that with which a training checkpoint was trained."""
     checkpoint = LightningCheckpoint()
     if not checkpoint.recognises(path):
         return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ _OF_A_RUN |= {"epoch": int, "global_step": int}
 _OURS: dict[str, Any] = {"spec": dict | str, "lora": dict | None, "length": list, "total_steps": int | None}
 PREFIX = "decoder."
 _HEAD = "head.weight"
+_NAME = re.compile(r"step-(\d+)\.ckpt")
 _NO_TENSORS = "its state_dict is none of tensors by name"
 
 
@@ -93,6 +95,17 @@ class _Opened:
             raise UserError(f"{path}: is damaged: {_NO_TENSORS}.")
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.tensor = state.__getitem__
+
+
+def checkpoint_folder(root: str | Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(root) / "checkpoints"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def check_training_checkpoint(path: Path) -> None:

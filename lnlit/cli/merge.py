@@ -1,0 +1,21 @@
+"""`lnlit merge MODEL ...`: one model from several of one architecture."""
+
+from __future__ import annotations
+
+from lnlit.cli.stage_command import StageCommand
+
+STAGES: dict[str, tuple[str, str]] = {
+    "merge": (
+        "lnlit.stages.merge:merge",
+        "one model of several: their mean, a point between two, what they learned",
+    ),
+}
+
+COMMAND = StageCommand(
+    "merge", "Make one model of several of the same architecture.", STAGES, default="merge", words="models"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Merge models; prints the path written."""
+    return COMMAND.run(argv)
