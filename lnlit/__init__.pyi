@@ -76,11 +76,14 @@ from lnlit.modules.reward_model import RewardModel as RewardModel
 from lnlit.modules.rloo import RLOO as RLOO
 from lnlit.modules.rpo import RPO as RPO
 from lnlit.modules.sft import SFT as SFT
+from lnlit.rewards.choice import ChoiceReward as ChoiceReward
 from lnlit.rewards.code_tests import CodeTestsReward as CodeTestsReward
 from lnlit.rewards.format import FormatReward as FormatReward
+from lnlit.rewards.function_calls import FunctionCallsReward as FunctionCallsReward
 from lnlit.rewards.instructions import InstructionsReward as InstructionsReward
 from lnlit.rewards.llm_judge import LLMJudgeReward as LLMJudgeReward
 from lnlit.rewards.math_answer import MathAnswerReward as MathAnswerReward
+from lnlit.rewards.pair_judge import PairJudgeReward as PairJudgeReward
 from lnlit.rewards.reasoning_gym import ReasoningGymReward as ReasoningGymReward
 from lnlit.rl.algorithm import PolicyGradient as PolicyGradient
 from lnlit.rl.metrics import describe as describe
