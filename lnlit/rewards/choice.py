@@ -11,15 +11,15 @@ from lnlit.interfaces import Reward, RewardRequest
 from lnlit.thinking import answer_of, last_boxed
 
 #: What may stand in front of a letter: brackets, quotes, emphasis, and LaTeX for words.
-_BEFORE = r"(?:\\(?:text|textbf|mathbf|mathrm|boxed)\s*\{|[\s*_()\[\"'`$:])*"
+_BEFORE = r"(?:\\(?:text|textbf|mathbf|mathrm|boxed)\s*\{|[\s*_()\[\"'`$:])*+"
 _AFTER = r"(?![A-Za-z0-9'])"
 _IN_A_BOX = re.compile(rf"{_BEFORE}([A-Za-z]){_AFTER}")
 #: "A good one" and "I think" are no choices, but "A because" is.
 _NO_WORD = r"(?!(?<=[AI]) (?!(?:is|as|and|since|because|which|so|with)\b)[a-z])"
 _SAID = re.compile(
-    rf"(?i:\b(?:answer|choice|option)\b(?: is| would be| must be|:|\*)*){_BEFORE}([A-Z]){_AFTER}{_NO_WORD}"
+    rf"(?i:\b(?:answer|choice|option)\b(?:[\s:*]*+(?:is|would be|must be)\b)?+){_BEFORE}([A-Z]){_AFTER}{_NO_WORD}"
 )
-_ALONE = re.compile(r"^\W*([A-Z])\W*(?:[.):]\s.*)?$", re.MULTILINE)
+_ALONE = re.compile(r"^[^\w\n]*+([A-Z])(?:[^\w\n]*|[.):]\s.*)$", re.MULTILINE)
 
 
 class ChoiceReward(Reward):
