@@ -108,6 +108,17 @@ BUILTINS: dict[str, dict[str, str]] = {
         "judgebench": "lnlit.eval.tasks.judgebench:JudgeBench",
         "arena_hard": "lnlit.eval.tasks.arena_hard:ArenaHard",
         "reasoning_gym": "lnlit.eval.tasks.reasoning_gym:ReasoningGym",
+        "hellaswag": "lnlit.eval.tasks.multiple_choice:HellaSwag",
+        "arc_easy": "lnlit.eval.tasks.multiple_choice:ARCEasy",
+        "arc_challenge": "lnlit.eval.tasks.multiple_choice:ARCChallenge",
+        "openbookqa": "lnlit.eval.tasks.multiple_choice:OpenBookQA",
+        "piqa": "lnlit.eval.tasks.multiple_choice:PIQA",
+        "multiple_choice": "lnlit.eval.tasks.multiple_choice:MultipleChoice",
+        "winogrande": "lnlit.eval.tasks.winogrande:Winogrande",
+        "lambada": "lnlit.eval.tasks.lambada:Lambada",
+        "mmlu": "lnlit.eval.tasks.mmlu:MMLU",
+        "perplexity": "lnlit.eval.tasks.perplexity:Perplexity",
+        "wikitext": "lnlit.eval.tasks.perplexity:WikiText",
     },
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from benchmark_rows import BENCHMARKS
+from likelihood_rows import LIKELIHOODS
 
 from lnlit import registry
 from lnlit.builtins import BUILTINS
@@ -27,7 +28,11 @@ def gsm8k(file: Callable[..., str]) -> tuple[dict[str, Any], list[Case]]:
 
 
 #: name -> a function of `rows_file` that gives the arguments of a small task and cases for its first question.
-SMALL: dict[str, Callable[[Callable[..., str]], tuple[dict[str, Any], list[Case]]]] = {"gsm8k": gsm8k, **BENCHMARKS}
+SMALL: dict[str, Callable[[Callable[..., str]], tuple[dict[str, Any], list[Case]]]] = {
+    "gsm8k": gsm8k,
+    **BENCHMARKS,
+    **LIKELIHOODS,
+}
 
 
 def test_every_task_is_tried():

@@ -118,13 +118,18 @@ def _check_sampling(sampling: TaskSampling, label: str) -> None:
 def _check_likelihood(task: LikelihoodTask, questions: Sequence[Continuations], label: str) -> None:
     for question in questions:
         _expect(isinstance(question, Continuations) and bool(question.continuations), label, "something to compare")
-        texts = [question.context, *question.continuations]
+        contexts = [question.context] if isinstance(question.context, str) else question.context
+        _expect(len(contexts) in (1, len(question.continuations)), label, "one context, or one for each continuation")
+        texts = [*contexts, *question.continuations]
         _expect(all(isinstance(text, str) for text in texts), label, "contexts and continuations are texts")
         likelihoods = [
             Likelihood(-float(at + 1), 2, len(text.encode()), at == 0) for at, text in enumerate(question.continuations)
         ]
         values = task.values(question, likelihoods)
         _expect(bool(values) and all(map(_is_number, values.values())), label, f"values are numbers, got {values}")
+        totals = task.totals({name: [value, value] for name, value in values.items()})
+        _expect(all(map(_is_number, totals.values())), label, f"totals are numbers, got {totals}")
+        _expect(not values.keys() & totals.keys(), label, "a total has a name of its own")
 
 
 def _is_number(value: object) -> bool:
