@@ -70,6 +70,11 @@ def answer_of(text: str) -> str:
     return text.rpartition(CLOSE)[2].partition(OPEN)[0]
 
 
+def ends_in_thought(text: str) -> bool:
+    """True if a text ends inside its thinking."""
+    return OPEN in text.rpartition(CLOSE)[2]
+
+
 def last_boxed(text: str) -> tuple[int, str] | None:
     """The index and the content of the last `\\boxed{...}` in a text. Empty and unclosed boxes are ignored."""
     open_braces: list[re.Match[str]] = []

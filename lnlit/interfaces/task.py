@@ -73,6 +73,9 @@ class Task(ABC):
 class GenerationTask(Task):
     """A task whose answers are generated and judged."""
 
+    #: True if the prompts say themselves whether to think, so that there is nothing to switch.
+    sets_thinking: bool = False
+
     @abstractmethod
     def questions(self) -> Iterator[Question]: ...
 

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lnlit.report.side_by_side import shortened
 from lnlit.report.theme import DARK, LIGHT, visible
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def _environment() -> Environment:
         return value if isinstance(value, Markup) else visible(str(value))
 
     loader = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(
+    environment = Environment(
         autoescape=True, finalize=shown, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["shortened"] = shortened
+    return environment

@@ -15,21 +15,20 @@ from lnlit.files import replaced_file
 from lnlit.report.charts import Line, Points, line_chart, stacked_bars
 from lnlit.report.pages import Table, render
 from lnlit.report.picture import Picture
+from lnlit.report.side_by_side import Asked, Side
 from lnlit.report.theme import LIGHT, percent, plain
 from lnlit.sampling.history import Entry, History
 from lnlit.sampling.sample import Sample
 from lnlit.sampling.table import prompt_key
 
-#: Prompts that are shown with their answers, and characters of a long text's start and end.
-_PROMPTS, _HEAD, _TAIL = 4, 4000, 2000
+#: Prompts that are shown with their answers.
+_PROMPTS = 4
 #: The phases of a rollout, in order.
 _VALIDATION = "validation"
 _PHASES = ("sync", "generate", "reward", "score", "train", _VALIDATION)
 _KINDS = {"pass_rate": "Reward by difficulty", "thinking": "Reward by thinking mode", "task": "Reward by task"}
 #: (heading, pictures, note).
 Section = tuple[str, list[Picture], str]
-#: ((role, text) of each message of a prompt, (label, completion) of its answers).
-Asked = tuple[list[tuple[str, str]], list[tuple[str, Sample]]]
 
 
 def write_page(file: Path, history: History) -> None:
@@ -63,8 +62,6 @@ def page(history: History) -> str:
         latest=_latest(history.samples("train", steps[-1])) if steps else (),
         latest_step=steps[-1] if steps else 0,
         all_numbers=_numbers(train, val),
-        in_words=in_words,
-        shortened=_shortened,
     )
 
 
@@ -211,15 +208,22 @@ def _repeated(history: History) -> tuple[str, list[Asked]]:
 def _asked(key: str, rollouts: Mapping[int, Mapping[str, Sequence[Sample]]]) -> Asked:
     """A prompt and its first completion in each of the rollouts."""
     answers = [(f"step {step:,}", rollout[key][0]) for step, rollout in rollouts.items()]
-    return _turns(answers[0][1]), answers
+    return Asked(_turns(answers[0][1]), [_side(*answer) for answer in answers])
 
 
 def _latest(samples: Sequence[Sample]) -> list[Asked]:
     """The prompts whose samples differ most in reward, each with its best and its worst sample."""
     return [
-        (_turns(best), [("best", best), ("worst", worst)] if best.reward > worst.reward else [("any", best)])
+        Asked(
+            _turns(best),
+            [_side("best", best), _side("worst", worst)] if best.reward > worst.reward else [_side("any", best)],
+        )
         for best, worst in widest(samples)[:_PROMPTS]
     ]
+
+
+def _side(name: str, sample: Sample) -> Side:
+    return Side(name, *in_words(sample), sample.text)
 
 
 def _turns(sample: Sample) -> list[tuple[str, str]]:
@@ -231,11 +235,6 @@ def _turns(sample: Sample) -> list[tuple[str, str]]:
 def _content(message: Mapping[str, object]) -> str:
     content = message.get("content")
     return content if isinstance(content, str) else json.dumps(dict(message), ensure_ascii=False, default=str)
-
-
-def _shortened(text: str) -> str:
-    hidden = len(text) - _HEAD - _TAIL
-    return text if hidden <= 0 else f"{text[:_HEAD]}\n\n[... {hidden:,} characters ...]\n\n{text[-_TAIL:]}"
 
 
 def in_words(sample: Sample) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lnlit.checkpoint.fingerprint import fingerprint
+from lnlit.checkpoint.fingerprint import weights_digest
 from lnlit.checkpoint.folder import hf_config
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
 from lnlit.data.chat import ChatEncoder
@@ -47,7 +47,7 @@ class SampledModel:
 
     def encoder(self, thinking: Thinking | None) -> PromptEncoder:
         """Renders prompts, with the toggle in those that have none, and reads completions."""
-        return MessageEncoder(thinking) if self.folder is None else ChatEncoder(self._tokenizer, thinking)
+        return MessageEncoder(thinking) if self.folder is None else ChatEncoder(self.tokenizer, thinking)
 
     def room(self, max_new_tokens: int) -> int | None:
         """The maximum length of a prompt in tokens, or None if it is not known."""
@@ -58,7 +58,7 @@ class SampledModel:
         """All that completions depend on besides prompts, sampling settings and seeds, as JSON data."""
         found: dict[str, Any] = {"model": None, "tokenizer": None, "engine": settings_of(self.engine)}
         if self.folder is not None:
-            found |= {"model": fingerprint(self.folder), "tokenizer": _tokenizer_digest(self._tokenizer)}
+            found |= {"model": weights_digest(self.folder), "tokenizer": _tokenizer_digest(self.tokenizer)}
         return found
 
     def load(self, sampler: Sampler) -> None:
@@ -71,7 +71,7 @@ class SampledModel:
         return resolve(self.folder)
 
     @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._path)
 
 

@@ -1,0 +1,90 @@
+"""Evaluates a model until it is killed, after so many seconds of computing: `python evaluate_and_die.py MODEL OUT
+SECONDS`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lnlit.eval.runner import Settings
+from lnlit.interfaces import (
+    BatchReward,
+    GenerationTask,
+    Question,
+    Reward,
+    RewardRequest,
+    RewardResult,
+    RolloutRequest,
+    RolloutSampling,
+    TaskSampling,
+)
+from lnlit.rollout.native import NativeEngine
+from lnlit.stages.evaluate import evaluate
+from lnlit.thinking import Thinking
+
+QUESTIONS, PER_ROUND, SAMPLES = 22, 4, 3
+
+
+class Letters(BatchReward):
+    """The share of lower-case letters."""
+
+    def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        texts = [request.completion for request in requests]
+        return [RewardResult(sum(letter.islower() for letter in text) / max(len(text), 1)) for text in texts]
+
+
+class Says(GenerationTask):
+    """Asks for some numbers."""
+
+    def __init__(self, questions: int = QUESTIONS, of: str = "say") -> None:
+        self.questions_asked, self.of = questions, of
+
+    def questions(self) -> Iterator[Question]:
+        for n in range(self.questions_asked):
+            yield Question(f"q{n}", [[{"role": "user", "content": f"{self.of} {n}"}]], {"answer": str(n)}, "ab"[n % 2])
+
+    def rewards(self) -> Mapping[str, Reward]:
+        return {"letters": Letters()}
+
+    def sampling(self, thinking: Thinking | None) -> TaskSampling:
+        return TaskSampling(SAMPLES, 6, 0.9) if thinking == "on" else TaskSampling(1, 6, 0.0)
+
+
+class Counting(NativeEngine):
+    """lnlit's decoder, which notes in a file how many completions were asked of it."""
+
+    def __init__(self, notes: Path) -> None:
+        super().__init__(16, "float32", "cpu")
+        self._notes = notes
+
+    def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling):
+        with self._notes.open("a") as stream:
+            stream.write(f"{len(requests)}\n")
+        return super().generate(requests, sampling)
+
+
+def run(model: str, out: Path, **settings) -> Path:
+    settings = {"thinking": ["off", "on"], "settings": Settings(questions_per_round=PER_ROUND), **settings}
+    tasks = settings.pop("tasks", [Says()])
+    return evaluate([model], tasks, str(out), engine=Counting(out.with_suffix(".notes")), **settings)
+
+
+if __name__ == "__main__":
+    import evaluate_and_die  # under its own name: answers are gone on with by the same engine
+
+    model, out, seconds = sys.argv[1:]
+
+    begin = time.process_time()
+
+    def die() -> None:
+        while time.process_time() < begin + float(seconds):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=die, daemon=True).start()
+    evaluate_and_die.run(model, Path(out))
