@@ -103,6 +103,7 @@ from lnlit.specs import BlockSpec as BlockSpec
 from lnlit.specs import ModelSpec as ModelSpec
 from lnlit.specs import PartSpec as PartSpec
 from lnlit.stages.annotate import annotate as rollout_annotate
+from lnlit.stages.curate import curate as curate
 from lnlit.stages.curriculum import curriculum as rollout_curriculum
 from lnlit.stages.fuse import fuse as search_fuse
 from lnlit.stages.library import build_library as search_library

@@ -55,16 +55,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(_PURE, _BOTTOM),
     **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),
     "sampling": _BOTTOM | _PURE | _MIDDLE,
-    **dict.fromkeys(("rl", "eval"), _BOTTOM | _PURE | _MIDDLE | {"sampling"}),
+    **dict.fromkeys(("rl", "eval", "curation"), _BOTTOM | _PURE | _MIDDLE | {"sampling"}),
     "report": _BOTTOM | _PURE | _MIDDLE | {"sampling", "eval"},
     **dict.fromkeys(_LIGHTNING, _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"}),
     "testing": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | _LIGHTNING,
-    "stages": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report"},
+    "stages": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | {"report", "curation"},
     "cli": _BOTTOM | _PURE | _MIDDLE | _SAMPLED | _LIGHTNING | {"stages", "report"},
 }
+#: An extra brings it, so nothing else may need it.
+USES_DATATROVE = {"lnlit/curation", "lnlit/stages/curate.py"}
 USES_LIGHTNING = {"modules", "callbacks", "cli", "data", "testing"}
 WITHOUT_TORCH = _BOTTOM
-HEAVY = {"torch", "lightning", "transformers", "vllm", "cvxpy", "flash_attn", "torchtune", "torchao", "jsonargparse"}
+HEAVY = {
+    "torch", "lightning", "transformers", "vllm", "cvxpy", "flash_attn", "torchtune", "torchao", "jsonargparse",
+    "datatrove",
+}  # fmt: skip
 #: May not be imported before something is drawn or shown.
 LATE = HEAVY | {"matplotlib", "jinja2"}
 
@@ -119,6 +124,8 @@ def test_libraries_stay_where_they_belong(path: Path):
     for name, typing_only in imports(path):
         library = name.partition(".")[0]
         assert library not in {"vllm", "cvxpy", "flash_attn"}, f"{relative(path)} imports {name}: that is a plugin's"
+        if library in {"datatrove", "loguru"}:
+            assert {relative(path), relative(path.parent)} & USES_DATATROVE, f"{relative(path)} imports {name}"
         if library in {"lightning", "pytorch_lightning"}:
             assert part in USES_LIGHTNING, f"{relative(path)} imports {name}: Lightning stays at the edge"
         if part in WITHOUT_TORCH and not typing_only:

@@ -17,7 +17,7 @@ import yaml
 import lnlit
 from lnlit import registry
 from lnlit.builtins import BUILTINS
-from lnlit.cli import stage_commands
+from lnlit.cli import names, stage_commands
 from lnlit.renamed import CLASSES, KEYS
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ class Owner(typing.NamedTuple):
 
 
 def owners() -> Iterator[Owner]:
-    waiting = [*registered(), *stages(), *(getattr(lnlit, name) for name in lnlit._offered())]
+    waiting = [*registered(), *stages(), *steps(), *(getattr(lnlit, name) for name in lnlit._offered())]
     seen: set[Any] = set()
     while waiting:
         part = waiting.pop()
@@ -60,6 +60,15 @@ def stages() -> list[Callable[..., Any]]:
     commands = [each for command in stage_commands.ALL for each in command.stages.values()]
     targets = [target.partition(":") for target, _ in commands]
     return [getattr(importlib.import_module(module), name) for module, _, name in targets]
+
+
+def steps() -> list[type]:
+    """The steps of curation and what runs them, which a configuration names by their classes."""
+    from datatrove.pipeline.base import PipelineStep
+
+    from lnlit.curation.executors import Executor
+
+    return [part for base in (PipelineStep, Executor) for part in names._ours(base)]
 
 
 def arguments(part: Any) -> dict[str, Any]:

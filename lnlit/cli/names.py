@@ -32,6 +32,8 @@ _HOMES = {
     "lightning.pytorch.core.datamodule.LightningDataModule": ("lnlit.data", "lnlit.modules"),
     "lightning.pytorch.callbacks.callback.Callback": ("lnlit.callbacks",),
     "lnlit.modules.reference.KnownReference": ("lnlit.modules",),
+    "datatrove.pipeline.base.PipelineStep": ("lnlit.curation",),
+    "lnlit.curation.executors.Executor": ("lnlit.curation",),
 }
 #: Whose functions a configuration may name as well as classes. torch is not open as a whole: it holds functions that
 #: load pickles and compile code.

@@ -77,7 +77,8 @@ class StageCommand:
         module, _, function = self.stages[name][0].partition(":")
         stage = getattr(importlib.import_module(module), function)
         summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]
-        parser = StrictParser(prog=f"lnlit {self.name} {name}", description=summary)
+        words = dict.fromkeys(("lnlit", self.name, name))  # a command may be one stage alone
+        parser = StrictParser(prog=" ".join(words), description=summary)
         parser.add_argument("--config", action="config", help="a YAML file with the arguments; later options win")
         parser.add_argument("--stage", type=Literal[name], default=name, help="which stage a YAML file is for")
         parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)

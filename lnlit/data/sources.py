@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from abc import abstractmethod
 from codecs import BOM_UTF8
 from collections import UserDict
@@ -68,6 +69,14 @@ def readable_rows(source: Source) -> Iterator[tuple[int, Any]]:
 
     Raises the `UserError` of a source that cannot go on behind such a row, and of one with very many of them.
     """
+    if isinstance(source, JsonlSource):  # others begin anew behind each such row
+        failures = 0
+        for index, row in enumerate(source.readable()):
+            failures += isinstance(row, UserError)
+            if isinstance(row, UserError) and failures > max(_MOST_UNREADABLE, index / 2):
+                raise row
+            yield index, row
+        return
     index, failures, last = 0, 0, ""
     while True:
         try:
@@ -229,6 +238,24 @@ class JsonlSource(TableFileSource):
     def _table(self, start: int) -> Iterator[dict[str, Any]]:
         return (json_object(text, place) for place, text in islice(self._located(), start, None))
 
+    def readable(self) -> Iterator[dict[str, Any] | UserError]:
+        """Yields each row, or the error of a line that is none."""
+        rows = self._parsed()
+        head = list(islice(rows, _HEAD))
+        self.columns.check([row for _, row in head if not isinstance(row, UserError)], str(self))
+        for place, row in chain(head, rows):
+            try:
+                yield row if isinstance(row, UserError) else self.columns.renamed(row)
+            except UserError as error:
+                yield UserError(f"{place}: {error}")
+
+    def _parsed(self) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+        for place, text in self._located():
+            try:
+                yield place, json_object(text, place)
+            except UserError as error:
+                yield place, error
+
     def where(self, index: int) -> str:
         return next((place for place, _ in islice(self._located(), index, None)), f"row {index + 1} of {self}")
 
@@ -263,7 +290,7 @@ def _lines(file: Path) -> Iterator[tuple[str, bytes]]:
                 text = line.removeprefix(BOM_UTF8) if number == 1 else line
                 if text.strip():
                     yield f"{file}:{number}", text
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file}:{number + 1}: cannot be read: {error}. Is the file whole and readable?") from error
 
 
