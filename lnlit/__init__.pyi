@@ -39,22 +39,55 @@ from lnlit.data.split import SplitSource as SplitSource
 from lnlit.data.text import TextSample as TextSample
 from lnlit.data.text_data import TextData as TextData
 from lnlit.errors import UserError as UserError
+from lnlit.eval.protocol import SamplingProtocol as SamplingProtocol
+from lnlit.eval.runner import Settings as EvaluationSettings
+from lnlit.eval.tasks.aime import AIME24 as AIME24
+from lnlit.eval.tasks.aime import AIME25 as AIME25
+from lnlit.eval.tasks.arena_hard import ArenaHard as ArenaHard
+from lnlit.eval.tasks.bfcl import BFCL as BFCL
+from lnlit.eval.tasks.gsm8k import GSM8K as GSM8K
+from lnlit.eval.tasks.humaneval import HumanEval as HumanEval
+from lnlit.eval.tasks.ifeval import IFEval as IFEval
+from lnlit.eval.tasks.judgebench import JudgeBench as JudgeBench
+from lnlit.eval.tasks.lambada import Lambada as Lambada
+from lnlit.eval.tasks.math500 import MATH500 as MATH500
+from lnlit.eval.tasks.mbpp import MBPP as MBPP
+from lnlit.eval.tasks.mmlu import MMLU as MMLU
+from lnlit.eval.tasks.mmlu_generative import MMLUGenerative as MMLUGenerative
+from lnlit.eval.tasks.multiple_choice import PIQA as PIQA
+from lnlit.eval.tasks.multiple_choice import ARCChallenge as ARCChallenge
+from lnlit.eval.tasks.multiple_choice import ARCEasy as ARCEasy
+from lnlit.eval.tasks.multiple_choice import HellaSwag as HellaSwag
+from lnlit.eval.tasks.multiple_choice import MultipleChoice as MultipleChoice
+from lnlit.eval.tasks.multiple_choice import OpenBookQA as OpenBookQA
+from lnlit.eval.tasks.perplexity import Perplexity as Perplexity
+from lnlit.eval.tasks.perplexity import WikiText as WikiText
+from lnlit.eval.tasks.reasoning_gym import ReasoningGym as ReasoningGym
+from lnlit.eval.tasks.winogrande import Winogrande as Winogrande
 from lnlit.interfaces import Algorithm as Algorithm
+from lnlit.interfaces import Answer as Answer
 from lnlit.interfaces import AttentionLayer as AttentionLayer
 from lnlit.interfaces import BatchReward as BatchReward
+from lnlit.interfaces import Continuations as Continuations
 from lnlit.interfaces import FeedForwardLayer as FeedForwardLayer
 from lnlit.interfaces import FunctionReward as FunctionReward
+from lnlit.interfaces import GenerationTask as GenerationTask
 from lnlit.interfaces import LayerContext as LayerContext
+from lnlit.interfaces import Likelihood as Likelihood
+from lnlit.interfaces import LikelihoodTask as LikelihoodTask
 from lnlit.interfaces import Loss as Loss
 from lnlit.interfaces import Needs as Needs
 from lnlit.interfaces import NoVerdictError as NoVerdictError
 from lnlit.interfaces import PolicyBatch as PolicyBatch
 from lnlit.interfaces import PromptOrder as PromptOrder
+from lnlit.interfaces import Question as Question
 from lnlit.interfaces import Reward as Reward
 from lnlit.interfaces import RewardRequest as RewardRequest
 from lnlit.interfaces import RewardResult as RewardResult
 from lnlit.interfaces import RewardTable as RewardTable
 from lnlit.interfaces import Source as Source
+from lnlit.interfaces import Task as Task
+from lnlit.interfaces import TaskSampling as TaskSampling
 from lnlit.interfaces import Workload as Workload
 from lnlit.models.lora import LoRA as LoRA
 from lnlit.modules.block_distill import BlockDistill as BlockDistill
@@ -105,6 +138,7 @@ from lnlit.specs import PartSpec as PartSpec
 from lnlit.stages.annotate import annotate as rollout_annotate
 from lnlit.stages.curate import curate as curate
 from lnlit.stages.curriculum import curriculum as rollout_curriculum
+from lnlit.stages.evaluate import evaluate as evaluate
 from lnlit.stages.fuse import fuse as search_fuse
 from lnlit.stages.library import build_library as search_library
 from lnlit.stages.measure import measure as search_measure
@@ -119,6 +153,7 @@ from lnlit.stages.verify import verify as search_verify
 
 #: A checker takes `x as x` for an offer; these have other names where they live.
 __all__ = [
+    "EvaluationSettings",
     "rollout_annotate",
     "rollout_curriculum",
     "rollout_page",

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "search": ("lnlit.cli.search:main", "find the best heterogeneous child of a model, stage by stage"),
     "rollout": ("lnlit.cli.rollout:main", "find out how hard prompts are for a model, before it learns from them"),
     "curate": ("lnlit.cli.curate:main", "make training rows from rows: lnlit curate --config FILE.yaml [--strict]"),
+    "eval": ("lnlit.cli.evaluate:main", "benchmark models, with intervals: lnlit eval A B --against P --tasks gsm8k"),
     "merge": ("lnlit.cli.merge:main", "make one model of several of the same architecture: lnlit merge A B --out C"),
     "run": ("lnlit.cli.run:main", "run a folder of numbered stages in order; finished ones are skipped"),
     "ablate": ("lnlit.cli.ablate:main", "compare variants of a configuration over several seeds, with intervals"),

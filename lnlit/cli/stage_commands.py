@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lnlit.cli import curate, merge, rollout, search
+from lnlit.cli import curate, evaluate, merge, rollout, search
 from lnlit.cli.stage_command import StageCommand
 
-ALL = (search.COMMAND, rollout.COMMAND, curate.COMMAND, merge.COMMAND)
+ALL = (search.COMMAND, rollout.COMMAND, curate.COMMAND, evaluate.COMMAND, merge.COMMAND)
 
 
 def of_stage(stage: str) -> StageCommand:

@@ -1,0 +1,50 @@
+"""`lnlit eval MODEL ... --tasks NAME,NAME`: benchmarks of models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from lnlit.cli.stage_command import StageCommand
+
+STAGES: dict[str, tuple[str, str]] = {
+    "eval": (
+        "lnlit.stages.evaluate:evaluate",
+        "benchmarks of models in both thinking modes, with intervals, and paired with a parent",
+    ),
+}
+
+COMMAND = StageCommand("eval", "Find out how good models are.", STAGES, default="eval", words="models")
+
+#: Options that take several words with commas between them.
+_LISTS = ("--tasks", "--thinking")
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate models; prints the table and the folder written."""
+    return COMMAND.run(list(_with_lists(argv)))
+
+
+def _with_lists(argv: list[str]) -> Iterator[str]:
+    """The arguments with `--tasks gsm8k,math500` as a list. A task that is read from a file of rows is
+    `gsm8k=FILE.jsonl`. Values that are YAML lists or mappings stay as they are."""
+    waiting = iter(argv)
+    for word in waiting:
+        option, equals, value = word.partition("=")
+        if option not in _LISTS:
+            yield word
+            continue
+        if not equals and (value := next(waiting, None)) is None:  # the parser tells that it is missing
+            yield option
+            continue
+        if not value.lstrip().startswith(("[", "{")):
+            items = [item.strip() for item in value.split(",") if item.strip()]
+            value = json.dumps([_task(item) if option == "--tasks" else item for item in items])
+        yield f"{option}={value}"
+
+
+def _task(item: str) -> object:
+    name, equals, file = item.partition("=")
+    if not equals:
+        return item
+    return {"class_path": name, "init_args": {"source": {"class_path": "jsonl", "init_args": {"paths": file}}}}
