@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rewards"))
 
-from benchmark_rows import BENCHMARKS
+from benchmark_rows import BENCHMARKS, isolation
 from bfcl_answers import files
 from fake_judge import FakeJudge, completion, parts
 
@@ -121,14 +121,47 @@ def test_labelled_solutions_of_gsm8k_are_judged_as_their_labels_say():
 @pytest.mark.data
 @pytest.mark.skipif(sys.platform == "win32", reason="no sandbox on Windows")
 def test_reference_solutions_of_humaneval_pass():
-    from benchmark_rows import isolation
-
     source = shared("humaneval/HumanEval.jsonl.gz")
     task = registry.build("task", "humaneval", source=source, isolation=isolation())
     for question in islice(task.questions(), 0, None, 20):
         code = question.row["prompt"] + question.row["canonical_solution"]
         assert answered(task, question, f"```python\n{code}\n```")["accuracy"] == [1], question.key
         assert answered(task, question, f"```python\n{question.row['prompt']}\n```")["accuracy"] == [0], question.key
+
+
+PAIRS = """class Pair:
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+def total(pairs):
+    return sum(pair.a + pair.b for pair in pairs)"""
+#: (code, imports, test) in the forms that MBPP's sanitized rows have. They are no rows of it.
+PROGRAMS = [
+    ("def shared(a, b): return tuple(set(a) & set(b))", [], "assert set(shared((3, 4), (4, 5))) == set((4,))"),
+    ("import heapq\ndef most(n, k): return heapq.nlargest(k, n)", [], "assert most([1, 5, 3], 2) == [5, 3]"),
+    ("def volume(r): return 4.18879 * r**3", ["import math"], "assert math.isclose(volume(1), 4.189, rel_tol=0.001)"),
+    ("def find(s): return None", [], "assert find('a') == None"),
+    ("from collections import Counter\ndef freq(w): return Counter(w)", [], "assert freq(['a', 'a']) == {'a': 2}"),
+    ("def squares(n):\n    for i in range(n): yield i, i * i", [], "assert list(squares(2)) == [(0, 0), (1, 1)]"),
+    ("def change(l):\n    l.append(1)\n    return l", [], "assert change([0]) == [0, 1]"),
+    ("import re\ndef words(t): return re.findall(r'\\w+', t)", [], "assert words('a b.') == ['a', 'b']"),
+    (PAIRS, [], "assert total([Pair(1, 2), Pair(3, 4)]) == 10"),
+]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sandbox on Windows")
+def test_programs_of_mbpps_schema_pass_their_tests(rows_file):
+    rows = [
+        {"task_id": number, "prompt": "Write it.", "code": code, "test_imports": imports, "test_list": [test, test]}
+        for number, (code, imports, test) in enumerate(PROGRAMS)
+    ]
+    task = registry.build("task", "mbpp", source=JsonlSource(rows_file(*rows)), isolation=isolation())
+    for question in task.questions():
+        code, test = question.row["code"], question.row["test_list"][0]
+        assert test in question.prompts[0][0]["content"]
+        assert answered(task, question, f"```python\n{code}\n```")["accuracy"] == [1], code
+        name = code.rpartition("def ")[2].partition("(")[0]
+        assert answered(task, question, f"```python\ndef {name}(*_): return 7\n```")["accuracy"] == [0], code
 
 
 def test_a_pair_is_judged_in_both_orders(rows_file):
