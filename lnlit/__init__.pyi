@@ -149,11 +149,13 @@ from lnlit.stages.report import report as search_report
 from lnlit.stages.rollout_page import page as rollout_page
 from lnlit.stages.score import score as search_score
 from lnlit.stages.solve import solve as search_solve
+from lnlit.stages.sweep import sweep as merge_sweep
 from lnlit.stages.verify import verify as search_verify
 
 #: A checker takes `x as x` for an offer; these have other names where they live.
 __all__ = [
     "EvaluationSettings",
+    "merge_sweep",
     "rollout_annotate",
     "rollout_curriculum",
     "rollout_page",

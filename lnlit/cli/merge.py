@@ -9,6 +9,7 @@ STAGES: dict[str, tuple[str, str]] = {
         "lnlit.stages.merge:merge",
         "one model of several: their mean, a point between two, what they learned",
     ),
+    "sweep": ("lnlit.stages.sweep:sweep", "models between two, evaluated, and the one that balances two tasks"),
 }
 
 COMMAND = StageCommand(

@@ -1,6 +1,6 @@
 """`lnlit run FOLDER`: runs a folder of numbered YAML files, one stage each, in order, and skips finished ones.
 
-A file with a `stage:` key is a stage of `lnlit search` or `lnlit rollout`; any other is a configuration of `lnlit fit`.
+A file with a `stage:` key is a stage of a command such as `lnlit search`; any other is a configuration of `lnlit fit`.
 Each stage is its own process, so that Lightning can start it once per GPU and its memory is free for the next.
 
 A stage is finished if it has run, its results exist, and neither its file, nor an included one, nor any file or folder

@@ -32,11 +32,9 @@ class StageCommand:
         if not argv or (argv[0] in ("-h", "--help") and len(self.stages) > 1):
             print(self._help())
             return 0
-        if self.default is None or argv[0] in self.stages:
-            name, *rest = argv
-        else:
-            name, rest = self.default, self._with_words(argv)
-        print(self.result(name, rest))
+        is_named = self.default is None or argv[0] in self.stages
+        name, rest = (argv[0], argv[1:]) if is_named else (self.default or "", argv)
+        print(self.result(name, self._with_words(rest)))
         return 0
 
     def _with_words(self, argv: list[str]) -> list[str]:

@@ -65,10 +65,26 @@ def merge(
     """
     sources = [*_sources(models, last)]
     shares = _weights(method, sources, weights)
-    every = [*sources, *_base(method, base)]
+    folder = write_merged(sources, shares, expanded(out), method, _base(method, base), tokenizer, dtype, overwrite)
+    tell_readers(folder)
+    return folder
+
+
+def write_merged(
+    sources: Sequence[str],
+    shares: Sequence[float],
+    out: Path,
+    method: Method = "linear",
+    base: Sequence[str] = (),
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the merged model of `merge`, whose `sources`, `shares` and `base` are complete, and returns its folder."""
+    every = [*sources, *base]
     if twice := next((source for source in every if every.count(source) > 1), None):
         raise UserError(f"merge: {twice} is there twice, so it would be merged with itself.")
-    paths, target = [resolve(source) for source in every], expanded(out).resolve()
+    paths, target = [resolve(source) for source in every], out.resolve()
     spec = _same_spec(every, paths)
     tokens_from = resolve(tokenizer) if tokenizer is not None else tokenizer_source(paths[0])
     _check_tokenizers(every, paths, tokens_from)
@@ -76,10 +92,10 @@ def merge(
     check_target(target, overwrite, [*paths, *filter(None, [tokens_from])])
     mix = _mix(method, shares)
     named = ", ".join(f"{share:g} x {source}" for share, source in zip(shares, sources, strict=True))
-    say(f"merge: {method}: {named}{'' if base is None else f', on {base}'}")
+    say(f"merge: {method}: {named}{''.join(f', on {each}' for each in base)}")
     tensors = _together(spec, every, paths, target.name)
     head = None if not heads else mix([each.weight for each in heads])
-    folder = save_folder(
+    return save_folder(
         target,
         spec,
         ((name, _rounded(name, mix(parts), parts, every, dtype)) for name, parts in tensors),
@@ -88,8 +104,6 @@ def merge(
         overwrite=overwrite,
         add_files=None if head is None else partial(_add_head, head),
     )
-    tell_readers(folder)
-    return folder
 
 
 # what is asked for
@@ -259,15 +273,15 @@ def _rounded(name: str, merged: Tensor, parts: Sequence[Tensor], models: Sequenc
     return rounded(name, merged, parts[0].dtype if dtype is None else DTYPES[dtype])
 
 
-def _provenance(method: Method, sources: Sequence[str], shares: Sequence[float], base: str | None) -> dict[str, Any]:
+def _provenance(method: Method, sources: Sequence[str], shares: Sequence[float], base: Sequence[str]) -> dict[str, Any]:
     merged = [
         {**descent(source), "fingerprint": fingerprint(source), "weight": share}
         for source, share in zip(sources, shares, strict=True)
     ]
     for each in merged:
         each["model"] = each.pop("parent")
-    every = [*sources, *_base(method, base)]
+    every = [*base, *sources]
     record = {"stage": "merge", "method": method, "thinking": any(map(knows_thinking, every)), "merged": merged}
-    if base is not None:
-        record |= {"base": model_source(base), "base_fingerprint": fingerprint(base)}
-    return {**record, **descent(base if base is not None else sources[0])}
+    for each in base:
+        record |= {"base": model_source(each), "base_fingerprint": fingerprint(each)}
+    return {**record, **descent(every[0])}

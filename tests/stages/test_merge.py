@@ -14,6 +14,7 @@ import lnlit
 from lnlit.checkpoint.descent import ancestors
 from lnlit.checkpoint.folder import knows_thinking, read_provenance, save_folder
 from lnlit.checkpoint.formats import read_spec
+from lnlit.cli.main import main
 from lnlit.errors import UserError
 from lnlit.models.weights import canonical_weights
 from lnlit.stages.merge import merge
@@ -223,6 +224,16 @@ def test_a_model_is_never_lost(made, tmp_path):
 
 def test_merge_is_offered_in_python():
     assert lnlit.merge is merge
+
+
+def test_words_are_models_on_the_command_line(made, tmp_path, capsys):
+    (tmp_path / "merge.yaml").write_text(f"stage: merge\nmodels: [nowhere]\nweights: [3, 1]\nout: {tmp_path}/m\n")
+    assert main(["merge", *names(made, "a", "b"), "--config", str(tmp_path / "merge.yaml")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/m\n"
+    assert [each["weight"] for each in read_provenance(tmp_path / "m")["merged"]] == [3, 1]
+    assert main(["merge", "sweep", str(made / "a"), "--out", "x", "--asked.tasks", "[gsm8k]"]) == 2
+    assert "sweep.models: expected two models, got 1" in capsys.readouterr().err
+    assert main(["merge", "--help"]) == 0 and "which is merge" in capsys.readouterr().out
 
 
 def test_reward_models_keep_a_head(made, tmp_path):
