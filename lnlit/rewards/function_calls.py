@@ -41,7 +41,7 @@ class FunctionCallsReward(Reward):
 
     def check_row(self, row: Mapping[str, Any]) -> None:
         schemas, expected = row.get("function"), row.get("ground_truth", _MISSING)
-        if not isinstance(schemas, list) or not schemas or not all(map(_is_schema, schemas)):
+        if not isinstance(schemas, list) or not all(map(_is_schema, schemas)):
             raise UserError(
                 "function_calls: the row's function must be a list of schemas with name and parameters, got "
                 f"{shown(schemas)}"
@@ -52,9 +52,11 @@ class FunctionCallsReward(Reward):
                 "function_calls: the row's ground_truth must be null or a list of {function: {argument: [values]}}, "
                 f"got {said}"
             )
-        names = {schema["name"] for schema in schemas}
+        names = [schema["name"] for schema in schemas]
         if unknown := [name for call in expected or () for name in call if name not in names]:
-            raise UserError(f"function_calls: ground_truth calls {unknown[0]!r}, which is none of {', '.join(names)}")
+            raise UserError(
+                f"function_calls: ground_truth calls {unknown[0]!r}, which is none of its functions: {names}"
+            )
 
 
 _MISSING = object()

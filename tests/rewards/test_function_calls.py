@@ -106,6 +106,8 @@ def test_calls_match_in_any_order_even_where_one_fits_two():
 def test_it_can_be_right_to_call_nothing_or_anything():
     assert score("It rains.") == 1
     assert score("[trip.plan(city='Rome')]") == score("<TOOLCALL>trip!</TOOLCALL>") == 0
+    nothing = {"function": [], "ground_truth": []}  # a few rows of BFCL offer no function
+    assert FunctionCallsReward().score(RewardRequest([], "I cannot.", False, nothing)) == 1
     row = {"function": [PLAN], "ground_truth": None}
     any_call = [FunctionCallsReward().score(RewardRequest([], text, False, row)) for text in ("[trip.plan()]", "[f()]")]
     assert any_call == [1, 0]
@@ -121,7 +123,10 @@ def test_it_can_be_right_to_call_nothing_or_anything():
             {"function": [PLAN], "ground_truth": [{"trip.plan": {"city": "Rome"}}]},
             "ground_truth must be null or a list",
         ),
-        ({"function": [PLAN], "ground_truth": [{"trip.go": {}}]}, "calls 'trip.go', which is none of trip.plan"),
+        (
+            {"function": [PLAN], "ground_truth": [{"trip.go": {}}]},
+            "calls 'trip.go', which is none of its functions: .'trip.plan'.",
+        ),
     ],
 )
 def test_a_row_that_nothing_can_be_judged_by_is_told(row, says):

@@ -42,7 +42,7 @@ class HubFiles(Source):
                 for file in self.files
             ]
         except Exception as error:  # of the hub, of the network and of the disk
-            message = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+            message = (str(error).strip() or type(error).__name__).split("\n", 1)[0].rstrip(".")
             raise UserError(
                 f"data: cannot load {self}: {message}. Check the network, or give the task a source of local files."
             ) from error

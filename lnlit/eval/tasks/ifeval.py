@@ -28,8 +28,8 @@ class IFEval(Benchmark):
         return HuggingFaceSource("google/IFEval", "train")
 
     def question(self, row: Mapping[str, Any]) -> Question:
-        prompt = text_of(row, "prompt")
-        return Question(str(row.get("key", "")) or key_of(prompt), [user(prompt)], row)
+        prompt, key = text_of(row, "prompt"), row.get("key")
+        return Question(key_of(prompt) if key is None else str(key), [user(prompt)], row)
 
     def rewards(self) -> Mapping[str, Reward]:
         return {
