@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 from lnlit.curation.ngrams import Index
 from lnlit.curation.rows import Row, text_of
-from lnlit.curation.settings import stated
+from lnlit.curation.settings import shared, stated
 from lnlit.curation.step import Dropped, Outcome, Step
 from lnlit.data.sources import rows_of, where
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
-
-#: Indices that were made in this process.
-_indices: dict[str, Index] = {}
 
 
 class Decontaminate(Step):
@@ -62,10 +58,8 @@ class Decontaminate(Step):
     def index(self) -> Index:
         """The benchmarks' n-grams, which all tasks of a process share."""
         if self._index is None:
-            key = json.dumps(stated([self.benchmarks, self.benchmark_column, self.ngram]), sort_keys=True)
-            if key not in _indices:
-                _indices[key] = Index(self._questions(), self.ngram)
-            self._index = _indices[key]
+            settings = ["ngrams", *stated([self.benchmarks, self.benchmark_column, self.ngram])]
+            self._index = shared(settings, lambda: Index(self._questions(), self.ngram))
         return self._index
 
     def _questions(self) -> Iterator[tuple[str, str]]:

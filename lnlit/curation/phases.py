@@ -15,6 +15,7 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from lnlit.curation.asking import AskStep
 from lnlit.curation.shards import Collect, Read, ReadShard, WriteShard
 from lnlit.curation.step import Counted
 from lnlit.interfaces import Source
@@ -63,6 +64,8 @@ def planned(
         return to
 
     for number, step in enumerate(steps):
+        if isinstance(step, AskStep):
+            step.place, step.journals = str(number), str(work / "answers" / str(number))
         if isinstance(step, Barrier):
             if waiting:
                 folder, waiting = run(waiting), []

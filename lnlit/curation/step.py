@@ -107,11 +107,14 @@ class BatchStep(Counted):
         """What becomes of each row."""
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        rest = iter(data)
-        while documents := list(islice(rest, self.rows_per_batch)):
+        for documents in self._batches(iter(data)):
             self._arrived(len(documents))
             for document, outcome in zip(documents, self.batch(documents), strict=True):
                 yield from self._settle(document, outcome)
+
+    def _batches(self, documents: Iterator[Document]) -> Iterator[list[Document]]:
+        while batch := list(islice(documents, self.rows_per_batch)):
+            yield batch
 
 
 class GroupStep(Counted):
@@ -122,9 +125,14 @@ class GroupStep(Counted):
         """What becomes of each of these rows."""
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for _, together in groupby(data, key=lambda document: document.id.rpartition("/")[0] or document.id):
-            documents = list(together)
+        for documents in together(data):
             self._arrived(len(documents))
             outcomes = self.group([document.metadata for document in documents])
             for document, outcome in zip(documents, outcomes, strict=True):
                 yield from self._settle(document, outcome)
+
+
+def together(documents: Documents) -> Iterator[list[Document]]:
+    """The documents in lists of those that were made of the same row."""
+    for _, group in groupby(documents, key=lambda document: document.id.rpartition("/")[0] or document.id):
+        yield list(group)

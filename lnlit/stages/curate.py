@@ -12,7 +12,7 @@ from lnlit.curation.counts import table
 from lnlit.curation.domains import NONE, domain_table
 from lnlit.curation.executors import Executor, Local, alone
 from lnlit.curation.phases import planned
-from lnlit.curation.settings import stated
+from lnlit.curation.settings import closing_shared, stated
 from lnlit.curation.shards import read_counts
 from lnlit.curation.step import Counted, PipelineStep
 from lnlit.errors import UserError
@@ -68,7 +68,9 @@ def curate(
         phases = planned(sources, steps, work, tasks, file.absolute(), counts.absolute(), settings)
         for block in (block for phase in phases for block in phase.blocks if isinstance(block, Counted)):
             block.strict = strict
-        if not (executor or Local()).run(phases, work, workers):
+        with closing_shared():
+            ended = (executor or Local()).run(phases, work, workers)
+        if not ended:
             print("curate: submitted; the same command tells the counts when all jobs have ended", file=sys.stderr)
             return file
         _remove(work)

@@ -1,0 +1,211 @@
+"""Steps that ask a model: any rollout engine, in batches, with every batch of answers on disk before it is used.
+
+An interrupted task reads the answers that it has from its journal in the order in which it asked, so that at most one
+batch is generated again. An answer's randomness comes from the seed, the step, the row and the sample, never from the
+batch that it was in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+
+from lnlit.checkpoint.fingerprint import fingerprint
+from lnlit.curation.rows import Row
+from lnlit.curation.settings import shared, stated
+from lnlit.curation.step import BatchStep, Dropped
+from lnlit.data.rows import ANSWERS
+from lnlit.errors import UserError
+from lnlit.interfaces import RolloutEngine
+from lnlit.journal import Journal
+from lnlit.sampling.model import SampledModel
+from lnlit.sampling.prompt import Prompt
+from lnlit.sampling.sampler import Asked, Phases, Sampler
+from lnlit.sampling.settings import Sampling
+from lnlit.thinking import Thinking, answer_of, on_or_off
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a step asks. In YAML an anchor names one that several steps ask: `model: &small {folder: ...}`, then
+    `model: *small`. A process loads it once.
+
+    Args:
+        folder: Model folder with a tokenizer and a chat template. Null for an engine with a model of its own.
+        engine: Generates the answers; lnlit's own decoder when not given.
+        sampling: How answers are sampled. Steps that want one answer of each row take the first.
+        thinking: The toggle of its conversations, on or off. Null writes none.
+    """
+
+    folder: str | None = None
+    engine: RolloutEngine | None = None
+    sampling: Sampling = Sampling(samples_per_prompt=1)
+    thinking: Thinking | bool | None = None
+
+    def stated(self) -> dict[str, Any]:
+        """All that its answers depend on."""
+        weights = None if self.folder is None else fingerprint(self.folder)
+        parts = {"engine": stated(self.engine), "sampling": stated(self.sampling), "thinking": self.mode}
+        return {"folder": self.folder, "weights": weights, **parts}
+
+    @property
+    def mode(self) -> Thinking | None:
+        return None if self.thinking is None else on_or_off(self.thinking)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer. `finish` is "stop", "length" or "error", and `error` then says why there is none."""
+
+    text: str
+    finish: str
+    tokens: int
+    seed: int
+    error: str | None = None
+
+    @property
+    def said(self) -> str:
+        """The text after the thinking."""
+        return answer_of(self.text).strip()
+
+    def missing(self) -> Dropped | None:
+        """Why a row without this answer goes no further, or None if it is whole."""
+        if self.error is not None:
+            return Dropped(f"unanswered_{reason_of(self.error)}")
+        return Dropped("cut_off") if self.finish == "length" else None
+
+
+#: What a step asks of one row: a key that is the row's own, and a conversation.
+Question = tuple[str, Sequence[Mapping[str, Any]]]
+
+
+class AskStep(BatchStep):
+    """The base of steps that ask models. `batch` calls `ask`."""
+
+    #: The step's place in its pipeline, and the folder of its journals. Without one, nothing is kept.
+    place = ""
+    journals: str | None = None
+
+    def __init__(self, rows_per_batch: int) -> None:
+        super().__init__(rows_per_batch)
+        self._journal: Journal | None = None
+        self._kept: Iterator[tuple[int, Any]] = iter(())
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        if self.journals is None:
+            yield from super().run(data, rank, world_size)
+            return
+        file = Path(self.journals) / f"{rank:05d}.jsonl"
+        with Journal(file, {"step": self.place, "tasks": world_size}, "answers") as self._journal:
+            self._kept = islice(self._journal.numbered(), len(self._journal))
+            yield from super().run(data, rank, world_size)
+
+    def ask(self, model: Model, questions: Sequence[Question], samples: int | None = 1) -> list[list[Answer]]:
+        """The answers to each question: `samples` of them, or with None as many as the model's settings say."""
+        if not questions:
+            return []
+        keys = [key for key, _ in questions]
+        entry = next(self._kept, (0, None))[1]
+        if entry is None:
+            found = _answers(model, questions, samples, self.place)
+            if self._journal is not None:
+                self._journal.append({"keys": keys, "answers": [[asdict(one) for one in each] for each in found]})
+        elif entry["keys"] != keys:
+            raise UserError(f"{self.journals}: holds the answers of other rows. Delete the folder of scratch.")
+        else:
+            found = [[Answer(**one) for one in each] for each in entry["answers"]]
+        self.stat_update("asked", value=len(questions))
+        return found
+
+    def ask_each(self, model: Model, documents: Sequence[Document], prompt: str) -> list[Answer]:
+        """One answer for each row, to a prompt with the names of columns in braces."""
+        questions = [(each.id, said(filled(prompt, each.metadata))) for each in documents]
+        return [answers[0] for answers in self.ask(model, questions)]
+
+
+def said(text: str) -> list[dict[str, str]]:
+    """A conversation of one message."""
+    return [{"role": "user", "content": text}]
+
+
+def filled(prompt: str, row: Mapping[str, Any]) -> str:
+    """A prompt with `{column}` replaced by the row's text. Other braces stay, as formulas are full of them."""
+    return re.sub(r"\{(\w+)\}", lambda found: _text(row[found[1]]) if found[1] in row else found[0], prompt)
+
+
+def check_prompt(step: str, prompt: str, *columns: str) -> str:
+    """The prompt, if it names these columns."""
+    for column in columns:
+        if f"{{{column}}}" not in prompt:
+            raise UserError(f"{step}.prompt: has no {{{column}}}, so the model would not see it")
+    return prompt
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def reason_of(error: str) -> str:
+    """The kind of an error, which is in front of a colon, as one word to count it by."""
+    return re.sub(r"\W+", "_", error.partition(":")[0].strip().lower())[:40].strip("_") or "error"
+
+
+def _sampler(model: Model) -> tuple[SampledModel, Sampler]:
+    def make() -> tuple[SampledModel, Sampler]:
+        sampled = SampledModel(model.folder, model.engine)
+        encoder = sampled.encoder(model.mode)
+        return sampled, Sampler(sampled.engine, [], 1, encoder, model.sampling.rollout(encoder.end_ids()), Phases())
+
+    return shared(stated(replace(model, sampling=Sampling())), make)
+
+
+def _answers(model: Model, questions: Sequence[Question], samples: int | None, step: str) -> list[list[Answer]]:
+    """Asks the engine. A conversation that it cannot be asked has answers that say so."""
+    sampled, sampler = _sampler(model)
+    count, found = samples or model.sampling.samples_per_prompt, dict[int, list[Answer]]()
+    asked: dict[int, Asked] = {}
+    room = sampled.room(model.sampling.max_new_tokens)
+    for number, (key, messages) in enumerate(questions):
+        seeds = [_seed(model.sampling.seed, step, key, sample) for sample in range(count)]
+        row = {"messages": list(messages)}
+        try:
+            given, token_ids = sampler.encoder.prompt(row)
+            if room is not None and len(token_ids) > room:
+                raise UserError(f"too_long: a prompt of {len(token_ids)} tokens, with room for {max(room, 0)}")
+        except UserError as error:
+            kind = str(error) if str(error).startswith("too_long") else f"no_conversation: {error}"
+            found[number] = [Answer("", "error", 0, seed, kind) for seed in seeds]
+            continue
+        asked[number] = Asked(Prompt(given, tuple(token_ids), row), seeds)
+    if asked:
+        if model.folder is not None:
+            sampled.load(sampler)
+        drawn = sampler.complete(list(asked.values()), model.sampling.rollout(sampler.encoder.end_ids()))
+        for number, group in zip(asked, drawn, strict=True):
+            rollouts = [(each.text, each.rollout) for each in group]
+            found[number] = [Answer(text, r.finish_reason, r.length, r.seed, r.error) for text, r in rollouts]
+    return [found[number] for number in range(len(questions))]
+
+
+def _seed(*parts: object) -> int:
+    """A seed of 63 bits, because engines take signed integers."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def without_answer(row: Row) -> Row:
+    """A row without what it says as its answer, for a completion to take its place."""
+    kept = {key: value for key, value in row.items() if key not in (*ANSWERS, "reasoning_content")}
+    messages = kept.get("messages")
+    if isinstance(messages, list):
+        kept["messages"] = list(messages)
+        while kept["messages"] and kept["messages"][-1].get("role") == "assistant":
+            kept["messages"].pop()
+    return kept
