@@ -54,9 +54,7 @@ class FunctionCallsReward(Reward):
             )
         names = [schema["name"] for schema in schemas]
         if unknown := [name for call in expected or () for name in call if name not in names]:
-            raise UserError(
-                f"function_calls: ground_truth calls {unknown[0]!r}, which is none of its functions: {names}"
-            )
+            raise UserError(f"function_calls: ground_truth calls {unknown[0]!r}, none of the functions {names}")
 
 
 _MISSING = object()
