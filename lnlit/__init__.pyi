@@ -116,6 +116,7 @@ from lnlit.rewards.function_calls import FunctionCallsReward as FunctionCallsRew
 from lnlit.rewards.instructions import InstructionsReward as InstructionsReward
 from lnlit.rewards.llm_judge import LLMJudgeReward as LLMJudgeReward
 from lnlit.rewards.math_answer import MathAnswerReward as MathAnswerReward
+from lnlit.rewards.pair_judge import Judge as Judge
 from lnlit.rewards.pair_judge import PairJudgeReward as PairJudgeReward
 from lnlit.rewards.reasoning_gym import ReasoningGymReward as ReasoningGymReward
 from lnlit.rl.algorithm import PolicyGradient as PolicyGradient

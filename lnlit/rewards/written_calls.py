@@ -18,7 +18,7 @@ _PAIR = re.compile(r"<(tool_?calls?|function_?calls?)>(.*?)(?:</\1>|\Z)", re.DOT
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _TO_THE_END = re.compile(r"(?:\[TOOL_CALLS\]|<\|python_tag\|>)(.*?)(?=\[TOOL_CALLS\]|<\|python_tag\|>|\Z)", re.DOTALL)
 _FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)```", re.DOTALL)
-_NAMES, _ARGUMENTS = ("name", "function"), ("arguments", "parameters", "args")
+_NAMES, _ARGUMENTS, _ABOUT = ("name", "function"), ("arguments", "parameters", "args"), ("id", "type")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -114,8 +114,9 @@ def _as_call(value: Mapping[str, Any]) -> Call:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
             raise _UnreadableError from error
-    if name is None or not isinstance(arguments, Mapping):
-        raise _UnreadableError
+    bare = not value.keys() & {*_ARGUMENTS}
+    if name is None or not isinstance(arguments, Mapping) or (bare and value.keys() - {*_NAMES, *_ABOUT}):
+        raise _UnreadableError  # `{"name": "Ada", "born": 1815}` calls nothing
     return Call(name, arguments)
 
 

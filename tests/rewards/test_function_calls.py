@@ -47,6 +47,8 @@ def score(text: str, *expected: dict[str, Any], functions: Any = (PLAN,)) -> flo
         ("f(a=-1, b=[1, (2,)], c={'d': 2*3}, e=today, g=h(1), i=true)",
          [Call("f", {"a": -1, "b": [1, (2,)], "c": {"d": 6}, "e": "today", "g": "h(1)", "i": True})]),
         ("f(a=1)\ng(b=2)", [Call("f", {"a": 1}), Call("g", {"b": 2})]),
+        ('{"name": "f", "type": "function", "arguments": null}', [Call("f", {})]),
+        ('For example:\n```json\n{"name": "Ada", "born": 1815}\n```', []),
         ("[]", []),
         ("<TOOLCALL>[]</TOOLCALL>", []),
         ("None of them can: f(a=1) wants a number.", []),
