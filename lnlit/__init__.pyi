@@ -121,6 +121,7 @@ from lnlit.rewards.pair_judge import PairJudgeReward as PairJudgeReward
 from lnlit.rewards.reasoning_gym import ReasoningGymReward as ReasoningGymReward
 from lnlit.rl.algorithm import PolicyGradient as PolicyGradient
 from lnlit.rl.metrics import describe as describe
+from lnlit.rollout.endpoint import EndpointEngine as EndpointEngine
 from lnlit.rollout.native import NativeEngine as NativeEngine
 from lnlit.sampling.curriculum import GaussianCurriculum as GaussianCurriculum
 from lnlit.sampling.order import Uniform as Uniform
@@ -141,6 +142,9 @@ from lnlit.stages.curate import curate as curate
 from lnlit.stages.curriculum import curriculum as rollout_curriculum
 from lnlit.stages.evaluate import evaluate as evaluate
 from lnlit.stages.fuse import fuse as search_fuse
+from lnlit.stages.generate import Keep as Keep
+from lnlit.stages.generate import Rounds as Rounds
+from lnlit.stages.generate import generate as rollout_generate
 from lnlit.stages.library import build_library as search_library
 from lnlit.stages.measure import measure as search_measure
 from lnlit.stages.merge import merge as merge
@@ -159,6 +163,7 @@ __all__ = [
     "merge_sweep",
     "rollout_annotate",
     "rollout_curriculum",
+    "rollout_generate",
     "rollout_page",
     "rollout_reference",
     "search_fuse",

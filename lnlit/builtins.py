@@ -88,6 +88,7 @@ BUILTINS: dict[str, dict[str, str]] = {
     "rollout": {
         "native": "lnlit.rollout.native:NativeEngine",
         "scripted": "lnlit.rollout.scripted:ScriptedEngine",
+        "endpoint": "lnlit.rollout.endpoint:EndpointEngine",
     },
     "solver": {
         "greedy": "lnlit.search.baselines:Greedy",

@@ -74,5 +74,6 @@ def verdict(body: dict[str, Any], number: int | None = None) -> str:
     return f"I compare them.\nVERDICT {shown['nonce']} {right if number is None else number}\n"
 
 
-def completion(text: Any) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+def completion(text: Any, **more: Any) -> bytes:
+    """A chat completion. `more` are keys of its choice."""
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}, **more}]}).encode()

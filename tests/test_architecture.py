@@ -30,6 +30,7 @@ _BOTTOM = {
     "interfaces",
     "registry",
     "own",
+    "endpoint",
 }
 _PURE = {"models", "objectives"}
 _MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint"}
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "specs": {"errors", "schema"},
     "interfaces": {"errors", "schema", "specs", "thinking"},
     "own": {"errors", "files"},
+    "endpoint": {"errors"},
     "registry": {"errors", "builtins", "specs", "interfaces"},
     **dict.fromkeys(_PURE, _BOTTOM),
     **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from fake_judge import FakeJudge, completion
 
 from lnlit import registry
 from lnlit.builtins import BUILTINS
@@ -22,9 +23,22 @@ def engine(name: str = "native"):
     return registry.build("rollout", name, **ARGUMENTS[name])
 
 
-@pytest.mark.parametrize("name", sorted(BUILTINS["rollout"]))
+@pytest.mark.parametrize("name", sorted(BUILTINS["rollout"].keys() - {"endpoint"}))
 def test_engine(name):
     check_rollout_engine(lambda: engine(name), is_scripted=name == "scripted")
+
+
+@pytest.mark.parametrize("url", ["up", "down"])
+def test_endpoint(url):
+    pytest.importorskip("httpx2")
+    server = FakeJudge()
+    server.behave = lambda number, body: (200, completion("Yes.", finish_reason="stop"))
+    if url == "down":
+        server.close()
+    try:
+        check_rollout_engine(lambda: registry.build("rollout", "endpoint", url=server.url, model="m", retries=0))
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])

@@ -41,7 +41,8 @@ def _results(stage: Stage) -> Iterator[Path]:
     for out in map(Path, stage.outs):
         path = expanded(out)
         ranks = path.parent.glob(f"{glob.escape(path.stem)}.rank-*{glob.escape(path.suffix)}")
-        yield from (each for each in (path, path.with_name(f"{path.name}.partial"), *sorted(ranks)) if each.exists())
+        beside = [path.with_name(f"{path.name}{kind}") for kind in (".partial", ".completions")]
+        yield from (each for each in (path, *beside, *sorted(ranks)) if each.exists())
     if stage.root is not None:
         yield from (each for name in OF_A_RUN if (each := expanded(stage.root) / name).exists())
 

@@ -121,6 +121,22 @@ def asked(row: Mapping[str, Any], thinking: Thinking | None = None) -> Conversat
     return conversation({key: row[key] for key in row if key not in answers}, thinking).without_answer()
 
 
+def beside(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row holds beside its conversation: tools, variables of the template, and keys that only annotate."""
+    spoken = {*PROMPTS, *_MATTER, _HISTORY, *_SYSTEM, *_TOGGLES, *ANSWERS, *_PAIR, *_LABELS, _THOUGHTS}
+    return {key: value for key, value in row.items() if key not in spoken}
+
+
+def answers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a row that are its answer or say how good it is. The turns that `asked` leaves out of a dialogue are
+    under `messages`."""
+    named = {*ANSWERS, *_PAIR, *_LABELS, _THOUGHTS}
+    said = conversation({key: value for key, value in row.items() if key not in named})
+    turns = said.messages[len(said.without_answer().messages) :]
+    given = {key: value for key, value in row.items() if key in named and value is not None}
+    return {**given, **({"messages": turns} if turns else {})}
+
+
 def prompt_turns(row: Mapping[str, Any]) -> tuple[list[Turn] | None, set[str]]:
     """(a row's turns without a separate answer and without its system prompt, the keys that hold them), or None if it
     has no prompt."""

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import json
 import math
-import os
-import random
 import re
 import secrets
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
-from lnlit.errors import UserError, optional
+from lnlit.endpoint import ChatEndpoint
+from lnlit.errors import UserError
 from lnlit.files import read_json, write_json
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.thinking import answer_of
@@ -39,9 +33,6 @@ looks like a verdict.
 Is the answer right? Where there is a reference, it is right if it comes to the same result. Think briefly if you need
 to. Then end with one line of exactly this form, with a whole number from 0 (wrong) to {best} (right):
 VERDICT {nonce} <number>"""
-
-#: HTTP status codes of temporary failures, besides 500 and above.
-_PASSING = {408, 409, 425, 429}
 
 
 class LLMJudgeReward(BatchReward):
@@ -88,19 +79,16 @@ class LLMJudgeReward(BatchReward):
         retries: int = 3,
         cache: str | None = None,
     ) -> None:
-        if not _is_endpoint(url):
-            raise UserError("llm_judge: url must look like http://host:port/v1, without a name and password in it")
-        numbers = {"max_score": max_score, "max_tokens": max_tokens, "max_concurrency": max_concurrency}
-        numbers |= {"time_limit_s": time_limit_s, "total_time_limit_s": total_time_limit_s}
-        for name, value in numbers.items():
+        self._endpoint = ChatEndpoint(
+            "llm_judge", url, api_key_env, max_concurrency, time_limit_s, total_time_limit_s, retries
+        )
+        for name, value in {"max_score": max_score, "max_tokens": max_tokens}.items():
             if not 0 < value < math.inf:
                 raise UserError(f"llm_judge: {name} must be positive, got {value}")
-        if retries < 0:
-            raise UserError(f"llm_judge: retries must be 0 or more, got {retries}")
+        if math.isinf(total_time_limit_s):
+            raise UserError(f"llm_judge: total_time_limit_s must be finite, got {total_time_limit_s}")
         if missing := [name for name in (*self.SHOWN, "{nonce}") if name not in prompt]:
             raise UserError(f"llm_judge: the prompt lacks {' and '.join(missing)}")
-        if api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
-            raise UserError("llm_judge: api_key_env is the name of an environment variable, not the key itself")
         self.url, self.model, self.answer_key, self.api_key_env = url.rstrip("/"), model, answer_key, api_key_env
         self.prompt, self.max_score, self.max_tokens = prompt, max_score, max_tokens
         self.max_concurrency, self.time_limit_s, self.total_time_limit_s = (
@@ -144,7 +132,7 @@ class LLMJudgeReward(BatchReward):
         # What is asked twice is asked once.
         new = {name: blocks for name, blocks in zip(names, asked, strict=True) if self._remembered(name) is None}
         if new:
-            answers = _in_another_thread(self._ask_all(new))
+            answers = self._ask(new)
             for name, result in answers.items():
                 self._remember(name, result.value)
         return [
@@ -169,41 +157,14 @@ class LLMJudgeReward(BatchReward):
             "max_tokens": self.max_tokens,
         }
 
-    async def _ask_all(self, new: Mapping[str, Mapping[str, str]]) -> dict[str, RewardResult]:
-        httpx = optional("httpx2", "rl")
-        state = _Endpoint(asyncio.Semaphore(self.max_concurrency))
-        async with httpx.AsyncClient(headers=self._headers(), timeout=self.time_limit_s) as client:
-            tasks = {name: asyncio.create_task(self._ask(client, blocks, state)) for name, blocks in new.items()}
-            _, late = await asyncio.wait(tasks.values(), timeout=self.total_time_limit_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        out_of_time = RewardResult(None, f"timed_out: no verdict within {self.total_time_limit_s} s for the batch")
-        return {name: out_of_time if task in late else task.result() for name, task in tasks.items()}
-
-    async def _ask(self, client: Any, blocks: Mapping[str, str], endpoint: _Endpoint) -> RewardResult:
-        httpx = optional("httpx2", "rl")
-        async with endpoint.free:
-            for attempt in range(self.retries + 1):
-                nonce = secrets.token_hex(8)
-                try:
-                    async with asyncio.timeout(self.time_limit_s):  # the client's own limit starts anew with every byte
-                        response = await client.post(f"{self.url}/chat/completions", json=self._body(blocks, nonce))
-                except (TimeoutError, httpx.TimeoutException):
-                    failure = f"timed_out: no answer within {self.time_limit_s} s"
-                except httpx.HTTPError as error:
-                    failure = f"unreachable: {type(error).__name__}: {error}"
-                else:
-                    if response.is_success:
-                        return self._verdict(response.content, nonce)
-                    failure = f"refused: HTTP {response.status_code}"
-                    if response.status_code not in _PASSING and response.status_code < 500:
-                        break
-                if endpoint.down or attempt == self.retries:
-                    break
-                await asyncio.sleep(0.25 * 2**attempt * random.uniform(1, 2))
-            endpoint.down = endpoint.down or failure.startswith("unreachable")
-            return RewardResult(None, failure)
+    def _ask(self, new: Mapping[str, Mapping[str, str]]) -> dict[str, RewardResult]:
+        """The judge's verdicts, by name. Each request has a mark of its own."""
+        nonces = [secrets.token_hex(8) for _ in new]
+        replies = self._endpoint.ask([self._body(*pair) for pair in zip(new.values(), nonces, strict=True)])
+        return {
+            name: RewardResult(None, reply.failure) if reply.failure else self._verdict(reply.content, nonce)
+            for name, reply, nonce in zip(new, replies, nonces, strict=True)
+        }
 
     def _verdict(self, content: bytes, nonce: str) -> RewardResult:
         """The verdict in the last line of the judge's answer, which counts only with the mark of this request."""
@@ -216,17 +177,6 @@ class LLMJudgeReward(BatchReward):
         if found is None or int(found[1]) > self.max_score:
             return RewardResult(None, f"no_verdict: the judge ends with {last[:100]!r}")
         return RewardResult(int(found[1]) / self.max_score)
-
-    def _headers(self) -> dict[str, str]:
-        if self.api_key_env is None:
-            return {}
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key or not key.isascii() or not key.isprintable():  # an error of the client would print it
-            raise UserError(
-                f"llm_judge: the environment variable {self.api_key_env} must hold the API key; it is not set, or has "
-                "other characters than a key"
-            )
-        return {"Authorization": f"Bearer {key}"}
 
     def _name(self, blocks: Mapping[str, str]) -> str:
         """The cache key: a digest of all that is sent, without the mark, and of the scale, which a prompt need not
@@ -248,47 +198,3 @@ class LLMJudgeReward(BatchReward):
         self._known[name] = value
         if self.cache:
             write_json(Path(self.cache, f"{name}.json"), {"model": self.model, "value": value})
-
-
-@dataclass
-class _Endpoint:
-    """What the requests of one batch share. If one finds the endpoint unreachable, the next ones do not wait and
-    retry."""
-
-    free: asyncio.Semaphore
-    down: bool = False
-
-
-def _in_another_thread(work: Coroutine[Any, Any, dict[str, RewardResult]]) -> dict[str, RewardResult]:
-    """The result of a coroutine, run by an event loop in another thread, because a notebook's thread already has a
-    running one. An interrupt such as Ctrl-C cancels the work without waiting for its end."""
-    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-    loop = runner.get_loop()
-
-    def run() -> dict[str, RewardResult]:
-        with runner:
-            return runner.run(work)
-
-    def cancel() -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-
-    thread = ThreadPoolExecutor(1)
-    try:
-        return thread.submit(run).result()
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # it may have ended by itself
-            loop.call_soon_threadsafe(cancel)
-        raise
-    finally:
-        thread.shutdown(wait=False)
-
-
-def _is_endpoint(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
-        )
-    except ValueError:  # a port that is no number, half an IPv6 address
-        return False

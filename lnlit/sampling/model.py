@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class SampledModel:
 
     def load(self, sampler: Sampler) -> None:
         """Gives the sampler's engine the folder's weights, unless it has a model of its own."""
-        sampler.load(0, partial(_weights, self._path))
+        sampler.load(0, lambda: _weights(self._path))
 
     @cached_property
     def _path(self) -> Path:

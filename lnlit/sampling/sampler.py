@@ -253,7 +253,7 @@ class Sampler:
 def first_failure(judged: Sequence[Judged]) -> tuple[str, str | None] | None:
     """(name, reason) of the reward that did not judge the first sample, if no sample could be judged at all; else
     None."""
-    if not all(math.isnan(sample.reward) for sample in judged):
+    if not judged or not judged[0].rewards or not all(math.isnan(sample.reward) for sample in judged):
         return None
     return next((name, result.error) for name, result in judged[0].rewards.items() if result.value is None)
 
@@ -270,8 +270,8 @@ def sample_into(
     already holds are not sampled again. An interrupted round is repeated as a whole, so that it is batched in the same
     way.
 
-    Raises `UserError` if nothing in a round could be judged, which is the reward's fault, unless it is a last,
-    incomplete round.
+    Raises `UserError` if the engine got no completion in a round, or none could be judged, which is not the fault of
+    single prompts, unless it is a last, incomplete round.
     """
     if len(journal) < len(asked):
         journal.keep(len(journal) // prompts_per_round * prompts_per_round)
@@ -281,9 +281,15 @@ def sample_into(
         groups = sampler.draw(part)
         is_rest = len(journal) > 0 and len(part) < prompts_per_round
         judged = [sample for group in groups for sample in group]
-        if len(part) > 1 and not is_rest and (failure := first_failure(judged)):
-            raise UserError(
-                f"reward: none of {len(judged)} completions could be judged; the first: {failure[1]}. What was done "
-                "before is kept."
-            )
+        if len(part) > 1 and not is_rest and (failure := _whole_failure(judged)):
+            raise UserError(f"{failure}. What was done before is kept.")
         journal.append(*map(row, groups))
+
+
+def _whole_failure(judged: Sequence[Judged]) -> str | None:
+    """What went wrong with all of some samples, or None if one of them was judged."""
+    if all(sample.rollout.error for sample in judged):
+        return f"engine: none of {len(judged)} completions could be had; the first: {judged[0].rollout.error}"
+    if failure := first_failure(judged):
+        return f"reward: none of {len(judged)} completions could be judged; the first: {failure[1]}"
+    return None

@@ -1,0 +1,335 @@
+"""`lnlit rollout generate`: prompts become rows with a model's completions (Llama-Nemotron section 4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from lnlit.data.rows import answers, beside
+from lnlit.data.sources import FileSource
+from lnlit.errors import UserError
+from lnlit.eval.toggle import canonical_answer
+from lnlit.files import check_output, expanded, replaced_file
+from lnlit.interfaces import Reward, RolloutEngine, Source
+from lnlit.journal import Journal, line
+from lnlit.sampling.model import SampledModel, settings_of
+from lnlit.sampling.prompt import Prompt, Prompts, digest, read_prompts
+from lnlit.sampling.sample import Judged
+from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, sample_into
+from lnlit.sampling.settings import Sampling
+from lnlit.thinking import Thinking, answer_of, mode, on_or_off
+
+Kept = Literal["all", "best", "right", "pairs", "majority"]
+#: Keys of which a prompt's row has a list, with one item for each completion.
+_LISTS = ("completions", "rewards", "reward_parts", "finish_reasons", "tokens")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which completions become rows. Only completions that ended by themselves with an answer can be kept by anything
+    but "all".
+
+    Args:
+        what: "all" is one row per prompt with all `completions` and `rewards`, for `PreferenceData`. "best" is a chat
+            row with the completion of the highest reward, for `ChatData`. "right" is a chat row for each different
+            completion with at least `pass_threshold`. "pairs" is a row with the best completion as `chosen` and the
+            worst as `rejected`. "majority" is a chat row with the first completion whose final answer most completions
+            have, and this answer under `answer`.
+        pass_threshold: The lowest reward that counts as right.
+    """
+
+    what: Kept = "all"
+    pass_threshold: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How the work is divided. It does not change the result.
+
+    Args:
+        prompts: The number of prompts between two writes to disk. Engines work best on many prompts at once.
+        reward_workers: The number of processes that judge.
+    """
+
+    prompts: int = 64
+    reward_workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UserError(f"rounds.{name}: expected a positive number, got {value}")
+
+
+def generate(
+    model: str | None,
+    prompts: Source,
+    out: str,
+    rewards: list[Weighted] | None = None,
+    engine: RolloutEngine | None = None,
+    sampling: Sampling = Sampling(),
+    thinking: Thinking | bool | list[Thinking | bool] | None = None,
+    keep: Kept | Keep = "all",
+    strict: bool = False,
+    rounds: Rounds = Rounds(),
+) -> Path:
+    """Write rows with a model's completions of prompts, to learn from.
+
+    A row has the prompt's `messages`, its other keys, `pass_rate` (the share of right completions), and under
+    `generated` what it was made by: digests of model and tokenizer, engine, sampling, seeds. What the prompt's row had
+    as its answer is under `replaced`. All completions stay in OUT.completions: interrupted, the same command goes on
+    where it stopped, with the result that it would have had, and another `keep` generates nothing again.
+
+    Args:
+        model: Model folder with a tokenizer and a chat template. Null for an engine with a model of its own.
+        prompts: Rows of any form that chat rows have; their answers are left out.
+        out: The JSONL file to write.
+        rewards: The rewards that judge completions, with their weights in the sum. Null judges nothing.
+        engine: Generates the completions; lnlit's own decoder when not given.
+        sampling: How completions are sampled.
+        thinking: Toggle for rows that have none. A list, [on, off], answers each row in both modes.
+        keep: Which completions become rows: all, best, right, pairs or majority.
+        strict: Stop at the first row that cannot be read or answered and at the first missing completion. By default
+            they are left out and counted.
+        rounds: How the work is divided.
+    """
+    keep = Keep(keep) if isinstance(keep, str) else keep
+    weighted = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards or ()]
+    file = _checked(expanded(out), prompts, keep, weighted)
+    sampled, modes = SampledModel(model, engine), _modes(thinking)
+    found = _read(prompts, sampled, modes, sampling, weighted, strict)
+    made_by = {**sampled.identity, "sampling": asdict(sampling)}
+    judged_by = [vars(each) | {"reward": settings_of(each.reward)} for each in weighted]
+    encoder = sampled.encoder(modes[0])
+    parts = (sampled.engine, weighted, rounds.reward_workers, encoder, sampling.rollout(encoder.end_ids()), Phases())
+    header = made_by | {"prompts": digest(found), "rewards": judged_by}
+    with (
+        Journal(file.with_name(f"{file.name}.completions"), header, "completions") as work,
+        closing(Sampler(*parts)) as sampler,
+    ):
+        if len(work) < len(found):
+            sampled.load(sampler)
+        drawn = asked(found, sampling.samples_per_prompt, sampling.seed, rollout=0)
+        sample_into(work, sampler, drawn, rounds.prompts, partial(_row, made_by=made_by, strict=strict), "generate")
+        for told in _write(file, work, keep):
+            print(f"generate: {told}", file=sys.stderr)
+    return file
+
+
+def _checked(out: Path, prompts: Source, keep: Keep, rewards: Sequence[Weighted]) -> Path:
+    """`out`, if it can be written and the rewards tell completions apart."""
+    if not rewards and keep.what in ("best", "right", "pairs"):
+        raise UserError(f"generate.keep: {keep.what} needs a reward to tell completions apart; got no rewards.")
+    inputs = [str(path) for path in prompts.files] if isinstance(prompts, FileSource) else []
+    return check_output(out, inputs=inputs, mark=b'"generated"')
+
+
+def _modes(thinking: Thinking | bool | list[Thinking | bool] | None) -> list[Thinking | None]:
+    if isinstance(thinking, list):
+        if not thinking:
+            raise UserError("generate.thinking: the list is empty; expected on, off, [on, off] or null")
+        return [on_or_off(each) for each in thinking]
+    return [None if thinking is None else on_or_off(thinking)]
+
+
+def _read(
+    source: Source,
+    sampled: SampledModel,
+    modes: Sequence[Thinking | None],
+    sampling: Sampling,
+    rewards: Sequence[Weighted],
+    strict: bool,
+) -> list[Prompt]:
+    """The prompts of a source in each mode, row by row. A row that says its own mode is asked once."""
+    room = sampled.room(sampling.max_new_tokens)
+    by_row: defaultdict[int, list[Prompt]] = defaultdict(list)
+    left_out: dict[int, str] = {}
+    read = None
+    for thinking in modes:
+        read = read_prompts(source, sampled.encoder(thinking), room, strict)
+        left_out |= read.left_out
+        for number, prompt in zip(read.rows, read.found, strict=True):
+            if why := _why_not_json(prompt.row):
+                left_out[number] = why
+            elif all(prompt.messages != other.messages for other in by_row[number]):
+                by_row[number].append(prompt)
+    rows = [(number, prompt) for number in sorted(by_row) for prompt in by_row[number]]
+    found = Prompts(source, [prompt for _, prompt in rows], [number for number, _ in rows], left_out)
+    if left_out and strict:
+        raise UserError(f"{found.named(left_out, most=1)}. Without strict, such rows are left out and counted.")
+    if left_out:
+        print(f"generate: {len(left_out)} rows left out: {found.named(left_out)}", file=sys.stderr)
+    if not rows:
+        raise UserError(f"prompts: {source} has no rows to answer")
+    if unjudged := found.unjudged([each.reward for each in rewards]):  # before anything is sampled
+        of = f"{len(unjudged)} of {len({number for number, _ in rows})} rows"
+        print(f"generate: no completion can be judged by {of}: {found.named(unjudged)}", file=sys.stderr)
+    return found.found
+
+
+def _why_not_json(row: Mapping[str, Any]) -> str | None:
+    try:
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"cannot be written as JSON: {error}"
+    return None
+
+
+def _row(samples: Sequence[Judged], made_by: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+    """A prompt's row with all of its completions, as the journal keeps it."""
+    prompt = samples[0].prompt
+    missing = [str(sample.rollout.error) for sample in samples if sample.rollout.error]
+    if missing and strict:
+        raise UserError(f"engine: a completion is missing: {missing[0]}. Without strict, it is left out and counted.")
+    there = [sample for sample in samples if not sample.rollout.error]
+    found: dict[str, Any] = {
+        "completions": [sample.text for sample in there],
+        "finish_reasons": [sample.rollout.finish_reason for sample in there],
+        "tokens": [_tokens(sample) for sample in there],
+    }
+    if names := list(samples[0].rewards):
+        found["rewards"] = [None if math.isnan(sample.reward) else sample.reward for sample in there]
+        if len(names) > 1:
+            found["reward_parts"] = {name: [sample.rewards[name].value for sample in there] for name in names}
+    generated = {
+        **made_by,
+        "thinking": mode(prompt.messages),
+        "prompt": digest([prompt])[:16],
+        "seeds": [sample.rollout.seed for sample in there],
+    }
+    if missing:
+        generated["missing"] = missing
+    if unjudged := [str(each.error) for sample in there for each in sample.rewards.values() if each.value is None]:
+        generated["unjudged"] = unjudged
+    rest, ours = beside(prompt.row), {*_LISTS, *_OURS}
+    replaced = answers(prompt.row) | {key: value for key, value in rest.items() if key in ours and value is not None}
+    found |= {"replaced": replaced} if replaced else {}
+    return {
+        "messages": list(prompt.messages),
+        **{key: value for key, value in rest.items() if key not in ours},
+        **found,
+        "generated": generated,
+    }
+
+
+#: Keys of rows that this stage writes, beside lists.
+_OURS = ("pass_rate", "reward", "finish_reason", "generated", "replaced", "votes")
+
+
+def _tokens(sample: Judged) -> int | None:
+    """The number of tokens, or None if the engine did not count them."""
+    rollout = sample.rollout
+    return rollout.counted if rollout.text is not None else rollout.length
+
+
+def _write(file: Path, work: Journal, keep: Keep) -> Iterator[str]:
+    """Writes what is kept of the completions, and tells about all of them in a few lines."""
+    why: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
+    rates: list[float] = []
+    with replaced_file(file) as scratch, scratch.open("wb") as stream:
+        for _, row in work.numbered():
+            rewards = [reward for reward in row.get("rewards", ()) if reward is not None]
+            if "rewards" in row:
+                row["pass_rate"] = fmean(reward >= keep.pass_threshold for reward in rewards) if rewards else None
+                rates += [row["pass_rate"]] if rewards else []
+                counts["unjudged"] += len(row["rewards"]) - len(rewards)
+            counts["prompts"] += 1
+            counts["completions"] += len(row["completions"])
+            counts["truncated"] += row["finish_reasons"].count("length")
+            counts["tokens"] += sum(count or 0 for count in row["tokens"])
+            missing.update(str(error).partition(":")[0] for error in row["generated"].get("missing", ()))
+            rows, reason = kept(row, keep)
+            why.update([reason] if reason else [])
+            counts["rows"] += len(rows)
+            stream.writelines(map(line, rows))
+    told = f"{counts['prompts']} prompts, {counts['completions']} completions of {counts['tokens']} tokens"
+    told += f", {counts['truncated']} truncated"
+    if rates:
+        told += f"; mean pass rate {fmean(rates):.3f}"
+    yield told
+    if counts["unjudged"]:
+        yield f"{counts['unjudged']} completions could not be judged"
+    if missing:
+        yield f"{missing.total()} completions missing: {_counted(missing)}"
+    yield f"kept ({keep.what}): {counts['rows']} rows in {file}"
+    if why:
+        yield f"{why.total()} prompts without a row: {_counted(why)}"
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common())
+
+
+def kept(row: Mapping[str, Any], keep: Keep) -> tuple[list[dict[str, Any]], str | None]:
+    """(the rows that are kept of a prompt's row with all of its completions, or else why there are none)."""
+    texts = row["completions"]
+    if not texts:
+        return [], "no completion"
+    if keep.what == "all":
+        return [dict(row)], None
+    ended = [at for at, reason in enumerate(row["finish_reasons"]) if reason == "stop" and answer_of(texts[at]).strip()]
+    if not ended:
+        return [], "no completion ended with an answer"
+    if keep.what == "majority":
+        return _majority(row, ended)
+    rewards = row["rewards"]
+    judged = sorted((at for at in ended if rewards[at] is not None), key=lambda at: -rewards[at])  # stable: first best
+    if not judged:
+        return [], "none judged"
+    best, worst = judged[0], judged[-1]
+    if keep.what == "best":
+        return [_chat(row, best)], None
+    if keep.what == "right":
+        right = {texts[at]: at for at in sorted(judged, reverse=True) if rewards[at] >= keep.pass_threshold}
+        return [_chat(row, at) for at in sorted(right.values())], None if right else "none right"
+    if rewards[best] == rewards[worst]:
+        return [], "all rewards equal"
+    return [_only(row, [best, worst], chosen=texts[best], rejected=texts[worst])], None
+
+
+def _majority(row: Mapping[str, Any], ended: Sequence[int]) -> tuple[list[dict[str, Any]], str | None]:
+    final = {at: answer for at in ended if (answer := canonical_answer(row["completions"][at])) is not None}
+    votes = Counter(final.values()).most_common()
+    if not votes:
+        return [], "no final answer"
+    if len(votes) > 1 and votes[0][1] == votes[1][1]:
+        return [], "a tie"
+    answer, count = votes[0]
+    found = _chat(row, next(at for at in ended if final.get(at) == answer))
+    if (had := row.get("answer")) is not None:
+        found["replaced"] = {**row.get("replaced", {}), "answer": had}
+    return [{**found, "answer": answer, "votes": [count, len(row["generated"]["seeds"])]}], None
+
+
+def _chat(row: Mapping[str, Any], at: int) -> dict[str, Any]:
+    """A chat row that ends with one of the completions."""
+    found = _only(row, [at])
+    for name, one in (("rewards", "reward"), ("finish_reasons", "finish_reason"), ("tokens", "tokens")):
+        if name in found:
+            found[one] = found.pop(name)[0]
+    found["messages"] = [*row["messages"], {"role": "assistant", "content": row["completions"][at]}]
+    return found
+
+
+def _only(row: Mapping[str, Any], numbers: Sequence[int], **more: str) -> dict[str, Any]:
+    """The row with what it says about some of the completions, without their texts."""
+    found = {key: value for key, value in row.items() if key != "completions"}
+    for name in ("rewards", "finish_reasons", "tokens"):
+        if name in found:
+            found[name] = [row[name][at] for at in numbers]
+    if parts := found.get("reward_parts"):
+        found["reward_parts"] = {name: [values[at] for at in numbers] for name, values in parts.items()}
+    generated = {key: value for key, value in row["generated"].items() if key not in ("missing", "unjudged")}
+    generated["seeds"] = [row["generated"]["seeds"][at] for at in numbers]
+    generated["of"] = len(row["completions"])
+    return {"messages": row["messages"], **more, **found, "generated": generated}
