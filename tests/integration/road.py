@@ -209,7 +209,7 @@ class Environments:
         self._wheel(geglu)
         run(self.trainer / "pip", "install", "--no-index", *self._others())
         run(self.trainer / "lnlit", "plugins", "--check")
-        run(self.trainer / "python", "-m", "pytest", "-q", geglu / "tests")
+        run(self.trainer / "python", "-m", "pytest", "-q", "-c", geglu / "pyproject.toml", geglu / "tests")
         yield "plugins", ", ".join(sorted(wheel.name.partition("-")[0] for wheel in self._others()))
         run(sys.executable, "-m", "venv", "--clear", self.vllm.parent)
         run(self.vllm / "pip", "install", "--no-deps", "-r", ROOT / "requirements-vllm.txt")
