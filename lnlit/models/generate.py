@@ -55,10 +55,11 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     end_ids: Collection[int],
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], bool | None] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> list[Generation]:
-    """Continues each prompt (token ids; lengths may differ). `on_token(row, token)` is called as tokens appear.
+    """Continues each prompt (token ids; lengths may differ). `on_token(row, token)` is called as tokens appear and
+    ends a row by returning True.
 
     Rows that finish leave the batch. A row's randomness depends only on its own seed: `seeds` has one per prompt, and
     by default they are derived from `sampling.seed` and the row's index. Raises `UserError` for an empty prompt, or if
@@ -78,7 +79,7 @@ def _decode(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     end_ids: Collection[int],
-    on_token: Callable[[int, int], None] | None,
+    on_token: Callable[[int, int], bool | None] | None,
     seeds: Sequence[int] | None,
 ) -> list[Generation]:
     device = decoder.embed_tokens.weight.device
@@ -96,9 +97,8 @@ def _decode(
                 continue
             done[row].token_ids.append(token)
             done[row].logprobs.append(logprob)
-            if on_token is not None:
-                on_token(row, token)
-            if token in end_ids:
+            ended = on_token is not None and on_token(row, token)
+            if ended or token in end_ids:
                 done[row].finish_reason = "stop"
                 alive[index] = -1
         stay = [index for index, row in enumerate(alive) if row >= 0]
