@@ -20,7 +20,7 @@ from lnlit.checkpoint.load import frozen_decoder
 from lnlit.errors import UserError
 from lnlit.eval import answers, compared
 from lnlit.eval.answers import AnswerFile
-from lnlit.eval.figures import Cell, outcome, totals
+from lnlit.eval.figures import Cell, outcome, totals, totals_of_answers
 from lnlit.interfaces import GenerationTask, LikelihoodTask, Reward, RolloutSampling, Task, TaskSampling
 from lnlit.journal import Lines
 from lnlit.models.decoder import Decoder
@@ -210,7 +210,8 @@ class Evaluator:
                 "not_judged": dict(sampler.pool.outcomes),
             }
             per_answer = _per_answer([entry for _, entry in seconds.numbered()])
-        return Cell(self.name, benchmark.name, thinking, outcomes, left_out, seconds=per_answer, about=about)
+        of_all = totals_of_answers(task, benchmark.questions, outcomes)
+        return Cell(self.name, benchmark.name, thinking, outcomes, left_out, of_all, per_answer, about)
 
     def _load(self, sampler: Sampler) -> None:
         """Gives the engine the model's weights, once for all tasks."""

@@ -96,6 +96,11 @@ class GenerationTask(Task):
         names = dict.fromkeys(name for samples in answers for answer in samples for name in answer.rewards)
         return {name: [_mean(name, sample) for sample in zip(*answers, strict=True)] for name in names}
 
+    def totals(self, questions: Sequence[Question], values: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+        """Figures of the whole task that are no mean over questions, such as a share of all instructions, from the
+        numbers of each question, which are means of its samples. There are none by default."""
+        return {}
+
     def final_answer(self, text: str) -> str | None:
         """The answer in a canonical form, in which equal answers are equal texts, for majority votes. None if the text
         has none, which is counted."""

@@ -248,7 +248,9 @@ def _tiles(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         told, tasks = [], 0
         for mode in evaluation.modes:
             cells = [cell for cell in evaluation.cells if (cell.model, cell.thinking) == (model, mode)]
-            values = [headline(cell).value for cell in cells if not cell.totals and 0 <= headline(cell).value <= 1]
+            # A total of likelihoods is a perplexity or so, which may be below 1 and is no share.
+            numbers = [headline(cell).value for cell in cells if cell.answers or not cell.totals]
+            values = [value for value in numbers if 0 <= value <= 1]
             if values:
                 told.append(f"{f'{mode} ' if mode else ''}{100 * fmean(values):.1f} %")
                 tasks = max(tasks, len(values))

@@ -21,9 +21,11 @@ from fake_judge import FakeJudge, completion, parts
 from lnlit import registry
 from lnlit.data.sources import HuggingFaceSource, JsonlSource
 from lnlit.errors import UserError
+from lnlit.eval.figures import outcome, totals_of_answers
 from lnlit.eval.tasks.arena_hard import ArenaHard
 from lnlit.eval.tasks.bfcl import BFCL
 from lnlit.eval.tasks.hub import HubFiles
+from lnlit.eval.tasks.ifeval import IFEval
 from lnlit.eval.tasks.judgebench import JudgeBench
 from lnlit.eval.tasks.mmlu_generative import MMLUGenerative
 from lnlit.interfaces import Answer, GenerationTask, Question, RewardRequest, RewardResult
@@ -33,16 +35,17 @@ SHARED = Path(__file__).parents[3] / "shared/data"
 here = pytest.mark.skipif(not (SHARED / "gsm8k").is_dir(), reason="needs ../shared/data")
 
 
+def judged(task: GenerationTask, question: Question, text: str, prompt: int = 0) -> Answer:
+    """A text as an answer to one of a question's prompts."""
+    request = RewardRequest(question.prompts[prompt], text, False, question.row)
+    return Answer(
+        text, 1, False, False, {name: RewardResult(reward.score(request)) for name, reward in task.rewards().items()}
+    )
+
+
 def answered(task: GenerationTask, question: Question, *texts: str) -> dict[str, list[float | None]]:
     """The values of a question whose prompts are answered with these texts in turn."""
-    rewards = task.rewards()
-    answers = [
-        [Answer(text, 1, False, False, {
-            name: RewardResult(reward.score(RewardRequest(messages, text, False, question.row)))
-            for name, reward in rewards.items()
-        })]
-        for messages, text in zip(question.prompts, texts, strict=True)
-    ]  # fmt: skip
+    answers = [[judged(task, question, text, at)] for at, text in enumerate(texts)]
     return {name: list(values) for name, values in task.values(answers).items()}
 
 
@@ -214,6 +217,32 @@ def test_arena_answers_are_compared_in_both_orders(rows_file):
         assert values("any 6", lambda shown: 5) == [None, None]
     finally:
         endpoint.close()
+
+
+def test_instructions_of_all_prompts_are_counted_together(rows_file):
+    kinds = ["punctuation:no_comma", "detectable_format:title", "startend:quotation"]
+    rows = [
+        {"prompt": f"Write {n}.", "instruction_id_list": kinds[:n], "kwargs": [{} for _ in range(n)]} for n in (1, 3, 2)
+    ]
+    task = IFEval(JsonlSource(rows_file(*rows)))
+    questions = list(task.questions())
+    texts = ["a, b", "<<a>>", "Sure:\n<<a, b>>\n*c*"]  # 0 of 1, 2 of 3, 1 of 2
+    found = {
+        each.key: outcome(task, "", [[judged(task, each, text), judged(task, each, "")]], None)
+        for each, text in zip(questions, texts, strict=True)
+    }
+    pooled = totals_of_answers(task, questions, found)
+    assert list(pooled) == ["strict_instructions", "loose_instructions"]
+    total = pooled["strict_instructions"]
+    assert total.value == pytest.approx((0 + 2 + 1) / 6 / 2) and total.low is not None and total.high is not None
+    assert 0 <= total.low < total.value < total.high <= 1
+    unjudged = Answer("", 1, False, False, dict.fromkeys(task.rewards(), RewardResult(None, "a test")))
+    found[questions[1].key] = outcome(task, "", [[unjudged]], None)
+    assert totals_of_answers(task, questions, found)["strict_instructions"].value == pytest.approx(1 / 3 / 2)
+    assert totals_of_answers(task, [], found) == {}
+    right = {each.key: outcome(task, "", [[judged(task, each, '"<<a>>"')]], None) for each in questions}
+    total = totals_of_answers(task, questions, right)["strict_instructions"]
+    assert total.value == total.high == 1 and total.low is not None and total.low < 0.5
 
 
 def test_rows_of_a_dataset_sorted_by_group_are_taken_from_each(rows_file):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lnlit.data.sources import HuggingFaceSource
@@ -14,8 +14,11 @@ from lnlit.thinking import answer_of
 
 
 class IFEval(Benchmark):
-    """Prompts with one to three instructions. `strict` and `loose` are 1 if all are obeyed, and `strict_share` and
-    `loose_share` are the shares that are: their mean over prompts, where the paper's table pools all instructions.
+    """Prompts with one to three instructions.
+
+    `strict_instructions` and `loose_instructions` are the shares of all instructions that are obeyed, of which the
+    first is in the paper's tables. Of a prompt, `strict` and `loose` are 1 if all of its instructions are obeyed, and
+    `strict_share` and `loose_share` are the shares of them that are.
 
     Args:
         source: Rows with `prompt`, `instruction_id_list` and `kwargs`, perhaps with `key`. By default `google/IFEval`
@@ -38,6 +41,19 @@ class IFEval(Benchmark):
             "loose": InstructionsReward("all", "loose"),
             "loose_share": InstructionsReward("share", "loose"),
         }
+
+    def totals(self, questions: Sequence[Question], values: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+        found = {}
+        for judging in ("strict", "loose"):
+            obeyed = [
+                (each[f"{judging}_share"], len(question.row["instruction_id_list"]))
+                for question, each in zip(questions, values, strict=True)
+                if f"{judging}_share" in each
+            ]
+            if obeyed:
+                instructions = sum(count for _, count in obeyed)
+                found[f"{judging}_instructions"] = sum(share * count for share, count in obeyed) / instructions
+        return found
 
     def final_answer(self, text: str) -> str | None:
         return answer_of(text).strip() or None
