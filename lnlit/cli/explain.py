@@ -141,7 +141,10 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> N
         kind = typing.get_args(lists[0])[0]
         _check_all(partial(_check_value, kind, item, (*place, index)) for index, item in enumerate(value))
     elif not _fits(hint, value):
-        raise _wrong(place, _described(hint), value, default is Unset)
+        problem = _wrong(place, _described(hint), value, default is Unset)
+        if lists and isinstance(value, str | int | float):
+            problem = _Problem(place, f"{problem.text}. Write a list as '[a, b]'.")
+        raise problem
 
 
 def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any) -> None:
@@ -330,7 +333,9 @@ def _name(arm: Any) -> str:
         return "null"
     if _is_base(arm):
         return f"a {arm.__name__}"
-    return str(arm).replace("typing.", "") if typing.get_origin(arm) else getattr(arm, "__name__", str(arm))
+    if typing.get_origin(arm):
+        return str(arm).replace("typing.", "").replace("collections.abc.Sequence", "list")
+    return getattr(arm, "__name__", str(arm))
 
 
 def _offer(bases: tuple[type, ...]) -> str:

@@ -38,11 +38,15 @@ class StageCommand:
         return 0
 
     def _with_words(self, argv: list[str]) -> list[str]:
-        """The options with the words before them as one option, behind all files."""
-        count = next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))
-        if self.words is None or not count:
+        """The options, with the words that are no option's value as one option behind all files."""
+        if self.words is None:
             return argv
-        return [*argv[count:], f"--{self.words}={json.dumps(argv[:count])}"]
+        words, options = [], []
+        for index, word in enumerate(argv):
+            before = argv[index - 1] if index else ""
+            is_value = before.startswith("-") and "=" not in before and before not in ("-h", "--help")
+            (options if word.startswith("-") or is_value else words).append(word)
+        return [*options, f"--{self.words}={json.dumps(words)}"] if words else argv
 
     def result(self, name: str, options: list[str]) -> Path:
         """Run one stage; returns the path it wrote."""

@@ -141,6 +141,9 @@ class Few(Source):
     def rows(self, start: int = 0):
         yield from ({"prompt": f"{n}?"} for n in range(start, self.count))
 """,
+    "merge.yaml": (
+        "stage: merge\nmodels: [gone]\nmethod: task_vectors\nweights: [0.5]\nbase: model\ndtype: bfloat16\nout: new/merged\n"
+    ),
     "pipeline/1_solve.yaml": "stage: solve\nproblem: problem.json\nsolver: greedy\nout: new/first.json\n",
     "pipeline/2_solve.yaml": "stage: solve\nproblem: problem.json\nsolver: greedy\nout: new/second.json\n",
 }
@@ -172,6 +175,8 @@ COMMANDS: list[tuple[list[str], int]] = [
     (["rollout", "reference", "--config", "reference.yaml"], 3),
     (["rollout", "curriculum", "--config", "curriculum.yaml"], 2),
     (["rollout", "page", "--run", "rolled", "--out", "new/page.html"], 1),
+    (["merge", "model", "run/checkpoints/step-1.ckpt", "--out", "new/merged", "--weights", "[1, 2]"], 4),
+    (["merge", "run/checkpoints/step-1.ckpt", "--config", "merge.yaml"], 3),
     (["run", "pipeline", "--runs", "new", "--dry-run"], 4),
     (["run", "pipeline", "--runs", "new", "--status"], 2),
     (["data", "show", "fit.yaml", "--rows", "2"], 4),

@@ -231,6 +231,9 @@ def test_words_are_models_on_the_command_line(made, tmp_path, capsys):
     assert main(["merge", *names(made, "a", "b"), "--config", str(tmp_path / "merge.yaml")]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/m\n"
     assert [each["weight"] for each in read_provenance(tmp_path / "m")["merged"]] == [3, 1]
+    assert main(["merge", "--out", str(tmp_path / "n"), "--dtype", "float32", *names(made, "a", "b")]) == 0
+    assert main(["merge", *names(made, "a", "b"), "--out", str(tmp_path / "no"), "--weights", "0.3,0.7"]) == 2
+    assert "weights: expected list[float] or null, got '0.3,0.7'. Write a list as '[a, b]'." in capsys.readouterr().err
     assert main(["merge", "sweep", str(made / "a"), "--out", "x", "--asked.tasks", "[gsm8k]"]) == 2
     assert "sweep.models: expected two models, got 1" in capsys.readouterr().err
     assert main(["merge", "--help"]) == 0 and "which is merge" in capsys.readouterr().out
