@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lnlit.eval.intervals import Mean, mean_difference, mean_of_numbers, mean_of_shares
+from lnlit.eval.intervals import Mean, mean_difference, mean_of_numbers, mean_of_shares, share_left_out
 from lnlit.interfaces import Answer, GenerationTask, LikelihoodTask, Question
 from lnlit.thinking import Thinking, answer_of, obeys
 
@@ -175,44 +175,31 @@ def totals(task: LikelihoodTask, outcomes: Sequence[Outcome]) -> dict[str, Mean]
     for each in outcomes:
         for name, value in each.one_value.items():
             columns.setdefault(name, []).append(value)
-    return _resampled(
-        lambda chosen: task.totals({name: [column[at] for at in chosen] for name, column in columns.items()}),
-        len(outcomes),
-    )
+    found, count = task.totals(columns), len(outcomes)
+    if not found:
+        return {}
+    rng, again = np.random.default_rng(0), []
+    for chosen in rng.integers(count, size=(_RESAMPLES if count > 1 else 0, count)).tolist():
+        again.append(task.totals({name: [column[at] for at in chosen] for name, column in columns.items()}))
+    means = {}
+    for name, value in found.items():
+        low, high = np.quantile([each[name] for each in again], (0.025, 0.975)).tolist() if again else (None, None)
+        means[name] = Mean(value, low, high, count)
+    return means
 
 
 def totals_of_answers(
     task: GenerationTask, questions: Sequence[Question], outcomes: Mapping[str, Outcome]
 ) -> dict[str, Mean]:
-    """The same of a task whose answers are generated. `outcomes` are by the key of a question."""
+    """The shares of a task that are no mean over questions, with intervals. `outcomes` are by the key of a question."""
     asked = [question for question in questions if question.key in outcomes]
     means = [outcomes[question.key].means() for question in asked]
-    found = _resampled(
-        lambda chosen: task.totals([asked[at] for at in chosen], [means[at] for at in chosen]), len(asked)
-    )
-    # Questions that are all wholly right or wholly wrong are the same however they are drawn again.
-    extreme = {
-        name: mean_of_shares([mean.value] * len(asked), len(asked))
-        for name, mean in found.items()
-        if mean.value in (0.0, 1.0)
-    }
-    return found | extreme
-
-
-def _resampled(of: Callable[[Sequence[int]], Mapping[str, float]], count: int) -> dict[str, Mean]:
-    """Figures of some questions, given by their numbers, with intervals from resampled questions."""
-    found = of(range(count))
-    if not found:
-        return {}
-    rng, again = np.random.default_rng(0), []
-    for chosen in rng.integers(count, size=(_RESAMPLES if count > 1 else 0, count)).tolist():
-        again.append(of(chosen))
-    means = {}
-    for name, value in found.items():
-        values = [each[name] for each in again if name in each]  # some may have nothing that could be judged
-        low, high = np.quantile(values, (0.025, 0.975)).tolist() if values else (None, None)
-        means[name] = Mean(value, low, high, count)
-    return means
+    found = task.totals(asked, means)
+    left_out = [
+        task.totals([*asked[:at], *asked[at + 1 :]], [*means[:at], *means[at + 1 :]])
+        for at in range(len(asked) if found else 0)
+    ]
+    return {name: share_left_out(value, [each.get(name, value) for each in left_out]) for name, value in found.items()}
 
 
 # two cells

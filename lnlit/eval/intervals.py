@@ -92,10 +92,37 @@ def mean_of_shares(values: Sequence[float], samples: int) -> Mean:
     if mean in (0.0, 1.0):
         beyond = 1 - 0.05 ** (1 / trials)
         return Mean(mean, 0.0 if mean == 0 else 1 - beyond, beyond if mean == 0 else 1.0, count)
+    return Mean(mean, *_wilson(mean, trials, count), count)
+
+
+def share_left_out(value: float, without: Sequence[float]) -> Mean:
+    """A share of something that questions have in different numbers, such as instructions, with an interval that is
+    also right near 0 and 1.
+
+    It is Wilson's interval with as many trials as would make the share vary as much as it does between questions, which
+    the jackknife tells.
+
+    Args:
+        value: The share.
+        without: What the share would be without each of the questions.
+    """
+    count = len(without)
+    if count < 2:
+        return Mean(value, None, None, count)
+    pseudo = count * value - (count - 1) * np.asarray(without, dtype=np.float64)
+    trials = _trials_of(pseudo)
+    if value in (0.0, 1.0):
+        beyond = 1 - 0.05 ** (1 / min(trials, count))
+        return Mean(value, 0.0 if value == 0 else 1 - beyond, beyond if value == 0 else 1.0, count)
+    return Mean(value, *_wilson(value, trials, count), count)
+
+
+def _wilson(mean: float, trials: float, count: int) -> tuple[float, float]:
+    """Wilson's interval, with Student's quantile for the number of questions."""
     t = t_quantile(0.975, count - 1)
     centre = (mean + t * t / (2 * trials)) / (1 + t * t / trials)
     half = t * math.sqrt(mean * (1 - mean) / trials + t * t / (4 * trials * trials)) / (1 + t * t / trials)
-    return Mean(mean, max(centre - half, 0.0), min(centre + half, 1.0), count)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _trials(values: np.ndarray, samples: int) -> float:
@@ -103,11 +130,16 @@ def _trials(values: np.ndarray, samples: int) -> float:
     count = len(values)
     if samples <= count:
         return count
-    padded = count + 2 * _UNSEEN
+    return min(max(_trials_of(values), count - 1), samples)
+
+
+def _trials_of(values: np.ndarray) -> float:
+    """The same, without bounds."""
+    padded = len(values) + 2 * _UNSEEN
     mean = (float(values.sum()) + _UNSEEN) / padded
     squares = float(((values - mean) ** 2).sum()) + _UNSEEN * ((1 - mean) ** 2 + mean**2)
     variance = squares / (padded - 1) / padded
-    return min(max(mean * (1 - mean) / variance, count - 1), samples)
+    return mean * (1 - mean) / variance
 
 
 def mean_of_numbers(values: Sequence[float]) -> Mean:

@@ -97,8 +97,8 @@ class GenerationTask(Task):
         return {name: [_mean(name, sample) for sample in zip(*answers, strict=True)] for name in names}
 
     def totals(self, questions: Sequence[Question], values: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-        """Figures of the whole task that are no mean over questions, such as a share of all instructions, from the
-        numbers of each question, which are means of its samples. There are none by default."""
+        """Figures of the whole task from 0 to 1 that are no mean over questions, such as a share of all instructions,
+        from the numbers of each question, which are means of its samples. There are none by default."""
         return {}
 
     def final_answer(self, text: str) -> str | None:

@@ -17,6 +17,7 @@ from lnlit.eval.intervals import (
     mean_difference,
     mean_of_shares,
     share,
+    share_left_out,
     t_interval,
     t_probability,
     t_quantile,
@@ -138,3 +139,27 @@ def test_no_difference_is_no_proof_of_none():
     assert (same.value, same.low, same.high) == (0, pytest.approx(-0.0149, abs=1e-4), pytest.approx(0.0149, abs=1e-4))
     worse = mean_difference([-1.0] * 10)
     assert worse.low == -1 and -1 < worse.high < 0
+
+
+@pytest.mark.parametrize(("questions", "mean"), [(30, 0.1), (30, 0.5), (30, 0.95), (200, 0.1), (200, 0.5), (200, 0.95)])
+def test_the_share_of_parts_that_questions_have_in_different_numbers(questions, mean):
+    """Of one to three instructions each, where those of a prompt are obeyed alike."""
+    rng, hits, trials = np.random.default_rng(0), 0, 1000
+    for _ in range(trials):
+        parts = rng.choice([1, 2, 3], questions, p=[0.56, 0.33, 0.11])
+        obeyed = rng.binomial(parts, rng.beta(2 * mean, 2 * (1 - mean), questions))
+        value = obeyed.sum() / parts.sum()
+        found = share_left_out(value, (obeyed.sum() - obeyed) / (parts.sum() - parts))
+        assert found.low is not None and found.high is not None and 0 <= found.low <= value <= found.high <= 1
+        hits += found.low <= mean <= found.high
+    assert 0.93 <= hits / trials <= 0.98
+
+
+def test_a_share_of_equal_parts_is_a_mean():
+    values = [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    value = sum(values) / 10
+    found = share_left_out(value, [(sum(values) - each) / 9 for each in values])
+    mean = mean_of_shares(values, 10)
+    assert found.value == mean.value and mean.low is not None and mean.high is not None
+    assert found.low == pytest.approx(mean.low, abs=0.02) and found.high == pytest.approx(mean.high, abs=0.02)
+    assert share_left_out(1.0, [1.0] * 10).high == 1 and share_left_out(0.3, [0.2]).low is None
