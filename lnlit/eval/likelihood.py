@@ -92,6 +92,11 @@ def _encoded(
 
 def _texts(question: Continuations) -> list[tuple[str, str]]:
     """(context, continuation) of each continuation that is read as a whole."""
+    contexts = [question.context] if isinstance(question.context, str) else question.context
+    try:
+        _check_unicode([*contexts, *question.continuations])
+    except UserError as error:
+        raise UserError(f"question {question.key}: {error}") from error
     if question.windows is not None:
         if question.context:
             raise UserError(f"question {question.key}: windows are for continuations without a context.")
@@ -154,7 +159,19 @@ def encode_texts(
         return [next(found[own]) for own in begun]
     if not texts:
         return []
+    _check_unicode(texts)
     return tokenizer(list(texts), add_special_tokens=special_tokens, verbose=False)["input_ids"]  # type: ignore[return-value]
+
+
+def _check_unicode(texts: Iterable[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"character {error.start} of the text {text!a:.80} is half of a surrogate pair, which no "
+                "tokenizer reads. Correct the text."
+            ) from error
 
 
 def prefix_id(tokenizer: PreTrainedTokenizerBase) -> int:

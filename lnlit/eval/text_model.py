@@ -79,14 +79,18 @@ class TextModel:
         stays open."""
         check_tokenizer(self.tokenizer)
         said = list(conversation({"messages": list(messages)}, self.thinking).messages) if self.thinking else messages
-        return str(
-            self.tokenizer.apply_chat_template(
-                list(said),  # type: ignore[arg-type]
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(said),  # type: ignore[arg-type]
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
             )
-        )
+        except Exception as error:  # a template may raise anything, e.g. jinja's TemplateError
+            roles = ", ".join(str(message.get("role")) for message in said)
+            raise UserError(f"the chat template refuses a conversation of {roles}: {error}") from error
 
     def log_likelihoods(self, questions: Iterable[Continuations]) -> Iterator[list[Likelihood]]:
         """The likelihoods of each question's continuations, in order."""

@@ -184,6 +184,7 @@ def test_what_was_left_out_is_counted(tiny):
         ),
         (question("k", "", " b", windows=Windows(8, 9)), "expected a stride of 1 to the length of 8, got 9"),
         (question("k", "", "", windows=Windows()), "question k: the text has no tokens"),
+        (question("k", "a\ud83d", " b"), "question k: character 1 of the text .* is half of a surrogate pair"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_named(asked: Continuations, message: str, tiny):
