@@ -8,9 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from talking import model
 
 from lnlit.curation.decontaminate import Decontaminate
+from lnlit.curation.embedding import Embedding
 from lnlit.curation.ngrams import Index, words
+from lnlit.curation.rows import document
 from lnlit.curation.step import Dropped
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
@@ -20,6 +24,13 @@ needs = {
     name: pytest.mark.skipif(not (SHARED / name).is_dir(), reason=f"needs ../shared/data/{name}")
     for name in ("math_train", "gsm8k")
 }
+
+
+def outcome(step, row):
+    """What becomes of a row."""
+    return step.batch([document(row, "0")])[0]
+
+
 QUESTION = (
     "Let $a$ and $b$ be positive numbers with $\\frac{a}{b} = 1{,}200$ and $a + b = 3$. Find $a \\cdot b$ exactly."
 )
@@ -45,7 +56,7 @@ def step(rows_in):
     ],
 )
 def test_a_repetition_is_found(step, text):
-    assert step.each({"prompt": text}) == Dropped("in_maths")
+    assert outcome(step, {"prompt": text}) == Dropped("in_maths")
 
 
 @pytest.mark.parametrize(
@@ -58,14 +69,14 @@ def test_a_repetition_is_found(step, text):
     ],
 )
 def test_a_resemblance_is_not(step, text):
-    assert step.each({"prompt": text}) == {"prompt": text}
+    assert outcome(step, {"prompt": text}) == {"prompt": text}
 
 
 def test_only_what_is_asked_counts(step):
     row = {"messages": [{"role": "user", "content": "Name a question."}, {"role": "assistant", "content": QUESTION}]}
-    assert step.each(row) == row
+    assert outcome(step, row) == row
     row["messages"][0]["content"] = QUESTION
-    assert step.each(row) == Dropped("in_maths")
+    assert outcome(step, row) == Dropped("in_maths")
 
 
 def test_shares_are_those_of_a_hand_count():
@@ -85,7 +96,7 @@ def test_shares_are_those_of_a_hand_count():
 def test_a_benchmark_without_questions_is_told(rows_in):
     step = Decontaminate({"b": rows_in([{"question": "a b"}, {"no": 1}], "b")})
     with pytest.raises(UserError, match=r"b.jsonl:2: the benchmark 'b' has no a question"):
-        step.each({"prompt": "x"})
+        outcome(step, {"prompt": "x"})
     with pytest.raises(UserError, match="at least one source"):
         Decontaminate({})
     with pytest.raises(UserError, match="threshold above 0 and up to 1, got 8 and 70"):
@@ -106,7 +117,7 @@ def test_rows_of_math_train_that_repeat_benchmarks(record_property):
         "mmlu": JsonlSource(str(SHARED / "mmlu/*.gz")),
     }
     step, rows = Decontaminate(sources), list(JsonlSource(str(SHARED / "math_train/train.json")).rows())
-    found = [row for row in rows if isinstance(step.each(row), Dropped)]
+    found = [row for row in rows if isinstance(outcome(step, row), Dropped)]
     questions = {plain(row.get("problem") or row["question"]) for source in sources.values() for row in source.rows()}
     same = [row for row in rows if plain(row["problem"]) in questions]
     assert len(same) > 70 and all(row in found for row in same)
@@ -125,11 +136,51 @@ def test_rows_of_math_train_that_repeat_benchmarks(record_property):
 def test_no_row_of_gsm8k_repeats_its_test_set():
     step = Decontaminate({"gsm8k": JsonlSource(str(SHARED / "gsm8k/test.jsonl"))})
     rows = JsonlSource(str(SHARED / "gsm8k/train.jsonl")).rows()
-    assert not [row for row in rows if isinstance(step.each(row), Dropped)]
-    assert all(step.each(row) == Dropped("in_gsm8k") for row in JsonlSource(str(SHARED / "gsm8k/test.jsonl")).rows())
+    assert not [row for row in rows if isinstance(outcome(step, row), Dropped)]
+    assert all(
+        outcome(step, row) == Dropped("in_gsm8k") for row in JsonlSource(str(SHARED / "gsm8k/test.jsonl")).rows()
+    )
 
 
 def test_words():
     assert words("Ångström's \\left( x^2+1 \\right)\\!, 10,000 or 1,5") == [
         *("ångström", "s", "x", "^", "2", "+", "1", "10000", "or", "1", "5")
     ]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_parent):
+    return str(tiny_parent)
+
+
+def test_a_judge_decides_about_what_is_near(rows_in, curated):
+    """Of three rows that share a third of a question's n-grams, the judge names one; a row that shares none is not
+    asked about, nor one that repeats it."""
+    question = "A farmer has seventeen sheep and all but nine of them run away in the night. How many are left?"
+    other = "A shepherd counts her flock"
+    rows = [{"prompt": question}] + [
+        {"prompt": f"A farmer has seventeen sheep and all but nine of them die. {end}"}
+        for end in ("yes", "no", "odd", "slow")
+    ]
+    judge = model(
+        {"First.*yes\n.*Second": "Yes.", "First.*no\n": "<think>yes</think> no", "First.*odd": "Hm.", "slow": None}
+    )
+    step = Decontaminate({"sheep": rows_in([{"question": question}], "b")}, judge=judge)
+    kept, dropped = curated(rows_in([*rows, {"prompt": other}]), [step])
+    assert [row["prompt"][-2:] for row in kept] == ["no", "ck"]
+    assert dropped["Decontaminate"] == {
+        "in_sheep": 1, "judged_sheep": 1, "unreadable_reply": 1, "unanswered_timed_out": 1
+    }  # fmt: skip
+
+
+def test_an_embedding_finds_what_is_near(rows_in, curated, tiny):
+    """Against cosines by hand, of the states that the decoder gives."""
+    texts = ["one two three", "four five six seven", "eight", "one two three!", "nothing of it", "fourfive six seven"]
+    step = Decontaminate({"b": rows_in([{"question": text} for text in texts[:3]], "b")}, embedding=Embedding(tiny))
+    vectors = [torch.stack([step.embedding.near(texts[:3])._mean(text)])[0].double() for text in texts]
+    centre = sum(vectors[:3]) / 3
+    unit = [(vector - centre) / (vector - centre).norm() for vector in vectors]
+    kept, dropped = curated(rows_in([{"prompt": text} for text in texts[3:]]), [step])
+    expected = [n for n in (3, 4, 5) if max(float(unit[n] @ unit[m]) for m in range(3)) >= 0.8]
+    assert 0 < len(expected) < 3 and dropped["Decontaminate"] == {"near_b": len(expected)}
+    assert [row["prompt"] for row in kept] == [texts[n] for n in (3, 4, 5) if n not in expected]
