@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lnlit.data.reasoning_gym import ReasoningGymSource
-from lnlit.eval.protocol import SamplingProtocol, key_of, text_of
+from lnlit.eval.protocol import key_of, text_of
 from lnlit.eval.tasks.benchmark import Benchmark, user
 from lnlit.interfaces import Question, Reward, Source
 from lnlit.rewards.reasoning_gym import ReasoningGymReward, final_answer
@@ -17,20 +17,14 @@ class ReasoningGym(Benchmark):
     """Short calculations, grouped by task. `accuracy` is for right answers alone, `score` what the package gives.
 
     Args:
-        source: Rows with `question`, `answer`, `task` and, for tasks that score by it, `metadata`. By default held-out
-            questions of source `reasoning_gym`, which its split `train` never has.
-        rows: The number of questions, from the first on.
+        source: Rows with `question`, `answer`, `task` and, for tasks that score by it, `metadata`. By default 1000
+            held-out questions of source `reasoning_gym`, which its split `train` never has.
+        rows: The number of questions, from the first on; all if null.
         protocol: How answers are sampled.
     """
 
-    def __init__(
-        self, source: Source | None = None, rows: int = 200, protocol: SamplingProtocol = SamplingProtocol()
-    ) -> None:
-        self.size = max(rows, 1)
-        super().__init__(source, rows, protocol)
-
     def public(self) -> Source:
-        return ReasoningGymSource("heldout", self.size, thinking="off")
+        return ReasoningGymSource("heldout", 1000, thinking="off")
 
     def question(self, row: Mapping[str, Any]) -> Question:
         question, task = text_of(row, "question"), text_of(row, "task")
