@@ -39,6 +39,8 @@ class InstructionsReward(Reward):
         self.check_row(request.row)
         kinds, arguments = request.row["instruction_id_list"], request.row["kwargs"]
         answer = answer_of(request.completion)
+        if answer != request.completion:  # empty lines behind the thinking are no first paragraph or line of it
+            answer = answer.lstrip()
         texts = [answer] if self.judging == "strict" else loosened(answer)
         verdicts = [obeys_all(text, kinds, [given or {} for given in arguments]) for text in texts]
         obeyed = [any(column) for column in zip(*verdicts, strict=True)]

@@ -15,7 +15,7 @@ from lnlit.rewards.verifiable import VERIFIERS, obeys_all
 pytest.importorskip("langdetect")
 pytest.importorskip("punkt")
 
-IFEVAL = Path(__file__).parents[2] / "data/ifeval/input_data.jsonl"
+IFEVAL = Path(__file__).parents[3] / "shared/data/ifeval/input_data.jsonl"
 ENGLISH = "the weather was good and we went to the river with all of our friends"
 JSON = '{"a": [1]}'
 
@@ -121,9 +121,24 @@ def test_a_row_that_cannot_be_judged_is_a_mistake_of_the_setup(row, message):
         InstructionsReward().score(request("a", **row))
 
 
+@pytest.mark.parametrize("before", ["", "<think>so</think>", "<think>so</think>\n\n", "so\n</think>\n\n\n"])
+def test_lines_behind_the_thinking_are_no_part_of_the_answer(before):
+    second = {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "then"}
+    row = {"instruction_id_list": ["length_constraints:nth_paragraph_first_word"], "kwargs": [second]}
+    assert InstructionsReward().score(RewardRequest([], f"{before}First.\n\nThen.", False, row)) == 1
+    row = {"instruction_id_list": ["startend:quotation"], "kwargs": [{}]}
+    introduced = RewardRequest([], f'{before}Sure:\n"so"', False, row)
+    assert [InstructionsReward("all", judging).score(introduced) for judging in ("strict", "loose")] == [0, 1]
+    stars = {"instruction_id_list": ["detectable_format:constrained_response"], "kwargs": [{}]}
+    bold = RewardRequest([], f"{before}My answer is **yes**.", False, stars)
+    assert [InstructionsReward("all", judging).score(bold) for judging in ("strict", "loose")] == [0, 1]
+
+
 def test_an_unknown_score_is_refused():
     with pytest.raises(UserError, match="share or all"):
         InstructionsReward("most")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="strict or loose"):
+        InstructionsReward(judging="lenient")  # type: ignore[arg-type]
 
 
 @pytest.mark.data
