@@ -338,6 +338,11 @@ TINY = {
     },
     "5c_curriculum": {"rollouts: 20": "rollouts: 2"},
     "6_grpo": {"max_steps: 40": "max_steps: 4", "val_check_interval: 40": "val_check_interval: 4"},
+    "6b_generate": {
+        "size: 80": "size: 4",
+        "samples_per_prompt: 4": "samples_per_prompt: 2",
+        "max_new_tokens: 96": "max_new_tokens: 6",
+    },
     "7_rloo": {
         "size: 1000": "size: 30",
         "max_steps: 20": "max_steps: 1",
@@ -371,9 +376,12 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
             text = text.replace(old, new)
         (tmp_path / recipe.name).write_text(text)
         stage = yaml.safe_load(text).get("stage")
-        command = [of_stage(stage).name, stage] if stage else ["fit", "--trainer.accelerator", "cpu"]
-        assert main([*command, "--config", recipe.name]) == 0, capfd.readouterr().err
+        command, options = ([of_stage(stage).name, stage], []) if stage else (["fit"], ["--trainer.accelerator", "cpu"])
+        assert main([*command, "--config", recipe.name, *options]) == 0, capfd.readouterr().err
     assert read_spec("runs/mini/aligned") == spec
     rows = [json.loads(line) for line in (tmp_path / "runs/mini/prompts.jsonl").read_text().splitlines()]
     assert [row["samples"] for row in rows] == [2] * 6
+    completions = Path("runs/mini/generated.jsonl.completions").read_text().splitlines()[1:]
+    modes = [json.loads(line)["generated"]["thinking"] for line in completions]
+    assert modes == ["on", "off"] * 2 and Path("runs/mini/generated.jsonl").is_file()
     assert (tmp_path / "runs/mini/curriculum.png").stat().st_size > 1000
