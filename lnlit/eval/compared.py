@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lnlit.eval.answers import AnswerFile
 from lnlit.eval.figures import Outcome
+from lnlit.eval.likelihood import log_likelihoods
 from lnlit.interfaces import Continuations, Likelihood, LikelihoodTask
 from lnlit.models.decoder import Decoder
 from lnlit.progress import track
@@ -35,8 +36,6 @@ def compare(
         batch_tokens: Tokens that go through the model together.
         what: A word or two for the progress report.
     """
-    from lnlit.eval.likelihood import log_likelihoods  # pyright: ignore[reportMissingImports]
-
     missing = [each for each in questions if digest(each) not in found.found]
     rounds = [missing[start : start + per_round] for start in range(0, len(missing), per_round)]
     done = len(questions) - len(missing)

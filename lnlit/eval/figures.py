@@ -266,8 +266,10 @@ class Evaluation:
             other = None if self.against is None else self.cell(self.against, cell.task, cell.thinking)
             if other is None or cell.model == self.against:
                 continue
-            names = [name for name in figures(cell) if name in figures(other)]
-            found += [(cell, name, flip) for name in names if (flip := flips(cell, other, name))]
+            for name in figures(cell):
+                flip = flips(cell, other, name)
+                if flip is not None and (name == cell.first or flip.better or flip.worse):
+                    found.append((cell, name, flip))
         return found
 
     def of_thinking(self) -> list[tuple[Cell, str, Flips]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -55,12 +55,14 @@ def estimate(differences: Sequence[float], of: str) -> Estimate:
 @dataclass(frozen=True)
 class Mean:
     """The mean over `questions` of values that are means over each question's samples, with its 95% interval. `low` and
-    `high` are None if one question says nothing of others, and `value` is NaN if there is none."""
+    `high` are None if one question says nothing of others, and `value` is NaN if there is none. `is_share` is true for
+    shares and their differences, which are shown as percentages."""
 
     value: float
     low: float | None
     high: float | None
     questions: int
+    is_share: bool = False
 
     def __str__(self) -> str:
         if not self.questions:
@@ -87,12 +89,12 @@ def mean_of_shares(values: Sequence[float], samples: int) -> Mean:
     """
     found, count = np.asarray(values, dtype=np.float64), len(values)
     if count < 2:
-        return Mean(float(found.mean()) if count else math.nan, None, None, count)
+        return Mean(float(found.mean()) if count else math.nan, None, None, count, is_share=True)
     mean, trials = float(found.mean()), _trials(found, samples)
     if mean in (0.0, 1.0):
         beyond = 1 - 0.05 ** (1 / trials)
-        return Mean(mean, 0.0 if mean == 0 else 1 - beyond, beyond if mean == 0 else 1.0, count)
-    return Mean(mean, *_wilson(mean, trials, count), count)
+        return Mean(mean, 0.0 if mean == 0 else 1 - beyond, beyond if mean == 0 else 1.0, count, is_share=True)
+    return Mean(mean, *_wilson(mean, trials, count), count, is_share=True)
 
 
 def share_left_out(value: float, without: Sequence[float]) -> Mean:
@@ -108,13 +110,13 @@ def share_left_out(value: float, without: Sequence[float]) -> Mean:
     """
     count = len(without)
     if count < 2:
-        return Mean(value, None, None, count)
+        return Mean(value, None, None, count, is_share=True)
     pseudo = count * value - (count - 1) * np.asarray(without, dtype=np.float64)
     trials = _trials_of(pseudo)
     if value in (0.0, 1.0):
         beyond = 1 - 0.05 ** (1 / min(trials, count))
-        return Mean(value, 0.0 if value == 0 else 1 - beyond, beyond if value == 0 else 1.0, count)
-    return Mean(value, *_wilson(value, trials, count), count)
+        return Mean(value, 0.0 if value == 0 else 1 - beyond, beyond if value == 0 else 1.0, count, is_share=True)
+    return Mean(value, *_wilson(value, trials, count), count, is_share=True)
 
 
 def _wilson(mean: float, trials: float, count: int) -> tuple[float, float]:
@@ -158,9 +160,9 @@ def mean_difference(differences: Sequence[float]) -> Mean:
     """
     values, count = np.asarray(differences, dtype=np.float64), len(differences)
     if count < 2 or np.ptp(values) > 0:
-        return mean_of_numbers(differences)
+        return replace(mean_of_numbers(differences), is_share=True)
     same, unseen = float(values[0]), 1 - 0.05 ** (1 / count)
-    return Mean(same, same * (1 - unseen) - unseen, same * (1 - unseen) + unseen, count)
+    return Mean(same, same * (1 - unseen) - unseen, same * (1 - unseen) + unseen, count, is_share=True)
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

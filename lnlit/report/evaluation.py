@@ -39,9 +39,18 @@ def in_a_line(cell: Cell) -> str:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The tables, with a line about each."""
+    """All tables, with a line about each."""
+    return _as_text(evaluation, tables(evaluation))
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The tables for the terminal: all but that of all numbers."""
+    return _as_text(evaluation, tables(evaluation)[:-1])
+
+
+def _as_text(evaluation: Evaluation, shown: Sequence[tuple[str, Table, str]]) -> str:
     parts = ["# Evaluation", "", lead(evaluation), ""]
-    for title, table, note in tables(evaluation):
+    for title, table, note in shown:
         parts += [f"## {title}", "", *_as_markdown(table), "", *([note, ""] if note else [])]
     return "\n".join(parts)
 
@@ -83,16 +92,14 @@ def shown(mean: Mean | None) -> str:
     """A number with its interval, as a percentage if it is a share."""
     if mean is None or math.isnan(mean.value):
         return "-"
-    is_share = all(0 <= value <= 1 for value in (mean.value, mean.low or 0, mean.high or 0))
-    number = (lambda value: f"{100 * value:.1f}") if is_share else plain
+    number = (lambda value: f"{100 * value:.1f}") if mean.is_share else plain
     between = "" if mean.low is None or mean.high is None else f" ({number(mean.low)} to {number(mean.high)})"
-    return f"{number(mean.value)}{' %' if is_share else ''}{between}"
+    return f"{number(mean.value)}{' %' if mean.is_share else ''}{between}"
 
 
 def signed(mean: Mean) -> str:
     """A difference with its interval, in percentage points if it is one of shares."""
-    is_share = all(-1 <= value <= 1 for value in (mean.value, mean.low or 0, mean.high or 0))
-    number = (lambda value: f"{100 * value:+.1f}") if is_share else (lambda value: f"{value:+.4g}")
+    number = (lambda value: f"{100 * value:+.1f}") if mean.is_share else (lambda value: f"{value:+.4g}")
     between = "" if mean.low is None or mean.high is None else f" ({number(mean.low)} to {number(mean.high)})"
     return f"{number(mean.value)}{between}"
 
@@ -248,9 +255,7 @@ def _tiles(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         told, tasks = [], 0
         for mode in evaluation.modes:
             cells = [cell for cell in evaluation.cells if (cell.model, cell.thinking) == (model, mode)]
-            # A total of likelihoods is a perplexity or so, which may be below 1 and is no share.
-            numbers = [headline(cell).value for cell in cells if cell.answers or not cell.totals]
-            values = [value for value in numbers if 0 <= value <= 1]
+            values = [headline(cell).value for cell in cells if headline(cell).is_share]
             if values:
                 told.append(f"{f'{mode} ' if mode else ''}{100 * fmean(values):.1f} %")
                 tasks = max(tasks, len(values))

@@ -41,7 +41,7 @@ def cost_chart(theme: Theme, tasks: Mapping[str, Sequence[Spot]], models: Sequen
             axis.set_xlim(left=0)
             axis.xaxis.set_major_formatter(plain)
             axis.grid()
-        is_share = all(0 <= spot.mean.value <= 1 for spot in spots)
+        is_share = all(spot.mean.is_share for spot in spots)
         row[0].yaxis.set_major_formatter((lambda value, _: f"{100 * value:.0f} %") if is_share else plain)
         if is_share:
             row[0].set_ylim(-0.03, min(1.03, 1.15 * max(spot.mean.high or spot.mean.value for spot in spots) + 0.03))

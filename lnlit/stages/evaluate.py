@@ -23,7 +23,7 @@ from lnlit.interfaces import RolloutEngine, Task
 from lnlit.journal import write_lines
 from lnlit.models.device import has_cuda
 from lnlit.progress import say
-from lnlit.report.evaluation import in_a_line, markdown, page
+from lnlit.report.evaluation import in_a_line, markdown, page, summary
 from lnlit.sampling.model import SampledModel
 from lnlit.thinking import Thinking, on_or_off
 
@@ -80,7 +80,7 @@ def evaluate(
                 cells.append(cell)
     evaluation = _evaluation(evaluators, benchmarks, cells, against)
     _write(folder, evaluation)
-    print(markdown(evaluation))
+    print(summary(evaluation))
     return folder
 
 

@@ -50,7 +50,7 @@ def exact_coverage(mean: float, questions: int) -> float:
 
 def pairs(rng: np.random.Generator, mean: float, loss: float, questions: int, samples: int) -> Iterator[np.ndarray]:
     """The results of a parent and of a child that is worse by `loss` and finds the same questions difficult."""
-    difficulty = SHAPES["mostly all or none"](rng, mean, questions)
+    difficulty = SHAPES["spread"](rng, mean, questions)
     for chance in (difficulty, difficulty * (1 - loss / mean)):
         yield rng.binomial(samples, chance) / samples
 

@@ -13,12 +13,19 @@ from statistics import fmean
 
 import evaluate_and_die
 import pytest
+import torch
 import warm
 from evaluate_and_die import PER_ROUND, QUESTIONS, SAMPLES, Letters, Says, run
 from safetensors.torch import load_file, save_file
 
+from lnlit.checkpoint.load import frozen_decoder
+from lnlit.data.sources import JsonlSource
+from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
+from lnlit.eval import compared as eval_compared
+from lnlit.eval.likelihood import log_likelihoods
 from lnlit.eval.runner import Settings
+from lnlit.eval.tasks.multiple_choice import MultipleChoice
 from lnlit.interfaces import (
     BatchReward,
     Question,
@@ -221,6 +228,35 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(model, tmp_path, kill
     record_property("killed", died)
     assert died > kills / 4
     assert generated(out) <= EVERYTHING + died * most, "at most one round again for each kill"
+
+
+# likelihoods
+
+CHOICES = [{"context": f"{n} and {n} are", "choices": [str(n), str(2 * n), "no"], "answer": n % 3} for n in range(20)]
+
+
+def compared(model: str, out: Path, rows: list[dict], **settings) -> dict:
+    file = out.with_suffix(".rows.jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate([model], [MultipleChoice(JsonlSource(str(file)))], str(out), **settings)
+    return results(out)["results"][0]
+
+
+def test_likelihoods_are_computed_once(model, tmp_path, monkeypatch):
+    decoder, asked = frozen_decoder(model, "cpu", torch.float32), []
+    few = Settings(questions_per_round=8, likelihood_dtype="float32")
+    monkeypatch.setattr(eval_compared, "log_likelihoods", lambda *args: asked.extend(args[2]) or log_likelihoods(*args))
+    cell = compared(model, tmp_path / "out", CHOICES, settings=few)
+    task = MultipleChoice(JsonlSource(str(tmp_path / "out.rows.jsonl")))
+    questions = list(task.questions())
+    rows = log_likelihoods(decoder, load_tokenizer(model), questions)
+    right = [task.values(question, row)["acc"] for question, row in zip(questions, rows, strict=True)]
+    assert cell["value"] == pytest.approx(fmean(right)) and cell["questions"] == 20 and len(asked) == 20
+    assert compared(model, tmp_path / "out", CHOICES, settings=few) == cell and len(asked) == 20
+    compared(model, tmp_path / "out", [*CHOICES, {"context": "one", "choices": ["a", "b"], "answer": 0}], settings=few)
+    assert len(asked) == 21
+    compared(model, tmp_path / "out", CHOICES)
+    assert len(asked) == 41, "another dtype"
 
 
 # what is not graded
