@@ -63,6 +63,7 @@ from lnlit.eval.tasks.multiple_choice import OpenBookQA as OpenBookQA
 from lnlit.eval.tasks.perplexity import Perplexity as Perplexity
 from lnlit.eval.tasks.perplexity import WikiText as WikiText
 from lnlit.eval.tasks.reasoning_gym import ReasoningGym as ReasoningGym
+from lnlit.eval.tasks.toggle_robustness import ToggleRobustness as ToggleRobustness
 from lnlit.eval.tasks.winogrande import Winogrande as Winogrande
 from lnlit.eval.text_model import TextModel as TextModel
 from lnlit.interfaces import Algorithm as Algorithm

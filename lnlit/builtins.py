@@ -98,6 +98,7 @@ BUILTINS: dict[str, dict[str, str]] = {
     },
     "task": {
         "gsm8k": "lnlit.eval.tasks.gsm8k:GSM8K",
+        "toggle_robustness": "lnlit.eval.tasks.toggle_robustness:ToggleRobustness",
         "math500": "lnlit.eval.tasks.math500:MATH500",
         "aime24": "lnlit.eval.tasks.aime:AIME24",
         "aime25": "lnlit.eval.tasks.aime:AIME25",

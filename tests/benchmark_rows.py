@@ -122,6 +122,12 @@ def reasoning_gym(file: File) -> Small:
     return {"source": JsonlSource(file(*rows))}, [("\\boxed{2}", 1.0), ("2", 1.0), ("22", 0.0)]
 
 
+def toggle_robustness(file: File) -> Small:
+    rows = [{"question": f"What is {n} + {n}?"} for n in range(1, 4)]
+    cases = [("<think>2</think>2", 0.5), ("2", 0.5), ("<think>2", 0.0), ("</think>", 0.0)]
+    return {"source": JsonlSource(file(*rows))}, cases
+
+
 BENCHMARKS: dict[str, Callable[[File], Small]] = {
     "math500": math500,
     "aime24": aime,
@@ -134,4 +140,5 @@ BENCHMARKS: dict[str, Callable[[File], Small]] = {
     "judgebench": judgebench,
     "arena_hard": arena_hard,
     "reasoning_gym": reasoning_gym,
+    "toggle_robustness": toggle_robustness,
 }

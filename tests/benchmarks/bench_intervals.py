@@ -33,10 +33,15 @@ def means() -> list[str]:
 
 
 def differences() -> list[str]:
-    lines = ["| questions x samples, parent's mean, loss | coverage | width of unpaired |", "|---|---|---|"]
+    shapes = list(SHAPES)[:3]
+    lines = [
+        f"| questions x samples, parent's mean, loss | {' | '.join(f'{shape}: coverage | width' for shape in shapes)} |",
+        f"|---|{'---|---|' * len(shapes)}",
+    ]
     for questions, samples, (mean, loss) in itertools.product((30, 200), (1, 4), ((0.6, 0.05), (0.9, 0.02))):
-        covered, width = paired(mean, loss, questions, samples, TRIALS)
-        lines.append(f"| {questions} x {samples}, {mean}, {loss} | {100 * covered:.1f} | {width:.0%} |")
+        found = [paired(shape, mean, loss, questions, samples, TRIALS) for shape in shapes]
+        cells = " | ".join(f"{100 * covered:.1f} | {width:.0%}" for covered, width in found)
+        lines.append(f"| {questions} x {samples}, {mean}, {loss} | {cells} |")
         print(lines[-1], flush=True)
     return lines
 
@@ -47,6 +52,8 @@ def main() -> None:
         "Columns: how difficult the questions are. Simulation noise is 0.34 points (one sigma).",
         "",
         *means(),
+        "",
+        "Paired differences, and the width of their intervals as a share of that of two unpaired means:",
         "",
         *differences(),
     ]

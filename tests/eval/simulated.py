@@ -12,6 +12,7 @@ from lnlit.eval.intervals import Mean, mean_difference, mean_of_shares
 #: How difficult the questions of a benchmark may be: name -> a function of (random numbers, mean, questions).
 SHAPES: dict[str, Callable[[np.random.Generator, float, int], np.ndarray]] = {
     "spread": lambda rng, mean, count: rng.beta(2 * mean, 2 * (1 - mean), count),
+    "mostly easy or hard": lambda rng, mean, count: rng.beta(mean, 1 - mean, count),
     "mostly all or none": lambda rng, mean, count: rng.beta(0.5 * mean, 0.5 * (1 - mean), count),
     "similar": lambda rng, mean, count: rng.beta(10 * mean, 10 * (1 - mean), count),
     "all or none": lambda rng, mean, count: (rng.random(count) < mean).astype(float),
@@ -48,18 +49,22 @@ def exact_coverage(mean: float, questions: int) -> float:
     )
 
 
-def pairs(rng: np.random.Generator, mean: float, loss: float, questions: int, samples: int) -> Iterator[np.ndarray]:
+def pairs(
+    rng: np.random.Generator, shape: str, mean: float, loss: float, questions: int, samples: int
+) -> Iterator[np.ndarray]:
     """The results of a parent and of a child that is worse by `loss` and finds the same questions difficult."""
-    difficulty = SHAPES["spread"](rng, mean, questions)
+    difficulty = SHAPES[shape](rng, mean, questions)
     for chance in (difficulty, difficulty * (1 - loss / mean)):
         yield rng.binomial(samples, chance) / samples
 
 
-def paired(mean: float, loss: float, questions: int, samples: int, trials: int, seed: int = 0) -> tuple[float, float]:
+def paired(
+    shape: str, mean: float, loss: float, questions: int, samples: int, trials: int, seed: int = 0
+) -> tuple[float, float]:
     """(coverage of the interval of paired differences, its mean width as a share of that of two unpaired means)."""
     rng, hits, ratios = np.random.default_rng(seed), 0, []
     for _ in range(trials):
-        parent, child = pairs(rng, mean, loss, questions, samples)
+        parent, child = pairs(rng, shape, mean, loss, questions, samples)
         found = mean_difference(list(child - parent))
         hits += holds(found, -loss)
         assert found.low is not None and found.high is not None

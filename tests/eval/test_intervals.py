@@ -129,7 +129,7 @@ def test_all_right_and_all_wrong_have_a_bound():
 
 
 def test_pairs_tell_more_than_two_evaluations(record_property):
-    covered, width = paired(0.6, 0.05, 200, 4, 400)
+    covered, width = paired("mostly easy or hard", 0.6, 0.05, 200, 4, 400)
     record_property("width of paired", width)
     assert 0.92 <= covered <= 0.98 and width <= 0.55
 
