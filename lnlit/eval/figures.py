@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lnlit.eval.divergence import Divergence
 from lnlit.eval.intervals import Mean, mean_difference, mean_of_numbers, mean_of_shares, share_left_out
 from lnlit.interfaces import Answer, GenerationTask, LikelihoodTask, Question
 from lnlit.thinking import Thinking, answer_of, obeys
@@ -247,7 +248,7 @@ class Evaluation:
     cells: Sequence[Cell]
     prompts: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     against: str | None = None
-    divergences: Mapping[tuple[str, str, Thinking | None], Mapping[str, Any]] = field(default_factory=dict)
+    divergences: Mapping[tuple[str, str, Thinking | None], Divergence] = field(default_factory=dict)
 
     def cell(self, model: str, task: str, thinking: Thinking | None) -> Cell | None:
         wanted = (model, task, thinking)

@@ -24,7 +24,15 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         ],
         "thinking": [_difference(cell, name, flip) for cell, name, flip in evaluation.of_thinking()],
         "divergences": [
-            {"model": model, "task": task, "thinking": thinking, "against": evaluation.against, **found}
+            {
+                "model": model,
+                "task": task,
+                "thinking": thinking,
+                "against": evaluation.against,
+                "kl": mean_json(found.kl),
+                "agreement": mean_json(found.agreement),
+                "tokens": found.tokens,
+            }
             for (model, task, thinking), found in evaluation.divergences.items()
         ],
     }

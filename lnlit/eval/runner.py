@@ -16,18 +16,24 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
+from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import frozen_decoder
 from lnlit.errors import UserError
 from lnlit.eval import answers, compared
-from lnlit.eval.answers import AnswerFile
+from lnlit.eval.answers import AnswerFile, Readable
+from lnlit.eval.divergence import Divergence, Said, diverge
 from lnlit.eval.figures import Cell, outcome, totals, totals_of_answers
 from lnlit.interfaces import GenerationTask, LikelihoodTask, Reward, RolloutSampling, Task, TaskSampling
 from lnlit.journal import Lines
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
 from lnlit.sampling.model import SampledModel, settings_of
+from lnlit.sampling.prompt import PromptEncoder
 from lnlit.sampling.sampler import Phases, Sampler, Weighted
-from lnlit.thinking import Thinking
+from lnlit.thinking import Thinking, opened
+
+#: Tokens of an answer at which two models are compared.
+_DIVERGED = 1024
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Settings:
         reward_workers: The number of processes that judge.
         likelihood_dtype: The dtype in which log-likelihoods are computed.
         likelihood_batch_tokens: Tokens of which log-likelihoods are computed together.
+        divergence_questions: The number of questions of each task on whose answers models are compared token by token
+            with the one that they are evaluated against. 0 compares none.
     """
 
     seed: int = 0
@@ -56,8 +64,11 @@ class Settings:
     reward_workers: int = 2
     likelihood_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     likelihood_batch_tokens: int = 2048
+    divergence_questions: int = 32
 
     def __post_init__(self) -> None:
+        if self.divergence_questions < 0:
+            raise UserError(f"settings.divergence_questions: expected 0 or more, got {self.divergence_questions}")
         for name in ("questions_per_round", "reward_workers", "likelihood_batch_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"settings.{name}: expected at least 1, got {getattr(self, name)}")
@@ -129,7 +140,7 @@ class Evaluator:
         for benchmark in benchmarks:
             if isinstance(benchmark.task, LikelihoodTask):
                 yield self._compared(benchmark, benchmark.task)
-        self.__dict__.pop("_decoder", None)  # before an engine has another copy
+        self.release()  # before an engine has another copy
         for benchmark in benchmarks:
             if isinstance(benchmark.task, GenerationTask):
                 for thinking in (None,) if benchmark.task.sets_thinking else modes:
@@ -140,7 +151,7 @@ class Evaluator:
     def _compared(self, benchmark: Benchmark, task: LikelihoodTask) -> Cell:
         settings, identity = self.settings, self.model.identity
         header = {"model": identity["model"], "tokenizer": identity["tokenizer"], "dtype": settings.likelihood_dtype}
-        with AnswerFile(self._file(benchmark, None, header), header, "likelihoods") as found:
+        with AnswerFile(self._file(benchmark.name, header), header, "likelihoods") as found:
             compared.compare(
                 benchmark.questions,
                 lambda: self._decoder,
@@ -168,17 +179,25 @@ class Evaluator:
 
     # answers
 
-    def _generated(self, benchmark: Benchmark, task: GenerationTask, thinking: Thinking | None) -> Cell:
-        settings, sampling = self.settings, self._sampling(task, thinking)
-        encoder = self.model.encoder(thinking)
+    def _asked(
+        self, benchmark: Benchmark, task: GenerationTask, thinking: Thinking | None
+    ) -> tuple[list[Readable], dict[str, str], PromptEncoder, TaskSampling, Path, dict[str, Any]]:
+        """(questions as the model reads them, why others cannot be asked, their encoder, how answers are sampled, the
+        file of answers and its header)."""
+        sampling, encoder = self._sampling(task, thinking), self.model.encoder(thinking)
         try:
             asked, left_out = answers.readable(benchmark.questions, encoder, sampling, self.model.room(0))
         except UserError as error:
             raise UserError(f"{self.name}, {benchmark.name}: {error}") from error
-        header = {**self.model.identity, "thinking": thinking, "sampling": asdict(sampling), "seed": settings.seed}
+        header = {**self.model.identity, "thinking": thinking, "sampling": asdict(sampling), "seed": self.settings.seed}
+        file = self._file(f"{benchmark.name}.{thinking}" if thinking else benchmark.name, header)
+        return asked, left_out, encoder, sampling, file, header
+
+    def _generated(self, benchmark: Benchmark, task: GenerationTask, thinking: Thinking | None) -> Cell:
+        settings = self.settings
+        asked, left_out, encoder, sampling, file, header = self._asked(benchmark, task, thinking)
         rewards = task.rewards()
         judging = {name: settings_of(reward) | {"code": _code(reward)} for name, reward in rewards.items()}
-        file = self._file(benchmark, thinking, header)
         verdict_file = file.with_suffix(f".verdicts-{_short(judging)}.jsonl")
         how = RolloutSampling(sampling.max_new_tokens, sampling.temperature, tuple(encoder.end_ids()), sampling.top_p)
         weighted = [Weighted(reward, name=name) for name, reward in rewards.items()]
@@ -229,9 +248,50 @@ class Evaluator:
             sampling = replace(sampling, max_new_tokens=self.plan.max_new_tokens)
         return sampling
 
-    def _file(self, benchmark: Benchmark, thinking: Thinking | None, header: Mapping[str, Any]) -> Path:
-        mode = f".{thinking}" if thinking else ""
-        return self.plan.folder / self.name / f"{benchmark.name}{mode}.{_short(header)}.jsonl"
+    def _file(self, name: str, header: Mapping[str, Any]) -> Path:
+        return self.plan.folder / self.name / f"{name}.{_short(header)}.jsonl"
+
+    # token by token
+
+    def divergence(self, parent: Evaluator, benchmark: Benchmark, thinking: Thinking | None) -> Divergence | None:
+        """How this model differs from a parent at each token of the parent's answers; None if they were not generated,
+        or if the two models have other tokens."""
+        task, most = benchmark.task, self.settings.divergence_questions
+        if not isinstance(task, GenerationTask) or not most or not self._has_tokens_of(parent):
+            return None
+        asked, _, _, _, file, header = parent._asked(benchmark, task, thinking)
+        with AnswerFile(file, header, "answers") as found:
+            said = [parent._said(each, found) for each in asked[:most] if each.asked in found.found]
+        said = [each for each in said if each.answer_ids]
+        if not said:
+            return None
+        header = {
+            "parent": parent.model.identity["model"],
+            "child": self.model.identity["model"],
+            "dtype": self.settings.likelihood_dtype,
+        }
+        name = f"{benchmark.name}.{thinking}" if thinking else benchmark.name
+        with AnswerFile(self._file(f"{name}.divergence", header), header, "divergences") as kept:
+            what = f"{self.name} {benchmark.name} KL"
+            return diverge(said, lambda: parent._decoder, lambda: self._decoder, kept, 8, what)
+
+    def release(self) -> None:
+        """Frees the memory of a model that was loaded to compute likelihoods."""
+        self.__dict__.pop("_decoder", None)
+
+    def _has_tokens_of(self, parent: Evaluator) -> bool:
+        if self.model.folder is None or parent.model.folder is None:
+            return False
+        sizes = [read_spec(each).vocab_size for each in (self.model.folder, parent.model.folder)]
+        return sizes[0] == sizes[1] and self.model.tokenizer.get_vocab() == parent.model.tokenizer.get_vocab()
+
+    def _said(self, question: Readable, found: AnswerFile) -> Said:
+        """The first answer to the first prompt of a question as tokens."""
+        text = found.found[question.asked]["answers"][0][0]["text"]
+        ids = question.prompts[0].token_ids
+        begun = opened(str(self.model.tokenizer.decode(list(ids[-16:]))))
+        answer = self.model.tokenizer(text.removeprefix(begun), add_special_tokens=False)["input_ids"][:_DIVERGED]
+        return Said(question.question.key, _short({"of": question.asked, "text": text}), ids, answer)
 
 
 def _per_answer(rounds: Sequence[Mapping[str, float]]) -> float:

@@ -15,7 +15,7 @@ from lnlit.report.evaluation_charts import Spot, cost_chart, flip_chart
 from lnlit.report.pages import Table, render
 from lnlit.report.picture import Picture
 from lnlit.report.side_by_side import Asked, Side
-from lnlit.report.theme import percent, plain
+from lnlit.report.theme import plain
 from lnlit.thinking import Thinking
 
 #: Questions of each task that are shown with their answers.
@@ -196,12 +196,12 @@ def _is_more_than_chance(mean: Mean) -> bool:
 
 
 def _divergences(evaluation: Evaluation) -> tuple[str, Table, str]:
-    head = ("model", "task", "thinking", "KL, nats per token", "same top token", "tokens")
-    rows = []
-    for (model, task, thinking), found in evaluation.divergences.items():
-        numbers = (plain(found["kl"]), percent(found["agreement"]), f"{found['tokens']:,}")
-        rows.append(("", [model, task, thinking or "", *numbers]))
-    note = f"KL divergence from {evaluation.against} on the tokens of its own answers."
+    head = ("model", "task", "thinking", "KL, nats per token", "same likeliest token", "tokens")
+    rows = [
+        ("", [model, task, thinking or "", shown(found.kl), shown(found.agreement), f"{found.tokens:,}"])
+        for (model, task, thinking), found in evaluation.divergences.items()
+    ]
+    note = f"KL divergence from {evaluation.against} at the tokens of its own answers. In brackets: 95 % intervals."
     return "On the same tokens", Table(head, rows, words=3), note
 
 

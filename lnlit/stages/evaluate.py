@@ -7,6 +7,7 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import torch
 from lnlit import registry
 from lnlit.checkpoint.folder import knows_thinking
 from lnlit.errors import UserError
+from lnlit.eval.divergence import Divergence
 from lnlit.eval.figures import Cell, Evaluation
 from lnlit.eval.results import as_json, questions
 from lnlit.eval.runner import Benchmark, Evaluator, Plan, Settings, read_benchmarks
@@ -79,6 +81,8 @@ def evaluate(
                 say(in_a_line(cell))
                 cells.append(cell)
     evaluation = _evaluation(evaluators, benchmarks, cells, against)
+    if against is not None:
+        evaluation = replace(evaluation, divergences=_divergences(evaluators, benchmarks, evaluation))
     _write(folder, evaluation)
     print(summary(evaluation))
     return folder
@@ -98,6 +102,21 @@ def _evaluation(
             prompts[each.name, question.key] = shown[0] if shown else [{"role": "user", "content": _context(question)}]
     about = {each.name: _about(each) for each in evaluators}
     return Evaluation(about, tasks, ordered, prompts, names[-1] if against is not None else None)
+
+
+def _divergences(
+    evaluators: Sequence[Evaluator], benchmarks: Sequence[Benchmark], evaluation: Evaluation
+) -> dict[tuple[str, str, Thinking | None], Divergence]:
+    *children, parent = evaluators
+    found = {}
+    for child in children:
+        for benchmark in benchmarks:
+            for mode in evaluation.modes:
+                if all(evaluation.cell(each.name, benchmark.name, mode) for each in (child, parent)):
+                    found[child.name, benchmark.name, mode] = child.divergence(parent, benchmark, mode)
+        child.release()
+    parent.release()
+    return {key: each for key, each in found.items() if each is not None}
 
 
 def _context(question: Any) -> str:

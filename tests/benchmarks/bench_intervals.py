@@ -35,7 +35,9 @@ def means() -> list[str]:
 def differences() -> list[str]:
     shapes = list(SHAPES)[:3]
     lines = [
-        f"| questions x samples, parent's mean, loss | {' | '.join(f'{shape}: coverage | width' for shape in shapes)} |",
+        "| questions x samples, parent's mean, loss | "
+        + " | ".join(f"{shape}: coverage | width" for shape in shapes)
+        + " |",
         f"|---|{'---|---|' * len(shapes)}",
     ]
     for questions, samples, (mean, loss) in itertools.product((30, 200), (1, 4), ((0.6, 0.05), (0.9, 0.02))):

@@ -19,6 +19,7 @@ from evaluate_and_die import PER_ROUND, QUESTIONS, SAMPLES, Letters, Says, run
 from safetensors.torch import load_file, save_file
 
 from lnlit.checkpoint.load import frozen_decoder
+from lnlit.data.chat import ChatEncoder
 from lnlit.data.sources import JsonlSource
 from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
@@ -330,6 +331,35 @@ def test_models_are_compared_question_by_question(model, tmp_path, tmp_path_fact
     rows = lines(tmp_path / "out" / "questions.jsonl")
     pairs = [[one["values"]["letters"][0] for one in row["results"]] for row in rows]
     assert letters["better"] == sum(a > b for a, b in pairs) and letters["worse"] == sum(a < b for a, b in pairs)
+
+
+def test_models_are_compared_at_the_same_tokens(model, tmp_path, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("others")
+    other = str(tiny_folder(folder / "parent", seed=1))
+    shutil.copytree(other, folder / "copy")
+    exact = Settings(likelihood_dtype="float32", divergence_questions=9)
+    settings = {"against": other, "thinking": ["off"], "settings": exact}
+    evaluate([model, str(folder / "copy")], [Says()], str(tmp_path / "out"), **settings)
+    ours, copies = results(tmp_path / "out")["divergences"]
+    assert (copies["kl"]["value"], copies["agreement"]["value"]) == (pytest.approx(0, abs=1e-6), 1)
+    encoder, decoders = (
+        ChatEncoder(load_tokenizer(other), "off"),
+        [frozen_decoder(each, "cpu") for each in (other, model)],
+    )
+    (file,) = (file for file in answer_files(tmp_path / "out") if file.parent.name == "parent")
+    kls, tokens = [], 0
+    for question, entry in list(zip(Says().questions(), lines(file)[1:], strict=True))[:9]:
+        _, ids = encoder.prompt({"messages": question.prompts[0]})
+        answer = encoder.tokenizer(entry["answers"][0][0]["text"], add_special_tokens=False)["input_ids"]
+        one, two = (
+            decoder(torch.tensor([[*ids, *answer]]))[0, len(ids) - 1 : -1].log_softmax(-1) for decoder in decoders
+        )
+        kls.append(float(torch.nn.functional.kl_div(two, one, log_target=True, reduction="batchmean")))
+        tokens += len(answer)
+    assert ours["kl"]["value"] == pytest.approx(fmean(kls), rel=1e-4) and ours["tokens"] == tokens
+    monkeypatch.setattr("lnlit.eval.runner.frozen_decoder", None)
+    evaluate([model, str(folder / "copy")], [Says()], str(tmp_path / "out"), **settings)
+    assert results(tmp_path / "out")["divergences"][0] == ours
 
 
 def test_a_question_that_does_not_fit_is_told_of(model, tmp_path, capsys):
