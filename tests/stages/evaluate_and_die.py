@@ -3,6 +3,7 @@ SECONDS`."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -72,6 +73,28 @@ def run(model: str, out: Path, **settings) -> Path:
     settings = {"thinking": ["off", "on"], "settings": Settings(questions_per_round=PER_ROUND), **settings}
     tasks = settings.pop("tasks", [Says()])
     return evaluate([model], tasks, str(out), engine=Counting(out.with_suffix(".notes")), **settings)
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def results(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def generated(out: Path) -> int:
+    """The number of completions that were asked of the engine."""
+    notes = out.with_suffix(".notes")
+    return sum(map(int, notes.read_text().split())) if notes.exists() else 0
+
+
+def answer_files(out: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted((out / "answers").rglob("*.jsonl"))
+        if "verdicts" not in file.name and "seconds" not in file.name
+    ]
 
 
 if __name__ == "__main__":
