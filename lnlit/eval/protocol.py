@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from typing import Any, TypeVar
 
 from lnlit.data.sources import naming_row, rows_of
@@ -59,6 +59,14 @@ def read_questions(
             question = read(row)
         seen[question.key] += 1
         yield question if seen[question.key] == 1 else replace(question, key=f"{question.key}-{seen[question.key]}")
+
+
+def in_turn(questions: Iterator[Question]) -> Iterator[Question]:
+    """The first question of each group, then the second of each, and so on."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.group, []).append(question)
+    return (question for question in chain(*zip_longest(*groups.values())) if question is not None)
 
 
 def key_of(*texts: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ def harness_task(folder: Path, config: str, splits: Mapping[str, Sequence[Mappin
         changes: Further keys of the configuration.
     """
     lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval, the oracle")
-    from lm_eval.tasks import TaskManager
-
     original = Path(lm_eval.__file__).parent / "tasks" / config
     files = {}
     for split, rows in splits.items():
@@ -39,6 +38,14 @@ def harness_task(folder: Path, config: str, splits: Mapping[str, Sequence[Mappin
     }
     file = folder / "task.yaml"
     file.write_text(json.dumps(settings))  # JSON is YAML
-    task = TaskManager().load([str(file)])["tasks"]["of_our_own"]
+    task = _tasks().load([str(file)])["tasks"]["of_our_own"]
     task.build_all_requests(limit=None, rank=0, world_size=1)
     return task
+
+
+@cache
+def _tasks() -> Any:
+    """The harness' list of all its tasks, which takes seconds to make."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()

@@ -122,6 +122,10 @@ def test_shots_and_subjects_of_mmlu(tmp_path):
     questions = list(task.questions())
     assert [question.group for question in questions] == ["moral_disputes"] * 2
     assert questions[0].context.startswith(DISPUTES + "Worked 0?\nA. w\nB. x\nC. y\nD. z\nAnswer: D\n\nQuestion 0?\nA.")
+    worked = source(tmp_path, [*WORKED, *({**row, "subject": "virology"} for row in WORKED)], "both.jsonl")
+    rows = [*LETTERS, *({**row, "subject": "virology"} for row in LETTERS)]
+    few = [each.group for each in ours("mmlu", tmp_path, rows, rows=5, examples=worked).questions()]
+    assert few == ["moral_disputes"] * 3 + ["virology"] * 2
     (bare, *_) = ours("mmlu", tmp_path, others, shots=0).questions()
     assert bare.context.startswith("The following are multiple choice questions (with answers) about virology.\n\nQ")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from itertools import chain, islice, zip_longest
+from itertools import islice
 from typing import Any, ClassVar
 
 from lnlit.errors import UserError
-from lnlit.eval.protocol import SamplingProtocol, read_questions
+from lnlit.eval.protocol import SamplingProtocol, in_turn, read_questions
 from lnlit.interfaces import GenerationTask, Question, Source, TaskSampling
 from lnlit.thinking import Thinking
 
@@ -53,7 +53,7 @@ class Benchmark(GenerationTask):
 
         if not self.SORTED_BY_GROUP or self.rows is None:
             return read_questions(self.source, self.rows, read)
-        return islice(_in_turn(read_questions(self.source, None, read)), self.rows)
+        return islice(in_turn(read_questions(self.source, None, read)), self.rows)
 
     def sampling(self, thinking: Thinking | None) -> TaskSampling:
         return self.protocol.of(thinking)
@@ -62,11 +62,3 @@ class Benchmark(GenerationTask):
 def user(content: str) -> list[dict[str, str]]:
     """A conversation that begins with a question."""
     return [{"role": "user", "content": content}]
-
-
-def _in_turn(questions: Iterator[Question]) -> Iterator[Question]:
-    """The first question of each group, then the second of each, and so on."""
-    groups: dict[str, list[Question]] = {}
-    for question in questions:
-        groups.setdefault(question.group, []).append(question)
-    return (question for question in chain(*zip_longest(*groups.values())) if question is not None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lnlit.data.sources import HuggingFaceSource, naming_row, rows_of
 from lnlit.errors import UserError
-from lnlit.eval.protocol import key_of, read_questions, text_of
+from lnlit.eval.protocol import in_turn, key_of, read_questions, text_of
 from lnlit.eval.tasks.multiple_choice import GOLD, choices_of, first_best, gold_of
 from lnlit.interfaces import Continuations, Likelihood, LikelihoodTask, Source
 
@@ -26,7 +26,7 @@ class MMLU(LikelihoodTask):
 
     Args:
         source: The questions. By default the test set of `cais/mmlu` on the Hugging Face hub.
-        rows: The number of questions, from the first on; all if null.
+        rows: The number of questions, equally many of each subject; all if null.
         examples: The worked examples. By default the dev set of the same.
         shots: The number of examples before each question, the first of its subject.
         subjects: The subjects to ask; all if null.
@@ -62,7 +62,11 @@ class MMLU(LikelihoodTask):
             return Continuations(key_of(subject, asked), context, continuations, {**row, GOLD: gold}, subject)
 
         wanted = self.source if self.subjects is None else _Subjects(self.source, self.subjects)
-        return read_questions(wanted, self.rows, question)
+        if self.rows is None:
+            return read_questions(wanted, None, question)
+        chosen = list(islice(in_turn(read_questions(wanted, None, question)), self.rows))
+        place = {subject: number for number, subject in enumerate(dict.fromkeys(each.group for each in chosen))}
+        return iter(sorted(chosen, key=lambda each: place[each.group]))  # neighbours share their examples
 
     def values(self, question: Continuations, likelihoods: Sequence[Likelihood]) -> Mapping[str, float]:
         return {"acc": float(first_best([each.log_prob for each in likelihoods]) == question.row[GOLD])}
