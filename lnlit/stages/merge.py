@@ -93,12 +93,11 @@ def write_merged(
     mix = _mix(method, shares)
     named = ", ".join(f"{share:g} x {source}" for share, source in zip(shares, sources, strict=True))
     say(f"merge: {method}: {named}{''.join(f', on {each}' for each in base)}")
-    tensors = _together(spec, every, paths, target.name)
     head = None if not heads else mix([each.weight for each in heads])
     return save_folder(
         target,
         spec,
-        ((name, _rounded(name, mix(parts), parts, every, dtype)) for name, parts in tensors),
+        _merged(spec, every, paths, mix, dtype, target.name),
         tokenizer_from=tokens_from,
         provenance=_provenance(method, sources, shares, base),
         overwrite=overwrite,
@@ -242,16 +241,19 @@ def _add_head(weight: Tensor, folder: Path) -> None:
 # tensor by tensor
 
 
-def _together(
-    spec: ModelSpec, names: Sequence[str], paths: Sequence[Path], label: str
-) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yields each tensor's name with its value in every model. Models in other formats may have another order; then
+def _merged(
+    spec: ModelSpec, names: Sequence[str], paths: Sequence[Path], mix: Mix, dtype: str | None, label: str
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of the result, in the first model's order. Models in other formats may have another; then
     tensors wait in memory."""
     first, *others = (open_checkpoint(path).weights(path) for path in paths)
     waiting: list[dict[str, Tensor]] = [{} for _ in others]
     for name, tensor in with_progress(first, spec, f"merge {label}"):
         beside = [_taken(name, stream, held, of) for stream, held, of in zip(others, waiting, names[1:], strict=True)]
-        yield name, [tensor, *beside]
+        parts = [tensor, *beside]
+        merged = _rounded(name, mix(parts), parts, names, dtype)
+        del tensor, beside, parts  # before the next ones are read
+        yield name, merged
 
 
 def _taken(name: str, stream: Iterable[tuple[str, Tensor]], held: dict[str, Tensor], model: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ import lnlit
 from lnlit.checkpoint.descent import ancestors
 from lnlit.checkpoint.folder import knows_thinking, read_provenance, save_folder
 from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.safetensors_folder import SafetensorsFolder
 from lnlit.cli.main import main
 from lnlit.errors import UserError
 from lnlit.models.weights import canonical_weights
-from lnlit.stages.merge import merge
+from lnlit.stages.merge import _taken, merge
 from lnlit.testing.tiny import mixed_spec, swiglu, tiny_decoder, tiny_folder, tiny_spec
 
 
@@ -123,20 +125,45 @@ def test_the_newest_checkpoints_of_a_run_are_averaged(made, tmp_path):
         merge([str(tmp_path / "run")], str(tmp_path / "no"), last=4)
 
 
-def test_one_tensor_of_each_is_held_in_any_order(made, tmp_path, monkeypatch):
-    """The weights of a model are read while those of the result are written, however they are ordered."""
+def test_one_tensor_of_each_model_is_held(made, tmp_path, monkeypatch):
+    alive: list[weakref.ref] = []
+    most = 0
+    read = SafetensorsFolder.read
+
+    def counted(self, name, *part):
+        nonlocal most
+        tensor = read(self, name, *part)
+        alive[:] = [each for each in (*alive, weakref.ref(tensor)) if each() is not None]
+        most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr(SafetensorsFolder, "read", counted)
+    merge(names(made, "a", "b", "c"), str(tmp_path / "m"))
+    assert 3 <= most <= 4, "three at a time, and one that is about to go"
+
+
+def test_the_order_of_tensors_in_a_folder_does_not_matter(made, tmp_path):
     whole = weights(made / "b")
-    shuffled = made.parent / "shuffled"
-    shutil.copytree(made / "b", shuffled, dirs_exist_ok=True)
-    order = sorted(whole, reverse=True)
-    names_of = {f"model-{i:05d}.safetensors": order[i::3] for i in range(3)}
+    shuffled = shutil.copytree(made / "b", tmp_path / "shuffled")
     (shuffled / "model.safetensors").unlink()
-    for file, held in names_of.items():
-        save_file({name: whole[name] for name in held}, shuffled / file, metadata={"format": "pt"})
-    index = {"weight_map": {name: file for file, held in names_of.items() for name in held}}
+    order = sorted(whole, reverse=True)
+    held = {f"model-{i:05d}.safetensors": order[i::3] for i in range(3)}
+    for file, those in held.items():
+        save_file({name: whole[name] for name in those}, shuffled / file, metadata={"format": "pt"})
+    index = {"weight_map": {name: file for file, those in held.items() for name in those}}
     (shuffled / "model.safetensors.index.json").write_text(json.dumps(index))
-    one, two = (merge([str(made / "a"), str(b)], str(tmp_path / b.name)) for b in (made / "b", shuffled))
+    one, two = (merge([str(made / "a"), str(b)], str(tmp_path / f"m-{b.name}")) for b in (made / "b", shuffled))
     assert all(tensor.equal(weights(two)[name]) for name, tensor in weights(one).items())
+
+
+def test_streams_of_any_order_meet_by_name():
+    """As those of other formats, which need not list weights as a folder does."""
+    first = [("a", 1), ("b", 2), ("c", 3)]
+    held: dict = {}
+    stream = iter([("c", 30), ("a", 10), ("b", 20)])
+    assert [_taken(name, stream, held, "other") for name, _ in first] == [10, 20, 30] and not held
+    with pytest.raises(UserError, match="other lacks the tensor d"):
+        _taken("d", stream, held, "other")
 
 
 def test_unlike_models_are_refused_by_the_first_slot_that_differs(made, tmp_path):
