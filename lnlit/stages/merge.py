@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -65,40 +66,50 @@ def merge(
     """
     sources = [*_sources(models, last)]
     shares = _weights(method, sources, weights)
-    folder = write_merged(sources, shares, expanded(out), method, _base(method, base), tokenizer, dtype, overwrite)
+    found = alike([*sources, *_base(method, base)], tokenizer)
+    folder = write_merged(found, shares, expanded(out), method, dtype, overwrite)
     tell_readers(folder)
     return folder
 
 
-def write_merged(
-    sources: Sequence[str],
-    shares: Sequence[float],
-    out: Path,
-    method: Method = "linear",
-    base: Sequence[str] = (),
-    tokenizer: str | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Writes the merged model of `merge`, whose `sources`, `shares` and `base` are complete, and returns its folder."""
-    every = [*sources, *base]
-    if twice := next((source for source in every if every.count(source) > 1), None):
+@dataclass(frozen=True)
+class Alike:
+    """Models of one architecture and vocabulary, by name, with the heads of reward models. `tokenizer_from` is what a
+    result takes its tokenizer from."""
+
+    names: Sequence[str]
+    paths: Sequence[Path]
+    spec: ModelSpec
+    tokenizer_from: Path | None
+    heads: Sequence[RewardHead]
+
+
+def alike(names: Sequence[str], tokenizer: str | None = None) -> Alike:
+    """The models that `merge` is asked for. Raises `UserError` for any that differs in more than its weights."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"merge: {twice} is there twice, so it would be merged with itself.")
-    paths, target = [resolve(source) for source in every], out.resolve()
-    spec = _same_spec(every, paths)
-    tokens_from = resolve(tokenizer) if tokenizer is not None else tokenizer_source(paths[0])
-    _check_tokenizers(every, paths, tokens_from)
-    heads = _heads(every, paths, spec.hidden_size)
-    check_target(target, overwrite, [*paths, *filter(None, [tokens_from])])
+    paths = [resolve(name) for name in names]
+    spec = _same_spec(names, paths)
+    tokenizer_from = resolve(tokenizer) if tokenizer is not None else tokenizer_source(paths[0])
+    _check_tokenizers(names, paths, tokenizer_from)
+    return Alike(names, paths, spec, tokenizer_from, _heads(names, paths, spec.hidden_size))
+
+
+def write_merged(
+    models: Alike, shares: Sequence[float], out: Path, method: Method, dtype: str | None, overwrite: bool
+) -> Path:
+    """Writes a merged model and returns its folder. A model behind those that have shares is the base."""
+    target, sources, base = out.resolve(), models.names[: len(shares)], models.names[len(shares) :]
+    check_target(target, overwrite, [*models.paths, *filter(None, [models.tokenizer_from])])
     mix = _mix(method, shares)
     named = ", ".join(f"{share:g} x {source}" for share, source in zip(shares, sources, strict=True))
     say(f"merge: {method}: {named}{''.join(f', on {each}' for each in base)}")
-    head = None if not heads else mix([each.weight for each in heads])
+    head = None if not models.heads else mix([each.weight for each in models.heads])
     return save_folder(
         target,
-        spec,
-        _merged(spec, every, paths, mix, dtype, target.name),
-        tokenizer_from=tokens_from,
+        models.spec,
+        _merged(models, mix, dtype, target.name),
+        tokenizer_from=models.tokenizer_from,
         provenance=_provenance(method, sources, shares, base),
         overwrite=overwrite,
         add_files=None if head is None else partial(_add_head, head),
@@ -241,14 +252,13 @@ def _add_head(weight: Tensor, folder: Path) -> None:
 # tensor by tensor
 
 
-def _merged(
-    spec: ModelSpec, names: Sequence[str], paths: Sequence[Path], mix: Mix, dtype: str | None, label: str
-) -> Iterator[tuple[str, Tensor]]:
+def _merged(models: Alike, mix: Mix, dtype: str | None, label: str) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of the result, in the first model's order. Models in other formats may have another; then
     tensors wait in memory."""
-    first, *others = (open_checkpoint(path).weights(path) for path in paths)
+    names = models.names
+    first, *others = (open_checkpoint(path).weights(path) for path in models.paths)
     waiting: list[dict[str, Tensor]] = [{} for _ in others]
-    for name, tensor in with_progress(first, spec, f"merge {label}"):
+    for name, tensor in with_progress(first, models.spec, f"merge {label}"):
         beside = [_taken(name, stream, held, of) for stream, held, of in zip(others, waiting, names[1:], strict=True)]
         parts = [tensor, *beside]
         merged = _rounded(name, mix(parts), parts, names, dtype)

@@ -22,7 +22,7 @@ from lnlit.progress import say
 from lnlit.report.fronts import Point, front_chart
 from lnlit.report.picture import png
 from lnlit.stages.evaluate import DATA, QUESTIONS, evaluate
-from lnlit.stages.merge import write_merged
+from lnlit.stages.merge import Alike, Method, alike, write_merged
 
 #: What is written beside the picked model and the evaluations.
 MODEL, EVALUATIONS, RESULTS, TABLE, PICTURE = "model", "eval", "sweep.json", "sweep.md", "front.png"
@@ -106,20 +106,19 @@ def sweep(
     if len(models) != 2:
         raise UserError(f"sweep.models: expected two models, got {len(models)}.")
     shares = _shares(weights, method)
+    pair = alike(models, tokenizer)
     folder = check_output(expanded(out), folder=True, inputs=models)
     sides, points = None, []
     for share in shares:
         place = folder / f"weight-{share:.10g}"
-        source = (
-            models[int(share)] if share in (0, 1) else str(_between(models, share, place, method, tokenizer, dtype))
-        )
+        source = models[int(share)] if share in (0, 1) else str(_between(pair, share, place, method, dtype))
         done = evaluate([source], out=str(folder / EVALUATIONS / place.name), **vars(asked))
         sides = _sides(read_json(done / DATA)) if sides is None else sides
         points.append(_read(done, share, sides))
         shutil.rmtree(place, ignore_errors=True)
     assert sides is not None
     chosen = pick([point.values for point in points], rule)
-    _between(models, points[chosen].weight, folder / MODEL, method, tokenizer, dtype)
+    _between(pair, points[chosen].weight, folder / MODEL, method, dtype)
     _write(folder, models, method, rule, sides, points, chosen)
     return folder
 
@@ -132,17 +131,9 @@ def _shares(weights: Sequence[float], method: str) -> list[float]:
     return sorted({0.0, 1.0, *weights})
 
 
-def _between(
-    models: Sequence[str],
-    share: float,
-    out: Path,
-    method: Literal["linear", "slerp"],
-    tokenizer: str | None,
-    dtype: str | None,
-) -> Path:
-    is_end = share in (0, 1)  # equal to it bit by bit, which no sine promises
-    named = {"tokenizer": tokenizer, "dtype": dtype, "overwrite": True}
-    return write_merged(models, [1 - share, share], out, "linear" if is_end else method, **named)
+def _between(models: Alike, share: float, out: Path, method: Method, dtype: str | None) -> Path:
+    """Writes a model between two. An end is written as a sum, which equals it bit by bit."""
+    return write_merged(models, [1 - share, share], out, "linear" if share in (0, 1) else method, dtype, overwrite=True)
 
 
 # results of evaluations

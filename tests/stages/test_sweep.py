@@ -17,7 +17,7 @@ from lnlit.eval.front import beats_both, front, pick
 from lnlit.interfaces import Continuations, Likelihood, LikelihoodTask
 from lnlit.stages import evaluate as evaluations
 from lnlit.stages.sweep import Asked, sweep
-from lnlit.testing.tiny import tiny_folder
+from lnlit.testing.tiny import mixed_spec, tiny_folder
 
 pytest.importorskip("matplotlib")
 
@@ -135,6 +135,15 @@ def test_a_mistake_is_told_before_anything_is_merged(models, tmp_path, settings,
     given["models"] = models[: given["models"]] if isinstance(given["models"], int) else models
     with pytest.raises(UserError, match=told):
         sweep(out=str(tmp_path / "out"), **given)
+
+
+def test_unlike_models_are_refused_before_anything_is_asked(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("lnlit.stages.sweep.evaluate", lambda *_, **__: pytest.fail("a model was asked"))
+    other = tiny_folder(tmp_path / "other", mixed_spec())
+    for second, told in ((str(other), "is another architecture than"), ("nowhere", "no such file or folder")):
+        with pytest.raises(UserError, match=told):
+            sweep([models[0], second], str(tmp_path / "out"), ASKED)
+    assert not (tmp_path / "out").exists()
 
 
 def test_slerp_and_the_other_rule(models, tmp_path):
