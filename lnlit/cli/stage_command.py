@@ -75,9 +75,10 @@ class StageCommand:
         from lnlit.cli.parser import StrictParser
         from lnlit.cli.written import Written
 
-        written = Written(options)
         module, _, function = self.stages[name][0].partition(":")
         stage = getattr(importlib.import_module(module), function)
+        options = _with_flags(options, stage)
+        written = Written(options)
         summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]
         words = dict.fromkeys(("lnlit", self.name, name))  # a command may be one stage alone
         parser = StrictParser(prog=" ".join(words), description=summary)
@@ -109,3 +110,14 @@ class StageCommand:
                 "stages.",
             ]
         )
+
+
+def _with_flags(options: list[str], stage: Callable[..., Path]) -> list[str]:
+    """The options, where one that is true or false and has no value is true: `--strict`."""
+    parameters = inspect.signature(stage).parameters.items()
+    flags = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
+    followed = [*options[1:], "--"]
+    return [
+        f"{option}=true" if option in flags and after.startswith("-") else option
+        for option, after in zip(options, followed, strict=True)
+    ]

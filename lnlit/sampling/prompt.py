@@ -77,7 +77,9 @@ def read_prompts(source: Source, encoder: PromptEncoder, room: int | None, stric
         except UserError as error:
             if strict:
                 raise UserError(f"{where(source, number)}: {error}") from error
-            read.left_out[number] = str(error)
+            # Finding a row's place may mean to read the file up to it, and only few rows cannot be read.
+            place = f"{where(source, number)}: " if error is row else ""
+            read.left_out[number] = str(error).removeprefix(place)
             continue
         if not messages:
             read.left_out[number] = "there is nothing to answer: no turn but the assistant's"

@@ -53,7 +53,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How the work is divided. It does not change the result.
+    """How the work is divided. It does not change the result, but for what rounding does to batches in half precision.
 
     Args:
         prompts: The number of prompts between two writes to disk. Engines work best on many prompts at once.
@@ -110,7 +110,7 @@ def generate(
     judged_by = [vars(each) | {"reward": settings_of(each.reward)} for each in weighted]
     encoder = sampled.encoder(modes[0])
     parts = (sampled.engine, weighted, rounds.reward_workers, encoder, sampling.rollout(encoder.end_ids()), Phases())
-    header = made_by | {"prompts": digest(found), "rewards": judged_by}
+    header = made_by | {"prompts": digest(found), "rewards": judged_by, "end_ids": encoder.end_ids()}
     with (
         Journal(file.with_name(f"{file.name}.completions"), header, "completions") as work,
         closing(Sampler(*parts)) as sampler,

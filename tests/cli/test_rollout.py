@@ -85,6 +85,7 @@ def test_rows_are_generated(lnlit, recipes):
     rows = [json.loads(line) for line in (recipes / "generated.jsonl").read_text().splitlines()]
     assert len(rows) > 0 and {len(row["completions"]) for row in rows} == {2}
     assert f"{len(rows)} prompts, {2 * len(rows)} completions of" in err and "mean pass rate" in err
+    assert lnlit("rollout", "generate", "--config", "generate.yaml", "--strict")[0] == 0
     again = ["--keep.what", "right", "--keep.pass_threshold", "-1"]
     code, out, err = lnlit("rollout", "generate", "--config", "generate.yaml", *again)
     assert code == 0 and "kept (right)" in err, err
