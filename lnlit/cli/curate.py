@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from lnlit.cli.stage_command import StageCommand
 
 STAGES: dict[str, tuple[str, str]] = {
@@ -13,6 +15,6 @@ COMMAND = StageCommand("curate", "Make training rows.", STAGES, default="curate"
 
 def main(argv: list[str]) -> int:
     """Run a pipeline; prints the path it wrote. `--strict` alone means `--strict true`."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    pairs = zip_longest(argv, argv[1:])
     is_alone = [part == "--strict" and after not in ("true", "false") for part, after in pairs]
     return COMMAND.run(["--strict=true" if alone else part for alone, part in zip(is_alone, argv, strict=True)])

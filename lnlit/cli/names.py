@@ -167,7 +167,8 @@ def _ours(base: type) -> list[type]:
 def _public_subclasses(package: str, base: type) -> list[type]:
     found: dict[str, type] = {}
     root = importlib.import_module(package)
-    modules = [name for _, name, _ in pkgutil.walk_packages(root.__path__, f"{package}.")]
+    names = (name for _, name, _ in pkgutil.walk_packages(root.__path__, f"{package}."))
+    modules = [name for name in names if not name.rpartition(".")[2].startswith("_")]  # these hold no public class
     for module in [package, *modules]:
         for name, cls in vars(importlib.import_module(module)).items():
             ours = inspect.isclass(cls) and issubclass(cls, base) and cls.__module__.startswith(f"{package}.")

@@ -7,28 +7,23 @@ batch that it was in.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
 
-from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.curation.rows import Row
-from lnlit.curation.settings import shared, stated
+from lnlit.curation.settings import stated
 from lnlit.curation.step import BatchStep, Dropped
 from lnlit.data.rows import ANSWERS
 from lnlit.errors import UserError
 from lnlit.interfaces import RolloutEngine
 from lnlit.journal import Journal
-from lnlit.sampling.model import SampledModel
-from lnlit.sampling.prompt import Prompt
-from lnlit.sampling.sampler import Asked, Phases, Sampler
 from lnlit.sampling.settings import Sampling
 from lnlit.thinking import Thinking, answer_of, on_or_off
 
@@ -52,6 +47,8 @@ class Model:
 
     def stated(self) -> dict[str, Any]:
         """All that its answers depend on."""
+        from lnlit.checkpoint.fingerprint import fingerprint
+
         weights = None if self.folder is None else fingerprint(self.folder)
         parts = {"engine": stated(self.engine), "sampling": stated(self.sampling), "thinking": self.mode}
         return {"folder": self.folder, "weights": weights, **parts}
@@ -115,7 +112,9 @@ class AskStep(BatchStep):
         keys = [key for key, _ in questions]
         entry = next(self._kept, (0, None))[1]
         if entry is None:
-            found = _answers(model, questions, samples, self.place)
+            from lnlit.curation._answering import answers  # torch, which steps that ask nothing do without
+
+            found = answers(model, questions, samples, self.place)
             if self._journal is not None:
                 self._journal.append({"keys": keys, "answers": [[asdict(one) for one in each] for each in found]})
         elif entry["keys"] != keys:
@@ -156,48 +155,6 @@ def _text(value: Any) -> str:
 def reason_of(error: str) -> str:
     """The kind of an error, which is in front of a colon, as one word to count it by."""
     return re.sub(r"\W+", "_", error.partition(":")[0].strip().lower())[:40].strip("_") or "error"
-
-
-def _sampler(model: Model) -> tuple[SampledModel, Sampler]:
-    def make() -> tuple[SampledModel, Sampler]:
-        sampled = SampledModel(model.folder, model.engine)
-        encoder = sampled.encoder(model.mode)
-        return sampled, Sampler(sampled.engine, [], 1, encoder, model.sampling.rollout(encoder.end_ids()), Phases())
-
-    return shared(stated(replace(model, sampling=Sampling())), make)
-
-
-def _answers(model: Model, questions: Sequence[Question], samples: int | None, step: str) -> list[list[Answer]]:
-    """Asks the engine. A conversation that it cannot be asked has answers that say so."""
-    sampled, sampler = _sampler(model)
-    count, found = samples or model.sampling.samples_per_prompt, dict[int, list[Answer]]()
-    asked: dict[int, Asked] = {}
-    room = sampled.room(model.sampling.max_new_tokens)
-    for number, (key, messages) in enumerate(questions):
-        seeds = [_seed(model.sampling.seed, step, key, sample) for sample in range(count)]
-        row = {"messages": list(messages)}
-        try:
-            given, token_ids = sampler.encoder.prompt(row)
-            if room is not None and len(token_ids) > room:
-                raise UserError(f"too_long: a prompt of {len(token_ids)} tokens, with room for {max(room, 0)}")
-        except UserError as error:
-            kind = str(error) if str(error).startswith("too_long") else f"no_conversation: {error}"
-            found[number] = [Answer("", "error", 0, seed, kind) for seed in seeds]
-            continue
-        asked[number] = Asked(Prompt(given, tuple(token_ids), row), seeds)
-    if asked:
-        if model.folder is not None:
-            sampled.load(sampler)
-        drawn = sampler.complete(list(asked.values()), model.sampling.rollout(sampler.encoder.end_ids()))
-        for number, group in zip(asked, drawn, strict=True):
-            rollouts = [(each.text, each.rollout) for each in group]
-            found[number] = [Answer(text, r.finish_reason, r.length, r.seed, r.error) for text, r in rollouts]
-    return [found[number] for number in range(len(questions))]
-
-
-def _seed(*parts: object) -> int:
-    """A seed of 63 bits, because engines take signed integers."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def without_answer(row: Row) -> Row:

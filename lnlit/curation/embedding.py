@@ -5,18 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from lnlit.checkpoint.fingerprint import fingerprint
-from lnlit.checkpoint.formats import resolve
-from lnlit.checkpoint.load import frozen_decoder
 from lnlit.curation.settings import shared, stated
-from lnlit.data.tokenizer import load_tokenizer
 from lnlit.errors import UserError
-from lnlit.models.device import accelerator
+
+if TYPE_CHECKING:
+    from lnlit.curation._near import Near
 
 
 @dataclass(frozen=True)
@@ -42,39 +37,13 @@ class Embedding:
 
     def stated(self) -> dict[str, Any]:
         """All that its vectors depend on."""
+        from lnlit.checkpoint.fingerprint import fingerprint
+
         return {**vars(self), "weights": fingerprint(self.folder)}
 
     def near(self, questions: Sequence[str]) -> Near:
         """An index of questions, which all tasks of a process share."""
+        from lnlit.curation._near import Near  # torch, which steps that embed nothing do without
+
         digest = hashlib.sha256("\0".join(questions).encode()).hexdigest()
         return shared(["embedding", stated(self), digest], lambda: Near(self, questions))
-
-
-class Near:
-    """The vectors of questions, to find those near to a text's.
-
-    The mean of the questions' vectors is subtracted from all, because the states of language models have a large part
-    in common that says nothing about a text.
-    """
-
-    def __init__(self, embedding: Embedding, questions: Sequence[str]) -> None:
-        self.embedding = embedding
-        self._decoder = frozen_decoder(resolve(embedding.folder), accelerator(), torch.float32)
-        self._tokenizer = load_tokenizer(resolve(embedding.folder))
-        plain_ND = torch.stack([self._mean(text) for text in questions])
-        self._centre_D = plain_ND.mean(0)
-        self._vectors_ND = torch.nn.functional.normalize(plain_ND - self._centre_D, dim=-1)
-
-    def found(self, text: str) -> list[tuple[int, float]]:
-        """(number of a question, cosine) of the nearest questions, as far as they reach the threshold."""
-        vector_D = torch.nn.functional.normalize(self._mean(text) - self._centre_D, dim=0)
-        best = (self._vectors_ND @ vector_D).topk(min(self.embedding.top, len(self._vectors_ND)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [(number, cosine) for number, cosine in pairs if cosine >= self.embedding.threshold]
-
-    @torch.inference_mode()
-    def _mean(self, text: str) -> Tensor:
-        limit = min(self.embedding.tokens, self._decoder.spec.context_length)
-        ids: Any = self._tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        tokens_BT = torch.tensor([ids or [0]], device=self._decoder.embed_tokens.weight.device)
-        return self._decoder(tokens_BT, read_out=lambda x_BTD, _: x_BTD)[0].float().mean(0).cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -70,6 +71,17 @@ def test_strict_names_the_first_bad_row(tmp_path, capsys, strict):
     (tmp_path / "rows.jsonl").write_text('{"problem": "What?"}\n')
     assert main(["curate", *strict, "--config", "run.yaml", "--out", "b.jsonl"]) == 2
     assert "Columns: row 000000000000: answer holds nothing" in capsys.readouterr().err
+
+
+def test_nothing_is_a_question(capsys):
+    assert main(["curate"]) == 0 and "usage: lnlit curate" in capsys.readouterr().out
+
+
+def test_steps_that_ask_no_model_do_without_torch(tmp_path):
+    code = "import sys; from lnlit.cli.main import main; code = main(['curate', '--config', 'run.yaml']); "
+    code += "print(code, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["out.jsonl", "0 False"]
 
 
 def test_from_python(tmp_path):
