@@ -1,6 +1,5 @@
 """Every YAML we ship parses and names a model that builds; the quickstart really runs, with a tiny model."""
 
-import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -13,12 +12,10 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lnlit.checkpoint.formats import read_spec
 from lnlit.cli import names
 from lnlit.cli.main import main
 from lnlit.cli.pipeline import stages_of
 from lnlit.cli.stage_commands import of_stage
-from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 ROOT = Path(__file__).parents[2]
 #: What `lnlit ablate` takes names such recipes; tests/cli/test_ablation_recipes.py looks at it.
@@ -37,11 +34,30 @@ OVERLAYS = sorted((ROOT / "yaml" / "trainer").glob("*.yaml"))
 SINGLE = [path for path in RECIPES if path not in CLUSTER and path.name != "1b_block_distill.yaml"]
 pytestmark = pytest.mark.usefixtures("vllm_plugin")
 JUDGE = "meta-llama/Llama-3.3-70B-Instruct"
-#: Table 2: math with and without reasoning, code likewise, science with; chat likewise, instructions, safety.
+#: Table 2: samples of each domain and mode.
 TABLE_2 = {
-    f"data.train.{at}.rows": rows
-    for at, rows in enumerate((2_225_427, 19_840_970, 991_706, 9_117_177, 708_920, 8_574, 31_218, 56_339, 31_426))
+    f"steps.1.shares.{domain}": samples
+    for domain, samples in {
+        "math/on": 2_225_427,
+        "math/off": 19_840_970,
+        "code/on": 991_706,
+        "code/off": 9_117_177,
+        "science/on": 708_920,
+        "chat/on": 8_574,
+        "chat/off": 31_218,
+        "instruction following": 56_339,
+        "safety": 31_426,
+    }.items()
 }
+#: Section 7.1, of each task: answers per question, tokens, temperature and top-p.
+PROTOCOL = {"samples": 16, "max_new_tokens": 32768, "temperature": 0.6, "top_p": 0.95}
+EVALUATED = {
+    **{f"tasks.{task}.protocol.{key}": value for task in range(5) for key, value in PROTOCOL.items()},
+    "thinking.0": True,
+    "thinking.1": False,
+    "engine.max_model_len": 32768,
+}
+ARENA = {f"tasks.5.protocol.{key}": value for key, value in PROTOCOL.items() if key != "samples"}
 #: What the paper (arXiv 2505.00949, sections 2 to 6) states for each stage, `init_args` left out of
 #: the keys. Sizes of 16k, 24k and 32k are powers of two.
 STATED: dict[str, dict[str, Any]] = {
@@ -54,11 +70,16 @@ STATED: dict[str, dict[str, Any]] = {
     "ln-super/2b_measure": {"workloads.0.batch_size": 16, "dtype": "float8"},
     "ln-super/3_solve": {"deployment.targets.0.min": 300_000},
     "ln-ultra/3_solve": {"deployment.targets.0.max": 0.6667},
+    "ln-nano/4_curate": {key: TABLE_2[key] for key in TABLE_2 if key.endswith(("math/on", "code/on", "science/on"))},
+    "ln-super/4b_curate": TABLE_2,
+    "ln-ultra/4c_curate": TABLE_2,
+    "ln-nano/9_eval": {**EVALUATED, "tasks.1.rows": 15},  # "AIME25-I only"
+    "ln-super/9b_eval": EVALUATED | ARENA,
+    "ln-ultra/9_eval": EVALUATED | ARENA,
     "ln-nano/5_sft": {
         "model.optimizer.learning_rate": 1e-4,
         "data.sequence_length": 32768,
         "data.packing": True,
-        **{f"data.train.{at}.rows": 4 * rows for at, rows in enumerate((2_225_427, 991_706, 708_920))},
         "trainer.accumulate_grad_batches": 32,
     },
     "ln-nano/5b_sft": {
@@ -77,7 +98,6 @@ STATED: dict[str, dict[str, Any]] = {
         "model.optimizer.schedule": "constant",
         "data.sequence_length": 16384,
         "trainer.accumulate_grad_batches": 4,
-        **TABLE_2,
     },
     "ln-super/7_rloo": {
         "data.prompts.min_instructions": 1,
@@ -100,7 +120,6 @@ STATED: dict[str, dict[str, Any]] = {
         "data.sequence_length": 24576,
         "data.packing": True,
         "trainer.accumulate_grad_batches": 1,
-        **TABLE_2,
     },
     "ln-ultra/5b_annotate": {"sampling.samples_per_prompt": 8},
     "ln-ultra/6_grpo": {
@@ -185,6 +204,8 @@ def test_every_stage_of_a_pipeline_reads_what_one_before_it_wrote(folder):
         config = yaml.safe_load(recipe.read_text())
         named = set(re.findall(rf"runs/{folder}/[\w./-]+", yaml.safe_dump(config)))
         written |= set(re.findall(r"(?:out|default_root_dir): (\S+)", yaml.safe_dump(config)))
+        if config.get("stage") == "sweep":
+            written.add(f"{config['out']}/model")
         assert named <= written, f"{recipe.name} reads {named - written}"
 
 
@@ -326,62 +347,3 @@ def test_gsm8k_takes_two_steps_on_rows_of_its_schema(tiny_model, tmp_path, monke
     asked = results["after"]["on"]["accuracy"][1]
     assert 0 < asked < 30  # the held-out side only
     assert (tmp_path / "runs/gsm8k/checkpoints/step-2.ckpt").is_file()
-
-
-#: What makes the mini pipeline's reinforcement learning small.
-TINY = {
-    "5_sft": {"size: 3000": "size: 12", "max_steps: 30": "max_steps: 1"},
-    "5b_annotate": {
-        "size: 240": "size: 6",
-        "samples_per_prompt: 8": "samples_per_prompt: 2",
-        "max_new_tokens: 96": "max_new_tokens: 6",
-    },
-    "5c_curriculum": {"rollouts: 20": "rollouts: 2"},
-    "6_grpo": {"max_steps: 40": "max_steps: 4", "val_check_interval: 40": "val_check_interval: 4"},
-    "6b_generate": {
-        "size: 80": "size: 4",
-        "samples_per_prompt: 4": "samples_per_prompt: 2",
-        "max_new_tokens: 96": "max_new_tokens: 6",
-    },
-    "7_rloo": {
-        "size: 1000": "size: 30",
-        "max_steps: 20": "max_steps: 1",
-        "val_check_interval: 40": "val_check_interval: 4",
-    },
-    "7b_reward_model": {"max_steps: 30": "max_steps: 1", "val_check_interval: 60": "val_check_interval: 1"},
-    "8_rpo": {
-        "size: 1000": "size: 30",
-        "max_steps: 20": "max_steps: 1",
-        "val_check_interval: 40": "val_check_interval: 4",
-    },
-}
-
-
-def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_path, monkeypatch, capfd):
-    """Each of its stages, on what the one before wrote, with a random child that reads bytes."""
-    pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
-    spec = tiny_spec().replace(context_length=1024)
-    for folder in ("runs/smollm2", "runs/mini/healed"):
-        tiny_folder(tmp_path / folder, spec)
-    (tmp_path / "data" / "hh_rlhf").mkdir(parents=True)
-    with gzip.open(tmp_path / "data/hh_rlhf/helpful-base.jsonl.gz", "wt") as file:
-        for n in range(60):
-            start = f"\n\nHuman: {n} pies?\n\nAssistant: "
-            file.write(json.dumps({"chosen": f"{start}Yes, {n}.", "rejected": f"{start}No."}) + "\n")
-    for recipe in (stage.file for stage in stages_of(ROOT / "yaml" / "mini") if stage.name >= "5"):
-        text = recipe.read_text()
-        for old, new in {**TINY[recipe.stem], "compile: auto": "compile: false"}.items():
-            assert old in text or "compile" in old, old
-            text = text.replace(old, new)
-        (tmp_path / recipe.name).write_text(text)
-        stage = yaml.safe_load(text).get("stage")
-        command, options = ([of_stage(stage).name, stage], []) if stage else (["fit"], ["--trainer.accelerator", "cpu"])
-        assert main([*command, "--config", recipe.name, *options]) == 0, capfd.readouterr().err
-    assert read_spec("runs/mini/aligned") == spec
-    rows = [json.loads(line) for line in (tmp_path / "runs/mini/prompts.jsonl").read_text().splitlines()]
-    assert [row["samples"] for row in rows] == [2] * 6
-    completions = Path("runs/mini/generated.jsonl.completions").read_text().splitlines()[1:]
-    modes = [json.loads(line)["generated"]["thinking"] for line in completions]
-    assert modes == ["on", "off"] * 2 and Path("runs/mini/generated.jsonl").is_file()
-    assert (tmp_path / "runs/mini/curriculum.png").stat().st_size > 1000
