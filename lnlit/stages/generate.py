@@ -43,7 +43,7 @@ class Keep:
             row with the completion of the highest reward, for `ChatData`. "right" is a chat row for each different
             completion with at least `pass_threshold`. "pairs" is a row with the best completion as `chosen` and the
             worst as `rejected`. "majority" is a chat row with the first completion whose final answer most completions
-            have, and this answer under `answer`.
+            have, at least two, and this answer under `answer`.
         pass_threshold: The lowest reward that counts as right.
     """
 
@@ -305,6 +305,8 @@ def _majority(row: Mapping[str, Any], ended: Sequence[int]) -> tuple[list[dict[s
     if len(votes) > 1 and votes[0][1] == votes[1][1]:
         return [], "a tie"
     answer, count = votes[0]
+    if count == 1:
+        return [], "no two answers agree"
     found = _chat(row, next(at for at in ended if final.get(at) == answer))
     if (had := row.get("answer")) is not None:
         found["replaced"] = {**row.get("replaced", {}), "answer": had}

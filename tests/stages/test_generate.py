@@ -128,7 +128,7 @@ def test_the_majority_answers_where_nobody_knows(model, tmp_path, capsys):
         ended = [text for text in said(place) if text and not text.startswith("d")]
         votes = [text[-1] for text in ended]
         ones, twos = votes.count("1"), votes.count("2")
-        if ones != twos:
+        if ones != twos and max(ones, twos) > 1:
             answer = "1" if ones > twos else "2"
             first = next(text for text in ended if text.endswith(answer))
             expected.append((first, answer, [max(ones, twos), 5]))
