@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lnlit.curation.asking import Answer, Model, Question
+from lnlit.curation.model import Answer, Model, Question
 from lnlit.curation.settings import shared, stated
 from lnlit.errors import UserError
 from lnlit.sampling.model import SampledModel

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from datatrove.data import Document
 
-from lnlit.curation.asking import AskStep, Model, check_prompt, filled, said
+from lnlit.curation.asking import AskStep, check_prompt, filled, said
 from lnlit.curation.embedding import Embedding
+from lnlit.curation.model import Model
 from lnlit.curation.ngrams import Index
 from lnlit.curation.rows import text_of
 from lnlit.curation.settings import shared, stated
@@ -107,7 +108,7 @@ class Decontaminate(AskStep):
         """The questions that may be the same in other words."""
         found: dict[int, None] = {}
         if self.embedding is not None:
-            found = dict.fromkeys(number for number, _ in self.embedding.near(self.index().texts).found(text))
+            found = dict.fromkeys(self.embedding.near(self.index().texts, text))
         if self.judge is not None:
             shares = ((number, share) for number, share in self.index().found(text) if share >= _WORTH_ASKING)
             found |= dict.fromkeys(number for number, _ in list(shares)[:3])

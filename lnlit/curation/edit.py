@@ -9,7 +9,8 @@ from typing import Any
 
 from datatrove.data import Document
 
-from lnlit.curation.asking import Answer, AskStep, Model, check_prompt, filled, said
+from lnlit.curation.asking import AskStep, check_prompt, filled, said
+from lnlit.curation.model import Answer, Model
 from lnlit.curation.rows import text_of
 from lnlit.curation.step import Dropped, Outcome, together
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lnlit.curation.settings import shared, stated
+from lnlit.curation.settings import shared
 from lnlit.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,9 +40,14 @@ class Embedding:
 
         return {**vars(self), "weights": fingerprint(self.folder)}
 
-    def near(self, questions: Sequence[str]) -> Near:
-        """An index of questions, which all tasks of a process share."""
+    def near(self, questions: Sequence[str], text: str) -> list[int]:
+        """The numbers of the questions that are nearest to a text, as far as they reach the threshold."""
+        found = self.index(questions).found(text, self.top, self.threshold)
+        return [number for number, _ in found]
+
+    def index(self, questions: Sequence[str]) -> Near:
+        """The questions' vectors, which all tasks of a process share."""
         from lnlit.curation._near import Near  # torch, which steps that embed nothing do without
 
-        digest = hashlib.sha256("\0".join(questions).encode()).hexdigest()
-        return shared(["embedding", stated(self), digest], lambda: Near(self, questions))
+        settings = ["embedding", self.folder, self.tokens, id(questions), len(questions), questions[:1], questions[-1:]]
+        return shared(settings, lambda: Near(self.folder, self.tokens, questions))

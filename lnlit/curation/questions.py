@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from datatrove.data import Document
 
-from lnlit.curation.asking import Answer, AskStep, Model, check_prompt, filled, said
+from lnlit.curation.asking import AskStep, check_prompt, filled, said
+from lnlit.curation.model import Answer, Model
 from lnlit.curation.rows import Row
 from lnlit.curation.step import Dropped, Outcome
 from lnlit.errors import UserError

@@ -8,7 +8,8 @@ from typing import Any
 
 from datatrove.data import Document
 
-from lnlit.curation.asking import AskStep, Model, without_answer
+from lnlit.curation.asking import AskStep, without_answer
+from lnlit.curation.model import Model
 from lnlit.curation.rows import Row
 from lnlit.curation.settings import shared, stated
 from lnlit.curation.step import BatchStep, Dropped, GroupStep, Outcome

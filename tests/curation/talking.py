@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lnlit.curation.asking import Model
+from lnlit.curation.model import Model
 from lnlit.interfaces import Rollout, RolloutEngine
 from lnlit.sampling.settings import Sampling
 

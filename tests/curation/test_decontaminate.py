@@ -177,7 +177,8 @@ def test_an_embedding_finds_what_is_near(rows_in, curated, tiny):
     """Against cosines by hand, of the states that the decoder gives."""
     texts = ["one two three", "four five six seven", "eight", "one two three!", "nothing of it", "fourfive six seven"]
     step = Decontaminate({"b": rows_in([{"question": text} for text in texts[:3]], "b")}, embedding=Embedding(tiny))
-    vectors = [torch.stack([step.embedding.near(texts[:3])._mean(text)])[0].double() for text in texts]
+    questions = texts[:3]
+    vectors = [torch.stack([step.embedding.index(questions)._mean(text)])[0].double() for text in texts]
     centre = sum(vectors[:3]) / 3
     unit = [(vector - centre) / (vector - centre).norm() for vector in vectors]
     kept, dropped = curated(rows_in([{"prompt": text} for text in texts[3:]]), [step])
