@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from lnlit.eval.intervals import share
 from lnlit.notation import tidy, tidy_text, word_of
 from lnlit.thinking import answer_of, last_boxed, obeys
 
@@ -18,23 +19,22 @@ _FRACTION = re.compile(r"(-?)\\[dtc]?frac\s*\{(-?\d+)\}\s*\{(\d+)\}")
 
 @dataclass(frozen=True)
 class Share:
-    """The fraction `hits` / `total` with its 95% Wilson score interval."""
+    """The fraction `hits` / `total` with its 95% interval."""
 
     hits: int
     total: int
 
     @property
     def value(self) -> float:
-        return self.hits / self.total if self.total else math.nan
+        return share(self.hits, self.total).value
 
     @property
     def interval(self) -> tuple[float, float]:
-        if not self.total:
-            return math.nan, math.nan
-        z, n, p = 1.959964, self.total, self.value
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(centre - half, 0.0), min(centre + half, 1.0)
+        """From 0 to 1 if one of them says nothing of others."""
+        found = share(self.hits, self.total)
+        if found.low is None or found.high is None:
+            return (0.0, 1.0) if self.total else (math.nan, math.nan)
+        return found.low, found.high
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -121,7 +121,13 @@ def _task(cell: Cell) -> str:
 
 def tables(evaluation: Evaluation) -> list[tuple[str, Table, str]]:
     """(title, table, note) of each, the one of all numbers last."""
-    found = [("Results", _results(evaluation), _about_results(evaluation))]
+    found: list[tuple[str, Table, str]] = []
+    switched = [cell for cell in evaluation.cells if cell.thinking]
+    others = [cell for cell in evaluation.cells if not cell.thinking]
+    for title, cells in (("With thinking off and on", switched), ("Without a thinking mode", others)):
+        if cells:
+            both = switched and others
+            found.append((title if both else "Results", _results(evaluation, cells), _about_results(cells)))
     if evaluation.against:
         found.append(
             (
@@ -143,26 +149,26 @@ def tables(evaluation: Evaluation) -> list[tuple[str, Table, str]]:
     return found
 
 
-def _results(evaluation: Evaluation) -> Table:
+def _results(evaluation: Evaluation, cells: Sequence[Cell]) -> Table:
     """Tasks down, models and their modes across, as in the paper."""
     columns: list[tuple[str, Thinking | None]] = [
         (model, mode)
         for model in evaluation.models
         for mode in evaluation.modes
-        if any((cell.model, cell.thinking) == (model, mode) for cell in evaluation.cells)
+        if any((cell.model, cell.thinking) == (model, mode) for cell in cells)
     ]
     head = ["task", *(f"{model}{f', {mode}' if mode else ''}" for model, mode in columns)]
     rows = []
-    for task in evaluation.tasks:
-        cells = [evaluation.cell(model, task, mode) for model, mode in columns]
-        named = next((_number_name(cell) for cell in cells if cell), "")
-        rows.append(("", [f"{task}, {named}", *(shown(headline(cell)) if cell else "" for cell in cells)]))
+    for task in dict.fromkeys(cell.task for cell in cells):
+        row = [evaluation.cell(model, task, mode) for model, mode in columns]
+        named = next((_number_name(cell) for cell in row if cell), "")
+        rows.append(("", [f"{task}, {named}", *(shown(headline(cell)) if cell else "" for cell in row)]))
     return Table(head, rows)
 
 
-def _about_results(evaluation: Evaluation) -> str:
-    counts = {cell.task: len(cell.outcomes) for cell in evaluation.cells}
-    samples = {len(cell.answers) // len(cell.outcomes) for cell in evaluation.cells if cell.answers and cell.outcomes}
+def _about_results(cells: Sequence[Cell]) -> str:
+    counts = {cell.task: len(cell.outcomes) for cell in cells}
+    samples = {len(cell.answers) // len(cell.outcomes) for cell in cells if cell.answers and cell.outcomes}
     many = f" Means of {' or '.join(map(str, sorted(samples)))} answers each." if samples and samples != {1} else ""
     return (
         f"Questions: {', '.join(f'{task} {count:,}' for task, count in counts.items())}.{many} In brackets: 95 % "

@@ -40,6 +40,12 @@ TINY = {
         "max_steps: 20": "max_steps: 1",
         "val_check_interval: 40": "val_check_interval: 4",
     },
+    "9_eval": {
+        "size: 100": "size: 2",
+        "size: 8": "size: 1",
+        "samples: 4": "samples: 2",
+        "max_new_tokens: 96": "max_new_tokens: 4",
+    },
 }
 
 

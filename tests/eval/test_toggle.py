@@ -2,6 +2,7 @@
 
 import pytest
 
+from lnlit.eval.intervals import share
 from lnlit.eval.toggle import Share, best_constant, echo_last_number, final_answer, is_correct
 from lnlit.thinking import obeys
 
@@ -43,9 +44,9 @@ def test_numbers_are_compared_as_numbers():
     assert is_correct(r"\boxed{1,000}", "1000") and is_correct("so 1000", "1,000")
 
 
-def test_wilson_interval_of_known_values():
-    low, high = Share(8, 10).interval
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)  # Wilson 1927, n = 10, x = 8
+def test_a_share_has_the_interval_of_evaluations():
+    assert Share(8, 10).interval == (share(8, 10).low, share(8, 10).high)
+    assert Share(1, 1).interval == (0, 1) and str(Share(8, 10)) == " 80.0% (44%-95%)"
 
 
 def test_baselines():
