@@ -37,7 +37,10 @@ def front_chart(theme: Theme, points: Sequence[Point], tasks: tuple[str, str]) -
             axis.plot([x.value, x.value], [y.low, y.high], color=colour, lw=1.2, alpha=0.35)
         said = f"weight {plain(point.weight)}: {tasks[0]} {x}, {tasks[1]} {y}"
         axis.plot(x.value, y.value, "o", ms=6.5, color=colour, zorder=3, gid=tips([said]))
-        axis.annotate(plain(point.weight), (x.value, y.value), (6, 5), textcoords="offset points", color=theme.ink)
+        here = [plain(each.weight) for each in points if each.means == point.means]
+        if here[0] == plain(point.weight):  # once for all that are in one place
+            text = ", ".join(here)
+            axis.annotate(text, (x.value, y.value), (6, 5), textcoords="offset points", color=theme.ink)
         if point.is_picked:
             axis.plot(x.value, y.value, "o", ms=13, mfc="none", mec=theme.accents[1], mew=2, label="picked")
     best = sorted((each for each in points if each.on_front), key=lambda each: each.means[0].value)

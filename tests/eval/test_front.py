@@ -8,6 +8,9 @@ import random
 import pytest
 
 from lnlit.eval.front import beats_both, front, pick
+from lnlit.eval.intervals import Mean
+from lnlit.report.fronts import Point, front_chart
+from lnlit.report.theme import LIGHT
 
 ARC = [(0.2, 0.9), (0.5, 0.8), (0.7, 0.6), (0.9, 0.1)]
 
@@ -24,6 +27,14 @@ def test_a_front_is_what_no_other_point_beats(seed):
         assert (place in found) != beaten
     for one, two in itertools.combinations(found, 2):  # along a front, what one task gains the other loses
         assert points[one] == points[two] or (points[one][0] - points[two][0]) * (points[one][1] - points[two][1]) < 0
+
+
+def test_models_in_one_place_share_a_label():
+    pytest.importorskip("matplotlib")
+    same, other = (Mean(0.5, 0.4, 0.6, 10),) * 2, (Mean(0.6, 0.5, 0.7, 10),) * 2
+    points = [Point(0.0, same, False), Point(0.5, same, False), Point(1.0, other, True, True)]
+    figure = front_chart(LIGHT, points, ("one", "two"))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0, 0.5", "1"]
 
 
 def test_rules_pick_what_they_say():
