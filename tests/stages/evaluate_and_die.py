@@ -1,5 +1,5 @@
-"""Evaluates a model until it is killed, after so many seconds of computing: `python evaluate_and_die.py MODEL OUT
-SECONDS`."""
+"""Evaluates a model until it is killed, so many seconds after the engine's Nth call: `python evaluate_and_die.py MODEL
+OUT N SECONDS`."""
 
 from __future__ import annotations
 
@@ -59,11 +59,14 @@ class Says(GenerationTask):
 class Counting(NativeEngine):
     """lnlit's decoder, which notes in a file how many completions were asked of it."""
 
+    calls = 0
+
     def __init__(self, notes: Path) -> None:
         super().__init__(16, "float32", "cpu")
         self._notes = notes
 
     def generate(self, requests: Sequence[RolloutRequest], sampling: RolloutSampling):
+        type(self).calls += 1
         with self._notes.open("a") as stream:
             stream.write(f"{len(requests)}\n")
         return super().generate(requests, sampling)
@@ -100,14 +103,14 @@ def answer_files(out: Path) -> list[Path]:
 if __name__ == "__main__":
     import evaluate_and_die  # under its own name: answers are gone on with by the same engine
 
-    model, out, seconds = sys.argv[1:]
-
-    begin = time.process_time()
+    model, out, calls, seconds = sys.argv[1:]
 
     def die() -> None:
-        while time.process_time() < begin + float(seconds):
-            time.sleep(0.001)
+        while Counting.calls < int(calls):
+            time.sleep(0.0002)
+        time.sleep(float(seconds))
         os.kill(os.getpid(), signal.SIGKILL)
 
+    Counting = evaluate_and_die.Counting
     threading.Thread(target=die, daemon=True).start()
     evaluate_and_die.run(model, Path(out))
