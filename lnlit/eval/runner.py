@@ -149,6 +149,11 @@ class Evaluator:
     # likelihoods
 
     def _compared(self, benchmark: Benchmark, task: LikelihoodTask) -> Cell:
+        if self.model.folder is None:
+            raise UserError(
+                f"{self.name}: likelihoods need a model folder, which an engine with a model of its own has not. Leave "
+                "out the tasks that compare them."
+            )
         settings, identity = self.settings, self.model.identity
         header = {"model": identity["model"], "tokenizer": identity["tokenizer"], "dtype": settings.likelihood_dtype}
         with AnswerFile(self._file(benchmark.name, header), header, "likelihoods") as found:
@@ -170,11 +175,7 @@ class Evaluator:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        if self.model.folder is None:
-            raise UserError(
-                f"{self.name}: likelihoods need a model folder, which an engine with a model of its own has not. Leave "
-                "out the tasks that compare them."
-            )
+        assert self.model.folder is not None
         return frozen_decoder(self.model.folder, torch_device(), getattr(torch, self.settings.likelihood_dtype))
 
     # answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -15,12 +16,15 @@ import warm
 from evaluate_and_die import PER_ROUND, QUESTIONS, SAMPLES, Letters, Says, answer_files, generated, lines, results, run
 from safetensors.torch import load_file, save_file
 
+from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.eval.runner import Settings
+from lnlit.eval.tasks.multiple_choice import MultipleChoice
 from lnlit.interfaces import (
     BatchReward,
     Question,
     RewardResult,
+    Rollout,
     TaskSampling,
 )
 from lnlit.rollout.scripted import ScriptedEngine
@@ -309,6 +313,26 @@ def test_models_that_cannot_be_evaluated_are_told_of_before_anything_is(model, t
         with pytest.raises(UserError, match=told):
             evaluate(models, [Says()], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_with_a_model_of_its_own_gives_answers_and_no_likelihoods(model, tmp_path):
+    class Endpoint(ScriptedEngine):
+        needs_weights = False  # type: ignore[assignment]
+
+        def generate(self, requests, sampling):
+            assert all(request.messages and not request.prompt_ids for request in requests)
+            return [Rollout((), (), (), "stop", 0, request.seed, text="aR", counted=2) for request in requests]
+
+    engine = Endpoint([[1]])
+    evaluate([], [Short(3)], str(tmp_path / "out"), engine=engine)
+    cell = results(tmp_path / "out")["results"][0]
+    assert (cell["model"], cell["value"], cell["tokens_per_answer"]) == ("Endpoint", 1.0, 2.0)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"context": "a", "choices": ["b", "c"], "answer": 0}) + "\n")
+    with pytest.raises(UserError, match="Endpoint: likelihoods need a model folder"):
+        evaluate([], [MultipleChoice(JsonlSource(str(rows)))], str(tmp_path / "out"), engine=engine)
+    with pytest.raises(UserError, match="generates with a model of its own; leave out the model folders"):
+        evaluate([model], [Short(3)], str(tmp_path / "out"), engine=engine)
 
 
 def test_several_ranks_are_refused_in_a_line(model, tmp_path, monkeypatch):
