@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,6 @@ TINY = {
         "max_steps: 20": "max_steps: 1",
         "val_check_interval: 40": "val_check_interval: 4",
     },
-    "9_eval": {
-        "size: 100": "size: 2",
-        "size: 8": "size: 1",
-        "samples: 4": "samples: 2",
-        "max_new_tokens: 96": "max_new_tokens: 4",
-    },
 }
 
 
@@ -61,7 +56,7 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
         for n in range(60):
             start = f"\n\nHuman: {n} pies?\n\nAssistant: "
             file.write(json.dumps({"chosen": f"{start}Yes, {n}.", "rejected": f"{start}No."}) + "\n")
-    for recipe in (stage.file for stage in stages_of(ROOT / "yaml" / "mini") if stage.name >= "5"):
+    for recipe in (stage.file for stage in stages_of(ROOT / "yaml" / "mini") if "5" <= stage.name < "9"):
         text = recipe.read_text()
         for old, new in {**TINY[recipe.stem], "compile: auto": "compile: false"}.items():
             assert old in text or "compile" in old, old
@@ -77,3 +72,32 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
     modes = [json.loads(line)["generated"]["thinking"] for line in completions]
     assert modes == ["on", "off"] * 2 and Path("runs/mini/generated.jsonl").is_file()
     assert (tmp_path / "runs/mini/curriculum.png").stat().st_size > 1000
+
+
+def test_the_mini_pipelines_models_stand_in_one_table(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "yaml/mini/9_eval.yaml").read_text()
+    small = {
+        "size: 40": "size: 2",
+        "rows: 5": "rows: 1",
+        "samples: 2": "samples: 1",
+        "max_new_tokens: 96": "max_new_tokens: 4",
+    }
+    for old, new in small.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    (tmp_path / "9_eval.yaml").write_text(text)
+    recipe = yaml.safe_load(text)
+    models = [*recipe["models"], recipe["against"]]
+    for number, folder in enumerate(models):
+        tiny_folder(tmp_path / folder, tiny_spec().replace(context_length=1024), seed=number)
+    (tmp_path / "data" / "pydocs").mkdir(parents=True)
+    with gzip.open(tmp_path / "data/pydocs/valid.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": f"Text number {n}."}) + "\n" for n in range(3))
+    assert main(["eval", "--config", "9_eval.yaml"]) == 0, capfd.readouterr().err
+    results = json.loads(Path("runs/mini/eval/results.json").read_text())["results"]
+    names, tasks = [Path(model).name for model in models], ("reasoning_gym", "toggle_robustness", "perplexity")
+    assert {(row["model"], row["task"]) for row in results} == set(product(names, tasks))
+    modes = [(row["model"], row["thinking"]) for row in results if row["task"] == "reasoning_gym"]
+    assert sorted(modes) == sorted(product(names, ("on", "off")))
