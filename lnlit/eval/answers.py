@@ -85,7 +85,8 @@ def _readable(question: Question, encoder: PromptEncoder, limit: int, context: i
 
 class AnswerFile:
     """Answers by question, in a journal that an interrupted evaluation continues. A round of questions that was sampled
-    together is kept as a whole or not at all.
+    together is kept as a whole or not at all. Entries with "incomplete" are found in this run only, so that the next
+    asks again for what an engine could not get.
 
     Args:
         file: The path of the file.
@@ -115,10 +116,11 @@ class AnswerFile:
 
     def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Keeps a round of entries, each with the key "of"."""
-        whole = [{**entry, "round": self._round, "together": len(entries)} for entry in entries]
-        self.journal.append(*whole)
-        self.found |= {entry["of"]: entry for entry in whole}
-        self._round += 1
+        self.found |= {entry["of"]: dict(entry) for entry in entries}
+        kept = [entry for entry in entries if not entry.get("incomplete")]
+        if kept:
+            self.journal.append(*({**entry, "round": self._round, "together": len(kept)} for entry in kept))
+            self._round += 1
 
 
 def _in_whole_rounds(entries: Sequence[Mapping[str, Any]]) -> int:
@@ -155,8 +157,13 @@ def sample(
         start = time.perf_counter()
         drawn = _complete(part, sampler, sampling, seed)
         took = time.perf_counter() - start
-        answers.append([_entry(each, drawn[each.asked]) for each in part])
         made = [one for each in part for samples in drawn[each.asked] for one in samples]
+        if len(made) > 1 and all(one.rollout.error for one in made):
+            raise UserError(
+                f"{what}: none of {len(made)} completions could be had; the first: {made[0].rollout.error}. What was "
+                "done before is kept."
+            )
+        answers.append([_entry(each, drawn[each.asked]) for each in part])
         tokens = sum(one.rollout.length for one in made)
         seconds.append({"seconds": took, "answers": len(made), "tokens": tokens})
         yield
@@ -199,7 +206,13 @@ def _entry(question: Readable, drawn: Sequence[Sequence[Drawn]]) -> dict[str, An
         ]
         for samples in drawn
     ]
-    return {"question": question.question.key, "of": question.asked, "answers": answers}
+    lacks_some = any(one.rollout.error for samples in drawn for one in samples)
+    return {
+        "question": question.question.key,
+        "of": question.asked,
+        "answers": answers,
+        **({"incomplete": True} if lacks_some else {}),
+    }
 
 
 def judge(
@@ -222,22 +235,27 @@ def judge(
             if _is_graded(one)
         }
         results = dict(zip(requests, sampler.pool.score(list(requests.values())), strict=True))
-        verdicts.append(
-            [
-                {
-                    "question": each.question.key,
-                    "of": each.judged,
-                    "rewards": [
-                        [
-                            _plain(results.get((each.judged, place, number), {}))
-                            for number in range(len(answers.found[each.asked]["answers"][place]))
-                        ]
-                        for place in range(len(each.prompts))
-                    ],
-                }
-                for each in part
-            ]
-        )
+        verdicts.append([_verdicts(each, answers.found[each.asked], results) for each in part])
+
+
+def _verdicts(
+    question: Readable,
+    said: Mapping[str, Any],
+    results: Mapping[tuple[str, int, int], Mapping[str, RewardResult]],
+) -> dict[str, Any]:
+    """The entry of a question's verdicts. It is incomplete if an answer is missing or could not be judged, as when a
+    judge is down."""
+    found = [
+        [results.get((question.judged, place, number), {}) for number in range(len(samples))]
+        for place, samples in enumerate(said["answers"])
+    ]
+    unjudged = any(result.value is None for row in found for each in row for result in each.values())
+    return {
+        "question": question.question.key,
+        "of": question.judged,
+        "rewards": [[_plain(each) for each in row] for row in found],
+        **({"incomplete": True} if unjudged or said.get("incomplete") else {}),
+    }
 
 
 def judged_answers(
@@ -261,7 +279,7 @@ def _answer(said: Mapping[str, Any], verdict: Mapping[str, Sequence[Any]], names
         rewards = dict.fromkeys(names, RewardResult(None, said["error"]))
     else:
         rewards = {name: RewardResult(*verdict[name]) for name in names}
-    return Answer(said["text"], said["tokens"], is_cut, in_thought, rewards)
+    return Answer(said["text"], said["tokens"], is_cut, in_thought, rewards, is_missing="error" in said)
 
 
 def _is_cut(said: Mapping[str, Any]) -> bool:

@@ -85,7 +85,8 @@ def outcome(
     whole = _of_votes(task, values, answers)
     if thinking is not None:
         columns = zip(*answers, strict=True)
-        values[OBEYS] = [fmean(obeys(one.text, thinking) for one in column) for column in columns]
+        there = [[one for one in column if not one.is_missing] for column in columns]
+        values[OBEYS] = [fmean(obeys(one.text, thinking) for one in column) if column else None for column in there]
     return Outcome(group, values, whole, answers)
 
 

@@ -53,13 +53,14 @@ class Question:
 class Answer:
     """A model's answer to one prompt of a question. `text` is that of `RewardRequest.completion`, `tokens` its length.
     `cut_in_thought` is true if the answer hit the length limit before its thinking ended; it is not graded, and each of
-    its `rewards` is 0."""
+    its `rewards` is 0. `is_missing` is true if the engine could not get it, so that there is nothing to judge."""
 
     text: str
     tokens: int
     truncated: bool
     cut_in_thought: bool
     rewards: Mapping[str, RewardResult] = field(default_factory=dict)
+    is_missing: bool = False
 
 
 class Task(ABC):

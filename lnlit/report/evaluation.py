@@ -84,8 +84,10 @@ def lead(evaluation: Evaluation) -> str:
 
 
 def headline(cell: Cell) -> Mean:
-    """The number that the task is about: its first total if it has any, or else its first number."""
-    return next(iter((*cell.totals.values(), *figures(cell).values())), Mean(math.nan, None, None, 0))
+    """The number that the task is about: its first total if it has any, or else its first number, which is NaN if no
+    answer could be judged."""
+    own = figures(cell).get(cell.first, Mean(math.nan, None, None, 0))
+    return next(iter((*cell.totals.values(), own)))
 
 
 def shown(mean: Mean | None) -> str:
@@ -272,7 +274,11 @@ def _tiles(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 def pictures(evaluation: Evaluation) -> Iterator[Picture]:
     """Accuracy against what an answer costs, task by task, and the differences from the parent."""
     spots = {
-        task: [_spot(cell) for cell in evaluation.cells if cell.task == task and cell.answers]
+        task: [
+            _spot(cell)
+            for cell in evaluation.cells
+            if cell.task == task and cell.answers and not math.isnan(headline(cell).value)
+        ]
         for task in evaluation.tasks
     }
     spots = {task: found for task, found in spots.items() if found}

@@ -6,7 +6,8 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -339,3 +340,59 @@ def test_several_ranks_are_refused_in_a_line(model, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="eval runs as one process, got WORLD_SIZE=2"):
         run(model, tmp_path / "out")
+
+
+class Failing(ScriptedEngine):
+    """Gets no answer to some of the questions that it is asked, until it is mended."""
+
+    def __init__(self, failures: Mapping[str, int]) -> None:
+        super().__init__([said("aaR")])
+        self._failures, self._asked = dict(failures), 0
+
+    def generate(self, requests, sampling):
+        self._asked += len(requests)
+        return [
+            replace(each, token_ids=(), logprobs=(), finish_reason="error", error="refused: HTTP 500")
+            if self._fails(request.messages[-1]["content"])
+            else each
+            for request, each in zip(requests, super().generate(requests, sampling), strict=True)
+        ]
+
+    def _fails(self, question: str) -> bool:
+        left = self._failures.get(question, 0)
+        self._failures[question] = left - 1
+        return left > 0
+
+
+def test_an_engine_that_is_down_makes_no_number(model, tmp_path):
+    out, engine = tmp_path / "out", Failing({f"say {n}": 8 for n in range(QUESTIONS)})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"none of 88 completions could be had; the first: refused: HTTP 500"):
+            evaluate([model], [Short()], str(out), thinking=["off"], engine=engine)
+    evaluate([model], [Short()], str(out), thinking=["off"], engine=engine)
+    assert results(out)["results"][0]["value"] == 1 and engine._asked == 3 * 4 * QUESTIONS
+
+
+def test_an_answer_that_is_missing_is_in_no_number_and_is_asked_for_again(model, tmp_path):
+    out, engine = tmp_path / "out", Failing({"say 3": 4, "say 5": 2})
+    evaluate([model], [Short()], str(out), thinking=["off"], engine=engine)
+    (cell,) = results(out)["results"]
+    assert cell["value"] == 1 and cell["questions"] == QUESTIONS - 1
+    assert cell["figures"]["obeys the toggle"]["questions"] == QUESTIONS - 1
+    assert cell["shares"]["not judged"]["value"] == pytest.approx(6 / (4 * QUESTIONS))
+    for _ in range(2):
+        evaluate([model], [Short()], str(out), thinking=["off"], engine=engine)
+        (cell,) = results(out)["results"]
+        assert cell["value"] == 1 and cell["questions"] == QUESTIONS and cell["shares"]["not judged"]["value"] == 0
+        assert engine._asked == 4 * QUESTIONS + 8, "of two questions, once"
+
+
+def test_what_no_judge_could_judge_has_no_number_and_is_judged_again(model, tmp_path, monkeypatch):
+    out, engine = tmp_path / "out", scripted("aaR")
+    with monkeypatch.context() as down:
+        down.setattr(Graded, "score_batch", lambda self, asked: [RewardResult(None, "down") for _ in asked])
+        evaluate([model], [Short()], str(out), thinking=["off"], engine=engine)
+    assert results(out)["results"][0]["value"] is None
+    assert "| Short, right | - |" in (out / "results.md").read_text(), "and not another number under this one's name"
+    evaluate([model], [Short()], str(out), thinking=["off"], engine=engine)
+    assert results(out)["results"][0]["value"] == 1
