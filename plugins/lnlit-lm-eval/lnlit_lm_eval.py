@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -65,6 +66,8 @@ class LnlitLM(TemplateLM):
         super().__init__()
         if not str(batch_size).isdigit():
             raise UserError(f"batch_size: expected a number, got {batch_size!r}. lnlit does not choose one.")
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the command line names it by default
         self.model = lnlit.TextModel(pretrained, dtype, thinking, batch_tokens, int(batch_size), device)
         self.tokenizer = self.model.tokenizer
         self.pretrained, self.seed, self.max_gen_toks = str(pretrained), seed, max_gen_toks
