@@ -71,6 +71,7 @@ def evaluate(
     if not tasks:
         raise UserError(f"tasks: there is none. Allowed: {', '.join(registry.names('task'))}.")
     folder = check_output(expanded(out), folder=True)
+    check_output(folder / DATA, mark=b'{\n  "models": ')  # somebody else's results stay
     evaluators = _evaluators(models, against, engine, Plan(folder / ANSWERS, settings, samples, max_new_tokens))
     modes = {each.name: _modes(thinking, each.model.folder) for each in evaluators}
     benchmarks = read_benchmarks(_named(tasks), rows)

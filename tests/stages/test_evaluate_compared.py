@@ -15,6 +15,7 @@ from lnlit.checkpoint.load import frozen_decoder
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.sources import JsonlSource
 from lnlit.data.tokenizer import load_tokenizer
+from lnlit.errors import UserError
 from lnlit.eval import compared as eval_compared
 from lnlit.eval.likelihood import log_likelihoods
 from lnlit.eval.runner import Settings
@@ -95,3 +96,13 @@ def test_models_are_compared_at_the_same_tokens(model, tmp_path, tmp_path_factor
     monkeypatch.setattr("lnlit.eval.runner.frozen_decoder", None)
     evaluate([model, str(folder / "copy")], [Says()], str(tmp_path / "out"), **settings)
     assert results(tmp_path / "out")["divergences"][0] == ours
+
+
+def test_the_results_of_somebody_else_stay(model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"results.json is there already, and is no earlier result"):
+        compared(model, out, CHOICES)
+    assert [file.name for file in out.iterdir()] == ["results.json"]
+    assert (out / "results.json").read_text() == '{"mine": 1}'
