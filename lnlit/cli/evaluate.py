@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from lnlit.cli.stage_command import StageCommand
 
@@ -19,6 +20,9 @@ COMMAND = StageCommand("eval", "Find out how good models are.", STAGES, default=
 #: Options that take several words with commas between them.
 _LISTS = ("--tasks", "--thinking")
 
+#: The source that reads a file of this suffix, if it holds no JSON lines.
+_SOURCES = {".txt": "text", ".parquet": "parquet"}
+
 
 def main(argv: list[str]) -> int:
     """Evaluate models; prints the table and the folder written."""
@@ -27,7 +31,7 @@ def main(argv: list[str]) -> int:
 
 def _with_lists(argv: list[str]) -> Iterator[str]:
     """The arguments with `--tasks gsm8k,math500` as a list. A task that is read from a file of rows is
-    `gsm8k=FILE.jsonl`. Values that are YAML lists or mappings stay as they are."""
+    `gsm8k=FILE.jsonl`, or from a `.txt` or `.parquet`. Values that are YAML lists or mappings stay as they are."""
     waiting = iter(argv)
     for word in waiting:
         option, equals, value = word.partition("=")
@@ -47,4 +51,5 @@ def _task(item: str) -> object:
     name, equals, file = item.partition("=")
     if not equals:
         return item
-    return {"class_path": name, "init_args": {"source": {"class_path": "jsonl", "init_args": {"paths": file}}}}
+    source = _SOURCES.get(PurePath(file).suffix, "jsonl")
+    return {"class_path": name, "init_args": {"source": {"class_path": source, "init_args": {"paths": file}}}}

@@ -131,7 +131,7 @@ def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> N
     is_class_name = isinstance(value, str) and str not in arms and bool(classes)
     if is_class_name or (isinstance(value, Mapping) and classes and ("class_path" in value or not mappings)):
         _check_class(classes, value, place, default)
-    elif records and (isinstance(value, Mapping) or (isinstance(value, str) and not _fits(hint, value))):
+    elif records and (isinstance(value, Mapping) or (_is_file_name(value, arms) and not _fits(hint, value))):
         record = max(records, key=lambda record: _in_common(record, value))
         _check_group(_parser_of(record), _without_former(record, value, place), place)
     elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
@@ -160,6 +160,12 @@ def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any
     cls = _class_of(bases, path, (*place, "class_path") if "class_path" in spec and value is spec else place)
     place = (*place, "init_args")
     _check_group(_parser_of(cls), _without_former(cls, spec.get("init_args", {}), place), place)
+
+
+def _is_file_name(value: Any, arms: list[Any]) -> bool:
+    """Whether a value stands for a YAML file with settings. Beside words that are allowed, a wrong word does not."""
+    words = any(typing.get_origin(arm) is Literal for arm in arms)
+    return isinstance(value, str) and (not words or value.endswith((".yaml", ".yml")))
 
 
 def _nested(given: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -70,8 +70,8 @@ def user_message(error: BaseException) -> str | None:
         return str(error)
     if any(_is_disk_full(cause) for cause in _causes(error)):
         return (
-            f"the disk is full or a quota is reached while saving ({_one_line(error)}). Checkpoints saved before are "
-            "intact. Free some space and resume with --ckpt_path LAST_CHECKPOINT."
+            f"the disk is full or a quota is reached while saving ({_one_line(error)}). What was saved before is "
+            "intact. Free some space and repeat the command, a training run with --ckpt_path last."
         )
     if isinstance(error, UnicodeEncodeError):
         half = ascii(error.object[error.start : error.end][:8])

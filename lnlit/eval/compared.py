@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, is_dataclass
 from typing import TYPE_CHECKING
 
+from lnlit.errors import UserError
 from lnlit.eval.answers import AnswerFile
 from lnlit.eval.figures import Outcome
 from lnlit.eval.likelihood import log_likelihoods
@@ -34,13 +35,16 @@ def compare(
         decoder: Loads the model, which happens only if something is lacking.
         per_round: The number of questions between two writes to disk.
         batch_tokens: Tokens that go through the model together.
-        what: A word or two for the progress report.
+        what: A word or two for the progress report and for errors.
     """
     missing = [each for each in questions if digest(each) not in found.found]
     rounds = [missing[start : start + per_round] for start in range(0, len(missing), per_round)]
     done = len(questions) - len(missing)
     for part in track(rounds, what, "question", total=len(questions), done=done, size=len):
-        likelihoods = log_likelihoods(decoder(), tokenizer, part, batch_tokens)
+        try:
+            likelihoods = list(log_likelihoods(decoder(), tokenizer, part, batch_tokens))
+        except UserError as error:
+            raise UserError(f"{what}: {error}") from error
         found.append(
             [
                 {"question": each.key, "of": digest(each), "likelihoods": [list(astuple(one)) for one in row]}

@@ -31,11 +31,13 @@ from lnlit.thinking import Thinking, on_or_off
 
 #: What is written beside the answers.
 DATA, TABLE, PAGE, QUESTIONS, ANSWERS = "results.json", "results.md", "index.html", "questions.jsonl", "answers"
+#: What each of them holds, whatever was evaluated.
+_MARKS = {DATA: b'{\n  "models": ', TABLE: b"# Evaluation", PAGE: b"<title>Evaluation</title>", QUESTIONS: b'{"task": '}
 
 
 def evaluate(
-    models: list[str],
-    tasks: list[Task],
+    models: list[str] | None = None,
+    tasks: list[Task] | None = None,
     out: str = "runs/eval",
     against: str | None = None,
     thinking: list[Literal["on", "off", "none"] | bool] | None = None,
@@ -52,7 +54,7 @@ def evaluate(
     Other tasks, rows or models in the same folder use what is there. `lnlit plugins` lists the tasks.
 
     Args:
-        models: Model folders.
+        models: Model folders. None for an engine with a model of its own, as an endpoint.
         tasks: The benchmarks, by name or with settings.
         out: The folder to write.
         against: A model that the others are compared with, question by question.
@@ -71,8 +73,9 @@ def evaluate(
     if not tasks:
         raise UserError(f"tasks: there is none. Allowed: {', '.join(registry.names('task'))}.")
     folder = check_output(expanded(out), folder=True)
-    check_output(folder / DATA, mark=b'{\n  "models": ')  # somebody else's results stay
-    evaluators = _evaluators(models, against, engine, Plan(folder / ANSWERS, settings, samples, max_new_tokens))
+    for name, mark in _MARKS.items():  # somebody else's results stay
+        check_output(folder / name, mark=mark)
+    evaluators = _evaluators(models or [], against, engine, Plan(folder / ANSWERS, settings, samples, max_new_tokens))
     modes = {each.name: _modes(thinking, each.model.folder) for each in evaluators}
     benchmarks = read_benchmarks(_named(tasks), rows)
     cells: list[Cell] = []

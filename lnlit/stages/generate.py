@@ -6,10 +6,11 @@ import json
 import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -21,10 +22,11 @@ from lnlit.eval.toggle import canonical_answer
 from lnlit.files import check_output, expanded, replaced_file
 from lnlit.interfaces import Reward, RolloutEngine, Source
 from lnlit.journal import Journal, line
+from lnlit.progress import track
 from lnlit.sampling.model import SampledModel, settings_of
 from lnlit.sampling.prompt import Prompt, Prompts, digest, read_prompts
 from lnlit.sampling.sample import Judged
-from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, sample_into
+from lnlit.sampling.sampler import Asked, Phases, Sampler, Weighted, asked, sample_into
 from lnlit.sampling.settings import Sampling
 from lnlit.thinking import Thinking, answer_of, mode, on_or_off
 
@@ -41,9 +43,9 @@ class Keep:
     Args:
         what: "all" is one row per prompt with all `completions` and `rewards`, for `PreferenceData`. "best" is a chat
             row with the completion of the highest reward, for `ChatData`. "right" is a chat row for each different
-            completion with at least `pass_threshold`. "pairs" is a row with the best completion as `chosen` and the
-            worst as `rejected`. "majority" is a chat row with the first completion whose final answer most completions
-            have, at least two, and this answer under `answer`.
+            completion with at least `pass_threshold`; `times` under `generated` is how often it came. "pairs" is a row
+            with the best completion as `chosen` and the worst as `rejected`. "majority" is a chat row with the first
+            completion whose final answer most completions have, at least two, and this answer under `answer`.
         pass_threshold: The lowest reward that counts as right.
     """
 
@@ -86,7 +88,8 @@ def generate(
     A row has the prompt's `messages`, its other keys, `pass_rate` (the share of right completions), and under
     `generated` what it was made by: digests of model and tokenizer, engine, sampling, seeds. What the prompt's row had
     as its answer is under `replaced`. All completions stay in OUT.completions: interrupted, the same command goes on
-    where it stopped, with the result that it would have had, and another `keep` generates nothing again.
+    where it stopped, with the result that it would have had, and another `keep` generates nothing again. Completions
+    that an engine could not give, as when an endpoint was down, are asked for again by the same command.
 
     Args:
         model: Model folder with a tokenizer and a chat template. Null for an engine with a model of its own.
@@ -115,11 +118,14 @@ def generate(
         Journal(file.with_name(f"{file.name}.completions"), header, "completions") as work,
         closing(Sampler(*parts)) as sampler,
     ):
-        if len(work) < len(found):
-            sampled.load(sampler)
         drawn = asked(found, sampling.samples_per_prompt, sampling.seed, rollout=0)
-        sample_into(work, sampler, drawn, rounds.prompts, partial(_row, made_by=made_by, strict=strict), "generate")
-        for told in _write(file, work, keep):
+        lacking = _lacking(work, drawn)
+        if lacking or len(work) < len(found):
+            sampled.load(sampler)
+        row = partial(_row, made_by=made_by, strict=strict)
+        sample_into(work, sampler, drawn, rounds.prompts, row, "generate")
+        _ask_again(work, sampler, lacking, rounds.prompts, row)
+        for told in _write(file, work, len(found), keep):
             print(f"generate: {told}", file=sys.stderr)
     return file
 
@@ -230,14 +236,79 @@ def _tokens(sample: Judged) -> int | None:
     return rollout.counted if rollout.text is not None else rollout.length
 
 
-def _write(file: Path, work: Journal, keep: Keep) -> Iterator[str]:
+def _lacking(work: Journal, drawn: Sequence[Asked]) -> dict[int, Asked]:
+    """The completions that an earlier run did not get, as when an endpoint was down, by the number of their prompt."""
+    lacking: dict[int, Asked] = {}
+    for number, row in _numbered(work, len(drawn)):
+        there = row["generated"]["seeds"]
+        lacking.pop(number, None)
+        if seeds := [seed for seed in drawn[number].seeds if seed not in there]:
+            lacking[number] = Asked(drawn[number].prompt, seeds)
+    return lacking
+
+
+def _ask_again(
+    work: Journal,
+    sampler: Sampler,
+    lacking: Mapping[int, Asked],
+    prompts_per_round: int,
+    row: Callable[[Sequence[Judged]], dict[str, Any]],
+) -> None:
+    """Asks for completions that an earlier run did not get. What comes is appended, with the number of its prompt."""
+    numbers = list(lacking)
+    rounds = [numbers[first : first + prompts_per_round] for first in range(0, len(numbers), prompts_per_round)]
+    for part in track(rounds, "generate again", "prompt", total=len(numbers), size=len):
+        groups = sampler.draw([lacking[number] for number in part])
+        work.append(*({_AGAIN: number, **row(group)} for number, group in zip(part, groups, strict=True)))
+
+
+#: The key of an entry that adds completions to an earlier one: the number of its prompt.
+_AGAIN = "again"
+
+
+def _numbered(work: Journal, prompts: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(the number of its prompt, row) of each entry, first of all `prompts` and then those with completions that were
+    asked for again, which hold what was there before."""
+    before: dict[int, dict[str, Any]] = {}
+    for number, (_, row) in enumerate(work.numbered()):
+        if number < prompts:
+            if row["generated"].get("missing"):
+                before[number] = row
+            yield number, row
+        else:
+            place = row.pop(_AGAIN)
+            before[place] = _together(before[place], row)
+            yield place, before[place]
+
+
+def _together(row: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt's row with the completions of another, which were asked for later."""
+    found = {**row, "generated": {**row["generated"]}}
+    for name in ("completions", "rewards", "finish_reasons", "tokens"):
+        if name in row:
+            found[name] = [*row[name], *more[name]]
+    if parts := row.get("reward_parts"):
+        found["reward_parts"] = {name: [*values, *more["reward_parts"][name]] for name, values in parts.items()}
+    found["generated"]["seeds"] = [*row["generated"]["seeds"], *more["generated"]["seeds"]]
+    for name in ("missing", "unjudged"):
+        found["generated"].pop(name, None)
+    if missing := more["generated"].get("missing"):
+        found["generated"]["missing"] = missing
+    if unjudged := [*row["generated"].get("unjudged", ()), *more["generated"].get("unjudged", ())]:
+        found["generated"]["unjudged"] = unjudged
+    return found
+
+
+def _write(file: Path, work: Journal, prompts: int, keep: Keep) -> Iterator[str]:
     """Writes what is kept of the completions, and tells about all of them in a few lines."""
+    again = {number: row for at, (number, row) in enumerate(_numbered(work, prompts)) if at >= prompts}
     why: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     rates: list[float] = []
     with replaced_file(file) as scratch, scratch.open("wb") as stream:
-        for _, row in work.numbered():
+        for number, (_, row) in enumerate(islice(work.numbered(), prompts)):
+            row = again.get(number, row)
             rewards = [reward for reward in row.get("rewards", ()) if reward is not None]
             if "rewards" in row:
                 row["pass_rate"] = fmean(reward >= keep.pass_threshold for reward in rewards) if rewards else None
@@ -251,6 +322,7 @@ def _write(file: Path, work: Journal, keep: Keep) -> Iterator[str]:
             rows, reason = kept(row, keep)
             why.update([reason] if reason else [])
             counts["rows"] += len(rows)
+            counts["equal"] += sum(each["generated"].get("times", 1) - 1 for each in rows)
             stream.writelines(map(line, rows))
     told = f"{counts['prompts']} prompts, {counts['completions']} completions of {counts['tokens']} tokens"
     told += f", {counts['truncated']} truncated"
@@ -261,7 +333,8 @@ def _write(file: Path, work: Journal, keep: Keep) -> Iterator[str]:
         yield f"{counts['unjudged']} completions could not be judged"
     if missing:
         yield f"{missing.total()} completions missing: {_counted(missing)}"
-    yield f"kept ({keep.what}): {counts['rows']} rows in {file}"
+    equal = f", {counts['equal']} more completions equal to one of them" if counts["equal"] else ""
+    yield f"kept ({keep.what}): {counts['rows']} rows in {file}{equal}"
     if why:
         yield f"{why.total()} prompts without a row: {_counted(why)}"
 
@@ -290,8 +363,13 @@ def kept(row: Mapping[str, Any], keep: Keep) -> tuple[list[dict[str, Any]], str 
     if keep.what == "best":
         return [_chat(row, best)], None
     if keep.what == "right":
-        right = {texts[at]: at for at in sorted(judged, reverse=True) if rewards[at] >= keep.pass_threshold}
-        return [_chat(row, at) for at in sorted(right.values())], None if right else "none right"
+        right = [at for at in sorted(judged) if rewards[at] >= keep.pass_threshold]
+        times = Counter(texts[at] for at in right)
+        first = {texts[at]: at for at in reversed(right)}
+        rows = [_chat(row, at) for at in sorted(first.values())]
+        for each, at in zip(rows, sorted(first.values()), strict=True):
+            each["generated"]["times"] = times[texts[at]]
+        return rows, None if right else "none right"
     if rewards[best] == rewards[worst]:
         return [], "all rewards equal"
     return [_only(row, [best, worst], chosen=texts[best], rejected=texts[worst])], None

@@ -109,7 +109,7 @@ def test_a_full_disk_is_one_line_that_says_what_survives(command, capsys, error)
     command(raising(error))
     assert main(["work"]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "disk is full" in err and "Checkpoints saved before are intact" in err
+    assert err.count("\n") == 1 and "disk is full" in err and "What was saved before is intact" in err
 
 
 def test_other_errors_of_the_system_are_not_called_a_full_disk():

@@ -101,7 +101,7 @@ def test_rows_are_generated(lnlit, recipes):
         (["curriculum", "--config", "curriculum.yaml", "--prompt_order.sigma", "wide"], "sigma"),
         (["curriculum", "--config", "curriculum.yaml"], "no file matches 'annotated.jsonl'"),
         (["curriculum", "--config", "annotate.yaml"], "stage"),
-        (["generate", "--config", "generate.yaml", "--keep", "bset"], "keep"),
+        (["generate", "--config", "generate.yaml", "--keep", "bset"], "one of 'all', 'best', 'right'"),
         (["generate", "--config", "generate.yaml", "--thinking", "[on, maybe]"], "thinking"),
         (["generate", "--config", "generate.yaml", "--sampling.temperature", "0"], "0 is greedy"),
         (["generate", "--config", "generate.yaml", "--sampling.top_p", "95"], "sampling.top_p"),

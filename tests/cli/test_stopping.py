@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(config, lnlit, tmp_path):
     err = done.stderr
     last = err.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in err, err
-    assert last.startswith("error: the disk is full") and "Checkpoints saved before are intact" in last
+    assert last.startswith("error: the disk is full") and "What was saved before is intact" in last
     assert checkpoints(tmp_path) == ["step-2.ckpt"]
     assert (tmp_path / "runs" / "checkpoints" / "step-2.ckpt").read_bytes() == before
 

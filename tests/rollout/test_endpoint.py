@@ -14,6 +14,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardResult, RolloutRequest, RolloutSampling
 from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
 from lnlit.rollout.endpoint import EndpointEngine
+from lnlit.sampling.sampler import request_seed
 from lnlit.sampling.settings import Sampling
 from lnlit.stages.annotate import annotate
 from lnlit.stages.generate import Rounds, generate
@@ -161,6 +162,26 @@ def test_missing_completions_are_counted_where_the_user_looks(fake, tmp_path, ca
     assert all(len(row["completions"]) + len(row["generated"].get("missing", ())) == 3 for row in found)
     assert "8 completions missing: " in (err := capsys.readouterr().err)
     assert "4 nonsense" in err and "4 refused" in err
+
+
+def test_missing_completions_are_asked_for_again_by_the_same_command(fake, tmp_path, capsys):
+    right = completion("4", finish_reason="stop")
+    fake.behave = lambda number, body: (500, b"") if number % 3 == 0 else (200, right)
+    before = rows(tmp_path, fake.url)
+    asked = len(fake.bodies)
+    fake.behave = lambda number, body: (500, b"") if number == asked + 1 else (200, right)
+    part = rows(tmp_path, fake.url)
+    assert len(fake.bodies) - asked == 4 and "1 completions missing: 1 refused" in capsys.readouterr().err
+    assert sum(len(row["completions"]) for row in part) == 11
+    whole = rows(tmp_path, fake.url)
+    assert len(fake.bodies) - asked == 5 and "completions missing" not in capsys.readouterr().err
+    wanted = {request_seed(0, 0, place, sample) for place in range(4) for sample in range(3)}
+    for old, row in zip(before, whole, strict=True):
+        assert row["completions"] == ["4"] * 3 and row["rewards"] == [1.0] * 3 and row["pass_rate"] == 1
+        seeds = old["generated"]["seeds"]
+        assert row["generated"]["seeds"][: len(seeds)] == seeds and "missing" not in row["generated"]
+    assert {seed for row in whole for seed in row["generated"]["seeds"]} == wanted
+    assert rows(tmp_path, fake.url) == whole and len(fake.bodies) - asked == 5
 
 
 def test_one_that_goes_down_stops_the_run_and_what_was_done_is_kept(fake, tmp_path):

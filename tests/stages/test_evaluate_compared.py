@@ -101,8 +101,10 @@ def test_models_are_compared_at_the_same_tokens(model, tmp_path, tmp_path_factor
 def test_the_results_of_somebody_else_stay(model, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "results.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=r"results.json is there already, and is no earlier result"):
-        compared(model, out, CHOICES)
-    assert [file.name for file in out.iterdir()] == ["results.json"]
-    assert (out / "results.json").read_text() == '{"mine": 1}'
+    for name in ("results.json", "results.md", "index.html", "questions.jsonl"):
+        (out / name).write_text('{"mine": 1}')
+        with pytest.raises(UserError, match=rf"{name} is there already, and is no earlier result"):
+            compared(model, out, CHOICES)
+        assert [file.name for file in out.iterdir()] == [name]
+        assert (out / name).read_text() == '{"mine": 1}'
+        (out / name).unlink()
