@@ -144,9 +144,9 @@ from lnlit.stages.curate import curate as curate
 from lnlit.stages.curriculum import curriculum as rollout_curriculum
 from lnlit.stages.evaluate import evaluate as evaluate
 from lnlit.stages.fuse import fuse as search_fuse
-from lnlit.stages.generate import Keep as Keep
 from lnlit.stages.generate import Rounds as Rounds
 from lnlit.stages.generate import generate as rollout_generate
+from lnlit.stages.keep import Keep as Keep
 from lnlit.stages.library import build_library as search_library
 from lnlit.stages.measure import measure as search_measure
 from lnlit.stages.merge import merge as merge
