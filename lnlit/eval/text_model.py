@@ -150,7 +150,7 @@ class TextModel:
     def decode(self, token_ids: Sequence[int], special_tokens: bool = False) -> str:
         """The text of token ids, with or without special tokens other than the tags of thinking."""
         kept = [token for token in token_ids if special_tokens or token not in self._hidden_ids]
-        return str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        return str(self.tokenizer.decode(kept))
 
 
 class _Said:

@@ -288,8 +288,8 @@ def _write(file: Path, work: Journal, prompts: int, keep: Keep) -> Iterator[str]
     missing: Counter[str] = Counter()
     rates: list[float] = []
     with replaced_file(file) as scratch, scratch.open("wb") as stream:
-        for number, (_, row) in enumerate(islice(work.numbered(), prompts)):
-            row = again.get(number, row)
+        for number, (_, first) in enumerate(islice(work.numbered(), prompts)):
+            row: Any = again.get(number, first)
             rewards = [reward for reward in row.get("rewards", ()) if reward is not None]
             if "rewards" in row:
                 row["pass_rate"] = fmean(reward >= keep.pass_threshold for reward in rewards) if rewards else None

@@ -39,7 +39,7 @@ SETTINGS = {
     "answer_time_limit_s": 60.0,
     "vllm_args": {},
 }
-SAMPLING = {"temperature": 1.0, "max_new_tokens": 4, "end_ids": []}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4, "end_ids": []}
 
 
 class FakeLLM:

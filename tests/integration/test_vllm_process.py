@@ -266,13 +266,14 @@ def is_running(pid: int) -> bool:
 
 
 def test_each_rank_has_a_vllm_of_its_own(fake, monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"):
+    of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE")
+    for name in of_ranks:
         monkeypatch.setenv(name, "1")
     engine = VllmEngine(weights_folder=str(fake), dtype="float32")
     engine.load_weights(fake_policy(5))
     environment = Path(f"/proc/{engine._place._process.pid}/environ").read_text()  # type: ignore[union-attr]
-    assert "LNLIT_VLLM_PYTHON=" in environment
-    assert not any(name in environment for name in ("RANK=", "WORLD_SIZE=", "MASTER_", "TORCHELASTIC_"))
+    names = {line.partition("=")[0] for line in environment.split("\0")}
+    assert "LNLIT_VLLM_PYTHON" in names and names.isdisjoint(of_ranks)
     engine.close()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

@@ -115,7 +115,7 @@ def test_a_workload_that_was_not_timed_has_memory_but_no_times():
         "memory_mib",
     }
     table.check_timed(WORKLOADS[1])
-    with pytest.raises(UserError, match=r"no times for 256x8192\+1024 \(requests x .*\)\. It has: 2x8\+4, "):
+    with pytest.raises(UserError, match=r"the cost table has no 256x8192\+1024 \(requests x .*\)\. It has: 2x8\+4, "):
         table.check_timed(other)
     with pytest.raises(UserError, match="without timing"):
         table_of(mixed_spec(), timed=False).check_timed(WORKLOADS[0])
