@@ -45,7 +45,7 @@ def run(folder: Path, workers: int) -> None:
 
 def main(folder: Path, kills: int, workers: int) -> int:
     """Starts the pipeline until it ends, and kills it up to `kills` times; how often it was killed."""
-    draw, killed, longest = random.Random(1), 0, 1.2 if workers == 1 else 3.0
+    draw, killed, longest = random.Random(1), 0, 1.2 if workers == 1 else 2.0
     while True:
         child = os.fork()
         if child == 0:
