@@ -100,6 +100,8 @@ def generate(
         closing(Sampler(*parts)) as sampler,
     ):
         drawn = asked(found, sampling.samples_per_prompt, sampling.seed, rollout=0)
+        if len(work) < len(found):  # an interrupted round is repeated as a whole
+            work.keep(len(work) // rounds.prompts * rounds.prompts)
         lacking = _lacking(work, drawn)
         if lacking or len(work) < len(found):
             sampled.load(sampler)

@@ -184,6 +184,18 @@ def test_missing_completions_are_asked_for_again_by_the_same_command(fake, tmp_p
     assert rows(tmp_path, fake.url) == whole and len(fake.bodies) - asked == 5
 
 
+def test_what_is_missing_in_a_round_that_was_cut_is_asked_for_once(fake, tmp_path):
+    right = completion("4", finish_reason="stop")
+    fake.behave = lambda number, body: (500, b"") if number % 3 == 0 else (200, right)
+    rows(tmp_path, fake.url)
+    (journal,) = tmp_path.glob("*.completions")
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:4]))  # the second round's first row
+    fake.behave = lambda number, body: (200, right)
+    found = rows(tmp_path, fake.url)
+    assert [row["completions"] for row in found] == [["4"] * 3] * 4
+    assert all(len(set(row["generated"]["seeds"])) == 3 for row in found)
+
+
 def test_one_that_goes_down_stops_the_run_and_what_was_done_is_kept(fake, tmp_path):
     right = (200, completion("4", finish_reason="stop"))
     fake.behave = lambda number, body: right if number <= 6 else (500, b"down")
