@@ -185,7 +185,9 @@ def totals(task: LikelihoodTask, outcomes: Sequence[Outcome]) -> dict[str, Mean]
         again.append(task.totals({name: [column[at] for at in chosen] for name, column in columns.items()}))
     means = {}
     for name, value in found.items():
-        low, high = np.quantile([each[name] for each in again], (0.025, 0.975)).tolist() if again else (None, None)
+        resampled = [each[name] for each in again]
+        # Between two infinite numbers there is none to interpolate.
+        low, high = np.quantile(resampled, (0.025, 0.975), method="nearest").tolist() if again else (None, None)
         means[name] = Mean(value, low, high, count)
     return means
 

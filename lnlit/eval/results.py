@@ -64,11 +64,17 @@ def questions(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
 
 def mean_json(mean: Mean) -> dict[str, Any]:
     return {
-        "value": None if math.isnan(mean.value) else mean.value,
-        "low": mean.low,
-        "high": mean.high,
+        "value": _finite(mean.value),
+        "low": _finite(mean.low),
+        "high": _finite(mean.high),
         "questions": mean.questions,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """The number, or None for what JSON cannot hold: there is none, or it is infinite, as a perplexity per word of a
+    text that is one word."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _cell(cell: Cell) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lnlit.eval import compared as eval_compared
 from lnlit.eval.likelihood import log_likelihoods
 from lnlit.eval.runner import Settings
 from lnlit.eval.tasks.multiple_choice import MultipleChoice
+from lnlit.eval.tasks.perplexity import Perplexity
 from lnlit.stages.evaluate import evaluate
 from lnlit.testing.tiny import tiny_folder
 
@@ -108,3 +109,13 @@ def test_the_results_of_somebody_else_stay(model, tmp_path):
         assert [file.name for file in out.iterdir()] == [name]
         assert (out / name).read_text() == '{"mine": 1}'
         (out / name).unlink()
+
+
+def test_a_perplexity_beyond_all_numbers_is_none_in_the_results(model, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": word * 200}) + "\n" for word in ("abc", "bcd", "cab")))
+    evaluate([model], [Perplexity(JsonlSource(str(file)))], str(tmp_path / "out"))
+    found = results(tmp_path / "out")["results"][0]["totals"]
+    assert found["word_perplexity"] == {"value": None, "low": None, "high": None, "questions": 3}
+    assert found["bits_per_byte"]["low"] <= found["bits_per_byte"]["value"] <= found["bits_per_byte"]["high"]
+    assert "inf" in (tmp_path / "out" / "results.md").read_text()
