@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_rows import isolation
 from fake_judge import FakeJudge, completion, parts
 
 from lnlit import registry
@@ -101,16 +102,6 @@ def compares(number: int, body: dict[str, Any]) -> tuple[int, bytes]:
     """Prefers whichever answer has a 4 in it."""
     shown = parts(body)
     return 200, completion(f"I compare.\nVERDICT {shown['nonce']} {4 * ('4' in shown['second'])}")
-
-
-def isolation() -> str:
-    from lnlit.rewards.code_sandbox import check_isolation
-
-    try:
-        check_isolation("namespaces")
-    except UserError:
-        return "limits"
-    return "namespaces"
 
 
 def reward_model(folder: Path) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from lnlit.curation._shards import ReadShard
 from lnlit.curation.domains import TABLE_2, share_of, tally
 from lnlit.curation.phases import Barrier, Phase
-from lnlit.curation.shards import ReadShard
 from lnlit.curation.step import Dropped
 from lnlit.errors import UserError
 from lnlit.files import write_json

@@ -21,8 +21,8 @@ from datatrove.utils.text import simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer
 from xxhash import xxh64_intdigest
 
+from lnlit.curation._shards import ReadShard
 from lnlit.curation.phases import Barrier, Phase
-from lnlit.curation.shards import ReadShard
 from lnlit.errors import UserError
 
 #: What the filters of datatrove count by themselves, under the reason that we give it.
@@ -169,9 +169,10 @@ class _Cluster(minhash.MinhashDedupCluster):
 @contextmanager
 def _without_bars(module: ModuleType) -> Iterator[None]:
     """datatrove draws bars of its own, which nothing turns off and which would break the lines of ours."""
-    drawn: Any = vars(module)["tqdm"]
-    setattr(module, "tqdm", partial(drawn, disable=True))  # noqa: B010
+    names = vars(module)
+    drawn = names["tqdm"]
+    names["tqdm"] = partial(drawn, disable=True)
     try:
         yield
     finally:
-        setattr(module, "tqdm", drawn)  # noqa: B010
+        names["tqdm"] = drawn

@@ -15,8 +15,8 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from lnlit.curation._shards import Collect, Read, ReadShard, WriteShard
 from lnlit.curation.asking import AskStep
-from lnlit.curation.shards import Collect, Read, ReadShard, WriteShard
 from lnlit.curation.step import Counted
 from lnlit.interfaces import Source
 

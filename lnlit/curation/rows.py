@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def write_shard(file: Path, documents: Iterable[Document]) -> Iterator[Document]
             yield each
 
 
-def read_shard(file: Path) -> Iterator[Document]:
+def read_shard(file: Path) -> Generator[Document]:
     """The documents of a shard."""
     with file.open("rb") as stream:
         for text in stream:
@@ -77,5 +77,5 @@ def merged(folder: Path) -> Iterator[Document]:
     with ExitStack() as stack:
         shards = [read_shard(file) for file in sorted(folder.glob("*.jsonl"))]
         for each in shards:
-            stack.callback(each.close)  # type: ignore[attr-defined]
+            stack.callback(each.close)
         yield from heapq.merge(*shards, key=lambda each: each.id)

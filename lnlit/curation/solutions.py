@@ -41,14 +41,16 @@ class Generate(AskStep):
     def batch(self, documents: Sequence[Document]) -> list[Outcome]:
         made: list[list[Row]] = [[] for _ in documents]
         why: dict[int, Dropped] = {}
-        conversations = [_asked(each.metadata) for each in documents]
-        for number, said in enumerate(conversations):
+        conversations: dict[int, list[dict[str, Any]]] = {}
+        for number, each in enumerate(documents):
+            said = _asked(each.metadata)
             if isinstance(said, Dropped):
                 why[number] = said
-        there = [number for number in range(len(documents)) if number not in why]
+            else:
+                conversations[number] = said
         for place, model in enumerate(self.models):
-            questions = [(f"{documents[number].id}/{place}", conversations[number]) for number in there]
-            for number, answers in zip(there, self.ask(model, questions, None), strict=True):  # type: ignore[arg-type]
+            questions = [(f"{documents[number].id}/{place}", said) for number, said in conversations.items()]
+            for number, answers in zip(conversations, self.ask(model, questions, None), strict=True):
                 for answer in answers:
                     if missing := answer.missing():
                         why[number] = missing

@@ -124,10 +124,10 @@ def _python_values(content: str) -> Iterator[Any]:
     """Python calls, alone, in a list, or one a line, and dictionaries."""
     try:
         body = ast.parse(content).body
-        if not body or not all(isinstance(statement, ast.Expr) for statement in body):
+        values = [statement.value for statement in body if isinstance(statement, ast.Expr)]
+        if not values or len(values) < len(body):
             raise _UnreadableError
-        for statement in body:
-            value = statement.value  # type: ignore[attr-defined]
+        for value in values:
             for node in value.elts if isinstance(value, ast.List | ast.Tuple) else [value]:
                 yield _call(node) if isinstance(node, ast.Call) else ast.literal_eval(node)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:

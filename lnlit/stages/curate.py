@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lnlit.curation._shards import read_counts
 from lnlit.curation.counts import table
 from lnlit.curation.domains import NONE, domain_table
 from lnlit.curation.executors import Executor, Local, alone
 from lnlit.curation.phases import planned
 from lnlit.curation.settings import closing_shared, stated
-from lnlit.curation.shards import read_counts
 from lnlit.curation.step import Counted, PipelineStep
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded
