@@ -12,6 +12,7 @@ from lnlit.callbacks.results import RunResults
 from lnlit.callbacks.rollouts import RolloutLog
 from lnlit.callbacks.samples import SampleGenerations
 from lnlit.callbacks.skip_bad_steps import SkipBadSteps
+from lnlit.callbacks.summary import RunSummary
 from lnlit.callbacks.throughput import Throughput
 from lnlit.callbacks.toggle_report import ToggleReport
 
@@ -23,6 +24,7 @@ __all__ = [
     "RandomState",
     "RolloutLog",
     "RunResults",
+    "RunSummary",
     "SampleGenerations",
     "SkipBadSteps",
     "Throughput",
@@ -40,5 +42,6 @@ def default_callbacks() -> list[Callback]:
         SkipBadSteps(),
         Throughput(),
         SampleGenerations(),
+        RunSummary(),
         progress_bar(),
     ]

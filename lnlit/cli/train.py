@@ -226,10 +226,11 @@ def _exit_code(cli: LitCLI) -> int:
 
 
 def quieten() -> None:
-    """Hides Lightning's advertisements and a deprecation inside it that users can do nothing about."""
-    advertisement = ("litlogger", "litmodels")
+    """Hides Lightning's advertisements, a deprecation inside it that users can do nothing about, and the lines that
+    `RunSummary` says in one."""
+    unwanted = ("litlogger", "litmodels", "GPU available", "TPU available", "Automatic Mixed Precision")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(word in record.getMessage() for word in advertisement)
+        lambda record: not any(word in record.getMessage() for word in unwanted)
     )
     for noise in (".*treespec, LeafSpec.*", ".*Total length of `list` across ranks is zero.*"):
         warnings.filterwarnings("ignore", message=noise)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from lnlit.callbacks import default_callbacks
+from lnlit.callbacks import RunSummary, default_callbacks
 from lnlit.cli import blame
 from lnlit.errors import UserError
 
@@ -61,9 +61,13 @@ def build(config: Mapping[str, Any], make: Callable[[dict[str, Any]], Trainer]) 
     off: list[type] = [Checkpoint] if flags["enable_checkpointing"] is False else []
     if flags["enable_progress_bar"] is False or any(isinstance(callback, ProgressBar) for callback in given):
         off.append(ProgressBar)
+    if flags["enable_model_summary"] is False or any(isinstance(callback, ModelSummary) for callback in given):
+        off.append(RunSummary)
     unwanted = (*off, *map(type, given))
     always = [] if flags["barebones"] else default_callbacks()
     flags["callbacks"] = [*given, *(callback for callback in always if not isinstance(callback, unwanted))]
+    if not flags["barebones"]:
+        flags["enable_model_summary"] = False  # RunSummary stands in the place of Lightning's table
     try:
         trainer = make(flags)
     except Exception as error:  # it has seen nothing but the user's settings
