@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from lnlit.checkpoint.safetensors_folder import EMBEDDING
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.layout import expected_shapes
 from lnlit.models.parallelize import parallelize
 from lnlit.models.parts import stored
@@ -61,19 +62,77 @@ def frozen_decoder(
     return decoder
 
 
+def layerwise_decoder(
+    path: str | Path, device: torch.device | str, dtype: torch.dtype | None = None
+) -> LayerwiseDecoder:
+    """The model of a checkpoint as `frozen_decoder` gives it, whose layers are read when they are used for the first
+    time, or each time if memory does not hold all of them."""
+    stored = StoredLayers(path)
+    decoder = build_decoder(stored.spec, "meta", dtype).requires_grad_(False).eval()
+    dtype = decoder.embed_tokens.weight.dtype
+    outer = {name.removeprefix("model."): weight.to(device, dtype) for name, weight in stored.outer().items()}
+    decoder.load_state_dict(outer, strict=False, assign=True)
+    return LayerwiseDecoder(decoder, stored)
+
+
 def by_layer(spec: ModelSpec, weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """First the embedding, then each layer, then final norm and head: always `len(spec.layers) + 2` groups.
 
     A layer's weights are named below its block (`mlp.up_proj.weight`), the others canonically. Weights may come in any
     order; those that come early wait in memory. Raises `UserError` when some never come.
     """
+    layers, outer = _names(spec)
+    rest = [name for name in outer if name != EMBEDDING]
+    return _grouped([("", [EMBEDDING]), *layers, ("", rest)], weights)
+
+
+class StoredLayers:
+    """The weights of a checkpoint, layer by layer and each read when it is asked for. Layers that are asked for in
+    ascending order are read in one pass over the files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = resolve(path)
+        self._format = open_checkpoint(self._path)
+        self.spec = self._format.read_spec(self._path)
+        self._layers, self._outer = _names(self.spec)
+        self._next, self._groups = -1, iter(())
+
+    def outer(self) -> dict[str, Tensor]:
+        """The embedding, the final norm and the head by their canonical names."""
+        return next(_grouped([("", self._outer)], self._read(set(self._outer))))
+
+    def __call__(self, layer: int) -> dict[str, Tensor]:
+        """A layer's weights by their names below its block, on the CPU and in the checkpoint's dtype."""
+        if layer != self._next:
+            rest = self._layers[layer:]
+            self._groups = _grouped(rest, self._read({name for _, names in rest for name in names}))
+        self._next = layer + 1
+        return next(self._groups)
+
+    def _read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+        return ((name, tensor) for name, tensor in self._format.weights(self._path) if name in names)
+
+
+def _names(spec: ModelSpec) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """(the prefix and the names of each layer's weights, the names of all others)."""
     expected = list(expected_shapes(spec))
-    prefixes = [f"model.layers.{index}." for index in range(len(spec.layers))]
-    groups = [[EMBEDDING], *([name for name in expected if name.startswith(prefix)] for prefix in prefixes)]
-    groups.append([name for name in expected if not name.startswith("model.layers.") and name != EMBEDDING])
+    layers: list[tuple[str, list[str]]] = [(f"model.layers.{index}.", []) for index in range(len(spec.layers))]
+    outer = []
+    for name in expected:
+        if name.startswith("model.layers."):
+            layers[int(name.split(".")[2])][1].append(name)
+        else:
+            outer.append(name)
+    return layers, outer
+
+
+def _grouped(
+    groups: Sequence[tuple[str, Sequence[str]]], weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
+    """The weights of each (prefix, names), without the prefix."""
     waiting: dict[str, Tensor] = {}
     stream = iter(weights)
-    for names, prefix in zip(groups, ["", *prefixes, ""], strict=True):
+    for prefix, names in groups:
         while missing := [name for name in names if name not in waiting]:
             name, tensor = next(stream, ("", None))
             if tensor is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lnlit.errors import UserError
-from lnlit.models.decoder import Decoder
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.lineage import EMPTY
 from lnlit.objectives.cosine import cosine_distance
 from lnlit.progress import track
@@ -55,19 +55,20 @@ class Window:
 
 @torch.no_grad()
 def block_dependency(
-    decoder: Decoder, tokens_RT: Tensor, layers: Sequence[int] | None = None, rows_at_once: int = 4
+    parent: LayerwiseDecoder, tokens_RT: Tensor, layers: Sequence[int] | None = None, rows_at_once: int = 4
 ) -> Dependency:
     """Measure `layers` (None: all that have weights) on a text, `rows_at_once` rows at a time.
 
     For each removed layer only the layers behind it run again, up to the last one asked for. Raises `UserError` for a
     layer that the model does not have or that holds nothing.
     """
-    chosen = _checked(decoder.spec, layers)
+    chosen = _checked(parent.decoder.spec, layers)
     sums = torch.zeros(len(chosen), len(chosen), dtype=torch.float64)
     alone = torch.zeros(3, len(chosen), dtype=torch.float64)
-    batches = tokens_RT.split(rows_at_once)
-    steps = (step for tokens_BT in batches for step in _add_batch(decoder, tokens_BT, chosen, sums, alone))
-    for _ in track(steps, "block dependency", "layer", total=len(batches) * len(chosen)):
+    walks = Walk.of_rows(parent, [tokens_RT[:rows_at_once]]).nbytes * (len(chosen) + 2)
+    passes = tokens_RT.split(rows_at_once * parent.at_once(walks))
+    steps = (step for rows_RT in passes for step in _add_rows(parent, rows_RT.split(rows_at_once), chosen, sums, alone))
+    for _ in track(steps, "block dependency", "layer", total=len(passes) * len(chosen)):
         pass
     change, size, novelty = (alone / tokens_RT.numel()).tolist()
     matrix = (sums / tokens_RT.numel()).tolist()
@@ -108,36 +109,36 @@ def _checked(spec: ModelSpec, layers: Sequence[int] | None) -> list[int]:
     return chosen
 
 
-def _add_batch(decoder: Decoder, tokens_BT: Tensor, chosen: list[int], sums: Tensor, alone: Tensor) -> Iterator[int]:
-    """Add one batch's distances, summed over its tokens, to `sums` [i, j] and `alone` [change/size/novelty, j]. Yields
-    each layer when it is about to be removed."""
-    walk, place = Walk.of_rows(decoder, [tokens_BT]), {layer: at for at, layer in enumerate(chosen)}
+def _add_rows(
+    parent: LayerwiseDecoder, batches: Sequence[Tensor], chosen: list[int], sums: Tensor, alone: Tensor
+) -> Iterator[int]:
+    """Add the distances of some rows, summed over their tokens, to `sums` [i, j] and `alone` [change/size/novelty, j],
+    in one pass over the layers. Yields each layer that is compared when it is done."""
+    walk, place = Walk.of_rows(parent, batches), {layer: at for at, layer in enumerate(chosen)}
     without: dict[int, Walk] = {}
-    updates: dict[int, Tensor] = {}
-    for index in range(chosen[-1] + 1):
-        if index in place:
-            without[index] = walk.without(2)
-        x_BTD, y_BTD, update = _over(walk, index)
-        if index in place:
-            updates[index] = update
+    for layer in range(chosen[-1] + 1):
+        with parent.layer(layer):
+            skipped = walk.beside(2)
+            here = _over(walk, layer)
+            others = {removed: _over(other, layer) for removed, other in without.items()}
+        if layer not in place:
+            continue
+        for x_BTD, y_BTD, update in here:
             size = (update.norm(dim=-1) / x_BTD.float().norm(dim=-1)).double().sum()
             facts = (_distance(x_BTD, y_BTD), size, _distance(update, x_BTD))
-            alone[:, place[index]] += torch.stack([fact.cpu() for fact in facts])
-    for removed in chosen:
-        yield removed
-        walk = without.pop(removed)
-        for index in range(removed + 1, chosen[-1] + 1):
-            *_, update = _over(walk, index)
-            if index in place:
-                sums[place[removed], place[index]] += _distance(updates[index], update).cpu()
+            alone[:, place[layer]] += torch.stack([fact.cpu() for fact in facts])
+        for removed, theirs in others.items():
+            for (*_, update), (*_, other) in zip(here, theirs, strict=True):
+                sums[place[removed], place[layer]] += _distance(update, other).cpu()
+        without[layer] = skipped
+        yield layer
 
 
-def _over(walk: Walk, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, output and update of the layer in front of the walk, which goes on behind it."""
-    (x_BTD,) = walk.streams
+def _over(walk: Walk, layer: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Input, output and update of the layer in front of the walk on each micro-batch. The walk goes on behind it."""
+    before = walk.streams
     walk.seek(2 * layer + 2)
-    (y_BTD,) = walk.streams
-    return x_BTD, y_BTD, y_BTD.float() - x_BTD.float()
+    return [(x_BTD, y_BTD, y_BTD.float() - x_BTD.float()) for x_BTD, y_BTD in zip(before, walk.streams, strict=True)]
 
 
 def _distance(a_BTD: Tensor, b_BTD: Tensor) -> Tensor:

@@ -11,14 +11,16 @@ On disk scores are `scores.jsonl`, a header and one line per candidate:
 Slots are "attention", "ffn", and "block" for a pair that was trained together; with granularity "block" that alone.
 
 Lines are only ever appended, and each is on the disk before the next candidate starts; so an interrupted run loses at
-most the candidate it was at. A score is how much worse than the parent one replaced block makes it (lower is better,
-whatever the metric); the parent's own choices, 0 by definition, are not written.
+most the candidate it was at, or of a parent that does not fit into memory, those of one pass over its layers. A score
+is how much worse than the parent one replaced block makes it (lower is better, whatever the metric); the parent's own
+choices, 0 by definition, are not written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +33,7 @@ from lnlit.files import expanded
 from lnlit.journal import Journal, check_header, is_cut_header, line, read_lines, write_lines
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
-from lnlit.models.decoder import Decoder
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.schema import Whole, read
 from lnlit.search.choice import SLOTS, At, BlockChoice, Slot
 from lnlit.search.library import Library
@@ -84,22 +86,48 @@ class Scorer:
 
     @torch.inference_mode()
     def __init__(
-        self, parent: Decoder, library: Library, batches: Sequence[Tensor], metric: Metric, name: MetricName
+        self,
+        parent: LayerwiseDecoder,
+        library: Library,
+        batches: Sequence[Tensor],
+        metric: Metric,
+        name: MetricName,
     ) -> None:
         self.library, self.parent, self.metric, self.name = library, parent, metric, name
         self.walk = Walk.of_rows(parent, batches)
-        outputs = list(self.walk.hidden())
+        outputs = list(self.walk.beside(0).hidden())
         metric.observe(outputs)
         #: The parent's own values, computed in the same way as the children's.
         self.parent_values = metric.measure(outputs)
         self._check_finite("the parent", self.parent_values)
 
+    def in_passes(self, candidates: Sequence[At]) -> Iterator[Sequence[At]]:
+        """The candidates in groups that are scored in one pass over the parent's layers: see `at_once`."""
+        done = 0
+        while done < len(candidates):
+            count = self.parent.at_once(self.walk.nbytes)
+            yield candidates[done : done + count]
+            done += count
+
     @torch.inference_mode()
-    def score(self, candidate: At) -> Score:
-        """The score of a candidate. Raises `UserError` naming the candidate if it is not finite."""
-        self.walk.seek(candidate.position)
-        block = self.load(candidate)
-        values = self.metric.measure(self.walk.hidden(block, candidate.width))
+    def scores(self, candidates: Sequence[At]) -> list[Score]:
+        """The scores of candidates, which are given in the order of the walk, from one pass over the layers from the
+        first candidate's on. Raises `UserError` naming a candidate whose score is not finite."""
+        children: list[Walk] = []
+        last, waiting = candidates[-1].position, deque(candidates)
+        for layer in range(self.walk.position // 2, len(self.parent.decoder.layers)):
+            with self.parent.layer(layer):
+                while waiting and waiting[0].layer == layer:
+                    candidate = waiting.popleft()
+                    self.walk.seek(candidate.position)
+                    children.append(self.walk.beside(candidate.width, self.load(candidate)))
+                self.walk.seek(max(self.walk.position, min(2 * layer + 2, last)))
+                for child in children:
+                    child.seek(2 * layer + 2)
+        return [self._compared(candidate, child) for candidate, child in zip(candidates, children, strict=True)]
+
+    def _compared(self, candidate: At, child: Walk) -> Score:
+        values = self.metric.measure(child.hidden())
         self._check_finite(str(candidate), values)
         worse = values[self.name] - self.parent_values[self.name]
         return Score(candidate, -worse if self.name in BIGGER_IS_BETTER else worse, values)
@@ -107,23 +135,25 @@ class Scorer:
     def work(self, candidate: At) -> int:
         """The work of a score, as the number of weights that every token is multiplied with. Early layers have more
         layers behind them."""
-        halves = [weights for block in self.parent.layers for weights in _halves(block)]
-        return sum(halves[candidate.position :]) + self.parent.head_weight.numel()
+        decoder = self.parent.decoder
+        halves = [weights for block in decoder.layers for weights in _halves(block)]
+        return sum(halves[candidate.position :]) + decoder.head_weight.numel()
 
     def load(self, candidate: At) -> Block:
         """The candidate with its weights, in the parent's dtype; a sub-block is a block with `NOOP` beside it."""
-        layer, weight = candidate.layer, self.parent.embed_tokens.weight
-        spec, weights = self.library.replacement(candidate, block_weights(self.parent.layers[layer]))  # type: ignore[arg-type]
+        layer, weight = candidate.layer, self.parent.decoder.embed_tokens.weight
+        with self.parent.layer(layer) as own:
+            spec, weights = self.library.replacement(candidate, block_weights(own))
         moved = {name: tensor.to(weight.device, weight.dtype) for name, tensor in weights.items()}
         return load_block(build_block(self.library.spec, layer, spec), moved).eval()
 
     def _check_finite(self, what: str, values: dict[str, float]) -> None:
+        dtype = str(self.parent.decoder.embed_tokens.weight.dtype).removeprefix("torch.")
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(
-                    f"{what}: its {name} is {value}, so it cannot be scored. Its weights hold NaN or overflow "
-                    f"{str(self.parent.embed_tokens.weight.dtype).removeprefix('torch.')}: make it again, or score in "
-                    "float32."
+                    f"{what}: its {name} is {value}, so it cannot be scored. Its weights hold NaN or overflow {dtype}: "
+                    "make it again, or score in float32."
                 )
 
 

@@ -177,9 +177,22 @@ def initialise_layer(
     `weights` are the parent's. Each candidate's error is that of the block which has it beside the parent's other half.
     `UserError` for an error that is not finite.
     """
-    layer, spec = walk.position // 2, walk.parent.spec
-    with _channel_scores(walk.parent.layers[layer]) as scores:
-        steps = walk.steps()
+    layer = walk.position // 2
+    with walk.parent.layer(layer) as block:
+        with _channel_scores(block) as scores:
+            steps = walk.steps()
+        channels = sum(scores) if scores else None
+        return _initialised(walk.parent.decoder.spec, layer, steps, channels, weights, candidates)  # type: ignore[arg-type]
+
+
+def _initialised(
+    spec: ModelSpec,
+    layer: int,
+    steps: Sequence[Step],
+    channels_F: Tensor | None,
+    weights: Mapping[str, Tensor],
+    candidates: Candidates,
+) -> tuple[LayerVariants, dict[At, dict[str, Tensor]]]:
     variants: dict[Half, dict[str, Variant]] = {}
     made: dict[At, dict[str, Tensor]] = {}
     for slot in SLOTS:
@@ -189,7 +202,7 @@ def initialise_layer(
         norm = {name: own.pop(name) for name in NORMS.values() if name in own}
         for name, smaller in candidates.of(slot, part).items():
             at = At(layer, slot, name)
-            first = convert(slot, part, smaller, own, sum(scores) if scores else None)  # type: ignore[arg-type]
+            first = convert(slot, part, smaller, own, channels_F)
             made[at] = first | norm if first else {}
             child = build_block(spec, layer, alone(slot, smaller))
             like = steps[0].x_BTD
@@ -212,9 +225,8 @@ def _error(steps: Sequence[Step], child: Block, slot: Half) -> float:
 
 
 @contextmanager
-def _channel_scores(parent: nn.Module) -> Iterator[list[Tensor]]:
+def _channel_scores(parent: Block) -> Iterator[list[Tensor]]:
     """Collects the FFN's channel contributions, summed over the tokens of each forward pass; [] where it has none."""
-    assert isinstance(parent, Block)
     scores: list[Tensor] = []
     if parent.mlp is None or parent.mlp.reads_channels is None:
         yield scores

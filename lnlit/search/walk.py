@@ -8,8 +8,7 @@ Shape suffixes: R rows, B rows of a micro-batch, T tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 from lnlit.interfaces import TokenBatch
 from lnlit.interfaces.layer import Attend
 from lnlit.models.block import Block
-from lnlit.models.build import load_block
 from lnlit.models.decoder import Decoder
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.packed_attention import AttentionContext
 from lnlit.models.parallelize import whole
 from lnlit.search.choice import Slot
@@ -53,57 +52,72 @@ class Walk:
     """The residual streams of a text on their way through the parent, without gradients and only forward.
 
     Args:
-        parent: The parent model. Layers that the walk has not reached may be on the meta device (see `in_memory`).
+        parent: The parent model. A layer is open while the streams pass it.
         streams: The stream of each micro-batch before `position`, [B, T, D].
         block_inputs: Attention and rope tables of each micro-batch.
         position: The number of sub-blocks that the streams have passed.
     """
 
     def __init__(
-        self, parent: Decoder, streams: Sequence[Tensor], block_inputs: Sequence[BlockInputs], position: int = 0
+        self,
+        parent: LayerwiseDecoder,
+        streams: Sequence[Tensor],
+        block_inputs: Sequence[BlockInputs],
+        position: int = 0,
     ) -> None:
         self.parent, self.block_inputs = parent, block_inputs
-        self.streams, self.position, self.end = list(streams), position, 2 * len(parent.layers)
+        self.streams, self.position, self.end = list(streams), position, 2 * len(parent.decoder.layers)
 
     @classmethod
     @torch.no_grad()
-    def of_rows(cls, parent: Decoder, batches: Sequence[Tensor]) -> Walk:
+    def of_rows(cls, parent: LayerwiseDecoder, batches: Sequence[Tensor]) -> Walk:
         """From micro-batches of tokens [B, T], each row one document. Rows share one rope table."""
-        streams = [parent.embed(tokens_BT) for tokens_BT in batches]
+        streams = [parent.decoder.embed(tokens_BT) for tokens_BT in batches]
         known: dict[torch.Size, BlockInputs] = {}
         for tokens_BT in batches:
             if tokens_BT.shape not in known:
                 positions_1T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
-                known[tokens_BT.shape] = parent.block_inputs(tokens_BT, streams[0].dtype, positions_1T)
+                known[tokens_BT.shape] = parent.decoder.block_inputs(tokens_BT, streams[0].dtype, positions_1T)
         return cls(parent, streams, [known[tokens_BT.shape] for tokens_BT in batches])
 
     @classmethod
     @torch.no_grad()
-    def of_batches(cls, parent: Decoder, batches: Sequence[TokenBatch]) -> Walk:
+    def of_batches(cls, parent: LayerwiseDecoder, batches: Sequence[TokenBatch]) -> Walk:
         """From packed micro-batches. A sharded parent's embedding is gathered for it: every rank must come here."""
-        with whole(parent):
-            streams = [parent.embed(batch.tokens) for batch in batches]
+        with whole(parent.decoder):
+            streams = [parent.decoder.embed(batch.tokens) for batch in batches]
             around = [
-                parent.block_inputs(batch.tokens, x_BTD.dtype, batch.positions, batch.lengths)
+                parent.decoder.block_inputs(batch.tokens, x_BTD.dtype, batch.positions, batch.lengths)
                 for batch, x_BTD in zip(batches, streams, strict=True)
             ]
         return cls(parent, streams, around)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the streams."""
+        return sum(x_BTD.nbytes for x_BTD in self.streams)
+
     @torch.no_grad()
     def seek(self, position: int) -> None:
-        """Move the text to `position`."""
+        """Move the text to `position`. If both halves of a block are needed, they run in one call."""
         if position < self.position:
             raise ValueError(f"the walk is at {self.position} already, behind {position}")
-        self.streams = [self._from(self.position, position, x_BTD, index) for index, x_BTD in enumerate(self.streams)]
-        self.position = position
+        while self.position < position:
+            layer, is_ffn = divmod(self.position, 2)
+            with self.parent.layer(layer) as block:
+                if is_ffn:
+                    self.streams = [block.add_ffn(x_BTD) for x_BTD in self.streams]
+                else:
+                    self._run(block if self.position + 2 <= position else block.add_attention)
+            self.position += 1 if is_ffn or self.position + 1 == position else 2
 
     def steps(self) -> list[Step]:
         """The next layer on every micro-batch. The walk goes on behind it."""
         layer, before = self.position // 2, self.streams
-        block = self._block(layer)
-        self.seek(2 * layer + 1)
-        within = self.streams
-        self.seek(2 * layer + 2)
+        with self.parent.layer(layer) as block:
+            self.seek(2 * layer + 1)
+            within = self.streams
+            self.seek(2 * layer + 2)
         return [
             Step(block, x_BTD, h_BTD, out_BTD, attention.layer(layer), rope)
             for x_BTD, h_BTD, out_BTD, (attention, rope) in zip(
@@ -111,36 +125,27 @@ class Walk:
             )
         ]
 
-    def without(self, width: int) -> Walk:
-        """A walk of its own that leaves out the next `width` sub-blocks."""
-        return Walk(self.parent, self.streams, self.block_inputs, self.position + width)
+    @torch.no_grad()
+    def beside(self, width: int, block: Block | None = None) -> Walk:
+        """A walk of its own behind the next `width` sub-blocks, with `block` in their place, or nothing."""
+        other = Walk(self.parent, self.streams, self.block_inputs, self.position)
+        if block is not None:
+            other._run(block)
+        other.position += width
+        return other
 
-    def hidden(self, block: Block | None = None, width: int = 0) -> Iterator[Tensor]:
-        """Final hidden states [B, T, D] of each micro-batch, with the next `width` sub-blocks replaced by `block`."""
-        for index, x_BTD in enumerate(self.streams):
-            if block is not None:
-                attention, rope = self.block_inputs[index]
-                x_BTD = block(x_BTD, attention.layer(self.position // 2), rope)
-            yield self.parent.norm(self._from(self.position + width, self.end, x_BTD, index))
+    def hidden(self) -> Iterator[Tensor]:
+        """The final hidden states [B, T, D] of each micro-batch. The walk goes to the end for it."""
+        self.seek(self.end)
+        return (self.parent.decoder.norm(x_BTD) for x_BTD in self.streams)
 
-    def _from(self, position: int, end: int, x_BTD: Tensor, index: int) -> Tensor:
-        """The residual stream [B, T, D] of micro-batch `index` at position `end`, computed from `x_BTD`, that at
-        `position`. If both halves of a block are needed, they run in one call."""
-        attention, rope = self.block_inputs[index]
-        while position < end:
-            layer, is_ffn = divmod(position, 2)
-            block = self._block(layer)
-            if is_ffn:
-                x_BTD, position = block.add_ffn(x_BTD), position + 1
-            else:
-                run, position = (block, position + 2) if position + 2 <= end else (block.add_attention, position + 1)
-                x_BTD = run(x_BTD, attention.layer(layer), rope)
-        return x_BTD
-
-    def _block(self, layer: int) -> Block:
-        block = self.parent.layers[layer]
-        assert isinstance(block, Block)
-        return block
+    def _run(self, block: Callable[..., Tensor]) -> None:
+        """Runs a block, or its attention, at the current position."""
+        layer = self.position // 2
+        self.streams = [
+            block(x_BTD, attention.layer(layer), rope)
+            for x_BTD, (attention, rope) in zip(self.streams, self.block_inputs, strict=True)
+        ]
 
 
 def parent_steps(
@@ -150,21 +155,10 @@ def parent_steps(
 
     A sharded parent's layer is gathered until the next one is asked for; every rank must ask for all.
     """
-    walk = Walk.of_batches(parent, batches)
+    layerwise = LayerwiseDecoder(parent)
+    walk = Walk.of_batches(layerwise, batches)
     for layer in range(max(layers) + 1):
-        with whole(parent.layers[layer]):
+        with layerwise.layer(layer):
             steps = walk.steps()
             if layer in layers:
                 yield layer, steps
-
-
-@contextmanager
-def in_memory(parent: Decoder, layer: int, weights: Mapping[str, Tensor], like: Tensor) -> Iterator[None]:
-    """Gives a layer of a parent on the meta device its weights for a while, on device and in dtype of `like`."""
-    block = parent.layers[layer]
-    assert isinstance(block, Block)
-    load_block(block, {name: tensor.to(like.device, like.dtype) for name, tensor in weights.items()})
-    try:
-        yield
-    finally:
-        block.to("meta")

@@ -11,7 +11,7 @@ from lnlit.checkpoint.convert import with_progress
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
 from lnlit.checkpoint.formats import open_checkpoint, resolve
-from lnlit.checkpoint.load import frozen_decoder
+from lnlit.checkpoint.load import layerwise_decoder
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.files import expanded, read_json, write_json
@@ -112,7 +112,7 @@ def _dependency(path: Path, data: TextSample) -> Dependency:
     if not path.is_dir():
         raise UserError(f"fuse: dependencies need the model's tokenizer; run `lnlit import {path} OUT` and fuse OUT.")
     device = torch_device()
-    return block_dependency(frozen_decoder(path, device), data.tokens(str(path)).to(device))
+    return block_dependency(layerwise_decoder(path, device), data.tokens(str(path)).to(device))
 
 
 def _add_record(folder: Path, spec: ModelSpec, plan: FusionPlan, dependency: Dependency | None) -> None:

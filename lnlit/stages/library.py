@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from lnlit.checkpoint.fingerprint import fingerprint, model_source
-from lnlit.checkpoint.formats import open_checkpoint, resolve
-from lnlit.checkpoint.load import EMBEDDING, by_layer
+from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.load import EMBEDDING, StoredLayers
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded
 from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.progress import track
 from lnlit.search.library import LibraryWriter
 from lnlit.search.space import Candidates, initialise_layer
-from lnlit.search.walk import Walk, in_memory
+from lnlit.search.walk import Walk
 
 
 def build_library(
@@ -47,8 +47,7 @@ def build_library(
     """
     check_output(expanded(out), folder=True)
     source = resolve(model)
-    checkpoint = open_checkpoint(source)
-    spec = checkpoint.read_spec(source)
+    spec = read_spec(source)
     for line in candidates.check(spec):
         print(f"library: {line}", file=sys.stderr)
     tokens_RT = data.tokens(str(source))
@@ -60,18 +59,17 @@ def build_library(
     recipe = {"model": parent, "parent_sha256": sha256, "spec": spec.to_json(), "calibration": calibration, **made_by}
     writer = LibraryWriter(out, recipe)
     writer.write_calibration(tokens_RT)
-    layers = by_layer(spec, checkpoint.weights(source))
-    guide, rows = build_decoder(spec), tokens_RT.to(torch_device()).split(max(batch_tokens // tokens_RT.shape[1], 1))
-    embedding = next(layers)[EMBEDDING].to(torch_device(), getattr(torch, dtype))
+    stored, guide = StoredLayers(source), build_decoder(spec)
+    rows = tokens_RT.to(torch_device()).split(max(batch_tokens // tokens_RT.shape[1], 1))
+    embedding = stored.outer()[EMBEDDING].to(torch_device(), getattr(torch, dtype))
     guide.embed_tokens.load_state_dict({"weight": embedding}, assign=True)
-    walk = Walk.of_rows(guide, rows)
-    guide.embed_tokens.to("meta")
-    blocks = islice(layers, len(spec.layers))
-    for layer, weights in enumerate(track(blocks, "library", "layer", total=len(spec.layers))):
-        with in_memory(guide, layer, weights, like=embedding):
-            if writer.has(layer):
-                walk.seek(2 * layer + 2)
-            else:
-                writer.write(layer, *initialise_layer(walk, weights, candidates))
+    walk = Walk.of_rows(LayerwiseDecoder(guide, lambda _: weights), rows)
+    for layer in track(range(len(spec.layers)), "library", "layer"):
+        weights = stored(layer)
+        if writer.has(layer):
+            walk.seek(2 * layer + 2)
+        else:
+            writer.write(layer, *initialise_layer(walk, weights, candidates))
+        guide.layers[layer].to("meta")  # nobody comes back to it
     header = {"parent_sha256": sha256, "calibration": calibration, "provenance": made_by}
     return writer.finish(parent, spec, header).folder

@@ -15,7 +15,7 @@ import torch
 
 from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.formats import resolve
-from lnlit.checkpoint.load import frozen_decoder
+from lnlit.checkpoint.load import layerwise_decoder
 from lnlit.data.chat import ChatEncoder, Document
 from lnlit.data.packing import BestFit, collate
 from lnlit.data.preference import REFERENCE, Group, digest, encode_groups
@@ -26,10 +26,11 @@ from lnlit.errors import UserError
 from lnlit.files import expanded
 from lnlit.interfaces import Source, TokenBatch
 from lnlit.journal import Journal
-from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.progress import track
-from lnlit.rollout.log_probs import token_log_probs
+from lnlit.rollout.log_probs import at_labels
+from lnlit.search.walk import Walk
 from lnlit.thinking import Thinking, on_or_off
 
 
@@ -58,7 +59,8 @@ def reference(
         thinking: Toggle for rows that have none, as in that run.
         dtype: The dtype of weights and computations.
         batch_tokens: Tokens of a forward pass, or one completion.
-        rows_per_round: The number of rows between two writes to disk.
+        rows_per_round: The number of rows between two writes to disk. A model whose layers take more than half of the
+            free memory is read from disk in each round: more rows are faster.
     """
     numbers = {"temperature": temperature, "batch_tokens": batch_tokens, "rows_per_round": rows_per_round}
     for name, value in numbers.items():
@@ -72,7 +74,7 @@ def reference(
     with Journal.beside(file, settings, "rows with log-probs", REFERENCE.encode()) as work:
         if len(work) < len(rows):
             work.keep(len(work) // rows_per_round * rows_per_round)  # a round is batched as it was before
-            decoder = frozen_decoder(path, torch_device(), getattr(torch, dtype))
+            decoder = layerwise_decoder(path, torch_device(), getattr(torch, dtype))
             rounds = [rows[first : first + rows_per_round] for first in range(len(work), len(rows), rows_per_round)]
             for part in track(rounds, "reference", "row", total=len(rows), done=len(work), size=len):
                 groups = encode_groups(encoder, part)
@@ -108,7 +110,7 @@ def _digest(rows: Sequence[dict[str, Any]]) -> str:
 
 @torch.no_grad()
 def _log_probs(
-    decoder: Decoder, groups: Sequence[Group], temperature: float, batch_tokens: int
+    model: LayerwiseDecoder, groups: Sequence[Group], temperature: float, batch_tokens: int
 ) -> list[list[float | None]]:
     """The log-prob of each completion, or None for one that is longer than the context."""
     found: list[list[float | None]] = [[None] * len(group.lengths) for group in groups]
@@ -116,23 +118,34 @@ def _log_probs(
         (row, number, part)
         for row, group in enumerate(groups)
         for number, part in enumerate(group.completions())
-        if len(part) <= decoder.spec.context_length
+        if len(part) <= model.decoder.spec.context_length
     ]
     lengths = np.array([len(part) for *_, part in fits], dtype=np.int64)
     if not len(lengths):
         return found
-    for pack in BestFit(max(batch_tokens, int(lengths.max()))).rows(lengths):
-        chosen = [fits[index] for index, _, _ in pack]
-        batch = collate([[part for *_, part in chosen]], sum(len(part) for *_, part in chosen), pad_id=0)
-        tokens, labels, positions = (x.to(torch_device()) for x in (batch.tokens, batch.labels, batch.positions))
-        here = TokenBatch(tokens, labels, positions, batch.lengths)
-        log_probs_N = token_log_probs(decoder, here, temperature).log_probs_N.double().cpu()
-        counts = [sum(part.loss_mask) for *_, part in chosen]
-        if not log_probs_N.isfinite().all():
-            raise UserError("model: its log-probs are not all finite, so nothing can be compared with it")
-        for (row, number, _), values in zip(chosen, log_probs_N.split(counts), strict=True):
-            found[row][number] = values.sum().item()
+    packs = BestFit(max(batch_tokens, int(lengths.max()))).rows(lengths)
+    embedding = model.decoder.embed_tokens.weight
+    at_once = model.at_once(max(sum(length for *_, length in pack) for pack in packs) * embedding[0].nbytes)
+    for first in range(0, len(packs), at_once):
+        chosen = [[fits[index] for index, *_ in pack] for pack in packs[first : first + at_once]]
+        batches = [_batch([part for *_, part in pack]) for pack in chosen]
+        hidden = Walk.of_batches(model, batches).hidden()
+        for pack, batch, hidden_BTD in zip(chosen, batches, hidden, strict=True):
+            log_probs = at_labels(batch, temperature)(hidden_BTD, model.decoder.head_weight)
+            log_probs_N = log_probs.log_probs_N.double().cpu()
+            counts = [sum(part.loss_mask) for *_, part in pack]
+            if not log_probs_N.isfinite().all():
+                raise UserError("model: its log-probs are not all finite, so nothing can be compared with it")
+            for (row, number, _), values in zip(pack, log_probs_N.split(counts), strict=True):
+                found[row][number] = values.sum().item()
     return found
+
+
+def _batch(parts: Sequence[Document]) -> TokenBatch:
+    """Documents as one row on the device."""
+    batch = collate([list(parts)], sum(map(len, parts)), pad_id=0)
+    tokens, labels, positions = (x.to(torch_device()) for x in (batch.tokens, batch.labels, batch.positions))
+    return TokenBatch(tokens, labels, positions, batch.lengths)
 
 
 def _written(group: Group, log_probs: Sequence[float | None], temperature: float) -> dict[str, Any]:

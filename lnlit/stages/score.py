@@ -18,12 +18,13 @@ from torch import Tensor, distributed
 
 from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.checkpoint.formats import PYPI, read_spec, resolve
-from lnlit.checkpoint.load import frozen_decoder
+from lnlit.checkpoint.load import layerwise_decoder
 from lnlit.data.text import TextSample
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
 from lnlit.eval.multiple_choice import Choices, Questions
 from lnlit.files import check_output, expanded
+from lnlit.journal import Journal
 from lnlit.models.device import torch_device
 from lnlit.progress import track
 from lnlit.search.choice import At, chosen
@@ -49,7 +50,8 @@ def score(
 
     One candidate at a time replaces the parent's sub-block or block; the rest of the model is the parent's. Every score
     is on the disk before the next one starts: interrupted, the same command goes on. Under torchrun the candidates are
-    divided among the processes.
+    divided among the processes. Of a parent whose layers take more than half of the free memory, one layer at a time is
+    read from disk, and as many candidates as the rest holds go through the layers together.
 
     Args:
         model: The parent: a model folder.
@@ -79,25 +81,37 @@ def score(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     done = read_done(_journals(target), header)
     pending = [candidate for candidate in wanted[rank::world] if candidate not in done]
-    parent = frozen_decoder(path, _device(), getattr(torch, dtype))
+    parent = layerwise_decoder(path, _device(), getattr(torch, dtype))
     batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
-    scorer = Scorer(parent, opened, batches, _metric(metric, text, batches, parent.head_weight, k), metric)
+    scorer = Scorer(parent, opened, batches, _metric(metric, text, batches, parent.decoder.head_weight, k), metric)
     header["parent"] = scorer.parent_values
     with open_scores(target if world == 1 else _journal(target, rank), header) as journal:
-        work = {candidate: scorer.work(candidate) for candidate in pending}  # early layers cost more
-        for candidate in track(pending, "score", total=sum(work.values()), size=work.__getitem__, label=str):
-            journal.append(_timed(scorer, candidate))
+        _score_all(scorer, pending, journal)
     with _all_ranks(world):
         if rank == 0 and (parts := _journals(target)) != [target]:
             merge(target, parts, header, {candidate: index for index, candidate in enumerate(everything)})
     return target
 
 
-def _timed(scorer: Scorer, candidate: At) -> dict[str, Any]:
-    """The line of one candidate, with the time that it took."""
+def _score_all(scorer: Scorer, candidates: Sequence[At], journal: Journal) -> None:
+    work = {candidate: scorer.work(candidate) for candidate in candidates}  # early layers cost more
+    passes = track(
+        scorer.in_passes(candidates),
+        "score",
+        total=sum(work.values()),
+        size=lambda group: sum(work[candidate] for candidate in group),
+        label=lambda group: " to ".join(dict.fromkeys([str(group[0]), str(group[-1])])),
+    )
+    for group in passes:
+        journal.append(*_timed(scorer, group))
+
+
+def _timed(scorer: Scorer, candidates: Sequence[At]) -> list[dict[str, Any]]:
+    """The lines of candidates that are scored together, with each one's share of the time that it took."""
     begin = time.perf_counter()
-    found = scorer.score(candidate).to_json()
-    return {**found, "seconds": round(time.perf_counter() - begin, 4)}
+    found = scorer.scores(candidates)
+    seconds = round((time.perf_counter() - begin) / len(candidates), 4)
+    return [{**score.to_json(), "seconds": seconds} for score in found]
 
 
 def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:

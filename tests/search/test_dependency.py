@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from lnlit.errors import UserError
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.lineage import child_spec, child_weights
 from lnlit.search.dependency import Dependency, block_dependency, parallel_windows
 from lnlit.specs import NOOP, BlockSpec
@@ -38,7 +39,7 @@ def without(decoder, index):
 def test_the_matrix_is_its_definition():
     decoder = tiny_decoder(mixed_spec())
     tokens = torch.randint(0, 256, (3, 12), generator=torch.Generator().manual_seed(1))
-    found = block_dependency(decoder, tokens, rows_at_once=2)
+    found = block_dependency(LayerwiseDecoder(decoder), tokens, rows_at_once=2)
     assert found.layers == (0, 1, 2, 3, 5) and found.tokens == 36  # layer 4 holds nothing
     states = outputs(decoder, tokens)
     for i, removed in enumerate(found.layers):
@@ -59,22 +60,24 @@ def test_the_matrix_is_its_definition():
 def test_some_layers_alone_give_the_same_entries_and_stop_early():
     decoder = tiny_decoder(tiny_spec().replace(layers=(BlockSpec(attention(), swiglu()),) * 5))
     tokens = torch.randint(0, 256, (2, 8))
-    whole = block_dependency(decoder, tokens)
+    whole = block_dependency(LayerwiseDecoder(decoder), tokens)
     calls = []
     for index, block in enumerate(decoder.layers):
         block.register_forward_hook(lambda *_, index=index: calls.append(index))
-    part = block_dependency(decoder, tokens, layers=[3, 1])
+    part = block_dependency(LayerwiseDecoder(decoder), tokens, layers=[3, 1])
     assert part.layers == (1, 3)
     assert part.matrix[0][1] == pytest.approx(whole.matrix[1][3], abs=1e-6)
     assert part.matrix[0][0] == part.matrix[1][0] == part.matrix[1][1] == 0.0
-    assert calls == [0, 1, 2, 3, 2, 3]
+    assert calls == [0, 1, 2, 2, 3, 3]
 
 
 def test_a_layer_without_weights_is_refused():
     with pytest.raises(UserError, match="layer 4 is absent or has no weights"):
-        block_dependency(tiny_decoder(mixed_spec()), torch.zeros(1, 4, dtype=torch.long), layers=[1, 4])
+        block_dependency(
+            LayerwiseDecoder(tiny_decoder(mixed_spec())), torch.zeros(1, 4, dtype=torch.long), layers=[1, 4]
+        )
     with pytest.raises(UserError, match="no layers to compare"):
-        block_dependency(tiny_decoder(mixed_spec()), torch.zeros(1, 4, dtype=torch.long), layers=[])
+        block_dependency(LayerwiseDecoder(tiny_decoder(mixed_spec())), torch.zeros(1, 4, dtype=torch.long), layers=[])
 
 
 def upper(size: int, entries: dict[tuple[int, int], float], rest: float = 0.5) -> Dependency:
@@ -97,5 +100,7 @@ def test_windows_hold_attention_only_and_step_over_empty_layers():
     full = BlockSpec(attention(), swiglu())
     layers = (full, BlockSpec(NOOP, NOOP), full, BlockSpec(NOOP, swiglu()), full, full)
     spec = tiny_spec().replace(layers=layers)
-    found = parallel_windows(block_dependency(tiny_decoder(spec), torch.zeros(1, 4, dtype=torch.long)), spec, size=2)
+    found = parallel_windows(
+        block_dependency(LayerwiseDecoder(tiny_decoder(spec)), torch.zeros(1, 4, dtype=torch.long)), spec, size=2
+    )
     assert {window.layers for window in found} == {(0, 2), (4, 5)}

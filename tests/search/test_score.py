@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, build_decoder, load_block
 from lnlit.models.decoder import Decoder
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.weights import canonical_weights, fill
 from lnlit.search.choice import At, BlockChoice, chosen
 from lnlit.search.library import Library, layer_file
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, TopK
-from lnlit.search.score import Scorer, candidates
+from lnlit.search.score import Score, Scorer, candidates
 from lnlit.search.walk import Walk
 from lnlit.specs import NOOP
 from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, tiny_decoder
@@ -44,7 +45,11 @@ def scorer(parent: Decoder, library: Library, batches: list[torch.Tensor], name:
         "hidden_cosine": HiddenCosine(),
         "top_k": TopK(parent.head_weight, 3),
     }
-    return Scorer(parent, library, batches, metrics[name], name)  # type: ignore[arg-type]
+    return Scorer(LayerwiseDecoder(parent), library, batches, metrics[name], name)  # type: ignore[arg-type]
+
+
+def one(scorer: Scorer, candidate: At) -> Score:
+    return scorer.scores([candidate])[0]
 
 
 @torch.no_grad()
@@ -95,7 +100,7 @@ def test_suffix_scores_equal_whole_model_scores(parent, library, batches, granul
         compared = [c for c in compared if c.layer in (1, 3)]  # a fused FFN and a trained pair; single linears
         assert At(1, "block", "kv1+i24") in compared
     for candidate in compared:
-        found = ours.score(candidate)
+        found = one(ours, candidate)
         expected = plain_values(parent, whole_model(parent, library, candidate), torch.cat(batches))
         for name, value in found.values.items():
             assert abs(value - expected[name]) <= 1e-5, (str(candidate), name, value, expected[name])
@@ -105,7 +110,7 @@ def test_suffix_scores_equal_whole_model_scores(parent, library, batches, granul
 def test_a_trained_pair_is_scored_with_its_own_weights(parent, library, batches, tmp_path):
     composed = tiny_library(tmp_path / "library", "parent", parent.spec, pair=False)
     candidate = At(1, "block", "kv1+i24")
-    scores = [scorer(parent, each, batches).score(candidate).score for each in (library, composed)]
+    scores = [one(scorer(parent, each, batches), candidate).score for each in (library, composed)]
     assert abs(scores[0] - scores[1]) > 1e-3
 
 
@@ -116,7 +121,20 @@ def test_other_metrics_equal_their_definition(parent, library, batches, metric):
     sign = -1 if metric == "top_k" else 1
     for candidate in candidates(library, "subblock")[::5]:
         value = plain_values(parent, whole_model(parent, library, candidate), torch.cat(batches))[metric]
-        assert ours.score(candidate).score == pytest.approx(sign * (value - start), abs=1e-5)
+        assert one(ours, candidate).score == pytest.approx(sign * (value - start), abs=1e-5)
+
+
+@pytest.mark.parametrize("granularity", ["subblock", "block"])
+def test_candidates_that_share_a_pass_score_as_each_alone(parent, library, batches, granularity):
+    found = candidates(library, granularity)
+    alone = scorer(parent, library, batches)
+    expected = [one(alone, candidate) for candidate in found]
+    for size in (2, 7, len(found)):
+        together = scorer(parent, library, batches)
+        groups = [found[first : first + size] for first in range(0, len(found), size)]
+        assert [score for group in groups for score in together.scores(group)] == expected
+    some = found[3::4]
+    assert scorer(parent, library, batches).scores(some) == [expected[found.index(at)] for at in some]
 
 
 @torch.inference_mode()
@@ -135,18 +153,19 @@ def test_the_parents_own_blocks_score_exactly_zero(parent, library, batches):
                 names |= {key for key, _ in built.named_parameters()} - built.packed_weights().keys()
                 load_block(built, {key: own[key] for key in names})
                 ours.walk.seek(position)
-                assert ours.metric.measure(ours.walk.hidden(built, width)) == ours.parent_values, (name, layer, spec)
+                child = ours.walk.beside(width, built)
+                assert ours.metric.measure(child.hidden()) == ours.parent_values, (name, layer, spec)
 
 
 def test_half_precision_scores_are_near_the_exact_ones(parent, library, batches):
     exact, half = scorer(parent, library, batches), tiny_decoder(mixed_spec()).bfloat16().eval()
     rough = scorer(half, library, batches)
     for candidate in candidates(library, "subblock")[::4]:
-        assert rough.score(candidate).score == pytest.approx(exact.score(candidate).score, rel=0.05, abs=2e-3)
+        assert one(rough, candidate).score == pytest.approx(one(exact, candidate).score, rel=0.05, abs=2e-3)
 
 
 def test_the_walk_keeps_one_activation_per_token_and_does_not_turn_back(parent, batches):
-    walk = Walk.of_rows(parent, batches)
+    walk = Walk.of_rows(LayerwiseDecoder(parent), batches)
     walk.seek(5)
     assert [tuple(state.shape) for state in walk.streams] == [(2, 24, 32), (2, 24, 32), (1, 24, 32)]
     with pytest.raises(ValueError, match="behind 4"):
@@ -179,10 +198,10 @@ def test_nan_weights_are_one_line_that_names_the_candidate(parent, batches, tmp_
     tensors["ffn/i24/mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(tensors, file)
     ours = scorer(parent, undigested(library.folder), batches)
-    ours.score(At(2, "attention", "noop"))
+    one(ours, At(2, "attention", "noop"))
     with pytest.raises(UserError, match=r"^layer_02/ffn/i24: its kl is nan, [^\n]*$"):
-        ours.score(At(2, "ffn", "i24"))
-    ours.score(At(2, "ffn", "linear"))
+        one(ours, At(2, "ffn", "i24"))
+    one(ours, At(2, "ffn", "linear"))
 
 
 def test_accuracy_counts_the_likeliest_continuation_per_byte(parent, library):
@@ -197,6 +216,6 @@ def test_accuracy_counts_the_likeliest_continuation_per_byte(parent, library):
     right = (int(best[0]), 3 + (int(best[1]) + 1) % 3)  # one right, one wrong
     batches = list(tokens.split(4))
     metric = Accuracy(parent.head_weight, labels.split(4), question, right, size)
-    ours = Scorer(parent, library, batches, metric, "accuracy")
+    ours = Scorer(LayerwiseDecoder(parent), library, batches, metric, "accuracy")
     assert ours.parent_values == {"accuracy": 0.5}
-    assert {ours.score(candidate).score for candidate in candidates(library, "subblock")} <= {-0.5, 0.0, 0.5}
+    assert {one(ours, candidate).score for candidate in candidates(library, "subblock")} <= {-0.5, 0.0, 0.5}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from lnlit.checkpoint.load import StoredLayers, layerwise_decoder
 from lnlit.interfaces import TokenBatch
-from lnlit.models.build import block_weights, build_decoder
+from lnlit.models import layerwise
+from lnlit.models.build import block_weights
 from lnlit.models.decoder import Decoder
-from lnlit.search.walk import Walk, in_memory, parent_steps
-from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, tiny_decoder
+from lnlit.models.layerwise import LayerwiseDecoder
+from lnlit.search.walk import Walk, parent_steps
+from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, tiny_decoder, tiny_folder
 
 TOKENS = torch.randint(VOCAB_SIZE, (4, 12), generator=torch.Generator().manual_seed(3))
 
@@ -23,7 +27,7 @@ def outputs(decoder: Decoder, *batch: object) -> list[torch.Tensor]:
 
 def test_the_streams_behind_each_layer_are_a_forward_passs():
     decoder = tiny_decoder(mixed_spec()).eval()
-    wanted, walk = outputs(decoder, TOKENS), Walk.of_rows(decoder, TOKENS.split(3))
+    wanted, walk = outputs(decoder, TOKENS), Walk.of_rows(LayerwiseDecoder(decoder), TOKENS.split(3))
     for layer, after in enumerate(wanted):
         if layer % 2:
             walk.seek(2 * layer + 1)  # to stop between a layer's halves changes nothing
@@ -44,15 +48,37 @@ def test_packed_documents_are_walked_as_the_parent_reads_them():
                 assert torch.equal(step.output(step.block, slot), step.out_BTD)
 
 
-def test_a_parent_of_which_one_layer_is_in_memory_is_walked_alike():
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_parent_that_is_read_from_disk_is_walked_alike(tmp_path, monkeypatch, fits):
+    """With all layers in memory once they were read, or with one at a time."""
+    monkeypatch.setattr(layerwise, "free_bytes", lambda device: 2**30 if fits else 1)
     whole = tiny_decoder(mixed_spec()).eval()
-    guide = build_decoder(whole.spec)
-    guide.embed_tokens.load_state_dict({"weight": whole.embed_tokens.weight.detach()}, assign=True)
-    walk = Walk.of_rows(guide, [TOKENS])
-    guide.embed_tokens.to("meta")
+    parent = layerwise_decoder(tiny_folder(tmp_path / "model", mixed_spec()), "cpu")
+    walk = Walk.of_rows(parent, [TOKENS])
     for layer, after in enumerate(outputs(whole, TOKENS)):
-        weights = block_weights(whole.layers[layer])  # type: ignore[arg-type]
-        with in_memory(guide, layer, weights, like=walk.streams[0]):
-            walk.seek(2 * layer + 2)
+        walk.seek(2 * layer + 1)
+        walk.seek(2 * layer + 2)
         assert torch.equal(walk.streams[0], after)
-        assert all(parameter.is_meta for parameter in guide.layers.parameters())
+        there = [any(not weight.is_meta for weight in block.parameters()) for block in parent.decoder.layers]
+        assert there == [fits and layer >= index != 4 for index in range(6)]  # layer 4 holds nothing
+
+
+def test_a_layer_is_read_once_while_it_is_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(layerwise, "free_bytes", lambda device: 1)
+    parent = layerwise_decoder(tiny_folder(tmp_path / "model", mixed_spec()), "cpu")
+    with parent.layer(1) as block:
+        weight = next(block.parameters())
+        with parent.layer(1) as again:
+            assert again is block and next(again.parameters()) is weight
+        assert not weight.is_meta
+    assert next(parent.decoder.layers[1].parameters()).is_meta
+
+
+def test_layers_are_read_in_any_order(tmp_path):
+    stored, whole = StoredLayers(tiny_folder(tmp_path / "model", mixed_spec())), tiny_decoder(mixed_spec())
+    for layer in (2, 3, 0, 5, 5):
+        expected = block_weights(whole.layers[layer])  # type: ignore[arg-type]
+        found = stored(layer)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    assert stored.outer().keys() == {"model.embed_tokens.weight", "model.norm.weight"}

@@ -14,6 +14,7 @@ from lnlit.data.sources import TextFileSource
 from lnlit.data.text import TextSample
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
+from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.search.dependency import block_dependency
 from lnlit.specs import NOOP, BlockSpec
 from lnlit.stages.fuse import fuse
@@ -103,7 +104,7 @@ def data(tmp_path) -> TextSample:
 def test_dependencies_are_measured_on_a_text(model, tmp_path, data):
     out = fuse(str(model), str(tmp_path / "out"), data=data)
     found = json.loads((out / "fusion" / "dependency.json").read_text())
-    expected = block_dependency(loaded(model), data.tokens(str(model)))
+    expected = block_dependency(LayerwiseDecoder(loaded(model)), data.tokens(str(model)))
     assert found["layers"] == list(range(7)) and found["tokens"] == 128 and found["parallel_windows"] == []
     assert torch.allclose(torch.tensor(found["matrix"]), torch.tensor(expected.matrix), atol=1e-5)
     assert (out / "fusion" / "dependency.png").read_bytes().startswith(b"\x89PNG")

@@ -70,17 +70,17 @@ def test_every_candidate_is_scored_and_read_back(folder, whole):
 
 
 def test_a_run_stopped_anywhere_goes_on_to_the_same_scores(folder, whole, tmp_path, monkeypatch):
-    out, score_one, left = tmp_path / "scores.jsonl", Scorer.score, 7
+    out, score_one, left = tmp_path / "scores.jsonl", Scorer.scores, 7
 
-    def interrupted(self, candidate):
+    def interrupted(self, candidates):
         nonlocal left
         if left == 0:
             raise KeyboardInterrupt
         left -= 1
-        return score_one(self, candidate)
+        return score_one(self, candidates)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "score", interrupted)
+        patch.setattr(Scorer, "scores", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(folder, out)
     assert lines(out) == lines(whole)[:8]
@@ -92,7 +92,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_scores(folder, whole, tmp_pa
 
 def test_what_is_done_is_not_done_again(folder, whole, monkeypatch):
     before = whole.read_bytes()
-    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr(Scorer, "scores", lambda *_: pytest.fail("scored again"))
     run(folder, whole)
     assert whole.read_bytes() == before
 
