@@ -21,7 +21,11 @@ WARM_UP_TOKENS = 4
 
 
 class NativeMeter(Meter):
-    """`lnlit.models.generate` with random weights, on the GPU where there is one, else on the CPU."""
+    """`lnlit.models.generate` with random weights on the CPU.
+
+    It refuses a GPU, where this loop waits for each kernel's launch by Python. The times of a narrow and a wide FFN
+    would be equal, and a search with such costs would choose wrongly.
+    """
 
     def measure(
         self, spec: ModelSpec, folder: Path, workloads: Sequence[Workload], *, dtype: str, samples: int
@@ -29,7 +33,13 @@ class NativeMeter(Meter):
         if dtype not in self.dtypes:
             hint = did_you_mean(dtype, self.dtypes)
             raise UserError(f"dtype {dtype!r}.{hint} The native meter runs {' and '.join(self.dtypes)}.")
-        decoder = random_decoder(spec, torch_device(), getattr(torch, dtype))
+        if torch_device() != "cpu":
+            raise UserError(
+                "the native meter cannot measure a GPU: its times would be those of launching kernels, which are the "
+                "same for narrow and wide layers. Measure with engine: vllm (the plugin lnlit-vllm), or the CPU, with "
+                "CUDA_VISIBLE_DEVICES= in the environment."
+            )
+        decoder = random_decoder(spec, "cpu", getattr(torch, dtype))
         gc.collect()
         latencies = []
         for workload in workloads:

@@ -42,8 +42,9 @@ def measure(
         library: Block library whose variants are measured.
         workloads: What is timed: batches of so many requests, each with so many prompt and new tokens.
         out: The file to write, usually costs.json.
-        dtype: The dtype of weights and KV cache. float8 (one byte each) counts bytes only and needs timing: false.
-        engine: Registered meter that runs the models: native, or vllm with the plugin lnlit-vllm.
+        dtype: The dtype of weights and KV cache. float8 (one byte each) is timed by vllm on a GPU; elsewhere it counts
+            bytes only and needs timing: false.
+        engine: Registered meter that runs the models: native on a CPU, or vllm with the plugin lnlit-vllm.
         rounds: How often all models are timed, in turns. More rounds settle a busy machine.
         samples: Times taken of each model per round; the best counts.
         layers: Depth of the timed models. The parent's own, 32 at most, when not given.
@@ -128,7 +129,8 @@ def untimed(plan: Plan, workloads: Sequence[Workload], dtype: str) -> CostTable:
 def model_folder(spec: ModelSpec, dtype: str) -> Iterator[Path]:
     """A temporary model folder without weights, for a meter."""
     with tempfile.TemporaryDirectory() as name:
-        write_json(Path(name) / "config.json", {**hf_config(spec), "dtype": dtype})
+        stored = "bfloat16" if dtype == "float8" else dtype  # weights are quantised when they are loaded
+        write_json(Path(name) / "config.json", {**hf_config(spec), "dtype": stored})
         yield Path(name)
 
 

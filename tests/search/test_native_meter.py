@@ -74,3 +74,12 @@ def test_what_it_cannot_run_is_said():
         NativeMeter().measure(tiny_spec(), Path(), [Workload(1, 2, 2)], dtype="bfloat15", samples=1)
     with pytest.raises(UserError, match="context is 256"):
         NativeMeter().measure(tiny_spec(), Path(), [Workload(1, 250, 20)], dtype="float32", samples=1)
+
+
+def test_a_gpu_is_refused_before_anything_is_built(monkeypatch, passes):
+    """Its predicate is patched: no GPU is needed to be told of."""
+    monkeypatch.setattr(native_meter, "torch_device", lambda: "cuda")
+    monkeypatch.setattr(native_meter, "random_decoder", lambda *_: pytest.fail("was built"))
+    with pytest.raises(UserError, match=r"^the native meter cannot measure a GPU: .* engine: vllm [^\n]*$"):
+        NativeMeter().measure(tiny_spec(), Path(), [Workload(1, 2, 2)], dtype="float32", samples=1)
+    assert not passes

@@ -43,7 +43,7 @@ def _engine(request: dict[str, Any]) -> Any:
     return LLM(
         request["folder"],
         load_format="dummy",
-        dtype=request["dtype"],
+        **_precision(request["dtype"]),
         skip_tokenizer_init=True,
         generation_config="vllm",
         enable_prefix_caching=False,
@@ -52,6 +52,12 @@ def _engine(request: dict[str, Any]) -> Any:
         max_num_seqs=max(w["batch_size"] for w in workloads),
         kv_cache_memory_bytes=tokens * request["kv_bytes_per_token"],
     )
+
+
+def _precision(dtype: str) -> dict[str, str]:
+    if dtype != "float8":
+        return {"dtype": dtype}
+    return {"dtype": "bfloat16", "quantization": "fp8_per_tensor", "kv_cache_dtype": "fp8"}
 
 
 def _latency(engine: Any, request: dict[str, Any], workload: dict[str, int]) -> dict[str, list[float]]:

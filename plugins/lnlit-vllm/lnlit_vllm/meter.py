@@ -17,7 +17,7 @@ from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.specs import ModelSpec
 from lnlit_vllm.process import HOW_TO_INSTALL, PYTHON
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float8": 1}
 _LOG_LINES = 15
 
 
@@ -26,8 +26,11 @@ class VllmMeter(Meter):
 
     Prefill is the time of a run with one new token, and decode the further time of a run with all of them. The prefix
     cache is off. On a CPU, `OMP_NUM_THREADS` is the number of threads. The environment variable `LNLIT_VLLM_PYTHON`
-    names the Python of another environment that has vllm and lnlit-vllm.
+    names the Python of another environment that has vllm and lnlit-vllm. In float8, which needs a GPU, products are
+    computed with a scale per token and per weight matrix, and the KV cache holds float8 too.
     """
+
+    dtypes = tuple(_BYTES)
 
     def measure(
         self, spec: ModelSpec, folder: Path, workloads: Sequence[Workload], *, dtype: str, samples: int
