@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 import signal
 import sys
 from collections import defaultdict
@@ -9,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from dist_info import write_dist_info
-from warm import free_port
 
 
 @pytest.fixture(scope="session")
@@ -68,24 +71,54 @@ def remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 LONG = (
     "integration/test_vllm_rollout.py",
     "integration/test_vllm.py",
-    "cli/test_run.py",
-    "invariants/test_policy_step_invariance.py",
-    "checkpoint/test_hf.py",
+    "test_notebooks.py",
+    "cli/test_mistaken_calls.py",
     "cli/test_recipes.py",
     "rewards/test_code_tests.py",
     "rewards/test_code_kinds.py",
     "integration/test_rank_stages.py",
     "invariants/test_policy_resume.py",
-    "integration/test_mini_pipeline.py",
-    "cli/test_mistaken_calls.py",
+    "checkpoint/test_smollm2.py",
+    "invariants/test_policy_step_invariance.py",
     "cli/test_run_killed.py",
+    "integration/test_mini_pipeline.py",
     "integration/test_resume.py",
-    "test_notebooks.py",
+    "modules/test_every_method.py",
+    "modules/test_policy_against_trl.py",
+    "cli/test_plugin_template.py",
+    "curation/test_decontaminate.py",
+    "cli/test_run.py",
 )
+
+
+#: A file system in memory, and what must be free there and of memory itself: tests make gigabytes of models.
+MEMORY, FREE = Path("/dev/shm"), 8 * 2**30
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # by xdist, which would begin with the files of many tests
+    if _has_memory():  # journals and checkpoints wait for the disk each time
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def _has_memory() -> bool:
+    information = Path("/proc/meminfo")
+    if not (MEMORY.is_dir() and information.is_file() and shutil.disk_usage(MEMORY).free >= FREE):
+        return False
+    lines = dict(line.split(":") for line in information.read_text().splitlines())
+    programs = not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC  # tests write some and run them
+    return programs and int(lines["MemAvailable"].split()[0]) * 2**10 >= 2 * FREE
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """What is imported and collected stays: the collector of garbage never looks at it, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -101,7 +134,7 @@ def meeting_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
     Lightning leaves a process group and its names in the environment; what comes after has neither.
     """
-    port = free_port()
+    port = warm.free_port()
     for name in ("MASTER_ADDR", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
         monkeypatch.delenv(name)
@@ -129,6 +162,12 @@ def installed(tmp_path_factory, monkeypatch) -> Iterator[Callable[[Path], None]]
     registry._plugins.cache_clear()
     for name in [name for name in sys.modules if name.partition(".")[0] in modules]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def warm_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that lnlit starts begin with torch imported, but for the guard of `lnlit run`."""
+    monkeypatch.setattr(sys, "executable", warm.python())
 
 
 @pytest.fixture

@@ -2,26 +2,32 @@
 
 A server that has imported them, and done nothing else, forks for each: what comes is a process of its own, with its own
 arguments, environment, streams, signals and exit. Processes of one server hash strings by the same seed, so there are
-two. What a process imports, or how long that takes, only `subprocess` can tell.
+two, which all workers of pytest share. What a process imports, or how long that takes, only `subprocess` can tell.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import errno
 import functools
 import gc
 import json
 import os
 import random
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 _ANY = random.SystemRandom()  # tests may seed the common one
 
@@ -36,13 +42,17 @@ def free_port() -> int:
 
 
 class Process:
-    """`python ARGUMENTS` in `cwd`, as far as tests need it with the words of `subprocess.Popen`. It reads nothing.
+    """`python ARGUMENTS` in `cwd`, as far as tests need it with the words of `subprocess.Popen`. It reads nothing, and
+    ends with the one who asked for it.
 
     Args:
         arguments: `-m`, a module and its arguments; or a file and its arguments.
         env: all of its environment; by default that of the test.
         start_new_session: it becomes the leader of a session, and of a process group.
-        server: 0 or 1; those of the other hash strings otherwise, so that their sets have another order.
+        server: 0 or 1; those of the other hash strings otherwise, so that their sets have another order. Or where a
+            server is reached.
+        streams: files for its standard output and error instead of temporary ones, which `communicate` reads.
+        executable: what it takes for its Python.
     """
 
     returncode: int | None = None
@@ -53,20 +63,22 @@ class Process:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
-        server: int = 0,
+        server: int | str = 0,
+        streams: tuple[IO[bytes], IO[bytes]] | None = None,
+        executable: str = sys.executable,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
-        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._out, self._err = streams or (tempfile.TemporaryFile(), tempfile.TemporaryFile())  # noqa: SIM115
         request = {
             "arguments": self.args,
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "session": start_new_session,
+            "executable": executable,
         }
-        self._answers, theirs = socket.socketpair()
-        with theirs:
-            files = [theirs.fileno(), self._out.fileno(), self._err.fileno()]
-            socket.send_fds(_server(server), [b"!"], files)
+        self._answers = socket.socket(socket.AF_UNIX)
+        self._answers.connect(_server(server) if isinstance(server, int) else server)
+        socket.send_fds(self._answers, [b"!"], [self._out.fileno(), self._err.fileno()])
         self._answers.sendall(json.dumps(request).encode() + b"\n")
         self._lines = self._answers.makefile()
         self.pid = int(self._lines.readline())
@@ -155,43 +167,100 @@ def torchrun(ranks: int, script: Path, *arguments: str | Path, cwd: Path, timeou
 
 
 @functools.cache
-def _server(number: int) -> socket.socket:
-    """Where it is asked. It ends when nobody can ask any more."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, __file__, str(theirs.fileno())]
+def python() -> str:
+    """An executable that does what Python does in a `Process`, for code that starts processes by itself."""
+    file = Path(tempfile.mkdtemp(prefix="lnlit-warm-")) / "python"
+    atexit.register(shutil.rmtree, file.parent)
+    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import warm"
+    file.write_text(f"#!{sys.executable} -IS\n{here}\nwarm._stand_in({_server(0)!r})\n")
+    file.chmod(0o700)
+    return str(file)
+
+
+def _stand_in(server: str) -> None:
+    """End as the process ends, which gets all signals meanwhile. The guard of `lnlit run` is Python itself: it inherits
+    files, and its children must be its own."""
+    shim, *arguments = sys.argv
+    if arguments[:1] != ["-m"] or arguments[1] == "lnlit.cli.guard":
+        os.execv(sys.executable, [sys.executable, *arguments])
+    process = Process(*arguments, server=server, streams=(sys.stdout.buffer, sys.stderr.buffer), executable=shim)
+
+    def forward(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
+    code = process.wait()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+@functools.cache
+def _server(number: int) -> str:
+    """Where it is reached. Who finds nobody there starts it; it ends with the first process of this run of tests."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")  # then the first process is the parent of all workers
+    first = os.getppid() if run else os.getpid()
+    name = f"lnlit-warm-{run or first}-{number}"
+    address = f"\0{name}" if sys.platform == "linux" else f"{tempfile.gettempdir()}/{name}"
+    with socket.socket(socket.AF_UNIX) as listening:
+        try:
+            listening.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return address
+        listening.listen(100)
+        command = [sys.executable, __file__, str(listening.fileno()), str(first)]
         null = subprocess.DEVNULL
-        subprocess.Popen(command, stdin=null, stdout=null, pass_fds=[theirs.fileno()])
-    return ours
+        subprocess.Popen(command, stdin=null, stdout=null, pass_fds=[listening.fileno()])
+    return address
 
 
-def _serve(requests: socket.socket) -> list[int]:
-    """Files of a request: who waits for an answer, standard output, standard error. Each returns in a fork."""
-    with requests:
-        while files := socket.recv_fds(requests, 1, 3)[1]:
+def _serve(listening: socket.socket, first: int) -> socket.socket:
+    """Who asks for a process. Each returns in a fork."""
+    while True:
+        if select.select([listening], [], [], 1.0)[0]:
+            asker = listening.accept()[0]
             if os.fork() == 0:
-                return files
-            for file in files:
-                os.close(file)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-    os._exit(0)
+                listening.close()
+                return asker
+            asker.close()
+        elif not _lives(first):
+            os._exit(0)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
-def _become(asker: int, out: int, err: int) -> list[str]:
+def _lives(process: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
+    return False
+
+
+def _become(asker: socket.socket) -> list[str]:
     """Fork once more; the child is what was asked for, and returns its arguments, while the parent says how it ends."""
-    with socket.socket(fileno=asker) as answers:
-        request = json.loads(answers.makefile().readline())
+    out, err = socket.recv_fds(asker, 1, 2)[1]
+    request = json.loads(asker.makefile().readline())
+    with asker:
         if child := os.fork():
-            answers.sendall(f"{child}\n".encode())
-            answers.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
+            asker.sendall(f"{child}\n".encode())
+            if hasattr(os, "pidfd_open") and asker in select.select([asker, os.pidfd_open(child)], [], [])[0]:
+                os.kill(child, signal.SIGKILL)  # nobody waits for it any more
+            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            with contextlib.suppress(OSError):
+                asker.sendall(f"{ended}\n".encode())
             os._exit(0)
     if request["session"]:
         os.setsid()
     for given, standard in ((out, 1), (err, 2)):
         os.dup2(given, standard)
         os.close(given)
+    sys.executable = request["executable"]
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ.clear()
     os.environ.update(request["env"])
@@ -203,13 +272,7 @@ def _become(asker: int, out: int, err: int) -> list[str]:
     return request["arguments"]
 
 
-if __name__ == "__main__":
-    import numpy.random
-
-    import lnlit.cli.train  # noqa: F401  # and lightning, transformers
-
-    gc.freeze()
-    arguments = _become(*_serve(socket.socket(fileno=int(sys.argv[1]))))
+def _run(arguments: list[str]) -> None:
     if arguments[0] == "-m":
         sys.path.insert(0, str(Path.cwd()))
         sys.argv = arguments[1:]
@@ -218,3 +281,45 @@ if __name__ == "__main__":
         sys.path.insert(0, str(Path(arguments[0]).parent))
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _run_and_end(arguments: list[str]) -> None:
+    """As Python ends, but without taking all modules apart, which takes longer than many a command."""
+    code: object = None
+    try:
+        _run(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException as error:
+        code = 1
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            code = -signal.SIGINT
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit((code or 0) & 0xFF)
+
+
+if __name__ == "__main__":
+    import numpy.random
+    import torch.utils.tensorboard  # noqa: F401  what most of those who ask would import next, as those below
+
+    import lnlit.cli.train
+    import lnlit.modules.grpo
+    import lnlit.modules.prompt_data
+    import lnlit.modules.sft
+    import lnlit.rollout.native
+    import lnlit.testing.tiny  # noqa: F401
+
+    gc.freeze()
+    _run_and_end(_become(_serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
 from lnlit.checkpoint.hf import SPEC_FILE
 from lnlit.cli.ledger import COME_LAST
@@ -20,6 +20,10 @@ from lnlit.errors import UserError
 from lnlit.search.library import INDEX
 from lnlit.testing.tiny import tiny_folder, tiny_spec
 from lnlit.testing.tiny_library import tiny_library
+
+pytestmark = pytest.mark.usefixtures("warm_python")
+#: `lnlit run mini`, as the process of a test whose own Python is another.
+RUN = "import sys\nfrom lnlit.cli.main import main\nsys.executable = {!r}\nsys.exit(main(['run', 'mini']))\n"
 
 
 @pytest.fixture
@@ -141,8 +145,8 @@ def test_a_signal_reaches_the_stage_which_saves(config, tmp_path, number, code):
     endless.rename(tmp_path / "mini" / "1_fit.yaml")
     problem(tmp_path / "some.json")
     (tmp_path / "mini" / "2_never.yaml").write_text("stage: solve\nproblem: some.json\nout: never.json\n")
-    command = [sys.executable, "-m", "lnlit.cli.main", "run", "mini"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    (tmp_path / "run.py").write_text(RUN.format(sys.executable))
+    process = warm.Process(tmp_path / "run.py", cwd=tmp_path)
     deadline = time.monotonic() + 90
     checkpoints = tmp_path / "runs" / "checkpoints"
     while not list(checkpoints.glob("*")) and process.poll() is None and time.monotonic() < deadline:

@@ -17,6 +17,7 @@ from lnlit.cli.main import main
 from lnlit.cli.pipeline import Stage, stages_of
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("warm_python")
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,13 @@ import warm
 
 SAVING = ("  enable_checkpointing: false\n", "")
 ENDLESS = ("max_steps: 2", "max_steps: 1000000")
+#: A command of lnlit whose files cannot be larger than this.
+FULL = """
+import resource, sys
+from lnlit.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -47,16 +51,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(config, lnlit, tmp_path):
     before = (tmp_path / "runs" / "checkpoints" / "step-2.ckpt").read_bytes()
 
     longer = config(SAVING, ("max_steps: 2", "max_steps: 4"))
-    half = len(before) // 2
-    done = subprocess.run(
-        [sys.executable, "-m", "lnlit.cli.main", "fit", "--config", str(longer), "--ckpt_path", "last"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
-    )
+    script = tmp_path / "full.py"
+    script.write_text(FULL.format(len(before) // 2))
+    done = warm.run(script, "fit", "--config", longer, "--ckpt_path", "last", cwd=tmp_path, timeout=100)
     err = done.stderr
     last = err.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in err, err

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import warm
 
-import lnlit.cli.run
 from lnlit.checkpoint.formats import read_spec
 from lnlit.cli.main import main
 from lnlit.specs import BlockSpec
@@ -60,15 +56,8 @@ def workplace(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def warm_stage(command: Sequence[str], lock: int) -> tuple[int, int]:
-    """What `guarded` answers, without the guard: tests/cli/test_run_killed.py looks at that."""
-    done = warm.run(*command[1:])
-    sys.stderr.write(done.stderr)
-    return done.returncode, 0
-
-
-def test_the_mini_pipeline_ends_in_a_healed_child_and_a_report(workplace, capfd, monkeypatch):
-    monkeypatch.setattr(lnlit.cli.run, "guarded", warm_stage)
+@pytest.mark.usefixtures("warm_python")
+def test_the_mini_pipeline_ends_in_a_healed_child_and_a_report(workplace, capfd):
     assert main(["run", "mini"]) == 0, capfd.readouterr().err
     runs = workplace / "runs" / "mini"
     solution = json.loads((runs / "solution.json").read_text())
