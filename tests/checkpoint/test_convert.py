@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-from checkpoint_models import SMOLLM2, mixed_spec, random_decoder, save_tiny
+from checkpoint_models import mixed_spec, random_decoder, save_tiny
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GenerationConfig
 
 from lnlit.checkpoint.convert import export_model, import_model
 from lnlit.checkpoint.folder import read_provenance
-from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.weights import canonical_weights
 from lnlit.testing.tiny import save_tokenizer
-
-CHAT = [{"role": "system", "content": "detailed thinking on"}, {"role": "user", "content": "2 + 2?"}]
 
 
 def test_import_export_import_is_bitwise(tmp_path):
@@ -118,26 +113,6 @@ def test_a_checkpoint_is_not_exported_over_the_model_it_was_trained_from(tmp_pat
         export_model(file, tmp_path / "origin", overwrite=True)
 
 
-def test_a_gguf_brings_its_tokenizer_template_and_end_token(smollm2):
-    file = resolve(SMOLLM2)
-    theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    ours = AutoTokenizer.from_pretrained(smollm2)
-    text = "Zürich, 12345 naïve  words\n\tdef f(x):"
-    assert ours(text).input_ids == theirs(text).input_ids
-    assert ours.decode(ours(text).input_ids) == text
-    assert ours.apply_chat_template(CHAT, tokenize=False) == theirs.apply_chat_template(CHAT, tokenize=False)
-    assert ours.convert_ids_to_tokens(GenerationConfig.from_pretrained(smollm2).eos_token_id) == "<|im_end|>"
-    assert read_provenance(smollm2)["parent"] == SMOLLM2
-
-
-def test_a_folder_keeps_its_tokenizer_files(smollm2, tmp_path):
-    exported = tmp_path / "exported"
-    export_model(smollm2, exported)
-    for file in smollm2.iterdir():
-        if file.name != "lnlit.json":
-            assert (exported / file.name).read_bytes() == file.read_bytes(), file.name
-
-
 def test_the_tokenizers_end_token_joins_the_configs(tmp_path):
     save_tiny(tmp_path / "source", eos_token_id=2)
     (tmp_path / "source" / "generation_config.json").unlink()
@@ -215,39 +190,6 @@ def test_a_truncated_ckpt_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-2000])
     with pytest.raises(UserError, match=r"last.ckpt: cannot be read"):
         export_model(file, tmp_path / "out")
-
-
-MEASURE = """
-import sys
-import torch, transformers
-from lnlit.checkpoint.convert import import_model
-from lnlit.checkpoint.formats import read_spec
-from lnlit.checkpoint.load import load_weights
-from lnlit.models.build import build_decoder
-
-def peak_bytes():  # not getrusage, whose peak survives fork and exec
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-task, source, out = sys.argv[1:]
-start = peak_bytes()
-if task == "load":
-    load_weights(build_decoder(read_spec(source), "cpu"), source)
-else:
-    import_model(source, out, max_shard_bytes=2**27)
-print(peak_bytes() - start)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("task", "copies"), [("load", 1.25), ("import in 128 MiB shards", 0.45)])
-def test_memory_stays_near_one_copy_of_the_weights(smollm2, tmp_path, task, copies, record_property):
-    size = (smollm2 / "model.safetensors").stat().st_size
-    arguments = [sys.executable, "-c", MEASURE, task, str(smollm2), str(tmp_path / "out")]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    measured = int(result.stdout) / size
-    record_property("peak_copies", measured)
-    assert measured <= copies
 
 
 def test_padding_for_pipeline_stages_keeps_every_weight(tmp_path):

@@ -68,21 +68,6 @@ def test_small_models_compute_what_transformers_computes(tmp_path, name, record_
     assert same
 
 
-def test_smollm2_computes_what_transformers_computes(smollm2, smollm2_oracle, record_property):
-    from transformers import AutoTokenizer
-
-    text = (
-        "Grace Hopper wrote one of the first compilers, and she kept a clock on her wall that ran backwards, to remind."
-    )
-    tokens = AutoTokenizer.from_pretrained(smollm2)(text, return_tensors="pt").input_ids[:, :27]
-    decoder = loaded(smollm2)
-    for case in (tokens, torch.randint(0, 49152, (2, 512), generator=torch.Generator().manual_seed(0))):
-        worst, same = difference(decoder, smollm2_oracle, case)
-        record_property(f"max_abs_difference {tuple(case.shape)}", worst)
-        assert worst <= 5e-4
-        assert same
-
-
 def test_shards_and_the_old_rope_spelling_load_alike(tmp_path):
     oracle = save_tiny(tmp_path, max_shard_size="20KB", rope_parameters=LLAMA3)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2

@@ -7,7 +7,8 @@ neither padding nor packing has a part in the result. Where TRL and lnlit differ
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 from types import MethodType, SimpleNamespace
 
 import pytest
@@ -133,8 +134,8 @@ class Case:
         method = trainer._get_per_token_logps_and_entropies
         stand_in._get_per_token_logps_and_entropies = MethodType(method, stand_in)
         stand_in.get_gamma_weights = getattr(trainer, "get_gamma_weights", None)
-        model = toy_llama.theirs(LlamaForCausalLM)
-        model.load_state_dict(self.theirs.state_dict())
+        model = deepcopy(self.theirs) if fused_head else self.theirs
+        model.zero_grad()
         if fused_head:
             add_fused_lm_head(model, temperature=self.temperature, outputs=("log_probs", "entropy"))
         loss = trainer._compute_loss(stand_in, model if fused_head else partial(self.plain_head, model), inputs)
@@ -183,6 +184,11 @@ class _Lists(dict):
         return self.setdefault(key, [])
 
 
+@cache
+def known(off_policy: bool, temperature: float) -> Case:
+    return Case(off_policy, temperature)
+
+
 def algorithm(kind: type[Algorithm] = GRPO, **settings) -> Algorithm:
     return kind(**{"correction": None, **settings})
 
@@ -212,7 +218,7 @@ DIVERGENCES = {
 @pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("loss_type", REDUCTIONS)
 def test_grpo(loss_type, off_policy, divergence, outside, temperature, record_property):
-    case = Case(off_policy, temperature)
+    case = known(off_policy, temperature)
     kl, settings = DIVERGENCES[divergence]
     correction = None
     if outside is not None:
@@ -232,7 +238,7 @@ def test_grpo(loss_type, off_policy, divergence, outside, temperature, record_pr
 
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_the_ratio_of_whole_sequences(off_policy):
-    case = Case(off_policy, 1.0)
+    case = known(off_policy, 1.0)
     theirs = case.by_trl(GRPOTrainer, loss_type="grpo", importance_sampling_level="sequence")
     check(case.by_us(algorithm(reduction="sequence_mean", ratio="sequence_mean")), theirs)
 
@@ -240,13 +246,13 @@ def test_the_ratio_of_whole_sequences(off_policy):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_with_trls_own_head(temperature):
     """That one computes in fp32, and divides by the temperature itself."""
-    case = Case(True, temperature)
+    case = known(True, temperature)
     theirs = case.by_trl(GRPOTrainer, fused_head=True)
     check(case.by_us(algorithm(reduction="sequence_mean")), theirs, tolerance=1e-5)
 
 
 def test_clip_higher():
-    case = Case(True, 1.0)
+    case = known(True, 1.0)
     theirs = case.by_trl(GRPOTrainer, loss_type="dapo", epsilon_low=0.1, epsilon_high=0.28)
     check(case.by_us(algorithm(clip=Clip(0.1, 0.28))), theirs)
 
@@ -254,14 +260,14 @@ def test_clip_higher():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_rloo(off_policy, temperature, record_property):
-    case = Case(off_policy, temperature)
+    case = known(off_policy, temperature)
     theirs = case.by_trl(RLOOTrainer)
     ours = case.by_us(algorithm(RLOO, ratio="sequence"))
     record_property("difference from TRL", check(ours, theirs))
 
 
 def test_on_policy_rloo_is_the_same_for_either_ratio():
-    case = Case(False, 1.0)
+    case = known(False, 1.0)
     by_token, by_sequence = (case.by_us(algorithm(RLOO, ratio=ratio))[1] for ratio in ("token", "sequence"))
     for name, gradient in by_token.items():
         torch.testing.assert_close(gradient, by_sequence[name], atol=1e-12, rtol=0)
@@ -284,7 +290,7 @@ def corrected(case: Case, low: float, high: float) -> dict:
      {"sapo_temperature_pos": 1.5, "sapo_temperature_neg": 2.0}),
 ])  # fmt: skip
 def test_cispo_and_sapo(kind, loss_type, settings, theirs, off_policy, divergence, is_corrected, temperature):
-    case = Case(off_policy, temperature)
+    case = known(off_policy, temperature)
     kl, more = DIVERGENCES[divergence]
     more = more | (corrected(case, 0.7, 1.4) if is_corrected else {})
     expected = case.by_trl(GRPOTrainer, loss_type=loss_type, **theirs, **more)
@@ -296,7 +302,7 @@ def test_cispo_and_sapo(kind, loss_type, settings, theirs, off_policy, divergenc
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_vespo(off_policy, divergence):
     """The engine is in its ratio, which TRL adds as an importance ratio of its own."""
-    case = Case(off_policy, 0.7)
+    case = known(off_policy, 0.7)
     kl, more = DIVERGENCES[divergence]
     expected = case.by_trl(GRPOTrainer, loss_type="vespo", **more, **corrected(case, 1e-6, 1e6))
     check(case.by_us(VESPO(kl=kl)), expected)
@@ -313,7 +319,7 @@ def test_trl_counts_samples_without_tokens_in_the_mean():
 
 
 def test_with_whole_sequences_trl_weighs_the_divergence_by_their_ratio_too():
-    case = Case(True, 1.0)
+    case = known(True, 1.0)
     kl, settings = DIVERGENCES["k3 with score term"]
     theirs = case.by_trl(GRPOTrainer, loss_type="grpo", importance_sampling_level="sequence", **settings)
     ours = case.by_us(algorithm(reduction="sequence_mean", ratio="sequence_mean", kl=kl))

@@ -275,7 +275,7 @@ BAD_ROWS = {
     "not UTF-8": b'{"prompt": "\xff"}',
     "half a surrogate": b'{"prompt": "a", "note": "\\ud800"}',
     "not a number": b'{"prompt": "a", "note": NaN}',
-    "ten megabytes": b'{"prompt": "' + b"a" * 10**7 + b'"}',
+    "a megabyte": b'{"prompt": "' + b"a" * 10**6 + b'"}',
 }
 
 
