@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,7 @@ class Read(Counted):
                     continue
                 files[number % self.shards].write(text)
                 self._on(document(row, ""))
-        return
-        yield
+        return iter(())
 
     def _rows(self) -> Iterator[tuple[str, Source, int, dict[str, Any] | UserError]]:
         for name, source in self.sources.items():
@@ -130,10 +130,9 @@ class Collect(PipelineStep):
                 domains[tally(each.metadata)] += 1
             stream.flush()
             os.fsync(stream.fileno())
-        steps = [count.as_json() for count in counted(map(Path, self.logs))]
+        steps = [asdict(count) for count in counted(map(Path, self.logs))]
         write_json(Path(self.told), {"steps": steps, "domains": dict(domains), "settings": self.settings})
-        return
-        yield
+        return iter(())
 
 
 def read_counts(file: Path) -> dict[str, Any] | None:

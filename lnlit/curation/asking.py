@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datatrove.data import Document
 
 from lnlit.curation.model import Answer, Model, Question
-from lnlit.curation.rows import Row
-from lnlit.curation.step import BatchStep
+from lnlit.curation.rows import Row, text_of
+from lnlit.curation.step import BatchStep, Dropped, Outcome
 from lnlit.data.rows import ANSWERS
 from lnlit.errors import UserError
 from lnlit.journal import Journal
@@ -65,10 +66,58 @@ class AskStep(BatchStep):
         self.stat_update("asked", value=len(questions))
         return found
 
-    def ask_each(self, model: Model, documents: Sequence[Document], prompt: str) -> list[Answer]:
-        """One answer for each row, to a prompt with the names of columns in braces."""
-        questions = [(each.id, said(filled(prompt, each.metadata))) for each in documents]
-        return [answers[0] for answers in self.ask(model, questions)]
+
+class AskEach(AskStep):
+    """The base of steps that ask one model about each row. A row without any answer goes no further.
+
+    Args:
+        model: The model that is asked.
+        prompt: The prompt, with the names of texts in braces, and perhaps those of other columns.
+        texts: The texts that the prompt has to show, each with its column. Null takes what the row asks.
+        rows_per_batch: The number of rows that are asked about together.
+    """
+
+    #: The number of answers; None leaves it to the model's settings.
+    SAMPLES: ClassVar[int | None] = 1
+
+    def __init__(self, model: Model, prompt: str, texts: Mapping[str, str | None], rows_per_batch: int) -> None:
+        super().__init__(rows_per_batch)
+        self.model, self.texts = model, dict(texts)
+        self.prompt = check_prompt(type(self).__name__, prompt, *texts)
+
+    def shown(self, row: Row) -> Row | Dropped:
+        """The row with the texts, or why there is nothing to ask."""
+        found = {name: text_of(row, column) for name, column in self.texts.items()}
+        lacking = next((self.texts[name] or "text" for name, text in found.items() if text is None), None)
+        return {**row, **found} if lacking is None else Dropped(f"no_{lacking}", f"{lacking} holds nothing")
+
+    @abstractmethod
+    def read(self, row: Row, answers: Sequence[Answer]) -> Outcome:
+        """What becomes of a row with these answers, which are whole."""
+
+    def unanswered(self, row: Row, why: Dropped) -> Outcome:
+        """What becomes of a row without a whole answer."""
+        return why
+
+    def batch(self, documents: Sequence[Document]) -> list[Outcome]:
+        shown = [self.shown(each.metadata) for each in documents]
+        asked = [
+            (each.id, said(filled(self.prompt, parts)))
+            for each, parts in zip(documents, shown, strict=True)
+            if not isinstance(parts, Dropped)
+        ]
+        answers = iter(self.ask(self.model, asked, self.SAMPLES))
+        return [
+            parts if isinstance(parts, Dropped) else self._outcome(each.metadata, next(answers))
+            for each, parts in zip(documents, shown, strict=True)
+        ]
+
+    def _outcome(self, row: Row, answers: Sequence[Answer]) -> Outcome:
+        whole = [answer for answer in answers if not answer.missing()]
+        if len(answers) > len(whole) > 0:
+            self.stat_update("answers_left_out", value=len(answers) - len(whole))
+        missing = next((why for answer in answers if (why := answer.missing())), None)
+        return self.read(row, whole) if whole or missing is None else self.unanswered(row, missing)
 
 
 def said(text: str) -> list[dict[str, str]]:

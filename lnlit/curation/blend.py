@@ -76,8 +76,7 @@ class _Count(PipelineStep):
         names = dict.fromkeys(self.shares, 1.0)
         found = Counter(share_of(tally(each.metadata), names) for each in data)
         write_json(_file(self.folder, rank), {name: found[name] for name in self.shares})
-        return
-        yield
+        return iter(())
 
 
 def _file(folder: str, task: int) -> Path:

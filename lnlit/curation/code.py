@@ -8,7 +8,8 @@ import warnings
 from importlib import import_module
 from typing import Any
 
-from lnlit.curation.step import Dropped, Outcome, Row, Step
+from lnlit.curation.rows import Row, text_of
+from lnlit.curation.step import Dropped, Outcome, Step
 from lnlit.errors import UserError
 from lnlit.thinking import answer_of, thought_and_answer
 
@@ -18,7 +19,7 @@ _TAGS = {"python": ("python", "py", "python3"), "cpp": ("cpp", "c++", "cc"), "ja
 
 
 class Code(Step):
-    """Keeps completions that think first and then write a program, which is put under a column.
+    """Keeps completions that think first and then write a program, which is put under `code`.
 
     Dropped are completions without a trace of reasoning (`no_trace`), with a block of code inside it
     (`code_in_thinking`), without a block of the language after it (`no_code`), and with one that does not parse
@@ -28,24 +29,20 @@ class Code(Step):
         language: The language: python, which Python itself parses, or cpp, c or java, for which the packages
             tree-sitter and tree-sitter-LANGUAGE have to be installed.
         trace: Demand a trace of reasoning. Without, a completion may consist of its answer.
-        completion: The column of the completion.
-        column: The column of the program.
     """
 
-    def __init__(
-        self, language: str = "python", trace: bool = True, completion: str = "completion", column: str = "code"
-    ) -> None:
+    def __init__(self, language: str = "python", trace: bool = True) -> None:
         super().__init__()
         if language not in _TAGS:
             raise UserError(f"Code.language: unknown language {language!r}. Allowed: {', '.join(_TAGS)}.")
-        self.language, self.trace, self.completion, self.column = language, trace, completion, column
+        self.language, self.trace = language, trace
         if language != "python":
             _parser(language)
 
     def each(self, row: Row) -> Outcome:
-        text = row.get(self.completion)
-        if not isinstance(text, str) or not text.strip():
-            return Dropped("no_completion", f"{self.completion} holds nothing")
+        text = text_of(row, "completion")
+        if text is None:
+            return Dropped("no_completion", "completion holds nothing")
         thought = thought_and_answer(text)[0]
         if self.trace and not (thought or "").strip():
             return Dropped("no_trace")
@@ -55,7 +52,7 @@ class Code(Step):
         code = next((code for tag, code in reversed(blocks) if tag.lower() in _TAGS[self.language]), "")
         if not code.strip():
             return Dropped("no_code")
-        return {**row, self.column: code} if self._parses(code) else Dropped("syntax")
+        return {**row, "code": code} if self._parses(code) else Dropped("syntax")
 
     def _parses(self, code: str) -> bool:
         if self.language != "python":

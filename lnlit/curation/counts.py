@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,6 @@ class Count:
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def counted(logs: Iterable[Path]) -> list[Count]:
     """The counts of all steps in order, summed over the tasks of each part of a pipeline. Blocks that see no rows have
@@ -43,11 +40,8 @@ def _of_part(folder: Path) -> list[Count]:
             own = totals.setdefault(number, Counter())
             for label, found in block["stats"].items():
                 own[label] += round(found["total"] if isinstance(found, dict) else found)
-    return [_count(step, totals[number]) for number, step in steps.items() if _sees_rows(totals[number])]
-
-
-def _sees_rows(totals: Mapping[str, int]) -> bool:
-    return StatHints.total in totals or StatHints.forwarded in totals
+    sees_rows = {number for number, own in totals.items() if {StatHints.total, StatHints.forwarded} & own.keys()}
+    return [_count(step, totals[number]) for number, step in steps.items() if number in sees_rows]
 
 
 def _count(step: str, totals: Counter[str]) -> Count:

@@ -50,13 +50,12 @@ class Edit(AskStep):
     Args:
         feedback: The model that gives feedback.
         edit: The model that writes the answer anew. Of several samples the first is taken.
-        column: The column of the completion.
         rows_per_batch: The number of completions that are edited together.
     """
 
-    def __init__(self, feedback: Model, edit: Model, column: str = "completion", rows_per_batch: int = 64) -> None:
+    def __init__(self, feedback: Model, edit: Model, rows_per_batch: int = 64) -> None:
         super().__init__(rows_per_batch)
-        self.feedback, self.edit, self.column = feedback, edit, column
+        self.feedback, self.edit = feedback, edit
 
     def batch(self, documents: Sequence[Document]) -> list[Outcome]:
         shown = {each.id: self._shown(each) for each in documents}
@@ -68,19 +67,19 @@ class Edit(AskStep):
         for each in documents:
             last = edited.get(each.id) or given.get(each.id)
             if last is None:
-                outcomes.append(Dropped("no_completion", f"there is no prompt, or {self.column} holds nothing"))
+                outcomes.append(Dropped("no_completion", "there is no prompt, or completion holds nothing"))
             elif missing := last.missing():
                 outcomes.append(missing)
             elif not last.said:
                 outcomes.append(Dropped("empty_edit"))
             else:
                 row = each.metadata
-                outcomes.append({**row, self.column: last.said, "unedited": row[self.column]})
+                outcomes.append({**row, "completion": last.said, "unedited": row["completion"]})
         return outcomes
 
     def _shown(self, document: Document) -> dict[str, str] | None:
-        prompt, answer = text_of(document.metadata), document.metadata.get(self.column)
-        return {"prompt": prompt, "answer": answer} if prompt and isinstance(answer, str) and answer.strip() else None
+        prompt, answer = text_of(document.metadata), text_of(document.metadata, "completion")
+        return {"prompt": prompt, "answer": answer} if prompt and answer else None
 
     def _ask(self, model: Model, prompt: str, parts: dict[str, Any], what: str) -> dict[str, Answer]:
         questions = [(f"{place}/{what}", said(filled(prompt, each))) for place, each in parts.items()]
@@ -93,16 +92,13 @@ class Select(AskStep):
 
     Args:
         model: The model that chooses.
-        column: The column of the completions.
         prompt: The prompt, with {prompt} and {answers} in it, and {count} if it is to say how many there are.
         prompts_per_batch: The number of prompts that are asked about together.
     """
 
-    def __init__(
-        self, model: Model, column: str = "completion", prompt: str = _SELECT, prompts_per_batch: int = 64
-    ) -> None:
+    def __init__(self, model: Model, prompt: str = _SELECT, prompts_per_batch: int = 64) -> None:
         super().__init__(prompts_per_batch)
-        self.model, self.column, self.prompt = model, column, check_prompt("Select", prompt, "prompt", "answers")
+        self.model, self.prompt = model, check_prompt("Select", prompt, "prompt", "answers")
 
     def _batches(self, documents: Iterator[Document]) -> Iterator[list[Document]]:
         groups = together(documents)
@@ -124,7 +120,7 @@ class Select(AskStep):
         return outcomes
 
     def _shown(self, group: Sequence[Document]) -> str:
-        answers = [f"Answer {number}:\n{each.metadata.get(self.column)}" for number, each in enumerate(group, 1)]
+        answers = [f"Answer {number}:\n{each.metadata.get('completion')}" for number, each in enumerate(group, 1)]
         prompt = text_of(group[0].metadata) or ""
         parts = {"prompt": prompt, "answers": "\n\n".join(answers), "count": str(len(group))}
         return filled(self.prompt, parts)

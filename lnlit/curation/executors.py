@@ -1,21 +1,24 @@
-"""What runs the parts of a pipeline: datatrove's executors for this machine, for Slurm and for Ray."""
+"""What runs the parts of a pipeline: processes of this machine, or datatrove's executors for Slurm and for Ray."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cache
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import IO, Any
 
+import dill
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
@@ -32,39 +35,93 @@ class Executor(ABC):
 
     @abstractmethod
     def run(self, phases: Sequence[Phase], work: Path, workers: int | None) -> bool:
-        """Runs all parts whose tasks are not done yet, `workers` tasks at a time (None: as
-        many as it likes). Returns whether they have ended: a
-        cluster may only have been told to run them."""
+        """Runs all parts whose tasks are not done yet, `workers` tasks at a time (None: as many as it likes). Returns
+        whether they have ended: a cluster may only have been told to run them."""
 
 
 class Local(Executor):
     """Processes of this machine."""
 
     def run(self, phases: Sequence[Phase], work: Path, workers: int | None) -> bool:
-        logger.disable("datatrove")  # an error is told once, by us
         for number, phase in enumerate(phases):
-            executor = _Local(phase, logs_of(work, number), workers or 1, _tasks_lock(work))
-            if executor.get_incomplete_ranks():
-                with _reported(executor, f"curate {number + 1}/{len(phases)}, {phase.name}"), _dying_together():
-                    executor.run()
+            tasks = _Tasks(phase, logs_of(work, number), _tasks_lock(work))
+            left, what = tasks.get_incomplete_ranks(), f"curate {number + 1}/{len(phases)}, {phase.name}"
+            ended = _here(tasks, left) if workers in (None, 1) else _apart(tasks, left, workers, what)
+            for _ in track(ended, what, "task", total=phase.tasks, done=phase.tasks - len(left)):
+                pass
         return True
 
 
-class _Local(LocalPipelineExecutor):
-    """datatrove's, whose processes end with this one, even if that is killed. A task holds a lock, so that a new run
-    can wait for those that are still ending."""
+class _Tasks(LocalPipelineExecutor):
+    """The tasks of a part of a pipeline. Each holds a lock while it runs, so that a new run can wait for those that are
+    still ending."""
 
-    def __init__(self, phase: Phase, logs: Path, workers: int, lock: Path) -> None:
-        super().__init__(list(phase.blocks), phase.tasks, min(workers, phase.tasks), str(logs))
-        self._lock, self._main = str(lock), os.getpid()
+    def __init__(self, phase: Phase, logs: Path, lock: Path) -> None:
+        super().__init__(list(phase.blocks), phase.tasks, logging_dir=str(logs))
+        self._lock = str(lock)
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-        logger.disable("datatrove")  # in this process, which may be another
-        if os.getpid() != self._main:
-            _die_with_parent(self._main)
+        logger.disable("datatrove")  # an error is told once, by us
         with Path(self._lock).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+# datatrove's own loop over tasks waits forever for one whose process was killed, and leaves processes behind when this
+# one is.
+
+
+def _here(tasks: _Tasks, ranks: Sequence[int]) -> Iterator[int]:
+    """Runs tasks in this process, and yields each that is done."""
+    for rank in ranks:
+        one = copy(tasks)
+        one.pipeline = deepcopy(tasks.pipeline)
+        one._run_for_rank(rank)
+        yield rank
+
+
+def _apart(tasks: _Tasks, ranks: Sequence[int], workers: int, what: str) -> Iterator[int]:
+    """Runs tasks in other processes, and yields each that is done. These end with this one, even if that is killed."""
+    pickled = dill.dumps(tasks, recurse=True)  # with what the steps of a user's script or notebook need of it
+    with _processes(workers) as pool:
+        waiting = {pool.submit(_run_pickled, pickled, rank): rank for rank in ranks}
+        try:
+            for each in as_completed(waiting):
+                each.result()
+                yield waiting[each]
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"{what}: the process of a task was killed, perhaps for lack of memory. What was done is kept: run the "
+                "same command again, with fewer workers if it lacked memory."
+            ) from error
+
+
+def _run_pickled(tasks: bytes, rank: int) -> None:
+    dill.loads(tasks)._run_for_rank(rank)  # noqa: S301 - bytes made by this run
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are killed if the block fails, whatever they do."""
+    others = {*multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _die_with_parent, (os.getpid(),))
+    try:
+        yield pool
+    except BaseException:
+        for process in {*multiprocessing.active_children()} - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Makes this process end when its parent does, and not by Ctrl-C, which is for the parent to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class Slurm(Executor):
@@ -76,43 +133,18 @@ class Slurm(Executor):
     Args:
         time: Time limit of a task, as Slurm writes it.
         partition: Slurm's partition.
-        cpus_per_task: Cores of a task.
-        mem_per_cpu_gib: Memory for each core.
-        gpus_per_task: GPUs of a task.
-        env_command: A command that makes lnlit available on a node, such as `source .venv/bin/activate`.
-        sbatch_args: Further options of `sbatch`.
-        settings: Further settings of datatrove's `SlurmPipelineExecutor`.
+        settings: Further settings of datatrove's `SlurmPipelineExecutor`, such as `cpus_per_task`, `mem_per_cpu_gb`,
+            `gpus_per_task`, `sbatch_args`, or `env_command`, which makes lnlit available on a node, as `source
+            .venv/bin/activate` does.
     """
 
-    def __init__(
-        self,
-        time: str,
-        partition: str,
-        cpus_per_task: int = 1,
-        mem_per_cpu_gib: int = 2,
-        gpus_per_task: int = 0,
-        env_command: str | None = None,
-        sbatch_args: dict[str, str | int] | None = None,
-        settings: dict[str, Any] | None = None,
-    ) -> None:
-        self.time, self.partition, self.cpus_per_task = time, partition, cpus_per_task
-        self.mem_per_cpu_gib, self.gpus_per_task, self.env_command = mem_per_cpu_gib, gpus_per_task, env_command
-        self.sbatch_args, self.settings = sbatch_args or {}, settings or {}
+    def __init__(self, time: str, partition: str, settings: dict[str, Any] | None = None) -> None:
+        self.time, self.partition, self.settings = time, partition, settings or {}
 
     def run(self, phases: Sequence[Phase], work: Path, workers: int | None) -> bool:
         from datatrove.executor.slurm import SlurmPipelineExecutor
 
-        options = {
-            "time": self.time,
-            "partition": self.partition,
-            "cpus_per_task": self.cpus_per_task,
-            "mem_per_cpu_gb": self.mem_per_cpu_gib,
-            "gpus_per_task": self.gpus_per_task,
-            "env_command": self.env_command,
-            "sbatch_args": dict(self.sbatch_args),
-            "workers": workers or -1,
-            **self.settings,
-        }
+        options = {"time": self.time, "partition": self.partition, "workers": workers or -1, **self.settings}
         before = None
         for number, phase in enumerate(phases):
             logs, name = logs_of(work, number), f"curate-{number}"
@@ -128,15 +160,11 @@ class Ray(Executor):
     """Tasks of a Ray cluster, which must be reachable as `ray.init()` finds it. Ray is no dependency of lnlit.
 
     Args:
-        cpus_per_task: Cores of a task.
-        mem_per_cpu_gib: Memory for each core.
-        settings: Further settings of datatrove's `RayPipelineExecutor`.
+        settings: Settings of datatrove's `RayPipelineExecutor`, such as `cpus_per_task` and `mem_per_cpu_gb`.
     """
 
-    def __init__(
-        self, cpus_per_task: int = 1, mem_per_cpu_gib: float = 2, settings: dict[str, Any] | None = None
-    ) -> None:
-        self.cpus_per_task, self.mem_per_cpu_gib, self.settings = cpus_per_task, mem_per_cpu_gib, settings or {}
+    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+        self.settings = settings or {}
 
     def run(self, phases: Sequence[Phase], work: Path, workers: int | None) -> bool:
         try:
@@ -146,12 +174,7 @@ class Ray(Executor):
         from datatrove.executor.ray import RayPipelineExecutor
 
         ray.init(ignore_reinit_error=True)
-        options: Mapping[str, Any] = {
-            "cpus_per_task": self.cpus_per_task,
-            "mem_per_cpu_gb": self.mem_per_cpu_gib,
-            "workers": workers or -1,
-            **self.settings,
-        }
+        options = {"workers": workers or -1, **self.settings}
         for number, phase in enumerate(phases):
             logs = logs_of(work, number)
             RayPipelineExecutor(list(phase.blocks), phase.tasks, logging_dir=str(logs), **options).run()
@@ -194,72 +217,3 @@ def _is_free(lock: IO[str]) -> bool:
 def _tasks_lock(work: Path) -> Path:
     """The file that every task holds a lock of, in whichever process it runs."""
     return work / "tasks"
-
-
-@contextmanager
-def _reported(executor: LocalPipelineExecutor, what: str) -> Iterator[None]:
-    """Reports how many tasks are done while the block runs."""
-    ended = threading.Event()
-
-    def done() -> Iterator[None]:
-        told = before
-        while True:
-            over = ended.wait(0.2)
-            now = executor.tasks - len(executor.get_incomplete_ranks())
-            yield from [None] * (now - told)
-            told = now
-            if over:
-                return
-
-    def report() -> None:
-        for _ in track(done(), what, "task", total=executor.tasks, done=before):
-            pass
-
-    before = executor.tasks - len(executor.get_incomplete_ranks())
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-#: The process whose children are to end with it, while it runs a pipeline.
-_parent = 0
-
-
-@contextmanager
-def _dying_together() -> Iterator[None]:
-    """Children that are forked in the block end with this process. datatrove's manager of locks would otherwise live
-    on, and hold the standard output that it has inherited."""
-    global _parent
-    _hook()
-    _parent = os.getpid()
-    try:
-        yield
-    finally:
-        _parent = 0
-
-
-@cache
-def _hook() -> None:
-    os.register_at_fork(after_in_child=lambda: _die_with_parent(_parent, is_parent=True) if _parent else None)
-
-
-def _die_with_parent(main: int, is_parent: bool = False) -> None:
-    """Makes this process end when its parent does, and at once if the run's first process is gone already. Between them
-    there may be a server that forks, which ends with the first process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != main if is_parent else not _is_alive(main):
-        os._exit(1)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-        status = Path(f"/proc/{process}/stat")
-        return not status.exists() or status.read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        return False

@@ -7,12 +7,11 @@ which to keep, so that it ends a part: de-duplication, a blend.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from lnlit.curation._shards import Collect, Read, ReadShard, WriteShard
@@ -37,10 +36,6 @@ class Barrier(Counted):
     @abstractmethod
     def phases(self, shards: str, work: str, tasks: int) -> list[Phase]:
         """What has to run first, on a folder of `tasks` shards. `work` is a folder for what it finds."""
-
-    @abstractmethod
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yields the rows of a shard that go on."""
 
 
 def planned(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from datatrove.data import Document
-
-from lnlit.curation.asking import AskStep, check_prompt, filled, said
-from lnlit.curation.model import Model
-from lnlit.curation.rows import text_of
+from lnlit.curation.asking import AskEach
+from lnlit.curation.model import Answer, Model
+from lnlit.curation.rows import Row
 from lnlit.curation.step import Dropped, Outcome
 from lnlit.errors import UserError
 from lnlit.thinking import last_boxed
@@ -44,52 +42,35 @@ _NONE = re.compile(r"\bNONE\b")
 KINDS = ("proof", "multiple_choice", "yes_no", "invalid")
 
 
-class ExtractProblems(AskStep):
+class ExtractProblems(AskEach):
     """Makes a row for each problem in a post, with the problem as its `prompt`. Other columns are kept.
 
     Args:
-        model: The model that is asked.
         column: The column of the posts. Null takes what rows ask.
         prompt: The prompt, with {post} in it. The answer has problems between <problem> tags, or the word NONE.
-        rows_per_batch: The number of rows that are asked together.
     """
 
     def __init__(
         self, model: Model, column: str | None = None, prompt: str = _EXTRACT, rows_per_batch: int = 64
     ) -> None:
-        super().__init__(rows_per_batch)
-        self.model, self.column, self.prompt = model, column, check_prompt("ExtractProblems", prompt, "post")
+        super().__init__(model, prompt, {"post": column}, rows_per_batch)
 
-    def batch(self, documents: Sequence[Document]) -> list[Outcome]:
-        outcomes: dict[str, Outcome] = {}
-        posts = {each.id: text_of(each.metadata, self.column) for each in documents}
-        asked = [(place, said(filled(self.prompt, {"post": post}))) for place, post in posts.items() if post]
-        answers = dict(zip((place for place, _ in asked), self.ask(self.model, asked), strict=True))
-        for each in documents:
-            if each.id not in answers:
-                outcomes[each.id] = Dropped("no_text", f"there is no text in {self.column or 'what it asks'}")
-                continue
-            answer = answers[each.id][0]
-            problems = [problem.strip() for problem in _PROBLEM.findall(answer.said) if problem.strip()]
-            rest = {key: value for key, value in each.metadata.items() if key != "messages"}
-            if missing := answer.missing():
-                outcomes[each.id] = missing
-            elif problems:
-                outcomes[each.id] = [{**rest, "prompt": problem} for problem in problems]
-            else:
-                outcomes[each.id] = Dropped("no_problem" if _NONE.search(answer.said) else "unreadable_reply")
-        return [outcomes[each.id] for each in documents]
+    def read(self, row: Row, answers: Sequence[Answer]) -> Outcome:
+        reply = answers[0].said
+        problems = [problem.strip() for problem in _PROBLEM.findall(reply) if problem.strip()]
+        if not problems:
+            return Dropped("no_problem" if _NONE.search(reply) else "unreadable_reply")
+        rest = {key: value for key, value in row.items() if key != "messages"}
+        return [{**rest, "prompt": problem} for problem in problems]
 
 
-class ClassifyProblems(AskStep):
+class ClassifyProblems(AskEach):
     """Drops problems of some kinds, each counted, and keeps the kinds of the others under `kinds`.
 
     Args:
-        model: The model that is asked.
         drop: The kinds that are dropped: proof, multiple_choice, yes_no, invalid. The paper drops all.
         column: The column of the problems. Null takes what rows ask.
         prompt: The prompt, with {problem} in it. The answer has a line such as `proof: yes` for each kind.
-        rows_per_batch: The number of rows that are asked together.
     """
 
     def __init__(
@@ -100,45 +81,27 @@ class ClassifyProblems(AskStep):
         prompt: str = _CLASSIFY,
         rows_per_batch: int = 64,
     ) -> None:
-        super().__init__(rows_per_batch)
+        super().__init__(model, prompt, {"problem": column}, rows_per_batch)
         if unknown := [kind for kind in drop if kind not in KINDS]:
             raise UserError(f"ClassifyProblems.drop: unknown kind {unknown[0]!r}. Allowed: {', '.join(KINDS)}.")
-        self.model, self.drop, self.column = model, list(drop), column
-        self.prompt = check_prompt("ClassifyProblems", prompt, "problem")
+        self.drop = list(drop)
 
-    def batch(self, documents: Sequence[Document]) -> list[Outcome]:
-        problems = [text_of(each.metadata, self.column) or "" for each in documents]
-        asked = [
-            (each.id, said(filled(self.prompt, {"problem": problem})))
-            for each, problem in zip(documents, problems, strict=True)
-        ]
-        outcomes: list[Outcome] = []
-        for each, (answer,) in zip(documents, self.ask(self.model, asked), strict=True):
-            found = {kind: re.search(rf"(?im)^\W*{kind}\W+(yes|no)\b", answer.said) for kind in KINDS}
-            kinds = [kind for kind, match in found.items() if match and match[1].lower() == "yes"]
-            unwanted = next((kind for kind in kinds if kind in self.drop), None)
-            if missing := answer.missing():
-                outcomes.append(missing)
-            elif unwanted:
-                outcomes.append(Dropped(unwanted))
-            elif not all(found.values()):
-                outcomes.append(Dropped("unreadable_reply"))
-            else:
-                outcomes.append({**each.metadata, "kinds": kinds})
-        return outcomes
+    def read(self, row: Row, answers: Sequence[Answer]) -> Outcome:
+        found = {kind: re.search(rf"(?im)^\W*{kind}\W+(yes|no)\b", answers[0].said) for kind in KINDS}
+        kinds = [kind for kind, match in found.items() if match and match[1].lower() == "yes"]
+        if unwanted := next((kind for kind in kinds if kind in self.drop), None):
+            return Dropped(unwanted)
+        return {**row, "kinds": kinds} if all(found.values()) else Dropped("unreadable_reply")
 
 
-class ExtractAnswer(AskStep):
-    """Writes the final answer that a discussion reaches into a column. A row whose discussion reaches none is kept
+class ExtractAnswer(AskEach):
+    """Writes the final answer that a discussion reaches under `answer`. A row whose discussion reaches none is kept
     without one, for a majority vote.
 
     Args:
-        model: The model that is asked.
         discussion: The column of the discussion.
         column: The column of the problem. Null takes what rows ask.
-        out: The column of the answer.
         prompt: The prompt, with {problem} and {discussion} in it. The answer has a box, or the word NONE.
-        rows_per_batch: The number of rows that are asked together.
     """
 
     def __init__(
@@ -146,39 +109,15 @@ class ExtractAnswer(AskStep):
         model: Model,
         discussion: str,
         column: str | None = None,
-        out: str = "answer",
         prompt: str = _ANSWER,
         rows_per_batch: int = 64,
     ) -> None:
-        super().__init__(rows_per_batch)
-        self.model, self.discussion, self.column, self.out = model, discussion, column, out
-        self.prompt = check_prompt("ExtractAnswer", prompt, "problem", "discussion")
+        super().__init__(model, prompt, {"problem": column, "discussion": discussion}, rows_per_batch)
 
-    def batch(self, documents: Sequence[Document]) -> list[Outcome]:
-        asked = [
-            (
-                each.id,
-                said(
-                    filled(
-                        self.prompt,
-                        {
-                            "problem": text_of(each.metadata, self.column) or "",
-                            "discussion": text_of(each.metadata, self.discussion) or "",
-                        },
-                    )
-                ),
-            )
-            for each in documents
-        ]
-        outcomes: list[Outcome] = []
-        for each, (answer,) in zip(documents, self.ask(self.model, asked), strict=True):
-            boxed = last_boxed(answer.said)
-            if missing := answer.missing():
-                outcomes.append(missing)
-            elif boxed is None and not _NONE.search(answer.said):
-                outcomes.append(Dropped("unreadable_reply"))
-            else:
-                if boxed is None:
-                    self.stat_update("without_an_answer")
-                outcomes.append({**each.metadata, self.out: boxed[1].strip() if boxed else None})
-        return outcomes
+    def read(self, row: Row, answers: Sequence[Answer]) -> Outcome:
+        boxed = last_boxed(answers[0].said)
+        if boxed is None and not _NONE.search(answers[0].said):
+            return Dropped("unreadable_reply")
+        if boxed is None:
+            self.stat_update("without_an_answer")
+        return {**row, "answer": boxed[1].strip() if boxed else None}

@@ -52,8 +52,7 @@ class Counted(PipelineStep, ABC):
         """Yields the documents that go on."""
 
     def _arrived(self, count: int = 1) -> None:
-        if count:
-            self.stat_update(StatHints.total, value=count)
+        self.stat_update(StatHints.total, value=count)
 
     def _on(self, document: Document) -> Document:
         self.stat_update(StatHints.forwarded)

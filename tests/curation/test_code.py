@@ -46,9 +46,9 @@ def test_what_is_kept(text, reason):
 
 
 def test_without_a_trace():
-    assert Code(trace=False, column="c").each({"completion": "```python\nx\n```"}) == {
+    assert Code(trace=False).each({"completion": "```python\nx\n```"}) == {
         "completion": "```python\nx\n```",
-        "c": "x\n",
+        "code": "x\n",
     }
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from lnlit.curation.step import Step
+from lnlit.errors import UserError
+from lnlit.stages.curate import curate
 
 SCRIPT = Path(__file__).with_name("kill_curate.py")
 
@@ -27,3 +35,30 @@ def test_the_same_file(tmp_path, workers, kills):
     assert (tmp_path / "killed/out.jsonl").read_bytes() == (tmp_path / "whole/out.jsonl").read_bytes()
     left = {file.name for file in (tmp_path / "killed").iterdir()}
     assert left == {"log.txt", "out.counts.json", "out.jsonl", "rows.jsonl"}
+
+
+class Dies(Step):
+    """Kills the process that it runs in at one row, unless that has happened before."""
+
+    def __init__(self, row: int, died: str) -> None:
+        super().__init__()
+        self._row, self._died = row, died
+
+    def each(self, row):
+        if row["number"] == self._row and not Path(self._died).exists():
+            Path(self._died).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row
+
+
+def test_a_worker_that_is_killed_is_one_line_and_hangs_nothing(rows_in, tmp_path):
+    source, out = rows_in({"number": number} for number in range(40)), tmp_path / "out.jsonl"
+    steps = [Dies(21, str(tmp_path / "died"))]
+    began = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"curate 2/3, Dies: the process of a task was killed.*same command again"
+    ) as told:
+        curate(source, steps, str(out), workers=2, tasks=4)
+    assert time.monotonic() - began < 60 and "\n" not in str(told.value) and not out.exists()
+    curate(source, steps, str(out), workers=2, tasks=4)
+    assert [json.loads(line)["number"] for line in out.read_text().splitlines()] == list(range(40))
