@@ -11,6 +11,8 @@ import re
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +20,10 @@ from lnlit.errors import UserError, optional
 
 #: HTTP status codes of temporary failures, besides 500 and above.
 _PASSING = {408, 409, 425, 429}
+#: Names of models that an error message lists.
+_MODELS = 10
+#: The longest time to wait because an endpoint asks for it, in seconds.
+_LONGEST_WAIT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class ChatEndpoint:
         max_concurrency: Maximum number of concurrent requests.
         time_limit_s: Time limit of one request in seconds, without retries.
         total_time_limit_s: Time limit of all requests of a call together, in seconds. Infinity is none.
-        retries: Number of retries after an error that may be temporary, with growing pauses.
+        retries: Number of retries after an error that may be temporary, with growing pauses, or those that the endpoint
+            asks for in Retry-After.
     """
 
     what: str
@@ -71,7 +78,7 @@ class ChatEndpoint:
 
     async def _ask_all(self, bodies: Sequence[Mapping[str, Any]]) -> list[Reply]:
         httpx = optional("httpx2", "rl")
-        state = _State(asyncio.Semaphore(self.max_concurrency))
+        state = _State(asyncio.Semaphore(self.max_concurrency), asyncio.Lock())
         limit_s = None if math.isinf(self.total_time_limit_s) else self.total_time_limit_s
         async with httpx.AsyncClient(headers=self._headers(), timeout=self.time_limit_s) as client:
             tasks = [asyncio.create_task(self._ask(client, body, state)) for body in bodies]
@@ -86,9 +93,10 @@ class ChatEndpoint:
         httpx = optional("httpx2", "rl")
         async with state.free:
             for attempt in range(self.retries + 1):
+                wait_s = 0.0
                 try:
                     async with asyncio.timeout(self.time_limit_s):  # the client's own limit starts anew with every byte
-                        response = await client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
+                        response = await client.post(self._address, json=body)
                 except (TimeoutError, httpx.TimeoutException):
                     failure = f"timed_out: no answer within {self.time_limit_s} s"
                 except httpx.HTTPError as error:
@@ -96,14 +104,45 @@ class ChatEndpoint:
                 else:
                     if response.is_success:
                         return Reply(response.content)
-                    failure = f"refused: HTTP {response.status_code}"
+                    failure, wait_s = await self._refused(client, response, body, state), _retry_after_s(response)
                     if response.status_code not in _PASSING and response.status_code < 500:
                         break
                 if state.is_down or attempt == self.retries:
                     break
-                await asyncio.sleep(0.25 * 2**attempt * random.uniform(1, 2))
+                await asyncio.sleep(max(0.25 * 2**attempt * random.uniform(1, 2), wait_s))
             state.is_down = state.is_down or failure.startswith("unreachable")
             return Reply(failure=failure)
+
+    @property
+    def _address(self) -> str:
+        return f"{self.url.rstrip('/')}/chat/completions"
+
+    async def _refused(self, client: Any, response: Any, body: Mapping[str, Any], state: _State) -> str:
+        """What an HTTP status means, and what to do next."""
+        status = response.status_code
+        said = f"refused: HTTP {status} from {self._address}"
+        if status in (401, 403):
+            given = f"the key in the environment variable {self.api_key_env}"
+            what = given if self.api_key_env else "requests without key"
+            return f"{said}: it does not accept {what}. api_key_env names the variable of one that it accepts."
+        if status == 404:
+            async with state.listing:  # one request of all asks
+                state.models = await self._models(client) if state.models is None else state.models
+            if not state.models:
+                return f"{said}: there is no such address. The url must end with the endpoint's version, mostly /v1."
+            return f"{said}: no model {body.get('model')!r}. It has: {', '.join(state.models[:_MODELS])}."
+        if status == 429:
+            return f"{said}: its rate limit is reached, after {self.retries} retries. Lower max_concurrency, or wait."
+        return said
+
+    async def _models(self, client: Any) -> list[str]:
+        """The names of the models that the endpoint lists; empty if it lists none."""
+        try:
+            async with asyncio.timeout(self.time_limit_s):
+                response = await client.get(f"{self.url.rstrip('/')}/models")
+            return [str(each["id"]) for each in response.json()["data"]]
+        except Exception:  # whatever an endpoint may say or not say
+            return []
 
     def _headers(self) -> dict[str, str]:
         if self.api_key_env is None:
@@ -119,11 +158,13 @@ class ChatEndpoint:
 
 @dataclass
 class _State:
-    """What the requests of one call share. If one finds the endpoint unreachable, the next ones do not wait and
-    retry."""
+    """What the requests of one call share. If one finds the endpoint unreachable, the next ones do not wait and retry.
+    `models` are those that the endpoint lists, once it was asked."""
 
     free: asyncio.Semaphore
+    listing: asyncio.Lock
     is_down: bool = False
+    models: list[str] | None = None
 
 
 def _in_another_thread(work: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
@@ -149,6 +190,21 @@ def _in_another_thread(work: Coroutine[Any, Any, list[Reply]]) -> list[Reply]:
         raise
     finally:
         thread.shutdown(wait=False)
+
+
+def _retry_after_s(response: Any) -> float:
+    """The seconds for which an endpoint asks to be left alone (RFC 9110, section 10.2.3), within bounds; 0 if it does
+    not."""
+    said = str(response.headers.get("retry-after", "")).strip()
+    try:
+        seconds = float(said) if said.isascii() and said.isdigit() else _seconds_until(said)
+    except (TypeError, ValueError):
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_WAIT_S)
+
+
+def _seconds_until(date: str) -> float:
+    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
 
 
 def _is_endpoint(url: str) -> bool:

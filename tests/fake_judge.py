@@ -19,6 +19,10 @@ class FakeJudge:
         self.headers: list[dict[str, str]] = []
         self.at_once = self.most_at_once = 0
         self.delay_s = 0.0
+        self.reply_headers: dict[str, str] = {}
+        #: The models that it lists, and how often it was asked for them.
+        self.models: list[str] | None = None
+        self.lists = 0
         self.behave: Callable[[int, dict[str, Any]], tuple[int, bytes] | None] = lambda number, body: None
         self._lock = threading.Lock()
         judge = self
@@ -26,6 +30,11 @@ class FakeJudge:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 judge._answer(self)
+
+            def do_GET(self) -> None:
+                judge.lists += 1
+                models = None if judge.models is None else [{"id": name} for name in judge.models]
+                judge._reply(self, 404 if models is None else 200, json.dumps({"data": models}).encode())
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -50,9 +59,13 @@ class FakeJudge:
         time.sleep(self.delay_s)
         with self._lock:
             self.at_once -= 1
-        status, data = self.behave(number, body) or (200, completion(verdict(body)))
+        self._reply(handler, *(self.behave(number, body) or (200, completion(verdict(body)))))
+
+    def _reply(self, handler: BaseHTTPRequestHandler, status: int, data: bytes) -> None:
         try:
             handler.send_response(status)
+            for name, value in self.reply_headers.items():
+                handler.send_header(name, value)
             handler.send_header("Content-Length", str(len(data)))
             handler.end_headers()
             handler.wfile.write(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,7 @@ class SampledModel:
         self.folder = folder
 
     def encoder(self, thinking: Thinking | None) -> PromptEncoder:
-        """Renders prompts, with the toggle in those that have none, and reads completions."""
+        """Renders prompts, with the toggle in those that have none."""
         return MessageEncoder(thinking) if self.folder is None else ChatEncoder(self.tokenizer, thinking)
 
     def room(self, max_new_tokens: int) -> int | None:
@@ -88,9 +88,6 @@ class MessageEncoder:
         if all(message["role"] == "system" for message in said.messages):
             return [], []
         return said.messages, []
-
-    def completion(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
-        raise NotImplementedError("such an engine gives texts")
 
     def end_ids(self) -> list[int]:
         return []

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lnlit.data.sources import readable_rows, rows_of, where
 from lnlit.errors import UserError
@@ -15,19 +15,24 @@ from lnlit.rewards.pool import why_not
 
 
 class PromptEncoder(Protocol):
-    """Renders prompts and reads completions, as `ChatEncoder` does."""
+    """Renders prompts."""
 
     def prompt(self, row: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Sequence[int]]:
         """(conversation up to what the assistant must answer, its tokens) of a row. The conversation is empty if only
         the assistant speaks, and the tokens if the engine renders conversations itself."""
         ...
 
-    def completion(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
-        """The assistant's text in answer to a prompt."""
-        ...
-
     def end_ids(self) -> list[int]:
         """The ids of tokens that end generation."""
+        ...
+
+
+@runtime_checkable
+class TokenEncoder(PromptEncoder, Protocol):
+    """Renders prompts as tokens and reads completions of tokens, as `ChatEncoder` does."""
+
+    def completion(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+        """The assistant's text in answer to a prompt."""
         ...
 
 

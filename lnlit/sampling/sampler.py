@@ -28,7 +28,7 @@ from lnlit.journal import Journal
 from lnlit.models.ranks import all_gather, my_place
 from lnlit.progress import track
 from lnlit.rewards.pool import RewardPool
-from lnlit.sampling.prompt import Prompt, PromptEncoder
+from lnlit.sampling.prompt import Prompt, PromptEncoder, TokenEncoder
 from lnlit.sampling.sample import Drawn, Judged
 
 Made = TypeVar("Made", bound=Drawn)
@@ -115,7 +115,7 @@ class Sampler:
         engine: The engine that generates completions.
         rewards: The rewards that judge them.
         workers: The number of processes that judge.
-        encoder: Decodes completions, and knows the tokens that end them.
+        encoder: Reads completions of tokens, and knows the tokens that end them.
         sampling: Sampling settings, whose `end_ids` are the encoder's.
         phases: Measures the time of each phase.
         memory: A context manager for a caller that shares the accelerator with the engine. Inside it, the caller's
@@ -230,7 +230,10 @@ class Sampler:
     def _text(self, rollout: Rollout) -> str:
         if rollout.text is not None:
             return rollout.text
-        return "" if rollout.error else self.encoder.completion(rollout.prompt_ids, rollout.token_ids)
+        if rollout.error:
+            return ""
+        assert isinstance(self.encoder, TokenEncoder), "an engine that is asked in messages answers in texts"
+        return self.encoder.completion(rollout.prompt_ids, rollout.token_ids)
 
     def _sum(self, rewards: Mapping[str, RewardResult]) -> float:
         """The weighted sum of a sample's rewards, NaN without any. Rewards of weight 0 are ignored, even if they are

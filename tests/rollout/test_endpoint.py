@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from fake_judge import FakeJudge, completion
@@ -14,6 +17,8 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardResult, RolloutRequest, RolloutSampling
 from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
 from lnlit.rollout.endpoint import EndpointEngine
+from lnlit.sampling.model import MessageEncoder
+from lnlit.sampling.prompt import TokenEncoder
 from lnlit.sampling.sampler import request_seed
 from lnlit.sampling.settings import Sampling
 from lnlit.stages.annotate import annotate
@@ -101,8 +106,49 @@ def test_retries_are_bounded_and_counted_once(fake, status, asked):
     fake.behave = lambda number, body: (status, b"no")
     caller = engine(fake.url, retries=2)
     (found,) = caller.generate([RolloutRequest((), 0, ASKED)], SAMPLING)
-    assert found.error == f"refused: HTTP {status}" and len(fake.bodies) == asked
+    assert found.error.startswith(f"refused: HTTP {status} from {fake.url}/chat/completions")
+    assert len(fake.bodies) == asked
     assert caller.counts() == {"refused": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "says"),
+    [
+        (401, {}, "it does not accept requests without key. api_key_env names the variable of one that it accepts."),
+        (403, {"api_key_env": "SOME_KEY"}, "it does not accept the key in the environment variable SOME_KEY."),
+        (429, {}, "its rate limit is reached, after 0 retries. Lower max_concurrency, or wait."),
+    ],
+)
+def test_a_refusal_says_what_to_do(fake, status, options, says, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "secret")
+    fake.behave = lambda number, body: (status, b"no")
+    error = answers(fake.url, **options)[0].error
+    assert error.startswith(f"refused: HTTP {status} from {fake.url}/chat/completions: {says}")
+    assert "\n" not in error and "secret" not in error
+
+
+def test_a_model_that_is_not_there_is_told_beside_those_that_are(fake):
+    fake.behave, fake.models = lambda number, body: (404, b""), ["one", "two"]
+    errors = {each.error for each in answers(fake.url, 5)}
+    assert errors == {f"refused: HTTP 404 from {fake.url}/chat/completions: no model 'some-model'. It has: one, two."}
+    assert fake.lists == 1
+    fake.models = None
+    assert "there is no such address. The url must end with the endpoint's version" in answers(fake.url)[0].error
+
+
+@pytest.mark.parametrize("date", [False, True])
+def test_one_that_asks_to_be_left_alone_is(fake, date, monkeypatch):
+    waits, sleep = [], asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: waits.append(seconds) or sleep(0))
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=200), usegmt=True)
+    fake.reply_headers = {"Retry-After": later if date else "200"}
+    fake.behave = lambda number, body: (429, b"") if number < 3 else (200, completion("4", finish_reason="stop"))
+    assert answers(fake.url, retries=2)[0].text == "4"
+    assert len(waits) == 2 and all(190 <= each <= 200 for each in waits)
+
+
+def test_an_encoder_of_messages_reads_no_tokens():
+    assert not isinstance(MessageEncoder(), TokenEncoder)
 
 
 def test_one_that_recovers_is_waited_for(fake):
