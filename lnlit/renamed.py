@@ -56,7 +56,6 @@ KEYS: dict[str, dict[str, str]] = {
     "LLMJudgeReward": {"key": "answer_key", "best": "max_score", "total_limit_s": "total_time_limit_s"},
     "CodeTestsReward": {"tests": "tests_key", "preamble": "preamble_key"},
     "ModelReward": {"logit": "logit_index", "precision": "dtype: bfloat16 or float32"},
-    "Questions": {"context": "context_key", "choices": "choices_key", "answer": "answer_key", "limit": "rows"},
     **{data: {"window": "shuffle_buffer_size"} for data in ("ChatData", "TextData", "PreferenceData")},
     "RolloutLog": {"prompts": "num_prompts"},
 }

@@ -23,7 +23,7 @@ EXAMPLES = {
     "solver": ("solver", "lnlit/search/baselines:Uniform"),
     "source of prompts": ("source", "lnlit/data/difficulty:DifficultySource"),
     "order of prompts": ("prompt_order", "lnlit/sampling/order:Uniform"),
-    "benchmark": ("task", "lnlit/eval/tasks/gsm8k:GSM8K"),
+    "benchmark": ("task", "lnlit/eval/tasks/mathematics:GSM8K"),
 }
 
 

@@ -214,7 +214,7 @@ class OnlyHere(Good):
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
-        (HoldsAFunction, "cannot be sent to another process"),
+        (HoldsAFunction, "cannot be pickled"),
         (Heavy, "bytes when built"),
         (ByChance, "instead of|other numbers"),
         (Counts, "the same requests, other numbers"),

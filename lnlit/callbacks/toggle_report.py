@@ -4,7 +4,8 @@ TensorBoard."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.data.rows import asked
 from lnlit.errors import UserError
-from lnlit.eval.toggle import Share, ToggleScore, best_constant, echo_last_number, is_correct, score
+from lnlit.eval.intervals import share
 from lnlit.interfaces import Source
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.weights import inference_copy
+from lnlit.rewards.final_answer import is_correct
 from lnlit.thinking import obeys
 
 _MODES = ("on", "off")
@@ -95,17 +97,22 @@ class ToggleReport(L.Callback):
         result: dict[str, Any] = {}
         for mode in _MODES:
             texts, finished = self._answer(trainer, module, [q for q, _ in questions], mode)
-            scored = score(texts, finished, [a for _, a in questions], mode)
-            for (question, answer), text, done in zip(questions, texts, finished, strict=True):
-                said = {"accuracy": is_correct(text, answer), "obedience": obeys(text, mode), "truncated": not done}
-                for name, value in said.items():
-                    self._answers.setdefault(f"toggle/{name}_{mode}", {})[question] = float(value)
-            result[mode] = {name: _counts(getattr(scored, name)) for name in ToggleScore.__dataclass_fields__}
+            found = {
+                "accuracy": [is_correct(text, answer) for text, (_, answer) in zip(texts, questions, strict=True)],
+                "obedience": [obeys(text, mode) for text in texts],
+                "truncated": [not done for done in finished],
+            }
+            for name, hits in found.items():
+                by_question = zip((question for question, _ in questions), map(float, hits), strict=True)
+                self._answers.setdefault(f"toggle/{name}_{mode}", {}).update(by_question)
+            result[mode] = {name: _counts(hits) for name, hits in found.items()}
             result[mode]["sample"] = {"question": questions[0][0], "answer": texts[0]}
-            for name in ("accuracy", "obedience"):
+            shares = {name: share(*_counts(found[name])) for name in ("accuracy", "obedience")}
+            for name, mean in shares.items():
                 for logger in trainer.loggers:
-                    logger.log_metrics({f"toggle/{name}_{mode}": getattr(scored, name).value}, trainer.global_step)
-            rank_zero_info(f"{stage}, thinking {mode}: accuracy {scored.accuracy}, obedience {scored.obedience}")
+                    logger.log_metrics({f"toggle/{name}_{mode}": mean.value}, trainer.global_step)
+            told = ", ".join(f"{name} {mean}" for name, mean in shares.items())
+            rank_zero_info(f"{stage}, thinking {mode}: {told}")
         return result
 
     def _answer(
@@ -123,8 +130,19 @@ class ToggleReport(L.Callback):
         return texts, [result.finish_reason == "stop" for result in results]
 
 
-def _counts(share: Share) -> list[int]:
-    return [share.hits, share.total]
+def _counts(hits: Sequence[bool]) -> list[int]:
+    return [sum(hits), len(hits)]
+
+
+def best_constant(answers: Sequence[str]) -> list[bool]:
+    """Which answers are the most frequent one: a model must be right more often than whoever always says it."""
+    most = Counter(answers).most_common(1)[0][0]
+    return [answer == most for answer in answers]
+
+
+def echo_last_number(questions: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Which questions are answered by their own last number."""
+    return [is_correct(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 
 def render(results: dict[str, Any]) -> str:
@@ -133,10 +151,10 @@ def render(results: dict[str, Any]) -> str:
     for stage in ("before", "after"):
         for mode in _MODES:
             cells = results[stage][mode]
-            columns = [str(Share(*cells[name])) for name in ("accuracy", "obedience", "truncated")]
+            columns = [str(share(*cells[name])) for name in ("accuracy", "obedience", "truncated")]
             lines.append(f"{stage:<10}{mode:<10}{columns[0]:<20}{columns[1]:<20}{columns[2]:<18}")
     for name, counts in results["baselines"].items():
-        lines.append(f"{name:<20}{Share(*counts)!s}")
+        lines.append(f"{name:<20}{share(*counts)}")
     for mode in _MODES:
         sample = results["after"][mode]["sample"]
         lines += ["", f"thinking {mode}, after: {sample['question']}", sample["answer"]]

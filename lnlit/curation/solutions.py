@@ -10,13 +10,13 @@ from datatrove.data import Document
 
 from lnlit.curation.asking import AskStep, without_answer
 from lnlit.curation.model import Model
-from lnlit.curation.rows import Row
+from lnlit.curation.rows import Row, text_of
 from lnlit.curation.settings import shared, stated
 from lnlit.curation.step import BatchStep, Dropped, GroupStep, Outcome
 from lnlit.data.rows import asked
 from lnlit.errors import UserError
-from lnlit.eval.toggle import canonical_answer
 from lnlit.interfaces import Reward, RewardRequest, RewardResult
+from lnlit.rewards.final_answer import canonical_answer
 from lnlit.rewards.pool import RewardPool
 from lnlit.thinking import Thinking
 
@@ -82,7 +82,6 @@ class Judge(BatchStep):
         reward: The reward.
         at_least: The lowest score that is kept. Null keeps all, for `BestOf`.
         column: The column of the score.
-        completion: The column of the completion.
         workers: The number of processes that judge.
         rows_per_batch: The number of completions that are judged together.
     """
@@ -92,13 +91,11 @@ class Judge(BatchStep):
         reward: Reward,
         at_least: float | None = 1.0,
         column: str = "reward",
-        completion: str = "completion",
         workers: int = 1,
         rows_per_batch: int = 256,
     ) -> None:
         super().__init__(rows_per_batch)
-        self.reward, self.at_least, self.column, self.completion = reward, at_least, column, completion
-        self.workers = workers
+        self.reward, self.at_least, self.column, self.workers = reward, at_least, column, workers
 
     def batch(self, documents: Sequence[Document]) -> list[Outcome]:
         read = [self._request(each.metadata) for each in documents]
@@ -114,9 +111,9 @@ class Judge(BatchStep):
         ]
 
     def _request(self, row: Row) -> RewardRequest | Dropped:
-        text, messages = row.get(self.completion), _asked(row)
-        if not isinstance(text, str) or not text.strip():
-            return Dropped("no_completion", f"{self.completion} holds nothing")
+        text, messages = text_of(row, "completion"), _asked(row)
+        if text is None:
+            return Dropped("no_completion", "completion holds nothing")
         return messages if isinstance(messages, Dropped) else RewardRequest(messages, text, False, row)
 
     def _outcome(self, result: RewardResult, row: Mapping[str, Any]) -> Outcome:
@@ -166,19 +163,17 @@ class MajorityVote(GroupStep):
 
     Args:
         at_least: The lowest share of the completions that have to reach the answer, more than this or equal to it.
-        column: The column of the answer.
-        completion: The column of the completions.
     """
 
-    def __init__(self, at_least: float = 0.0, column: str = "answer", completion: str = "completion") -> None:
+    def __init__(self, at_least: float = 0.0) -> None:
         super().__init__()
         if not 0 <= at_least <= 1:
             raise UserError(f"MajorityVote.at_least: expected a share from 0 to 1, got {at_least}")
-        self.at_least, self.column, self.completion = at_least, column, completion
+        self.at_least = at_least
 
     def group(self, rows: Sequence[Row]) -> list[Row | Dropped]:
-        open_ = [row for row in rows if row.get(self.column) in (None, "")]
-        found = [canonical_answer(str(row.get(self.completion) or "")) for row in open_]
+        open_ = [row for row in rows if row.get("answer") in (None, "")]
+        found = [canonical_answer(text_of(row, "completion") or "") for row in open_]
         counts = Counter(answer for answer in found if answer is not None).most_common(2)
         outcomes: Iterator[Row | Dropped]
         if not counts or (len(counts) > 1 and counts[0][1] == counts[1][1]):
@@ -187,12 +182,12 @@ class MajorityVote(GroupStep):
             outcomes = (Dropped("no_majority") for _ in found)
         else:
             outcomes = (self._voted(row, answer, counts[0][0]) for row, answer in zip(open_, found, strict=True))
-        return [row if row.get(self.column) not in (None, "") else next(outcomes) for row in rows]
+        return [row if row.get("answer") not in (None, "") else next(outcomes) for row in rows]
 
     def _voted(self, row: Row, answer: str | None, wanted: str) -> Row | Dropped:
         if answer is None:
             return Dropped("no_answer")
-        return {**row, self.column: wanted} if answer == wanted else Dropped("minority")
+        return {**row, "answer": wanted} if answer == wanted else Dropped("minority")
 
 
 class OnOffPairs(GroupStep):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Answer, Question, RewardRequest, RewardResult, RolloutSampling, TaskSampling
@@ -23,6 +23,8 @@ from lnlit.sampling.prompt import Prompt, PromptEncoder
 from lnlit.sampling.sample import Drawn
 from lnlit.sampling.sampler import Asked, Sampler, request_seed
 from lnlit.thinking import ends_in_thought
+
+Item = TypeVar("Item")
 
 #: Limits on the length of answers are multiples of this where the context is short, so that most questions share one.
 _LENGTHS = 256
@@ -114,6 +116,15 @@ class AnswerFile:
     def __exit__(self, *_: object) -> None:
         self.journal.close()
 
+    def rounds(
+        self, items: Sequence[Item], of: Callable[[Item], str], per_round: int, what: str, unit: str = "question"
+    ) -> Iterator[Sequence[Item]]:
+        """The items that the file lacks, in rounds of so many, with a report of progress. `of` says what an entry is
+        of."""
+        missing = [each for each in items if of(each) not in self.found]
+        parts = [missing[start : start + per_round] for start in range(0, len(missing), per_round)]
+        yield from track(parts, what, unit, total=len(items), done=len(items) - len(missing), size=len)
+
     def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Keeps a round of entries, each with the key "of"."""
         self.found |= {entry["of"]: dict(entry) for entry in entries}
@@ -150,10 +161,7 @@ def sample(
         per_round: The number of questions between two writes to disk.
         what: A word or two for the progress report.
     """
-    missing = [each for each in questions if each.asked not in answers.found]
-    rounds = [missing[start : start + per_round] for start in range(0, len(missing), per_round)]
-    done = len(questions) - len(missing)
-    for part in track(rounds, what, "question", total=len(questions), done=done, size=len):
+    for part in answers.rounds(questions, lambda each: each.asked, per_round, what):
         start = time.perf_counter()
         drawn = _complete(part, sampler, sampling, seed)
         took = time.perf_counter() - start

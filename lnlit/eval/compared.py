@@ -14,7 +14,6 @@ from lnlit.eval.figures import Outcome
 from lnlit.eval.likelihood import log_likelihoods
 from lnlit.interfaces import Continuations, Likelihood, LikelihoodTask
 from lnlit.models.decoder import Decoder
-from lnlit.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,10 +36,7 @@ def compare(
         batch_tokens: Tokens that go through the model together.
         what: A word or two for the progress report and for errors.
     """
-    missing = [each for each in questions if digest(each) not in found.found]
-    rounds = [missing[start : start + per_round] for start in range(0, len(missing), per_round)]
-    done = len(questions) - len(missing)
-    for part in track(rounds, what, "question", total=len(questions), done=done, size=len):
+    for part in found.rounds(questions, digest, per_round, what):
         try:
             likelihoods = list(log_likelihoods(decoder(), tokenizer, part, batch_tokens))
         except UserError as error:

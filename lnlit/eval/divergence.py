@@ -17,7 +17,6 @@ from lnlit.errors import UserError
 from lnlit.eval.answers import AnswerFile
 from lnlit.eval.intervals import Mean, mean_of_numbers, mean_of_shares
 from lnlit.models.decoder import Decoder
-from lnlit.progress import track
 
 #: Rows of logits that are compared at once.
 _ROWS = 64
@@ -60,9 +59,7 @@ def diverge(
         per_round: The number of answers between two writes to disk.
         what: A word or two for the progress report.
     """
-    missing = [each for each in answers if each.of not in found.found]
-    rounds = [missing[start : start + per_round] for start in range(0, len(missing), per_round)]
-    for part in track(rounds, what, "answer", total=len(answers), done=len(answers) - len(missing), size=len):
+    for part in found.rounds(answers, lambda each: each.of, per_round, what, "answer"):
         found.append([_entry(each, *kl_and_agreement(parent(), child(), each)) for each in part])
     rows: list[dict[str, Any]] = [found.found[each.of] for each in answers]
     return Divergence(

@@ -13,7 +13,7 @@ import numpy as np
 
 from lnlit.eval.divergence import Divergence
 from lnlit.eval.intervals import Mean, mean_difference, mean_of_numbers, mean_of_shares, share_left_out
-from lnlit.interfaces import Answer, GenerationTask, LikelihoodTask, Question
+from lnlit.interfaces import Answer, GenerationTask, GradesAnswer, LikelihoodTask, Question
 from lnlit.thinking import Thinking, answer_of, obeys
 
 #: A value from which on an answer counts as right, for pass@k.
@@ -93,14 +93,15 @@ def outcome(
 def _of_votes(
     task: GenerationTask, values: Mapping[str, Sequence[float | None]], answers: Sequence[Sequence[Answer]]
 ) -> dict[str, float]:
-    """pass@k and maj@k of a question's first number, for several samples."""
+    """pass@k of a question's first number for several samples, and maj@k if its reward knows what they can vote on."""
     first = next(iter(values.values()), ())
     known = [value for value in first if value is not None]
     if len(first) < 2 or len(known) < len(first):
         return {}
     found = {f"pass@{k}": pass_at(k, len(known), sum(value >= _RIGHT for value in known)) for k in _powers(len(known))}
-    if len(answers) == 1:
-        said = [None if one.cut_in_thought else task.final_answer(answer_of(one.text)) for one in answers[0]]
+    reward = next(iter(task.rewards().values()))
+    if len(answers) == 1 and isinstance(reward, GradesAnswer):
+        said = [None if one.cut_in_thought else reward.final_answer(one.text) for one in answers[0]]
         found[f"maj@{len(known)}"] = majority(said, known)
     return found
 

@@ -11,51 +11,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
-#: With fewer pairs, resampling has too low coverage, and the t interval is used.
-FEW = 20
-_RESAMPLES = 10_000
 #: The weight of a wholly right and of a wholly wrong question that are added when the variance between questions is
 #: estimated. A few questions that happen to be equally good would otherwise promise that all are.
 _UNSEEN = 0.05
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The mean of `pairs` differences and its 95% interval, computed by `method`. Without an interval, `low` and `high`
-    are None and `why_none` gives the reason."""
-
-    mean: float
-    pairs: int
-    method: Literal["t", "bootstrap", "none"]
-    low: float | None = None
-    high: float | None = None
-    why_none: str = ""
-
-
-def estimate(differences: Sequence[float], of: str) -> Estimate:
-    """The mean of one or more finite differences with its interval. `of` names what they are over, e.g. "seeds".
-
-    A single difference has no interval. Equal differences have none either, because they do not show that the next
-    would be equal.
-    """
-    values, count = np.asarray(differences, dtype=np.float64), len(differences)
-    mean = float(values.mean())
-    if count == 1:
-        return Estimate(mean, count, "none", why_none=f"one of {of} says nothing of others")
-    if np.ptp(values) <= 1e-12 * np.abs(values).max(initial=0.0):
-        return Estimate(mean, count, "none", why_none=f"all {count} {of} differ by the same")
-    low, high = t_interval(values) if count < FEW else bootstrap_interval(values)
-    return Estimate(mean, count, "t" if count < FEW else "bootstrap", low, high)
-
-
-@dataclass(frozen=True)
 class Mean:
     """The mean over `questions` of values that are means over each question's samples, with its 95% interval. `low` and
-    `high` are None if one question says nothing of others, and `value` is NaN if there is none. `is_share` is true for
+    `high` are None if the questions say nothing of others, and `value` is NaN if there is none. `is_share` is true for
     shares and their differences, which are shown as percentages."""
 
     value: float
@@ -63,6 +30,11 @@ class Mean:
     high: float | None
     questions: int
     is_share: bool = False
+
+    @property
+    def is_more_than_chance(self) -> bool:
+        """True for a difference whose interval is without 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
         if not self.questions:
@@ -145,9 +117,10 @@ def _trials_of(values: np.ndarray) -> float:
 
 
 def mean_of_numbers(values: Sequence[float]) -> Mean:
-    """The mean of any numbers of one question each, with Student's interval."""
+    """The mean of any numbers of one question each, with Student's interval. Equal numbers have none, because they do
+    not show that the next would be equal."""
     found, count = np.asarray(values, dtype=np.float64), len(values)
-    if count < 2:
+    if count < 2 or _are_equal(found):
         return Mean(float(found.mean()) if count else math.nan, None, None, count)
     return Mean(float(found.mean()), *t_interval(found), count)
 
@@ -159,10 +132,15 @@ def mean_difference(differences: Sequence[float]) -> Mean:
     change, with 95% confidence that they are no more of all than that.
     """
     values, count = np.asarray(differences, dtype=np.float64), len(differences)
-    if count < 2 or np.ptp(values) > 0:
+    if count < 2 or not _are_equal(values):
         return replace(mean_of_numbers(differences), is_share=True)
     same, unseen = float(values[0]), 1 - 0.05 ** (1 / count)
     return Mean(same, same * (1 - unseen) - unseen, same * (1 - unseen) + unseen, count, is_share=True)
+
+
+def _are_equal(values: np.ndarray) -> bool:
+    """True for numbers that differ by rounding at most."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -170,19 +148,6 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     count, mean = len(values), float(values.mean())
     half = t_quantile(0.5 + level / 2, count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
     return mean - half, mean + half
-
-
-def bootstrap_interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval of the mean, from many resamples of `values` with replacement. Equal values give equal
-    intervals."""
-    rng, count = np.random.default_rng(seed), len(values)
-    at_once = max(1, 2_000_000 // count)
-    means = [
-        values[rng.integers(count, size=(min(at_once, _RESAMPLES - done), count))].mean(axis=1)
-        for done in range(0, _RESAMPLES, at_once)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
 
 
 @cache

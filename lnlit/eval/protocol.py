@@ -1,21 +1,15 @@
-"""How benchmarks are asked: the paper's sampling, and rows of data that become questions with lasting names."""
+"""How benchmarks are asked: the paper's sampling, and what rows of data have to say."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import chain, islice, zip_longest
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from lnlit.data.sources import naming_row, rows_of
 from lnlit.errors import UserError
-from lnlit.interfaces import Continuations, Source, TaskSampling
-from lnlit.interfaces import Question as AnyQuestion
+from lnlit.interfaces import TaskSampling
 from lnlit.thinking import Thinking
-
-Question = TypeVar("Question", AnyQuestion, Continuations)
 
 
 @dataclass(frozen=True)
@@ -40,33 +34,6 @@ class SamplingProtocol:
         if thinking == "on":
             return TaskSampling(self.samples, self.max_new_tokens, self.temperature, self.top_p)
         return TaskSampling(1, self.max_new_tokens, 0.0)
-
-
-def read_questions(
-    source: Source, rows: int | None, read: Callable[[Mapping[str, Any]], Question]
-) -> Iterator[Question]:
-    """The questions of a source's first rows, or of all. A question that is there twice has two names.
-
-    Args:
-        rows: The number of rows, or None for all.
-        read: Makes one row a question. A `UserError` of it gets the place of the row.
-    """
-    if rows is not None and rows < 1:
-        raise UserError(f"rows: got {rows}; expected at least 1, or null for all")
-    seen: Counter[str] = Counter()
-    for number, row in enumerate(islice(rows_of(source), rows)):
-        with naming_row(source, number):
-            question = read(row)
-        seen[question.key] += 1
-        yield question if seen[question.key] == 1 else replace(question, key=f"{question.key}-{seen[question.key]}")
-
-
-def in_turn(questions: Iterator[Question]) -> Iterator[Question]:
-    """The first question of each group, then the second of each, and so on."""
-    groups: dict[str, list[Question]] = {}
-    for question in questions:
-        groups.setdefault(question.group, []).append(question)
-    return (question for question in chain(*zip_longest(*groups.values())) if question is not None)
 
 
 def key_of(*texts: str) -> str:

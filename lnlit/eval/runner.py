@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,8 @@ from lnlit.eval import answers, compared
 from lnlit.eval.answers import AnswerFile, Readable
 from lnlit.eval.divergence import Divergence, Said, diverge
 from lnlit.eval.figures import Cell, outcome, totals, totals_of_answers
-from lnlit.interfaces import GenerationTask, LikelihoodTask, Reward, RolloutSampling, Task, TaskSampling
+from lnlit.eval.tasks.benchmark import RowsTask
+from lnlit.interfaces import GenerationTask, LikelihoodTask, Reward, RolloutEngine, RolloutSampling, Task, TaskSampling
 from lnlit.journal import Lines
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
@@ -75,20 +76,32 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is the same for all models.
+class Asked:
+    """What models are asked, as in `lnlit eval`.
 
     Args:
-        folder: The folder of answers.
-        settings: How the evaluation is carried out.
-        samples: Answers per prompt where they are sampled, in place of the task's number.
+        tasks: The benchmarks, by name or with settings.
+        thinking: The modes to ask in: on, off or none.
+        rows: The number of questions of each task; all if null.
+        samples: Answers per question where they are sampled, in place of the task's number.
         max_new_tokens: Length limit of an answer, in place of the task's.
+        engine: Generates the answers; lnlit's own decoder when not given.
+        settings: How the evaluation is carried out.
     """
 
-    folder: Path
-    settings: Settings
+    tasks: list[Task]
+    thinking: list[Literal["on", "off", "none"] | bool] | None = None
+    rows: int | None = None
     samples: int | None = None
     max_new_tokens: int | None = None
+    engine: RolloutEngine | None = None
+    settings: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "samples", "max_new_tokens"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UserError(f"{name}: expected at least 1, got {number}")
 
 
 def read_benchmarks(tasks: Sequence[tuple[str, Task]], rows: int | None) -> list[Benchmark]:
@@ -107,14 +120,9 @@ def read_benchmarks(tasks: Sequence[tuple[str, Task]], rows: int | None) -> list
     return found
 
 
-@runtime_checkable
-class _CountsRows(Protocol):
-    rows: int | None
-
-
 def _shortened(task: Task, rows: int | None) -> Task:
     """The task with this number of questions, as far as it can choose them. Its own number is kept."""
-    if rows is None or not isinstance(task, _CountsRows) or task.rows is not None:
+    if rows is None or not isinstance(task, RowsTask) or task.rows is not None:
         return task
     shorter = copy.copy(task)
     shorter.rows = rows
@@ -127,11 +135,13 @@ class Evaluator:
     Args:
         name: The name of the model in tables and of its folder of answers.
         model: The model with an engine, which others may have used.
-        plan: What is the same for all models.
+        folder: The folder of answers of all models.
+        asked: What it is asked.
     """
 
-    def __init__(self, name: str, model: SampledModel, plan: Plan) -> None:
-        self.name, self.model, self.plan, self.settings = name, model, plan, plan.settings
+    def __init__(self, name: str, model: SampledModel, folder: Path, asked: Asked) -> None:
+        self.name, self.model, self.folder = name, model, folder
+        self.asked, self.settings = asked, asked.settings
         self._is_loaded = False
 
     def cells(self, benchmarks: Sequence[Benchmark], modes: Sequence[Thinking | None]) -> Iterator[Cell]:
@@ -226,7 +236,7 @@ class Evaluator:
                 "sampling": asdict(sampling),
                 "seed": settings.seed,
                 "engine": self.model.identity["engine"],
-                "answers": str(file.relative_to(self.plan.folder.parent)),
+                "answers": str(file.relative_to(self.folder.parent)),
                 "not_judged": dict(sampler.pool.outcomes),
             }
             per_answer = _per_answer([entry for _, entry in seconds.numbered()])
@@ -243,14 +253,14 @@ class Evaluator:
 
     def _sampling(self, task: GenerationTask, thinking: Thinking | None) -> TaskSampling:
         sampling = task.sampling(thinking)
-        if self.plan.samples is not None and sampling.temperature > 0:
-            sampling = replace(sampling, samples=self.plan.samples)
-        if self.plan.max_new_tokens is not None:
-            sampling = replace(sampling, max_new_tokens=self.plan.max_new_tokens)
+        if self.asked.samples is not None and sampling.temperature > 0:
+            sampling = replace(sampling, samples=self.asked.samples)
+        if self.asked.max_new_tokens is not None:
+            sampling = replace(sampling, max_new_tokens=self.asked.max_new_tokens)
         return sampling
 
     def _file(self, name: str, header: Mapping[str, Any]) -> Path:
-        return self.plan.folder / self.name / f"{name}.{_short(header)}.jsonl"
+        return self.folder / self.name / f"{name}.{_short(header)}.jsonl"
 
     # token by token
 

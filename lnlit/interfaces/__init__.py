@@ -19,7 +19,15 @@ from lnlit.interfaces.layer import AttentionLayer, Conversion, FeedForwardLayer,
 from lnlit.interfaces.meter import Latency, Meter, Workload
 from lnlit.interfaces.problem import Budget, Choice, Count, Forbidden, Problem, Scenario
 from lnlit.interfaces.prompt_order import PromptOrder
-from lnlit.interfaces.reward import BatchReward, FunctionReward, NoVerdictError, Reward, RewardRequest, RewardResult
+from lnlit.interfaces.reward import (
+    BatchReward,
+    FunctionReward,
+    GradesAnswer,
+    NoVerdictError,
+    Reward,
+    RewardRequest,
+    RewardResult,
+)
 from lnlit.interfaces.rollout import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.interfaces.solver import Solution, Solver, SolverResult
 from lnlit.interfaces.source import Source
@@ -53,6 +61,7 @@ __all__ = [
     "Forbidden",
     "FunctionReward",
     "GenerationTask",
+    "GradesAnswer",
     "Latency",
     "LayerContext",
     "Likelihood",

@@ -10,7 +10,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lnlit.errors import UserError
 
@@ -85,6 +85,15 @@ class Reward(ABC):
         """Imports and loads whatever the first completion would otherwise wait for. It is called once in each worker
         process, outside the time limit, with an empty completion. Exceptions are ignored."""
         self.score(request)
+
+
+@runtime_checkable
+class GradesAnswer(Protocol):
+    """A reward that judges a completion by its final answer alone, so that completions can vote on it."""
+
+    def final_answer(self, completion: str) -> str | None:
+        """The answer, in a form in which equal answers are equal texts. None if the completion gives none."""
+        ...
 
 
 class BatchReward(Reward):

@@ -102,11 +102,6 @@ class GenerationTask(Task):
         from the numbers of each question, which are means of its samples. There are none by default."""
         return {}
 
-    def final_answer(self, text: str) -> str | None:
-        """The answer in a canonical form, in which equal answers are equal texts, for majority votes. None if the text
-        has none, which is counted."""
-        return text.strip() or None
-
 
 def _mean(name: str, answers: Sequence[Answer]) -> float | None:
     found = [answer.rewards[name].value for answer in answers]

@@ -182,7 +182,7 @@ def _differences(changes: Sequence[tuple[Cell, str, Flips]]) -> Table:
     head = ("model", "task", "thinking", "number", "difference", "better", "worse", "questions")
     rows = [
         (
-            "changed" if _is_more_than_chance(flip.difference) else "",
+            "changed" if flip.difference.is_more_than_chance else "",
             [
                 cell.model,
                 cell.task,
@@ -197,10 +197,6 @@ def _differences(changes: Sequence[tuple[Cell, str, Flips]]) -> Table:
         for cell, name, flip in changes
     ]
     return Table(head, rows, words=4)
-
-
-def _is_more_than_chance(mean: Mean) -> bool:
-    return mean.low is not None and mean.high is not None and (mean.low > 0 or mean.high < 0)
 
 
 def _divergences(evaluation: Evaluation) -> tuple[str, Table, str]:

@@ -79,8 +79,7 @@ def flip_chart(theme: Theme, rows: Sequence[tuple[str, Mean]]) -> Figure:
     axis = figure.subplots()
     axis.axvline(0, color=theme.muted, lw=1)
     for at, (name, mean) in enumerate(rows):
-        low, high = mean.low, mean.high
-        is_sure = low is not None and high is not None and (low > 0 or high < 0)
+        low, high, is_sure = mean.low, mean.high, mean.is_more_than_chance
         colour = theme.accents[1 if mean.value < 0 else 2] if is_sure else theme.muted
         if low is not None and high is not None:
             axis.plot([100 * low, 100 * high], [at, at], color=colour, lw=3, alpha=0.5)

@@ -39,6 +39,9 @@ class ChoiceReward(Reward):
         self.check_row(request.row)
         return float(chosen(request.completion) == request.row[self.answer_key])
 
+    def final_answer(self, completion: str) -> str | None:
+        return chosen(completion)
+
     def check_row(self, row: Mapping[str, Any]) -> None:
         answer = row.get(self.answer_key)
         if not isinstance(answer, str) or not re.fullmatch("[A-Z]", answer):

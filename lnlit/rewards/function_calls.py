@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +39,13 @@ class FunctionCallsReward(Reward):
         if expected is None:
             return float(bool(calls) and all(call.name in schemas for call in calls))
         return float(len(calls) == len(expected) and _match(calls, expected, schemas))
+
+    def final_answer(self, completion: str) -> str | None:
+        answer = answer_of(completion)
+        calls = written_calls(answer)
+        if not calls:
+            return "no call" if calls == [] and answer.strip() else None
+        return "\n".join(sorted(json.dumps(call, sort_keys=True, default=str) for call in calls))
 
     def check_row(self, row: Mapping[str, Any]) -> None:
         schemas, expected = row.get("function"), row.get("ground_truth", _MISSING)

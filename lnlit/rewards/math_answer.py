@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lnlit.errors import UserError, optional
 from lnlit.interfaces import NoVerdictError, Reward, RewardRequest
+from lnlit.rewards.final_answer import canonical_answer
 from lnlit.thinking import answer_of, last_boxed
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class MathAnswerReward(Reward):
             raise UserError(f"the prompt's row has no {self.answer_key!r}; it has {', '.join(row) or 'nothing'}")
         if _text(row[self.answer_key]) is None:
             raise UserError(self._why(row))
+
+    def final_answer(self, completion: str) -> str | None:
+        return canonical_answer(completion)
 
     def warm_up(self, request: RewardRequest) -> None:
         """Compares two answers, which makes math-verify build its parser and SymPy its rules."""

@@ -58,6 +58,9 @@ class ReasoningGymReward(Reward):
         found = _scored(score, final_answer(answer_of(request.completion)), entry)
         return found if self.partial_credit else float(found == 1)
 
+    def final_answer(self, completion: str) -> str | None:
+        return final_answer(answer_of(completion)) or None
+
     def check_row(self, row: Mapping[str, Any]) -> None:
         missing = [key for key in ("task", "answer") if key not in row]
         if missing:

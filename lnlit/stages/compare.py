@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lnlit.errors import did_you_mean
-from lnlit.eval.intervals import FEW, Estimate, estimate
+from lnlit.eval.intervals import Mean, mean_of_numbers
 from lnlit.files import expanded, read_json, replaced_file, write_json
 from lnlit.report.charts import Difference, difference_chart
 from lnlit.report.picture import png
@@ -66,8 +66,8 @@ class Cell:
     left_out: Mapping[str, int]
     early: int = 0
     logged: Collection[str] = ()
-    over_seeds: Estimate | None = None
-    over_questions: Estimate | None = None
+    over_seeds: Mean | None = None
+    over_questions: Mean | None = None
     differences: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -182,8 +182,8 @@ def _paired(cell: Cell, first: Cell) -> Cell:
     means = [fmean(values) for values in by_question.values()]
     return replace(
         cell,
-        over_seeds=estimate(list(differences.values()), "seeds") if differences else None,
-        over_questions=estimate(means, "questions") if means else None,
+        over_seeds=mean_of_numbers(list(differences.values())) if differences else None,
+        over_questions=mean_of_numbers(means) if means else None,
         differences=differences,
     )
 
@@ -195,7 +195,12 @@ def _as_json(cell: Cell) -> dict[str, Any]:
         "values": {str(seed): value for seed, value in cell.values.items()},
         "left_out": dict(cell.left_out),
         "validated_before_the_end": cell.early,
-        "difference": {name: None if found is None else asdict(found) for name, found in over.items()},
+        "difference": {
+            name: None
+            if mean is None
+            else {"mean": mean.value, "pairs": mean.questions, "low": mean.low, "high": mean.high}
+            for name, mean in over.items()
+        },
     }
 
 
@@ -214,8 +219,9 @@ def render(cells: Mapping[str, Mapping[str, Cell]], asked: Asked) -> str:
             left_out = [f"{count} {why}" for why, count in cell.left_out.items()]
             left_out += [f"({cell.early} validated before the end)"] if cell.early else []
             is_first = arm == first
-            difference = "" if is_first else "no pair" if cell.over_seeds is None else _signed(cell.over_seeds.mean)
-            over = ["" if is_first else _told(each) for each in (cell.over_seeds, cell.over_questions)]
+            difference = "" if is_first else "no pair" if cell.over_seeds is None else _signed(cell.over_seeds.value)
+            over = [_told(cell.over_seeds, "seeds"), _told(cell.over_questions, "questions")]
+            over = ["", ""] if is_first else over
             columns = [arm, f"{len(cell.values)} of {total}", _mean(cell), difference, *over, ", ".join(left_out)]
             parts.append(f"| {' | '.join(columns)} |")
         parts.append("")
@@ -225,9 +231,9 @@ def render(cells: Mapping[str, Mapping[str, Cell]], asked: Asked) -> str:
             parts.append(f"No run has logged this at its end.{guess} Logged: {', '.join(logged)}.\n")
     parts.append(
         f"Means are over seeds, with their standard deviation. Differences are from {first} with the same seed and,"
-        " where runs kept them, the same question. Intervals are of 95 %, each comparison by itself: Student's t below "
-        f"{FEW} pairs, else the percentile bootstrap. One over seeds is of other training runs on these questions, one "
-        "over questions of other questions to these runs.\n"
+        " where runs kept them, the same question. Intervals are Student's of 95 %, each comparison by itself. "
+        "One over seeds is of other training runs on these questions, one over questions of other questions to these "
+        "runs.\n"
     )
     return "\n".join(parts)
 
@@ -239,12 +245,14 @@ def _mean(cell: Cell) -> str:
     return plain(fmean(values)) + (f" ± {plain(float(f'{stdev(values):.2g}'))}" if len(values) > 1 else "")
 
 
-def _told(found: Estimate | None) -> str:
+def _told(found: Mean | None, of: str) -> str:
     if found is None:
         return "not known"
+    if found.questions == 1:
+        return f"no interval: one of {of} says nothing of others"
     if found.low is None or found.high is None:
-        return f"no interval: {found.why_none}"
-    return f"{_signed(found.low)} to {_signed(found.high)} ({found.method}, {found.pairs} pairs)"
+        return f"no interval: all {found.questions} {of} differ by the same"
+    return f"{_signed(found.low)} to {_signed(found.high)} ({found.questions} pairs)"
 
 
 def _signed(value: float) -> str:
@@ -257,6 +265,6 @@ def _chart(row: Mapping[str, Cell], asked: Asked) -> dict[str, Difference]:
     found = {}
     for arm in asked.arms[1:]:
         over = {"seeds": row[arm].over_seeds, "questions": row[arm].over_questions}
-        bars = {kind: None if each is None else (each.mean, each.low, each.high) for kind, each in over.items()}
+        bars = {kind: None if each is None else (each.value, each.low, each.high) for kind, each in over.items()}
         found[arm] = Difference(list(row[arm].differences.values()), bars)
     return found

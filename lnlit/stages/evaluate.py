@@ -19,7 +19,7 @@ from lnlit.errors import UserError
 from lnlit.eval.divergence import Divergence
 from lnlit.eval.figures import Cell, Evaluation
 from lnlit.eval.results import as_json, questions
-from lnlit.eval.runner import Benchmark, Evaluator, Plan, Settings, read_benchmarks
+from lnlit.eval.runner import Asked, Benchmark, Evaluator, Settings, read_benchmarks
 from lnlit.files import check_output, expanded, replaced_file, write_json
 from lnlit.interfaces import RolloutEngine, Task
 from lnlit.journal import write_lines
@@ -66,18 +66,22 @@ def evaluate(
         engine: Generates the answers; lnlit's own decoder when not given.
         settings: How the evaluation is carried out.
     """
+    asked = Asked(tasks or [], thinking, rows, samples, max_new_tokens, engine, settings)
+    print(summary(evaluated(models or [], asked, out, against)))
+    return expanded(out)
+
+
+def evaluated(models: Sequence[str], asked: Asked, out: str, against: str | None = None) -> Evaluation:
+    """What `evaluate` writes to the folder `out`, of models that are asked all of this."""
     _check_alone()
-    for name, number in {"rows": rows, "samples": samples, "max_new_tokens": max_new_tokens}.items():
-        if number is not None and number < 1:
-            raise UserError(f"{name}: expected at least 1, got {number}")
-    if not tasks:
+    if not asked.tasks:
         raise UserError(f"tasks: there is none. Allowed: {', '.join(registry.names('task'))}.")
-    folder = check_output(expanded(out), folder=True)
+    folder, tasks = check_output(expanded(out), folder=True), _named(asked.tasks)
     for name, mark in _MARKS.items():  # somebody else's results stay
         check_output(folder / name, mark=mark)
-    evaluators = _evaluators(models or [], against, engine, Plan(folder / ANSWERS, settings, samples, max_new_tokens))
-    modes = {each.name: _modes(thinking, each.model.folder) for each in evaluators}
-    benchmarks = read_benchmarks(_named(tasks), rows)
+    evaluators = _evaluators(models, against, folder / ANSWERS, asked)
+    modes = {each.name: _modes(asked.thinking, each.model.folder) for each in evaluators}
+    benchmarks = read_benchmarks(tasks, asked.rows)
     cells: list[Cell] = []
     with closing(evaluators[0].model.engine):
         for each in evaluators:
@@ -88,8 +92,7 @@ def evaluate(
     if against is not None:
         evaluation = replace(evaluation, divergences=_divergences(evaluators, benchmarks, evaluation))
     _write(folder, evaluation)
-    print(summary(evaluation))
-    return folder
+    return evaluation
 
 
 def _evaluation(
@@ -136,18 +139,17 @@ def _write(folder: Path, evaluation: Evaluation) -> None:
     write_json(folder / DATA, as_json(evaluation))
 
 
-def _evaluators(
-    models: Sequence[str], against: str | None, engine: RolloutEngine | None, plan: Plan
-) -> list[Evaluator]:
+def _evaluators(models: Sequence[str], against: str | None, folder: Path, asked: Asked) -> list[Evaluator]:
     """The models in the order of tables, the one that others are compared with last. What they need is read, so that a
     model without a template is told of before anything is sampled."""
+    engine = asked.engine
     if engine is not None and not engine.needs_weights:
         if models or against is not None:
             raise UserError(
                 f"models: {type(engine).__name__} generates with a model of its own; leave out the model folders."
             )
         name = str(vars(engine).get("model") or type(engine).__name__)
-        return [Evaluator(_in_a_path(name), SampledModel(None, engine), plan)]
+        return [Evaluator(_in_a_path(name), SampledModel(None, engine), folder, asked)]
     given = [*models, *([] if against is None else [against])]
     if not models:
         raise UserError("models: there is none. Give a model folder, as in `lnlit eval MODEL --tasks gsm8k`.")
@@ -155,7 +157,7 @@ def _evaluators(
         if count > 1:
             raise UserError(f"models: {source} is there {count} times. Give each model once; `against` is one more.")
     found = [
-        Evaluator(name, SampledModel(source, engine), plan)
+        Evaluator(name, SampledModel(source, engine), folder, asked)
         for name, source in zip(_short_names(given), given, strict=True)
     ]
     for each in found[1:]:
@@ -180,14 +182,26 @@ def _in_a_path(name: str) -> str:
 
 
 def _named(tasks: Sequence[Task]) -> list[tuple[str, Task]]:
-    """Each task with its registry name, or that of its class; numbered where a name is there twice."""
+    """Each task with its registry name, or that of its class; numbered where a name is there twice with different
+    settings. Raises `UserError` for a task that is there twice."""
     names = [registry.name_of("task", type(task)) or type(task).__name__ for task in tasks]
+    for place, task in enumerate(tasks):
+        if any(_is_same(task, other) for other in tasks[:place]):
+            raise UserError(f"tasks: {names[place]} is there twice with the same settings. Name it once.")
     seen: Counter[str] = Counter()
     found = []
     for name, task in zip(names, tasks, strict=True):
         seen[name] += 1
         found.append((name if seen[name] == 1 else f"{name}-{seen[name]}", task))
     return found
+
+
+def _is_same(one: object, other: object) -> bool:
+    """True for parts of one class whose settings are equal, at any depth."""
+    if type(one) is not type(other) or not hasattr(one, "__dict__"):
+        return one == other
+    settings, others = vars(one), vars(other)
+    return settings.keys() == others.keys() and all(_is_same(settings[name], others[name]) for name in settings)
 
 
 def _modes(thinking: Sequence[str | bool] | None, folder: str | None) -> list[Thinking | None]:

@@ -265,20 +265,18 @@ def _numbered(work: Journal, prompts: int) -> Iterator[tuple[int, dict[str, Any]
 
 
 def _together(row: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """A prompt's row with the completions of another, which were asked for later."""
-    found = {**row, "generated": {**row["generated"]}}
-    for name in ("completions", "rewards", "finish_reasons", "tokens"):
-        if name in row:
-            found[name] = [*row[name], *more[name]]
+    """A prompt's row with the completions of another, which were asked for later: lists grow, at any depth. What is
+    missing now is what the other one lacks."""
+    found = {**row, **{name: row[name] + more[name] for name in _LISTS if isinstance(row.get(name), list)}}
     if parts := row.get("reward_parts"):
-        found["reward_parts"] = {name: [*values, *more["reward_parts"][name]] for name, values in parts.items()}
-    found["generated"]["seeds"] = [*row["generated"]["seeds"], *more["generated"]["seeds"]]
-    for name in ("missing", "unjudged"):
-        found["generated"].pop(name, None)
-    if missing := more["generated"].get("missing"):
-        found["generated"]["missing"] = missing
-    if unjudged := [*row["generated"].get("unjudged", ()), *more["generated"].get("unjudged", ())]:
-        found["generated"]["unjudged"] = unjudged
+        found["reward_parts"] = {name: values + more["reward_parts"][name] for name, values in parts.items()}
+    before, after = row["generated"], more["generated"]
+    unjudged = before.get("unjudged", []) + after.get("unjudged", [])
+    found["generated"] = {
+        **after,
+        "seeds": before["seeds"] + after["seeds"],
+        **({"unjudged": unjudged} if unjudged else {}),
+    }
     return found
 
 

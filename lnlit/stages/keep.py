@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lnlit.eval.toggle import canonical_answer
+from lnlit.rewards.final_answer import canonical_answer
 from lnlit.thinking import answer_of
 
 Kept = Literal["all", "best", "right", "pairs", "majority"]

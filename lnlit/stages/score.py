@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, distributed
@@ -22,8 +23,10 @@ from lnlit.checkpoint.load import layerwise_decoder
 from lnlit.data.text import TextSample
 from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
-from lnlit.eval.multiple_choice import Choices, Questions
+from lnlit.eval.likelihood import encode_pairs
+from lnlit.eval.tasks.multiple_choice import GOLD, MultipleChoiceTask
 from lnlit.files import check_output, expanded
+from lnlit.interfaces import IGNORE
 from lnlit.journal import Journal
 from lnlit.models.device import torch_device
 from lnlit.progress import track
@@ -33,11 +36,14 @@ from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, Metric, Met
 from lnlit.search.score import Granularity, Scorer, candidates, make_header, merge, open_scores, read_done
 from lnlit.specs import ModelSpec
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def score(
     model: str,
     library: str,
-    data: TextSample | Questions,
+    data: TextSample | MultipleChoiceTask,
     out: str,
     metric: MetricName = "kl",
     granularity: Granularity = "subblock",
@@ -56,7 +62,7 @@ def score(
     Args:
         model: The parent: a model folder.
         library: Block library of the parent.
-        data: The text to score on; for the metric accuracy, multiple-choice questions.
+        data: The text to score on; for the metric accuracy, a task of multiple-choice questions, such as hellaswag.
         out: The file to write, usually scores.jsonl.
         metric: Kl or lm_loss, which record hidden_cosine too; hidden_cosine alone, the fastest; top_k; accuracy.
         granularity: Score attention and FFN candidates by themselves, to be added up, and as blocks only the pairs that
@@ -121,23 +127,54 @@ def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:
         raise UserError(f"k: expected 1 to {spec.vocab_size}, the size of the vocabulary, got {k}.")
 
 
-def _encoded(data: TextSample | Questions, metric: MetricName, model: Path) -> Choices | _Text:
+def _encoded(data: TextSample | MultipleChoiceTask, metric: MetricName, model: Path) -> Choices | _Text:
     """The tokens to score on. Raises `UserError` if they are not of the kind that the metric needs."""
-    if isinstance(data, Questions) != (metric == "accuracy"):
-        needs = (
-            "questions (source, context_key, choices_key, answer_key)"
-            if metric == "accuracy"
-            else "a text (source, rows, ...)"
-        )
+    if isinstance(data, MultipleChoiceTask) != (metric == "accuracy"):
+        needs = "a task such as multiple_choice" if metric == "accuracy" else "a text (source, rows, ...)"
         raise UserError(f"data: the metric {metric} needs {needs}, got {type(data).__name__}.")
-    if isinstance(data, Questions):
-        return data.encode(read_tokenizer(model))
+    if isinstance(data, MultipleChoiceTask):
+        return choices(data, read_tokenizer(model))
     return _Text(data.tokens(str(model)))
 
 
 @dataclass(frozen=True)
 class _Text:
     tokens_RT: Tensor
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Questions as rows, one for each choice. `labels_RT` holds a choice's tokens at the positions that predict them,
+    `IGNORE` elsewhere. `question[r]` is the question of row r, `right[q]` the row of the right answer to question q,
+    and `size_R` the choices' lengths in bytes."""
+
+    tokens_RT: Tensor
+    labels_RT: Tensor
+    question: Sequence[int]
+    right: Sequence[int]
+    size_R: Tensor
+
+
+def choices(task: MultipleChoiceTask, tokenizer: PreTrainedTokenizerBase) -> Choices:
+    """The choices of all questions of a task, tokenised as for its likelihoods."""
+    asked = list(task.questions())
+    if not asked:
+        raise UserError(f"data: {task.source} has no rows.")
+    texts = [(str(each.context), choice) for each in asked for choice in each.continuations]
+    pairs = encode_pairs(tokenizer, texts)
+    length = max(len(pair.context) + len(pair.continuation) - 1 for pair in pairs)
+    tokens_RT = torch.zeros(len(pairs), length, dtype=torch.int64)
+    labels_RT = torch.full_like(tokens_RT, IGNORE)
+    for row, pair in enumerate(pairs):
+        whole = torch.tensor([*pair.context, *pair.continuation])
+        tokens_RT[row, : len(whole) - 1] = whole[:-1]
+        labels_RT[row, len(pair.context) - 1 : len(whole) - 1] = whole[len(pair.context) :]
+    counts = [len(each.continuations) for each in asked]
+    question = [number for number, count in enumerate(counts) for _ in range(count)]
+    firsts = accumulate(counts, initial=0)
+    right = [first + each.row[GOLD] for first, each in zip(firsts, asked, strict=False)]
+    size_R = torch.tensor([len(choice.encode()) for _, choice in texts], dtype=torch.float64)
+    return Choices(tokens_RT, labels_RT, question, right, size_R)
 
 
 def _digest(text: Choices | _Text) -> str:

@@ -3,52 +3,27 @@ section 7.3)."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from lnlit.errors import UserError
+from lnlit.eval.figures import Cell, figures
 from lnlit.eval.front import Rule, Values, beats_both, front, pick
 from lnlit.eval.intervals import Mean, mean_difference
-from lnlit.eval.runner import Settings
-from lnlit.files import check_output, expanded, read_json, replaced_file, write_json
-from lnlit.interfaces import RolloutEngine, Task
+from lnlit.eval.runner import Asked
+from lnlit.files import check_output, expanded, replaced_file, write_json
 from lnlit.progress import say
 from lnlit.report.fronts import Point, front_chart
 from lnlit.report.picture import png
-from lnlit.stages.evaluate import DATA, QUESTIONS, evaluate
+from lnlit.stages.evaluate import evaluated
 from lnlit.stages.merge import Alike, Method, alike, write_merged
 
 #: What is written beside the picked model and the evaluations.
 MODEL, EVALUATIONS, RESULTS, TABLE, PICTURE = "model", "eval", "sweep.json", "sweep.md", "front.png"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What every model is asked, as in `lnlit eval`.
-
-    Args:
-        tasks: Two tasks, or one in two thinking modes. More must be better in both.
-        thinking: The modes to ask in: on, off or none.
-        rows: The number of questions of each task, from the first on; all if null.
-        samples: Answers per question where they are sampled, in place of the task's number.
-        max_new_tokens: Length limit of an answer, in place of the task's.
-        engine: Generates the answers; lnlit's own decoder when not given.
-        settings: How the evaluation is carried out.
-    """
-
-    tasks: list[Task]
-    thinking: list[Literal["on", "off", "none"] | bool] | None = None
-    rows: int | None = None
-    samples: int | None = None
-    max_new_tokens: int | None = None
-    engine: RolloutEngine | None = None
-    settings: Settings = Settings()
 
 
 @dataclass(frozen=True)
@@ -95,7 +70,7 @@ def sweep(
     Args:
         models: Two models of one architecture.
         out: The folder to write.
-        asked: What every model is asked.
+        asked: What every model is asked: two tasks, or one in two thinking modes. More must be better in both.
         weights: The shares of the second model; 0 and 1 are always among them. Beyond them, linear extrapolates.
         method: "linear", or "slerp" along the arc between the two.
         rule: "balanced" picks the model whose worse task is best, each from 0, its worst value, to 1, its best. "mean"
@@ -112,9 +87,9 @@ def sweep(
     for share in shares:
         place = folder / f"weight-{share:.10g}"
         source = models[int(share)] if share in (0, 1) else str(_between(pair, share, place, method, dtype))
-        done = evaluate([source], out=str(folder / EVALUATIONS / place.name), **vars(asked))
-        sides = _sides(read_json(done / DATA)) if sides is None else sides
-        points.append(_read(done, share, sides))
+        found = evaluated([source], asked, str(folder / EVALUATIONS / place.name))
+        sides = _sides(found.cells) if sides is None else sides
+        points.append(_point(found.cells, share, sides))
         shutil.rmtree(place, ignore_errors=True)
     assert sides is not None
     chosen = pick([point.values for point in points], rule)
@@ -139,49 +114,35 @@ def _between(models: Alike, share: float, out: Path, method: Method, dtype: str 
 # results of evaluations
 
 
-def _sides(data: Mapping[str, Any]) -> tuple[Side, Side]:
+def _sides(cells: Sequence[Cell]) -> tuple[Side, Side]:
     """The two results of an evaluation of one model. Raises `UserError` for more or fewer, and for numbers that are no
     shares, as of a perplexity less is better."""
-    found = [Side(cell["task"], cell["thinking"], cell["figure"]) for cell in data["results"]]
+    found = [Side(cell.task, cell.thinking, cell.first) for cell in cells]
     if len(found) != 2:
         raise UserError(
             f"sweep.asked: a front is of two results, and these are {len(found)}: {'; '.join(map(str, found))}. Give "
             "two tasks in one thinking mode, or one task in two."
         )
-    for cell, side in zip(data["results"], found, strict=True):
-        if cell["value"] is None or not 0 <= cell["value"] <= 1:
+    for cell, side in zip(cells, found, strict=True):
+        mean = figures(cell).get(side.figure)
+        if mean is None or not mean.is_share:
             raise UserError(
-                f"sweep.asked: {side}: {side.figure} is {cell['value']}, and a sweep trades shares from 0 to 1, "
-                "of which more is better."
+                f"sweep.asked: {side}: {side.figure} is {mean.value if mean else None}, and a sweep trades shares from "
+                "0 to 1, of which more is better."
             )
     return found[0], found[1]
 
 
-def _read(folder: Path, share: float, sides: tuple[Side, Side]) -> Evaluated:
-    cells = {(cell["task"], cell["thinking"]): cell for cell in read_json(folder / DATA)["results"]}
-    found = [cells.get((side.task, side.thinking)) for side in sides]
-    if None in found or len(cells) > 2:
+def _point(cells: Sequence[Cell], share: float, sides: tuple[Side, Side]) -> Evaluated:
+    by_side = {(cell.task, cell.thinking): cell for cell in cells}
+    if by_side.keys() != {(side.task, side.thinking) for side in sides}:
         raise UserError(
-            f"sweep: models[{int(share)}] was asked {', '.join(map(str, cells))}, the first one {sides[0]} and "
+            f"sweep: models[{int(share)}] was asked {', '.join(map(str, by_side))}, the first one {sides[0]} and "
             f"{sides[1]}. Say `thinking` in asked, for only one of them was trained with the toggle."
         )
-    means = [Mean(*(cell[key] for key in ("value", "low", "high", "questions"))) for cell in found if cell is not None]
-    with (folder / QUESTIONS).open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    first, second = (dict(_by_question(rows, side)) for side in sides)
-    return Evaluated(share, (means[0], means[1]), (first, second))
-
-
-def _by_question(rows: Iterable[Mapping[str, Any]], side: Side) -> Iterator[tuple[str, float]]:
-    for row in rows:
-        for result in row["results"] if row["task"] == side.task else ():
-            if result["thinking"] != side.thinking:
-                continue
-            known = [value for value in result["values"].get(side.figure, ()) if value is not None]
-            if side.figure in result["of_all_samples"]:
-                yield row["question"], result["of_all_samples"][side.figure]
-            elif known:
-                yield row["question"], fmean(known)
+    first, second = ((by_side[side.task, side.thinking], side.figure) for side in sides)
+    means = (figures(first[0])[first[1]], figures(second[0])[second[1]])
+    return Evaluated(share, means, (first[0].per_question(first[1]), second[0].per_question(second[1])))
 
 
 def _difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Mean:

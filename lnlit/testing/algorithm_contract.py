@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lnlit.interfaces import Algorithm, Needs, PolicyBatch, RewardTable, TokenBatch
+from lnlit.testing.promises import expect
 
 _PROMPTS, _SAMPLES, _MAX_TOKENS = 4, 3, 6
 _REWARDS = [[0.0, 1.0, 0.5], [1.0, 1.0, 0.0], [0.25, 0.25, 0.25], [0.0, 0.0, 1.0]]
@@ -28,10 +29,10 @@ _LENGTHS = [[3, 1, 6], [2, 2, 4], [5, 1, 1], [1, 6, 2]]
 def check_algorithm(algorithm: Algorithm) -> None:
     """Checks an algorithm on rewards from 0 to 1 of three samples for each of four prompts."""
     label = type(algorithm).__name__
-    _expect(isinstance(algorithm.needs, Needs), label, "needs is a Needs")
-    _expect(algorithm.needs.samples_per_prompt >= 1, label, "needs at least one sample of a prompt")
+    expect(isinstance(algorithm.needs, Needs), label, "needs is a Needs")
+    expect(algorithm.needs.samples_per_prompt >= 1, label, "needs at least one sample of a prompt")
     settings = algorithm.sample_settings()
-    _expect(json.loads(json.dumps(settings)) == settings, label, "sample_settings() are plain data")
+    expect(json.loads(json.dumps(settings)) == settings, label, "sample_settings() are plain data")
     advantages_PG = _check_advantages(algorithm, label)
     _check_loss(algorithm, advantages_PG, label)
 
@@ -39,44 +40,44 @@ def check_algorithm(algorithm: Algorithm) -> None:
 def _check_advantages(algorithm: Algorithm, label: str) -> Tensor:
     rewards_PG = torch.tensor(_REWARDS, dtype=torch.float64)
     found_PG = algorithm.advantages(_table(rewards_PG))
-    _expect(found_PG.shape == rewards_PG.shape, label, f"advantages are [P, G], got {tuple(found_PG.shape)}")
-    _expect(bool(found_PG.isfinite().all()), label, "advantages are finite")
+    expect(found_PG.shape == rewards_PG.shape, label, f"advantages are [P, G], got {tuple(found_PG.shape)}")
+    expect(bool(found_PG.isfinite().all()), label, "advantages are finite")
     above_PGG = rewards_PG[:, :, None] - rewards_PG[:, None, :]
     gained_PGG = found_PG[:, :, None] - found_PG[:, None, :]
-    _expect(bool((gained_PGG[above_PGG > 0] > 0).all()), label, "the better of two samples has the higher advantage")
+    expect(bool((gained_PGG[above_PGG > 0] > 0).all()), label, "the better of two samples has the higher advantage")
     order = torch.tensor([2, 0, 1])
     moved_PG = algorithm.advantages(_table(rewards_PG[:, order], order))
-    _expect(torch.allclose(moved_PG, found_PG[:, order]), label, "the order of a prompt's samples makes no difference")
+    expect(torch.allclose(moved_PG, found_PG[:, order]), label, "the order of a prompt's samples makes no difference")
     unknown_PG = rewards_PG.clone()
     unknown_PG[0, 0] = unknown_PG[1] = torch.nan
     found = algorithm.advantages(_table(unknown_PG))
-    _expect(bool((found[unknown_PG.isnan()] == 0).all()), label, "a sample without a reward has the advantage 0")
-    _expect(bool(found.isfinite().all()), label, "a reward that is missing leaves the others' advantages finite")
+    expect(bool((found[unknown_PG.isnan()] == 0).all()), label, "a sample without a reward has the advantage 0")
+    expect(bool(found.isfinite().all()), label, "a reward that is missing leaves the others' advantages finite")
     same_PG = algorithm.advantages(_table(torch.ones_like(rewards_PG)))
-    _expect(bool((same_PG.abs() < 1e-6).all()), label, "equal rewards everywhere teach nothing")
+    expect(bool((same_PG.abs() < 1e-6).all()), label, "equal rewards everywhere teach nothing")
     return found_PG
 
 
 def _check_loss(algorithm: Algorithm, advantages_PG: Tensor, label: str) -> None:
     whole, log_probs_N = _batch(advantages_PG, range(_PROMPTS))
     total, count, observed = algorithm.loss(log_probs_N, whole)
-    _expect(total.dim() == 0 and bool(total.isfinite()) and count > 0, label, "a loss is one finite sum, and a count")
+    expect(total.dim() == 0 and bool(total.isfinite()) and count > 0, label, "a loss is one finite sum, and a count")
     (gradient_N,) = torch.autograd.grad(total, log_probs_N)
-    _expect(bool(gradient_N.isfinite().all()), label, "the gradient is finite")
+    expect(bool(gradient_N.isfinite().all()), label, "the gradient is finite")
     best = int(torch.tensor(_REWARDS)[3].argmax()) + 3 * _SAMPLES
-    _expect(bool((gradient_N[whole.sample_N == best] < 0).all()), label, "a step makes the best sample more likely")
+    expect(bool((gradient_N[whole.sample_N == best] < 0).all()), label, "a step makes the best sample more likely")
     for name, (value, over) in observed.items():
-        _expect(not torch.as_tensor(value).requires_grad or value.dim() == 0, label, f"{name!r} is one sum")
-        _expect(float(over) >= 0, label, f"the count of {name!r} is no number of things")
+        expect(not torch.as_tensor(value).requires_grad or value.dim() == 0, label, f"{name!r} is one sum")
+        expect(float(over) >= 0, label, f"the count of {name!r} is no number of things")
     parts = [_batch(advantages_PG, prompts) for prompts in (range(1), range(1, _PROMPTS))]
     losses = [algorithm.loss(log_probs_N, batch) for batch, log_probs_N in parts]
-    _expect(sum(loss.count for loss in losses) == count, label, "counts of micro-batches add up to the step's")
+    expect(sum(loss.count for loss in losses) == count, label, "counts of micro-batches add up to the step's")
     together = torch.stack([loss.total for loss in losses]).sum()
-    _expect(torch.allclose(together, total), label, "losses of micro-batches add up to the step's")
+    expect(torch.allclose(together, total), label, "losses of micro-batches add up to the step's")
     nothing, log_probs_N = _batch(torch.full_like(advantages_PG, torch.nan), range(_PROMPTS))
     total, count, _ = algorithm.loss(log_probs_N, nothing)
-    _expect(count == 0 and float(total.detach()) == 0, label, "a micro-batch of nothing to learn from has the loss 0")
-    _expect(total.requires_grad, label, "a micro-batch of nothing has a gradient as well: other ranks wait for it")
+    expect(count == 0 and float(total.detach()) == 0, label, "a micro-batch of nothing to learn from has the loss 0")
+    expect(total.requires_grad, label, "a micro-batch of nothing has a gradient as well: other ranks wait for it")
 
 
 def _table(rewards_PG: Tensor, order: Tensor | None = None) -> RewardTable:
@@ -109,7 +110,3 @@ def _batch(advantages_PG: Tensor, prompts: Sequence[int]) -> tuple[PolicyBatch, 
         _SAMPLES,
     )
     return batch, log_probs_N
-
-
-def _expect(kept: bool, label: str, promise: str) -> None:
-    assert kept, f"{label}: {promise}"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from lnlit.models.packed_attention import PackedAttention
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
 from lnlit.testing.part_contract import check_knowledge
+from lnlit.testing.promises import copied, expect
 
 _HIDDEN, _ROWS, _TOKENS, _DOCUMENTS = 32, 2, 12, (5, 7, 12)
 _STYLES = {"colwise", "rowwise", "gathered", "per_head"}
@@ -47,7 +47,7 @@ def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
     with torch.device("meta"):
         on_meta = _build(kind, name, args)
     for where, tensor in itertools.chain(on_meta.named_parameters(), on_meta.named_buffers()):
-        _expect(tensor.is_meta, label, f"{where} ignores torch.device('meta'): create it with the default device")
+        expect(tensor.is_meta, label, f"{where} ignores torch.device('meta'): create it with the default device")
     layer = _initialised(_build(kind, name, args))
     run = _attention_runner(layer, args) if kind == "attention" else layer
     _check_declarations(layer, label)
@@ -59,7 +59,7 @@ def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
     else:
         _check_tokenwise(run, label)
     _check_packed(spec, label)
-    check_knowledge(spec, kind, PartSpec(name, args), lambda condition, promise: _expect(condition, label, promise))
+    check_knowledge(spec, kind, PartSpec(name, args), lambda condition, promise: expect(condition, label, promise))
 
 
 def check_attention_kernel(
@@ -76,7 +76,7 @@ def check_attention_kernel(
     kernel_class = registry.get("attention_kernel", name)
     assert issubclass(kernel_class, AttentionKernel)
     reason = kernel_class.unavailable()
-    _expect(reason is None or (isinstance(reason, str) and bool(reason)), name, "unavailable() is a reason or None")
+    expect(reason is None or (isinstance(reason, str) and bool(reason)), name, "unavailable() is a reason or None")
     if reason is not None:
         return reason
     device = device or torch_device()
@@ -90,21 +90,21 @@ def check_source(make: Callable[[], Source], limit: int = 50) -> None:
     source = make()
     label = type(source).__name__
     rows = list(itertools.islice(source.rows(), limit))
-    _expect(bool(rows), label, "a source for this test needs at least one row")
+    expect(bool(rows), label, "a source for this test needs at least one row")
     for row in rows:
-        _expect(isinstance(row, dict), label, f"a row is a dict, got {type(row).__name__}")
-        _expect(json.loads(json.dumps(row)) == row, label, f"a row holds JSON values only, got {row!r:.200}")
-    for what, again in {"a second pass": source, "a new source": make(), "a copy": _pickled(source, label)}.items():
-        _expect(list(itertools.islice(again.rows(), limit)) == rows, label, f"{what} gives other rows")
+        expect(isinstance(row, dict), label, f"a row is a dict, got {type(row).__name__}")
+        expect(json.loads(json.dumps(row)) == row, label, f"a row holds JSON values only, got {row!r:.200}")
+    for what, again in {"a second pass": source, "a new source": make(), "a copy": copied(source, label)}.items():
+        expect(list(itertools.islice(again.rows(), limit)) == rows, label, f"{what} gives other rows")
     for start in {0, 1, len(rows) // 2, len(rows) - 1}:
         part = list(itertools.islice(source.rows(start), limit - start))
-        _expect(part == rows[start:], label, f"rows({start}) is not rows() without its first {start}")
+        expect(part == rows[start:], label, f"rows({start}) is not rows() without its first {start}")
     one, two = source.rows(), source.rows()
     next(one)
     alone = list(itertools.islice(two, limit)) == rows and list(itertools.islice(one, limit - 1)) == rows[1:]
-    _expect(alone, label, "two iterators share a position")
+    expect(alone, label, "two iterators share a position")
     if len(rows) < limit:
-        _expect(list(source.rows(len(rows))) == [], label, "rows(start) past the end is not empty")
+        expect(list(source.rows(len(rows))) == [], label, "rows(start) past the end is not empty")
 
 
 def check_checkpoint(name: str, path: Path) -> None:
@@ -112,31 +112,24 @@ def check_checkpoint(name: str, path: Path) -> None:
     label = f"checkpoint {name!r} on {path.name}"
     reader = registry.build("checkpoint", name)
     assert isinstance(reader, CheckpointFormat)
-    _expect(reader.recognises(path), label, "recognises() refuses the model")
+    expect(reader.recognises(path), label, "recognises() refuses the model")
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / "notes.txt"
         other.write_text("not a model")
-        _expect(not reader.recognises(Path(folder)), label, "recognises() takes an empty folder")
-        _expect(not reader.recognises(other), label, "recognises() takes a text file")
+        expect(not reader.recognises(Path(folder)), label, "recognises() takes an empty folder")
+        expect(not reader.recognises(other), label, "recognises() takes a text file")
     spec = reader.read_spec(path)
     check_spec(spec)
-    _expect(ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec, label, "the spec is not JSON")
+    expect(ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec, label, "the spec is not JSON")
     wanted, seen = _canonical_shapes(spec), {}
     for weight, tensor in reader.weights(path):
-        _expect(weight not in seen, label, f"{weight} comes twice")
-        _expect(
-            tensor.device.type == "cpu" and tensor.is_floating_point(), label, f"{weight} is not a CPU float tensor"
-        )
+        expect(weight not in seen, label, f"{weight} comes twice")
+        expect(tensor.device.type == "cpu" and tensor.is_floating_point(), label, f"{weight} is not a CPU float tensor")
         seen[weight] = tuple(tensor.shape)
-    _expect(
+    expect(
         seen.keys() == wanted.keys(), label, f"weights differ from the spec's: {sorted(seen.keys() ^ wanted.keys())}"
     )
-    _expect(seen == wanted, label, f"shapes differ: {[w for w in seen if seen[w] != wanted[w]]}")
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")
+    expect(seen == wanted, label, f"shapes differ: {[w for w in seen if seen[w] != wanted[w]]}")
 
 
 # Layers
@@ -180,24 +173,24 @@ def _attention_runner(layer: Any, args: Mapping[str, Any], attend: Callable[...,
 
 def _check_arguments(kind: str, name: str, label: str) -> None:
     first, *rest = inspect.signature(registry.get(kind, name)).parameters.values()
-    _expect(first.name == "context", label, "the constructor is (context, **args)")
+    expect(first.name == "context", label, "the constructor is (context, **args)")
     for parameter in rest:
         named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        _expect(named, label, f"{parameter} must be a named argument: a spec's keys are checked against them")
+        expect(named, label, f"{parameter} must be a named argument: a spec's keys are checked against them")
 
 
 def _check_declarations(layer: Any, label: str) -> None:
     """`packed_weights` and `tensor_parallel` name existing modules, which are linears or norms of each head."""
-    _expect(isinstance(layer, nn.Module), label, "a part is an nn.Module")
+    expect(isinstance(layer, nn.Module), label, "a part is an nn.Module")
     modules = dict(layer.named_modules())
     per_head = {name for name, style in layer.tensor_parallel.items() if style == "per_head"}
     for name in (*layer.packed_weights, *layer.tensor_parallel):
         kind = nn.Module if name in per_head else nn.Linear
-        _expect(isinstance(modules.get(name), kind), label, f"declares {name!r}, which is no linear of it")
+        expect(isinstance(modules.get(name), kind), label, f"declares {name!r}, which is no linear of it")
     for name, parts in layer.packed_weights.items():
-        _expect(modules[name].out_features % len(parts) == 0, label, f"{name!r} does not split into {parts}")
+        expect(modules[name].out_features % len(parts) == 0, label, f"{name!r} does not split into {parts}")
     styles = set(layer.tensor_parallel.values())
-    _expect(styles <= _STYLES, label, f"tensor_parallel styles are {_STYLES}, got {styles}")
+    expect(styles <= _STYLES, label, f"tensor_parallel styles are {_STYLES}, got {styles}")
 
 
 def _check_numbers(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> None:
@@ -206,29 +199,29 @@ def _check_numbers(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> N
     x_BTD = _inputs()
     before = x_BTD.clone()
     out = run(x_BTD)
-    _expect(out.shape == x_BTD.shape, label, f"[B, T, D] in, [B, T, D] out; got {tuple(out.shape)}")
-    _expect(bool(out.isfinite().all()), label, "the output is not finite")
-    _expect(torch.equal(x_BTD, before), label, "the input is changed in place")
-    _expect(torch.equal(run(x_BTD), out), label, "two calls differ")
-    _expect(bool((out == 0).all()) != layer.residual, label, "the output is zero exactly when residual is False")
-    copy = _pickled(layer, label)
-    _expect(all(torch.equal(a, b) for a, b in zip(copy.parameters(), layer.parameters(), strict=True)), label, "pickle")
+    expect(out.shape == x_BTD.shape, label, f"[B, T, D] in, [B, T, D] out; got {tuple(out.shape)}")
+    expect(bool(out.isfinite().all()), label, "the output is not finite")
+    expect(torch.equal(x_BTD, before), label, "the input is changed in place")
+    expect(torch.equal(run(x_BTD), out), label, "two calls differ")
+    expect(bool((out == 0).all()) != layer.residual, label, "the output is zero exactly when residual is False")
+    copy = copied(layer, label)
+    expect(all(torch.equal(a, b) for a, b in zip(copy.parameters(), layer.parameters(), strict=True)), label, "pickle")
     layer.to(torch.bfloat16)
     half = run(_inputs(torch.bfloat16))
     layer.to(torch.float32).load_state_dict(copy.state_dict())
-    _expect(half.dtype == torch.bfloat16, label, f"bfloat16 in, bfloat16 out; got {half.dtype}")
-    _expect(torch.allclose(half.float(), out, atol=0.1, rtol=0.1), label, "bfloat16 is far from float32")
+    expect(half.dtype == torch.bfloat16, label, f"bfloat16 in, bfloat16 out; got {half.dtype}")
+    expect(torch.allclose(half.float(), out, atol=0.1, rtol=0.1), label, "bfloat16 is far from float32")
 
 
 def _check_gradients(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> None:
     if not layer.residual:
-        _expect(not list(layer.parameters()), label, "a part without residual has no parameters")
+        expect(not list(layer.parameters()), label, "a part without residual has no parameters")
         return
     x_BTD = _inputs().requires_grad_()
     (run(x_BTD) * _inputs().flip(0)).sum().backward()
     for name, tensor in (("the input", x_BTD), *layer.named_parameters()):
         flows = tensor.grad is not None and bool(tensor.grad.isfinite().all()) and bool(tensor.grad.any())
-        _expect(flows, label, f"no finite gradient reaches {name}")
+        expect(flows, label, f"no finite gradient reaches {name}")
     layer.zero_grad(set_to_none=True)
 
 
@@ -244,7 +237,7 @@ def _changed(run: Callable[[Tensor], Tensor], row: int, token: int) -> Tensor:
 def _check_tokenwise(run: Callable[[Tensor], Tensor], label: str) -> None:
     changed_BT = _changed(run, 0, 3)
     changed_BT[0, 3] = False
-    _expect(not changed_BT.any(), label, "an FFN acts on each token alone")
+    expect(not changed_BT.any(), label, "an FFN acts on each token alone")
 
 
 def _check_causal(layer: Any, run: Callable[[Tensor], Tensor], args: Mapping[str, Any], label: str) -> None:
@@ -252,7 +245,7 @@ def _check_causal(layer: Any, run: Callable[[Tensor], Tensor], args: Mapping[str
     for row, token, last in ((0, 2, 5), (0, 8, 12), (1, 6, 12)):
         changed_BT = _changed(run, row, token)
         changed_BT[row, token:last] = False
-        _expect(not changed_BT.any(), label, "a token reaches an earlier one or another document")
+        expect(not changed_BT.any(), label, "a token reaches an earlier one or another document")
 
 
 def _check_cache_shape(layer: Any, args: Mapping[str, Any], label: str) -> None:
@@ -265,7 +258,7 @@ def _check_cache_shape(layer: Any, args: Mapping[str, Any], label: str) -> None:
 
     _attention_runner(layer, args, attend)(_inputs())
     shape = type(layer).kv_cache_shape(args)
-    _expect(calls == ([] if shape is None else [tuple(shape)]), label, f"kv_cache_shape is {shape}, attend saw {calls}")
+    expect(calls == ([] if shape is None else [tuple(shape)]), label, f"kv_cache_shape is {shape}, attend saw {calls}")
 
 
 def _check_packed(spec: ModelSpec, label: str) -> None:
@@ -273,7 +266,7 @@ def _check_packed(spec: ModelSpec, label: str) -> None:
     decoder = build_decoder(spec)
     shapes = {name: parameter.shape for name, parameter in decoder.named_parameters()}
     missing = decoder.packed_weights().keys() - shapes.keys()
-    _expect(not missing, label, f"packed_weights names {sorted(missing)}, which are no parameters")
+    expect(not missing, label, f"packed_weights names {sorted(missing)}, which are no parameters")
 
 
 # Kernels
@@ -297,19 +290,19 @@ def _check_kernel(
             kernel.attend(ours[0], ours[1], ours[2], segments, window),
             _reference(exact[0], exact[1], exact[2], lengths, window),
         )
-        _expect(out.shape == wanted.shape and out.dtype == dtype, label, f"got {tuple(out.shape)} {out.dtype}")
-        _expect(
+        expect(out.shape == wanted.shape and out.dtype == dtype, label, f"got {tuple(out.shape)} {out.dtype}")
+        expect(
             torch.allclose(out.float(), wanted, atol=tolerance),
             label,
             f"differs from softmax for {lengths}, window {window}",
         )
-        _expect(torch.equal(kernel.attend(ours[0], ours[1], ours[2], segments, window), out), label, "two calls differ")
+        expect(torch.equal(kernel.attend(ours[0], ours[1], ours[2], segments, window), out), label, "two calls differ")
         (out.float() * upstream).sum().backward()
         (wanted * upstream).sum().backward()
         for one, two in zip(ours, exact, strict=True):
             assert one.grad is not None and two.grad is not None
             close = torch.allclose(one.grad.float(), two.grad, atol=10 * tolerance)
-            _expect(close, label, f"gradients differ for {lengths}, window {window}")
+            expect(close, label, f"gradients differ for {lengths}, window {window}")
 
 
 def _reference(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, lengths: Sequence[int], window: int | None) -> Tensor:
@@ -338,10 +331,3 @@ def _canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             canonical = part if part.startswith("lm_head.") else f"model.{part}"
             shapes[canonical] = (parameter.shape[0] // len(parts), *parameter.shape[1:])
     return shapes
-
-
-def _pickled(thing: Any, label: str) -> Any:
-    try:
-        return pickle.loads(pickle.dumps(thing))  # noqa: S301 - bytes made one call earlier
-    except Exception as error:
-        raise AssertionError(f"{label}: cannot be pickled ({error}), as data workers and spawned ranks need") from error

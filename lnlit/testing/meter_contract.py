@@ -20,6 +20,7 @@ from lnlit.checkpoint.folder import hf_config
 from lnlit.errors import UserError
 from lnlit.interfaces import Latency, Meter, Workload
 from lnlit.specs import NOOP, BlockSpec, ModelSpec
+from lnlit.testing.promises import expect
 from lnlit.testing.tiny import tiny_spec
 
 #: All numbers differ, so that a wrong order is noticed, and decoding differs by a factor that load on the machine
@@ -55,20 +56,15 @@ def _measured(meter: Meter, spec: ModelSpec, dtype: str, samples: int, label: st
         before = config.read_bytes()
         found = meter.measure(spec, Path(name), WORKLOADS, dtype=dtype, samples=samples)
         left = {file.name for file in Path(name).iterdir()}
-        _expect(left == {"config.json"} and config.read_bytes() == before, label, "changes the folder it is given")
+        expect(left == {"config.json"} and config.read_bytes() == before, label, "changes the folder it is given")
     return found
 
 
 def _check_latencies(found: list[Latency], samples: int, label: str) -> None:
-    _expect(len(found) == len(WORKLOADS), label, f"{len(found)} latencies for {len(WORKLOADS)} workloads")
+    expect(len(found) == len(WORKLOADS), label, f"{len(found)} latencies for {len(WORKLOADS)} workloads")
     for latency in found:
         for times in (latency.prefill_s, latency.decode_s):
-            _expect(len(times) == samples, label, f"{len(times)} samples instead of {samples}")
-            _expect(all(math.isfinite(t) and t > 0 for t in times), label, f"times must be positive, got {times}")
+            expect(len(times) == samples, label, f"{len(times)} samples instead of {samples}")
+            expect(all(math.isfinite(t) and t > 0 for t in times), label, f"times must be positive, got {times}")
     few, many = (min(latency.decode_s) for latency in found)
-    _expect(many > few, label, "59 further tokens take no longer than 1: are the workloads mixed up?")
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")
+    expect(many > few, label, "59 further tokens take no longer than 1: are the workloads mixed up?")

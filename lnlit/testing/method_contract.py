@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
+from lnlit.testing.promises import expect
 from lnlit.testing.tiny import tiny_folder
 
 #: Rows of unequal length, so that a mean over micro-batches is not the mean over a step.
@@ -48,14 +49,14 @@ def check_method(make: Callable[[str], L.LightningModule], data: Data | None = N
 
         label = type(make(model)).__name__
         before, after, loss = trained(2)
-        _expect(math.isfinite(loss), label, f"the training loss is {loss}")
+        expect(math.isfinite(loss), label, f"the training loss is {loss}")
         moved = [name for name in before if not torch.equal(before[name], after[name])]
-        _expect(bool(moved), label, "two steps change no weight")
-        _expect(all(bool(after[name].isfinite().all()) for name in moved), label, "weights are not finite")
+        expect(bool(moved), label, "two steps change no weight")
+        expect(all(bool(after[name].isfinite().all()) for name in moved), label, "weights are not finite")
         for what, rows in {"the same seed": 2, "micro-batches of half the size": 1}.items():
             _, other, _ = trained(rows)
             close = all(torch.allclose(value, other[name], atol=1e-5) for name, value in after.items())
-            _expect(close, label, f"{what}, other weights: a step returns step_loss(sum, count), never a mean")
+            expect(close, label, f"{what}, other weights: a step returns step_loss(sum, count), never a mean")
 
 
 class _Begins(L.Callback):
@@ -84,8 +85,3 @@ def _trained(
 
 def _weights(method: L.LightningModule) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in method.named_parameters()}
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")

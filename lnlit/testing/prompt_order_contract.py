@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from lnlit.errors import UserError
 from lnlit.interfaces import PromptOrder
+from lnlit.testing.promises import expect
 
 #: Twelve prompts, all different, of four pass rates.
 ROWS = [{"input": "?" * (1 + 5 * at % 12), "pass_rate": (at % 4) / 4, "samples": 8} for at in range(12)]
@@ -30,16 +31,16 @@ def check_prompt_order(make: Callable[[], PromptOrder]) -> None:
         taken.append(order.take(_PROMPTS, rollout))
         states.append(json.dumps(order.state_dict()))
     for rollout, found in enumerate(taken):
-        _expect(len(found) == _PROMPTS, label, f"{len(found)} prompts instead of {_PROMPTS}")
-        _expect(all(type(at) is int and 0 <= at < len(ROWS) for at in found), label, f"{found} are no indices of rows")
-        _expect(len({*found}) == len(found), label, f"a prompt twice in rollout {rollout}: {found}")
+        expect(len(found) == _PROMPTS, label, f"{len(found)} prompts instead of {_PROMPTS}")
+        expect(all(type(at) is int and 0 <= at < len(ROWS) for at in found), label, f"{found} are no indices of rows")
+        expect(len({*found}) == len(found), label, f"a prompt twice in rollout {rollout}: {found}")
     again = _started(make)
-    _expect([again.take(_PROMPTS, at) for at in range(_ROLLOUTS)] == taken, label, "the same seed, other prompts")
+    expect([again.take(_PROMPTS, at) for at in range(_ROLLOUTS)] == taken, label, "the same seed, other prompts")
     for done, state in enumerate(states[:-1], start=1):
         resumed = _started(make)
         resumed.load_state_dict(json.loads(state))
         rest = [resumed.take(_PROMPTS, at) for at in range(done, _ROLLOUTS)]
-        _expect(rest == taken[done:], label, f"resumed after {done} rollouts, other prompts")
+        expect(rest == taken[done:], label, f"resumed after {done} rollouts, other prompts")
     try:
         make().start([], 0, _ROLLOUTS)
     except UserError:
@@ -51,8 +52,3 @@ def _started(make: Callable[[], PromptOrder]) -> PromptOrder:
     order = make()
     order.start(ROWS, 3, _ROLLOUTS)
     return order
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")

@@ -21,6 +21,7 @@ from types import EllipsisType
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, Reward, RewardRequest, RewardResult
 from lnlit.rewards.pool import RewardPool
+from lnlit.testing.promises import copied, expect
 
 #: The expected value for a request: a number, None for no verdict, or ... for any number.
 Case = tuple[RewardRequest, float | EllipsisType | None]
@@ -50,17 +51,15 @@ def check_reward(make: Callable[[], Reward], cases: Sequence[Case], tolerance: f
     reward = make()
     label = type(reward).__name__
     _check_pickle(reward, label)
-    _expect(
-        len({str(value) for _, value in cases}) > 1 or cases[0][1] is ..., label, "the cases are all worth the same"
-    )
+    expect(len({str(value) for _, value in cases}) > 1 or cases[0][1] is ..., label, "the cases are all worth the same")
     requests = [request for request, _ in cases]
     before = copy.deepcopy(requests)
     try:
         found = _scores(reward, requests, label)
-        _expect(requests == before, label, "changes the request")
+        expect(requests == before, label, "changes the request")
         for request, value, (_, expected) in zip(requests, found, cases, strict=True):
             right = value is not None if expected is ... else _same([value], [expected], tolerance)
-            _expect(right, label, f"gives {value} instead of {expected} to {request.completion!r:.100}")
+            expect(right, label, f"gives {value} instead of {expected} to {request.completion!r:.100}")
         again = {
             "the same requests": lambda: _scores(reward, requests, label),
             "another order": lambda: _scores(reward, requests[::-1], label)[::-1],
@@ -70,7 +69,7 @@ def check_reward(make: Callable[[], Reward], cases: Sequence[Case], tolerance: f
         }
         for what, give in again.items():
             other = give()
-            _expect(_same(other, found, tolerance), label, f"{what}, other numbers: {other} instead of {found}")
+            expect(_same(other, found, tolerance), label, f"{what}, other numbers: {other} instead of {found}")
         strange = [replace(requests[0], completion=text, truncated=bool(text)) for text in STRANGE]
         _pooled(make(), strange, label, ("none", "timed_out", "exhausting"))
     finally:
@@ -82,18 +81,16 @@ def check_reward(make: Callable[[], Reward], cases: Sequence[Case], tolerance: f
 
 def _check_pickle(reward: Reward, label: str) -> None:
     """The reward is small when pickled: it is sent with every completion, so it must load heavy objects lazily."""
-    try:
-        data = pickle.dumps(reward)
-    except Exception as error:
-        raise AssertionError(f"{label}: cannot be sent to another process: {error}") from error
-    _expect(len(data) < _BYTES, label, f"has {len(data)} bytes when built; read what is heavy on the first use")
+    copied(reward, label)
+    size = len(pickle.dumps(reward))
+    expect(size < _BYTES, label, f"has {size} bytes when built; read what is heavy on the first use")
 
 
 def _check_ends(new: Reward, closed: BatchReward, label: str) -> None:
     assert isinstance(new, BatchReward)
     for what, end in {"no requests, no results": lambda: new.score_batch([]), "closes twice": closed.close}.items():
         try:
-            _expect(not end(), label, what)
+            expect(not end(), label, what)
         except AssertionError:
             raise
         except Exception as error:
@@ -105,14 +102,14 @@ def _scores(reward: Reward, requests: Sequence[RewardRequest], label: str) -> li
     """Scores the requests in this process, where a modified request would be noticed."""
     if isinstance(reward, BatchReward):
         results = reward.score_batch(requests)
-        _expect(len(results) == len(requests), label, f"{len(results)} results for {len(requests)} requests")
-        _expect(all(isinstance(result, RewardResult) for result in results), label, "a result is a RewardResult")
+        expect(len(results) == len(requests), label, f"{len(results)} results for {len(requests)} requests")
+        expect(all(isinstance(result, RewardResult) for result in results), label, "a result is a RewardResult")
         values = [result.value for result in results]
     else:
         values = [reward.score(request) for request in requests]
     for value in values:
         number = isinstance(value, (int, float)) and math.isfinite(value)
-        _expect(value is None or number, label, f"a reward is a finite number or None, got {value!r}")
+        expect(value is None or number, label, f"a reward is a finite number or None, got {value!r}")
     return values
 
 
@@ -129,7 +126,7 @@ def _pooled(
         pool.close()
     faults = {name.partition("/")[2] for name in pool.outcomes} - set(allowed)
     reasons = [result.error for result in results if result.value is None]
-    _expect(not faults, label, f"{' and '.join(sorted(faults))}: {reasons}")
+    expect(not faults, label, f"{' and '.join(sorted(faults))}: {reasons}")
     return [result.value for result in results]
 
 
@@ -138,8 +135,3 @@ def _same(one: Sequence[float | None], two: Sequence[float | EllipsisType | None
         a is b if a is None or b is None or b is ... else math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
         for a, b in zip(one, two, strict=True)
     )
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")

@@ -22,6 +22,7 @@ from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutReque
 from lnlit.models.decoder import Decoder
 from lnlit.models.weights import canonical_weights
 from lnlit.specs import ModelSpec
+from lnlit.testing.promises import expect
 from lnlit.testing.tiny import tiny_decoder, tiny_spec
 
 #: Prompts of several lengths, one of them twice: two samples of one prompt differ only in their seeds.
@@ -56,9 +57,9 @@ def check_rollout_engine(
         _load(engine, first, 3)
         found = _check_answers(engine, label, version=3)
         alone = [engine.generate([request], SAMPLING)[0] for request in REQUESTS]
-        _expect(_tokens(alone) == _tokens(found), label, "a completion depends on what else is generated")
+        expect(_tokens(alone) == _tokens(found), label, "a completion depends on what else is generated")
         if runs_the_model:
-            _expect(_tokens(found)[0] != _tokens(found)[5], label, "another seed, the same completion")
+            expect(_tokens(found)[0] != _tokens(found)[5], label, "another seed, the same completion")
             _check_logprobs(found, first, label, tolerance)
         _load(engine, second, 4)
         found = _check_answers(engine, label, version=4)
@@ -79,12 +80,12 @@ def _check_texts(engine: RolloutEngine, label: str) -> None:
     asked = [RolloutRequest((), seed, [{"role": "user", "content": f"Say {seed}."}]) for seed in range(3)]
     try:
         found = engine.generate(asked, SAMPLING)
-        _expect(engine.generate([], SAMPLING) == [], label, "no requests, no completions")
-        _expect([each.seed for each in found] == [0, 1, 2], label, "completions out of order, or other seeds")
+        expect(engine.generate([], SAMPLING) == [], label, "no requests, no completions")
+        expect([each.seed for each in found] == [0, 1, 2], label, "completions out of order, or other seeds")
         for rollout in found:
-            _expect(rollout.text is not None and not rollout.token_ids, label, "tokens, or no text")
-            _expect((rollout.finish_reason == "error") == (rollout.error is not None), label, "an error without reason")
-            _expect(rollout.error is None or (not rollout.text and ": " in rollout.error), label, "an error of no kind")
+            expect(rollout.text is not None and not rollout.token_ids, label, "tokens, or no text")
+            expect((rollout.finish_reason == "error") == (rollout.error is not None), label, "an error without reason")
+            expect(rollout.error is None or (not rollout.text and ": " in rollout.error), label, "an error of no kind")
     finally:
         engine.close()
         engine.close()
@@ -108,26 +109,26 @@ def _refuses(engine: RolloutEngine, label: str, when: str) -> None:
 
 def _check_answers(engine: RolloutEngine, label: str, version: int) -> list[Rollout]:
     found = engine.generate(REQUESTS, SAMPLING)
-    _expect(engine.generate([], SAMPLING) == [], label, "no requests, no completions")
-    _expect(len(found) == len(REQUESTS), label, f"{len(found)} completions for {len(REQUESTS)} requests")
+    expect(engine.generate([], SAMPLING) == [], label, "no requests, no completions")
+    expect(len(found) == len(REQUESTS), label, f"{len(found)} completions for {len(REQUESTS)} requests")
     for request, rollout in zip(REQUESTS, found, strict=True):
-        _expect(rollout.prompt_ids == request.prompt_ids, label, "completions out of order, or other prompts")
-        _expect(rollout.seed == request.seed, label, "another seed than asked for")
-        _expect(rollout.weight_version == version, label, f"version {rollout.weight_version} after loading {version}")
+        expect(rollout.prompt_ids == request.prompt_ids, label, "completions out of order, or other prompts")
+        expect(rollout.seed == request.seed, label, "another seed than asked for")
+        expect(rollout.weight_version == version, label, f"version {rollout.weight_version} after loading {version}")
         _check_end(rollout, label)
     again = engine.generate(REQUESTS, SAMPLING)
-    _expect(_tokens(again) == _tokens(found), label, "the same requests, other completions")
+    expect(_tokens(again) == _tokens(found), label, "the same requests, other completions")
     return found
 
 
 def _check_end(rollout: Rollout, label: str) -> None:
     tokens = rollout.token_ids
-    _expect(0 < len(tokens) <= SAMPLING.max_new_tokens, label, f"{len(tokens)} tokens")
-    _expect(len(rollout.logprobs) == len(tokens), label, "not one log-prob per token")
-    _expect(not set(tokens[:-1]) & set(SAMPLING.end_ids), label, "goes on after an end token")
+    expect(0 < len(tokens) <= SAMPLING.max_new_tokens, label, f"{len(tokens)} tokens")
+    expect(len(rollout.logprobs) == len(tokens), label, "not one log-prob per token")
+    expect(not set(tokens[:-1]) & set(SAMPLING.end_ids), label, "goes on after an end token")
     ended = tokens[-1] in SAMPLING.end_ids
-    _expect(rollout.finish_reason == ("stop" if ended else "length"), label, "a wrong finish reason")
-    _expect(ended or len(tokens) == SAMPLING.max_new_tokens, label, "stops early without an end token")
+    expect(rollout.finish_reason == ("stop" if ended else "length"), label, "a wrong finish reason")
+    expect(ended or len(tokens) == SAMPLING.max_new_tokens, label, "stops early without an end token")
 
 
 def _check_logprobs(found: list[Rollout], decoder: Decoder, label: str, tolerance: float) -> None:
@@ -135,7 +136,7 @@ def _check_logprobs(found: list[Rollout], decoder: Decoder, label: str, toleranc
         log_probs = (_logits(decoder, rollout) / SAMPLING.temperature).log_softmax(-1)
         expected = log_probs.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
         difference = (torch.tensor(rollout.logprobs) - expected).abs().max().item()
-        _expect(difference <= tolerance, label, f"log-probs are {difference:.2g} from the loaded model's")
+        expect(difference <= tolerance, label, f"log-probs are {difference:.2g} from the loaded model's")
 
 
 @torch.no_grad()
@@ -148,7 +149,7 @@ def _check_greedy(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
     for rollout in engine.generate(REQUESTS, replace(SAMPLING, temperature=0.0)):
         logits = _logits(decoder, rollout)
         chosen = logits.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
-        _expect(bool((chosen >= logits.amax(-1) - _TIE).all()), label, "temperature 0, and not the likeliest token")
+        expect(bool((chosen >= logits.amax(-1) - _TIE).all()), label, "temperature 0, and not the likeliest token")
 
 
 def _check_nucleus(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
@@ -158,7 +159,7 @@ def _check_nucleus(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
         probabilities = (_logits(decoder, rollout) / sampling.temperature).softmax(-1)
         chosen = probabilities.gather(1, torch.tensor(rollout.token_ids)[:, None])
         likelier = (probabilities * (probabilities > chosen)).sum(-1)
-        _expect(bool((likelier < sampling.top_p + _TIE).all()), label, "a token outside of top_p")
+        expect(bool((likelier < sampling.top_p + _TIE).all()), label, "a token outside of top_p")
 
 
 def _check_failed_load(engine: RolloutEngine, decoder: Decoder, label: str) -> None:
@@ -183,8 +184,3 @@ def _check_room(engine: RolloutEngine, spec: ModelSpec, label: str) -> None:
 
 def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.token_ids for rollout in rollouts]
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")

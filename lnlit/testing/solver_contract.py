@@ -9,6 +9,7 @@ from typing import get_args
 from lnlit import registry
 from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem, Scenario, Solver, SolverResult
 from lnlit.interfaces.solver import Status
+from lnlit.testing.promises import expect
 
 
 def check_solver(name: str) -> None:
@@ -22,13 +23,13 @@ def check_solver(name: str) -> None:
         label = f"solver {name!r} on {title}"
         before = problem.to_json()
         result = solver.solve(problem, time_limit_s=60.0)  # raises when a solution breaks a limit
-        _expect(problem.to_json() == before, label, "the problem is changed")
-        _expect(result.status in get_args(Status), label, f"status {result.status!r} is none of {get_args(Status)}")
+        expect(problem.to_json() == before, label, "the problem is changed")
+        expect(result.status in get_args(Status), label, f"status {result.status!r} is none of {get_args(Status)}")
         read = SolverResult.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False)))
-        _expect(read == result, label, "the result is not the same after JSON")
+        expect(read == result, label, "the result is not the same after JSON")
         again = registry.build("solver", name).solve(problem, time_limit_s=60.0)
         same = [s.choice for s in again.solutions] == [s.choice for s in result.solutions]
-        _expect(same, label, "a second run finds other solutions")
+        expect(same, label, "a second run finds other solutions")
         _check_claims(problem, result, label)
 
 
@@ -36,18 +37,18 @@ def _check_claims(problem: Problem, result: SolverResult, label: str) -> None:
     parts = {s.name: problem.in_scenario(s) for s in problem.scenarios} or {None: problem}
     scores = {name: _scores(part) for name, part in parts.items()}
     possible = [score for found in scores.values() for score in found]
-    _expect(not (result.solutions and not possible), label, "there is a solution where none can be")
-    _expect(result.status != "infeasible" or not possible, label, "a problem with solutions is called infeasible")
-    _expect(result.status not in ("optimal", "feasible") or bool(result.solutions), label, "no solutions to its status")
+    expect(not (result.solutions and not possible), label, "there is a solution where none can be")
+    expect(result.status != "infeasible" or not possible, label, "a problem with solutions is called infeasible")
+    expect(result.status not in ("optimal", "feasible") or bool(result.solutions), label, "no solutions to its status")
     sign = -1.0 if problem.objective == "maximize" else 1.0
     for solution in result.solutions:
-        _expect(solution.scenario in parts, label, f"the scenario {solution.scenario!r} does not exist")
+        expect(solution.scenario in parts, label, f"the scenario {solution.scenario!r} does not exist")
         proven = solution.bound is not None and solution.gap is not None
-        _expect(result.status != "optimal" or proven, label, "an optimal solution has a bound and a gap")
+        expect(result.status != "optimal" or proven, label, "an optimal solution has a bound and a gap")
     if result.status == "optimal":
         best = sign * min(sign * score for score in possible)
         close = abs(result.solutions[0].score - best) <= 1e-6 * max(1.0, abs(best))
-        _expect(close, label, f"the optimum is {best}, the best solution has {result.solutions[0].score}")
+        expect(close, label, f"the optimum is {best}, the best solution has {result.solutions[0].score}")
 
 
 def _scores(problem: Problem) -> list[float]:
@@ -80,8 +81,3 @@ def _problems() -> dict[str, Problem]:
         "scenarios": limited.replace(scenarios=(tight, Scenario("impossible", (Budget("size", max=0.5),)))),
         "an impossible budget": plain.replace(budgets=(Budget("time", max=1.0),)),
     }
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
@@ -21,6 +20,7 @@ from lnlit.interfaces import (
     Answer,
     Continuations,
     GenerationTask,
+    GradesAnswer,
     Likelihood,
     LikelihoodTask,
     Question,
@@ -29,6 +29,7 @@ from lnlit.interfaces import (
     Task,
     TaskSampling,
 )
+from lnlit.testing.promises import copied, expect, is_number
 from lnlit.thinking import Thinking
 
 #: A text that a model may answer to a task's first question, and the expected value of the task's first reward.
@@ -45,17 +46,17 @@ def check_task(make: Callable[[], Task], cases: Sequence[Case] = (), limit: int 
     """
     task = make()
     label = type(task).__name__
-    _expect(isinstance(task, GenerationTask | LikelihoodTask), label, "a task is a GenerationTask or a LikelihoodTask")
+    expect(isinstance(task, GenerationTask | LikelihoodTask), label, "a task is a GenerationTask or a LikelihoodTask")
     questions = list(islice(task.questions(), limit))
-    _expect(bool(questions), label, "a task for this test needs at least one question")
-    for what, again in {"a second pass": task, "a new task": make(), "a copy": _copy(task, label)}.items():
-        _expect(list(islice(again.questions(), limit)) == questions, label, f"{what} gives other questions")
+    expect(bool(questions), label, "a task for this test needs at least one question")
+    for what, again in {"a second pass": task, "a new task": make(), "a copy": copied(task, label)}.items():
+        expect(list(islice(again.questions(), limit)) == questions, label, f"{what} gives other questions")
     keys = [question.key for question in questions]
-    _expect(all(isinstance(key, str) and key for key in keys), label, "a question has a key")
-    _expect(len({*keys}) == len(keys), label, f"two questions have one key: {keys}")
+    expect(all(isinstance(key, str) and key for key in keys), label, "a question has a key")
+    expect(len({*keys}) == len(keys), label, f"two questions have one key: {keys}")
     for question in questions:
-        _expect(isinstance(question.group, str), label, "the group of a question is a text")
-        _expect(_is_json(question.row), label, f"a row holds JSON values only, got {question.row!r:.200}")
+        expect(isinstance(question.group, str), label, "the group of a question is a text")
+        expect(_is_json(question.row), label, f"a row holds JSON values only, got {question.row!r:.200}")
     if isinstance(task, GenerationTask):
         _check_generation(task, questions, cases, label)
     elif isinstance(task, LikelihoodTask):
@@ -64,19 +65,21 @@ def check_task(make: Callable[[], Task], cases: Sequence[Case] = (), limit: int 
 
 def _check_generation(task: GenerationTask, questions: Sequence[Question], cases: Sequence[Case], label: str) -> None:
     for question in questions:
-        _expect(isinstance(question, Question) and bool(question.prompts), label, "a question has a prompt")
+        expect(isinstance(question, Question) and bool(question.prompts), label, "a question has a prompt")
         for messages in question.prompts:
             roles = [message.get("role") for message in messages]
             known = bool(roles) and _ROLES.issuperset(roles) and _is_json(list(messages))
-            _expect(known, label, f"a prompt is messages with a role and content, got {messages!r:.200}")
-            _expect(roles[-1] != "assistant", label, "a prompt ends with a turn to answer")
+            expect(known, label, f"a prompt is messages with a role and content, got {messages!r:.200}")
+            expect(roles[-1] != "assistant", label, "a prompt ends with a turn to answer")
     modes: tuple[Thinking | None, ...] = ("on", "off", None)
     for thinking in modes:
         _check_sampling(task.sampling(thinking), f"{label}, thinking {thinking}")
     rewards = task.rewards()
-    _expect(bool(rewards), label, "a task has a reward")
+    expect(bool(rewards), label, "a task has a reward")
     for name, reward in rewards.items():
-        _copy(reward, f"{label}: reward {name}")
+        copied(reward, f"{label}: reward {name}")
+        if isinstance(reward, GradesAnswer):
+            expect(reward.final_answer("") is None, label, f"{name}: an empty text has no final answer")
         for question in questions:
             try:
                 reward.check_row(question.row)
@@ -89,11 +92,10 @@ def _check_generation(task: GenerationTask, questions: Sequence[Question], cases
         answer = Answer("text", tokens=3, truncated=False, cut_in_thought=False, rewards=results)
         for samples in (1, 3):
             values = task.values([[answer] * samples for _ in questions[0].prompts])
-            _expect(bool(values), label, f"{what} answers give no value")
+            expect(bool(values), label, f"{what} answers give no value")
             for name, column in values.items():
-                _expect(len(column) == samples, label, f"{name}: {len(column)} values for {samples} samples")
-                _expect(all(value is None or _is_number(value) for value in column), label, f"{name}: {column}")
-    _expect(task.final_answer("") is None, label, "an empty text has no final answer")
+                expect(len(column) == samples, label, f"{name}: {len(column)} values for {samples} samples")
+                expect(all(value is None or is_number(value) for value in column), label, f"{name}: {column}")
 
 
 def _check_cases(task: GenerationTask, question: Question, cases: Sequence[Case], label: str) -> None:
@@ -106,34 +108,30 @@ def _check_cases(task: GenerationTask, question: Question, cases: Sequence[Case]
         ]
         first = next(iter(task.values(answers).values()))[0]
         same = first is not None and math.isclose(first, expected, abs_tol=1e-6)
-        _expect(same, label, f"gives {first} instead of {expected} to {text!r:.100}")
+        expect(same, label, f"gives {first} instead of {expected} to {text!r:.100}")
 
 
 def _check_sampling(sampling: TaskSampling, label: str) -> None:
-    _expect(sampling.samples >= 1 and sampling.max_new_tokens >= 1, label, f"no answers by {sampling}")
-    _expect(sampling.temperature >= 0 and 0 < sampling.top_p <= 1, label, f"no distribution in {sampling}")
-    _expect(sampling.temperature > 0 or sampling.samples == 1, label, "greedy answers are all the same: take one")
+    expect(sampling.samples >= 1 and sampling.max_new_tokens >= 1, label, f"no answers by {sampling}")
+    expect(sampling.temperature >= 0 and 0 < sampling.top_p <= 1, label, f"no distribution in {sampling}")
+    expect(sampling.temperature > 0 or sampling.samples == 1, label, "greedy answers are all the same: take one")
 
 
 def _check_likelihood(task: LikelihoodTask, questions: Sequence[Continuations], label: str) -> None:
     for question in questions:
-        _expect(isinstance(question, Continuations) and bool(question.continuations), label, "something to compare")
+        expect(isinstance(question, Continuations) and bool(question.continuations), label, "something to compare")
         contexts = [question.context] if isinstance(question.context, str) else question.context
-        _expect(len(contexts) in (1, len(question.continuations)), label, "one context, or one for each continuation")
+        expect(len(contexts) in (1, len(question.continuations)), label, "one context, or one for each continuation")
         texts = [*contexts, *question.continuations]
-        _expect(all(isinstance(text, str) for text in texts), label, "contexts and continuations are texts")
+        expect(all(isinstance(text, str) for text in texts), label, "contexts and continuations are texts")
         likelihoods = [
             Likelihood(-float(at + 1), 2, len(text.encode()), at == 0) for at, text in enumerate(question.continuations)
         ]
         values = task.values(question, likelihoods)
-        _expect(bool(values) and all(map(_is_number, values.values())), label, f"values are numbers, got {values}")
+        expect(bool(values) and all(map(is_number, values.values())), label, f"values are numbers, got {values}")
         totals = task.totals({name: [value, value] for name, value in values.items()})
-        _expect(all(map(_is_number, totals.values())), label, f"totals are numbers, got {totals}")
-        _expect(not values.keys() & totals.keys(), label, "a total has a name of its own")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+        expect(all(map(is_number, totals.values())), label, f"totals are numbers, got {totals}")
+        expect(not values.keys() & totals.keys(), label, "a total has a name of its own")
 
 
 def _is_json(value: object) -> bool:
@@ -141,15 +139,3 @@ def _is_json(value: object) -> bool:
         return json.loads(json.dumps(value, allow_nan=False)) == (dict(value) if isinstance(value, Mapping) else value)
     except (TypeError, ValueError):
         return False
-
-
-def _copy(thing: object, label: str) -> object:
-    try:
-        return pickle.loads(pickle.dumps(thing))  # noqa: S301 - bytes made one call earlier
-    except Exception as error:
-        raise AssertionError(f"{label}: cannot be pickled: {error}") from error
-
-
-def _expect(condition: bool, label: str, promise: str) -> None:
-    if not condition:
-        raise AssertionError(f"{label}: {promise}")

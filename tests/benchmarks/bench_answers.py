@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT / "tests" / "rewards"))
 from answer_forms import FORMS, boxed  # noqa: E402
 from answer_neighbours import NEIGHBOURS  # noqa: E402
 
-from lnlit.eval.toggle import is_correct  # noqa: E402
 from lnlit.interfaces import RewardRequest  # noqa: E402
+from lnlit.rewards.final_answer import is_correct  # noqa: E402
 from lnlit.rewards.math_answer import MathAnswerReward  # noqa: E402
 
 RESULTS = Path(__file__).with_name("RESULTS.md")

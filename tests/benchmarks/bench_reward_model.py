@@ -26,7 +26,7 @@ from lnlit.data.preference_rows import PreferenceRows
 from lnlit.data.sources import JsonlSource
 from lnlit.data.split import is_heldout
 from lnlit.data.tokenizer import load_tokenizer
-from lnlit.eval.toggle import Share
+from lnlit.eval.intervals import share
 from lnlit.interfaces import RewardRequest
 from lnlit.modules.model_reward import ModelReward
 
@@ -136,7 +136,7 @@ def table(judged: list[dict[str, Any]]) -> list[str]:
         rows = [row for row in judged if name in ("all", row["source"])]
         right = sum(row["scores"][0] > row["scores"][1] for row in rows)
         longer = sum(len(row["completions"][0]) > len(row["completions"][1]) for row in rows)
-        lines.append(f"| {name} | {len(rows)} | {Share(right, len(rows))} | {Share(longer, len(rows))} |")
+        lines.append(f"| {name} | {len(rows)} | {share(right, len(rows))} | {share(longer, len(rows))} |")
     return lines
 
 

@@ -24,8 +24,8 @@ from bfcl_answers import forms, right, rows, wrong  # noqa: E402
 from ifeval_oracle import SHARED, lm_eval_verdicts, pairs  # noqa: E402
 
 from lnlit.data.sources import JsonlSource  # noqa: E402
-from lnlit.eval.tasks.gsm8k import GSM8K  # noqa: E402
-from lnlit.eval.tasks.humaneval import HumanEval  # noqa: E402
+from lnlit.eval.tasks.mathematics import GSM8K  # noqa: E402
+from lnlit.eval.tasks.programs import HumanEval  # noqa: E402
 from lnlit.interfaces import GenerationTask, Question, RewardRequest  # noqa: E402
 from lnlit.progress import track  # noqa: E402
 from lnlit.rewards.function_calls import FunctionCallsReward  # noqa: E402

@@ -118,7 +118,7 @@ def test_questions_of_ones_own(tmp_path):
 
 def test_shots_and_subjects_of_mmlu(tmp_path):
     others = [{**LETTERS[0], "subject": "virology"}, *LETTERS]
-    task = ours("mmlu", tmp_path, others, shots=1, subjects=["moral_disputes"], rows=2)
+    task = ours("mmlu", tmp_path, LETTERS, shots=1, rows=2)
     questions = list(task.questions())
     assert [question.group for question in questions] == ["moral_disputes"] * 2
     assert questions[0].context.startswith(DISPUTES + "Worked 0?\nA. w\nB. x\nC. y\nD. z\nAnswer: D\n\nQuestion 0?\nA.")

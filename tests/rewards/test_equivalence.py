@@ -12,9 +12,9 @@ from answer_forms import FORMS, boxed
 from answer_neighbours import NEIGHBOURS
 
 from lnlit.errors import UserError
-from lnlit.eval.toggle import is_correct
 from lnlit.interfaces import RewardRequest
 from lnlit.rewards.equivalence import Answer
+from lnlit.rewards.final_answer import is_correct
 from lnlit.rewards.math_answer import MathAnswerReward
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

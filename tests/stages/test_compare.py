@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from lnlit.eval.intervals import estimate
+from lnlit.eval.intervals import mean_of_numbers
 from lnlit.stages.compare import FINISHED, Asked, Metric, Outcome, compare, results_file, run_folder
 
 ARMS, SEEDS = ("plain", "other"), (0, 1, 2)
@@ -48,15 +48,15 @@ def test_seeds_and_questions_are_paired(tmp_path):
     arm, runs, mean, difference, over_seeds, over_questions, left_out = table(tmp_path)
     assert (arm, runs, mean, difference, left_out) == ("other", "3 of 3", "20.12 ± 10", "+0.12", "")
     data = json.loads((tmp_path / "ablation.json").read_text())["metrics"]["acc"]["other"]
-    by_seed = estimate([b - a for a, b in zip(plain, other, strict=True)], "seeds")
-    by_question = estimate(
-        [fmean(b[q] - a[q] for a, b in zip(questions, better, strict=True)) for q in questions[0]], "questions"
+    by_seed = mean_of_numbers([b - a for a, b in zip(plain, other, strict=True)])
+    by_question = mean_of_numbers(
+        [fmean(b[q] - a[q] for a, b in zip(questions, better, strict=True)) for q in questions[0]]
     )
-    assert data["difference"]["seeds"] == pytest.approx(vars(by_seed)) and (by_seed.low or 0) > 0
-    assert data["difference"]["questions"]["low"] == pytest.approx(by_question.low)
-    assert (data["difference"]["questions"]["method"], data["difference"]["questions"]["pairs"]) == ("bootstrap", 30)
-    assert over_seeds == f"{by_seed.low:+.3g} to {by_seed.high:+.3g} (t, 3 pairs)"
-    assert over_questions.endswith("(bootstrap, 30 pairs)")
+    seeds, asked = data["difference"]["seeds"], data["difference"]["questions"]
+    assert (seeds["mean"], seeds["low"], seeds["pairs"]) == pytest.approx((by_seed.value, by_seed.low, 3))
+    assert (asked["low"], asked["high"], asked["pairs"]) == pytest.approx((by_question.low, by_question.high, 30))
+    assert over_seeds == f"{by_seed.low:+.3g} to {by_seed.high:+.3g} (3 pairs)" and (by_seed.low or 0) > 0
+    assert over_questions.endswith("(30 pairs)")
 
 
 def test_a_run_without_a_value_is_counted_by_why(tmp_path):

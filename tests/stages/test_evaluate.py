@@ -290,6 +290,7 @@ class Twice(Says):
     [
         ({"tasks": []}, r"tasks: there is none. Allowed: .*gsm8k"),
         ({"tasks": [Nothing()]}, "Nothing: has no questions"),
+        ({"tasks": [Says(), Short(), Says()]}, "tasks: Says is there twice with the same settings"),
         ({"tasks": [Twice()]}, "Twice: 22 questions have the key 'one'"),
         ({"rows": 0}, "rows: expected at least 1, got 0"),
         ({"samples": -1}, "samples: expected at least 1"),

@@ -7,18 +7,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import warm
 from safetensors.torch import load_file, save_file
 
 from lnlit.cli.main import main
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text import TextSample
+from lnlit.data.tokenizer import read_tokenizer
 from lnlit.errors import UserError
-from lnlit.eval.multiple_choice import Questions
+from lnlit.eval.tasks.multiple_choice import MultipleChoice
 from lnlit.search.choice import BlockChoice
 from lnlit.search.library import Library, layer_file
 from lnlit.search.score import Scorer, candidates, read_scores
-from lnlit.stages.score import score
+from lnlit.stages.score import choices, score
 from lnlit.testing.tiny import mixed_spec, tiny_folder
 from lnlit.testing.tiny_library import tiny_library, undigested
 
@@ -144,7 +146,7 @@ def test_metrics_are_losses_against_the_parent(folder, tmp_path, metric):
 
 
 def test_accuracy_on_questions(folder, tmp_path):
-    questions = Questions(JsonlSource(str(folder / "questions.jsonl")), 4, "ctx", "ends", "label")
+    questions = MultipleChoice(JsonlSource(str(folder / "questions.jsonl")), 4, "ctx", "ends", "label")
     out = run(folder, tmp_path / "scores.jsonl", metric="accuracy", data=questions, only=["noop"])
     header, *rows = lines(out)
     assert header["parent"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
@@ -152,13 +154,33 @@ def test_accuracy_on_questions(folder, tmp_path):
     assert all(row["score"] == header["parent"]["accuracy"] - row["accuracy"] for row in rows)
 
 
+def test_a_choice_is_a_row_behind_its_question_and_only_its_tokens_count(folder, tmp_path):
+    tokenizer, file = read_tokenizer(folder / "model"), tmp_path / "questions.jsonl"
+    first = {"context": "One and", "choices": ["two", "é"], "answer": 1}
+    second = {"context": "B", "choices": ["c", "d", "longer"], "answer": "A"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (first, second)))
+    encoded = choices(MultipleChoice(JsonlSource(str(file))), tokenizer)
+    assert encoded.question == [0, 0, 1, 1, 1] and encoded.right == [1, 2]
+    assert encoded.size_R.tolist() == [4, 3, 2, 2, 7]
+    texts = ["One and two", "One and é", "B c", "B d", "B longer"]
+    for text, tokens, labels, size in zip(texts, encoded.tokens_RT, encoded.labels_RT, encoded.size_R, strict=True):
+        ids = tokenizer(text)["input_ids"]  # bytes, so that text joins without merges
+        counted = labels[: len(ids) - 1] != -100
+        assert tokens[: len(ids) - 1].tolist() == ids[:-1] and labels[len(ids) - 1 :].eq(-100).all()
+        assert labels[: len(ids) - 1][counted].tolist() == ids[-int(size) :]
+        assert torch.equal(torch.tensor(ids[1:])[counted], labels[: len(ids) - 1][counted])
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(UserError, match="has no rows"):
+        choices(MultipleChoice(JsonlSource(str(tmp_path / "none.jsonl"))), tokenizer)
+
+
 def test_data_of_the_wrong_kind(folder, tmp_path):
-    questions = Questions(JsonlSource(str(folder / "questions.jsonl")))
-    with pytest.raises(UserError, match=r"data: the metric kl needs a text .*, got Questions"):
+    questions = MultipleChoice(JsonlSource(str(folder / "questions.jsonl")))
+    with pytest.raises(UserError, match=r"data: the metric kl needs a text .*, got MultipleChoice"):
         run(folder, tmp_path / "a", data=questions)
-    with pytest.raises(UserError, match=r"data: the metric accuracy needs questions .*, got TextSample"):
+    with pytest.raises(UserError, match=r"data: the metric accuracy needs a task .*, got TextSample"):
         run(folder, tmp_path / "a", metric="accuracy")
-    with pytest.raises(UserError, match=r"question 1: no key 'context'; it has: ctx, ends, label"):
+    with pytest.raises(UserError, match=r"questions.jsonl:1: choices: got None; expected a list"):
         run(folder, tmp_path / "a", metric="accuracy", data=questions)
     assert not list(tmp_path.iterdir())
 

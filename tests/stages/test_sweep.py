@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from lnlit.checkpoint.folder import read_provenance
 from lnlit.errors import UserError
 from lnlit.eval.front import beats_both, front, pick
+from lnlit.eval.runner import Asked
 from lnlit.interfaces import Continuations, Likelihood, LikelihoodTask
-from lnlit.stages import evaluate as evaluations
-from lnlit.stages.sweep import Asked, sweep
+from lnlit.stages.evaluate import evaluated
+from lnlit.stages.sweep import sweep
 from lnlit.testing.tiny import mixed_spec, tiny_folder
 
 pytest.importorskip("matplotlib")
@@ -91,21 +92,20 @@ def test_values_are_those_of_the_evaluations(swept):
 
 
 def test_a_killed_sweep_goes_on_and_asks_nothing_twice(models, swept, tmp_path, monkeypatch):
-    evaluated: list[str] = []
-    evaluate = evaluations.evaluate
+    asked: list[str] = []
 
-    def dies_at_the_third(sources, *args, **settings):
-        evaluated.append(Path(sources[0]).name)
-        if len(evaluated) == 3:
+    def dies_at_the_third(sources, *args):
+        asked.append(Path(sources[0]).name)
+        if len(asked) == 3:
             raise KeyboardInterrupt
-        return evaluate(sources, *args, **settings)
+        return evaluated(sources, *args)
 
-    monkeypatch.setattr("lnlit.stages.sweep.evaluate", dies_at_the_third)
+    monkeypatch.setattr("lnlit.stages.sweep.evaluated", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         sweep(models, str(tmp_path / "swept"), ASKED)
     before = {file: file.read_bytes() for file in (tmp_path / "swept" / "eval").rglob("*") if file.is_file()}
     out = sweep(models, str(tmp_path / "swept"), ASKED)
-    assert evaluated == [
+    assert asked == [
         "one",
         "weight-0.125",
         "weight-0.25",
@@ -138,7 +138,7 @@ def test_a_mistake_is_told_before_anything_is_merged(models, tmp_path, settings,
 
 
 def test_unlike_models_are_refused_before_anything_is_asked(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("lnlit.stages.sweep.evaluate", lambda *_, **__: pytest.fail("a model was asked"))
+    monkeypatch.setattr("lnlit.stages.sweep.evaluated", lambda *_, **__: pytest.fail("a model was asked"))
     other = tiny_folder(tmp_path / "other", mixed_spec())
     for second, told in ((str(other), "is another architecture than"), ("nowhere", "no such file or folder")):
         with pytest.raises(UserError, match=told):

@@ -12,7 +12,6 @@ from lnlit.eval.tasks.benchmark import Benchmark, user
 from lnlit.eval.tasks.hub import HubFiles
 from lnlit.interfaces import Answer, Question, Reward, Source
 from lnlit.rewards.pair_judge import Judge, PairJudgeReward
-from lnlit.thinking import answer_of
 
 _HUB = "lmarena-ai/arena-hard-auto"
 _FOLDER = "data/arena-hard-v0.1"
@@ -30,8 +29,6 @@ class ArenaHard(Benchmark):
             `lmarena-ai/arena-hard-auto` on the Hugging Face hub.
         baseline: Rows with `uid` and `messages`, the last of which is the baseline's answer. By default those of
             gpt-4-0314 there.
-        rows: The number of questions, from the first on; all if null.
-        protocol: How answers are sampled.
     """
 
     def __init__(
@@ -75,9 +72,6 @@ class ArenaHard(Benchmark):
                 wins.append((first + second) / 2)
                 inconsistent.append(float((first - 0.5) * (second - 0.5) < 0))
         return {"win_rate": wins, "inconsistent": inconsistent}
-
-    def final_answer(self, text: str) -> str | None:
-        return answer_of(text).strip() or None
 
     def _read_baseline(self) -> Mapping[str, str]:
         found = {}

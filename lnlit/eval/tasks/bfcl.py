@@ -14,8 +14,6 @@ from lnlit.eval.tasks.benchmark import Benchmark
 from lnlit.eval.tasks.hub import HubFiles
 from lnlit.interfaces import Question, Reward, Source
 from lnlit.rewards.function_calls import FunctionCallsReward
-from lnlit.rewards.written_calls import written_calls
-from lnlit.thinking import answer_of
 
 _PROMPT = """You can call functions to serve the request below. Call those that it needs, as often as it needs them. \
 If none of them serves it, or if it lacks what they require, say so and call nothing.
@@ -51,8 +49,6 @@ class BFCL(Benchmark):
         answers: Rows with `id` and `ground_truth`, as BFCL keeps them apart. By default the hub's, if `source` is.
             Rows of `irrelevance` categories need none, since it is right to call nothing, and neither do those of
             `relevance`, where any call is right.
-        rows: The number of questions, equally many of each category; all if null.
-        protocol: How answers are sampled.
     """
 
     SORTED_BY_GROUP = True
@@ -95,12 +91,6 @@ class BFCL(Benchmark):
 
     def rewards(self) -> Mapping[str, Reward]:
         return {"accuracy": FunctionCallsReward()}
-
-    def final_answer(self, text: str) -> str | None:
-        calls = written_calls(answer_of(text))
-        if not calls:
-            return "no call" if calls == [] and answer_of(text).strip() else None
-        return "\n".join(sorted(json.dumps(call, sort_keys=True, default=str) for call in calls))
 
     def _expected(self, name: str, group: str) -> Any:
         if name in self._known:

@@ -10,7 +10,6 @@ from lnlit.eval.protocol import key_of, text_of
 from lnlit.eval.tasks.benchmark import Benchmark, user
 from lnlit.interfaces import Question, Reward, Source
 from lnlit.rewards.instructions import InstructionsReward
-from lnlit.thinking import answer_of
 
 
 class IFEval(Benchmark):
@@ -23,8 +22,6 @@ class IFEval(Benchmark):
     Args:
         source: Rows with `prompt`, `instruction_id_list` and `kwargs`, perhaps with `key`. By default `google/IFEval`
             on the Hugging Face hub.
-        rows: The number of questions, from the first on; all if null.
-        protocol: How answers are sampled.
     """
 
     def public(self) -> Source:
@@ -54,6 +51,3 @@ class IFEval(Benchmark):
                 instructions = sum(count for _, count in obeyed)
                 found[f"{judging}_instructions"] = sum(share * count for share, count in obeyed) / instructions
         return found
-
-    def final_answer(self, text: str) -> str | None:
-        return answer_of(text).strip() or None

@@ -41,8 +41,6 @@ class JudgeBench(Benchmark):
     Args:
         source: Rows with `question`, `response_A`, `response_B`, `label` (`A>B` or `B>A`) and perhaps `source` and
             `pair_id`. By default the pairs of GPT-4o in `ScalerLab/JudgeBench` on the Hugging Face hub.
-        rows: The number of questions, equally many of each group; all if null.
-        protocol: How answers are sampled.
     """
 
     SORTED_BY_GROUP = True
@@ -78,9 +76,6 @@ class JudgeBench(Benchmark):
             name: [n if is_known else None for n, is_known in zip(column, judged, strict=True)]
             for name, column in numbers.items()
         }
-
-    def final_answer(self, text: str) -> str | None:
-        return _choice(text)
 
 
 class Verdict(Reward):

@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lnlit.data.sources import HuggingFaceSource
 from lnlit.errors import UserError
-from lnlit.eval.protocol import key_of, read_questions, text_of
+from lnlit.eval.protocol import key_of, text_of
+from lnlit.eval.tasks.benchmark import RowsTask
 from lnlit.interfaces import Continuations, Likelihood, LikelihoodTask, Source
 
 #: The key of a question's row that holds the index of its right choice.
@@ -29,31 +30,23 @@ class Choices:
     gold: int
 
 
-class MultipleChoiceTask(LikelihoodTask):
+class MultipleChoiceTask(RowsTask, LikelihoodTask):
     """The base class. `acc` counts the questions whose likeliest choice is right, `acc_norm` those whose likeliest
     choice per character is.
 
     Rows have the columns of the data set on the Hugging Face hub, or are ready to be asked: `query`, a list `choices`
     and `gold`, the index of the right one, as in the files of llm-foundry's gauntlet.
-
-    Args:
-        source: The rows. By default those of the Hugging Face hub.
-        rows: The number of questions, from the first on; all if null.
     """
-
-    def __init__(self, source: Source | None = None, rows: int | None = None) -> None:
-        self.source, self.rows = source or self.public(), rows
-
-    @abstractmethod
-    def public(self) -> Source:
-        """The questions on the Hugging Face hub."""
 
     @abstractmethod
     def read(self, row: Mapping[str, Any]) -> Choices:
         """The question of a row."""
 
-    def questions(self) -> Iterator[Continuations]:
-        return read_questions(self.source, self.rows, self._question)
+    def question(self, row: Mapping[str, Any]) -> Continuations:
+        asked = self.read(row)
+        continuations = [f" {choice}" for choice in asked.choices]
+        key = key_of(asked.context, *continuations)
+        return Continuations(key, asked.context, continuations, {**row, GOLD: asked.gold})
 
     def values(self, question: Continuations, likelihoods: Sequence[Likelihood]) -> Mapping[str, float]:
         # A choice stands behind one space, which is not counted.
@@ -65,12 +58,6 @@ class MultipleChoiceTask(LikelihoodTask):
         gold = question.row[GOLD]
         return {"acc": float(first_best(log_probs) == gold), "acc_norm": float(first_best(per_character) == gold)}
 
-    def _question(self, row: Mapping[str, Any]) -> Continuations:
-        asked = self.read(row)
-        continuations = [f" {choice}" for choice in asked.choices]
-        key = key_of(asked.context, *continuations)
-        return Continuations(key, asked.context, continuations, {**row, GOLD: asked.gold})
-
 
 def first_best(values: Sequence[float]) -> int:
     """The index of the largest value, the first of equal ones."""
@@ -81,8 +68,6 @@ class MultipleChoice(MultipleChoiceTask):
     """Questions of one's own.
 
     Args:
-        source: The rows.
-        rows: The number of questions, from the first on; all if null.
         context_key: The key of a row that holds the text in front of the choices.
         choices_key: The key that holds the list of choices, which are joined to the text by a space.
         answer_key: The key that holds the right choice: its index from 0, or a letter from A.
@@ -90,7 +75,7 @@ class MultipleChoice(MultipleChoiceTask):
 
     def __init__(
         self,
-        source: Source,
+        source: Source | None = None,
         rows: int | None = None,
         context_key: str = "context",
         choices_key: str = "choices",
@@ -98,9 +83,6 @@ class MultipleChoice(MultipleChoiceTask):
     ) -> None:
         super().__init__(source, rows)
         self.context_key, self.choices_key, self.answer_key = context_key, choices_key, answer_key
-
-    def public(self) -> Source:
-        raise UserError("multiple_choice: needs a source of questions.")
 
     def read(self, row: Mapping[str, Any]) -> Choices:
         choices = choices_of(row, self.choices_key)

@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from lnlit.data.sources import HuggingFaceSource
-from lnlit.eval.protocol import key_of, read_questions, text_of
+from lnlit.eval.protocol import key_of, text_of
+from lnlit.eval.tasks.benchmark import RowsTask
 from lnlit.interfaces import Continuations, Likelihood, LikelihoodTask, Source, Windows
 
 _WORDS, _BYTES = "words", "bytes"
 
 
-class Perplexity(LikelihoodTask):
+class Perplexity(RowsTask, LikelihoodTask):
     """Texts, each read from its beginning to its end in windows of the model's context. `perplexity` is per token, and
     so depends on the tokenizer; models with different ones are compared by `word_perplexity`, `byte_perplexity` or
     `bits_per_byte`. A text's numbers are its nats, tokens, words and bytes.
 
     Args:
-        source: The rows, one text each.
-        rows: The number of texts, from the first on; all if null.
-        text_key: The key of a row that holds the text.
+        source: The rows, one text each, under `text`.
         window: Tokens that the model reads at once. Null is its context.
         stride: New tokens of each further window. Null is `window`, the fastest.
     """
 
+    #: The key of a row that holds the text.
+    TEXT_KEY: ClassVar[str] = "text"
+
     def __init__(
         self,
-        source: Source,
+        source: Source | None = None,
         rows: int | None = None,
-        text_key: str = "text",
         window: int | None = None,
         stride: int | None = None,
     ) -> None:
-        self.source, self.rows, self.text_key = source, rows, text_key
+        super().__init__(source, rows)
         self.windows = Windows(window, stride)
 
-    def questions(self) -> Iterator[Continuations]:
-        return read_questions(self.source, self.rows, self._question)
+    def question(self, row: Mapping[str, Any]) -> Continuations:
+        text = text_of(row, self.TEXT_KEY)
+        others = {key: value for key, value in row.items() if key != self.TEXT_KEY}
+        # Words and bytes are those of the text as it is in the row, whatever the model is shown.
+        counts = {_WORDS: len(re.split(r"\s+", text)), _BYTES: len(text.encode())}
+        return Continuations(key_of(text), "", [self.shown(text)], {**others, **counts}, windows=self.windows)
 
     def values(self, question: Continuations, likelihoods: Sequence[Likelihood]) -> Mapping[str, float]:
         (whole,) = likelihoods
@@ -54,13 +59,6 @@ class Perplexity(LikelihoodTask):
     def shown(self, text: str) -> str:
         """The text as the model reads it."""
         return text
-
-    def _question(self, row: Mapping[str, Any]) -> Continuations:
-        text = text_of(row, self.text_key)
-        others = {key: value for key, value in row.items() if key != self.text_key}
-        # Words and bytes are those of the text as it is in the row, whatever the model is shown.
-        counts = {_WORDS: len(re.split(r"\s+", text)), _BYTES: len(text.encode())}
-        return Continuations(key_of(text), "", [self.shown(text)], {**others, **counts}, windows=self.windows)
 
 
 def _exp(value: float) -> float:
@@ -78,22 +76,12 @@ class WikiText(Perplexity):
     Args:
         source: The rows, one article each under `page`. By default the test set of `EleutherAI/wikitext_document_level`
             on the Hugging Face hub.
-        rows: The number of articles, from the first on; all if null.
-        text_key: The key of a row that holds the article.
-        window: Tokens that the model reads at once. Null is its context.
-        stride: New tokens of each further window. Null is `window`, the fastest.
     """
 
-    def __init__(
-        self,
-        source: Source | None = None,
-        rows: int | None = None,
-        text_key: str = "page",
-        window: int | None = None,
-        stride: int | None = None,
-    ) -> None:
-        articles = HuggingFaceSource("EleutherAI/wikitext_document_level", "test", name="wikitext-2-raw-v1")
-        super().__init__(source or articles, rows, text_key, window, stride)
+    TEXT_KEY = "page"
+
+    def public(self) -> Source:
+        return HuggingFaceSource("EleutherAI/wikitext_document_level", "test", name="wikitext-2-raw-v1")
 
     def shown(self, text: str) -> str:
         for pattern, replacement in _DETOKENISED:

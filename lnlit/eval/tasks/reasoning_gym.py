@@ -9,8 +9,7 @@ from lnlit.data.reasoning_gym import ReasoningGymSource
 from lnlit.eval.protocol import key_of, text_of
 from lnlit.eval.tasks.benchmark import Benchmark, user
 from lnlit.interfaces import Question, Reward, Source
-from lnlit.rewards.reasoning_gym import ReasoningGymReward, final_answer
-from lnlit.thinking import answer_of
+from lnlit.rewards.reasoning_gym import ReasoningGymReward
 
 
 class ReasoningGym(Benchmark):
@@ -19,8 +18,6 @@ class ReasoningGym(Benchmark):
     Args:
         source: Rows with `question`, `answer`, `task` and, for tasks that score by it, `metadata`. By default 1000
             held-out questions of source `reasoning_gym`, which its split `train` never has.
-        rows: The number of questions, from the first on; all if null.
-        protocol: How answers are sampled.
     """
 
     def public(self) -> Source:
@@ -33,6 +30,3 @@ class ReasoningGym(Benchmark):
 
     def rewards(self) -> Mapping[str, Reward]:
         return {"accuracy": ReasoningGymReward(partial_credit=False), "score": ReasoningGymReward()}
-
-    def final_answer(self, text: str) -> str | None:
-        return final_answer(answer_of(text)) or None

@@ -1,9 +1,9 @@
-"""Scoring of the reasoning toggle."""
+"""What a completion answers in the end, in one form for all ways to write it."""
 
 import pytest
 
-from lnlit.eval.intervals import share
-from lnlit.eval.toggle import Share, best_constant, echo_last_number, final_answer, is_correct
+from lnlit.callbacks.toggle_report import best_constant, echo_last_number
+from lnlit.rewards.final_answer import canonical_answer, final_answer, is_correct
 from lnlit.thinking import obeys
 
 
@@ -44,11 +44,23 @@ def test_numbers_are_compared_as_numbers():
     assert is_correct(r"\boxed{1,000}", "1000") and is_correct("so 1000", "1,000")
 
 
-def test_a_share_has_the_interval_of_evaluations():
-    assert Share(8, 10).interval == (share(8, 10).low, share(8, 10).high)
-    assert Share(1, 1).interval == (0, 1) and str(Share(8, 10)) == " 80.0% (44%-95%)"
+@pytest.mark.parametrize(
+    ("form", "same"),
+    [
+        ("1/2", (r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", r"It is $\frac12$.", r"\boxed{\dfrac{2}{4}}")),
+        ("1/2", (r"\boxed{x = 1/2}", r"\boxed{n=0.50}")),
+        ("1000", (r"\boxed{1,000}", "1000", r"\boxed{1000\text{ cm}}", "<think>7</think>It is 1,000.")),
+        ("east", (r"\boxed{\text{East}}", r"\boxed{east}")),
+        ("B", (r"\boxed{(B)}", r"\boxed{\text{B}}")),
+        (r"\frac{\pi}{2}", (r"\boxed{\dfrac{\pi}{2}}", r"\boxed{\frac{\pi} {2}}")),
+        ("(1,2)", (r"\boxed{(1, 2)}", r"\boxed{\left(1,2\right)}")),
+        (None, ("no idea", "", "<think>5", r"<think>\boxed{5}")),
+    ],
+)
+def test_equal_answers_have_one_form(form, same):
+    assert {canonical_answer(text) for text in same} == {form}
 
 
 def test_baselines():
-    assert best_constant(["1", "2", "2"]) == Share(2, 3)
-    assert echo_last_number(["1 + 2", "3 + 4"], ["2", "7"]) == Share(1, 2)
+    assert best_constant(["1", "2", "2"]) == [False, True, True]
+    assert echo_last_number(["1 + 2", "3 + 4"], ["2", "7"]) == [True, False]
