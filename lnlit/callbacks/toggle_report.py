@@ -151,11 +151,17 @@ def render(results: dict[str, Any]) -> str:
     for stage in ("before", "after"):
         for mode in _MODES:
             cells = results[stage][mode]
-            columns = [str(share(*cells[name])) for name in ("accuracy", "obedience", "truncated")]
+            columns = [_cell(cells[name]) for name in ("accuracy", "obedience", "truncated")]
             lines.append(f"{stage:<10}{mode:<10}{columns[0]:<20}{columns[1]:<20}{columns[2]:<18}")
     for name, counts in results["baselines"].items():
-        lines.append(f"{name:<20}{share(*counts)}")
+        lines.append(f"{name:<20}{_cell(counts)}")
     for mode in _MODES:
         sample = results["after"][mode]["sample"]
         lines += ["", f"thinking {mode}, after: {sample['question']}", sample["answer"]]
     return "\n".join(lines)
+
+
+def _cell(counts: Sequence[int]) -> str:
+    """A share with its interval, whose numbers stand below each other in a table."""
+    value, _, interval = str(share(*counts)).partition(" ")
+    return f"{value:>6} {interval}".rstrip()

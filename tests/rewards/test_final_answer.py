@@ -2,7 +2,7 @@
 
 import pytest
 
-from lnlit.callbacks.toggle_report import best_constant, echo_last_number
+from lnlit.callbacks.toggle_report import best_constant, echo_last_number, render
 from lnlit.rewards.final_answer import canonical_answer, final_answer, is_correct
 from lnlit.thinking import obeys
 
@@ -64,3 +64,20 @@ def test_equal_answers_have_one_form(form, same):
 def test_baselines():
     assert best_constant(["1", "2", "2"]) == [False, True, True]
     assert echo_last_number(["1 + 2", "3 + 4"], ["2", "7"]) == [True, False]
+
+
+def test_the_report_is_the_table_of_the_readme():
+    one = {
+        "accuracy": [7, 200],
+        "obedience": [0, 200],
+        "truncated": [10, 200],
+        "sample": {"question": "q", "answer": "a"},
+    }
+    results = {
+        "before": {"on": one, "off": one},
+        "after": {"on": one, "off": one},
+        "baselines": {"best constant": [4, 200]},
+    }
+    lines = render(results).splitlines()
+    assert lines[1].rstrip() == "before    on          3.5% (2%-7%)        0.0% (0%-1%)        5.0% (3%-9%)"
+    assert lines[5] == "best constant         2.0% (1%-5%)"
