@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,16 +81,23 @@ SOURCES = sorted((ROOT / "lnlit").rglob("*.py"))
 PLUGINS = sorted(path for path in (ROOT / "plugins").rglob("*.py") if not {"tests", "build"} & set(path.parts))
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """Every imported dotted name in a file, function-level ones too, and whether it is for type checkers only."""
     package = path.relative_to(ROOT).parent.parts
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     typing_only = {
         inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -100,7 +107,8 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             names = [f"{module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from ((name, node in typing_only) for name in names)
+        found += [(name, node in typing_only) for name in names]
+    return found
 
 
 def part_of(path: Path) -> str:
@@ -171,7 +179,7 @@ def test_files_and_functions_are_short(path: Path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400, f"{relative(path)} has {text.count(chr(10))} lines; split it"
     assert path.stem not in {"utils", "common", "helpers", "misc"}, f"{relative(path)}: name it by what it does"
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines < 60, f"{relative(path)}:{node.lineno} {node.name} has {lines} lines"
@@ -199,7 +207,7 @@ def test_a_constructor_has_ten_arguments_at_most():
         f"{relative(path)}:{node.name}": arguments(node)
         for path in SOURCES
         if part_of(path) in SHORT_CONSTRUCTORS
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ClassDef)
     }
     assert counted["lnlit/modules/prompt_data.py:PromptData"] == 10 and counted["lnlit/rl/rpo.py:RPO"] == 4
@@ -211,7 +219,7 @@ def test_a_stage_has_ten_arguments_at_most():
         node.name: len([*node.args.args, *node.args.kwonlyargs])
         for path in SOURCES
         if part_of(path) == "stages"
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in parsed(path).body
         if isinstance(node, ast.FunctionDef)
     }
     assert counted["solve"] == counted["annotate"] == 10 and max(counted.values()) == 10
@@ -264,7 +272,7 @@ def test_no_file_but_its_own_knows_a_part_by_its_name_or_its_arguments():
         if not KNOWS_PARTS.fullmatch(relative(path)):
             found += [
                 f"{relative(path)}:{node.lineno} {node.value!r}"
-                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                for node in ast.walk(parsed(path))
                 if isinstance(node, ast.Constant) and node.value in words
             ]
     assert not found, f"ask the part instead (lnlit/interfaces/layer.py): {found}"
