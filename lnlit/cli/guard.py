@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ _GRACE_S = 5.0
 _DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36  # of Linux's prctl
 
 
-def guarded(command: Sequence[str], lock: int) -> tuple[int, int]:
+def guarded(command: Sequence[str], lock: int, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
     """(exit code of a command, the signal that this process received meanwhile, or 0). `lock` is an open file that is
-    held until nothing of the command runs any more.
+    held until nothing of the command runs any more. `environment` is the command's, by default this process's.
 
     Ctrl-C and SIGTERM are passed on, and the command's end is waited for, because it saves its state. It has its own
     process group, because Ctrl-C in a terminal would otherwise reach it twice.
@@ -47,7 +47,7 @@ def guarded(command: Sequence[str], lock: int) -> tuple[int, int]:
     with _handling(forward, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         try:
             guard = [sys.executable, "-m", "lnlit.cli.guard", str(reads), *command]
-            process = subprocess.Popen(guard, pass_fds=(reads, lock), process_group=0)
+            process = subprocess.Popen(guard, pass_fds=(reads, lock), process_group=0, env=environment)
             os.close(reads)
             for number in received:  # before there was a process
                 process.send_signal(_passed_on(number))

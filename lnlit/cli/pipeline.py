@@ -104,6 +104,20 @@ class Stage:
         return given[-1] if given else DEFAULT_ROOT
 
     @cached_property
+    def devices(self) -> tuple[int | None, int] | None:
+        """(devices on each node, nodes) that the trainer of a fit asks for, None for all devices of a node. None for
+        other stages."""
+        if self.kind is not None:
+            return None
+        trainer = self.recipe.get("trainer")
+        if isinstance(trainer, str):
+            trainer = read_yaml(self.file.parent / trainer)
+        settings = trainer if isinstance(trainer, dict) else {}
+        given, nodes = settings.get("devices"), settings.get("num_nodes", 1)
+        devices = len(given) if isinstance(given, list) else int(given) if str(given).isdigit() else None
+        return devices, nodes if isinstance(nodes, int) else 1
+
+    @cached_property
     def writes(self) -> list[str]:
         """Every path that the stage may change."""
         written = [leaf.text for leaf in self.leaves if leaf.key in WRITES]

@@ -1,7 +1,8 @@
 """`lnlit run FOLDER`: runs a folder of numbered YAML files, one stage each, in order, and skips finished ones.
 
 A file with a `stage:` key is a stage of a command such as `lnlit search`; any other is a configuration of `lnlit fit`.
-Each stage is its own process, so that Lightning can start it once per GPU and its memory is free for the next.
+Each stage is its own process, so that Lightning can start it once per GPU and its memory is free for the next. Under
+torchrun the stages share its processes and nodes (`processes.py`).
 
 A stage is finished if it has run, its results exist, and neither its file, nor an included one, nor any file or folder
 that it names has changed since. If something has changed, `lnlit run` stops and says what: results are only set aside
@@ -18,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lnlit.cli.arguments import CommandParser
-from lnlit.cli.guard import guarded
 from lnlit.cli.ledger import Ledger, Verdict, has_index
 from lnlit.cli.pipeline import Stage, check_roots, position, stages_of
+from lnlit.cli.processes import Processes
 from lnlit.cli.put_aside import put_aside
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
@@ -57,11 +58,23 @@ def main(argv: list[str]) -> int:
     again = _again(stages, chosen, options)
     if options.dry_run:
         return _dry_run(ledger, stages, chosen, again)
-    with ledger.locked() as lock:
-        ledger = Ledger(options.runs, options.folder)  # nobody else writes it from here on
-        ledger.ask_again(again)
-        _check(stages, _to_run(ledger, stages, chosen))
-        return run_stages(ledger, stages, chosen, lock)
+    processes = Processes()
+    with processes.together():
+        if processes.rank:
+            return processes.follow()
+        code = 2
+        try:
+            with ledger.locked() as lock:
+                ledger = Ledger(options.runs, options.folder)  # nobody else writes it from here on
+                ledger.ask_again(again)
+                to_run = _to_run(ledger, stages, chosen)
+                for stage in to_run:
+                    processes.check(stage)
+                _check(stages, to_run)
+                code = run_stages(ledger, stages, chosen, lock, processes)
+        finally:
+            processes.dismiss(code)
+        return code
 
 
 def _chosen(stages: Sequence[Stage], options: Namespace) -> Sequence[Stage]:
@@ -89,7 +102,9 @@ def _again(stages: Sequence[Stage], chosen: Sequence[Stage], options: Namespace)
     return found
 
 
-def run_stages(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock: int) -> int:
+def run_stages(
+    ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage], lock: int, processes: Processes | None = None
+) -> int:
     """Runs the chosen stages of a folder that are not finished. Returns the exit code of the first that failed, or 0.
     Raises `UserError` for a stage that has changed since it ran, unless it was asked to run again."""
     for stage in chosen:
@@ -115,7 +130,7 @@ def run_stages(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage],
         _say(stage, f"lnlit {' '.join(stage.command)}")
         started = time.monotonic()
         command = [sys.executable, "-m", "lnlit.cli.main", *stage.command, *stage.options]
-        code, signalled = guarded(command, lock)
+        code, signalled = (processes or Processes()).run(stage, command, lock)
         if code == 0:
             _check_results(stage)
             ledger.note(stage, verdict.made_by, time.monotonic() - started)

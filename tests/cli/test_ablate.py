@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import lnlit as front
-import lnlit.cli.run
+import lnlit.cli.processes
 from lnlit.cli.arms import Ablation, runs_of
 from lnlit.cli.ledger import Ledger
 from lnlit.cli.main import main
@@ -42,7 +42,7 @@ class Stages:
 @pytest.fixture
 def stages(monkeypatch) -> Stages:
     found = Stages()
-    monkeypatch.setattr(lnlit.cli.run, "guarded", found)
+    monkeypatch.setattr(lnlit.cli.processes, "guarded", found)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-import lnlit.cli.run
+import lnlit.cli.processes
 from lnlit.cli.arms import Ablation, runs_of
 from lnlit.cli.main import main
 from lnlit.testing.tiny import tiny_folder
@@ -51,7 +51,7 @@ def test_its_keys_are_taken_and_its_arms_differ(path):
 def test_two_small_ones_run_to_their_table(tmp_path, monkeypatch, capsys):
     """With a model of two layers where SmolLM2 would be, and a few steps."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lnlit.cli.run, "guarded", lambda command, lock: (main(command[3:]), 0))
+    monkeypatch.setattr(lnlit.cli.processes, "guarded", lambda command, lock: (main(command[3:]), 0))
     for name in ("smollm2", "mini/child", "mini/healed"):
         tiny_folder(tmp_path / "runs" / name)
     for part in ("train", "valid"):

@@ -283,7 +283,7 @@ def test_a_trained_model_that_is_gone_is_exported_or_trained_anew_as_somebody_sa
 
 
 def test_a_stage_that_ends_without_its_result_is_not_finished(chain, run, monkeypatch):
-    monkeypatch.setattr("lnlit.cli.run.guarded", lambda *_: (0, 0))
+    monkeypatch.setattr("lnlit.cli.processes.guarded", lambda *_: (0, 0))
     code, _, err = run()
     assert code == 2 and "1_first.yaml: has ended, but out/a.json is not there" in err
     assert run("--status")[1].startswith("1_first   started, not finished")
