@@ -114,7 +114,7 @@ class Stage:
             trainer = read_yaml(self.file.parent / trainer)
         settings = trainer if isinstance(trainer, dict) else {}
         given, nodes = settings.get("devices"), settings.get("num_nodes", 1)
-        devices = len(given) if isinstance(given, list) else int(given) if str(given).isdigit() else None
+        devices = len(given) if isinstance(given, list) else int(str(given)) if str(given).isdigit() else None
         return devices, nodes if isinstance(nodes, int) else 1
 
     @cached_property

@@ -86,8 +86,9 @@ class Processes:
             said = self._tell(None)
             if isinstance(said, int):
                 return said
+            command, port = said
             with Path(os.devnull).open("rb") as nothing:
-                self._run(*said, nothing.fileno())
+                self._run(command, port, nothing.fileno())
 
     def dismiss(self, code: int) -> None:
         """Called by rank 0 at the end: the others end with this exit code."""

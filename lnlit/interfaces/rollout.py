@@ -97,6 +97,12 @@ class RolloutEngine(ABC):
         training loss must then correct for the difference by importance weights."""
         return False
 
+    @property
+    def runs_apart(self) -> bool:
+        """True if all of the engine's computing happens in other processes, so that a thread can wait for `generate`
+        while this process trains. `load_weights` has then copied the weights before it returns."""
+        return False
+
     @abstractmethod
     def load_weights(self, weights: PolicyWeights) -> None:
         """Generates with these weights from now on, and drops every cache of older ones.

@@ -23,6 +23,7 @@ from lnlit.modules.prompt_checks import check_policy, check_resumed, check_train
 from lnlit.rl.collector import Collector, RolloutConfig
 from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import LogprobCheck, OnPolicySampler
+from lnlit.rollout.apart import EngineApart
 from lnlit.sampling.history import Stage
 from lnlit.sampling.order import Uniform
 from lnlit.sampling.prompt import Prompt, read_prompts
@@ -46,7 +47,8 @@ class HeldOut:
 
 
 class PromptData(L.LightningDataModule):
-    """Samples completions with the newest weights of the policy, and provides them as batches for training.
+    """Samples completions with the policy's newest weights (or by `rollout.max_staleness: 1` those before the last
+    rollout's updates), and provides them as batches for training.
 
     A rollout draws `samples_per_prompt` completions of each of `prompts_per_rollout` prompts and spreads them over
     `updates_per_rollout` optimizer steps, each of `trainer.accumulate_grad_batches` micro-batches. All sizes are of the
@@ -123,7 +125,9 @@ class PromptData(L.LightningDataModule):
         policy = self.policy
         sampling = RolloutSampling(self.rollout.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
         memory = partial(offloaded, policy) if self.rollout.sleep_engine_while_training else None
-        parts = (self.engine, self.rewards, self.rollout.reward_workers, self.encoder)
+        is_ahead = self.rollout.max_staleness > 0
+        engine = EngineApart(self.engine) if is_ahead and not self.engine.runs_apart else self.engine
+        parts = (engine, self.rewards, self.rollout.reward_workers, self.encoder)
         sampler = Sampler(*parts, sampling, self.phases, memory)
         return OnPolicySampler(sampler, policy, self.logprob_check, pad_id(self.encoder.tokenizer))
 
@@ -134,7 +138,7 @@ class PromptData(L.LightningDataModule):
         self._order.start([prompt.row for prompt in self.prompts], self.seed, rollouts)
         parts = trainer.accumulate_grad_batches * trainer.world_size
         padding_id = pad_id(self.encoder.tokenizer)
-        return Collector(self.prompts, self._order, self.rollout, self.seed, parts, padding_id)
+        return Collector(self.prompts, self._order, self.rollout, self.seed, parts, padding_id, rollouts)
 
     @property
     def policy(self) -> Policy:
@@ -228,6 +232,7 @@ class PromptData(L.LightningDataModule):
             },
             "prompt_order": type(self._order).__name__,
             "seed": self.seed,
+            **({"max_staleness": self.rollout.max_staleness} if self.rollout.max_staleness else {}),
             "prompts": prompts_state(self.prompts),
         }
 
@@ -247,6 +252,8 @@ class PromptData(L.LightningDataModule):
     def _evaluate(self) -> Iterator[Mapping[str, float]]:
         """Yields the metrics of the held-out prompts under the newest weights."""
         assert self.held_out is not None
+        if "collector" in vars(self):
+            self.collector.settle()
         size = self.held_out.samples_per_prompt
         groups, agreement = self.sampler.draw(asked(self.held_out_prompts, size, self.seed, rollout=-1))
         samples = [Sample(**vars(sample), learned=False) for group in groups for sample in group]

@@ -11,20 +11,21 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, RewardTable
 from lnlit.models.ranks import all_gather, my_place
+from lnlit.rl.ahead import Ahead
 from lnlit.rl.batch import Packed, micro_batches, pack, policy_batch
 from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import Learner, OnPolicySampler
 from lnlit.sampling.history import Stage
 from lnlit.sampling.prompt import Prompt
 from lnlit.sampling.sample import Judged, Sample
-from lnlit.sampling.sampler import Phases, asked, first_failure
+from lnlit.sampling.sampler import Asked, Phases, asked, first_failure
 
 #: The format of samples in a checkpoint.
 _FORMAT = 2
@@ -49,6 +50,9 @@ class RolloutConfig:
         sleep_engine_while_training: Share the accelerator's memory: the engine sleeps while the policy trains, and the
             policy's weights, gradients and optimizer state wait in host memory while the engine generates.
         reward_workers: The number of processes that judge completions.
+        max_staleness: 1 generates the next rollout while this one is learned from: one step off policy. Its samples are
+            of the weights before this rollout's updates, and their old log-probs are the engine's. The engine runs in a
+            process of its own. 0 generates with the newest weights only.
     """
 
     prompts_per_rollout: int
@@ -59,6 +63,7 @@ class RolloutConfig:
     mask_truncated: bool = False
     sleep_engine_while_training: bool = False
     reward_workers: int = 2
+    max_staleness: Literal[0, 1] = 0
 
     def __post_init__(self) -> None:
         for name in ("samples_per_prompt", "max_new_tokens", "updates_per_rollout", "reward_workers"):
@@ -67,6 +72,13 @@ class RolloutConfig:
         if self.dynamic_sampling < 0:
             raise UserError(
                 f"data.rollout.dynamic_sampling: expected 0 or a positive number, got {self.dynamic_sampling}"
+            )
+        if self.max_staleness not in (0, 1):
+            raise UserError(f"data.rollout.max_staleness: expected 0 or 1, got {self.max_staleness}")
+        if self.max_staleness and self.sleep_engine_while_training:
+            raise UserError(
+                "data.rollout.max_staleness: the engine generates while the policy trains, and "
+                "sleep_engine_while_training has it asleep then. Choose one of the two."
             )
         if self.prompts_per_rollout < self.updates_per_rollout:
             raise UserError(
@@ -103,6 +115,7 @@ class Collector:
         seed: The seed of the run, from which each sample's own seed is made.
         micro_batches: The number of micro-batches of an update, over all ranks.
         padding_id: The token that fills up rows.
+        most: The number of rollouts in the whole run.
     """
 
     def __init__(
@@ -113,20 +126,25 @@ class Collector:
         seed: int,
         micro_batches: int,
         padding_id: int,
+        most: int,
     ) -> None:
         self.prompts, self.order, self.config, self.seed = prompts, order, config, seed
-        self.micro_batches, self.padding_id = micro_batches, padding_id
+        self.micro_batches, self.padding_id, self.most = micro_batches, padding_id, most
         self.rollouts = 0
         #: Updates that were sampled but not yet learned from.
         self.pending: deque[Update] = deque()
         #: The current step and its samples, because a checkpoint written during an accumulation lacks its gradients.
         self._begun: tuple[int, Update] | None = None
+        #: The next rollout, if it was begun before this one is learned from.
+        self._ahead: Ahead | None = None
 
     def collect(self, source: OnPolicySampler) -> tuple[list[Sample], dict[str, float]]:
         """(all samples of a new rollout, metrics to log). Collective."""
         size, steps, sampler = self.config.samples_per_prompt, self.config.updates_per_rollout, source.sampler
         sampler.phases.seconds.clear()
         samples, chosen, metrics = self._draw(source)
+        if self.config.max_staleness and self.rollouts + 1 < self.most:
+            self._begin_next(source)
         rows = [group * size + at for group in chosen for at in range(size)]
         for row in rows:
             samples[row] = replace(samples[row], learned=self._is_learned(samples[row]))
@@ -153,8 +171,12 @@ class Collector:
         metrics: dict[str, float] = {}
         for _ in range(1 + self.config.dynamic_sampling):
             first = len(drawn) // size
-            prompts = [self.prompts[index] for index in self.order.take(wanted - len(useful), self.rollouts)]
-            groups, agreement = source.draw(asked(prompts, size, self.seed, self.rollouts, first))
+            if self._ahead is not None:
+                groups, agreement = source.judge(self._ahead.finish())
+                self._ahead = None
+            else:
+                chosen = self.order.take(wanted - len(useful), self.rollouts)
+                groups, agreement = source.draw(self._asked(chosen, self.rollouts, first))
             metrics |= agreement
             new = [Sample(**vars(sample), learned=False) for group in groups for sample in group]
             drawn += new
@@ -174,8 +196,24 @@ class Collector:
         if self.config.dynamic_sampling:
             metrics["resampled"] = float(len(drawn) // size - wanted)
         metrics["sampling/nan_logprobs"] = float(sum(not sample.is_finite for sample in drawn))
+        steps = [source.learner.version - sample.rollout.weight_version for sample in drawn]
+        metrics["sampling/staleness"] = sum(steps) / len(steps)  # in optimizer steps
         # As they were drawn; the last flat ones fill what stayed empty.
         return drawn, sorted(useful + spare[: wanted - len(useful)]), metrics
+
+    def _asked(self, prompts: Sequence[int], rollout: int, first: int = 0) -> list[Asked]:
+        found = [self.prompts[index] for index in prompts]
+        return asked(found, self.config.samples_per_prompt, self.seed, rollout, first)
+
+    def _begin_next(self, source: OnPolicySampler) -> None:
+        number = self.rollouts + 1
+        prompts = self.order.take(self.config.prompts_per_rollout, number)
+        self._ahead = Ahead(prompts, source.begin(self._asked(prompts, number)))
+
+    def settle(self) -> None:
+        """Waits for what is being generated, after which the engine may be used for something else. Collective."""
+        if self._ahead is not None:
+            self._ahead.finish()
 
     def _is_learned(self, sample: Judged) -> bool:
         known = sample.is_finite and not math.isnan(sample.reward)
@@ -184,9 +222,12 @@ class Collector:
     def _score(self, update: Update, learner: Learner, is_first: bool) -> None:
         """Adds log-probs that must be computed before the weights change. Each rank computes those of its own
         micro-batches."""
-        needs = learner.algorithm.needs
+        needs, is_stale = learner.algorithm.needs, self.config.max_staleness > 0
+        if is_stale:
+            update.samples = [replace(sample, old_log_probs=sample.engine_log_probs) for sample in update.samples]
+        wants_old = (needs.old_log_probs or not is_first) and not is_stale
         wanted = {
-            "old_log_probs": learner.log_probs if needs.old_log_probs or not is_first else None,
+            "old_log_probs": learner.log_probs if wants_old else None,
             "reference_log_probs": learner.reference_log_probs if needs.reference else None,
         }
         found: dict[int, dict[str, Any]] = {}
@@ -233,7 +274,10 @@ class Collector:
         rank."""
         begun = [self._begun[1]] if self._begun and self._begun[0] == version else []
         pending = [[sample.state_dict() for sample in update.samples] for update in (*begun, *self.pending)]
-        return {"format": _FORMAT, "rollouts": self.rollouts, "order": self.order.state_dict(), "pending": pending}
+        state = {"format": _FORMAT, "rollouts": self.rollouts, "order": self.order.state_dict(), "pending": pending}
+        if self._ahead is not None:
+            state["ahead"] = self._ahead.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state.get("format") != _FORMAT:
@@ -245,6 +289,14 @@ class Collector:
         self.order.load_state_dict(state["order"])
         updates = ([Sample.from_state(sample) for sample in update] for update in state["pending"])
         self.pending = deque(map(Update, updates))
+        self._ahead = None
+        if ahead := state.get("ahead"):
+            if not self.config.max_staleness:
+                raise UserError(
+                    "data.rollout.max_staleness: the checkpoint's next samples were drawn with 1, this run has 0. "
+                    "Resume with 1, or begin a new run from its weights."
+                )
+            self._ahead = Ahead.from_state(ahead, self.prompts)
 
 
 def reward_table(samples: Sequence[Sample], samples_per_prompt: int, weights: Mapping[str, float]) -> RewardTable:

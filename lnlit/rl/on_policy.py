@@ -6,7 +6,7 @@ Shape suffixes: N completion tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import Algorithm, PolicyWeights, TokenBatch
 from lnlit.models.ranks import all_gather, my_place
 from lnlit.rl.batch import pack
-from lnlit.sampling.sample import Judged
+from lnlit.sampling.sample import Drawn, Judged
 from lnlit.sampling.sampler import Asked, Sampler
 
 #: The fraction of tokens whose log-probs may differ by more than `max_difference`.
@@ -94,7 +94,8 @@ class LogprobCheck:
                 f"on average (data.logprob_check.mean_difference allows {self.mean_difference}), and by more than "
                 f"{self.max_difference} (data.logprob_check.max_difference) about {outside} of {tokens} tokens, where "
                 "one in a hundred may be. Either the engine has other weights than the trainer, or it computes in too "
-                "low a precision."
+                "low a precision; or with max_staleness: 1, one rollout's updates change the policy as much: lower "
+                "learning_rate, or raise these bounds."
             )
         return {
             "sampling/logp_difference/max": largest,
@@ -113,9 +114,21 @@ class OnPolicySampler:
     def draw(self, asked: Sequence[Asked]) -> tuple[list[list[Judged]], dict[str, float]]:
         """(the samples of each prompt, metrics of the check if it was made). Collective."""
         self.sampler.load(self.learner.version, self.learner.weights)
-        groups = self.sampler.draw(asked)
+        return self._checked_once(self.sampler.draw(asked))
+
+    def begin(self, asked: Sequence[Asked]) -> Callable[[], list[list[Drawn]]]:
+        """Begins to draw from the newest weights, while the policy learns: see `Sampler.begin`. Collective."""
+        self.sampler.load(self.learner.version, self.learner.weights)
+        return self.sampler.begin(asked)
+
+    def judge(self, drawn: Sequence[Sequence[Drawn]]) -> tuple[list[list[Judged]], dict[str, float]]:
+        """Like `draw`, for completions that were drawn before. The check then compares the newest weights with those
+        that drew, so the updates between the two count as difference. Collective."""
+        return self._checked_once(self.sampler.judge_all(drawn))
+
+    def _checked_once(self, groups: list[list[Judged]]) -> tuple[list[list[Judged]], dict[str, float]]:
         rank, ranks = my_place()
-        if self._checked == self.sampler.loads or len(asked) < ranks:
+        if self._checked == self.sampler.loads or len(groups) < ranks:
             return groups, {}
         mine = [sample for group in groups[rank::ranks] for sample in group]
         with self.sampler.phases("score"):

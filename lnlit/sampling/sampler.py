@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 from lnlit.errors import UserError
@@ -32,6 +34,8 @@ from lnlit.sampling.prompt import Prompt, PromptEncoder, TokenEncoder
 from lnlit.sampling.sample import Drawn, Judged
 
 Made = TypeVar("Made", bound=Drawn)
+#: What there is of each prompt: its seeds, or its completions.
+Of = TypeVar("Of", bound=Sized)
 
 #: The largest number of fp32.
 _LARGEST = 3.4e38
@@ -65,6 +69,9 @@ class Asked:
 
     prompt: Prompt
     seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
 
 
 def asked(prompts: Sequence[Prompt], samples: int, run: int, rollout: int, first: int = 0) -> list[Asked]:
@@ -161,6 +168,28 @@ class Sampler:
         one. Collective, as `draw` is."""
         return self._divided(asked, lambda share: self._generate(share, sampling or self.sampling))
 
+    def begin(self, asked: Sequence[Asked]) -> Callable[[], list[list[Drawn]]]:
+        """Begins to generate the completions of each prompt while the caller does something else. The engine must run
+        apart, and not be used before the function that is returned has been called. It waits for the completions, and
+        returns the same ones each time; the first call is collective."""
+        rank, ranks = my_place()
+        share = asked[rank::ranks]
+        waiting = ThreadPoolExecutor(1, "rollout")
+        future = waiting.submit(self.engine.generate, _requests(share), self.sampling)
+        waiting.shutdown(wait=False)
+
+        @cache
+        def finish() -> list[list[Drawn]]:
+            with self.phases("generate"):
+                rollouts = future.result()
+            return self._divided(asked, lambda share: self._drawn(share, rollouts))
+
+        return finish
+
+    def judge_all(self, drawn: Sequence[Sequence[Drawn]]) -> list[list[Judged]]:
+        """The completions of each prompt with their rewards. Collective, as `draw` is."""
+        return self._divided(drawn, lambda share: self.judge([each for group in share for each in group]))
+
     def judge(self, drawn: Sequence[Drawn]) -> list[Judged]:
         """The completions with their rewards. One that the engine could not get is not judged."""
         with self.phases("reward"):
@@ -177,13 +206,13 @@ class Sampler:
                 judged.append(Judged(each.prompt, each.rollout, each.text, rewards, self._sum(rewards)))
             return judged
 
-    def _divided(self, asked: Sequence[Asked], work: Callable[[Sequence[Asked]], Sequence[Made]]) -> list[list[Made]]:
+    def _divided(self, asked: Sequence[Of], work: Callable[[Sequence[Of]], Sequence[Made]]) -> list[list[Made]]:
         """What `work` makes of each prompt's completions: each rank does its share, and then all ranks have all."""
         rank, ranks = my_place()
         mine: list[list[Made]] = []
         if share := asked[rank::ranks]:  # few prompts, as where some are replaced, leave a rank none
             made = iter(work(share))
-            mine = [[next(made) for _ in each.seeds] for each in share]
+            mine = [[next(made) for _ in range(len(each))] for each in share]
         else:
             self._rest()
         found: list[list[Made]] = [[]] * len(asked)
@@ -217,13 +246,13 @@ class Sampler:
             self.version = None
 
     def _generate(self, asked: Sequence[Asked], sampling: RolloutSampling) -> list[Drawn]:
-        owners = [each.prompt for each in asked for _ in each.seeds]
-        requests = [
-            RolloutRequest(each.prompt.token_ids, seed, each.prompt.messages) for each in asked for seed in each.seeds
-        ]
         with self.phases("generate"), self.memory() if self.memory else nullcontext():
-            rollouts = self.engine.generate(requests, sampling)
+            rollouts = self.engine.generate(_requests(asked), sampling)
             self._rest()  # before what was put away comes back
+        return self._drawn(asked, rollouts)
+
+    def _drawn(self, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -> list[Drawn]:
+        owners = [each.prompt for each in asked for _ in each.seeds]
         texts = [self._text(rollout) for rollout in rollouts]
         return [Drawn(*parts) for parts in zip(owners, rollouts, texts, strict=True)]
 
@@ -251,6 +280,10 @@ class Sampler:
                 f"data.rewards: the sum of {values} is beyond {_LARGEST:.2g}, fp32's largest. Lower a weight."
             )
         return found
+
+
+def _requests(asked: Sequence[Asked]) -> list[RolloutRequest]:
+    return [RolloutRequest(each.prompt.token_ids, seed, each.prompt.messages) for each in asked for seed in each.seeds]
 
 
 def first_failure(judged: Sequence[Judged]) -> tuple[str, str | None] | None:

@@ -107,6 +107,10 @@ class VllmEngine(RolloutEngine):
     def needs_correction(self) -> bool:
         return self.quantization is not None
 
+    @property
+    def runs_apart(self) -> bool:
+        return self.where != "in_process"
+
     def load_weights(self, weights: PolicyWeights) -> None:
         self._version = None  # until all are in
         place = self._place_of(weights)
