@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,22 +52,23 @@ from pathlib import Path
 from lnlit.cli import processes
 from lnlit.cli.main import main
 guarded, rank = processes.guarded, os.environ["RANK"]
+sys.executable = {python!r}
 
 def noted(command, lock, environment=None):
     stage = command[command.index("--config") + 1]
     world = (environment or os.environ).get("WORLD_SIZE", "-")
     with open("ran.txt", "a") as file:
-        file.write(f"{Path(stage).stem} on {rank} of {world}\\n")
+        file.write(f"{{Path(stage).stem}} on {{rank}} of {{world}}\\n")
     return guarded(command, lock, environment)
 
 processes.guarded = noted
 code = main(["run", "mini"])
-Path(f"code-{rank}.txt").write_text(str(code))
+Path(f"code-{{rank}}.txt").write_text(str(code))
 """
 
 
 @pytest.fixture
-def pipeline(tmp_path, monkeypatch) -> Path:
+def pipeline(tmp_path, monkeypatch, warm_python) -> Path:
     monkeypatch.chdir(tmp_path)
     tiny_folder(tmp_path / "model", tiny_spec())
     tiny_library(tmp_path / "library", tmp_path / "model", tiny_spec())
@@ -90,7 +92,7 @@ def pipeline(tmp_path, monkeypatch) -> Path:
 
 def ran(folder: Path) -> list[str]:
     script = folder / "rank.py"
-    script.write_text(_RANK)
+    script.write_text(_RANK.format(python=sys.executable))  # in which stages are forked
     (folder / "ran.txt").write_text("")
     warm.torchrun(2, script, cwd=folder, timeout=240)
     return sorted((folder / "ran.txt").read_text().splitlines())
