@@ -1,6 +1,7 @@
 """What `import lnlit` offers, one name a line. `lnlit/__init__.py` reads this table, as type checkers do."""
 
 from lnlit.callbacks import Checkpoint as Checkpoint
+from lnlit.callbacks import EndTogether as EndTogether
 from lnlit.callbacks import ExportModel as ExportModel
 from lnlit.callbacks import GracefulStop as GracefulStop
 from lnlit.callbacks import MemoryRecorder as MemoryRecorder

@@ -3,6 +3,7 @@
 from lightning.pytorch import Callback
 
 from lnlit.callbacks.checkpoints import Checkpoint
+from lnlit.callbacks.end_together import EndTogether
 from lnlit.callbacks.export import ExportModel
 from lnlit.callbacks.interrupt import GracefulStop
 from lnlit.callbacks.memory import MemoryRecorder
@@ -18,6 +19,7 @@ from lnlit.callbacks.toggle_report import ToggleReport
 
 __all__ = [
     "Checkpoint",
+    "EndTogether",
     "ExportModel",
     "GracefulStop",
     "MemoryRecorder",
@@ -38,6 +40,7 @@ def default_callbacks() -> list[Callback]:
     return [
         Checkpoint(),
         GracefulStop(),
+        EndTogether(),
         RandomState(),
         SkipBadSteps(),
         Throughput(),
