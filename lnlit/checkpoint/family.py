@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lnlit.checkpoint.hf import CONFIG, Config, config_from_spec, model_type
 from lnlit.checkpoint.names import Rules
 from lnlit.checkpoint.readers import grouped, windows
-from lnlit.checkpoint.safetensors_folder import folder_weights, is_tied
+from lnlit.checkpoint.safetensors_folder import folder_slices, folder_weights, is_tied
 from lnlit.errors import UserError
 from lnlit.files import read_json
 from lnlit.interfaces import CheckpointFormat, Export
+from lnlit.interfaces.checkpoint import Sliced
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
 
 if TYPE_CHECKING:
@@ -64,8 +65,16 @@ class Family(CheckpointFormat):
         spec = self._spec(read_json(path / CONFIG), path / CONFIG)
         return spec.replace(tie_embeddings=is_tied(path, spec.tie_embeddings))
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "weights" in vars(cls) and "slices" not in vars(cls):  # it reads in a way of its own
+            cls.slices = CheckpointFormat.slices  # type: ignore[method-assign]
+
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from folder_weights(path, self.read_spec(path), self.names)
+
+    def slices(self, path: Path) -> Iterator[tuple[str, Sliced]]:
+        yield from folder_slices(path, self.read_spec(path), self.names)
 
     def export(self, spec: ModelSpec) -> Export:
         first = spec.layers[0] if spec.layers else BlockSpec(PartSpec(""), PartSpec(""))

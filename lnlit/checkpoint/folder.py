@@ -17,11 +17,12 @@ from lnlit.checkpoint.formats import resolve, written
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, config_from_spec
 from lnlit.checkpoint.names import as_stored, stored_shapes
 from lnlit.checkpoint.readers import obstacles, of_lnlit, sentences
-from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_weights
+from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_slices, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer, stop_at_turn_ends
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, read_json, replaced_folder, write_json
 from lnlit.interfaces import CheckpointFormat, Export
+from lnlit.interfaces.checkpoint import Sliced
 from lnlit.models import reward_head
 from lnlit.models.build import check_spec
 from lnlit.models.layout import check_shapes, expected_shapes
@@ -62,6 +63,9 @@ class LnlitFolder(CheckpointFormat):
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from folder_weights(path, self.read_spec(path), read_json(path / SPEC_FILE).get("names"))
+
+    def slices(self, path: Path) -> Iterator[tuple[str, Sliced]]:
+        yield from folder_slices(path, self.read_spec(path), read_json(path / SPEC_FILE).get("names"))
 
     def export(self, spec: ModelSpec) -> Export:
         """A config.json that holds the spec and names no model class of other programs. lnlit-vllm reads it."""

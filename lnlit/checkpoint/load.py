@@ -25,10 +25,10 @@ from lnlit.specs import ModelSpec
 def load_weights(decoder: Decoder, path: str | Path) -> None:
     """Fill a materialised decoder from a checkpoint, one tensor at a time: see `fill`.
 
-    Under FSDP2 or tensor parallelism every rank reads the file and keeps its own part.
+    Under FSDP2 or tensor parallelism every rank reads its own part only, if the format can (`slices`).
     """
     source = resolve(path)
-    fill(decoder, open_checkpoint(source).weights(source), str(source))
+    fill(decoder, open_checkpoint(source).slices(source), str(source))
 
 
 def frozen_decoder(

@@ -7,6 +7,7 @@ resident memory is that of the largest tensor.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError, safe_open
@@ -35,12 +36,15 @@ class SafetensorsFolder:
         for file, promised in _weight_files(folder).items():
             self._read_header(file, promised)
 
-    def read(self, name: str, first: int = 0, rows: int | None = None) -> Tensor:
-        """One tensor, or `rows` of it from `first` on; on the CPU, in the file's dtype."""
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """One tensor, or a part of it; on the CPU, in the file's dtype."""
         file = self._files[name]
         try:
+            if index is not None:  # pread would read all of the tensor; of a mapped one, pages that nobody asks for stay
+                with safe_open(file, framework="pt") as tensors:
+                    return tensors.get_slice(name)[index]
             with safe_open(file, framework="pt", backend="pread") as tensors:
-                return tensors.get_tensor(name) if rows is None else tensors.get_slice(name)[first : first + rows]
+                return tensors.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
 
@@ -70,9 +74,38 @@ class SafetensorsFolder:
             raise UserError(f"{file}: the index promises tensor {absent[0]} in this file, which does not hold it.")
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a folder, or some rows of one, which is read when it is indexed: as much as that asks for.
+
+    Attributes:
+        stored_as: The name in the folder.
+        first: The first of the rows.
+        shape: The shape, with as many rows as there are.
+    """
+
+    tensors: SafetensorsFolder
+    stored_as: str
+    first: int
+    shape: Shape
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        places = [each.indices(size) for each, size in zip(index, self.shape, strict=True)]
+        if [(start, stop) for start, stop, _ in places] == [(0, size) for size in self.tensors.shapes[self.stored_as]]:
+            return self.tensors.read(self.stored_as)
+        (start, stop, _), *others = places
+        rows = slice(self.first + start, self.first + stop)
+        return self.tensors.read(self.stored_as, (rows, *(slice(start, stop) for start, stop, _ in others)))
+
+
 def folder_weights(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yields every weight of `spec` once, after checking all names and shapes against the headers. `rules` map to the
     names in the folder (see `names`)."""
+    return ((name, stored[(slice(None),) * len(stored.shape)]) for name, stored in folder_slices(folder, spec, rules))
+
+
+def folder_slices(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> Iterator[tuple[str, StoredTensor]]:
+    """Like `folder_weights`, but reads no tensor before it is indexed."""
     tensors = SafetensorsFolder(folder)
     stored_as = {name: name for name in tensors.shapes if not name.endswith(".rotary_emb.inv_freq")}
     if spec.tie_embeddings and HEAD in stored_as:  # a tied pair stored twice, or under the head's name alone
@@ -87,9 +120,8 @@ def folder_weights(folder: Path, spec: ModelSpec, rules: Rules | None = None) ->
     for stored, parts in stored_names(expected, rules or {}).items():
         first = 0
         for name in parts:
-            rows = expected[name][0]
-            yield name, tensors.read(stored_as[stored], *((first, rows) if len(parts) > 1 else ()))
-            first += rows
+            yield name, StoredTensor(tensors, stored_as[stored], first, expected[name])
+            first += expected[name][0]
 
 
 def is_tied(folder: Path, configured: bool) -> bool:

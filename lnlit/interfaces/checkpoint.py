@@ -10,13 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lnlit.errors import UserError
 from lnlit.specs import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Sliced(Protocol):
+    """A tensor of which a part can be had, on the CPU: `sliced[2:4, :]`."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,11 @@ class CheckpointFormat(ABC):
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         """Yields every weight once as (canonical name, CPU tensor). Tensors are read one at a time, so that memory
         stays near the size of the largest."""
+
+    def slices(self, path: Path) -> Iterator[tuple[str, Sliced]]:
+        """Like `weights`, for a rank that has a part of each: a format that can reads no more of a tensor than is
+        indexed."""
+        return self.weights(path)
 
     def export(self, spec: ModelSpec) -> Export:
         """The files that express `spec` in this format, so that reading them gives `spec` again.

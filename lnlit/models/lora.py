@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
+from lnlit.models.shards import own_part
 
 _ADAPTER_LEAVES = {"lora_a", "lora_b"}
 
@@ -82,8 +82,8 @@ def init_lora(decoder: Decoder) -> None:
     """Initialises A Kaiming-uniform and B with zeros (Hu et al. 2021), so that the adapted model equals the base model
     at first.
 
-    Whole matrices are drawn and then split, because ranks with equal seeds would otherwise fill their shards with equal
-    rows.
+    Whole matrices are drawn, of which each rank takes its part, because ranks with equal seeds would otherwise fill
+    their shards with equal rows.
     """
     for module in decoder.modules():
         if hasattr(module, "lora_a"):
@@ -92,9 +92,8 @@ def init_lora(decoder: Decoder) -> None:
                 full = torch.zeros(weight.shape, device=weight.device)
                 if draw:
                     nn.init.kaiming_uniform_(full, a=math.sqrt(5))
-                if isinstance(weight, DTensor):
-                    full = distribute_tensor(full, weight.device_mesh, weight.placements)
-                weight.copy_(full)
+                own, shape, offset = own_part(weight)
+                own.copy_(full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))])
 
 
 def base_parameters(decoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lnlit.errors import UserError
+from lnlit.interfaces.checkpoint import Sliced
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.layout import Slot, layout
 from lnlit.models.lora import merged
+from lnlit.models.shards import own_part
 
 
 @torch.no_grad()
-def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) -> None:
+def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor | Sliced]], where: str) -> None:
     """Fills a materialised decoder from (canonical name, full tensor) pairs, converting each to its parameter's dtype.
-    `where` names their origin in error messages. Each rank of a sharded decoder copies its own part without
-    communication.
+    `where` names their origin in error messages. Each rank of a sharded decoder asks for its own part and copies it,
+    without communication.
 
     Raises `UserError` unless every tensor of the decoder is given exactly once.
     """
-    _reshard(decoder)
+    reshard(decoder)
     parameters = dict(decoder.named_parameters())
     waiting = layout(decoder)
     loaded = set()
@@ -47,24 +48,14 @@ def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor]], where: str) ->
         raise UserError(f"{where}: {len(waiting)} tensors that the model needs are missing, the first is {first}.")
 
 
-def _write(parameter: Tensor, slot: Slot, tensor: Tensor) -> None:
-    """Copies the part of `tensor` that this process holds into its rows of `parameter`.
-
-    A rank's part is a contiguous range of each dim, even if tensor parallelism and FSDP2 split the same dim. The range
-    comes from the function that torch's own distributed checkpoints use.
-    """
-    local, shape, offset = parameter, tuple(parameter.shape), (0,) * parameter.dim()
-    if isinstance(parameter, DTensor):
-        local = parameter.to_local()
-        shape, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
+def _write(parameter: Tensor, slot: Slot, tensor: Tensor | Sliced) -> None:
+    """Copies the part of `tensor` that this process holds into its rows of `parameter`."""
+    local, shape, offset = own_part(parameter)
     first, last = max(offset[0], slot.start), min(offset[0] + shape[0], slot.start + slot.shape[0])
     if first >= last:
         return
-    source = tensor[first - slot.start : last - slot.start]
-    for dim in range(1, tensor.dim()):
-        source = source.narrow(dim, offset[dim], shape[dim])
+    others = (slice(start, start + size) for start, size in zip(offset[1:], shape[1:], strict=True))
+    source = tensor[(slice(first - slot.start, last - slot.start), *others)]
     local[first - offset[0] : last - offset[0]].copy_(source)
 
 
@@ -74,13 +65,14 @@ def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     Sharded parameters are gathered one at a time, so every rank must run this to the end. On the CPU the tensors are
     views of the parameters.
     """
-    _reshard(decoder)
+    reshard(decoder)
+    yield from named_weights(decoder, lambda own_name: gathered(decoder.get_parameter(own_name)))
 
-    def whole(own_name: str) -> Tensor:
-        value = decoder.get_parameter(own_name).detach()
-        return value.full_tensor() if isinstance(value, DTensor) else value
 
-    yield from named_weights(decoder, whole)
+def gathered(parameter: Tensor) -> Tensor:
+    """The whole value of a parameter. Collective if it is sharded."""
+    value = parameter.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -97,12 +89,12 @@ def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[
             yield name, full.narrow(0, slot.start, slot.shape[0])
 
 
-def _reshard(decoder: Decoder) -> None:
+def reshard(module: nn.Module) -> None:
     """Reshards all FSDP2 units. A forward pass without a backward pass leaves the root unit gathered, so that its
     parameters are copies in the compute dtype instead of the shards."""
-    for module in decoder.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
 
 
 def inference_copy(decoder: Decoder, dtype: torch.dtype = torch.bfloat16) -> Decoder:
