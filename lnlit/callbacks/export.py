@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -31,8 +32,9 @@ _BATCHES_LOOKED_AT = 100
 class ExportsFiles(Protocol):
     """A training method that writes further files into the exported folder, such as the head of a reward model."""
 
-    def export_files(self, folder: Path) -> None:
-        """Writes the further files into `folder`. Called on rank 0 only."""
+    def export_files(self) -> Callable[[Path], None]:
+        """Returns a function that writes the further files into a folder. Every rank calls `export_files`, which may be
+        collective, and rank 0 calls the function."""
         ...
 
 
@@ -78,6 +80,7 @@ class ExportModel(L.Callback):
             "thinking": self._thinking,
             **_provenance(trainer, pl_module),
         }  # a collective, so on every rank and before the weights are gathered
+        add_files = pl_module.export_files() if isinstance(pl_module, ExportsFiles) else None
         weights = canonical_weights(decoder)
         if not trainer.is_global_zero:
             for _ in weights:  # takes part in gathering shards
@@ -91,7 +94,7 @@ class ExportModel(L.Callback):
                 tokenizer_from=chat_folder(trainer.datamodule) or resolve(str(pl_module.model)),  # type: ignore
                 provenance=provenance,
                 overwrite=self.overwrite,
-                add_files=pl_module.export_files if isinstance(pl_module, ExportsFiles) else None,
+                add_files=add_files,
             )
         except BaseException:
             for _ in weights:  # the other ranks are waiting to gather

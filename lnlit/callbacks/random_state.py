@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lnlit.models.device import has_cuda
+from lnlit.models.ranks import all_gather
 
 
 class RandomState(L.Callback):
@@ -19,12 +20,7 @@ class RandomState(L.Callback):
         self._restored: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        mine = _capture()
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return {"ranks": [mine]}
-        ranks: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(ranks, mine)
-        return {"ranks": ranks}
+        return {"ranks": all_gather(_capture())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict["ranks"]

@@ -46,7 +46,8 @@ class Throughput(L.Callback):
         metrics["perf/loss_tokens_share"] = float((batch.labels >= 0).float().mean())
         peak = _peak_flops(pl_module.device)
         if peak is not None and hasattr(pl_module, "decoder"):  # blockwise distillation trains no whole model
-            metrics["perf/mfu"] = per_s * flops_per_token(pl_module.decoder, batch.lengths, tokens) / peak  # type: ignore[arg-type]
+            model_flops = flops_per_token(pl_module.decoder, batch.lengths, tokens)  # type: ignore[arg-type]
+            metrics["perf/mfu"] = metrics["perf/tokens_per_s"] * model_flops / (peak * trainer.world_size)
         pl_module.log_dict(metrics)
         pl_module.log("tok/s", metrics["perf/tokens_per_s"], prog_bar=True, logger=False)
 

@@ -110,7 +110,9 @@ class StoredLayers:
         return next(self._groups)
 
     def _read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        return ((name, tensor) for name, tensor in self._format.weights(self._path) if name in names)
+        for name, tensor in self._format.slices(self._path):  # what is not indexed is not read
+            if name in names:
+                yield name, tensor[(slice(None),) * len(tensor.shape)]
 
 
 def _names(spec: ModelSpec) -> tuple[list[tuple[str, list[str]]], list[str]]:

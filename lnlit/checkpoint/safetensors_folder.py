@@ -40,7 +40,9 @@ class SafetensorsFolder:
         """One tensor, or a part of it; on the CPU, in the file's dtype."""
         file = self._files[name]
         try:
-            if index is not None:  # pread would read all of the tensor; of a mapped one, pages that nobody asks for stay
+            if (
+                index is not None
+            ):  # pread would read all of the tensor; of a mapped one, pages that nobody asks for stay
                 with safe_open(file, framework="pt") as tensors:
                     return tensors.get_slice(name)[index]
             with safe_open(file, framework="pt", backend="pread") as tensors:

@@ -17,13 +17,17 @@ from lnlit.models.decoder import Decoder
 _GRAPHS = 8
 
 
-def compile_blocks(decoder: Decoder, required: bool) -> bool:
-    """Compiles every block in place and returns True. Without a C++ compiler, raises `UserError` if `required`, else
-    returns False."""
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+def compile_blocks(decoder: Decoder, required: bool, device_type: str = "cpu") -> bool:
+    """Compiles every block in place and returns True. Without the compiler that inductor needs on this device, C for
+    Triton on a GPU and else C++, raises `UserError` if `required`, else returns False."""
+    language, variable, *names = (
+        ("C", "CC", "gcc", "clang") if device_type == "cuda" else ("C++", "CXX", "g++", "clang++")
+    )
+    if not any(shutil.which(name) for name in (os.environ.get(variable, names[0]), *names)):
         if required:
             raise UserError(
-                "runtime.compile: no C++ compiler found (g++ or clang++). Install one or set compile: auto."
+                f"runtime.compile: no {language} compiler found ({' or '.join(names)}). Install one or set compile: "
+                "auto."
             )
         return False
     distinct = len(set(decoder.spec.layers))

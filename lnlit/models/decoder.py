@@ -18,10 +18,12 @@ from lnlit.models.norm import RMSNorm
 from lnlit.models.packed_attention import AttentionContext, PackedAttention, SharedAttention
 from lnlit.models.parts import attention_class
 from lnlit.models.rope import inverse_frequencies, rope_tables
+from lnlit.models.vocabulary import embedded, logits
 from lnlit.specs import ModelSpec
 
 #: (hidden_BTD after the final norm, head weight [V, D]) -> anything. Runs inside `forward`, so that DDP and FSDP2 see
-#: one forward pass and a loss can avoid ever holding all logits.
+#: one forward pass and a loss can avoid ever holding all logits. Under tensor parallelism the weight is a `DTensor` of
+#: which each rank has some rows.
 ReadOut = Callable[[Tensor, Tensor], Any]
 #: (block index, its output_BTD), called after each block.
 OnBlock = Callable[[int, Tensor], None]
@@ -88,11 +90,11 @@ class Decoder(nn.Module):
         x_BTD = self.norm(x_BTD)
         if read_out is not None:
             return read_out(x_BTD, self.head_weight)
-        return nn.functional.linear(x_BTD, self.head_weight)
+        return logits(x_BTD, self.head_weight)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """The residual stream before the first block [B, T, D], in the compute dtype."""
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD = embedded(tokens_BT, self.embed_tokens.weight)
         if torch.is_autocast_enabled(x_BTD.device.type):  # keep the residual stream in the compute dtype
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         return x_BTD

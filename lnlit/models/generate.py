@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 from lnlit.models.kv_cache import KVCache
+from lnlit.models.vocabulary import logits
 
 #: Finished rows are removed from the batch when the others are no more than this fraction of it, because removing rows
 #: copies the whole cache.
@@ -137,7 +138,7 @@ def _prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int
 def _last_logits(decoder: Decoder, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, last_B: Tensor) -> Tensor:
     def head(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
         hidden_BD = hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B]
-        return nn.functional.linear(hidden_BD, weight_VD).float()
+        return logits(hidden_BD, weight_VD).float()
 
     return decoder(tokens_BT, positions_BT, attention=cache.at(positions_BT), read_out=head)
 

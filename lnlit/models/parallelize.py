@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import (
@@ -22,6 +22,8 @@ from torch.distributed.tensor.parallel import (
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
 from lnlit.models.parts import layer_class
+from lnlit.models.split_adapter import SplitAdapter
+from lnlit.models.vocabulary import divide
 from lnlit.specs import PartSpec
 
 _STYLES = {
@@ -32,8 +34,18 @@ _STYLES = {
 }
 
 
+def hybrid_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
+    """Lightning's mesh with its data-parallel ranks in `replicas` groups of neighbours, each of which holds the whole
+    model: (`replicas`, `shards`, `tensor_parallel`). Collective."""
+    ranks = mesh["data_parallel"].size()
+    if ranks % replicas:
+        raise UserError(f"runtime.replicas: {ranks} data-parallel ranks cannot hold {replicas} equal replicas.")
+    sizes = (replicas, ranks // replicas, mesh["tensor_parallel"].size())
+    return init_device_mesh(mesh.device_type, sizes, mesh_dim_names=("replicas", "shards", "tensor_parallel"))
+
+
 def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype | None) -> str | None:
-    """Shards the decoder in place over Lightning's (`data_parallel`, `tensor_parallel`) mesh.
+    """Shards the decoder in place over Lightning's (`data_parallel`, `tensor_parallel`) mesh, or a `hybrid_mesh`.
 
     Each block is one FSDP2 unit; the embedding, the head and the final norm belong to the root unit. Under mixed
     precision the shards stay in fp32 and products are computed in `compute_dtype`. A single rank is sharded too, so
@@ -47,13 +59,20 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype |
         left = _left_whole(decoder, mesh["tensor_parallel"].size())
     else:
         left = None
-    if mesh["data_parallel"].size() > 1 or mesh["tensor_parallel"].size() == 1:
-        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
-        for block in decoder.layers:
-            if any(True for _ in block.parameters()):
-                fully_shard(block, mesh=mesh["data_parallel"], mp_policy=policy)
-        fully_shard(decoder, mesh=mesh["data_parallel"], mp_policy=policy)
+    for block in decoder.layers:
+        if any(True for _ in block.parameters()):
+            shard(block, mesh, compute_dtype)
+    shard(decoder, mesh, compute_dtype)
     return left
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> None:
+    """Makes a module one FSDP2 unit over the data-parallel ranks, unless tensor parallelism alone divides the model."""
+    names = mesh.mesh_dim_names or ()
+    data = mesh["replicas", "shards"] if "replicas" in names else mesh["data_parallel"]
+    if data.size() > 1 or mesh["tensor_parallel"].size() == 1:
+        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
+        fully_shard(module, mesh=data, mp_policy=policy)
 
 
 @contextmanager
@@ -71,6 +90,10 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 
 def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
+    if decoder.spec.vocab_size % mesh.size() == 0:
+        for layer in (decoder.embed_tokens, decoder.lm_head):
+            if layer is not None:
+                divide(layer, mesh)
     for index, block in enumerate(decoder.layers):
         for slot, kind in (("self_attn", "attention"), ("mlp", "ffn")):
             if (module := getattr(block, slot)) is None:
@@ -78,10 +101,19 @@ def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
             part = getattr(decoder.spec.layers[index], kind)
             _check_split(module, kind, part, f"layers[{index}].{kind}", mesh.size())
             plan = {
-                name: _STYLES[style]() for name, style in module.tensor_parallel.items() if _has_weights(module, name)
+                name: SplitAdapter(style) if _is_adapted(module.get_submodule(name)) else _STYLES[style]()
+                for name, style in module.tensor_parallel.items()
+                if _has_weights(module, name)
             }
             if plan:
+                trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
                 parallelize_module(module, mesh, plan)  # type: ignore[arg-type]
+                for name, parameter in module.named_parameters():  # torch's style for norms unfreezes them
+                    parameter.requires_grad_(trained[name])
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return hasattr(module, "lora_a")
 
 
 def _has_weights(module: nn.Module, name: str) -> bool:
@@ -96,16 +128,15 @@ def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size:
             f"{where}: {part.type} stores several weights as one matrix, which tensor_parallel_size {size} does not "
             "split. Set model.runtime.fuse_gate_up: false, or tensor_parallel_size: 1."
         )
-    if any(hasattr(child, "lora_a") for child in module.children()):
-        raise UserError("lora: adapters do not split over tensor-parallel ranks; set tensor_parallel_size: 1")
+    if any(_is_adapted(child) and not isinstance(child.dropout, nn.Identity) for child in module.children()):
+        raise UserError("lora.dropout: tensor-parallel ranks would each drop other numbers; set it to 0.")
     for what, count in layer_class(slot, part).whole_units(part.args).items():
         if count % size:
             raise UserError(f"tensor_parallel_size {size} does not divide {where}'s {count} {what}; choose a divisor.")
     for name, style in module.tensor_parallel.items():  # type: ignore[operator]
-        linear = module.get_submodule(name)
         if style == "per_head":
             continue
-        width: int = linear.in_features if style == "rowwise" else linear.out_features  # type: ignore[assignment]
+        width: int = module.get_submodule(name).weight.shape[style == "rowwise"]  # type: ignore[index, assignment]
         if width % size:
             side = "inputs" if style == "rowwise" else "outputs"
             raise UserError(f"tensor_parallel_size {size} does not divide {where}.{name}'s {width} {side}.")

@@ -1,18 +1,25 @@
-"""Exchange of Python objects on the CPU between ranks that train different things on the same data."""
+"""Exchange between ranks: Python objects on the CPU, and tensors where they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+#: How long a rank waits for what another has, such as its samples: longer than any engine or judge may take. A rank
+#: that dies closes its connections, which ends the waiting at once.
+_PATIENCE = timedelta(days=7)
+#: (the process group of all ranks, the one that exchanges objects for it)
+_exchanges: tuple[Any, Any] | None = None
 
 
 def is_distributed() -> bool:
@@ -29,16 +36,21 @@ def all_gather(mine: V) -> list[V]:
     return _gathered(mine) if is_distributed() else [mine]
 
 
-def rows_of_all_ranks(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    """The rows of all ranks in one batch, in the order of ranks, as if one rank had them all."""
-    if is_distributed():
-        mine = (batch.tokens.cpu(), batch.labels.cpu(), batch.positions.cpu(), batch.lengths)
-        everyone = _gathered(mine)
-        if len(widths := {tokens.shape[1] for tokens, *_ in everyone}) > 1:
-            raise UserError(f"data: the ranks' rows have different lengths {sorted(widths)}; set data.packing: true.")
-        tensors = (torch.cat(parts) for parts in list(zip(*everyone, strict=True))[:3])
-        batch = TokenBatch(*tensors, lengths=[length for *_, lengths in everyone for length in lengths])
-    return TokenBatch(batch.tokens.to(device), batch.labels.to(device), batch.positions.to(device), batch.lengths)
+def batches_of_all_ranks(batch: TokenBatch, device: torch.device) -> list[TokenBatch]:
+    """The batches of all ranks, in the order of ranks. Raises `UserError` if their rows have different lengths."""
+    everyone = all_gather((batch.tokens.cpu(), batch.labels.cpu(), batch.positions.cpu(), batch.lengths))
+    if len(widths := {tokens.shape[1] for tokens, *_ in everyone}) > 1:
+        raise UserError(f"data: the ranks' rows have different lengths {sorted(widths)}; set data.packing: true.")
+    return [TokenBatch(*(tensor.to(device) for tensor in tensors), lengths=lengths) for *tensors, lengths in everyone]
+
+
+def stacked(mine: Tensor) -> Tensor:
+    """The tensors of all ranks, of equal shape, along dim 0 in the order of ranks."""
+    if not is_distributed():
+        return mine
+    everyone = mine.new_empty(distributed.get_world_size() * len(mine), *mine.shape[1:])
+    distributed.all_gather_into_tensor(everyone, mine.contiguous())
+    return everyone
 
 
 def merged(mine: dict[K, V]) -> dict[K, V]:
@@ -51,17 +63,30 @@ def merged(mine: dict[K, V]) -> dict[K, V]:
 def streamed(owners: Mapping[K, int], get: Callable[[K], V]) -> Iterator[tuple[K, V]]:
     """Yields (key, the owner's `get(key)`) on rank 0, one at a time. Other ranks must iterate too and get nothing."""
     rank = distributed.get_rank() if is_distributed() else 0
+    group = _exchange() if is_distributed() else None
     for key, owner in owners.items():
         held = [get(key) if rank == owner else None]
         if rank == owner != 0:
-            distributed.send_object_list(held, dst=0)
+            distributed.send_object_list(held, dst=0, group=group)
         if rank == 0 != owner:
-            distributed.recv_object_list(held, src=owner)
+            distributed.recv_object_list(held, src=owner, group=group)
         if rank == 0:
             yield key, held[0]  # type: ignore[misc]
 
 
 def _gathered(mine: V) -> list[V]:
     everyone: list[V | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, mine)
+    distributed.all_gather_object(everyone, mine, group=_exchange())
     return everyone  # type: ignore[return-value]
+
+
+def _exchange() -> Any:
+    """The gloo group of all ranks for objects, made when it is first asked for. Collective.
+
+    NCCL would send pickles through the GPU's memory, and ends a run when one rank waits half an hour for another.
+    """
+    global _exchanges
+    world = distributed.group.WORLD
+    if _exchanges is None or _exchanges[0] is not world:
+        _exchanges = world, distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return _exchanges[1]

@@ -6,10 +6,10 @@ activations, no gradient crosses a block, and gradients are clipped per candidat
 all candidates. They are trained one after the other, a few rows at a time, so the activations of only one candidate are
 in memory.
 
-With several ranks, each candidate belongs to one rank, and every rank sees the rows of all ranks. Candidates are thus
-divided with their compute and memory, gradients are never communicated, and the result does not depend on the number of
-ranks. The parent's weights are sharded, but every rank runs its forward pass over all rows, so memory for the residual
-stream grows with the number of ranks.
+With several ranks, each candidate belongs to one rank and learns from the rows of all. Candidates are thus divided with
+their compute and memory, gradients are never communicated, and the result does not depend on the number of ranks. The
+parent's weights are sharded, and each rank runs its forward pass over its own rows; of one layer at a time it then has
+the activations of all rows, whose memory grows with the number of ranks.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
-from lnlit.models.ranks import merged, rows_of_all_ranks, streamed
+from lnlit.models.ranks import merged, streamed
 from lnlit.modules.block_parent import load_parent, parent_weights
+from lnlit.modules.block_rows import Rows, rows_of_all_ranks, rows_of_every_rank
 from lnlit.modules.lit_model import check_run, planned_steps
-from lnlit.modules.micro_batches import documents_in_rows, real_tokens, split_rows
+from lnlit.modules.micro_batches import documents_in_rows, real_tokens
 from lnlit.modules.optim import AdamW
 from lnlit.objectives.block_error import squared_difference, sum_of_squares
 from lnlit.renamed import with_new_names
 from lnlit.search.choice import At
 from lnlit.search.library import Library, LibraryWriter
 from lnlit.search.train import Trainee, parameters, trainable, trained_layer
-from lnlit.search.walk import parent_steps
 
 _STATE = "block_distill"
 #: The paper states no optimizer. These are the defaults of NVIDIA's first public code.
@@ -213,13 +213,13 @@ class BlockDistill(L.LightningModule):
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        batch = rows_of_all_ranks(batch, self._where)
+        rows = rows_of_all_ranks(batch, self.batch_tokens, self._where)
         optimizer: Any = self.optimizers()
         steps = self._steps
         for settings in optimizer.param_groups:
             settings["lr"] = self.optimizer.learning_rate * self.optimizer.factor(self.global_step % steps, steps)
         losses = {}
-        for trainee, square, differences in self._errors(batch):
+        for trainee, square, differences in self._errors(rows):
             loss = torch.zeros_like(square)
             for difference in differences:
                 (difference / square).backward()
@@ -230,15 +230,14 @@ class BlockDistill(L.LightningModule):
         optimizer.zero_grad()
         self._log(losses)
 
-    def _errors(self, batch: TokenBatch) -> Iterator[tuple[Trainee, Tensor, Iterator[Tensor]]]:
+    def _errors(self, rows: Rows) -> Iterator[tuple[Trainee, Tensor, Iterator[Tensor]]]:
         """Yields (candidate, square of the parent block's output, squared difference to it), each summed over the
-        batch's tokens without padding. Differences come for a few rows at a time, and each must be used before the next
+        rows' tokens without padding. Differences come for a few rows at a time, and each must be used before the next
         is requested."""
-        batches = split_rows(batch, self.batch_tokens)
         masks = [
-            slice(None) if real_BT.all() else real_BT for real_BT in map(real_tokens, batches)
+            slice(None) if real_BT.all() else real_BT for real_BT in map(real_tokens, rows.batches)
         ]  # mostly no padding
-        for layer, steps in parent_steps(self._run.parent, batches, self._layers):
+        for layer, steps in rows.steps(self._run.parent, self._layers):
             wanted = [step.out_BTD[real_BT] for step, real_BT in zip(steps, masks, strict=True)]
             square = sum_of_squares(wanted)
             for trainee in (trainee for trainee in self.trainees if trainee.at.layer == layer):
@@ -265,15 +264,15 @@ class BlockDistill(L.LightningModule):
     # validation
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._tally(self._val_sums, rows_of_all_ranks(batch, self._where))
+        self._tally(self._val_sums, rows_of_all_ranks(batch, self.batch_tokens, self._where))
 
     def on_validation_epoch_end(self) -> None:
         errors, self._val_sums = _block_errors(self._val_sums), {}
         self.log("val/loss", sum(errors.values()) / len(errors), prog_bar=True)
         self.log_dict({f"bld_val/{at}": error for at, error in errors.items()})
 
-    def _tally(self, sums: dict[At, Tensor], batch: TokenBatch) -> None:
-        for trainee, square, differences in self._errors(batch):
+    def _tally(self, sums: dict[At, Tensor], rows: Rows) -> None:
+        for trainee, square, differences in self._errors(rows):
             sums[trainee.at] = sums.get(trainee.at, 0) + torch.stack([torch.stack([*differences]).sum(), square])
 
     # the trained library
@@ -307,7 +306,7 @@ class BlockDistill(L.LightningModule):
         sums: dict[At, Tensor] = {}
         with self.trainer.precision_plugin.val_step_context():
             for batch in documents_in_rows(self._run.calibration.to(self._where), self.batch_tokens):
-                self._tally(sums, batch)
+                self._tally(sums, rows_of_every_rank([batch]))
         errors, by_at = _block_errors(sums), {trainee.at: trainee for trainee in self.trainees}
         for layer in self._layers:
             owners = {at: rank for at, rank in self._owners().items() if at.layer == layer}

@@ -11,7 +11,6 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import frozen_decoder
 from lnlit.errors import UserError
 from lnlit.interfaces import IGNORE, TokenBatch
-from lnlit.models.compiling import compile_blocks
 from lnlit.models.lora import LoRA
 from lnlit.modules.layer_pairs import layer_pairs
 from lnlit.modules.lit_model import LitModel, Runtime
@@ -87,10 +86,9 @@ class Distill(LitModel):
         if self.teacher is None or self._teacher is not None:
             return
         dtype = torch.bfloat16 if "bf16" in str(self.trainer.precision) else None
-        where = {"mesh": self.device_mesh, "attention_kernel": self.runtime.attention_kernel}
+        where = {"mesh": self.mesh, "attention_kernel": self.runtime.attention_kernel}
         decoder = frozen_decoder(self.teacher, self.trainer.strategy.root_device, dtype, **where)
-        if self.runtime.compile:
-            compile_blocks(decoder, required=self.runtime.compile is True)
+        self._compile_blocks(decoder)
         self._teacher = Teacher(decoder, list(self._pairs.values()))
 
     def _check(self, spec: ModelSpec) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from lnlit.checkpoint.fingerprint import model_source
 from lnlit.checkpoint.formats import read_spec
@@ -30,7 +32,7 @@ from lnlit.models.decoder import Decoder
 from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
 from lnlit.models.layout import check_shapes
 from lnlit.models.lora import LoRA, add_lora, init_lora
-from lnlit.models.parallelize import clip_gradients, gradient_norm, parallelize
+from lnlit.models.parallelize import clip_gradients, gradient_norm, hybrid_mesh, parallelize
 from lnlit.models.parts import packed, stored
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW, numbered_like_the_model
@@ -52,6 +54,8 @@ class Runtime:
         precision: "fp8" computes the linears in float8 by `fp8_recipe` (compute capability 8.9 or later). None leaves
             them to the trainer's precision.
         fp8_recipe: torchao's float8 scaling granularity.
+        replicas: How many groups of neighbouring ranks hold the whole model, sharded within each: with as many as there
+            are nodes, weights are gathered within a node and only gradients travel between nodes (HSDP).
     """
 
     attention_kernel: str = "auto"
@@ -60,6 +64,11 @@ class Runtime:
     fuse_gate_up: bool = False
     precision: Literal["fp8"] | None = None
     fp8_recipe: Recipe = "tensorwise"
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise UserError(f"runtime.replicas: expected 1 or more, got {self.replicas}")
 
 
 @runtime_checkable
@@ -115,16 +124,21 @@ class LitModel(L.LightningModule):
             add_lora(decoder, self.lora)
         if runtime.precision == "fp8":
             to_float8(decoder, runtime.fp8_recipe, self._device_type(), self._tensor_parallel_size())
-        if self.device_mesh is not None:
-            left_whole = parallelize(decoder, self.device_mesh, self._parameter_dtype())
+        if self.mesh is not None:
+            left_whole = parallelize(decoder, self.mesh, self._parameter_dtype())
             if left_whole is not None:
                 rank_zero_info(left_whole)
         decoder.to_empty(device=self.trainer.strategy.root_device)
         init_lora(decoder)
         load_weights(decoder, self.model)
-        if runtime.compile:
-            compile_blocks(decoder, required=runtime.compile is True)
+        self._compile_blocks(decoder)
         self.decoder = decoder
+
+    def _compile_blocks(self, decoder: Decoder) -> None:
+        """Compiles the blocks of a model of this run in place if the runtime says so, and logs if that cannot be."""
+        wish = self.runtime.compile
+        if wish and not compile_blocks(decoder, wish is True, self._device_type()):
+            rank_zero_info("runtime.compile: auto found no compiler, so nothing is compiled")
 
     def _check(self, spec: ModelSpec) -> None:
         """Raises `UserError` before any weight is read for settings that would fail late or silently."""
@@ -235,11 +249,27 @@ class LitModel(L.LightningModule):
 
     # ranks
 
+    @cached_property
+    def mesh(self) -> DeviceMesh | None:
+        """The mesh that models are sharded over: Lightning's, or the `hybrid_mesh` of several replicas."""
+        replicas = self.runtime.replicas
+        if self.device_mesh is None and replicas > 1:
+            raise UserError(
+                "runtime.replicas: only sharded models have some; set trainer.strategy to ModelParallelStrategy."
+            )
+        return self.device_mesh if replicas == 1 else hybrid_mesh(self.device_mesh, replicas)
+
     def data_parallel_size(self) -> int:
         """The number of ranks that see different data."""
         if self.device_mesh is not None:
             return self.device_mesh["data_parallel"].size()
         return self.trainer.world_size
+
+    def data_parallel_rank(self) -> int:
+        """This rank's number among those that see different data."""
+        if self.device_mesh is not None:
+            return self.device_mesh["data_parallel"].get_local_rank()
+        return self.trainer.global_rank
 
     def _tensor_parallel_size(self) -> int:
         return 1 if self.device_mesh is None else self.device_mesh["tensor_parallel"].size()

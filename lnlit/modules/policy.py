@@ -81,6 +81,11 @@ class Policy(LitModel):
         """The number of optimizer steps that the weights have taken."""
         return self.global_step
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """(this rank, number of ranks), counting those together that compute one forward pass."""
+        return self.data_parallel_rank(), self.data_parallel_size()
+
     def weights(self) -> PolicyWeights:
         spec = self.decoder.spec
         return PolicyWeights(spec, hf_config(spec), canonical_weights(self.decoder), self.version)

@@ -41,20 +41,19 @@ def check_policy(policy: Policy, engine: RolloutEngine, rollout: RolloutConfig) 
         least = needs.samples_per_prompt
         why = "a sample is judged by its siblings" if least == 2 else f"{type(policy.algorithm).__name__} compares them"
         raise UserError(f"data.rollout.samples_per_prompt: {why}, so {least} or more; got {samples}")
-    if policy.data_parallel_size() < trainer.world_size:
-        raise UserError("trainer.strategy: each rank samples for itself, so none with tensor parallelism")
     if engine.needs_correction and needs.exact_engine:
         raise UserError(
             f"model.correction: {type(engine).__name__} computes in another precision than the trainer, so "
             "its samples need a correction; leave it at its default"
         )
-    parts = trainer.accumulate_grad_batches * trainer.world_size
+    learners = policy.data_parallel_size()
+    parts = trainer.accumulate_grad_batches * learners
     units = prompts // rollout.updates_per_rollout * (1 if needs.whole_prompts else samples)
-    if units < parts or prompts < trainer.world_size:
+    if units < parts or prompts < learners:
         what = "prompts (their samples stay together)" if needs.whole_prompts else "samples"
         raise UserError(
             f"trainer.accumulate_grad_batches: {parts} micro-batches, {trainer.accumulate_grad_batches} on each "
-            f"of {trainer.world_size} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
+            f"of {learners} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
             "data.rollout.prompts_per_rollout"
         )
 

@@ -136,7 +136,7 @@ class PromptData(L.LightningDataModule):
         trainer = self.policy.trainer
         rollouts = -(-max(trainer.max_steps, 0) // self.rollout.updates_per_rollout)
         self._order.start([prompt.row for prompt in self.prompts], self.seed, rollouts)
-        parts = trainer.accumulate_grad_batches * trainer.world_size
+        parts = trainer.accumulate_grad_batches * self.policy.data_parallel_size()
         padding_id = pad_id(self.encoder.tokenizer)
         return Collector(self.prompts, self._order, self.rollout, self.seed, parts, padding_id, rollouts)
 

@@ -48,7 +48,7 @@ class Reference:
                 self.path,
                 read_spec(self.path),
                 trainer.strategy.root_device,
-                self.owner.device_mesh,
+                self.owner.mesh,
                 torch.bfloat16 if "bf16" in str(trainer.precision) else None,
                 self.owner.runtime.attention_kernel,
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -14,12 +15,13 @@ from lnlit.checkpoint.formats import resolve
 from lnlit.errors import UserError
 from lnlit.interfaces import PreferenceBatch
 from lnlit.models.lora import LoRA
+from lnlit.models.parallelize import shard
 from lnlit.models.reward_head import FILE, RewardHead, load_head, save_head, scores
+from lnlit.models.weights import gathered, reshard
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW
 from lnlit.objectives.reward import bradley_terry, regression
-from lnlit.specs import ModelSpec
 
 
 class RewardModel(LitModel):
@@ -63,11 +65,6 @@ class RewardModel(LitModel):
 
     # building
 
-    def _check(self, spec: ModelSpec) -> None:
-        super()._check(spec)
-        if self.device_mesh is not None:
-            raise UserError("trainer.strategy: a reward model's head is not sharded so far; use ddp or one device")
-
     def configure_model(self) -> None:
         if hasattr(self, "decoder"):
             return
@@ -76,12 +73,17 @@ class RewardModel(LitModel):
             self.head = RewardHead(self.decoder.spec.hidden_size)
         if (resolve(self.model) / FILE).is_file():
             load_head(self.head, resolve(self.model))
+        if self.mesh is not None:
+            shard(self.head, self.mesh)
         if self.decoder.lm_head is not None:
             self.decoder.lm_head.requires_grad_(False)  # DDP waits for the gradient of whatever has one
 
-    def export_files(self, folder: Path) -> None:
-        """The files that `ExportModel` writes beside the decoder's weights."""
-        save_head(self.head, folder)
+    def export_files(self) -> Callable[[Path], None]:
+        """A function that writes the head beside the decoder's weights, for `ExportModel`. Collective."""
+        reshard(self.head)
+        whole = RewardHead(self.decoder.spec.hidden_size)
+        whole.load_state_dict({"weight": gathered(self.head.weight)})
+        return partial(save_head, whole)
 
     def trained(self) -> Iterator[nn.Parameter]:
         return chain(self.decoder.parameters(), self.head.parameters())

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lnlit.objectives.vocabulary import WHOLE, Vocabulary
+
 #: Positions per chunk: one chunk of fp32 logits is the largest tensor alive (512 x 49152 x 4 bytes = 96 MiB).
 CHUNK_SIZE = 512
 
@@ -20,21 +22,29 @@ Objective = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 def through_head(
-    hidden_ND: Tensor, weight_VD: Tensor, objective: Objective, num_terms: int, chunk_size: int = CHUNK_SIZE
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    objective: Objective,
+    num_terms: int,
+    chunk_size: int = CHUNK_SIZE,
+    vocabulary: Vocabulary = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     """(loss, terms_K): `objective` of `hidden @ weight.T`, summed over positions; the loss is the first of the terms.
 
     Memory is one chunk of logits plus the gradients themselves, and backward is a multiplication. Only the loss is
     differentiable. Under autocast the products run in its dtype; the weight gradient's accumulation is fp32 (or fp64
     for fp64 weights). Without gradients, as in validation, logits are not rounded below fp32: see `head_logits`. An
-    empty `hidden_ND` gives 0 with zero gradients.
+    empty `hidden_ND` gives 0 with zero gradients. If ranks divide the vocabulary, `weight_VD` are this rank's rows,
+    and `objective` gets logits of this part and returns terms of the whole.
     """
     trains = torch.is_grad_enabled()
     if not trains:  # the function below would still compute gradients
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     dtype = product_dtype(hidden_ND)
     compute_VD = weight_VD.detach().to(dtype)
-    return _ThroughHead.apply(hidden_ND.to(dtype), weight_VD, compute_VD, objective, num_terms, chunk_size, trains)  # type: ignore[return-value]
+    return _ThroughHead.apply(  # type: ignore[return-value]
+        hidden_ND.to(dtype), weight_VD, compute_VD, objective, num_terms, chunk_size, vocabulary, trains
+    )
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -73,6 +83,7 @@ class _ThroughHead(torch.autograd.Function):
         objective: Objective,
         num_terms: int,
         chunk_size: int,
+        vocabulary: Vocabulary,
         trains: bool,
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -88,6 +99,8 @@ class _ThroughHead(torch.autograd.Function):
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_ND[chunk])
             if grad_weight_VD is not None:
                 grad_weight_VD += grad_CV.T @ hidden_CD
+        if grad_hidden_ND is not None:
+            vocabulary.total(grad_hidden_ND)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(terms_K)
@@ -99,4 +112,4 @@ class _ThroughHead(torch.autograd.Function):
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         hidden = None if grad_hidden_ND is None else grad_hidden_ND * grad_loss
         weight = None if grad_weight_VD is None else (grad_weight_VD * grad_loss).to(ctx.weight_dtype)
-        return hidden, weight, None, None, None, None, None
+        return hidden, weight, None, None, None, None, None, None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lnlit.objectives.chunked_head import head_logits, product_dtype, sum_dtype, through_head
+from lnlit.objectives.vocabulary import Vocabulary, own_part
 
 #: Positions per chunk. Three chunks of fp32 logits are alive at once: the teacher's, the student's, and a difference.
 CHUNK_SIZE = 256
@@ -43,43 +44,51 @@ def linear_distillation(
     for more than a chunk of positions; memory, autocast and empty input: see `through_head`.
     """
     dtype, rounded = product_dtype(hidden_ND), torch.is_grad_enabled()
-    teacher_NE, teacher_VE = teacher_hidden_NE.detach().to(dtype), teacher_weight_VE.detach().to(dtype)
+    (weight_VD, vocabulary), (teacher_VE, _) = own_part(weight_VD), own_part(teacher_weight_VE.detach())
+    teacher_NE, teacher_VE = teacher_hidden_NE.detach().to(dtype), teacher_VE.to(dtype)
 
     def objective(logits_CV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
         teacher_CV = head_logits(teacher_NE[chunk], teacher_VE, rounded)
-        kl, lm, grad_CV = _terms_and_gradient(logits_CV, teacher_CV, labels_N[chunk], kl_weight, lm_weight, temperature)
+        kl, lm, grad_CV = _terms_and_gradient(
+            logits_CV, teacher_CV, labels_N[chunk], kl_weight, lm_weight, temperature, vocabulary
+        )
         return torch.stack([kl_weight * kl + lm_weight * lm, kl, lm]), grad_CV
 
-    loss, terms = through_head(hidden_ND, weight_VD, objective, 3, chunk_size)
+    loss, terms = through_head(hidden_ND, weight_VD, objective, 3, chunk_size, vocabulary)
     return Distilled(loss, terms[1], terms[2])
 
 
 def _terms_and_gradient(
-    logits_CV: Tensor, teacher_CV: Tensor, labels_C: Tensor, kl_weight: float, lm_weight: float, temperature: float
+    logits_CV: Tensor,
+    teacher_CV: Tensor,
+    labels_C: Tensor,
+    kl_weight: float,
+    lm_weight: float,
+    temperature: float,
+    vocabulary: Vocabulary,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(kl, lm, d (kl_weight * kl + lm_weight * lm) / d logits in their dtype), with as few buffers as it takes.
 
     With q and p the student's and teacher's softmax at temperature t: d (t^2 kl) / d logits = t (q - p).
     """
     dtype = sum_dtype(logits_CV)
-    log_p_CV = _log_softmax(teacher_CV, temperature)
+    log_p_CV = _log_softmax(teacher_CV, temperature, vocabulary)
     p_CV = log_p_CV.exp()
-    log_q_CV = _log_softmax(logits_CV, temperature)
-    kl = log_p_CV.sub_(log_q_CV).mul_(p_CV).sum() * temperature**2
-    own_log_q_CV = log_q_CV if temperature == 1.0 else _log_softmax(logits_CV, 1.0)
-    has_label_C1 = (labels_C >= 0)[:, None]
-    label_C1 = labels_C.clamp(min=0)[:, None]
-    lm = -(own_log_q_CV.gather(1, label_C1) * has_label_C1).sum()
+    log_q_CV = _log_softmax(logits_CV, temperature, vocabulary)
+    kl = vocabulary.total(log_p_CV.sub_(log_q_CV).mul_(p_CV).sum()) * temperature**2
+    own_log_q_CV = log_q_CV if temperature == 1.0 else _log_softmax(logits_CV, 1.0, vocabulary)
+    has_label_C, label_C = labels_C >= 0, labels_C.clamp(min=0)
+    lm = -(vocabulary.pick(own_log_q_CV, label_C) * has_label_C).sum()
     own_q_CV = own_log_q_CV.exp_()
     q_CV = own_q_CV if temperature == 1.0 else log_q_CV.exp_()
     grad_CV = p_CV.neg_().add_(q_CV).mul_(kl_weight * temperature)
     if lm_weight:
-        share_C1 = has_label_C1.to(dtype) * lm_weight
-        grad_CV.addcmul_(own_q_CV, share_C1).scatter_add_(1, label_C1, -share_C1)
+        share_C = has_label_C.to(dtype) * lm_weight
+        vocabulary.add(grad_CV.addcmul_(own_q_CV, share_C[:, None]), label_C, -share_C)
     return kl, lm, grad_CV.to(logits_CV.dtype)
 
 
-def _log_softmax(logits_CV: Tensor, temperature: float) -> Tensor:
+def _log_softmax(logits_CV: Tensor, temperature: float, vocabulary: Vocabulary) -> Tensor:
     dtype = sum_dtype(logits_CV)
     softened_CV = logits_CV if temperature == 1.0 else logits_CV.to(dtype) / temperature
-    return torch.log_softmax(softened_CV, dim=-1, dtype=dtype)
+    return vocabulary.log_softmax(softened_CV, dtype)

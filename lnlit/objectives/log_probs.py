@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lnlit.objectives.chunked_head import CHUNK_SIZE, head_logits, product_dtype, sum_dtype
+from lnlit.objectives.vocabulary import Vocabulary, own_part
 
 
 class TokenLogProbs(NamedTuple):
@@ -32,10 +33,12 @@ def linear_log_probs(
     same way, so that the ratio of a policy to itself is exactly 1.
     """
     dtype = product_dtype(hidden_ND)
+    weight_VD, vocabulary = own_part(weight_VD)
     compute_VD = weight_VD.detach().to(dtype)
-    return TokenLogProbs(
-        *_LinearLogProbs.apply(hidden_ND.to(dtype), weight_VD, compute_VD, tokens_N, temperature, chunk_size)  # type: ignore[misc]
+    found = _LinearLogProbs.apply(
+        hidden_ND.to(dtype), weight_VD, compute_VD, tokens_N, temperature, chunk_size, vocabulary
     )
+    return TokenLogProbs(*found)  # type: ignore[misc]
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -48,16 +51,18 @@ class _LinearLogProbs(torch.autograd.Function):
         tokens_N: Tensor,
         temperature: float,
         chunk_size: int,
+        vocabulary: Vocabulary,
     ) -> tuple[Tensor, Tensor]:
         log_probs_N = hidden_ND.new_empty(len(hidden_ND), dtype=sum_dtype(hidden_ND))
         entropy_N = torch.empty_like(log_probs_N)
         for start in range(0, len(hidden_ND), chunk_size):
             chunk = slice(start, start + chunk_size)
-            log_probs_CV = _log_softmax(hidden_ND[chunk], compute_VD, temperature)
-            log_probs_N[chunk] = log_probs_CV.gather(1, tokens_N[chunk, None])[:, 0]
-            entropy_N[chunk] = _entropy(log_probs_CV)
+            log_probs_CV = _log_softmax(hidden_ND[chunk], compute_VD, temperature, vocabulary)
+            log_probs_N[chunk] = vocabulary.pick(log_probs_CV, tokens_N[chunk])
+            entropy_N[chunk] = vocabulary.total(_entropy(log_probs_CV))
         ctx.save_for_backward(hidden_ND, compute_VD, tokens_N)
         ctx.weight_dtype, ctx.temperature, ctx.chunk_size = weight_VD.dtype, temperature, chunk_size
+        ctx.vocabulary = vocabulary
         ctx.mark_non_differentiable(entropy_N)
         return log_probs_N, entropy_N
 
@@ -72,25 +77,28 @@ class _LinearLogProbs(torch.autograd.Function):
         for start in range(0, len(hidden_ND), ctx.chunk_size):
             chunk = slice(start, start + ctx.chunk_size)
             # d log p[token] / d logits = (one-hot - p) / temperature
-            share_C1 = grad_N[chunk, None] / ctx.temperature
-            grad_CV = _log_softmax(hidden_ND[chunk], compute_VD, ctx.temperature).exp_().mul_(-share_C1)
-            grad_CV.scatter_add_(1, tokens_N[chunk, None], share_C1)
+            share_C = grad_N[chunk] / ctx.temperature
+            log_probs_CV = _log_softmax(hidden_ND[chunk], compute_VD, ctx.temperature, ctx.vocabulary)
+            grad_CV = log_probs_CV.exp_().mul_(-share_C[:, None])
+            ctx.vocabulary.add(grad_CV, tokens_N[chunk], share_C)
             grad_CV = grad_CV.to(hidden_ND.dtype)
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_ND[chunk])
             if grad_weight_VD is not None:
                 grad_weight_VD += grad_CV.T @ hidden_ND[chunk]
+        if grad_hidden_ND is not None:
+            ctx.vocabulary.total(grad_hidden_ND)
         weight = None if grad_weight_VD is None else grad_weight_VD.to(ctx.weight_dtype)
-        return grad_hidden_ND, weight, None, None, None, None
+        return grad_hidden_ND, weight, None, None, None, None, None
 
 
-def _log_softmax(hidden_CD: Tensor, compute_VD: Tensor, temperature: float) -> Tensor:
+def _log_softmax(hidden_CD: Tensor, compute_VD: Tensor, temperature: float, vocabulary: Vocabulary) -> Tensor:
     # CUDA gives fp32 logits for nothing; elsewhere they are rounded to the operands' dtype, as in any bf16 model
     logits_CV = head_logits(hidden_CD, compute_VD, rounded=not hidden_CD.is_cuda)
     dtype = sum_dtype(hidden_CD)
     if temperature != 1.0:
         logits_CV = logits_CV.to(dtype) / temperature
-    return torch.log_softmax(logits_CV, dim=-1, dtype=dtype)
+    return vocabulary.log_softmax(logits_CV, dtype)
 
 
 def _entropy(log_probs_CV: Tensor) -> Tensor:

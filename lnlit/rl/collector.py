@@ -17,7 +17,7 @@ import torch
 
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, RewardTable
-from lnlit.models.ranks import all_gather, my_place
+from lnlit.models.ranks import all_gather
 from lnlit.rl.ahead import Ahead
 from lnlit.rl.batch import Packed, micro_batches, pack, policy_batch
 from lnlit.rl.metrics import describe
@@ -264,7 +264,7 @@ class Collector:
     def _parts(self, samples: Sequence[Sample], learner: Learner) -> list[list[int]]:
         """The indices of the samples in each micro-batch of this rank."""
         whole = learner.algorithm.needs.whole_prompts
-        rank, ranks = my_place()
+        rank, ranks = learner.place
         return micro_batches(samples, self.config.samples_per_prompt, self.micro_batches, whole)[rank::ranks]
 
     # checkpoints

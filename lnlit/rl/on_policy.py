@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lnlit.errors import UserError
 from lnlit.interfaces import Algorithm, PolicyWeights, TokenBatch
-from lnlit.models.ranks import all_gather, my_place
+from lnlit.models.ranks import all_gather
 from lnlit.rl.batch import pack
 from lnlit.sampling.sample import Drawn, Judged
 from lnlit.sampling.sampler import Asked, Sampler
@@ -31,6 +31,11 @@ class Learner(Protocol):
     @property
     def version(self) -> int:
         """The number of optimizer steps that the weights have taken."""
+        ...
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(this rank, number of ranks), counting those together that compute one forward pass."""
         ...
 
     def weights(self) -> PolicyWeights: ...
@@ -127,7 +132,7 @@ class OnPolicySampler:
         return self._checked_once(self.sampler.judge_all(drawn))
 
     def _checked_once(self, groups: list[list[Judged]]) -> tuple[list[list[Judged]], dict[str, float]]:
-        rank, ranks = my_place()
+        rank, ranks = self.learner.place
         if self._checked == self.sampler.loads or len(groups) < ranks:
             return groups, {}
         mine = [sample for group in groups[rank::ranks] for sample in group]

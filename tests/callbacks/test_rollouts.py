@@ -288,7 +288,7 @@ def test_a_reward_model_is_not_asked_to_write(model, tmp_path):
 
     data = SimpleNamespace(encoder=ChatEncoder(load_tokenizer(str(model))))
     trainer = SimpleNamespace(loggers=[TensorBoardLogger(tmp_path)], datamodule=data, global_step=0, callbacks=[])
-    judge = SimpleNamespace(decoder=None, export_files=lambda folder: None)
+    judge = SimpleNamespace(decoder=None, export_files=lambda: lambda folder: None)
     SampleGenerations(["hello"]).sample(trainer, judge)
     with pytest.raises(AttributeError):
         SampleGenerations(["hello"]).sample(trainer, SimpleNamespace(decoder=None))

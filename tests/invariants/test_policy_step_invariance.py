@@ -118,8 +118,3 @@ def test_two_ranks_go_on_where_one_stopped(files, two_ranks):
     expected["metrics"].pop("train/rewards/Letters/none")  # counted since the process began
     for rank in two_ranks:
         assert_same(rank["resumed"], {**expected, "seen": expected["seen"][drawn:]})
-
-
-def test_tensor_parallel_ranks_are_refused(two_ranks):
-    for rank in two_ranks:
-        assert rank["split"].startswith("trainer.strategy: each rank samples for itself")

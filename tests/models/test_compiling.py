@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from lnlit.errors import UserError
+from lnlit.models import compiling
 from lnlit.models.block import Block
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
@@ -118,3 +120,18 @@ def test_a_teacher_beside_a_student_of_many_distinct_blocks_is_compiled_as_well(
         student.train()
     assert 4 * 2 <= graphs() <= 4 * 2 * 4
     check_whole()
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "compiles"),
+    [("cpu", "g++", True), ("cpu", "gcc", False), ("cuda", "gcc", True), ("cuda", "g++", False)],
+)
+def test_a_gpu_needs_a_c_compiler_and_a_cpu_one_of_cpp(monkeypatch, device, found, compiles):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: name if name == found else None)
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    empty = decoder_of(tiny_spec().replace(layers=(EMPTY,)))
+    assert compile_blocks(empty, False, device) == compiles
+    if not compiles:
+        with pytest.raises(UserError, match=r"no C(\+\+)? compiler found"):
+            compile_blocks(empty, True, device)

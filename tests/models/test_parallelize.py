@@ -47,9 +47,15 @@ def test_what_is_whole_is_told(mesh):
         (p.to_local() if isinstance(p, DTensor) else p).numel() for p in decoder.to_empty(device="cpu").parameters()
     )
     assert told is not None and f"each rank holds {held:,} of {total:,} parameters." in told
-    embedding, norms = spec.vocab_size * spec.hidden_size, 5 * spec.hidden_size
-    assert told.endswith(f"Whole on each: embedding {embedding:,}, norms {norms}")
-    assert held == embedding + norms + (total - embedding - norms) // 2
+    norms = 5 * spec.hidden_size
+    assert told.endswith(f"Whole on each: norms {norms}")
+    assert held == norms + (total - norms) // 2
+
+
+def test_a_vocabulary_that_ranks_cannot_divide_is_whole(mesh):
+    spec = spec_of(BlockSpec(attention(), swiglu())).replace(vocab_size=259, tie_embeddings=False)
+    _, told = split(spec, mesh)
+    assert told is not None and "Whole on each: embedding 8,288, norms 96, head 8,288" in told
 
 
 def test_a_part_without_a_plan_is_named(mesh, monkeypatch):
@@ -67,6 +73,13 @@ def test_a_norm_of_heads_is_whole_and_its_gradient_a_sum_over_ranks(mesh):
     decoder(torch.zeros(1, 3, dtype=torch.int64)).sum().backward()
     for norm in (decoder.layers[0].self_attn.q_norm, decoder.layers[0].self_attn.k_norm):
         assert norm.weight.placements == (Replicate(),) and norm.weight.grad.placements == (Partial("sum"),)
+
+
+def test_what_is_frozen_stays_frozen(mesh):
+    spec = spec_of(BlockSpec(attention().replace(qk_norm=True), swiglu()), BlockSpec(LINEAR, LINEAR))
+    decoder = build_decoder(spec).requires_grad_(False)
+    parallelize(decoder, mesh, None)
+    assert not any(parameter.requires_grad for parameter in decoder.parameters())
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ def test_each_of_two_ranks_holds_half_of_the_parent(two_ranks, tiny_parent):
     assert sum(held) == everything and max(held) < 0.6 * everything
 
 
+def test_each_of_two_ranks_runs_the_parent_on_its_own_rows_only(two_ranks):
+    """A row of 64 tokens in each step."""
+    assert [int((two_ranks / f"ran-{rank}.txt").read_text()) for rank in (0, 1)] == [STEPS * 64] * 2
+
+
 def test_a_run_of_two_ranks_goes_on_with_one(two_ranks, distillery, alone):
     shutil.copytree(two_ranks / "stopped-run", distillery.folder / "out-run")
     assert same(weights(distillery.fit("out")), weights(alone))

@@ -19,9 +19,18 @@ from lnlit.errors import UserError
 
 
 class Held(L.Callback):
-    """Notes how many of the parent's weights a rank holds after training."""
+    """Notes how many of the parent's weights a rank holds after training, and the tokens that it ran the parent on."""
+
+    tokens = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module._run.parent.layers[0].input_layernorm.register_forward_pre_hook(self.note)
+
+    def note(self, module, inputs) -> None:
+        self.tokens += inputs[0].shape[:2].numel()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        (out / f"ran-{trainer.global_rank}.txt").write_text(str(self.tokens))
         count = sum(parameter.to_local().numel() for parameter in pl_module._run.parent.parameters())
         (out / f"held-{trainer.global_rank}.txt").write_text(str(count))
 
