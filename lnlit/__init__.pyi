@@ -19,6 +19,7 @@ from lnlit.cli.ablate import ablate as ablate
 from lnlit.cli.python import chat as chat
 from lnlit.cli.python import data_show as data_show
 from lnlit.cli.python import fit as fit
+from lnlit.cli.python import plan as plan
 from lnlit.cli.python import recipes as recipes
 from lnlit.cli.python import recipes_copy as recipes_copy
 from lnlit.cli.python import recipes_show as recipes_show

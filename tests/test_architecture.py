@@ -35,7 +35,7 @@ _BOTTOM = {
 }
 _PURE = {"models", "objectives"}
 _MIDDLE = {"data", "rewards", "rollout", "search", "checkpoint"}
-_SAMPLED = {"sampling", "rl", "eval"}
+_SAMPLED = {"sampling", "rl", "eval", "planning"}
 _LIGHTNING = {"modules", "callbacks"}
 
 #: What each part of lnlit may import from lnlit, itself aside. An arrow that is not here points up or sideways.
@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(_PURE, _BOTTOM),
     **dict.fromkeys(_MIDDLE, _BOTTOM | _PURE),
     "sampling": _BOTTOM | _PURE | _MIDDLE,
+    "planning": _BOTTOM | _PURE | _MIDDLE,
     **dict.fromkeys(("rl", "eval"), _BOTTOM | _PURE | _MIDDLE | {"sampling"}),
     "curation": _BOTTOM | _PURE | _MIDDLE | {"sampling", "eval"},
     "report": _BOTTOM | _PURE | _MIDDLE | {"sampling", "eval"},

@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("lnlit.cli.evaluate:main", "benchmark models, with intervals: lnlit eval A B --against P --tasks gsm8k"),
     "merge": ("lnlit.cli.merge:main", "make one model of several of the same architecture: lnlit merge A B --out C"),
     "run": ("lnlit.cli.run:main", "run a folder of numbered stages in order; finished ones are skipped"),
+    "plan": (
+        "lnlit.cli.plan:main",
+        "what stages take on N GPUs, and whether they fit: lnlit plan FOLDER --gpu h100-80g",
+    ),
     "ablate": ("lnlit.cli.ablate:main", "compare variants of a configuration over several seeds, with intervals"),
     "data": ("lnlit.cli.data:main", "show what is learned of a configuration's rows: lnlit data show CONFIG"),
     "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),

@@ -6,6 +6,7 @@ import functools
 import os
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI 2.6 calls what jsonargparse 5 removes
@@ -14,6 +15,8 @@ import jsonargparse._typehints as typehints
 from jsonargparse import ArgumentParser, Namespace, Unset, set_parsing_settings
 
 from lnlit.cli import names
+from lnlit.errors import UserError
+from lnlit.interfaces import Source
 
 _native_adapt = typehints.adapt_typehints
 
@@ -53,6 +56,18 @@ class StrictParser(ArgumentParser):
     def _is_of_settings(self, group: str) -> bool:
         """Whether a group is a mapping of settings, rather than one class or none."""
         return isinstance(self.get_defaults(skip_validation=True).get(group), Namespace)
+
+
+class RowsToCome(Source):
+    """Stands for a source whose files need not be there yet."""
+
+    def rows(self, start: int = 0) -> Iterator[Any]:
+        raise UserError("these rows are not there yet")
+
+
+def rows_may_come(parser: ArgumentParser) -> None:
+    """Lets a parser build what a configuration names without looking for the rows of its sources."""
+    parser.add_instantiator(lambda *_, **__: RowsToCome(), Source)
 
 
 @functools.cache

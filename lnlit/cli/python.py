@@ -19,6 +19,8 @@ from lnlit.errors import UserError, unknown_key
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from lnlit.planning.plan import Plan
+
 P = ParamSpec("P")
 R = TypeVar("R")
 #: One YAML file or several, of which later ones take precedence.
@@ -152,6 +154,26 @@ def run(
     options += [part for stage in again for part in ("--again", str(stage))]
     if code := main([str(folder), *options, "--runs", str(runs)]):
         raise UserError(f"{folder}: a stage has ended with exit code {code}; standard error says why.")
+
+
+@told
+def plan(
+    config: Config, overrides: Mapping[str, Any] | None = None, *, gpu: str | None = None, gpus: int | None = None
+) -> list[Plan]:
+    """What stages take on a number of GPUs, as `lnlit plan` prints it: a `Plan` for each stage.
+
+    Args:
+        config: A folder of numbered stages, or the YAML file of one; of several files, later ones win.
+        overrides: As for `fit`, for one configuration.
+        gpu: A kind of GPU, or "cpu"; this machine's by default.
+        gpus: How many; by default as many as the configuration asks for.
+    """
+    from lnlit.cli.plan import planned
+
+    if isinstance(config, str | Path) and Path(config).is_dir():
+        return planned(config, gpu, gpus)
+    files = [config] if isinstance(config, str | Path) else list(config)
+    return planned(files, gpu, gpus, arguments([], overrides))
 
 
 @told

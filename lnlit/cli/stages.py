@@ -15,12 +15,13 @@ A configuration has three parts: trainer, model and data. Files are merged in or
   --model NAME              another training method, e.g. --model SFT
   --model.KEY VALUE         one of its arguments; --data.KEY and --trainer.KEY likewise
   --ckpt_path last|FILE     {checkpoint}
-  --print_config            print the merged configuration with every default, check it, and stop
+{own}  --print_config            print the merged configuration with every default, check it, and stop
   --debug                   show the traceback of an error
   --model.help NAME         the arguments of a training method (also --data.help, --trainer.callbacks.help)
   --help_all                every option of the trainer
 """
 
+_CHECK = "  --check_memory false      start a run even if this machine's GPUs are too small for it\n"
 _RESUME, _LOAD = "go on from a checkpoint of an earlier run", "the weights to use"
 _PURPOSES = {
     "fit": ("Train a model. Logs, checkpoints and the configuration go to runs/ unless it says otherwise.", _RESUME),
@@ -43,7 +44,8 @@ def _stage(command: str, argv: list[str]) -> int:
         raise UserError(f"{command} needs a configuration: --config FILE.yaml. See `lnlit {command} --help`.")
     if argv[0] in ("-h", "--help"):
         purpose, checkpoint = _PURPOSES[command]
-        print(_HELP.format(command=command, purpose=purpose, checkpoint=checkpoint), end="")
+        own = _CHECK if command == "fit" else ""
+        print(_HELP.format(command=command, purpose=purpose, checkpoint=checkpoint, own=own), end="")
         return 0
     written = Written(argv)  # a missing file is reported before Lightning's seconds of imports
     from lnlit.cli.train import run

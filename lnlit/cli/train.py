@@ -22,9 +22,9 @@ from lnlit import own
 from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_checkpoints
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.lightning import check_run_state, check_training_checkpoint
-from lnlit.cli import blame, trainer_flags
+from lnlit.cli import blame, plan_fit, trainer_flags
 from lnlit.cli.explain import explain
-from lnlit.cli.parser import StrictParser
+from lnlit.cli.parser import StrictParser, rows_may_come
 from lnlit.cli.written import Written
 from lnlit.data.chat import chat_folder
 from lnlit.errors import UserError
@@ -58,9 +58,23 @@ class LitCLI(LightningCLI):
             auto_configure_optimizers=False,  # a training method owns its optimizer
         )
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self._command == "fit":
+            parser.add_argument(
+                "--check_memory",
+                type=bool,
+                default=True,
+                help="refuse a run for which this machine's GPUs are too small",
+            )
+
     def subcommands(self) -> dict[str, set[str]]:
         """Only the command that runs, because building the other parsers takes time."""
         return {self._command: LightningCLI.subcommands()[self._command]}
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The trainer's flags as plain data."""
+        return self.config[self._command].trainer.as_dict()
 
     def complete(self) -> dict[str, Any]:
         """The configuration with all defaults, as plain data."""
@@ -113,6 +127,8 @@ class LitCLI(LightningCLI):
         if path := self.config[self._command].ckpt_path:
             check_training_checkpoint(Path(path))
             check_run_state(Path(path))
+        if self.config[self._command].check_memory:
+            plan_fit.refuse(self.model, self.datamodule, self.flags)
         checkpoints = any(isinstance(c, lnlit.callbacks.Checkpoint) for c in self.trainer.callbacks)
         if checkpoints and self.config[self._command].ckpt_path is None and not self.trainer.fast_dev_run:
             check_unused(self.trainer.default_root_dir)
@@ -158,6 +174,21 @@ class _Parsed(LitCLI):
         raise _Checked(self)
 
 
+class _Built(LitCLI):
+    """Reads a configuration and builds model and data, but no trainer. Their constructors take settings only; rows need
+    not be there yet."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            parser = self._parser(self._command)
+            rows_may_come(parser)
+            parts: Any = parser.instantiate_classes(self.config[self._command].clone())
+        except Exception as error:
+            blame.blamed(blame.while_building(error), error)
+        self.model, self.datamodule = parts.model, parts.data
+        raise _Checked(self)
+
+
 def check(arguments: list[str]) -> None:
     """Raises `UserError` for a configuration that `fit` would refuse before building anything."""
     _parsed(arguments)
@@ -168,10 +199,15 @@ def resolved(arguments: list[str]) -> dict[str, Any]:
     return _parsed(arguments).complete()
 
 
-def _parsed(arguments: list[str]) -> LitCLI:
+def built(arguments: list[str]) -> LitCLI:
+    """A fit's configuration with its model and data, which have loaded nothing. Raises `UserError` as `fit` does."""
+    return _parsed(arguments, _Built)
+
+
+def _parsed(arguments: list[str], how: type[LitCLI] = _Parsed) -> LitCLI:
     quieten()
     try:
-        return _Parsed("fit", arguments, Written(arguments))
+        return how("fit", arguments, Written(arguments))
     except _Checked as checked:
         return checked.args[0]
 

@@ -28,7 +28,15 @@ from lnlit.interfaces.reward import (
     RewardRequest,
     RewardResult,
 )
-from lnlit.interfaces.rollout import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.interfaces.rollout import (
+    EngineMemory,
+    EngineSize,
+    PolicyWeights,
+    Rollout,
+    RolloutEngine,
+    RolloutRequest,
+    RolloutSampling,
+)
 from lnlit.interfaces.solver import Solution, Solver, SolverResult
 from lnlit.interfaces.source import Source
 from lnlit.interfaces.task import (
@@ -56,6 +64,8 @@ __all__ = [
     "Continuations",
     "Conversion",
     "Count",
+    "EngineMemory",
+    "EngineSize",
     "Export",
     "FeedForwardLayer",
     "Forbidden",

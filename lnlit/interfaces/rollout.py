@@ -81,6 +81,43 @@ class PolicyWeights:
     version: int
 
 
+@dataclass(frozen=True)
+class EngineSize:
+    """The model that an engine is to hold, and the device for it.
+
+    `blocks` and `embeddings` are numbers of parameters: those of all layers, and those of embedding and head.
+    `kv_elements` is the number of keys and values that one token takes in the caches of all layers.
+    """
+
+    blocks: int
+    embeddings: int
+    kv_elements: int
+    context_length: int
+    device_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """What an engine takes. All are bytes, but for `gpus`.
+
+    Attributes:
+        gpus: The number of GPUs that share the model.
+        weights: The weights on each of these GPUs.
+        sequence: The cache of the longest sequence on each of these GPUs.
+        reserved: All that the engine allocates on each of them. It cannot start if that is less than weights and one
+            sequence.
+        sync: Memory of the host while weights are handed over, such as their file in /dev/shm.
+        concurrent: The largest number of completions that it generates at the same time.
+    """
+
+    gpus: int
+    weights: int
+    sequence: int
+    reserved: int
+    sync: int
+    concurrent: int
+
+
 class RolloutEngine(ABC):
     """Base class of engines. The constructor takes settings only; memory and processes are allocated by the first
     `load_weights`."""
@@ -124,6 +161,11 @@ class RolloutEngine(ABC):
         """How often each recovered fault, such as a restart, occurred since the engine was made; logged after each
         rollout."""
         return {}
+
+    def memory(self, size: EngineSize) -> EngineMemory | None:
+        """What the engine takes for a model of that size, for `lnlit plan`; None if it takes nothing here, or if that
+        is not known."""
+        return None
 
     def sleep(self) -> None:  # noqa: B027 (not every engine can)
         """Releases the memory that the engine does not need until `wake`. Weights are loaded again after `wake`."""

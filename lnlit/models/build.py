@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def build_decoder(
     device: torch.device | str = "meta",
     dtype: torch.dtype | None = None,
     attention_kernel: str = "auto",
-    activation_checkpointing: bool = False,
+    activation_checkpointing: bool | Literal["offload"] = False,
 ) -> Decoder:
     """A decoder with uninitialised weights on `device`. Load a checkpoint into it, or call `init_weights`."""
     check_spec(spec)

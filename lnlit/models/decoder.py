@@ -6,17 +6,17 @@ Shape suffixes: B batch rows, T tokens, D hidden, V vocabulary, H query heads, K
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lnlit.models.block import make_block
 from lnlit.models.kernels import make_segments, select_kernel
 from lnlit.models.norm import RMSNorm
 from lnlit.models.packed_attention import AttentionContext, PackedAttention, SharedAttention
 from lnlit.models.parts import attention_class
+from lnlit.models.recompute import recomputed
 from lnlit.models.rope import inverse_frequencies, rope_tables
 from lnlit.models.vocabulary import embedded, logits
 from lnlit.specs import ModelSpec
@@ -34,10 +34,16 @@ class Decoder(nn.Module):
     `model.`.
 
     `attention_kernel` is a registry name or "auto". `activation_checkpointing` recomputes each block in the backward
-    pass: a third more compute in exchange for storing the activations of only one block at a time.
+    pass: a third more compute in exchange for storing the activations of only one block at a time. "offload" also keeps
+    the blocks' inputs in host memory until then.
     """
 
-    def __init__(self, spec: ModelSpec, attention_kernel: str = "auto", activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        attention_kernel: str = "auto",
+        activation_checkpointing: bool | Literal["offload"] = False,
+    ) -> None:
         super().__init__()
         self.spec, self.attention_kernel, self.activation_checkpointing = (
             spec,
@@ -82,7 +88,7 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.layers):
             attend = attention.layer(index)
             if self.activation_checkpointing and self.training:
-                x_BTD = checkpoint(block, x_BTD, attend, rope, use_reentrant=False)
+                x_BTD = recomputed(block, x_BTD, attend, rope, self.activation_checkpointing == "offload")
             else:
                 x_BTD = block(x_BTD, attend, rope)
             if on_block is not None:

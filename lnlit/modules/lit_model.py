@@ -48,7 +48,8 @@ class Runtime:
 
     Args:
         attention_kernel: A registered kernel, or "auto" for the device's fastest.
-        activation_checkpointing: Recompute each block in the backward pass to save memory.
+        activation_checkpointing: Recompute each block in the backward pass to save memory. "offload" also keeps the
+            blocks' inputs in host memory until then: of long rows through many layers they fill a GPU.
         compile: Compile each block (equal blocks share a compilation); "auto" does if a compiler is installed.
         fuse_gate_up: Store each FFN's gate and up projections as one matrix (each part in its packed form).
         precision: "fp8" computes the linears in float8 by `fp8_recipe` (compute capability 8.9 or later). None leaves
@@ -59,7 +60,7 @@ class Runtime:
     """
 
     attention_kernel: str = "auto"
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["offload"] = False
     compile: bool | Literal["auto"] = False
     fuse_gate_up: bool = False
     precision: Literal["fp8"] | None = None

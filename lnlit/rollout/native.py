@@ -9,7 +9,15 @@ from typing import Literal
 import torch
 
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.interfaces import (
+    EngineMemory,
+    EngineSize,
+    PolicyWeights,
+    Rollout,
+    RolloutEngine,
+    RolloutRequest,
+    RolloutSampling,
+)
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import accelerator
@@ -67,6 +75,12 @@ class NativeEngine(RolloutEngine):
                         requests[index].seed,
                     )
         return [found[index] for index in range(len(requests))]
+
+    def memory(self, size: EngineSize) -> EngineMemory:
+        """A copy of the model, and caches as long as the context for a whole batch."""
+        item = getattr(torch, self.dtype).itemsize
+        weights, sequence = (size.blocks + size.embeddings) * item, size.context_length * size.kv_elements * item
+        return EngineMemory(1, weights, sequence, weights + self.batch_size * sequence, 0, self.batch_size)
 
     def close(self) -> None:
         self._decoder = self._version = None

@@ -119,7 +119,7 @@ STATED: dict[str, dict[str, Any]] = {
         "model.optimizer.warmup_ratio": 0.1,
         "data.sequence_length": 24576,
         "data.packing": True,
-        "trainer.accumulate_grad_batches": 1,
+        "trainer.accumulate_grad_batches": 4,
     },
     "ln-ultra/5b_annotate": {"sampling.samples_per_prompt": 8},
     "ln-ultra/6_grpo": {
@@ -262,7 +262,9 @@ def test_a_batch_is_as_large_as_the_papers(recipe):
     trainer, data = config.get("trainer", {}), config.get("data", {}).get("init_args", {})
     ranks = trainer.get("num_nodes", 1) * trainer.get("devices", 1)
     if isinstance(trainer.get("strategy"), dict):
-        assert trainer["strategy"]["init_args"]["data_parallel_size"] == ranks
+        sizes = trainer["strategy"]["init_args"]
+        assert sizes["data_parallel_size"] * sizes["tensor_parallel_size"] == ranks
+        ranks = sizes["data_parallel_size"]  # ranks with rows of their own
     for stage, rows in BATCHES.items():
         if stage_of(recipe).startswith(stage) and trainer:
             assert ranks * data["micro_batch_size"] * trainer["accumulate_grad_batches"] == rows

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.interfaces import (
+    EngineMemory,
+    EngineSize,
+    PolicyWeights,
+    Rollout,
+    RolloutEngine,
+    RolloutRequest,
+    RolloutSampling,
+)
 from lnlit_vllm.process import Process
 from lnlit_vllm.server import Server
 from lnlit_vllm.weight_files import WeightFiles
@@ -147,6 +155,22 @@ class VllmEngine(RolloutEngine):
 
     def counts(self) -> Mapping[str, int]:
         return {"restarts": self._past_restarts + (self._place.restarts if self._place else 0)}
+
+    def memory(self, size: EngineSize) -> EngineMemory | None:
+        """Weights in `dtype`, those of layers in one byte each if they are quantised; the rest of what vLLM may take is
+        its cache. The weights' file and the tensors it is written from are in host memory at the same time."""
+        if self.where.startswith(("http://", "https://")):
+            return None
+        item, gpus = {"bfloat16": 2, "float32": 4}[self.dtype], self._settings["tensor_parallel_size"]
+        blocks = size.blocks * (item if self.quantization is None else 1)
+        weights = (blocks + size.embeddings * item) // gpus
+        context = min(self.max_model_len or size.context_length, size.context_length)
+        sequence = context * size.kv_elements * item // gpus
+        cache = self._settings["kv_cache_memory_bytes"]
+        limit = int(self._settings["gpu_memory_utilization"] * size.device_bytes)
+        reserved = weights + cache if cache else limit
+        sync = 2 * (size.blocks + size.embeddings) * item
+        return EngineMemory(gpus, weights, sequence, reserved, sync, self._settings["max_num_seqs"])
 
     def sleep(self) -> None:
         self._version = None
