@@ -137,11 +137,11 @@ class Fit:
     """A training stage, as its configuration says.
 
     Args:
-        name: Its name.
+        name: The stage's name.
         training: What is trained, and how.
         mesh: The devices that the configuration asks for.
         steps: The number of optimizer steps, if it says so.
-        sampling: Its rollouts, if it has any.
+        sampling: The rollouts, if there are any.
         saves: The number of checkpoints that are kept, with the one that is being written.
         problem: Why a mesh is not possible, or None.
     """

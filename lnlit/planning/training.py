@@ -39,7 +39,7 @@ class Frozen:
 
     Args:
         role: What it is called in tables.
-        spec: Its architecture.
+        spec: The architecture.
         sharded: Whether it is divided like the trained model; otherwise each rank has all of it.
         bf16: Whether its weights are in bfloat16.
         kept_layers: How many of its layers' outputs wait for the trained model's.
