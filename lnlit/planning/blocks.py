@@ -123,7 +123,7 @@ class BlockDistillation:
         ]
 
     def _activations(self) -> int:
-        """Activations of the largest candidate, with the other half of the parent's block where it is one of attention."""
+        """Activations of the largest candidate, with the parent's FFN behind it where it is one of attention."""
         found = 0
         mixed = torch.bfloat16 if self.bf16 else None
         for layer in _kinds(self.spec):
