@@ -15,6 +15,7 @@ from lnlit.interfaces import PolicyBatch, PreferenceBatch, TokenBatch
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import has_cuda
 from lnlit.models.parts import layer_class
+from lnlit.planning.gpus import of_torch
 
 _GIB = 2**30
 
@@ -76,5 +77,9 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
 
 
-def _peak_flops(device: torch.device) -> int | None:
-    return get_available_flops(device, torch.bfloat16) if device.type == "cuda" else None
+def _peak_flops(device: torch.device) -> float | None:
+    """Dense BF16 FLOP/s of the device; Lightning knows some that `lnlit plan` does not."""
+    if device.type != "cuda":
+        return None
+    known = of_torch(torch.cuda.get_device_name(device))
+    return known.bf16_flops if known else get_available_flops(device, torch.bfloat16)
