@@ -64,7 +64,7 @@ def fit_of(
         frozen,
         attended,
         runtime.activation_checkpointing == "offload",
-        getattr(runtime, "replicas", 1),
+        runtime.replicas,
     )
     steps = trainer["max_steps"]
     given = {_class(each): each.get("init_args") or {} for each in trainer["callbacks"] or []}
@@ -165,8 +165,6 @@ def _refusals(model: LitModel, data: LightningDataModule) -> Callable[[Mesh], st
     """What the method itself refuses of a mesh."""
 
     def refusal(mesh: Mesh) -> str | None:
-        if isinstance(data, PromptData) and mesh.tensor_parallel > 1:
-            return "each rank samples for itself, so none with tensor parallelism"
         if isinstance(data, PromptData) and mesh.gpus > data.rollout.prompts_per_rollout:
             return f"a rollout's {data.rollout.prompts_per_rollout} prompts are work for no more than as many ranks"
         return None

@@ -77,7 +77,7 @@ class Sized:
     Attributes:
         blocks: Its blocks, with the rank's part of each linear that is split.
         units: The block of each layer as a unit.
-        root: The embedding, the final norm and the head, whole on each rank.
+        root: The embedding, the final norm and the head, of whose rows each tensor-parallel rank has its part.
         embeddings: The parameters of these on all ranks together.
         largest: The number of elements of the largest whole tensor.
         parameters: The number of all parameters, on all ranks together.
@@ -105,6 +105,10 @@ class Sized:
         if tensor_parallel > 1:
             for block in self.blocks:
                 _split(block, tensor_parallel)
+            if spec.vocab_size % tensor_parallel == 0:
+                for layer in (decoder.embed_tokens, decoder.lm_head):
+                    if layer is not None:
+                        _keep_part(layer, "weight", 0, tensor_parallel)
         _fake(decoder)
         self.units = [Unit.of(block) for block in self.blocks]
         self.root = Unit.of(nn.ModuleList(outside))
