@@ -54,6 +54,8 @@ class EndTogether(L.Callback):
             end = time.monotonic() + _OTHERS_S  # if this rank keeps the store, it must live until all have looked
             while is_first and store.add(f"{self._key}/ended", 0) < self._others and time.monotonic() < end:
                 time.sleep(_LOOK_S / 10)
+            if is_first:  # what ends first says why: a closed connection would give the others an error of their own
+                time.sleep(2 * _LOOK_S)
         except RuntimeError:  # the rank that keeps the store has ended
             pass
 
