@@ -100,7 +100,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """The residual stream before the first block [B, T, D], in the compute dtype."""
-        x_BTD = embedded(tokens_BT, self.embed_tokens.weight)
+        x_BTD = embedded(tokens_BT, self.embed_tokens)
         if torch.is_autocast_enabled(x_BTD.device.type):  # keep the residual stream in the compute dtype
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         return x_BTD

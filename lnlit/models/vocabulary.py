@@ -19,10 +19,11 @@ def divide(layer: nn.Embedding | nn.Linear, mesh: DeviceMesh) -> None:
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
 
 
-def embedded(tokens_BT: Tensor, weight_VD: Tensor) -> Tensor:
-    """The tokens' rows of the weight, [B, T, D], on every rank."""
+def embedded(tokens_BT: Tensor, layer: nn.Embedding) -> Tensor:
+    """The tokens' rows of the layer's weight, [B, T, D], on every rank."""
+    weight_VD = layer.weight
     if not isinstance(weight_VD, DTensor):
-        return nn.functional.embedding(tokens_BT, weight_VD)
+        return layer(tokens_BT)
     own_VD, mesh = weight_VD.to_local(grad_placements=weight_VD.placements), weight_VD.device_mesh
     place_BT = tokens_BT - mesh.get_local_rank() * len(own_VD)
     is_here_BT = (place_BT >= 0) & (place_BT < len(own_VD))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
+from lnlit.models.device import accelerator
 from lnlit.specs import ModelSpec
 
 
@@ -94,7 +95,7 @@ class EngineApart(RolloutEngine):
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a copy of a trainer with its threads would deadlock
         self._pipe, theirs = context.Pipe()
-        index = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+        index = torch.accelerator.current_device_index() if accelerator().type != "cpu" else None
         arguments = (theirs, self.engine, index, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments, name="rollout engine", daemon=True)
         self._process.start()

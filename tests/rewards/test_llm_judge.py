@@ -150,7 +150,7 @@ def test_errors_that_stay_are_told(fake, status, asked):
     fake.behave = lambda number, body: (status, b"no")
     judge = reward(fake.url, retries=1)
     (result,) = judge.score_batch([request("4")])
-    assert result.value is None and result.error == f"refused: HTTP {status}"
+    assert result.value is None and (result.error or "").startswith(f"refused: HTTP {status} from {fake.url}")
     assert len(fake.bodies) == asked and judge.outcomes == {"refused": 1}
 
 

@@ -20,7 +20,7 @@ from lnlit.eval.tasks.multiple_choice import MultipleChoice
 from lnlit.search.choice import BlockChoice
 from lnlit.search.library import Library, layer_file
 from lnlit.search.score import Scorer, candidates, read_scores
-from lnlit.stages.score import choices, score
+from lnlit.stages.score import Questions, choices, score
 from lnlit.testing.tiny import mixed_spec, tiny_folder
 from lnlit.testing.tiny_library import tiny_library, undigested
 
@@ -146,7 +146,7 @@ def test_metrics_are_losses_against_the_parent(folder, tmp_path, metric):
 
 
 def test_accuracy_on_questions(folder, tmp_path):
-    questions = MultipleChoice(JsonlSource(str(folder / "questions.jsonl")), 4, "ctx", "ends", "label")
+    questions = Questions(MultipleChoice(JsonlSource(str(folder / "questions.jsonl")), 4, "ctx", "ends", "label"))
     out = run(folder, tmp_path / "scores.jsonl", metric="accuracy", data=questions, only=["noop"])
     header, *rows = lines(out)
     assert header["parent"]["accuracy"] in {0, 0.25, 0.5, 0.75, 1}
@@ -175,10 +175,10 @@ def test_a_choice_is_a_row_behind_its_question_and_only_its_tokens_count(folder,
 
 
 def test_data_of_the_wrong_kind(folder, tmp_path):
-    questions = MultipleChoice(JsonlSource(str(folder / "questions.jsonl")))
-    with pytest.raises(UserError, match=r"data: the metric kl needs a text .*, got MultipleChoice"):
+    questions = Questions(MultipleChoice(JsonlSource(str(folder / "questions.jsonl"))))
+    with pytest.raises(UserError, match=r"data: the metric kl needs a text .*, got Questions"):
         run(folder, tmp_path / "a", data=questions)
-    with pytest.raises(UserError, match=r"data: the metric accuracy needs a task .*, got TextSample"):
+    with pytest.raises(UserError, match=r"data: the metric accuracy needs questions .*, got TextSample"):
         run(folder, tmp_path / "a", metric="accuracy")
     with pytest.raises(UserError, match=r"questions.jsonl:1: choices: got None; expected a list"):
         run(folder, tmp_path / "a", metric="accuracy", data=questions)
