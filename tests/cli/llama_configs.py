@@ -48,7 +48,10 @@ LLAMAS = {
     "llama-3.1-405b-instruct": llama(16384, 126, 128, 53248),
 }
 #: Where the recipes put the children that NVIDIA has released.
-CHILDREN = {"ln-super/child": "super-49b", "ln-super/merged/model": "super-49b", "ln-ultra/fused": "ultra-253b"}
+CHILDREN = {
+    **dict.fromkeys(("ln-super/child", "ln-super/merged/model"), "super-49b"),
+    **dict.fromkeys(("ln-ultra/fused", "ln-ultra/healed", "ln-ultra/model"), "ultra-253b"),
+}
 
 
 def write_configs(runs: Path) -> None:

@@ -11,8 +11,8 @@ OPTIMIZER = "    optimizer:\n      learning_rate: 0.001\n"
 IN_FILE = {
     "misspelt top-level key": (
         ("trainer:", "trianer:"),
-        "run.yaml:1: configuration: unknown key 'trianer'. Did you mean 'trainer'? Allowed: check_memory, ckpt_path, data, "
-        "model, ",
+        "run.yaml:1: configuration: unknown key 'trianer'. Did you mean 'trainer'? Allowed: check_memory, ckpt_path, "
+        "data, model, ",
     ),
     "misspelt trainer key": (
         ("max_steps", "max_step"),
