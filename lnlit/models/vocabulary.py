@@ -35,7 +35,9 @@ def logits(hidden: Tensor, weight_VD: Tensor) -> Tensor:
     """`hidden @ weight.T` of all tokens, [..., V], on every rank."""
     if isinstance(weight_VD, DTensor):
         whole = DTensor.from_local(hidden, weight_VD.device_mesh, [Replicate()], run_check=False)
-        return nn.functional.linear(whole, weight_VD).full_tensor()
+        product = nn.functional.linear(whole, weight_VD)
+        assert isinstance(product, DTensor)
+        return product.full_tensor()
     return nn.functional.linear(hidden, weight_VD)
 
 

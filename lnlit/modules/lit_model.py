@@ -254,11 +254,13 @@ class LitModel(L.LightningModule):
     def mesh(self) -> DeviceMesh | None:
         """The mesh that models are sharded over: Lightning's, or the `hybrid_mesh` of several replicas."""
         replicas = self.runtime.replicas
-        if self.device_mesh is None and replicas > 1:
+        if replicas == 1:
+            return self.device_mesh
+        if self.device_mesh is None:
             raise UserError(
                 "runtime.replicas: only sharded models have some; set trainer.strategy to ModelParallelStrategy."
             )
-        return self.device_mesh if replicas == 1 else hybrid_mesh(self.device_mesh, replicas)
+        return hybrid_mesh(self.device_mesh, replicas)
 
     def data_parallel_size(self) -> int:
         """The number of ranks that see different data."""
