@@ -1,7 +1,7 @@
 """The weights of a Hugging Face style folder: one safetensors file, or shards with an index.
 
-Headers are checked before any weight is read; then tensors are read one at a time and not memory-mapped, so that the
-resident memory is that of the largest tensor.
+Headers are checked before any weight is read; then tensors are read one at a time and, where they are wanted whole, not
+memory-mapped, so that the resident memory is that of the largest tensor.
 """
 
 from __future__ import annotations
@@ -38,15 +38,14 @@ class SafetensorsFolder:
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """One tensor, or a part of it; on the CPU, in the file's dtype."""
-        file = self._files[name]
+        file, spans = self._files[name], [(0, size, 1) for size in self.shapes[name]]
         try:
-            if (
-                index is not None
-            ):  # pread would read all of the tensor; of a mapped one, pages that nobody asks for stay
-                with safe_open(file, framework="pt") as tensors:
-                    return tensors.get_slice(name)[index]
-            with safe_open(file, framework="pt", backend="pread") as tensors:
-                return tensors.get_tensor(name)
+            if index is None or [part.indices(span[1]) for part, span in zip(index, spans, strict=True)] == spans:
+                with safe_open(file, framework="pt", backend="pread") as tensors:
+                    return tensors.get_tensor(name)
+            # pread would read all of the tensor; of a mapped file, pages that nobody asks for stay on the disk.
+            with safe_open(file, framework="pt") as tensors:
+                return tensors.get_slice(name)[index]
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: tensor {name} cannot be read: {error}") from error
 

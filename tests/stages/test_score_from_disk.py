@@ -68,8 +68,9 @@ def big_parent(folder: Path, layers: int) -> int:
 
 
 _IN_LITTLE_MEMORY = """
-import resource, sys
+import ctypes, resource, sys
 from pathlib import Path
+ctypes.CDLL(None).mallopt(-3, 2**20)  # glibc then gives back what is freed, and does not keep as much as it likes
 sys.path[:0] = sys.argv[1:3]
 from test_score_from_disk import run
 room_mib = int(sys.argv[5])
