@@ -126,14 +126,18 @@ def mean_of_numbers(values: Sequence[float]) -> Mean:
 
 
 def mean_difference(differences: Sequence[float]) -> Mean:
-    """The mean of paired differences of shares, one for each question, with Student's interval.
+    """The mean of paired differences of shares, one for each question, with Student's interval as far as it is
+    within -1 and 1.
 
     If all are the same, as between a model and its copy, the interval is what questions that were not asked could
     change, with 95% confidence that they are no more of all than that.
     """
     values, count = np.asarray(differences, dtype=np.float64), len(differences)
     if count < 2 or not _are_equal(values):
-        return replace(mean_of_numbers(differences), is_share=True)
+        found = replace(mean_of_numbers(differences), is_share=True)
+        if found.low is None or found.high is None:
+            return found
+        return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))
     same, unseen = float(values[0]), 1 - 0.05 ** (1 / count)
     return Mean(same, same * (1 - unseen) - unseen, same * (1 - unseen) + unseen, count, is_share=True)
 

@@ -140,3 +140,11 @@ def test_a_share_of_equal_parts_is_a_mean():
     assert found.value == mean.value and mean.low is not None and mean.high is not None
     assert found.low == pytest.approx(mean.low, abs=0.02) and found.high == pytest.approx(mean.high, abs=0.02)
     assert share_left_out(1.0, [1.0] * 10).high == 1 and share_left_out(0.3, [0.2]).low is None
+
+
+def test_a_difference_of_shares_is_no_more_than_one():
+    """Student's interval of two questions that differ is seven times as wide as what is possible."""
+    found = mean_difference([0.0, 1.0])
+    assert (found.value, found.low, found.high) == (0.5, -1.0, 1.0)
+    many = [0.1 * number for number in range(5)]
+    assert (mean_difference(many).low, mean_difference(many).high) == t_interval(np.array(many))
