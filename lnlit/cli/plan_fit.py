@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -217,9 +218,10 @@ def of_fit(
     """The plan of a fit, with the smallest mesh in its advice if it does not fit."""
     mesh = _resized(mesh_of(flags), gpus)
     if isinstance(model, BlockDistill):
-        for made in (known.candidates, known.parents):
-            if model.library in made:
-                made[model.out] = made[model.library]  # type: ignore[assignment]
+        if model.library in known.candidates:
+            known.candidates[model.out] = known.candidates[model.library]
+        if model.library in known.parents:
+            known.parents[model.out] = known.parents[model.library]
         return blocks_of(model, data, flags, known.spec, known.candidates).advised(name, gpu, mesh)
     fit: Fit = fit_of(name, model, data, flags, known.spec)
     return fit.advised(gpu, mesh)
@@ -232,16 +234,20 @@ def _resized(mesh: Mesh, gpus: int | None) -> Mesh:
 
 
 def refuse(model: Any, data: Any, flags: Mapping[str, Any]) -> None:
-    """Raises `UserError` if a fit cannot have room on this machine's GPUs; a plan that is not known refuses nothing."""
+    """Raises `UserError` if not even weights, gradients and moments have room on this machine's GPUs. What depends on
+    the lengths of rows is an upper bound, so a run that only this is too much for is warned of."""
     gpu = here()
     if gpu.name == CPU or flags["accelerator"] == "cpu":
         return
+    known = Known()
     try:
-        plan = of_fit("this run", model, data, flags, gpu, None, Known())
+        plan = of_fit("this run", model, data, flags, gpu, None, known)
+        is_sure = isinstance(model, LitModel) and not fit_of("", model, data, flags, known.spec).least(gpu).fits
     except UserError:
         return  # what is wrong is said where it is read
-    if plan.obstacles:
-        raise UserError(
-            f"{'; '.join(plan.obstacles)}.{plan.advice} `lnlit plan` shows all parts; --check_memory false starts "
-            "the run all the same."
-        )
+    if not plan.obstacles:
+        return
+    why = f"{'; '.join(plan.obstacles)}.{plan.advice} `lnlit plan` shows all parts"
+    if is_sure:
+        raise UserError(f"{why}; --check_memory false starts the run all the same.")
+    print(f"warning: this run may need more memory than there is: {why}.", file=sys.stderr)

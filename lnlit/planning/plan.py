@@ -161,9 +161,9 @@ class Fit:
             return Plan(self.name, gpu, mesh, {}, problems=(f"{mesh.tensor_parallel} ranks share no layer: {why}",))
         if why := self.problem(mesh):
             return Plan(self.name, gpu, mesh, {}, problems=(why,))
-        run = self.training.on(mesh)
-        if not (first := Plan(self.name, gpu, mesh, {"train": run.at_least()})).fits:
+        if not (first := self.least(gpu, mesh)).fits:
             return first  # the rest is no matter, and takes time to find out
+        run = self.training.on(mesh)
         phases = {"train": run.train(), "validate": run.validate(), "save": run.save()}
         host = {"inputs of blocks": run.offloaded * mesh.gpus_per_node}
         problems: list[str] = []
@@ -185,6 +185,11 @@ class Fit:
         return Plan(
             self.name, gpu, mesh, phases, host, disk, step_flops(run), seconds, self.steps, tuple(problems), _notes(run)
         )  # fmt: skip
+
+    def least(self, gpu: Gpu, mesh: Mesh | None = None) -> Plan:
+        """What a step takes whatever its tokens are, which is known without running any part."""
+        mesh = mesh or self.mesh
+        return Plan(self.name, gpu, mesh, {"train": self.training.on(mesh).at_least()})
 
     def advised(self, gpu: Gpu, mesh: Mesh | None = None) -> Plan:
         """The plan on a mesh and, if it does not fit, advice which one does."""

@@ -1,0 +1,49 @@
+"""What a fit says at its start of a GPU without room, whose size is made up here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lnlit
+from lnlit.cli import plan_fit
+from lnlit.errors import UserError
+from lnlit.planning.gpus import Gpu
+from lnlit.testing.tiny import tiny_folder
+
+FLAGS = {
+    "devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "auto", "precision": None, "max_steps": 1,
+    "accumulate_grad_batches": 1, "callbacks": None,
+}  # fmt: skip
+
+
+@pytest.fixture
+def parts(tmp_path: Path):
+    model = str(tiny_folder(tmp_path / "model"))
+    (tmp_path / "text.jsonl").write_text('{"text": "one"}\n')
+    text = lnlit.JsonlSource(str(tmp_path / "text.jsonl"))
+    data = lnlit.TextData(model, train=text, sequence_length=128, micro_batch_size=64)
+    return lnlit.Distill(model, None, lnlit.AdamW(1e-3), kl_weight=0, cosine_weight=0, lm_weight=1), data
+
+
+def of_size(monkeypatch, room: int) -> None:
+    monkeypatch.setattr(plan_fit, "here", lambda: Gpu("made-up", "", "", room))
+    monkeypatch.setattr(Gpu, "overhead_bytes", 0)
+
+
+@pytest.mark.parametrize(("room", "said"), [(10**5, "refused"), (2 * 10**6, "warned"), (10**10, "nothing")])
+def test_sizes(parts, room: int, said: str, monkeypatch, capsys):
+    of_size(monkeypatch, room)
+    if said == "refused":
+        with pytest.raises(UserError, match=r"train needs .* of each GPU, and a made-up has .*--check_memory false"):
+            plan_fit.refuse(*parts, FLAGS)
+    else:
+        plan_fit.refuse(*parts, FLAGS)
+    assert ("warning: this run may need more memory" in capsys.readouterr().err) == (said == "warned")
+
+
+def test_nothing_is_said_of_a_cpu(parts, monkeypatch, capsys):
+    of_size(monkeypatch, 1)
+    plan_fit.refuse(*parts, FLAGS | {"accelerator": "cpu"})
+    assert not capsys.readouterr().err
