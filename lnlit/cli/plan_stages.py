@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lnlit.cli import blame
@@ -10,6 +11,7 @@ from lnlit.cli.parser import rows_may_come
 from lnlit.cli.pipeline import Stage
 from lnlit.cli.plan_known import Known
 from lnlit.cli.stage_commands import of_stage as command_of
+from lnlit.data.text import TextSample
 from lnlit.interfaces import RolloutEngine
 from lnlit.planning.blocks import Text, layer_by_layer, library_bytes, tried
 from lnlit.planning.gpus import Gpu
@@ -58,10 +60,15 @@ def _library(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Pla
 
 
 def _score(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
-    data = given["data"]
-    tokens = data.rows * data.length if hasattr(data, "length") else 0
-    text = Text(tokens, max(given["batch_tokens"], getattr(data, "length", 0)))
-    return layer_by_layer(name, known.spec(given["model"]), text, gpu, given["dtype"] == "bfloat16", scored=True)
+    data, spec, batch = given["data"], known.spec(given["model"]), given["batch_tokens"]
+    is_text = isinstance(data, TextSample)
+    text = Text(data.rows * data.length, max(batch, data.length)) if is_text else Text(batch, batch)
+    plan = layer_by_layer(name, spec, text, gpu, given["dtype"] == "bfloat16", scored=True)
+    return (
+        plan
+        if is_text
+        else replace(plan, notes=(*plan.notes, "of the questions, whose lengths are not known, one batch is counted"))
+    )
 
 
 def _measure(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:

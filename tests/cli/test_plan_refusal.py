@@ -1,4 +1,4 @@
-"""What a fit says at its start of a GPU without room, whose size is made up here."""
+"""What plans say of little room, on a GPU whose size is made up here, and of questions to score on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 import lnlit
 from lnlit.cli import plan_fit
+from lnlit.cli.plan import planned
 from lnlit.errors import UserError
 from lnlit.planning.gpus import Gpu
 from lnlit.testing.tiny import tiny_folder
@@ -47,3 +48,14 @@ def test_nothing_is_said_of_a_cpu(parts, monkeypatch, capsys):
     of_size(monkeypatch, 1)
     plan_fit.refuse(*parts, FLAGS | {"accelerator": "cpu"})
     assert not capsys.readouterr().err
+
+
+def test_scoring_on_questions_counts_a_batch(tmp_path: Path):
+    model = tiny_folder(tmp_path / "model")
+    stage = tmp_path / "score.yaml"
+    stage.write_text(
+        f"{{stage: score, model: {model}, library: none, metric: accuracy, data: {{task: {{class_path: hellaswag}}}}, "
+        f"out: {tmp_path / 'scores.jsonl'}}}"
+    )
+    (plan,) = planned([stage], "h100-80g")
+    assert plan.fits and plan.peak_bytes > 0 and "one batch is counted" in plan.notes[-1]
