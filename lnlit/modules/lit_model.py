@@ -199,6 +199,11 @@ class LitModel(L.LightningModule):
         self.log("train/loss_tokens", count)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes a step and frees its gradients, which Lightning would keep through the next forward pass."""
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,

@@ -243,7 +243,7 @@ class OnMesh:
 
     def _forward(self) -> Sequence[Bytes]:
         """A teacher's or reference's pass, and the end of the model's own, where all is kept that ever is."""
-        old = self.gradients  # Lightning frees those of the last step between the forward and the backward pass
+        old = self.gradients if self.training.micro_batches > 1 else 0  # of the micro-batches before this one
         moments = []
         targets = 0
         for frozen, other in self.others:
