@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,8 +62,9 @@ def diverge(
     for part in found.rounds(answers, lambda each: each.of, per_round, what, "answer"):
         found.append([_entry(each, *kl_and_agreement(parent(), child(), each)) for each in part])
     rows: list[dict[str, Any]] = [found.found[each.of] for each in answers]
+    kl = mean_of_numbers([row["kl"] for row in rows])
     return Divergence(
-        mean_of_numbers([row["kl"] for row in rows]),
+        kl if kl.low is None else replace(kl, low=max(kl.low, 0.0)),  # no divergence is below 0
         mean_of_shares([row["agreement"] for row in rows], len(rows)),
         sum(row["tokens"] for row in rows),
     )
