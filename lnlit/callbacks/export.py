@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -16,16 +16,28 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lnlit import __version__
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.descent import descent
+from lnlit.checkpoint.fingerprint import model_source
 from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
-from lnlit.checkpoint.formats import resolve
+from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.lightning import tokenizer_source
+from lnlit.checkpoint.peft_writer import check_adapter, check_adapter_target, save_adapter, tell_base
 from lnlit.data.chat import ChatEncoder, chat_folder
 from lnlit.errors import UserError
+from lnlit.files import expanded
 from lnlit.interfaces.batch import TokenBatch
 from lnlit.models.decoder import Decoder
-from lnlit.models.weights import canonical_weights
+from lnlit.models.lora import LoRA
+from lnlit.models.weights import canonical_adapters, canonical_weights
 from lnlit.thinking import TOGGLE
 
 _BATCHES_LOOKED_AT = 100
+
+
+@runtime_checkable
+class TrainsAdapters(Protocol):
+    """A training method that may train adapters alone."""
+
+    lora: LoRA | None
 
 
 @runtime_checkable
@@ -45,10 +57,11 @@ class ExportModel(L.Callback):
     Args:
         out: The folder to write.
         overwrite: Replace the folder if it exists.
+        adapter: Write the adapters of a LoRA run alone, as a PEFT folder.
     """
 
-    def __init__(self, out: str, overwrite: bool = False) -> None:
-        self.out, self.overwrite = out, overwrite
+    def __init__(self, out: str, overwrite: bool = False, adapter: bool = False) -> None:
+        self.out, self.overwrite, self.adapter = out, overwrite, adapter
         self._thinking = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -59,7 +72,18 @@ class ExportModel(L.Callback):
                     "trains no whole model and writes its own results; remove it."
                 )
             given = [value for value in vars(pl_module).values() if isinstance(value, str)]  # model, teacher, ...
-            check_target(Path(self.out), self.overwrite, given)
+            if self.adapter:
+                self._check_adapter(pl_module)
+            (check_adapter_target if self.adapter else check_target)(expanded(self.out), self.overwrite, given)
+
+    def _check_adapter(self, module: L.LightningModule) -> None:
+        if not isinstance(module, TrainsAdapters) or module.lora is None:
+            raise UserError("ExportModel.adapter: this run trains all weights; set model.lora, or leave it out.")
+        if isinstance(module, ExportsFiles):
+            raise UserError(
+                f"ExportModel.adapter: {type(module).__name__} trains a head too, which no adapter holds; leave it out."
+            )
+        check_adapter(read_spec(str(module.model)), str(module.model))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
@@ -76,32 +100,58 @@ class ExportModel(L.Callback):
         if stopped_by(trainer) is not None:  # not finished; `lnlit export CKPT OUT` writes what there is
             return
         decoder = cast(Decoder, pl_module.decoder)
+        if self.adapter:
+            self._write_adapter(trainer, pl_module, decoder)
+            return
         provenance = {
             "thinking": self._thinking,
             **_provenance(trainer, pl_module),
         }  # a collective, so on every rank and before the weights are gathered
         add_files = pl_module.export_files() if isinstance(pl_module, ExportsFiles) else None
+        tokenizer = chat_folder(trainer.datamodule) or resolve(str(pl_module.model))  # type: ignore[attr-defined]
         weights = canonical_weights(decoder)
-        if not trainer.is_global_zero:
-            for _ in weights:  # takes part in gathering shards
-                pass
-            return
-        try:
+
+        def write() -> None:
             save_folder(
                 Path(self.out),
                 decoder.spec,
                 weights,
-                tokenizer_from=chat_folder(trainer.datamodule) or resolve(str(pl_module.model)),  # type: ignore
+                tokenizer_from=tokenizer,
                 provenance=provenance,
                 overwrite=self.overwrite,
                 add_files=add_files,
             )
+            tell_readers(Path(self.out))
+
+        self._write(trainer, weights, write)
+
+    def _write_adapter(self, trainer: L.Trainer, module: L.LightningModule, decoder: Decoder) -> None:
+        base, lora = model_source(str(module.model)), cast(TrainsAdapters, module).lora
+        assert lora is not None, "checked in setup"
+        tokenizer = chat_folder(trainer.datamodule) or tokenizer_source(resolve(base))  # type: ignore[attr-defined]
+        adapters = canonical_adapters(decoder)
+
+        def write() -> None:
+            save_adapter(
+                self.out, decoder.spec, lora, adapters, base=base, tokenizer_from=tokenizer, overwrite=self.overwrite
+            )
+            tell_base(Path(self.out))
+
+        self._write(trainer, adapters, write)
+
+    def _write(self, trainer: L.Trainer, tensors: Iterable[object], write: Callable[[], None]) -> None:
+        """Calls `write`, which takes `tensors`, on rank 0. The others take part in gathering their shards."""
+        if not trainer.is_global_zero:
+            for _ in tensors:
+                pass
+            return
+        try:
+            write()
         except BaseException:
-            for _ in weights:  # the other ranks are waiting to gather
+            for _ in tensors:  # the other ranks are waiting to gather
                 pass
             raise
         rank_zero_info(f"wrote {self.out}")
-        tell_readers(Path(self.out))
 
 
 def _provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:

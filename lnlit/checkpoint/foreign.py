@@ -104,8 +104,8 @@ def _any(*patterns: str) -> Callable[[Path], str]:
 _FOLDERS: tuple[tuple[Callable[[Path], str], str], ...] = (
     (
         _adapter,
-        "It is a LoRA adapter of {found}, without that model's weights. Merge it first: "
-        "PeftModel.from_pretrained(BASE, {folder}).merge_and_unload().save_pretrained(OUT); copy the tokenizer to OUT.",
+        "It is a LoRA adapter of {found}, without that model's weights. Merge it first: lnlit import {folder} OUT "
+        "[--base MODEL]; or train it further as `lora.adapter` of a run.",
     ),
     (_any("model_index.json"), "It is a pipeline of diffusers, which makes images and no text."),
     (

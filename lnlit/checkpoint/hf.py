@@ -40,6 +40,11 @@ def model_type(path: Path) -> str | None:
     return read_json(path / CONFIG).get("model_type")
 
 
+def named_model_type(source: Path) -> str:
+    """The `model_type` in a folder's config.json, whoever wrote it; "" where there is none."""
+    return str(read_json(source / CONFIG).get("model_type")) if (source / CONFIG).is_file() else ""
+
+
 class Config:
     """A config.json that is read with checks. Missing keys have the `defaults` of transformers' class."""
 

@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from lnlit.checkpoint.foreign import what_file
+from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.sharded import INDEX, REST, ShardedFolder
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import build_decoder
+from lnlit.models.decoder import Decoder
 from lnlit.models.layout import check_shapes
 from lnlit.models.lora import LoRA, add_lora
 from lnlit.models.reward_head import RewardHead
-from lnlit.models.weights import named_weights
+from lnlit.models.weights import named_adapters, named_weights
 from lnlit.specs import ModelSpec
 
 #: The fields that a run resumes from, with their types, without those that callbacks and methods add.
@@ -71,15 +73,28 @@ class LightningCheckpoint(CheckpointFormat):
         head.load_state_dict({"weight": weight})
         return head
 
+    def lora(self, path: Path) -> LoRA | None:
+        """The adapters that were trained, or None where all weights were."""
+        lora = _metadata(path).get("lora")
+        return LoRA(**lora) if lora else None
+
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
+        yield from named_weights(*self._saved(path))
+
+    def adapters(self, path: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(canonical name, A, B) of each adapted weight."""
+        yield from named_adapters(*self._saved(path))
+
+    def _saved(self, path: Path) -> tuple[Decoder, Callable[[str], Tensor]]:
+        """(a decoder without storage, what reads the saved value of a parameter by its name there)."""
         opened = _Opened(path)
         decoder = build_decoder(self.read_spec(path))
-        if lora := _metadata(path).get("lora"):
-            add_lora(decoder, LoRA(**lora))
+        if lora := self.lora(path):
+            add_lora(decoder, lora)
         found = {name.removeprefix(PREFIX): shape for name, shape in opened.shapes.items() if name.startswith(PREFIX)}
         expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
         check_shapes(str(path), found, expected)
-        yield from named_weights(decoder, lambda name: opened.tensor(f"{PREFIX}{name}"))
+        return decoder, lambda name: opened.tensor(f"{PREFIX}{name}")
 
 
 class _Opened:
@@ -95,6 +110,15 @@ class _Opened:
             raise UserError(f"{path}: is damaged: {_NO_TENSORS}.")
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.tensor = state.__getitem__
+
+
+def tokenizer_source(path: Path) -> Path | None:
+    """The model whose tokenizer belongs to a model: itself, or that with which a training checkpoint was trained."""
+    checkpoint = LightningCheckpoint()
+    if not checkpoint.recognises(path):
+        return path
+    origin = checkpoint.tokenizer_from(path)
+    return resolve(origin) if origin else None
 
 
 def checkpoint_folder(root: str | Path) -> Path:

@@ -27,13 +27,14 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 class SafetensorsFolder:
-    """The tensors of a folder by canonical name. Opening reads headers only."""
+    """The tensors of a folder by their names there. Opening reads headers only. `only` is the one file to read instead
+    of a model's weights."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: Path | None = None) -> None:
         self.folder = folder
         self.shapes: dict[str, Shape] = {}
         self._files: dict[str, Path] = {}
-        for file, promised in _weight_files(folder).items():
+        for file, promised in (_weight_files(folder) if only is None else {only: set[str]()}).items():
             self._read_header(file, promised)
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
@@ -128,23 +129,24 @@ def folder_slices(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> 
 def is_tied(folder: Path, configured: bool) -> bool:
     """True if head and embedding are one matrix. As in transformers, a folder that is configured as tied but stores two
     different matrices is untied."""
-    if not configured or not _has_weights(folder):
+    if not configured or not has_weights(folder):
         return configured
     tensors = SafetensorsFolder(folder)
     stored = {EMBEDDING, HEAD} <= tensors.shapes.keys()
     return not stored or tensors.same(EMBEDDING, HEAD)
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """True if a folder holds the weights of a model, in one file or in several."""
     return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
 
 
 def _weight_files(folder: Path) -> dict[Path, set[str]]:
     """Weight file -> the tensors that the index promises in it (none are promised without an index)."""
-    if (folder / "adapter_config.json").is_file() and _has_weights(folder):
+    if (folder / "adapter_config.json").is_file() and has_weights(folder):
         raise UserError(
             f"{folder}: holds the weights of a model and adapter_config.json of a LoRA adapter; lnlit would leave the "
-            "adapter out. Merge it, or take its files out of the folder to use the model without it."
+            "adapter out. Put its files into a folder of their own, from which `lnlit import` merges it."
         )
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: set()}
@@ -170,7 +172,7 @@ def _no_weights(folder: Path) -> str:
     if pickles := [name for name in names if name.endswith((".bin", ".pt", ".pth"))]:
         return f"{folder}: the weights are pickles ({pickles[0]}); {PICKLES}"
     if "adapter_config.json" in names:
-        return f"{folder}: holds the weights of a LoRA adapter only. Merge it into its base model first."
+        return f"{folder}: holds a LoRA adapter only. `lnlit import {folder} OUT` merges it into its base."
     weights = [name for name in names if name.endswith((".safetensors", ".h5", ".msgpack", ".gguf"))]
     found = f" It holds {', '.join(weights[:3])}." if weights else ""
     return f"{folder}: no weights; looked for {SINGLE} and {INDEX}.{found}"

@@ -21,6 +21,8 @@ _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CONFIG, _BACKEND, _MODEL = "tokenizer_config.json", "tokenizer.json", "tokenizer.model"
 #: Files that add to a tokenizer; what they say goes into tokenizer.json and tokenizer_config.json.
 _BESIDE = (_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+#: Everything that says how text becomes tokens, and messages text.
+TOKENIZER_FILES = (_BACKEND, _MODEL, "vocab.json", "merges.txt", *_BESIDE)
 #: llama.cpp's converter reads tokenizer.model; transformers needs tokenizer.json alone.
 _COPIED = (_MODEL, GENERATION_CONFIG)
 #: Keys of transformers 4 and 5 that make one of them read a tokenizer in another way than tokenizer.json says.
@@ -51,6 +53,16 @@ def save_tokenizer(source: Path, folder: Path) -> dict[str, Any]:
         eos = _as_list(ids.get("eos_token_id")) + _as_list(getattr(tokenizer, "eos_token_id", None))
         _write_generation_config(folder, ids | _eos(eos))
     return ids
+
+
+def take_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer files of `source` over those in `folder`: all of them, or what is added to a tokenizer where
+    `source` has none."""
+    there = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in TOKENIZER_FILES if set(there) - set(_BESIDE) else ():
+        (folder / name).unlink(missing_ok=True)
+    for name in there:
+        shutil.copyfile(source / name, folder / name)
 
 
 def _build_from_gguf(file: Path, folder: Path) -> dict[str, Any]:

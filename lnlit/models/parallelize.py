@@ -21,6 +21,7 @@ from torch.distributed.tensor.parallel import (
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
+from lnlit.models.lora import is_adapted
 from lnlit.models.parts import layer_class
 from lnlit.models.split_adapter import SplitAdapter
 from lnlit.models.vocabulary import divide
@@ -101,7 +102,7 @@ def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
             part = getattr(decoder.spec.layers[index], kind)
             _check_split(module, kind, part, f"layers[{index}].{kind}", mesh.size())
             plan = {
-                name: SplitAdapter(style) if _is_adapted(module.get_submodule(name)) else _STYLES[style]()
+                name: SplitAdapter(style) if is_adapted(module.get_submodule(name)) else _STYLES[style]()
                 for name, style in module.tensor_parallel.items()
                 if _has_weights(module, name)
             }
@@ -110,10 +111,6 @@ def _tensor_parallel(decoder: Decoder, mesh: DeviceMesh) -> None:
                 parallelize_module(module, mesh, plan)  # type: ignore[arg-type]
                 for name, parameter in module.named_parameters():  # torch's style for norms unfreezes them
                     parameter.requires_grad_(trained[name])
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    return hasattr(module, "lora_a")
 
 
 def _has_weights(module: nn.Module, name: str) -> bool:
@@ -128,7 +125,7 @@ def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size:
             f"{where}: {part.type} stores several weights as one matrix, which tensor_parallel_size {size} does not "
             "split. Set model.runtime.fuse_gate_up: false, or tensor_parallel_size: 1."
         )
-    if any(_is_adapted(child) and not isinstance(child.dropout, nn.Identity) for child in module.children()):
+    if any(is_adapted(child) and not isinstance(child.dropout, nn.Identity) for child in module.children()):
         raise UserError("lora.dropout: tensor-parallel ranks would each drop other numbers; set it to 0.")
     for what, count in layer_class(slot, part).whole_units(part.args).items():
         if count % size:

@@ -14,7 +14,7 @@ from lnlit.interfaces.checkpoint import Sliced
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.layout import Slot, layout
-from lnlit.models.lora import merged
+from lnlit.models.lora import is_adapted, merged
 from lnlit.models.shards import own_part
 
 
@@ -69,6 +69,12 @@ def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     yield from named_weights(decoder, lambda own_name: gathered(decoder.get_parameter(own_name)))
 
 
+def canonical_adapters(decoder: Decoder) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yields (canonical name, A, B) for each weight that has an adapter. Collective as `canonical_weights` is."""
+    reshard(decoder)
+    yield from named_adapters(decoder, lambda own_name: gathered(decoder.get_parameter(own_name)))
+
+
 def gathered(parameter: Tensor) -> Tensor:
     """The whole value of a parameter. Collective if it is sharded."""
     value = parameter.detach()
@@ -87,6 +93,16 @@ def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[
         full = merged(decoder, own_name, whole).cpu()
         for name, slot in places:
             yield name, full.narrow(0, slot.start, slot.shape[0])
+
+
+def named_adapters(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yields (canonical name, A, B) for each weight that has an adapter; what is packed in one parameter shares an A.
+    `whole` as in `named_weights`."""
+    for name, slot in layout(decoder).items():
+        module, _, leaf = slot.parameter.rpartition(".")
+        if leaf == "weight" and is_adapted(decoder.get_submodule(module)):
+            a, b = (whole(f"{module}.{part}.weight").cpu() for part in ("lora_a", "lora_b"))
+            yield name, a, b.narrow(0, slot.start, slot.shape[0])
 
 
 def reshard(module: nn.Module) -> None:

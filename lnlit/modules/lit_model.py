@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lnlit.checkpoint.fingerprint import model_source
 from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
+from lnlit.checkpoint.peft import fill_adapters, start_of
 from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.data.chat import chat_folder
 from lnlit.data.planned import PlannedData
@@ -123,6 +124,7 @@ class LitModel(L.LightningModule):
             decoder = build_decoder(spec, "meta", None, runtime.attention_kernel, runtime.activation_checkpointing)
         if self.lora is not None:
             add_lora(decoder, self.lora)
+        start = start_of(decoder, self.lora) if self.lora is not None and self.lora.adapter else {}
         if runtime.precision == "fp8":
             to_float8(decoder, runtime.fp8_recipe, self._device_type(), self._tensor_parallel_size())
         if self.mesh is not None:
@@ -132,6 +134,7 @@ class LitModel(L.LightningModule):
         decoder.to_empty(device=self.trainer.strategy.root_device)
         init_lora(decoder)
         load_weights(decoder, self.model)
+        fill_adapters(decoder, start)
         self._compile_blocks(decoder)
         self.decoder = decoder
 

@@ -58,6 +58,11 @@ class Policy(LitModel):
                 "lora.dropout: samples are drawn without it, so every ratio of the policy to itself would be noise; "
                 "set it to 0"
             )
+        if lora is not None and lora.adapter and reference is None and algorithm.needs.reference:
+            raise UserError(
+                "reference: null is the model to start from, which is no folder with lora.adapter. To stay near it, "
+                f"`lnlit import {lora.adapter} REFERENCE` and name that; to stay near its base, name {model}."
+            )
         self.algorithm, self.temperature = algorithm, temperature
         self.reference = Reference(reference, self) if algorithm.needs.reference else None
         self._observed = {"train": Means(), "val": Means()}

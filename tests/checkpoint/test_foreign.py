@@ -33,7 +33,7 @@ def with_files(*names, text="x"):
 
 
 FOLDERS = {
-    "adapter": (adapter, r"LoRA adapter of meta-llama/Llama-3.2-1B.*merge_and_unload"),
+    "adapter": (adapter, r"LoRA adapter of meta-llama/Llama-3.2-1B.*lnlit import .*--base MODEL"),
     "diffusers": (with_files("model_index.json", "unet/config.json"), "diffusers"),
     "split": (with_files("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"), r"--merge .*m-00001-of-00002.gguf WHOLE"),
     "several": (with_files("q4.gguf", "q8.gguf"), "several GGUF files: q4.gguf, q8.gguf. Name one"),
@@ -153,14 +153,14 @@ def test_a_pointer_in_place_of_the_weights_is_told(tmp_path):
         list(open_checkpoint(tmp_path).weights(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     adapter(tmp_path)
-    with pytest.raises(UserError, match="weights of a LoRA adapter only"):
+    with pytest.raises(UserError, match=r"holds a LoRA adapter only. `lnlit import"):
         list(open_checkpoint(tmp_path).weights(tmp_path))
 
 
 def test_an_adapter_beside_its_base_is_not_left_out_in_silence(tmp_path):
     save_tiny(tmp_path)
     adapter(tmp_path)
-    with pytest.raises(UserError, match=r"lnlit would leave the adapter out. Merge it, or take its files out"):
+    with pytest.raises(UserError, match=r"lnlit would leave the adapter out. Put its files into a folder of their own"):
         list(open_checkpoint(tmp_path).weights(tmp_path))
 
 

@@ -82,3 +82,18 @@ def test_sharded_adapters_with_activation_checkpointing_step_like_one_rank(folde
     assert all("lora_" in name and gradient.any() for name, gradient in one["gradients"].items())
     worst = max((gradient - two["gradients"][name]).abs().max().item() for name, gradient in one["gradients"].items())
     assert worst <= 1e-5, worst
+
+
+def test_sharded_adapters_go_to_a_peft_folder_whole_and_come_back(folder):
+    from safetensors.torch import load_file
+
+    adapter_step(folder, "auto", 1)
+    one, two = (load_file(folder / f"adapter-{ranks}" / "adapter_model.safetensors") for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 3e-3  # Adam's step, whose sign may differ
+    assert min(one[name].std().item() for name in one) > 0.05
+    start = torch.load(folder / "start.pt", weights_only=True)
+    assert len(start) == len(two)
+    for name, value in start.items():
+        there = name.replace("lora_a.", "lora_A.").replace("lora_b.", "lora_B.")
+        assert torch.equal(value, two[f"base_model.model.model.{there}"]), name

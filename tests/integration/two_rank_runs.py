@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lnlit.callbacks import Checkpoint, GracefulStop, RandomState, SkipBadSteps
+from lnlit.callbacks import Checkpoint, ExportModel, GracefulStop, RandomState, SkipBadSteps
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
@@ -143,12 +143,31 @@ def train(folder: Path, strategy: str, name: str, seed: int, stop: bool = False)
     return None if terminate.sent_at is None else time.monotonic() - terminate.sent_at
 
 
+class KeepsStart(L.Callback):
+    """The adapters that a run starts with."""
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.adapters = {name: full(p) for name, p in pl_module.decoder.named_parameters() if p.requires_grad}
+
+
+def adapters_at_start(folder: Path, adapter: Path, strategy: Any, devices: int) -> dict[str, Tensor]:
+    """The adapters of a run that goes on from a PEFT folder."""
+    lora = LoRA(rank=4, targets=("q_proj", "v_proj", "down_proj"), adapter=str(adapter))
+    kept = KeepsStart()
+    trainer(folder / "start", strategy, devices, [kept], max_steps=1, enable_checkpointing=False).fit(
+        SFT(str(folder / "model"), AdamW(1e-3), lora=lora), chat(folder)
+    )
+    return kept.adapters
+
+
 def adapter_step(folder: Path, strategy: Any, devices: int) -> dict[str, Any]:
-    """Loss and gradients of one step of LoRA with activation checkpointing, on the same two rows for 1 or 2 devices."""
+    """Loss and gradients of one step of LoRA with activation checkpointing, on the same two rows for 1 or 2 devices.
+    The adapters go to a PEFT folder."""
     lora = LoRA(rank=4, targets=("q_proj", "v_proj", "down_proj"))
     module = SFT(str(folder / "model"), AdamW(1e-3), Runtime(activation_checkpointing=True), lora)
     given = GivenAdapters()
-    trainer(folder / "lora", strategy, devices, [given], max_steps=1, enable_checkpointing=False).fit(
+    callbacks = [given, ExportModel(str(folder / f"adapter-{devices}"), overwrite=True, adapter=True)]
+    trainer(folder / "lora", strategy, devices, callbacks, max_steps=1, enable_checkpointing=False).fit(
         module, chat(folder, micro_batch_size=2 // devices)
     )
     return {"loss": given.loss, "gradients": given.gradients}
@@ -165,8 +184,11 @@ def main(folder: Path) -> None:
         torch.distributed.barrier()
         train(folder, strategy, "stopped", seed=50)
     step = adapter_step(folder, strategies()["fsdp2"], 2)
+    torch.distributed.barrier()
+    start = adapters_at_start(folder, folder / "adapter-2", strategies()["fsdp2"], 2)
     if RANK == 0:
         torch.save(step, folder / "lora.pt")
+        torch.save(start, folder / "start.pt")
     (folder / f"rank{RANK}.json").write_text(json.dumps(stopping_s))
 
 
