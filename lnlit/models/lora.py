@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class LoRA:
         alpha: Scale of the adapters before division by `rank`.
         dropout: Dropout probability on the adapters' input.
         targets: Names of the linears that get adapters.
+        base_dtype: Dtype of the frozen weights; null is the run's. With bf16-mixed, "bfloat16" gives the same step in
+            half of their memory, as that is what they are computed in; what is written has it too.
         adapter: PEFT folder whose adapters training goes on from. It has the same rank, alpha and targets; null begins
             with new ones.
     """
@@ -35,6 +37,7 @@ class LoRA:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    base_dtype: Literal["bfloat16"] | None = None
     adapter: str | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,9 @@ def add_lora(decoder: Decoder, lora: LoRA) -> None:
                 )
             setattr(decoder.get_submodule(parent), leaf, adapted.to(linear.weight.dtype))
     set_trainable_params(decoder, get_adapter_params(decoder))
+    if lora.base_dtype is not None:
+        for _, parameter in base_parameters(decoder):
+            parameter.data = parameter.data.to(getattr(torch, lora.base_dtype))
 
 
 @torch.no_grad()

@@ -147,6 +147,8 @@ class LitModel(L.LightningModule):
     def _check(self, spec: ModelSpec) -> None:
         """Raises `UserError` before any weight is read for settings that would fail late or silently."""
         check_run(self.trainer, spec, self.model)
+        if self.lora is not None and self.lora.base_dtype is not None:
+            self._check_base_dtype(self.lora.base_dtype)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         tokens = data.micro_batch_tokens if isinstance(data, PlannedData) else 0
         if self.runtime.precision == "fp8" and tokens % FLOAT8_MULTIPLE:
@@ -154,6 +156,15 @@ class LitModel(L.LightningModule):
                 f"data.sequence_length: a micro-batch has {tokens} tokens, and with runtime.precision: fp8 it needs a "
                 f"multiple of {FLOAT8_MULTIPLE}. Choose a sequence_length that is one, or remove precision: fp8."
             )
+
+    def _check_base_dtype(self, dtype: str) -> None:
+        if "bf16" not in str(self.trainer.precision):
+            raise UserError(
+                f"lora.base_dtype: {dtype} is meant for products in bf16, and trainer.precision is "
+                f"{self.trainer.precision}. Set trainer.precision: bf16-mixed, or leave base_dtype out."
+            )
+        if self.runtime.precision == "fp8":
+            raise UserError("lora.base_dtype: goes with no runtime.precision: fp8. Leave one of the two out.")
 
     def _device_type(self) -> str:
         return self.trainer.strategy.root_device.type
@@ -320,7 +331,7 @@ class LitModel(L.LightningModule):
             listing = "; ".join(changes[:3])
             raise UserError(f"ckpt_path: the checkpoint holds another architecture than `model`: {listing}")
         lora = None if self.lora is None else self.lora.to_json()
-        if saved["lora"] != lora:
+        if (saved["lora"] and LoRA(**saved["lora"]).to_json()) != lora:
             raise UserError(f"ckpt_path: the checkpoint was trained with lora {saved['lora']}, this run has {lora}")
         if state := checkpoint.get("state_dict"):  # what is loaded piece by piece is looked at there
             found, expected = ({name: tuple(of[name].shape) for name in of} for of in (state, self.state_dict()))

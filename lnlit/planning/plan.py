@@ -179,7 +179,7 @@ class Fit:
         parameters = run.model.parameters
         trained = run.model.local.trained if self.training.lora else parameters
         disk = {
-            "checkpoints": self.saves * (parameters * _stored(run) + 2 * trained * _stored(run)),
+            "checkpoints": self.saves * ((parameters - trained) * run.stored_frozen + 3 * trained * _stored(run)),
             "export": parameters * EXPORT,
         }
         return Plan(

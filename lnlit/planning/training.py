@@ -103,6 +103,8 @@ class OnMesh:
         self.cast = self.compute if mixed and not self.sharded else None  # FSDP2 casts what it gathers
         held = torch.float32 if self.cast is not None else self.compute
         self.stored = 2 if training.precision == "bf16-true" else _FP32
+        half = training.lora is not None and training.lora.base_dtype is not None
+        self.stored_frozen = 2 if half else self.stored
         self.model = sized(training.spec, mesh.tensor_parallel, held, training.lora, training.fuse_gate_up)
         self.others = [
             (each, sized(each.spec, mesh.tensor_parallel if each.sharded else 1, self._dtype(each)))
@@ -125,7 +127,8 @@ class OnMesh:
         """What stays between steps."""
         local = self.model.local
         found = {
-            "parameters": self._share(local.parameters, self.sharded) * self.stored,
+            "parameters": self._share(local.parameters - local.trained, self.sharded) * self.stored_frozen
+            + self._share(local.trained, self.sharded) * self.stored,
             "optimizer": 2 * self._share(local.trained, self.sharded) * self.stored,
         }
         for frozen, other in self.others:

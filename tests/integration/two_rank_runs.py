@@ -151,10 +151,12 @@ class KeepsStart(L.Callback):
 
 
 def adapters_at_start(folder: Path, adapter: Path, strategy: Any, devices: int) -> dict[str, Tensor]:
-    """The adapters of a run that goes on from a PEFT folder."""
-    lora = LoRA(rank=4, targets=("q_proj", "v_proj", "down_proj"), adapter=str(adapter))
+    """The adapters of a run that goes on from a PEFT folder, on a base in bf16."""
+    targets = ("q_proj", "v_proj", "down_proj")
+    lora = LoRA(rank=4, targets=targets, base_dtype="bfloat16", adapter=str(adapter))
     kept = KeepsStart()
-    trainer(folder / "start", strategy, devices, [kept], max_steps=1, enable_checkpointing=False).fit(
+    settings = {"precision": "bf16-mixed", "max_steps": 1, "enable_checkpointing": False}
+    trainer(folder / "start", strategy, devices, [kept], **settings).fit(
         SFT(str(folder / "model"), AdamW(1e-3), lora=lora), chat(folder)
     )
     return kept.adapters
