@@ -31,7 +31,8 @@ from lnlit.models.lora import LoRA, is_adapted, put, with_adapter
 from lnlit.specs import ModelSpec
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+_MAGNITUDE = "magnitude_vector"
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B|magnitude_vector)(?:\.weight)?")
 #: PEFT copies the base's embedding and head where the head has an adapter, or where it thinks that they have changed.
 _COPY = re.compile(r"base_model\.model\.(lm_head|model\.embed_tokens)\.(?:base_layer\.)?weight")
 
@@ -42,8 +43,8 @@ def is_adapter(path: Path) -> bool:
 
 
 def tensor_name(module: str, factor: str) -> str:
-    """The name in a PEFT folder of a module's factor "A" or "B"."""
-    return f"base_model.model.{module}.lora_{factor}.weight"
+    """The name in a PEFT folder of a module's factor "A" or "B", or of DoRA's "magnitude_vector"."""
+    return f"base_model.model.{module}.lora_{factor}{'' if factor == _MAGNITUDE else '.weight'}"
 
 
 class Adapter:
@@ -74,12 +75,17 @@ class Adapter:
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
         """A and B of a module."""
-        both = tuple(self._tensors.read(tensor_name(module, factor)) for factor in "AB")
-        for factor, tensor in zip("AB", both, strict=True):
-            if not bool(tensor.isfinite().all()):
-                name = tensor_name(module, factor)
-                raise UserError(f"{self.folder / ADAPTER_WEIGHTS}: tensor {name} has a value that is no finite number.")
-        return both[0], both[1]
+        return self._finite(tensor_name(module, "A")), self._finite(tensor_name(module, "B"))
+
+    def magnitude(self, module: str) -> Tensor | None:
+        """The lengths of a module's rows, or None without DoRA."""
+        return self._finite(tensor_name(module, _MAGNITUDE)) if self.config.has_magnitudes else None
+
+    def _finite(self, name: str) -> Tensor:
+        tensor = self._tensors.read(name)
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{self.folder / ADAPTER_WEIGHTS}: tensor {name} has a value that is no finite number.")
+        return tensor
 
     def check_copy(self, name: str, tensor: Tensor) -> None:
         """Raises `UserError` if the folder has another tensor of the base under this name: it was trained too."""
@@ -94,13 +100,15 @@ class Adapter:
 
     def _modules(self) -> list[str]:
         file, found = self.folder / ADAPTER_WEIGHTS, {}
+        wanted = {"A", "B", *([_MAGNITUDE] if self.config.has_magnitudes else [])}
         for name in self._tensors.shapes.keys() - self.copies.values():
-            if (match := _FACTOR.fullmatch(name)) is None:
+            match = _FACTOR.fullmatch(name)
+            if match is None or match[2] not in wanted or name != tensor_name(match[1], match[2]):
                 raise UserError(f"{file}: tensor {name} is no factor of a linear's adapter; only those are read.")
             found.setdefault(match[1], set()).add(match[2])
         for module, factors in found.items():
-            if missing := {"A", "B"} - factors:
-                raise UserError(f"{file}: tensor {tensor_name(module, missing.pop())} is missing. Copy the file again.")
+            if missing := wanted - factors:
+                raise UserError(f"{file}: tensor {tensor_name(module, min(missing))} is missing. Copy the file again.")
         return sorted(found)
 
     def _width(self, module: str) -> tuple[int, int]:
@@ -111,6 +119,8 @@ class Adapter:
                 f"{self.folder}: the factors of {module} are {list(a)} and {list(b)}, and {ADAPTER_CONFIG} says rank "
                 f"{rank}. The two files are not of one adapter."
             )
+        if self.config.has_magnitudes and (found := self._tensors.shapes[tensor_name(module, _MAGNITUDE)]) != (b[0],):
+            raise UserError(f"{self.folder}: {module} has {list(found)} lengths of rows, and {b[0]} rows.")
         return a[1], b[0]
 
 
@@ -181,10 +191,16 @@ class _Adapted:
         return self.tensor.shape
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        weight, (a, b) = self.tensor[index], self.adapter.factors(self.module)
+        (a, b), lengths = self.adapter.factors(self.module), self.adapter.magnitude(self.module)
         rows, columns = index
-        b = b.narrow(0, self.first, self.shape[0])
-        found = with_adapter(weight, a[:, columns], b[rows], self.adapter.scale(self.module))
+        b = b.narrow(0, self.first, self.shape[0])[rows]
+        if lengths is None:
+            weight = self.tensor[index]
+            found = with_adapter(weight, a[:, columns], b, self.adapter.scale(self.module))
+        else:  # of whole rows
+            weight, lengths = self.tensor[rows, :], lengths.narrow(0, self.first, self.shape[0])[rows]
+            whole = with_adapter(weight, a, b, self.adapter.scale(self.module), lengths)
+            weight, found = weight[:, columns], whole[:, columns]
         if bool((~found.isfinite() & weight.isfinite()).any()):
             raise UserError(f"{self.adapter.folder}: with it {self.name} has numbers that {weight.dtype} cannot hold.")
         return found
@@ -265,6 +281,10 @@ def start_of(decoder: Decoder, lora: LoRA) -> Mapping[str, tuple[Tensor, Tensor]
     """
     adapter = Adapter(resolve(str(lora.adapter)))
     _check_same(adapter, lora)
+    if adapter.config.has_magnitudes:
+        raise UserError(
+            f"lora.adapter: {adapter.folder} is of DoRA, which runs do not train. `lnlit import` merges it."
+        )
     if adapter.copies:
         raise UserError(
             f"lora.adapter: {adapter.folder} holds {', '.join(adapter.copies)} of its base. `lnlit import` merges it."

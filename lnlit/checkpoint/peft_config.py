@@ -14,11 +14,11 @@ from lnlit.files import read_json
 from lnlit.schema import is_finite
 
 ADAPTER_CONFIG = "adapter_config.json"
-_PLAIN = "lnlit reads plain LoRA of linears."
+_PLAIN = "lnlit reads LoRA and DoRA of linears."
 #: Keys that are read here.
 _READ = {
-    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights",
-    "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
+    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "use_dora", "bias",
+    "init_lora_weights", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
 }  # fmt: skip
 #: Keys that matter before or while an adapter is trained, or for other kinds of base models.
 _WITHOUT_EFFECT = {
@@ -40,6 +40,7 @@ class PeftConfig:
     rank: int
     alpha: float
     rank_stabilised: bool
+    has_magnitudes: bool
     targets: str | Collection[str]
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
@@ -47,7 +48,8 @@ class PeftConfig:
 
     @classmethod
     def read(cls, file: Path) -> PeftConfig:
-        """Raises `UserError` for any key by which PEFT would compute something else than `W + scale * B A`."""
+        """Raises `UserError` for any key by which PEFT would compute something else than `W + scale * B A`, or by
+        DoRA (arXiv 2402.09353) with rows of given lengths."""
         values = read_json(file, "the configuration of a PEFT adapter")
         _check_kind(values, file)
         rank, alpha = values.get("r", 8), values.get("lora_alpha", 8)
@@ -58,6 +60,7 @@ class PeftConfig:
             rank=_rank(rank, f"{file}: r"),
             alpha=_alpha(alpha, f"{file}: lora_alpha"),
             rank_stabilised=bool(values.get("use_rslora")),
+            has_magnitudes=bool(values.get("use_dora")),
             targets=_targets(values.get("target_modules"), file),
             rank_pattern=_pattern(values, "rank_pattern", _rank, file),
             alpha_pattern=_pattern(values, "alpha_pattern", _alpha, file),

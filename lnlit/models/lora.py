@@ -138,8 +138,12 @@ def merged(decoder: Decoder, name: str, whole: Callable[[str], Tensor]) -> Tenso
     return with_adapter(weight, a, b, module.alpha / module.rank)  # type: ignore[operator]
 
 
-def with_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """`weight + scale * b @ a`, computed in fp32 at least and rounded once to the dtype of `weight`."""
+def with_adapter(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude: Tensor | None = None) -> Tensor:
+    """`weight + scale * b @ a`, computed in fp32 at least and rounded once to the dtype of `weight`. With DoRA its rows
+    get the lengths `magnitude`."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     a, b = a.to(weight.device, wide), b.to(weight.device, wide)
-    return (weight.to(wide) + scale * (b @ a)).to(weight.dtype)
+    total = weight.to(wide) + scale * (b @ a)
+    if magnitude is not None:
+        total *= (magnitude.to(total) / total.norm(dim=1))[:, None]
+    return total.to(weight.dtype)

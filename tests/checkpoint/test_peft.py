@@ -258,6 +258,8 @@ SETTINGS = {
     "all linears": {"target_modules": "all-linear"},
     "an expression": {"target_modules": r".*\.1\..*(q_proj|down_proj)"},
     "rank-stabilised": {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "DoRA and more": {"use_dora": True, "use_rslora": True, "alpha_pattern": {"v_proj": 2}},
     "another rank and alpha for some": {
         "rank_pattern": {"q_proj": 7, r"layers\.1\.mlp\.down_proj": 2},
         "alpha_pattern": {r"layers\.0\.self_attn\.k_proj": 11},
@@ -281,10 +283,12 @@ def test_what_peft_made_is_merged_as_peft_merges_it(tmp_path, told):
     assert difference(ours, logits_of(model.merge_and_unload())) <= 1e-5
 
 
-def test_an_adapter_of_stacked_matrices_is_merged(tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_of_stacked_matrices_is_merged(tmp_path, dora):
     spec, _ = FAMILIES["phi3"]
     base = base_folder(tmp_path / "base", spec, "phi3")
-    model = made_by_peft(base, tmp_path / "adapter", target_modules=["qkv_proj", "gate_up_proj", "down_proj"])
+    targets = ["qkv_proj", "gate_up_proj", "down_proj"]
+    model = made_by_peft(base, tmp_path / "adapter", target_modules=targets, use_dora=dora)
     out = import_model(tmp_path / "adapter", tmp_path / "out")
     assert difference(logits_of(decoder_of(out, spec)), logits_of(model)) <= 1e-5
 

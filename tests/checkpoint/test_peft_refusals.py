@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lnlit.checkpoint.convert import import_model
 from lnlit.checkpoint.formats import open_checkpoint
-from lnlit.checkpoint.peft import start_of
+from lnlit.checkpoint.peft import PeftFolder, start_of, tensor_name
 from lnlit.errors import UserError
 from lnlit.models.lora import LoRA, add_lora
 from lnlit.models.parts import packed
@@ -63,7 +63,8 @@ def adapter(tmp_path, base):
 
 
 KEYS = {
-    "dora": ({"use_dora": True}, "use_dora: True is not read. lnlit reads plain LoRA of linears. PEFT merges others"),
+    "dora without lengths": ({"use_dora": True}, "q_proj.lora_magnitude_vector is missing"),
+    "with singular values": ({"kasa_config": {"x": 1}}, "kasa_config: .* is not read. lnlit reads LoRA and DoRA of"),
     "another kind": ({"peft_type": "ADALORA"}, "peft_type: 'ADALORA' is not read"),
     "no kind": ({"peft_type": None}, "peft_type: None is not read"),
     "another task": ({"task_type": "SEQ_CLS"}, "task_type: 'SEQ_CLS' has a head of its own"),
@@ -243,6 +244,33 @@ def test_an_adapter_of_another_base_starts_no_run(adapter):
         UserError, match=r"has factors \[2, 40\] and \[32, 2\] for layers.0.self_attn.q_proj, and the model"
     ):
         begin(adapter(tensors=wide))
+
+
+def test_dora_starts_no_run_and_needs_a_length_for_each_row(adapter, tmp_path):
+    lengths = {tensor_name(module, "magnitude_vector"): torch.ones(WIDTHS[module[-6:]][1]) for module in MODULES}
+    with pytest.raises(
+        UserError, match=r"lora.adapter: \S+ is of DoRA, which runs do not train. `lnlit import` merges"
+    ):
+        begin(adapter({"use_dora": True}, lengths))
+    with pytest.raises(UserError, match=r"model.layers.0.self_attn.q_proj has \[3\] lengths of rows, and 32 rows"):
+        import_model(
+            adapter({"use_dora": True}, lengths | {f"{Q}.lora_magnitude_vector": torch.ones(3)}), tmp_path / "x"
+        )
+    with pytest.raises(UserError, match=r"lora_A is no factor"):
+        import_model(adapter(tensors={f"{Q}.lora_A": ONE}), tmp_path / "x")
+
+
+def test_a_rank_reads_its_part_of_the_sum(adapter, base):
+    """Rows and columns of what is read are those of the whole, with and without DoRA."""
+    lengths = {tensor_name(module, "magnitude_vector"): torch.ones(WIDTHS[module[-6:]][1]) for module in MODULES}
+    for keys, more in (({}, {}), ({"use_dora": True}, lengths)):
+        folder = adapter(keys, more)
+        whole = dict(PeftFolder().weights(folder))
+        plain = dict(open_checkpoint(base).weights(base))
+        for name, tensor in PeftFolder().slices(folder):
+            assert torch.equal(whole[name], plain[name]) != (name.removesuffix(".weight") in MODULES), name
+            index = (slice(3, 9), slice(5, 20))[: len(tensor.shape)]
+            torch.testing.assert_close(tensor[index], whole[name][index])
 
 
 def test_a_matrix_beside_starts_no_run(adapter):
