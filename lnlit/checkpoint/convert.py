@@ -115,7 +115,7 @@ def _convert(
     adapter = PeftFolder(base) if is_adapter(path) else None
     if base is not None and adapter is None:
         raise UserError(f"base: is what a LoRA adapter is merged into, and {source} is no adapter. Leave it out.")
-    checkpoint, model = (open_checkpoint(path), source) if adapter is None else (adapter, adapter.base(path))
+    checkpoint, model = (open_checkpoint(path), str(source)) if adapter is None else (adapter, adapter.base(path))
     target_dtype, spec = _dtype(dtype), checkpoint.read_spec(path)
     check_spec(spec)
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {out.name}")

@@ -101,7 +101,7 @@ class Adapter:
     def _modules(self) -> list[str]:
         file, found = self.folder / ADAPTER_WEIGHTS, {}
         wanted = {"A", "B", *([_MAGNITUDE] if self.config.has_magnitudes else [])}
-        for name in self._tensors.shapes.keys() - self.copies.values():
+        for name in sorted(self._tensors.shapes.keys() - self.copies.values()):
             match = _FACTOR.fullmatch(name)
             if match is None or match[2] not in wanted or name != tensor_name(match[1], match[2]):
                 raise UserError(f"{file}: tensor {name} is no factor of a linear's adapter; only those are read.")
@@ -109,7 +109,7 @@ class Adapter:
         for module, factors in found.items():
             if missing := wanted - factors:
                 raise UserError(f"{file}: tensor {tensor_name(module, min(missing))} is missing. Copy the file again.")
-        return sorted(found)
+        return list(found)
 
     def _width(self, module: str) -> tuple[int, int]:
         a, b = (self._tensors.shapes[tensor_name(module, factor)] for factor in "AB")
