@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +14,16 @@ from lnlit.renamed import now_called
 
 class UserError(ValueError):
     """Bad input. The message says what was wrong, what was given, what is allowed and what to do next."""
+
+
+def causes(error: BaseException, contexts: bool = False) -> Iterator[BaseException]:
+    """An error and what it was raised from. With `contexts`, also what was being handled when it was raised."""
+    seen: set[int] = set()  # causes may go round in a circle
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (cause.__context__ if contexts else None)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
@@ -29,6 +39,13 @@ def unknown_key(path: str, key: str, allowed: Iterable[str]) -> UserError:
     names = sorted(allowed)
     listing = ", ".join(names) or "none"
     return UserError(f"{path}: unknown key {key!r}.{did_you_mean(key, names)} Allowed: {listing}.")
+
+
+def check_positive(where: str, **values: float | None) -> None:
+    """Raises `UserError` for the first of some settings that is given and not above 0."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{where}.{name}: expected a positive number, got {value}")
 
 
 def optional(module: str, extra: str) -> Any:

@@ -99,10 +99,15 @@ def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None
     return out
 
 
+def write_file(out: Path, content: str | bytes) -> None:
+    """Writes a file atomically, text as UTF-8."""
+    with replaced_file(out) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json(out: Path, data: Any) -> None:
     """Writes `data` as readable JSON, atomically. All numbers must be finite."""
-    with replaced_file(out) as scratch:
-        scratch.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_file(out, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(file: Path, what: str = "a JSON file") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from lnlit.errors import UserError, shown
-from lnlit.files import check_output, replaced_file
+from lnlit.files import check_output, replaced_file, write_file
 
 
 class Lines:
@@ -160,13 +160,21 @@ def read_lines(file: Path, what: str) -> Iterator[tuple[int, Any]]:
 
 def write_lines(file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of JSON lines atomically: if it fails, the old file is unchanged."""
-    with replaced_file(file) as scratch:
-        scratch.write_bytes(b"".join(map(line, entries)))
+    write_file(file, b"".join(map(line, entries)))
 
 
 def line(entry: Mapping[str, Any]) -> bytes:
     """An entry as one line of JSON. All numbers must be finite."""
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def why_no_line(entry: Mapping[str, Any]) -> str | None:
+    """Why an entry cannot be a line of JSON, or None if it can."""
+    try:
+        line(entry)
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"cannot be written as JSON: {error}"
+    return None
 
 
 def is_cut_header(text: bytes, header: bytes) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from lnlit.errors import UserError
-from lnlit.files import replaced_file
+from lnlit.files import write_file
 from lnlit.report.charts import Line, Points, line_chart, stacked_bars
 from lnlit.report.pages import Table, render
 from lnlit.report.picture import Picture
@@ -34,8 +34,7 @@ Section = tuple[str, list[Picture], str]
 def write_page(file: Path, history: History) -> None:
     """Writes the page atomically."""
     text = page(history)
-    with replaced_file(file) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_file(file, text)
 
 
 def page(history: History) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -13,16 +11,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lnlit.data.sources import where
-from lnlit.errors import UserError
+from lnlit.errors import check_positive
 from lnlit.files import expanded
 from lnlit.interfaces import Reward, RolloutEngine, Source
 from lnlit.journal import Journal
+from lnlit.progress import say
 from lnlit.sampling.model import SampledModel, settings_of
-from lnlit.sampling.prompt import Prompt, PromptEncoder, digest, read_prompts
+from lnlit.sampling.prompt import digest
 from lnlit.sampling.sample import Judged
 from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, sample_into
 from lnlit.sampling.settings import Sampling
+from lnlit.stages.prompts import read_all
 from lnlit.thinking import Thinking, on_or_off
 
 _REWARD = "reward"
@@ -58,11 +57,11 @@ def annotate(
         reward_workers: The number of processes that judge.
         prompts_per_round: The number of prompts between two writes to disk. Engines work best on many prompts at once.
     """
-    if prompts_per_round < 1:
-        raise UserError(f"annotate.prompts_per_round: expected a positive number, got {prompts_per_round}")
+    check_positive("annotate", prompts_per_round=prompts_per_round)
     sampled, samples = SampledModel(model, engine), sampling.samples_per_prompt
-    encoder = sampled.encoder(None if thinking is None else on_or_off(thinking))
-    found = _read(prompts, encoder, sampled.room(sampling.max_new_tokens), reward)
+    mode, advice = None if thinking is None else on_or_off(thinking), "Leave the row out, or lower max_new_tokens."
+    found = read_all(prompts, sampled, [mode], sampling.max_new_tokens, [reward], "annotate", advice)
+    encoder = sampled.encoder(mode)
     settings = {
         **sampled.identity,
         "prompts": digest(found),
@@ -81,7 +80,7 @@ def annotate(
         lines = summary([row for _, row in work.numbered()], samples, sampler.counts())
         work.finish(file)
     for line in lines:
-        print(f"annotate: {line}", file=sys.stderr)
+        say(f"annotate: {line}")
     return file
 
 
@@ -116,22 +115,3 @@ def summary(rows: Sequence[Mapping[str, Any]], samples: int, outcomes: Mapping[s
         bar = "#" * round(40 * counts[level] / widest)
         lines.append(f"pass rate {f'{level}/{levels}':>5} {counts[level]:>7}  {bar}".rstrip())
     return lines
-
-
-def _read(source: Source, encoder: PromptEncoder, room: int | None, reward: Reward) -> list[Prompt]:
-    """All prompts as tokens. Raises `UserError` for a prompt that leaves no room for a completion, and for rows without
-    a JSON form."""
-    read = read_prompts(source, encoder, room)
-    if read.left_out:
-        raise UserError(f"{read.named(read.left_out, most=1)}. Leave the row out, or lower max_new_tokens.")
-    for prompt, row in zip(read.found, read.rows, strict=True):
-        try:
-            json.dumps(prompt.row, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where(source, row)}: {error}") from error
-    if not read.found:
-        raise UserError(f"prompts: {source} has no rows")
-    if unjudged := read.unjudged([reward]):  # before anything is sampled
-        of = f"{len(unjudged)} of {len(read.found)} rows"
-        print(f"annotate: no completion can be judged by {of}: {read.named(unjudged)}", file=sys.stderr)
-    return read.found

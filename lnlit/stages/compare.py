@@ -14,7 +14,7 @@ import yaml
 
 from lnlit.errors import did_you_mean
 from lnlit.eval.intervals import Mean, mean_of_numbers
-from lnlit.files import expanded, read_json, replaced_file, write_json
+from lnlit.files import expanded, read_json, write_file, write_json
 from lnlit.report.charts import Difference, difference_chart
 from lnlit.report.picture import png
 from lnlit.report.theme import plain
@@ -90,10 +90,8 @@ def compare(out: Path, asked: Asked, outcomes: Sequence[Outcome]) -> str:
     ]
     metrics = {name: {arm: _as_json(cell) for arm, cell in row.items()} for name, row in cells.items()}
     charts = {name: _chart(row, asked) for name, row in cells.items()}
-    with replaced_file(out / PICTURE) as scratch:
-        scratch.write_bytes(png(lambda theme: difference_chart(theme, charts, asked.arms[0])))
-    with replaced_file(out / TABLE) as scratch:
-        scratch.write_text(table, encoding="utf-8")
+    write_file(out / PICTURE, png(lambda theme: difference_chart(theme, charts, asked.arms[0])))
+    write_file(out / TABLE, table)
     write_json(out / DATA, {"compared_with": asked.arms[0], "metrics": metrics, "runs": runs})
     return table
 

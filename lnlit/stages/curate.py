@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from lnlit.curation.executors import Executor, Local, alone
 from lnlit.curation.phases import planned
 from lnlit.curation.settings import closing_shared, stated
 from lnlit.curation.step import Counted, PipelineStep
-from lnlit.errors import UserError
+from lnlit.errors import UserError, check_positive
 from lnlit.files import check_output, expanded
 from lnlit.interfaces import Source
 from lnlit.journal import Journal
+from lnlit.progress import say
 
 _WHAT = "curated rows"
 
@@ -48,9 +48,7 @@ def curate(
         tasks: The number of parts that the rows are divided into. Which of several duplicates is kept may depend on it.
         strict: Stop at the first row that cannot be read, instead of counting it.
     """
-    for name, value in (("workers", workers), ("tasks", tasks)):
-        if value is not None and value < 1:
-            raise UserError(f"curate.{name}: expected a positive number, got {value}")
+    check_positive("curate", workers=workers, tasks=tasks)
     sources = source if isinstance(source, Mapping) else {"": source}
     if not sources:
         raise UserError("curate.source: expected a source, or at least one by name")
@@ -62,7 +60,7 @@ def curate(
     settings = {"source": stated(sources), "steps": stated(steps), "tasks": tasks}
     before = read_counts(counts)
     if before and before["settings"] == settings and file.exists() and not work.exists():
-        print("curate: these rows are there already, of the same source and steps", file=sys.stderr)
+        say("curate: these rows are there already, of the same source and steps")
         return _told(before, file)
     with alone(work), Journal(work / "settings.jsonl", settings, _WHAT):
         phases = planned(sources, steps, work, tasks, file.absolute(), counts.absolute(), settings)
@@ -71,7 +69,7 @@ def curate(
         with closing_shared():
             ended = (executor or Local()).run(phases, work, workers)
         if not ended:
-            print("curate: submitted; the same command tells the counts when all jobs have ended", file=sys.stderr)
+            say("curate: submitted; the same command tells the counts when all jobs have ended")
             return file
         _remove(work)
     return _told(read_counts(counts), file)
@@ -93,7 +91,7 @@ def _told(found: Mapping[str, Any] | None, file: Path) -> Path:
     if set(found["domains"]) - {NONE}:
         lines += ["", *domain_table(found["domains"])]
     for line in lines:
-        print(line, file=sys.stderr)
+        say(line)
     return file
 
 

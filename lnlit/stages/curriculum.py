@@ -3,12 +3,12 @@ run."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from lnlit.errors import UserError
-from lnlit.files import check_output, expanded, replaced_file
+from lnlit.errors import UserError, check_positive
+from lnlit.files import check_output, expanded, write_file
 from lnlit.interfaces import Source
+from lnlit.progress import say
 from lnlit.report.maps import curriculum_map, mean_rate
 from lnlit.report.picture import png
 from lnlit.sampling.curriculum import GaussianCurriculum
@@ -35,17 +35,15 @@ def curriculum(
     file = check_output(expanded(out), mark=b"PNG")
     if file.suffix != ".png":
         raise UserError(f"curriculum.out: expected the name of a .png file, got {out!r}")
-    if prompts_per_rollout < 1:
-        raise UserError(f"curriculum.prompts_per_rollout: expected a positive number, got {prompts_per_rollout}")
+    check_positive("curriculum", prompts_per_rollout=prompts_per_rollout)
     prompt_order = prompt_order or GaussianCurriculum()
     prompt_order.start(list(prompts.rows()), seed, rollouts)
     wanted, taken = follow(prompt_order, prompts_per_rollout)
-    with replaced_file(file) as scratch:
-        scratch.write_bytes(png(lambda theme: curriculum_map(theme, prompt_order.rates, wanted, taken)))
+    write_file(file, png(lambda theme: curriculum_map(theme, prompt_order.rates, wanted, taken)))
     used, there = len(taken) * prompts_per_rollout, sum(map(len, prompt_order.pools))
     means = [mean_rate(prompt_order.rates, row) for row in (taken[0], taken[-1])]
     line = f"{rollouts} rollouts take {used} prompts of {there}; mean pass rate {means[0]:.3f} to {means[1]:.3f}"
-    print(f"curriculum: {line}", file=sys.stderr)
+    say(f"curriculum: {line}")
     return file
 
 

@@ -20,7 +20,7 @@ from lnlit.eval.divergence import Divergence
 from lnlit.eval.figures import Cell, Evaluation
 from lnlit.eval.results import as_json, questions
 from lnlit.eval.runner import Asked, Benchmark, Evaluator, Settings, read_benchmarks
-from lnlit.files import check_output, expanded, replaced_file, write_json
+from lnlit.files import check_output, expanded, write_file, write_json
 from lnlit.interfaces import RolloutEngine, Task
 from lnlit.journal import write_lines
 from lnlit.models.device import has_cuda
@@ -133,8 +133,7 @@ def _context(question: Any) -> str:
 def _write(folder: Path, evaluation: Evaluation) -> None:
     """Writes all results, the data last."""
     for name, text in ((TABLE, markdown(evaluation)), (PAGE, page(evaluation))):
-        with replaced_file(folder / name) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+        write_file(folder / name, text)
     write_lines(folder / QUESTIONS, questions(evaluation))
     write_json(folder / DATA, as_json(evaluation))
 

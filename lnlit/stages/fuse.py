@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from inspect import signature
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from lnlit.models.build import check_spec
 from lnlit.models.device import torch_device
 from lnlit.models.fusion import FusionPlan
 from lnlit.models.lineage import child_spec, child_weights
+from lnlit.progress import say
 from lnlit.report.maps import dependency_map
 from lnlit.report.picture import png
 from lnlit.search.dependency import Dependency, block_dependency, parallel_windows
@@ -98,14 +98,13 @@ def _read_plan(file: str, wishes: dict[str, object]) -> FusionPlan:
 def _tell(spec: ModelSpec, child: ModelSpec, plan: FusionPlan, method: str) -> None:
     if not plan.groups:
         runs = [list(run) for run in fusion.attention_free_runs(spec)]
-        print(
+        say(
             f"nothing to {method}: the runs of attention-free layers are {runs or 'none'}, and {len(plan.left_out)} "
-            "layers are left out at the ends; the model is copied as it is",
-            file=sys.stderr,
+            "layers are left out at the ends; the model is copied as it is"
         )
         return
     groups = ", ".join(f"{group[0]}-{group[-1]}" for group in plan.groups)
-    print(f"{method} {groups}: {len(spec.layers)} layers become {len(child.layers)}", file=sys.stderr)
+    say(f"{method} {groups}: {len(spec.layers)} layers become {len(child.layers)}")
 
 
 def _dependency(path: Path, data: TextSample) -> Dependency:

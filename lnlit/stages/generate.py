@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -17,17 +15,18 @@ from typing import Any
 
 from lnlit.data.rows import answers, beside
 from lnlit.data.sources import FileSource
-from lnlit.errors import UserError
+from lnlit.errors import UserError, check_positive
 from lnlit.files import check_output, expanded, replaced_file
 from lnlit.interfaces import Reward, RolloutEngine, Source
 from lnlit.journal import Journal, line
-from lnlit.progress import track
+from lnlit.progress import say, track
 from lnlit.sampling.model import SampledModel, settings_of
-from lnlit.sampling.prompt import Prompt, Prompts, digest, read_prompts
+from lnlit.sampling.prompt import digest
 from lnlit.sampling.sample import Judged
 from lnlit.sampling.sampler import Asked, Phases, Sampler, Weighted, asked, sample_into
 from lnlit.sampling.settings import Sampling
 from lnlit.stages.keep import Keep, Kept, kept
+from lnlit.stages.prompts import read_all
 from lnlit.thinking import Thinking, mode, on_or_off
 
 #: Keys of which a prompt's row has a list, with one item for each completion.
@@ -47,9 +46,7 @@ class Rounds:
     reward_workers: int = 2
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"rounds.{name}: expected a positive number, got {value}")
+        check_positive("rounds", **vars(self))
 
 
 def generate(
@@ -89,7 +86,8 @@ def generate(
     weighted = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards or ()]
     file = _checked(expanded(out), prompts, keep, weighted)
     sampled, modes = SampledModel(model, engine), _modes(thinking)
-    found = _read(prompts, sampled, modes, sampling, weighted, strict)
+    judges, advice = [each.reward for each in weighted], "Without strict, such rows are left out and counted."
+    found = read_all(prompts, sampled, modes, sampling.max_new_tokens, judges, "generate", advice, strict)
     made_by = {**sampled.identity, "sampling": asdict(sampling)}
     judged_by = [vars(each) | {"reward": settings_of(each.reward)} for each in weighted]
     encoder = sampled.encoder(modes[0])
@@ -109,7 +107,7 @@ def generate(
         sample_into(work, sampler, drawn, rounds.prompts, row, "generate")
         _ask_again(work, sampler, lacking, rounds.prompts, row)
         for told in _write(file, work, len(found), keep):
-            print(f"generate: {told}", file=sys.stderr)
+            say(f"generate: {told}")
     return file
 
 
@@ -122,54 +120,11 @@ def _checked(out: Path, prompts: Source, keep: Keep, rewards: Sequence[Weighted]
 
 
 def _modes(thinking: Thinking | bool | list[Thinking | bool] | None) -> list[Thinking | None]:
-    if isinstance(thinking, list):
-        if not thinking:
-            raise UserError("generate.thinking: the list is empty; expected on, off, [on, off] or null")
-        return [on_or_off(each) for each in thinking]
-    return [None if thinking is None else on_or_off(thinking)]
-
-
-def _read(
-    source: Source,
-    sampled: SampledModel,
-    modes: Sequence[Thinking | None],
-    sampling: Sampling,
-    rewards: Sequence[Weighted],
-    strict: bool,
-) -> list[Prompt]:
-    """The prompts of a source in each mode, row by row. A row that says its own mode is asked once."""
-    room = sampled.room(sampling.max_new_tokens)
-    by_row: defaultdict[int, list[Prompt]] = defaultdict(list)
-    left_out: dict[int, str] = {}
-    read = None
-    for thinking in modes:
-        read = read_prompts(source, sampled.encoder(thinking), room, strict)
-        left_out |= read.left_out
-        for number, prompt in zip(read.rows, read.found, strict=True):
-            if why := _why_not_json(prompt.row):
-                left_out[number] = why
-            elif all(prompt.messages != other.messages for other in by_row[number]):
-                by_row[number].append(prompt)
-    rows = [(number, prompt) for number in sorted(by_row) for prompt in by_row[number]]
-    found = Prompts(source, [prompt for _, prompt in rows], [number for number, _ in rows], left_out)
-    if left_out and strict:
-        raise UserError(f"{found.named(left_out, most=1)}. Without strict, such rows are left out and counted.")
-    if left_out:
-        print(f"generate: {len(left_out)} rows left out: {found.named(left_out)}", file=sys.stderr)
-    if not rows:
-        raise UserError(f"prompts: {source} has no rows to answer")
-    if unjudged := found.unjudged([each.reward for each in rewards]):  # before anything is sampled
-        of = f"{len(unjudged)} of {len({number for number, _ in rows})} rows"
-        print(f"generate: no completion can be judged by {of}: {found.named(unjudged)}", file=sys.stderr)
-    return found.found
-
-
-def _why_not_json(row: Mapping[str, Any]) -> str | None:
-    try:
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        return f"cannot be written as JSON: {error}"
-    return None
+    if thinking is None:
+        return [None]
+    if thinking == []:
+        raise UserError("generate.thinking: the list is empty; expected on, off, [on, off] or null")
+    return [on_or_off(each) for each in (thinking if isinstance(thinking, list) else [thinking])]
 
 
 def _row(samples: Sequence[Judged], made_by: Mapping[str, Any], strict: bool) -> dict[str, Any]:

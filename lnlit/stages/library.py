@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from lnlit.files import check_output, expanded
 from lnlit.models.build import build_decoder
 from lnlit.models.device import torch_device
 from lnlit.models.layerwise import LayerwiseDecoder
-from lnlit.progress import track
+from lnlit.progress import say, track
 from lnlit.search.library import LibraryWriter
 from lnlit.search.space import Candidates, initialise_layer
 from lnlit.search.walk import Walk
@@ -49,7 +48,7 @@ def build_library(
     source = resolve(model)
     spec = read_spec(source)
     for line in candidates.check(spec):
-        print(f"library: {line}", file=sys.stderr)
+        say(f"library: {line}")
     tokens_RT = data.tokens(str(source))
     if tokens_RT.shape[1] > spec.context_length:
         raise UserError(f"data.length {tokens_RT.shape[1]} is longer than the model's context of {spec.context_length}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +21,13 @@ from lnlit.data.preference import REFERENCE, Group, digest, encode_groups
 from lnlit.data.preference_rows import PreferenceRows
 from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer
-from lnlit.errors import UserError
+from lnlit.errors import UserError, check_positive
 from lnlit.files import expanded
 from lnlit.interfaces import Source, TokenBatch
-from lnlit.journal import Journal
+from lnlit.journal import Journal, why_no_line
 from lnlit.models.device import torch_device
 from lnlit.models.layerwise import LayerwiseDecoder
-from lnlit.progress import track
+from lnlit.progress import say, track
 from lnlit.rollout.log_probs import at_labels
 from lnlit.search.walk import Walk
 from lnlit.thinking import Thinking, on_or_off
@@ -63,9 +62,7 @@ def reference(
             free memory is read from disk in each round: more rows are faster.
     """
     numbers = {"temperature": temperature, "batch_tokens": batch_tokens, "rows_per_round": rows_per_round}
-    for name, value in numbers.items():
-        if not value > 0:
-            raise UserError(f"reference.{name}: expected a positive number, got {value}")
+    check_positive("reference", **numbers)
     path, file = resolve(model), expanded(out)
     encoder = ChatEncoder(load_tokenizer(path), None if thinking is None else on_or_off(thinking))
     rows = _read(data)
@@ -82,9 +79,7 @@ def reference(
                 parts = zip(part, groups, found, strict=True)
                 work.append(*({**row, REFERENCE: _written(group, nats, temperature)} for row, group, nats in parts))
         work.finish(file)
-    print(
-        f"reference: {sum(len(row['completions']) for row in rows)} completions of {len(rows)} prompts", file=sys.stderr
-    )
+    say(f"reference: {sum(len(row['completions']) for row in rows)} completions of {len(rows)} prompts")
     return file
 
 
@@ -92,10 +87,8 @@ def _read(data: Source) -> list[dict[str, Any]]:
     rows = []
     for index, row in enumerate(PreferenceRows(data).rows()):
         rows.append({**row, REFERENCE: None})  # what an older one said is no part of the work
-        try:
-            json.dumps(rows[-1], ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where(data, index)}: {error}") from error
+        if why := why_no_line(rows[-1]):
+            raise UserError(f"{where(data, index)}: {why}")
     if not rows:
         raise UserError(f"data: {data} has no rows")
     return rows

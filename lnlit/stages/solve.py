@@ -52,7 +52,9 @@ def solve(
     if not time_limit_s > 0:
         raise UserError(f"solve.time_limit_s: expected a number above 0, got {time_limit_s}.")
     name, chosen = _solver(solver)
-    target = _checked_output(out, problem, scores, deployment.costs, deployment.corrected_by)
+    inputs = (scores, deployment.costs, deployment.corrected_by)
+    target = check_output(expanded(out), inputs=[problem, *inputs], mark=b'"solutions"')
+    check_output(problem_path(target), inputs=inputs, mark=b'"layers"')
     if problem is None:
         asked = _from_library(library, scores, deployment, rules, solutions)
     elif library or scores or (deployment, rules, solutions) != (Deployment(), Rules(), Solutions()):
@@ -60,12 +62,6 @@ def solve(
     else:
         asked = read_problem(expanded(problem))
     return _written(target, asked, problem, name, chosen, time_limit_s, frontier)
-
-
-def _checked_output(out: str, problem: str | None, *inputs: str | None) -> Path:
-    target = check_output(expanded(out), inputs=[problem, *inputs], mark=b'"solutions"')
-    check_output(problem_path(target), inputs=inputs, mark=b'"layers"')
-    return target
 
 
 def _written(
@@ -153,8 +149,7 @@ def _solved(problem: Problem, name: str, solver: Solver, time_limit_s: float) ->
     proof = "without proof" if best.gap is None else f"proven to {best.gap:.1e}"
     size = f"{len(problem.layers)} layers of up to {max(map(len, problem.layers))} choices"
     found = f"solve: {size} with {name}: {result.status}, score {best.score:.6g} {proof}"
-    told = ". ".join(filter(None, [found, result.message]))
-    say(told)
+    say(". ".join(filter(None, [found, result.message])))
     return result
 
 

@@ -15,7 +15,7 @@ from lnlit.eval.figures import Cell, figures
 from lnlit.eval.front import Rule, Values, beats_both, front, pick
 from lnlit.eval.intervals import Mean, mean_difference
 from lnlit.eval.runner import Asked
-from lnlit.files import check_output, expanded, replaced_file, write_json
+from lnlit.files import check_output, expanded, write_file, write_json
 from lnlit.progress import say
 from lnlit.report.fronts import Point, front_chart
 from lnlit.report.picture import png
@@ -183,11 +183,9 @@ def _write(
             }
         )
     drawn = [Point(p.weight, p.means, row["on_front"], row["picked"]) for p, row in zip(points, rows, strict=True)]
-    with replaced_file(folder / PICTURE) as scratch:
-        scratch.write_bytes(png(lambda theme: front_chart(theme, drawn, (str(sides[0]), str(sides[1])))))
+    write_file(folder / PICTURE, png(lambda theme: front_chart(theme, drawn, (str(sides[0]), str(sides[1])))))
     table = list(_table(models, sides, points, rows))
-    with replaced_file(folder / TABLE) as scratch:
-        scratch.write_text("\n".join(table) + "\n", encoding="utf-8")
+    write_file(folder / TABLE, "\n".join(table) + "\n")
     settings = {"models": list(models), "method": method, "rule": rule, "tasks": [vars(side) for side in sides]}
     write_json(folder / RESULTS, {**settings, "points": rows})
     for line in table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, write_json
 from lnlit.interfaces import Meter
 from lnlit.models.device import torch_device
+from lnlit.progress import say
 from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.hardware import Hardware
 from lnlit.search.measure import LatencyLog, best_of_rounds, once
@@ -66,7 +66,7 @@ def verify(
         write_json(file, {**_made_by(table, engine or table.engine), "models": found})
         log.delete()
     for line in _summary(table, found):
-        print(line, file=sys.stderr)
+        say(line)
     return file
 
 
