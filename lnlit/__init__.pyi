@@ -20,13 +20,13 @@ from lnlit.cli.python import chat as chat
 from lnlit.cli.python import data_show as data_show
 from lnlit.cli.python import fit as fit
 from lnlit.cli.python import plan as plan
-from lnlit.cli.python import recipes as recipes
-from lnlit.cli.python import recipes_copy as recipes_copy
-from lnlit.cli.python import recipes_show as recipes_show
 from lnlit.cli.python import run as run
 from lnlit.cli.python import stage as stage
 from lnlit.cli.python import trainer as trainer
 from lnlit.cli.python import validate as validate
+from lnlit.cli.recipes import copy_recipes as recipes_copy
+from lnlit.cli.recipes import listed as recipes
+from lnlit.cli.recipes import text_of as recipes_show
 from lnlit.data.datamodule import ChatData as ChatData
 from lnlit.data.difficulty import DifficultySource as DifficultySource
 from lnlit.data.instructions import InstructionSource as InstructionSource

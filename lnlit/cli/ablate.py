@@ -22,7 +22,7 @@ from lnlit.cli.ledger import Ledger, Verdict
 from lnlit.cli.pipeline import Stage, check_roots, position
 from lnlit.cli.python import told
 from lnlit.cli.run import run_stages
-from lnlit.cli.written import Written
+from lnlit.cli.written import Written, options_of
 from lnlit.errors import UserError
 from lnlit.files import check_output, read_json
 from lnlit.stages.compare import DATA, FINISHED, Asked, Metric, Outcome, compare
@@ -111,15 +111,11 @@ def _read(options: Namespace, rest: Sequence[str]) -> Ablation:
 def _settings(rest: Sequence[str]) -> dict[str, str]:
     """Dotted options as a mapping from key to value."""
     found: dict[str, str] = {}
-    words = list(rest)
-    while words:
-        option, equals, value = words.pop(0).partition("=")
+    for option, value in options_of(rest):
         if not option.startswith("--") or "." not in option:
             raise UserError(f"unknown option {option!r}. See `lnlit ablate --help`.")
-        if not equals:
-            if not words:
-                raise UserError(f"{option}: expected a value, as in {option} VALUE.")
-            value = words.pop(0)
+        if value is None:
+            raise UserError(f"{option}: expected a value, as in {option} VALUE.")
         found[option.removeprefix("--")] = value
     return found
 

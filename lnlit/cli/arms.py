@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from lnlit.cli.pipeline import DEFAULT_ROOT, RESULTS, ROOT, Stage, position, sta
 from lnlit.cli.put_aside import OF_A_RUN
 from lnlit.cli.python import arguments
 from lnlit.cli.stage_commands import of_stage
+from lnlit.cli.written import listed, texts
 from lnlit.errors import UserError, shown
 from lnlit.files import expanded
 from lnlit.stages.compare import results_file, run_folder
@@ -28,7 +29,7 @@ _OURS = ("seed_everything", "data.seed", f"trainer.{ROOT}")
 _OF_FILES = (".md", ".json", ".png", ".lock")
 #: numpy takes no larger one.
 _LARGEST_SEED = 2**32 - 1
-_NAME, _NUMBERED = re.compile(r"[\w.+-]+"), re.compile(r"\d+[a-z]?_")
+_NAME = re.compile(r"[\w.+-]+")
 Overrides = Mapping[str, Any]
 
 
@@ -122,17 +123,13 @@ class Run:
         """The names of the stages' files, without .yaml."""
         return [Path(name).stem for name in self.texts]
 
-    def stages(self, root: Path) -> list[Stage]:
-        """The run's stages, with their files below `root`."""
-        return [Stage(root / name, name.partition("_")[0]) for name in self.texts]
-
     def write(self, root: Path) -> list[Stage]:
         """Writes the stages' files and returns them. A file with the same content is left as it is."""
         root.mkdir(parents=True, exist_ok=True)
         for name, text in self.texts.items():
             if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text:
                 (root / name).write_text(text, encoding="utf-8")
-        return self.stages(root)
+        return [Stage(root / name) for name in self.texts]
 
 
 def runs_of(ablation: Ablation) -> list[Run]:
@@ -145,7 +142,7 @@ def runs_of(ablation: Ablation) -> list[Run]:
 
 def stage_file(stage: Stage) -> str:
     """The name of a stage's file in a run: numbered, as `lnlit run` wants it."""
-    return stage.file.name if _NUMBERED.match(stage.file.name) else f"1_{stage.file.name}"
+    return stage.file.name if stage.place else f"1_{stage.file.name}"
 
 
 # reading
@@ -169,13 +166,13 @@ def _stages(base: Sequence[str], where: str, folder: Path) -> tuple[Stage, ...]:
     paths = [folder / expanded(file) for file in base]
     if len(paths) == 1 and paths[0].is_dir():
         return tuple(stages_of(paths[0]))
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{where}: base: there is no file {str(path)!r}.")
-        if len(paths) > 1 and not _NUMBERED.match(path.name):
-            raise UserError(f"{where}: base: files that follow each other are named like 1_name.yaml, not {path.name}.")
-    stages = tuple(Stage(path, path.name.partition("_")[0]) for path in paths)
+    stages = tuple(map(Stage, paths))
     for stage in stages:
+        name = stage.file.name
+        if not stage.file.is_file():
+            raise UserError(f"{where}: base: there is no file {str(stage.file)!r}.")
+        if len(stages) > 1 and not stage.place:
+            raise UserError(f"{where}: base: files that follow each other are named like 1_name.yaml, not {name}.")
         if sum(stage.name == other.name for other in stages) > 1:
             raise UserError(f"{where}: base: two files are named {stage.name}.")
     return stages
@@ -249,20 +246,16 @@ def _run(ablation: Ablation, arm: str, seed: int, resolved: Mapping[str, Mapping
             settings |= {"seed": seed} if "seed" in settings else {}
             results = {"out": str(results_file(folder, Path(name).stem))}
             callback = {"class_path": "lnlit.callbacks.RunResults", "init_args": results}
-            config["trainer"]["callbacks"] = [*_listed(config["trainer"].get("callbacks")), callback]
+            config["trainer"]["callbacks"] = [*listed(config["trainer"].get("callbacks")), callback]
         texts[name] = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     return Run(arm, seed, folder, texts)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _moved(configs: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, str]:
     """Maps each path that a stage writes to its place in the run's folder, which keeps enough of the path to tell them
     apart. What lies below a result moves with it. From a fit's own folder, which may hold other things, only what every
     fit writes is moved."""
-    written = [(key, text) for config in configs for key, text in _texts(config) if key in (RESULTS, ROOT)]
+    written = [(key, text) for config in configs for key, text in texts(config) if key in (RESULTS, ROOT)]
     if not written:
         return {}
     absolute = {text: expanded(text).absolute() for _, text in written}
@@ -273,16 +266,6 @@ def _moved(configs: Iterable[Mapping[str, Any]], folder: Path) -> dict[str, str]
         within = ["", "/"] if key == RESULTS else ["", *(f"/{name}" for name in OF_A_RUN)]
         moved |= {text + part: place + part for part in within}
     return moved
-
-
-def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, text) of every text in a configuration."""
-    if isinstance(node, str):
-        yield key, node
-    for name, value in node.items() if isinstance(node, dict) else ():
-        yield from _texts(value, str(name))
-    for value in node if isinstance(node, list) else ():
-        yield from _texts(value, key)
 
 
 def _placed(node: Any, moved: Mapping[str, str], key: str = "") -> Any:

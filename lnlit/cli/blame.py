@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lnlit import own
-from lnlit.errors import UserError
+from lnlit.errors import UserError, causes
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 _PART = re.compile(r"Problem with given class_path '([^']+)'")
 #: Parts that users add to a Trainer, as folders of `lightning.pytorch`.
@@ -22,13 +26,28 @@ _SPEAKING = (ValueError, TypeError, RuntimeError, ImportError)
 _LIGHTNINGS = "MisconfigurationException"
 
 
+def built(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """What a checked configuration names, built. Raises `UserError` as `while_building` says."""
+    with building():
+        return vars(parser.instantiate_classes(config))
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Turns exceptions of constructors named in the configuration into `UserError`s."""
+    try:
+        yield
+    except Exception as error:
+        blamed(while_building(error), error)
+
+
 def while_building(error: Exception) -> Exception:
     """A `UserError` for an exception of a constructor named in the configuration, or `error` itself if lnlit is at
     fault.
 
     jsonargparse wraps the exception in those of all types that it tried.
     """
-    chain = list(_causes(error))
+    chain = list(causes(error))
     for cause in chain:
         if isinstance(cause, UserError):
             return cause
@@ -73,15 +92,6 @@ def _said(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"{words.rstrip('.')}. Install what it needs, or leave it out."
     return words
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    seen: set[int] = set()  # causes may go round in a circle
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:

@@ -8,22 +8,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from lnlit.cli.arguments import CommandParser
 from lnlit.errors import UserError
+from lnlit.thinking import TOGGLE, Thinking
 
 _MOST_NEW_TOKENS = 512
 
 
 def main(argv: list[str]) -> int:
     """Chat until an empty line or end of input; with --prompt, answer once. Returns 0."""
-    arguments = _parser().parse_args(argv)
-    for option in (arguments.prompt, arguments.system):
-        check_text(option or "")
-    chat = Chat(arguments)
-    if arguments.prompt is not None:
-        _say(chat, arguments.prompt)
+    options = vars(_parser().parse_args(argv))
+    prompt = options.pop("prompt")
+    for text in (prompt, options["system"]):
+        check_text(text or "")
+    chat = Chat(**options)
+    if prompt is not None:
+        _say(chat, prompt)
         return 0
     print("An empty line ends the chat.", file=sys.stderr)
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -82,9 +84,18 @@ def check_text(text: str) -> None:
 
 
 class Chat:
-    """A loaded model and the conversation so far."""
+    """A loaded model and the conversation so far, with the options of `lnlit chat`."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        model: str,
+        thinking: Literal["on", "off", "none"] | None,
+        system: str | None,
+        max_new_tokens: int | None,
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> None:
         import torch
 
         from lnlit.checkpoint.formats import read_spec
@@ -95,15 +106,15 @@ class Chat:
         from lnlit.models.device import torch_device
         from lnlit.models.generate import Sampling
 
-        tokenizer = load_tokenizer(arguments.model)
-        self.encoder = ChatEncoder(tokenizer, _thinking(arguments, str(tokenizer.chat_template)), date.today())
-        self.decoder = build_decoder(read_spec(arguments.model), torch_device(), torch.bfloat16)
-        load_weights(self.decoder, arguments.model)
-        system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-        self.beginning: list[Any] = system
-        self.messages: list[Any] = list(system)
-        self.max_new_tokens: int | None = arguments.max_new_tokens
-        self.sampling = Sampling(0, arguments.temperature, arguments.top_p, arguments.seed)
+        tokenizer = load_tokenizer(model)
+        toggle = _thinking(thinking, model, str(tokenizer.chat_template))
+        self.encoder = ChatEncoder(tokenizer, toggle, date.today())
+        self.decoder = build_decoder(read_spec(model), torch_device(), torch.bfloat16)
+        load_weights(self.decoder, model)
+        self.beginning: list[Any] = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = list(self.beginning)
+        self.max_new_tokens = max_new_tokens
+        self.sampling = Sampling(0, temperature, top_p, seed)
 
     def answer(self, text: str, show: Callable[[str], None]) -> str:
         """Shows the answer piece by piece as it is generated, remembers it and returns it. If the conversation exceeds
@@ -142,14 +153,13 @@ class Chat:
         return replace(self.sampling, max_new_tokens=wanted)
 
 
-def _thinking(arguments: argparse.Namespace, template: str) -> Any:
+def _thinking(wanted: Literal["on", "off", "none"] | None, model: str, template: str) -> Thinking | None:
     """The toggle to send, or None. Prints a note if it was not asked for."""
-    if arguments.thinking is not None:
-        return None if arguments.thinking == "none" else arguments.thinking
+    if wanted is not None:
+        return None if wanted == "none" else wanted
     from lnlit.checkpoint.folder import knows_thinking
-    from lnlit.thinking import TOGGLE
 
-    if TOGGLE in template or knows_thinking(arguments.model):
+    if TOGGLE in template or knows_thinking(model):
         print("thinking: on, for the model knows the toggle; --thinking off switches it", file=sys.stderr)
         return "on"
     return None

@@ -18,7 +18,7 @@ def main(files: list[str]) -> int:
     refused = 0
     for file in files:
         try:
-            check(Stage(Path(file), ""))
+            check(Stage(Path(file)))
         except Exception as error:
             message = user_message(error)
             if message is None:

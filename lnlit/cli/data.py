@@ -77,23 +77,17 @@ def _data(options: list[str]) -> Any:
     if "data" not in written.tree or "stage" in written.tree:
         raise UserError(f"{options[1]}: has no data for lnlit fit. Give a configuration with the keys model and data.")
     written.tree = {"data": written.tree["data"]}
-    from jsonargparse import ArgumentError
     from lightning.pytorch import LightningDataModule
 
-    from lnlit.cli import blame
-    from lnlit.cli.explain import explain
+    from lnlit.cli.blame import built
+    from lnlit.cli.explain import explained
     from lnlit.cli.parser import StrictParser
 
     parser = StrictParser(prog="lnlit data show")
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=True)
-    try:
+    with explained(parser, written):
         config = parser.parse_object(written.tree)
-    except ArgumentError as error:
-        raise UserError(explain(parser, written, str(error))) from error
-    try:
-        return vars(parser.instantiate_classes(config))["data"]
-    except Exception as error:
-        blame.blamed(blame.while_building(error), error)
+    return built(parser, config)["data"]
 
 
 def _shown(data: Any, count: int, marks: tuple[str, str]) -> Iterator[str]:

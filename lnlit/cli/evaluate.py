@@ -6,16 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from lnlit.cli.stage_command import StageCommand
-
-STAGES: dict[str, tuple[str, str]] = {
-    "eval": (
-        "lnlit.stages.evaluate:evaluate",
-        "benchmarks of models in both thinking modes, with intervals, and paired with a parent",
-    ),
-}
-
-COMMAND = StageCommand("eval", "Find out how good models are.", STAGES, default="eval", words="models")
+from lnlit.cli.stage_commands import EVAL
 
 #: Options that take several words with commas between them.
 _LISTS = ("--tasks", "--thinking")
@@ -26,7 +17,7 @@ _SOURCES = {".txt": "text", ".parquet": "parquet"}
 
 def main(argv: list[str]) -> int:
     """Evaluate models; prints the table and the folder written."""
-    return COMMAND.run(list(_with_lists(argv)))
+    return EVAL(list(_with_lists(argv)))
 
 
 def _with_lists(argv: list[str]) -> Iterator[str]:

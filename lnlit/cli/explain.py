@@ -10,11 +10,12 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
-from functools import cache, partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union
+from typing import Any, Literal, Union
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Unset
@@ -31,135 +32,143 @@ _NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 
 
 class _Problem(Exception):
-    def __init__(self, place: Place, text: str, at: str | None = None) -> None:
+    """What is wrong at a place. `at` is the offending key below it, to point at its line rather than at its parent's.
+    `is_former` says that it is a name which has changed."""
+
+    def __init__(self, place: Place, text: str, at: str | None = None, is_former: bool = False) -> None:
         super().__init__(text)
-        self.place, self.text = place, text
-        #: The offending key below `place`, to point at its line rather than at its parent's.
+        self.place, self.text, self.is_former = place, text, is_former
         self.at = place if at is None else (*place, at)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reading:
-    """The folders of the files being explained, to which file names in them are relative, and the former names that
-    were found so far."""
-
-    folders: tuple[Path, ...] = ()
-    former: list[_Problem] = dataclasses.field(default_factory=list)
-
-
-_reading: ContextVar[_Reading] = ContextVar("reading")
+@contextmanager
+def explained(parser: ArgumentParser, written: Written, stage: Any = None) -> Iterator[None]:
+    """Turns jsonargparse's `ArgumentError` about `written` into a `UserError` that explains it."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise UserError(explain(parser, written, str(error), stage)) from error
 
 
 def explain(parser: ArgumentParser, written: Written, reason: str, stage: Any = None) -> str:
     """Explains in one line why `parser` refused `written`. `stage` is the function whose arguments are read, if the
     command is a stage. `reason` is jsonargparse's own message; it is shortened and returned if no fault is found here.
     """
-    reading = _Reading(written.folders)
-    token = _reading.set(reading)
-    found: list[_Problem] = []
-    try:
-        tree = written.tree if stage is None else _without_former(stage, written.tree, ())
-        _check_group(parser, tree, ())
-    except _Problem as problem:
-        found = [problem]
-    finally:
-        _reading.reset(token)
+    problems = list(_Check(written.folders).settings(parser, stage, written.tree, ()))
     # What else is wrong is told when the names are right, for a former name may be the cause of it.
-    told = [f"{written.where(each.at)}{_dotted(each.place)}: {each.text}" for each in reading.former or found]
-    return "; ".join(told) or _shortened(reason)
+    told = [problem for problem in problems if problem.is_former] or problems[:1]
+    return "; ".join(f"{written.where(p.at)}{_dotted(p.place)}: {p.text}" for p in told) or _shortened(reason)
 
 
-def _check_group(parser: ArgumentParser, given: Any, place: Place, prefix: str = "") -> None:
-    """Checks the mapping `given` against the settings of `parser` whose names start with `prefix`."""
-    if isinstance(given, str):
-        file, given = _sub_file(given, place)
-        former = _reading.get().former
-        known = len(former)
+class _Check:
+    """Compares settings with what is expected, and yields all problems. `folders` are those of the files that are
+    read, to which file names in them are relative."""
+
+    def __init__(self, folders: tuple[Path, ...]) -> None:
+        self.folders = folders
+
+    def settings(self, parser: ArgumentParser, owner: Any, given: Any, place: Place) -> Iterator[_Problem]:
+        """Checks the arguments of a class, a record or a stage, for which `parser` is."""
+        if owner is not None and isinstance(given, Mapping):
+            former = _former_keys(owner, given)
+            if former:
+                yield _Problem(place, _told_former(former), at=next(iter(former)), is_former=True)
+            given = {key: value for key, value in given.items() if key not in former}
+        yield from self.group(parser, given, place)
+
+    def group(self, parser: ArgumentParser, given: Any, place: Place, prefix: str = "") -> Iterator[_Problem]:
+        """Checks the mapping `given` against the settings of `parser` whose names start with `prefix`."""
+        if isinstance(given, str):
+            yield from self.file(parser, given, place, prefix)
+            return
+        actions: dict[str, Any] = {action.dest: action for action in parser._actions if _is_setting(action)}
+        within = [action for name, action in actions.items() if name.startswith(prefix)]
+        if not isinstance(given, Mapping):
+            yield _wrong(place, "a mapping", given, any(_is_required(action) for action in within))
+            return
+        allowed = {action.dest.removeprefix(prefix).partition(".")[0] for action in within}
+        checks: list[Iterator[_Problem]] = []
+        given = _nested(given)
+        for key, value in given.items():
+            action = actions.get(f"{prefix}{key}")
+            if str(key) not in allowed and str(key).endswith("+"):  # what it adds to must be a list
+                name = str(key).removesuffix("+")
+                action, value = actions.get(f"{prefix}{name}"), value if isinstance(value, list) else [value]
+                key = name if _lists(_arms(getattr(action, "_typehint", None))) else key
+            if str(key) not in allowed:
+                yield _unknown(place, str(key), allowed)
+            elif action is not None and hasattr(action, "_typehint"):
+                checks.append(self.value(action._typehint, value, (*place, key), action.default))
+            else:
+                checks.append(self.group(parser, value, (*place, key), f"{prefix}{key}."))
+        yield from chain.from_iterable(checks)
+        for action in filter(_is_required, within):
+            key, _, deeper = action.dest.removeprefix(prefix).partition(".")
+            if key not in given:
+                classes = () if deeper else _classes(_arms(action._typehint))
+                yield _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
+
+    def file(self, parser: ArgumentParser, name: str, place: Place, prefix: str) -> Iterator[_Problem]:
+        """Checks a group that is given as the name of its own YAML file."""
+        places = [folder / name for folder in (*self.folders, Path())]
+        file = next((path for path in places if path.is_file()), Path(name))
         try:
-            _check_group(parser, given, (), prefix)
-        except _Problem as problem:
-            raise _in_file(problem, file, place) from None
-        finally:
-            former[known:] = [_in_file(problem, file, place) for problem in former[known:]]
-        return
-    actions: dict[str, Any] = {action.dest: action for action in parser._actions if _is_setting(action)}
-    within = [action for name, action in actions.items() if name.startswith(prefix)]
-    if not isinstance(given, Mapping):
-        raise _wrong(place, "a mapping", given, any(_is_required(action) for action in within))
-    allowed = {action.dest.removeprefix(prefix).partition(".")[0] for action in within}
-    unknown, checks = [], []
-    given = _nested(given)
-    for key, value in given.items():
-        action = actions.get(f"{prefix}{key}")
-        if str(key) not in allowed and str(key).endswith("+"):  # what it adds to must be a list
-            name = str(key).removesuffix("+")
-            action, value = actions.get(f"{prefix}{name}"), value if isinstance(value, list) else [value]
-            key = name if _is_list_setting(action) else key
-        if str(key) not in allowed:
-            unknown.append(partial(_unknown, place, str(key), allowed))
-        elif action is not None and hasattr(action, "_typehint"):
-            checks.append(partial(_check_value, action._typehint, value, (*place, key), action.default))
-        else:
-            checks.append(partial(_check_group, parser, value, (*place, key), f"{prefix}{key}."))
-    _check_all([*unknown, *checks])
-    for action in filter(_is_required, within):
-        key, _, deeper = action.dest.removeprefix(prefix).partition(".")
-        if key not in given:
-            classes = () if deeper else _classes(_arms(action._typehint))
-            raise _Problem(place, f"the key {key!r} is missing.{_offer(classes)}")
+            given = own.anchored(yaml.safe_load(file.read_text(encoding="utf-8")), file.parent)
+        except (OSError, yaml.YAMLError):
+            yield _Problem(place, f"expected a mapping or the name of a YAML file, got {name!r}")
+            return
+        for problem in self.group(parser, given, (), prefix):
+            inner = f"{_dotted(problem.place)}: " if problem.place else ""
+            yield _Problem(place, f"{file}: {inner}{problem.text}", is_former=problem.is_former)
 
+    def value(self, hint: Any, value: Any, place: Place, default: Any = Unset) -> Iterator[_Problem]:
+        """Checks `value` against the type `hint`; a `default` of `Unset` means that there is none."""
+        arms = _arms(hint)
+        classes, lists = _classes(arms), _lists(arms)
+        records = [arm for arm in arms if dataclasses.is_dataclass(arm)]
+        mappings = [arm for arm in arms if issubclass(_origin(arm), Mapping)]
+        is_class_name = isinstance(value, str) and str not in arms and bool(classes)
+        if is_class_name or (isinstance(value, Mapping) and classes and ("class_path" in value or not mappings)):
+            yield from self.named(classes, value, place, default)
+        elif records and (isinstance(value, Mapping) or (_is_file_name(value, arms) and not _fits(hint, value))):
+            record = max(records, key=lambda record: _in_common(record, value))
+            yield from self.settings(_parser_of(record), record, value, place)
+        elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
+            kind = typing.get_args(mappings[0])[1]
+            for key, item in value.items():
+                yield from self.value(kind, item, (*place, key))
+        elif isinstance(value, list) and lists and typing.get_args(lists[0]):
+            kind = typing.get_args(lists[0])[0]
+            for index, item in enumerate(value):
+                yield from self.value(kind, item, (*place, index))
+        elif not _fits(hint, value):
+            problem = _wrong(place, _described(hint), value, default is Unset)
+            if lists and isinstance(value, str | int | float):
+                problem = _Problem(place, f"{problem.text}. Write a list as '[a, b]'.")
+            yield problem
 
-def _check_all(checks: Iterable[Callable[[], None]]) -> None:
-    """Runs all checks, so that all former names are found, and raises the first problem."""
-    problems = []
-    for check in checks:
+    def named(self, bases: tuple[type, ...], value: Any, place: Place, default: Any) -> Iterator[_Problem]:
+        """Checks `{class_path, init_args}`, or a bare class name, if a subclass of one of `bases` is expected."""
+        spec = {"class_path": value} if isinstance(value, str) else value
+        for key in spec:
+            if key not in _SPEC_KEYS:
+                hint = " A class's own arguments belong under init_args." if "class_path" in spec else ""
+                yield _unknown(place, key, _SPEC_KEYS, hint)
+                return
+        name = spec.get("class_path", default.get("class_path") if isinstance(default, Mapping) else Unset)
+        if name is Unset:
+            yield _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}.{_offer(bases)}")
+            return
+        at = (*place, "class_path") if "class_path" in spec and value is spec else place
+        if isinstance(name, str) and name in CLASSES and (new := now_called(name, names.choices(bases))):
+            yield _Problem(at, f"{name} is now called {new}", is_former=True)
+            name = new
         try:
-            check()
+            cls = _class_of(bases, name, at)
         except _Problem as problem:
-            problems.append(problem)
-    if problems:
-        raise problems[0]
-
-
-def _check_value(hint: Any, value: Any, place: Place, default: Any = Unset) -> None:
-    """Check `value` against the type `hint`; a `default` of `Unset` means that there is none."""
-    arms = _arms(hint)
-    classes = _classes(arms)
-    records = [arm for arm in arms if dataclasses.is_dataclass(arm)]
-    mappings = [arm for arm in arms if _origin(arm) is not None and issubclass(_origin(arm), Mapping)]
-    lists = [arm for arm in arms if _origin(arm) is not None and _is_list(_origin(arm))]
-    is_class_name = isinstance(value, str) and str not in arms and bool(classes)
-    if is_class_name or (isinstance(value, Mapping) and classes and ("class_path" in value or not mappings)):
-        _check_class(classes, value, place, default)
-    elif records and (isinstance(value, Mapping) or (_is_file_name(value, arms) and not _fits(hint, value))):
-        record = max(records, key=lambda record: _in_common(record, value))
-        _check_group(_parser_of(record), _without_former(record, value, place), place)
-    elif isinstance(value, Mapping) and mappings and len(typing.get_args(mappings[0])) == 2:
-        kind = typing.get_args(mappings[0])[1]
-        _check_all(partial(_check_value, kind, item, (*place, key)) for key, item in value.items())
-    elif isinstance(value, list) and lists and typing.get_args(lists[0]):
-        kind = typing.get_args(lists[0])[0]
-        _check_all(partial(_check_value, kind, item, (*place, index)) for index, item in enumerate(value))
-    elif not _fits(hint, value):
-        problem = _wrong(place, _described(hint), value, default is Unset)
-        if lists and isinstance(value, str | int | float):
-            problem = _Problem(place, f"{problem.text}. Write a list as '[a, b]'.")
-        raise problem
-
-
-def _check_class(bases: tuple[type, ...], value: Any, place: Place, default: Any) -> None:
-    """Checks `{class_path, init_args}`, or a bare class name, if a subclass of one of `bases` is expected."""
-    spec = {"class_path": value} if isinstance(value, str) else value
-    for key in spec:
-        if key not in _SPEC_KEYS:
-            hint = " A class's own arguments belong under init_args." if "class_path" in spec else ""
-            _unknown(place, key, _SPEC_KEYS, hint)
-    path = spec.get("class_path", default.get("class_path") if isinstance(default, Mapping) else Unset)
-    if path is Unset:
-        raise _Problem(place, f"the key 'class_path' is missing; it names {_described(bases)}.{_offer(bases)}")
-    cls = _class_of(bases, path, (*place, "class_path") if "class_path" in spec and value is spec else place)
-    place = (*place, "init_args")
-    _check_group(_parser_of(cls), _without_former(cls, spec.get("init_args", {}), place), place)
+            yield problem
+            return
+        yield from self.settings(_parser_of(cls), cls, spec.get("init_args", {}), (*place, "init_args"))
 
 
 def _is_file_name(value: Any, arms: list[Any]) -> bool:
@@ -180,35 +189,28 @@ def _nested(given: Mapping[Any, Any]) -> dict[Any, Any]:
     return tree
 
 
-def _is_list_setting(action: Any) -> bool:
-    arms = _arms(action._typehint) if hasattr(action, "_typehint") else []
-    return any(_origin(arm) is not None and _is_list(_origin(arm)) for arm in arms)
-
-
-def _without_former(owner: Any, given: Any, place: Place) -> Any:
-    """The settings of a class or stage without the keys that have another name now, which are noted."""
-    if not isinstance(given, Mapping):
-        return given
-    # A subclass may use a former name for a setting of its own.
+def _former_keys(owner: Any, given: Mapping[str, Any]) -> dict[str, str]:
+    """Maps those of the given keys that have another name now to it. A subclass may use a former name for a setting of
+    its own."""
     unknown = [key for key in given if key not in inspect.signature(owner).parameters]
     renamed: dict[str, str] = {}
     for kind in getattr(owner, "__mro__", (owner,)):
         renamed |= keys_now_called(kind.__name__, unknown)
-    if renamed:
-        former: dict[str, list[str]] = {}
-        for key, new in renamed.items():
-            former.setdefault(new, []).append(key)
-        told = (f"{', '.join(keys)} {'is' if len(keys) == 1 else 'are'} now called {n}" for n, keys in former.items())
-        _reading.get().former.append(_Problem(place, "; ".join(told), at=next(iter(renamed))))
-    return {key: value for key, value in given.items() if key not in renamed}
+    return renamed
+
+
+def _told_former(renamed: Mapping[str, str]) -> str:
+    former: dict[str, list[str]] = {}
+    for key, new in renamed.items():
+        former.setdefault(new, []).append(key)
+    told = ((new, ", ".join(keys), "is" if len(keys) == 1 else "are") for new, keys in former.items())
+    return "; ".join(f"{keys} {are} now called {new}" for new, keys, are in told)
 
 
 def _class_of(bases: tuple[type, ...], name: Any, place: Place) -> Any:
+    """The class that a configuration names. Raises the problem if it may not be named there."""
     if not isinstance(name, str):
         raise _wrong(place, "the name of a class", name, required=True)
-    if name in CLASSES and (new := now_called(name, names.choices(bases))):
-        _reading.get().former.append(_Problem(place, f"{name} is now called {new}"))
-        name = new
 
     def near() -> str:
         return did_you_mean(name.rpartition(".")[2], names.choices(bases)) + _offer(bases)
@@ -253,31 +255,15 @@ def _fits(hint: Any, value: Any) -> bool:
     return True
 
 
-def _sub_file(name: str, place: Place) -> tuple[Path, Any]:
-    """(path, content) of a group that is given as the name of its own YAML file."""
-    places = [folder / name for folder in (*_reading.get().folders, Path())]
-    file = next((path for path in places if path.is_file()), Path(name))
-    try:
-        return file, own.anchored(yaml.safe_load(file.read_text(encoding="utf-8")), file.parent)
-    except (OSError, yaml.YAMLError):
-        raise _Problem(place, f"expected a mapping or the name of a YAML file, got {name!r}") from None
-
-
-def _in_file(problem: _Problem, file: Path, place: Place) -> _Problem:
-    """A problem of a file that stands for the group at `place`."""
-    inner = f"{_dotted(problem.place)}: " if problem.place else ""
-    return _Problem(place, f"{file}: {inner}{problem.text}")
-
-
 def _wrong(place: Place, expected: str, value: Any, required: bool) -> _Problem:
     if value is not None:
         return _Problem(place, f"expected {expected}, got {value!r}")
     return _Problem(place, f"expected {expected}, got null{'' if required else '; leave the key out for its default'}")
 
 
-def _unknown(place: Place, key: str, allowed: Any, hint: str = "") -> NoReturn:
+def _unknown(place: Place, key: str, allowed: Any, hint: str = "") -> _Problem:
     text = str(unknown_key("", key, allowed)).removeprefix(": ")
-    raise _Problem(place, text + hint, at=key)
+    return _Problem(place, text + hint, at=key)
 
 
 def _arms(hint: Any) -> list[Any]:
@@ -308,13 +294,14 @@ def _in_common(record: Any, given: Any) -> int:
     return sum(field.name in given for field in dataclasses.fields(record))
 
 
-def _origin(hint: Any) -> Any:
+def _origin(hint: Any) -> type:
     origin = typing.get_origin(hint) or hint
-    return origin if inspect.isclass(origin) else None
+    return origin if inspect.isclass(origin) else object
 
 
-def _is_list(origin: type) -> bool:
-    return issubclass(list, origin) and origin is not object
+def _lists(arms: list[Any]) -> list[Any]:
+    """Those of some types that a list may have."""
+    return [arm for arm in arms if issubclass(list, _origin(arm)) and _origin(arm) is not object]
 
 
 def _is_setting(action: Any) -> bool:

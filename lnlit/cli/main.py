@@ -9,36 +9,30 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lnlit import __version__
-from lnlit.errors import UserError, did_you_mean
+from lnlit.errors import UserError, causes, did_you_mean
 
-#: name -> ("module:function" taking the remaining arguments and returning an exit code, one line of help)
+#: name -> ("module:function" of this package, which takes the other arguments and returns an exit code, a line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("lnlit.cli.stages:fit", "train: lnlit fit --config a.yaml [--config b.yaml] [--model.init_args.key value]"),
-    "validate": ("lnlit.cli.stages:validate", "run the validation loop of a configuration"),
-    "import": ("lnlit.cli.convert:import_command", "read any supported checkpoint and write a model folder"),
-    "export": ("lnlit.cli.convert:export_command", "write a folder that transformers and vLLM load"),
-    "search": ("lnlit.cli.search:main", "find the best heterogeneous child of a model, stage by stage"),
-    "rollout": ("lnlit.cli.rollout:main", "find out how hard prompts are for a model, before it learns from them"),
-    "curate": ("lnlit.cli.curate:main", "make training rows from rows: lnlit curate --config FILE.yaml [--strict]"),
-    "eval": ("lnlit.cli.evaluate:main", "benchmark models, with intervals: lnlit eval A B --against P --tasks gsm8k"),
-    "merge": ("lnlit.cli.merge:main", "make one model of several of the same architecture: lnlit merge A B --out C"),
-    "run": ("lnlit.cli.run:main", "run a folder of numbered stages in order; finished ones are skipped"),
-    "plan": (
-        "lnlit.cli.plan:main",
-        "what stages take on N GPUs, and whether they fit: lnlit plan FOLDER --gpu h100-80g",
-    ),
-    "ablate": ("lnlit.cli.ablate:main", "compare variants of a configuration over several seeds, with intervals"),
-    "data": ("lnlit.cli.data:main", "show what is learned of a configuration's rows: lnlit data show CONFIG"),
-    "chat": ("lnlit.cli.chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),
-    "recipes": (
-        "lnlit.cli.recipes:main",
-        "list configurations to begin with, show or copy one: lnlit recipes copy NAME DIR",
-    ),
+    "fit": ("stages:fit", "train: lnlit fit --config a.yaml [--config b.yaml] [--model.init_args.key value]"),
+    "validate": ("stages:validate", "run the validation loop of a configuration"),
+    "import": ("convert:import_command", "read any supported checkpoint and write a model folder"),
+    "export": ("convert:export_command", "write a folder that transformers and vLLM load"),
+    "search": ("stage_commands:SEARCH", "find the best heterogeneous child of a model, stage by stage"),
+    "rollout": ("stage_commands:ROLLOUT", "find out how hard prompts are for a model, before it learns from them"),
+    "curate": ("stage_commands:CURATE", "make training rows from rows: lnlit curate --config FILE.yaml [--strict]"),
+    "eval": ("evaluate:main", "benchmark models, with intervals: lnlit eval A B --against P --tasks gsm8k"),
+    "merge": ("stage_commands:MERGE", "make one model of several of the same architecture: lnlit merge A B --out C"),
+    "run": ("run:main", "run a folder of numbered stages in order; finished ones are skipped"),
+    "plan": ("plan:main", "what stages take on N GPUs, and whether they fit: lnlit plan FOLDER --gpu h100-80g"),
+    "ablate": ("ablate:main", "compare variants of a configuration over several seeds, with intervals"),
+    "data": ("data:main", "show what is learned of a configuration's rows: lnlit data show CONFIG"),
+    "chat": ("chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),
+    "recipes": ("recipes:main", "list configurations to begin with, show or copy one: lnlit recipes copy NAME DIR"),
     "plugins": (
-        "lnlit.cli.plugins:main",
+        "plugins:main",
         "list every part by kind and name, find one, or begin one of yours: lnlit plugins new KIND NAME",
     ),
 }
@@ -72,7 +66,7 @@ def user_message(error: BaseException) -> str | None:
     """One clear message if the user can fix `error`, else None: then it is a bug and deserves its traceback."""
     if isinstance(error, UserError):
         return str(error)
-    if any(_is_disk_full(cause) for cause in _causes(error)):
+    if any(_is_disk_full(cause) for cause in causes(error, contexts=True)):
         return (
             f"the disk is full or a quota is reached while saving ({_one_line(error)}). What was saved before is "
             "intact. Free some space and repeat the command, a training run with --ckpt_path last."
@@ -100,7 +94,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}.{did_you_mean(name, COMMANDS)} Allowed: {', '.join(COMMANDS)}.")
     module, _, function = COMMANDS[name][0].partition(":")
-    return getattr(importlib.import_module(module), function)(rest)
+    return getattr(importlib.import_module(f"lnlit.cli.{module}"), function)(rest)
 
 
 def _help() -> str:
@@ -122,14 +116,6 @@ def _help() -> str:
             "`lnlit COMMAND --help` explains a command.",
         ]
     )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _is_disk_full(error: BaseException) -> bool:

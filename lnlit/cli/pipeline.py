@@ -14,11 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lnlit import own
 from lnlit.cli.recipes import pipelines
 from lnlit.cli.stage_commands import of_stage
+from lnlit.cli.written import Place, read_yaml
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded
 
@@ -36,7 +35,6 @@ READS = {
 }  # fmt: skip
 _SUFFIXES = (".json", ".jsonl", ".gz", ".zst", ".yaml", ".yml", ".safetensors", ".gguf", ".ckpt", ".parquet", ".txt")
 _NUMBER = re.compile(r"(\d+)([a-z]?)_")
-Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,29 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Stage:
-    """One file of a pipeline. `number` is e.g. "3b" for `3b_realize.yaml`."""
+    """One file of a pipeline."""
 
     file: Path
-    number: str
 
     @property
     def name(self) -> str:
         return self.file.stem
 
+    @property
+    def place(self) -> tuple[int, str] | None:
+        """(3, "b") for `3b_realize.yaml`, or None for a file without a number."""
+        match = _NUMBER.match(self.file.name)
+        return None if match is None else (int(match[1]), match[2])
+
+    @property
+    def number(self) -> str:
+        """The number with its letter, such as "3b"."""
+        return "".join(map(str, self.place or ()))
+
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """The content of the file; {} if it is not a mapping. Raises `UserError` if it is not YAML."""
-        return read_yaml(self.file)
+        return mapping_of(self.file)
 
     @property
     def kind(self) -> str | None:
@@ -111,7 +119,7 @@ class Stage:
             return None
         trainer = self.recipe.get("trainer")
         if isinstance(trainer, str):
-            trainer = read_yaml(self.file.parent / trainer)
+            trainer = mapping_of(self.file.parent / trainer)
         settings = trainer if isinstance(trainer, dict) else {}
         given, nodes = settings.get("devices"), settings.get("num_nodes", 1)
         devices = len(given) if isinstance(given, list) else int(str(given)) if str(given).isdigit() else None
@@ -177,14 +185,11 @@ def stages_of(folder: Path) -> list[Stage]:
             f"{recipe} DIR` writes one, and `lnlit recipes` lists them."
         )
     stages: dict[tuple[int, str], Stage] = {}
-    for file in sorted(folder.glob("*.yaml")):
-        match = _NUMBER.match(file.name)
-        if match is None:
+    for stage in map(Stage, sorted(folder.glob("*.yaml"))):
+        if (place := stage.place) is None:
             continue
-        place = (int(match[1]), match[2])
-        if place in stages:
-            raise UserError(f"{folder}: {stages[place].file.name} and {file.name} have the same number")
-        stages[place] = Stage(file, f"{place[0]}{place[1]}")
+        if (other := stages.setdefault(place, stage)) is not stage:
+            raise UserError(f"{folder}: {other.file.name} and {stage.file.name} have the same number")
     if not stages:
         raise UserError(f"{folder}: no file is named like 1_name.yaml, so there is nothing to run")
     return [stages[place] for place in sorted(stages)]
@@ -193,7 +198,7 @@ def stages_of(folder: Path) -> list[Stage]:
 def position(stages: Sequence[Stage], wanted: str) -> int:
     """The position of a stage given by its number, its name or its file. Raises `UserError` if there is none."""
     for index, stage in enumerate(stages):
-        if wanted in (stage.number, stage.name, stage.file.name, str(stage.file)):
+        if wanted and wanted in (stage.number, stage.name, stage.file.name, str(stage.file)):
             return index
     names = [stage.name for stage in stages]
     raise UserError(f"no stage {wanted!r}.{did_you_mean(wanted, names)} There are: {', '.join(names)}.")
@@ -212,13 +217,10 @@ def check_roots(stages: Sequence[Stage]) -> None:
                 )
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A mapping from a YAML file; {} if it holds anything else."""
-    try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: is not valid YAML: {str(error).partition(chr(10))[0]}") from error
-    return written if isinstance(written, dict) else {}
+def mapping_of(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; {} if it holds anything else."""
+    tree, _ = read_yaml(file)
+    return tree if isinstance(tree, dict) else {}
 
 
 def _leaves(node: Any, key: str, place: Place, folder: Path, seen: set[Path]) -> Iterator[Leaf]:
@@ -230,7 +232,7 @@ def _leaves(node: Any, key: str, place: Place, folder: Path, seen: set[Path]) ->
         leaf = Leaf(key, place, node, folder)
         yield leaf
         if (file := _included(leaf)) and file.resolve() not in seen:
-            yield from _leaves(read_yaml(file), key, place, file.parent, {*seen, file.resolve()})
+            yield from _leaves(mapping_of(file), key, place, file.parent, {*seen, file.resolve()})
     for name, value in node.items() if isinstance(node, dict) else ():
         last = str(name).rpartition(".")[2].removesuffix("+")  # `a.b` stands for `a: {b: ...}`, `a+` adds to `a`
         yield from _leaves(value, last, (*place, name), folder, seen)

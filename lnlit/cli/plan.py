@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lnlit.cli.arguments import CommandParser
 from lnlit.cli.pipeline import Stage, stages_of
@@ -41,15 +41,10 @@ def main(argv: list[str]) -> int:
         if plan.phases:
             print("\n".join(details(plan)))
     print(f"\n{summary(plans)}\n{assumptions(plans[0])}")
-    return 2 if tell(plans) else 0
-
-
-def tell(plans: Sequence[Plan]) -> int:
-    """Prints why stages do not fit; returns how many do not."""
-    refused = [plan for plan in plans if plan.obstacles]
+    refused = [plan for plan in plans if not plan.fits]
     for plan in refused:
         print(f"{plan.stage}: {'; '.join(plan.obstacles)}.{plan.advice}")
-    return len(refused)
+    return 2 if refused else 0
 
 
 def planned(
@@ -66,7 +61,7 @@ def planned(
     if isinstance(what, str | Path):
         return [_of_stage(stage, ["--config", str(stage.file)], device, gpus, known) for stage in stages_of(Path(what))]
     options = [word for file in what for word in ("--config", str(file))] + list(others)
-    return [_of_stage(Stage(Path(what[0]), ""), options, device, gpus, known)]
+    return [_of_stage(Stage(Path(what[0])), options, device, gpus, known)]
 
 
 def _of_stage(stage: Stage, options: list[str], gpu: Gpu, gpus: int | None, known: Known) -> Plan:
@@ -79,6 +74,7 @@ def _of_stage(stage: Stage, options: list[str], gpu: Gpu, gpus: int | None, know
 
     cli = built(options)
     found = of_fit(stage.name, cli.model, cli.datamodule, cli.flags, gpu, gpus, known)
-    if isinstance(getattr(cli.model, "model", None), str):
-        known.writes(stage.outs, cli.model.model)  # type: ignore[arg-type]
+    model: Any = cli.model
+    if isinstance(getattr(model, "model", None), str):
+        known.writes(stage.outs, model.model)
     return found

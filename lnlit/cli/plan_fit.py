@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +26,95 @@ from lnlit.modules.prompt_data import PromptData
 from lnlit.modules.reward_model import RewardModel
 from lnlit.planning.blocks import BlockDistillation, Tried, tried
 from lnlit.planning.gpus import CPU, Gpu, here
-from lnlit.planning.plan import Fit, Plan, Sampling
+from lnlit.planning.plan import Fit, Plan, Sampling, advised
 from lnlit.planning.sizes import Mesh
 from lnlit.planning.training import Frozen, Training
+from lnlit.search.choice import SLOTS
 from lnlit.search.library import Library
-from lnlit.search.space import Candidates
 from lnlit.specs import ModelSpec
 
 #: Tokens of a prompt that is sampled from, an assumption.
 PROMPT_TOKENS = 1024
-#: A model's path -> its architecture.
-SpecOf = Callable[[str], ModelSpec]
 
 
-def fit_of(
-    name: str, model: LightningModule, data: LightningDataModule, trainer: Mapping[str, Any], spec_of: SpecOf
-) -> Fit:
-    """The plan's view of a configuration with a whole model. `trainer` holds the trainer's flags as plain data."""
+def of_fit(
+    name: str, model: Any, data: Any, flags: Mapping[str, Any], gpu: Gpu, gpus: int | None, known: Known
+) -> Plan:
+    """The plan of a fit, with the smallest mesh in its advice if it does not fit. `flags` are the trainer's, as plain
+    data."""
+    mesh = mesh_of(flags)
+    if gpus is not None:
+        mesh = Mesh(-(-gpus // 8), min(gpus, 8), mesh.tensor_parallel)
+    if isinstance(model, BlockDistill):
+        known.improves(model.library, model.out)
+        return advised(blocks_of(name, model, data, flags, known).plan, gpu, mesh, tensor_parallel=(1,))
+    return advised(fit_of(name, model, data, flags, known).plan, gpu, mesh)
+
+
+def refuse(model: Any, data: Any, flags: Mapping[str, Any]) -> None:
+    """Raises `UserError` if not even weights, gradients and moments have room on this machine's GPUs. What depends on
+    the lengths of rows is an upper bound, so a run that only this is too much for is warned of."""
+    gpu = here()
+    if gpu.name == CPU or flags["accelerator"] == "cpu":
+        return
+    known = Known()
+    try:
+        plan = of_fit("this run", model, data, flags, gpu, None, known)
+        if plan.fits:
+            return
+        is_sure = isinstance(model, LitModel) and not fit_of("", model, data, flags, known).least(gpu, plan.mesh).fits
+    except UserError:
+        return  # what is wrong is said where it is read
+    why = f"{'; '.join(plan.obstacles)}.{plan.advice} `lnlit plan` shows all parts"
+    if is_sure:
+        raise UserError(f"{why}; --check_memory false starts the run all the same.")
+    print(f"warning: this run may need more memory than there is: {why}.", file=sys.stderr)
+
+
+def fit_of(name: str, model: LightningModule, data: LightningDataModule, flags: Mapping[str, Any], known: Known) -> Fit:
+    """The plan's view of a configuration with a whole model."""
     if not isinstance(model, LitModel):
         raise UserError(f"plan: {type(model).__name__} is no training method whose memory is known.")
-    mesh, runtime = mesh_of(trainer), model.runtime
-    sharded = _strategy(trainer)[0] == ModelParallelStrategy.__name__
-    precision, micro_batches = str(trainer["precision"] or "32-true"), trainer["accumulate_grad_batches"]
+    runtime, micro_batches = model.runtime, flags["accumulate_grad_batches"]
+    sharded = _strategy(flags)[0] == ModelParallelStrategy.__name__
+    precision = str(flags["precision"] or "32-true")
     precision = {"32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
-    spec = spec_of(model.model)
-    tokens, attended = _micro_batch(model, data, mesh, micro_batches)
-    frozen = _beside(model, data, spec, spec_of, "bf16" in precision, sharded)
+    tokens, attended = _micro_batch(model, data, mesh_of(flags), micro_batches)
     training = Training(
-        spec,
-        tokens,
-        micro_batches,
-        precision,
-        sharded,
-        _loss(model),
-        bool(runtime.activation_checkpointing),
-        bool(runtime.compile),
-        runtime.fuse_gate_up,
-        model.lora,
-        frozen,
-        attended,
-        runtime.activation_checkpointing == "offload",
-        runtime.replicas,
+        spec=known.spec(model.model),
+        tokens=tokens,
+        micro_batches=micro_batches,
+        precision=precision,
+        sharded=sharded,
+        loss=_loss(model),
+        checkpointing=bool(runtime.activation_checkpointing),
+        compiled=bool(runtime.compile),
+        fuse_gate_up=runtime.fuse_gate_up,
+        lora=model.lora,
+        frozen=tuple(_beside(model, data, known, "bf16" in precision, sharded)),
+        attended=attended,
+        offload=runtime.activation_checkpointing == "offload",
+        replicas=runtime.replicas,
     )
-    steps = trainer["max_steps"]
-    given = {_class(each): each.get("init_args") or {} for each in trainer["callbacks"] or []}
-    kept = given.get(Checkpoint.__name__, {}).get("keep", 1)
-    return Fit(
-        name, training, mesh, steps if steps > 0 else None, _sampling(data), kept + 1, _refusals(model, data)
-    )  # fmt: skip
+    callbacks = {_class(each): each.get("init_args") or {} for each in flags["callbacks"] or []}
+    kept = callbacks.get(Checkpoint.__name__, {}).get("keep", 1)
+    steps = flags["max_steps"]
+    return Fit(name, training, steps if steps > 0 else None, _sampling(data), kept + 1)
 
 
-def mesh_of(trainer: Mapping[str, Any]) -> Mesh:
+def mesh_of(flags: Mapping[str, Any]) -> Mesh:
     """The mesh that the trainer's flags name. "auto" devices are those of this machine."""
-    devices, nodes = trainer["devices"], trainer["num_nodes"]
+    devices, nodes = flags["devices"], flags["num_nodes"]
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 0
     if count == 0:
-        count = 1 if trainer["accelerator"] == "cpu" else max(torch.cuda.device_count(), 1)
-    size = _strategy(trainer)[1].get("tensor_parallel_size", 1)
+        count = 1 if flags["accelerator"] == "cpu" else max(torch.cuda.device_count(), 1)
+    size = _strategy(flags)[1].get("tensor_parallel_size", 1)
     return Mesh(nodes, count, count if size == "auto" else size)
 
 
-def _strategy(trainer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def _strategy(flags: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """(the name of its class, its arguments)."""
-    strategy = trainer["strategy"]
+    strategy = flags["strategy"]
     return (str(strategy), {}) if isinstance(strategy, str) else (_class(strategy), strategy.get("init_args") or {})
 
 
@@ -103,20 +130,17 @@ def _loss(model: LitModel) -> Any:
     return "log_probs" if isinstance(model, Policy) else "cross_entropy"
 
 
-def _beside(
-    model: LitModel, data: LightningDataModule, spec: ModelSpec, spec_of: SpecOf, bf16: bool, sharded: bool
-) -> tuple[Frozen, ...]:
+def _beside(model: LitModel, data: LightningDataModule, known: Known, bf16: bool, sharded: bool) -> Iterator[Frozen]:
     """The models that the method and the rewards of its data load."""
-    found = []
     if isinstance(model, Distill) and model.teacher is not None:
-        teacher = spec_of(model.teacher)
-        found.append(Frozen("teacher", teacher, sharded, bf16, _matched(model, spec, teacher)))
+        teacher = known.spec(model.teacher)
+        yield Frozen("teacher", teacher, sharded, bf16, _matched(model, known.spec(model.model), teacher))
     if isinstance(model, Policy) and model.reference is not None:
-        found.append(Frozen("reference", spec_of(model.reference.path), sharded, bf16))
+        yield Frozen("reference", known.spec(model.reference.path), sharded, bf16)
     for judge in data.rewards if isinstance(data, PromptData) else ():
         if isinstance(judge.reward, ModelReward):
-            found.append(Frozen("reward model", spec_of(judge.reward.model), False, judge.reward.dtype == "bfloat16"))
-    return tuple(found)
+            spec, in_bf16 = known.spec(judge.reward.model), judge.reward.dtype == "bfloat16"
+            yield Frozen("reward model", spec, False, in_bf16)
 
 
 def _matched(model: Distill, spec: ModelSpec, teacher: ModelSpec) -> int:
@@ -145,109 +169,49 @@ def _micro_batch(model: LitModel, data: LightningDataModule, mesh: Mesh, micro_b
             samples = -(-prompts * rollout.samples_per_prompt // parts)
         length = rollout.max_new_tokens + PROMPT_TOKENS
         return samples * length, length / 2
-    raise UserError(f"plan: {type(data).__name__} is no data module whose batches are known.")
+    raise _unknown_data(data)
 
 
 def _sampling(data: LightningDataModule) -> Sampling | None:
     if not isinstance(data, PromptData):
         return None
-    rollout = data.rollout
-    return Sampling(
-        data.engine,
-        rollout.prompts_per_rollout,
-        rollout.samples_per_prompt,
-        rollout.max_new_tokens,
-        rollout.updates_per_rollout,
-        rollout.sleep_engine_while_training,
-    )
-
-
-def _refusals(model: LitModel, data: LightningDataModule) -> Callable[[Mesh], str | None]:
-    """What the method itself refuses of a mesh."""
-
-    def refusal(mesh: Mesh) -> str | None:
-        if isinstance(data, PromptData) and mesh.gpus > data.rollout.prompts_per_rollout:
-            return f"a rollout's {data.rollout.prompts_per_rollout} prompts are work for no more than as many ranks"
-        return None
-
-    return refusal
+    names = [field.name for field in fields(Sampling) if field.name != "engine"]
+    return Sampling(data.engine, **{name: getattr(data.rollout, name) for name in names})
 
 
 def blocks_of(
-    model: BlockDistill,
-    data: LightningDataModule,
-    trainer: Mapping[str, Any],
-    spec_of: SpecOf,
-    candidates: Mapping[str, Candidates],
+    name: str, model: BlockDistill, data: LightningDataModule, flags: Mapping[str, Any], known: Known
 ) -> BlockDistillation:
-    """The plan's view of blockwise distillation. `candidates` are those of libraries that are still to be built."""
+    """The plan's view of blockwise distillation."""
     if not isinstance(data, PlannedData):
-        raise UserError(f"plan: {type(data).__name__} is no data module whose batches are known.")
-    spec = spec_of(model.model)
-    epochs, batches = trainer["max_epochs"], trainer["limit_train_batches"]
-    steps = epochs * batches if epochs and isinstance(batches, int) else None
-    layers = _candidates(model.library, spec, candidates)
-    at_once = model.layers_at_once or len(spec.layers)
-    bf16 = "bf16" in str(trainer["precision"])
-    return BlockDistillation(spec, layers, at_once, data.micro_batch_tokens, model.batch_tokens, bf16, steps)
+        raise _unknown_data(data)
+    spec = known.spec(model.model)
+    epochs, batches = flags["max_epochs"], flags["limit_train_batches"]
+    return BlockDistillation(
+        name,
+        spec,
+        layers=_candidates(model.library, spec, known),
+        layers_at_once=model.layers_at_once or len(spec.layers),
+        micro_batch_tokens=data.micro_batch_tokens,
+        batch_tokens=model.batch_tokens,
+        dtype=torch.bfloat16 if "bf16" in str(flags["precision"]) else torch.float32,
+        steps=epochs * batches if epochs and isinstance(batches, int) else None,
+    )
 
 
-def _candidates(library: str, spec: ModelSpec, known: Mapping[str, Candidates]) -> list[list[Tried]]:
-    if library in known:
-        return tried(spec, known[library])
+def _candidates(library: str, spec: ModelSpec, known: Known) -> list[list[Tried]]:
+    if library in known.candidates:
+        return tried(spec, known.candidates[library])
     if not Path(library).exists():
         raise UserError(
             f"plan: the library {library} is not there yet, so its candidates are not known. Plan the folder of the "
             "pipeline: the stage that builds it says which they are."
         )
-    opened = Library.open(library)
     return [
-        [
-            (slot, variant.part)
-            for slot in ("attention", "ffn")
-            for variant in getattr(layer, slot).values()
-            if not variant.parent
-        ]
-        for layer in opened.layers
+        [(slot, each.part) for slot in SLOTS for each in getattr(layer, slot).values() if not each.parent]
+        for layer in Library.open(library).layers
     ]
 
 
-def of_fit(
-    name: str, model: Any, data: Any, flags: Mapping[str, Any], gpu: Gpu, gpus: int | None, known: Known
-) -> Plan:
-    """The plan of a fit, with the smallest mesh in its advice if it does not fit."""
-    mesh = _resized(mesh_of(flags), gpus)
-    if isinstance(model, BlockDistill):
-        if model.library in known.candidates:
-            known.candidates[model.out] = known.candidates[model.library]
-        if model.library in known.parents:
-            known.parents[model.out] = known.parents[model.library]
-        return blocks_of(model, data, flags, known.spec, known.candidates).advised(name, gpu, mesh)
-    fit: Fit = fit_of(name, model, data, flags, known.spec)
-    return fit.advised(gpu, mesh)
-
-
-def _resized(mesh: Mesh, gpus: int | None) -> Mesh:
-    if gpus is None:
-        return mesh
-    return Mesh(-(-gpus // 8), min(gpus, 8), mesh.tensor_parallel)
-
-
-def refuse(model: Any, data: Any, flags: Mapping[str, Any]) -> None:
-    """Raises `UserError` if not even weights, gradients and moments have room on this machine's GPUs. What depends on
-    the lengths of rows is an upper bound, so a run that only this is too much for is warned of."""
-    gpu = here()
-    if gpu.name == CPU or flags["accelerator"] == "cpu":
-        return
-    known = Known()
-    try:
-        plan = of_fit("this run", model, data, flags, gpu, None, known)
-        is_sure = isinstance(model, LitModel) and not fit_of("", model, data, flags, known.spec).least(gpu).fits
-    except UserError:
-        return  # what is wrong is said where it is read
-    if not plan.obstacles:
-        return
-    why = f"{'; '.join(plan.obstacles)}.{plan.advice} `lnlit plan` shows all parts"
-    if is_sure:
-        raise UserError(f"{why}; --check_memory false starts the run all the same.")
-    print(f"warning: this run may need more memory than there is: {why}.", file=sys.stderr)
+def _unknown_data(data: LightningDataModule) -> UserError:
+    return UserError(f"plan: {type(data).__name__} is no data module whose batches are known.")

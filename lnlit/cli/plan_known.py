@@ -28,3 +28,10 @@ class Known:
         for out in outs:
             self.specs[out] = self.spec(path)
             self.specs[f"{out}/model"] = self.specs[out]  # of a sweep
+
+    def improves(self, library: str, out: str) -> None:
+        """Says that the library `out` will have the candidates of another one."""
+        if library in self.candidates:
+            self.candidates[out] = self.candidates[library]
+        if library in self.parents:
+            self.parents[out] = self.parents[library]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
-from lnlit.cli import blame
+import torch
+
+from lnlit.cli.blame import built
 from lnlit.cli.parser import rows_may_come
 from lnlit.cli.pipeline import Stage
 from lnlit.cli.plan_known import Known
 from lnlit.cli.stage_commands import of_stage as command_of
 from lnlit.data.text import TextSample
 from lnlit.interfaces import RolloutEngine
-from lnlit.planning.blocks import Text, layer_by_layer, library_bytes, tried
+from lnlit.models.parts import kv_elements
+from lnlit.planning.blocks import layer_by_layer, library_bytes, tried
 from lnlit.planning.gpus import Gpu
 from lnlit.planning.plan import EXPORT, Plan, served
-from lnlit.planning.sizes import Mesh, sized
+from lnlit.planning.sizes import sized
 from lnlit.rollout.native import NativeEngine
 from lnlit.search.costs import DTYPES
 from lnlit.search.library import Library
@@ -27,12 +29,9 @@ def of_stage(stage: Stage, options: list[str], gpu: Gpu, known: Known) -> Plan:
     kind = str(stage.kind)
     _, parser, config = command_of(kind).parsed(kind, options)
     rows_may_come(parser)
-    try:
-        given = vars(parser.instantiate_classes(config))
-    except Exception as error:
-        blame.blamed(blame.while_building(error), error)
-    planner = _PLANNERS.get(kind, _no_gpu)
-    found = planner(stage.name, given, gpu, known)
+    given = built(parser, config)
+    planner = _PLANNERS.get(kind)
+    found = Plan(stage.name, gpu) if planner is None else planner(stage.name, given, gpu, known)
     models = _models(given)
     if models:
         known.writes(stage.outs, models[0])
@@ -45,30 +44,23 @@ def _models(given: Mapping[str, Any]) -> list[str]:
     return [str(path) for path in named if path]
 
 
-def _no_gpu(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
-    return Plan(name, gpu, Mesh(1, 1), {})
-
-
 def _library(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
-    spec, candidates = known.spec(given["model"]), given["candidates"]
+    spec, candidates, data = known.spec(given["model"]), given["candidates"], given["data"]
     known.candidates[given["out"]] = candidates
     known.parents[given["out"]] = given["model"]
-    data = given["data"]
-    text = Text(data.rows * data.length, max(given["batch_tokens"], data.length))
-    disk = {"library": library_bytes(spec, tried(spec, candidates))}
-    return layer_by_layer(name, spec, text, gpu, given["dtype"] == "bfloat16", disk=disk)
+    batch, dtype = max(given["batch_tokens"], data.length), getattr(torch, given["dtype"])
+    parts = layer_by_layer(spec, data.rows * data.length, batch, dtype)
+    return Plan(name, gpu, phases={"run": parts}, disk={"library": library_bytes(spec, tried(spec, candidates))})
 
 
 def _score(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
-    data, spec, batch = given["data"], known.spec(given["model"]), given["batch_tokens"]
-    is_text = isinstance(data, TextSample)
-    text = Text(data.rows * data.length, max(batch, data.length)) if is_text else Text(batch, batch)
-    plan = layer_by_layer(name, spec, text, gpu, given["dtype"] == "bfloat16", scored=True)
-    return (
-        plan
-        if is_text
-        else replace(plan, notes=(*plan.notes, "of the questions, whose lengths are not known, one batch is counted"))
-    )
+    data, tokens, batch, notes = given["data"], given["batch_tokens"], given["batch_tokens"], ()
+    if isinstance(data, TextSample):
+        tokens, batch = data.rows * data.length, max(batch, data.length)
+    else:
+        notes = ("of the questions, whose lengths are not known, one batch is counted",)
+    parts = layer_by_layer(known.spec(given["model"]), tokens, batch, getattr(torch, given["dtype"]), scored=True)
+    return Plan(name, gpu, phases={"run": parts}, notes=notes)
 
 
 def _measure(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
@@ -76,28 +68,21 @@ def _measure(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Pla
     library = given["library"]
     parent = known.parents.get(library) or Library.open(library).model
     if not given["timing"]:
-        return _no_gpu(name, given, gpu, known)
+        return Plan(name, gpu)
     spec, size = known.spec(parent), DTYPES[given["dtype"]]
     model = sized(spec.replace(layers=spec.layers[: given["layers"] or 32]))  # measure's own default
     tokens = max(each.batch_size * (each.prompt_tokens + each.new_tokens) for each in given["workloads"])
-    parts = {"parameters": model.parameters * size, "cache": tokens * model.kv_elements * size}
-    return Plan(name, gpu, Mesh(1, 1), {"run": parts})
+    parts = {"parameters": model.parameters * size, "cache": tokens * kv_elements(model.spec) * size}
+    return Plan(name, gpu, phases={"run": parts})
 
 
 def _realize(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
-    parent = known.parents.get(given["library"])
+    """A model like the one that it is made of: that of the library, or the one that is fused."""
+    parent = given["model"] if "model" in given else known.parents.get(given["library"])
     if parent is not None:
         known.writes([given["out"]], parent)
-    return _written(name, given["out"], gpu, known)
-
-
-def _fuse(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
-    known.writes([given["out"]], given["model"])
-    return _written(name, given["out"], gpu, known)
-
-
-def _written(name: str, out: str, gpu: Gpu, known: Known) -> Plan:
-    return Plan(name, gpu, Mesh(1, 1), {}, disk={"model": EXPORT * sized(known.spec(out)).parameters})
+    size = EXPORT * sized(known.spec(given["out"])).parameters
+    return Plan(name, gpu, disk={"model": size})
 
 
 def _sampled(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
@@ -106,7 +91,7 @@ def _sampled(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Pla
     engine = given.get("engine") or getattr(asked, "engine", None) or NativeEngine()
     models = _models(given)
     if not isinstance(engine, RolloutEngine) or not models:
-        return _no_gpu(name, given, gpu, known)
+        return Plan(name, gpu)
     plans = [served(name, known.spec(path), engine, gpu) for path in models]
     return max(plans, key=lambda plan: (len(plan.obstacles), plan.peak_bytes))
 
@@ -115,7 +100,6 @@ _PLANNERS: dict[str, Callable[[str, Mapping[str, Any], Gpu, Known], Plan]] = {
     "library": _library,
     "score": _score,
     "measure": _measure,
-    "realize": _realize,
-    "fuse": _fuse,
+    **dict.fromkeys(("realize", "fuse"), _realize),
     **dict.fromkeys(("annotate", "generate", "eval", "sweep"), _sampled),
 }

@@ -5,7 +5,6 @@ They accept and refuse the same as the command line. A mistake is a `UserError` 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import inspect
 import json
@@ -82,10 +81,10 @@ def stage(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Pat
     """Run a stage, as of `lnlit search`, from its YAML file, whose key `stage` says which; returns the path it wrote.
     Each is a function of its own as well: `search_solve`, `rollout_annotate`, ...
     """
-    from lnlit.cli.pipeline import read_yaml
+    from lnlit.cli.pipeline import mapping_of
     from lnlit.cli.stage_commands import of_stage
 
-    name = str(read_yaml(Path(config)).get("stage"))
+    name = str(mapping_of(Path(config)).get("stage"))
     return of_stage(name).result(name, arguments(config, overrides))
 
 
@@ -193,16 +192,8 @@ def chat(
 
     for text in (prompt, system or ""):
         check_text(text)
-    options = argparse.Namespace(
-        model=str(model),
-        thinking=thinking,
-        system=system,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
-    return Chat(options).answer(prompt, lambda text: None)
+    loaded = Chat(str(model), thinking, system, max_new_tokens, temperature, top_p, seed)
+    return loaded.answer(prompt, lambda text: None)
 
 
 @told
@@ -211,28 +202,3 @@ def data_show(config: str | Path, rows: int = 1) -> None:
     from lnlit.cli.data import main
 
     main(["show", str(config), "--rows", str(rows)])
-
-
-@told
-def recipes() -> dict[str, str]:
-    """The configurations that come with lnlit, as `lnlit recipes` lists them: name -> what it does, in one sentence."""
-    from lnlit.cli.recipes import listed
-
-    return listed()
-
-
-@told
-def recipes_show(name: str) -> str:
-    """The YAML of a recipe, as `lnlit recipes show NAME` prints it."""
-    from lnlit.cli.recipes import text_of
-
-    return text_of(name)
-
-
-@told
-def recipes_copy(name: str, folder: str | Path) -> list[Path]:
-    """Write a recipe, or a folder of them, below `folder` as `lnlit recipes copy NAME DIR` does; returns the files
-    written, and raises `UserError` before it would replace another file."""
-    from lnlit.cli.recipes import copy_recipes
-
-    return copy_recipes(name, folder)

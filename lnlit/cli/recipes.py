@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from lnlit.cli.arguments import CommandParser
+from lnlit.cli.python import told
+from lnlit.cli.written import texts
 from lnlit.errors import UserError, did_you_mean
-from lnlit.files import check_output, expanded, replaced_file
+from lnlit.files import check_output, expanded, write_file
 
 #: A link to the folder `yaml` in a checkout, and the files themselves in a wheel.
 HOME = Path(os.path.normpath(Path(__file__).parent.parent / "recipes"))
@@ -48,11 +49,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+@told
 def listed() -> dict[str, str]:
-    """Name -> what it does, in one sentence."""
+    """The configurations that come with lnlit: name -> what it does, in one sentence."""
     return {_name(file): _what(file) for file in _all()}
 
 
+@told
 def text_of(name: str) -> str:
     """The YAML of a recipe."""
     return _one(name).read_text(encoding="utf-8")
@@ -63,6 +66,7 @@ def pipelines() -> set[str]:
     return {file.parent.relative_to(HOME).as_posix() for file in HOME.rglob("[0-9]*_*.yaml")}
 
 
+@told
 def copy_recipes(name: str, folder: str | Path) -> list[Path]:
     """Writes a recipe, or all recipes of a folder, below `folder`, with every recipe that they name by a relative path.
 
@@ -87,8 +91,7 @@ def copy_recipes(name: str, folder: str | Path) -> list[Path]:
         elif out.read_bytes() != content:
             raise UserError(f"{out}: is there already with other content. Nothing was written; choose another folder.")
     for out, content in written.items():
-        with replaced_file(out) as scratch:
-            scratch.write_bytes(content)
+        write_file(out, content)
     return list(written)
 
 
@@ -143,16 +146,8 @@ def _what(file: Path) -> str:
 
 def _named(file: Path) -> Iterator[Path]:
     """The recipes that a recipe names by a path relative to itself."""
-    for text in _texts(yaml.safe_load(file.read_text(encoding="utf-8"))):
+    for _, text in texts(yaml.safe_load(file.read_text(encoding="utf-8"))):
         if text.endswith(".yaml"):
             named = Path(os.path.normpath(file.parent / text))
             if named.is_relative_to(HOME) and named.is_file():
                 yield named
-
-
-def _texts(tree: Any) -> Iterable[str]:
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict | list):
-        for item in tree.values() if isinstance(tree, dict) else tree:
-            yield from _texts(item)

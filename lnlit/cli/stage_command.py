@@ -27,7 +27,7 @@ class StageCommand:
     default: str | None = None
     words: str | None = None
 
-    def run(self, argv: list[str]) -> int:
+    def __call__(self, argv: list[str]) -> int:
         """Run one stage; prints the path it wrote."""
         if not argv or (argv[0] in ("-h", "--help") and len(self.stages) > 1):
             print(self._help())
@@ -51,12 +51,9 @@ class StageCommand:
     def result(self, name: str, options: list[str]) -> Path:
         """Run one stage; returns the path it wrote."""
         stage, parser, config = self.parsed(name, options)
-        from lnlit.cli import blame
+        from lnlit.cli.blame import built
 
-        try:
-            arguments = vars(parser.instantiate_classes(config))
-        except Exception as error:
-            blame.blamed(blame.while_building(error), error)
+        arguments = built(parser, config)
         return stage(**{key: value for key, value in arguments.items() if key not in ("config", "stage")})
 
     def parsed(self, name: str, options: list[str]) -> tuple[Callable[..., Path], Any, Any]:
@@ -69,9 +66,7 @@ class StageCommand:
             raise UserError(
                 f"{self.name}: unknown stage {name!r}.{did_you_mean(name, self.stages)} Allowed: {allowed}."
             )
-        from jsonargparse import ArgumentError
-
-        from lnlit.cli.explain import explain
+        from lnlit.cli.explain import explained
         from lnlit.cli.parser import StrictParser
         from lnlit.cli.written import Written
 
@@ -85,10 +80,8 @@ class StageCommand:
         parser.add_argument("--config", action="config", help="a YAML file with the arguments; later options win")
         parser.add_argument("--stage", type=Literal[name], default=name, help="which stage a YAML file is for")
         parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)
-        try:
+        with explained(parser, written, stage):
             return stage, parser, parser.parse_args(options)
-        except ArgumentError as error:
-            raise UserError(explain(parser, written, str(error), stage)) from error
 
     def _help(self) -> str:
         width = max(map(len, self.stages))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -23,7 +22,7 @@ from lnlit.callbacks.checkpoints import check_unused, checkpoint_folder, list_ch
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.lightning import check_run_state, check_training_checkpoint
 from lnlit.cli import blame, plan_fit, trainer_flags
-from lnlit.cli.explain import explain
+from lnlit.cli.explain import explained
 from lnlit.cli.parser import StrictParser, rows_may_come
 from lnlit.cli.written import Written
 from lnlit.data.chat import chat_folder
@@ -82,10 +81,8 @@ class LitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
-        try:
+        with explained(self._parser(self._command), self._written):
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            raise UserError(explain(self._parser(self._command), self._written, str(error))) from error
 
     def _parse_ckpt_path(self) -> None:
         """Finds the checkpoint. Lightning's version would let its hyper-parameters override the configuration."""
@@ -111,10 +108,8 @@ class LitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds the parts of the configuration, and turns their errors into `UserError`s."""
-        try:
+        with blame.building():
             super().instantiate_classes()
-        except Exception as error:
-            blame.blamed(blame.while_building(error), error)
 
     def before_validate(self) -> None:
         """Refuses a bad checkpoint before any data is read."""
@@ -166,53 +161,46 @@ class LitCLI(LightningCLI):
         return trainer_flags.build({**settings, **kwargs}, lambda flags: self._instantiate_trainer(flags, []))
 
 
-class _Checked(Exception):
+class _Read(Exception):
     """Raised when a configuration has been read completely."""
 
 
-class _Parsed(LitCLI):
-    """Reads a configuration and builds nothing."""
+class _Reader(LitCLI):
+    """Reads a configuration. It builds nothing, and leaves the random generators as they are."""
 
-    def before_instantiate_classes(self) -> None:
-        raise _Checked(self)
-
-
-class _Built(LitCLI):
-    """Reads a configuration and builds model and data, but no trainer. Their constructors take settings only; rows need
-    not be there yet."""
-
-    def instantiate_classes(self) -> None:
-        try:
-            parser = self._parser(self._command)
-            rows_may_come(parser)
-            parts: Any = parser.instantiate_classes(self.config[self._command].clone())
-        except Exception as error:
-            blame.blamed(blame.while_building(error), error)
-        self.model, self.datamodule = parts.model, parts.data
-        raise _Checked(self)
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        self._parse_ckpt_path()
+        raise _Read(self)
 
 
 def check(arguments: list[str]) -> None:
     """Raises `UserError` for a configuration that `fit` would refuse before building anything."""
-    _parsed(arguments)
+    _read(arguments)
 
 
 def resolved(arguments: list[str]) -> dict[str, Any]:
     """A fit's configuration with all defaults, as `--print_config` prints it. Raises `UserError` as `check` does."""
-    return _parsed(arguments).complete()
+    return _read(arguments).complete()
 
 
 def built(arguments: list[str]) -> LitCLI:
-    """A fit's configuration with its model and data, which have loaded nothing. Raises `UserError` as `fit` does."""
-    return _parsed(arguments, _Built)
+    """A fit's configuration with its model and data, but no trainer. Constructors take settings only, so nothing is
+    loaded, and rows need not be there yet. Raises `UserError` as `fit` does."""
+    cli = _read(arguments)
+    parser = cli._parser("fit")
+    rows_may_come(parser)
+    parts = blame.built(parser, cli.config["fit"].clone())
+    cli.model, cli.datamodule = parts["model"], parts["data"]
+    return cli
 
 
-def _parsed(arguments: list[str], how: type[LitCLI] = _Parsed) -> LitCLI:
+def _read(arguments: list[str]) -> LitCLI:
     quieten()
     try:
-        return how("fit", arguments, Written(arguments))
-    except _Checked as checked:
-        return checked.args[0]
+        return _Reader("fit", arguments, Written(arguments))
+    except _Read as read:
+        return read.args[0]
 
 
 def run(command: str, arguments: list[str], written: Written) -> int:

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 
 from lnlit.callbacks import RunSummary, default_callbacks
 from lnlit.cli import blame
+from lnlit.cli.written import listed
 from lnlit.errors import UserError
 
 #: Folder of TensorBoard's files and the resolved configuration, within the run's `default_root_dir`.
@@ -48,16 +49,15 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 _WHERE_NODES_MEET = ("MASTER_ADDR", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "KUBERNETES_PORT")
 
 
-def default_logger() -> TensorBoardLogger:
-    return TensorBoardLogger("runs", "", LOGS, default_hp_metric=False)
+def default_logger(root: str | Path = "runs") -> TensorBoardLogger:
+    return TensorBoardLogger(root, "", LOGS, default_hp_metric=False)
 
 
 def build(config: Mapping[str, Any], make: Callable[[dict[str, Any]], Trainer]) -> Trainer:
     """Calls `make` with all flags of the Trainer and with the default callbacks, except those that are given or
     switched off. Raises `UserError` for flags that lnlit cannot support."""
     flags = checked(config)
-    given = flags["callbacks"] or []
-    given = given if isinstance(given, list) else [given]
+    given = listed(flags["callbacks"])
     off: list[type] = [Checkpoint] if flags["enable_checkpointing"] is False else []
     if flags["enable_progress_bar"] is False or any(isinstance(callback, ProgressBar) for callback in given):
         off.append(ProgressBar)
@@ -91,7 +91,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         if flags["log_every_n_steps"] == DEFAULTS["log_every_n_steps"]:
             flags["log_every_n_steps"] = None
     elif ours:
-        flags["logger"] = TensorBoardLogger(flags["default_root_dir"], "", LOGS, default_hp_metric=False)
+        flags["logger"] = default_logger(flags["default_root_dir"])
     return flags
 
 

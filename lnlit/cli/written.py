@@ -30,7 +30,7 @@ class Written:
         self.tree: dict[str, Any] = {}
         self._files: list[tuple[str, yaml.Node]] = []
         self._options: list[Place] = []
-        for option, value in _options(arguments):
+        for option, value in options_of(arguments):
             if option in ("-c", "--config"):
                 self._add_file(value)
                 self._check_order(value)
@@ -58,20 +58,7 @@ class Written:
         path = Path(value)
         if not path.is_file():
             raise UserError(f"--config: there is no file {value!r}{_neighbour(path)}.")
-        try:
-            text = path.read_text(encoding="utf-8")
-            tree, root = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-        except UnicodeDecodeError:
-            raise UserError(f"{value}: is not text; expected a YAML file.") from None
-        except OSError as error:
-            raise UserError(f"{value}: cannot be read: {error.strerror}.") from None
-        except RecursionError:
-            raise UserError(f"{value}: is nested too deeply; expected a YAML file of a configuration.") from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-            raise UserError(f"{value}{line}: is not valid YAML: {problem}.") from None
+        tree, root = read_yaml(value)
         if tree is None or root is None:
             return
         if not isinstance(tree, dict):
@@ -113,13 +100,46 @@ class Written:
         node, place = _into_init_args(node, place, parts[-1])
         old = node.get(parts[-1])
         if option.endswith("+"):  # one more item, or several, behind those before
-            before = old if isinstance(old, list) else [] if old is None else [old]
+            before = listed(old)
             node[parts[-1]] = [*before, *(parsed if isinstance(parsed, list) else [parsed])]
             self._options += [(*place, parts[-1], index) for index in range(len(before), len(node[parts[-1]]))]
             return
         replaces_class = isinstance(old, dict) and "class_path" in old and isinstance(parsed, str)
         node[parts[-1]] = _merged(old, {"class_path": parsed}) if replaces_class else parsed
         self._options.append((*place, parts[-1], "class_path") if replaces_class else (*place, parts[-1]))
+
+
+def texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text in a tree; those in a list have the list's key."""
+    if isinstance(node, str):
+        yield key, node
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield from texts(value, str(name))
+    for value in node if isinstance(node, list) else ():
+        yield from texts(value, key)
+
+
+def listed(value: Any) -> list[Any]:
+    """A setting that may be one item, several or none, as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def read_yaml(file: str | Path) -> tuple[Any, yaml.Node | None]:
+    """The content of a YAML file, and its nodes, which know their lines. Raises `UserError` if it is no YAML."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        return yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not text; expected a YAML file.") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise UserError(f"{file}: is nested too deeply; expected a YAML file of a configuration.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UserError(f"{file}{line}: is not valid YAML: {problem}.") from None
 
 
 def _check_keys(root: yaml.Node, file: str) -> None:
@@ -161,7 +181,7 @@ def _into_init_args(node: dict[str, Any], place: Place, key: str) -> tuple[dict[
     return node["init_args"], (*place, "init_args")
 
 
-def _options(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
+def options_of(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     """(option, value) pairs: `--key value`, `--key=value`, or `--key` alone."""
     pairs: list[tuple[str, str | None]] = []
     rest = list(arguments)

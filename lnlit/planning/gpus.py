@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,7 +25,6 @@ class Gpu:
         memory_bytes: Its memory.
         bf16_flops: Dense BF16 FLOP/s of its tensor cores. Datasheets of some cards print the number with sparsity,
             which is twice as much.
-        fp8_flops: Dense FP8 FLOP/s; None if it has none.
         memory_bytes_per_s: The bandwidth of its memory.
         link_bytes_per_s: The bandwidth to another GPU of its node, in one direction.
     """
@@ -34,7 +34,6 @@ class Gpu:
     source: str
     memory_bytes: int
     bf16_flops: float | None = None
-    fp8_flops: float | None = None
     memory_bytes_per_s: float | None = None
     link_bytes_per_s: float | None = None
 
@@ -45,23 +44,22 @@ class Gpu:
         return 0 if self.name == CPU else int(2 * _GB + 0.04 * self.memory_bytes)
 
 
-def _gpu(name, torch_name, source, gb, bf16, fp8, memory_gb_per_s, link_gb_per_s) -> Gpu:
-    rates = (bf16 * _TFLOPS, fp8 and fp8 * _TFLOPS, memory_gb_per_s * _GB, link_gb_per_s * _GB)
-    return Gpu(name, torch_name, source, gb * _GB, *rates)
+def _gpu(name, torch_name, source, gb, tflops, memory_gb_per_s, link_gb_per_s) -> Gpu:
+    return Gpu(name, torch_name, source, gb * _GB, tflops * _TFLOPS, memory_gb_per_s * _GB, link_gb_per_s * _GB)
 
 
 CPU = "cpu"
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-40g", r"A100.*40GB", "NVIDIA A100 Tensor Core GPU datasheet, SXM", 40, 312, None, 1555, 300),
-        _gpu("a100-80g", r"A100.*80GB", "NVIDIA A100 Tensor Core GPU datasheet, SXM", 80, 312, None, 2039, 300),
-        _gpu("h100-nvl-94g", r"H100 NVL", "NVIDIA H100 Tensor Core GPU datasheet, NVL", 94, 835.5, 1671, 3900, 300),
-        _gpu("h100-pcie-80g", r"H100 PCIe", "NVIDIA H100 PCIe GPU product brief", 80, 756.5, 1513, 2000, 64),
-        _gpu("h100-80g", r"H100", "NVIDIA H100 Tensor Core GPU datasheet, SXM", 80, 989.5, 1979, 3350, 450),
-        _gpu("h200-141g", r"H200", "NVIDIA H200 Tensor Core GPU datasheet, SXM", 141, 989.5, 1979, 4800, 450),
-        _gpu("b200-180g", r"B200", "NVIDIA HGX B200 datasheet", 180, 2250, 4500, 7700, 900),
-        _gpu("l40s-48g", r"L40S", "NVIDIA L40S datasheet", 48, 362, 733, 864, 32),
+        _gpu("a100-40g", r"A100.*40GB", "NVIDIA A100 Tensor Core GPU datasheet, SXM", 40, 312, 1555, 300),
+        _gpu("a100-80g", r"A100.*80GB", "NVIDIA A100 Tensor Core GPU datasheet, SXM", 80, 312, 2039, 300),
+        _gpu("h100-nvl-94g", r"H100 NVL", "NVIDIA H100 Tensor Core GPU datasheet, NVL", 94, 835.5, 3900, 300),
+        _gpu("h100-pcie-80g", r"H100 PCIe", "NVIDIA H100 PCIe GPU product brief", 80, 756.5, 2000, 64),
+        _gpu("h100-80g", r"H100", "NVIDIA H100 Tensor Core GPU datasheet, SXM", 80, 989.5, 3350, 450),
+        _gpu("h200-141g", r"H200", "NVIDIA H200 Tensor Core GPU datasheet, SXM", 141, 989.5, 4800, 450),
+        _gpu("b200-180g", r"B200", "NVIDIA HGX B200 datasheet", 180, 2250, 7700, 900),
+        _gpu("l40s-48g", r"L40S", "NVIDIA L40S datasheet", 48, 362, 864, 32),
     )
 }
 #: Bandwidth to a GPU of another node, an assumption: of the 50 GB/s that one 400 Gb/s adapter per GPU has, as in a DGX
@@ -92,11 +90,9 @@ def here() -> Gpu:
     known = of_torch(properties.name)
     if known is None:
         return Gpu(properties.name, re.escape(properties.name), "this machine", properties.total_memory)
-    return Gpu(**{**vars(known), "memory_bytes": properties.total_memory})
+    return replace(known, memory_bytes=properties.total_memory)
 
 
 def _this_cpu() -> Gpu:
-    import os
-
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return Gpu(CPU, CPU, "this machine", memory)

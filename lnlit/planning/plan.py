@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lnlit.interfaces import EngineMemory, EngineSize, RolloutEngine
+from lnlit.models.parts import kv_elements
 from lnlit.planning.gpus import CPU, NETWORK_BYTES_PER_S, Gpu
-from lnlit.planning.sizes import Mesh, Sized, divides, sized
-from lnlit.planning.training import Bytes, OnMesh, Training
+from lnlit.planning.sizes import ALONE, Mesh, Sized, divides, sized
+from lnlit.planning.training import Bytes, OnMesh, Training, total
 from lnlit.specs import ModelSpec
 
 GB = 10**9
@@ -20,8 +21,8 @@ MFU = (0.25, 0.45)
 DECODING = (0.4, 0.8)
 #: Memory of a node, an assumption: that of the paper's nodes (section 5.2.2) and of a DGX H100.
 HOST_BYTES = 2000 * GB
-#: Bytes of a trained parameter in a checkpoint (weight and two moments in fp32), and in an export.
-CHECKPOINT, EXPORT = 12, 4
+#: Bytes of a parameter in an export.
+EXPORT = 4
 #: Numbers of nodes that are tried, in this order.
 _NODES = (1, 2, 4, 8, 9, 12, 16, 24, 32, 48, 64, 72, 96, 128)
 
@@ -47,8 +48,8 @@ class Plan:
 
     stage: str
     gpu: Gpu
-    mesh: Mesh
-    phases: Mapping[str, Bytes]
+    mesh: Mesh = ALONE
+    phases: Mapping[str, Bytes] = field(default_factory=dict)
     host: Bytes = field(default_factory=dict)
     disk: Bytes = field(default_factory=dict)
     flops: float = 0.0
@@ -64,16 +65,17 @@ class Plan:
         return self.gpu.memory_bytes - self.gpu.overhead_bytes
 
     @property
-    def fits(self) -> bool:
-        return not self.obstacles
-
-    @property
     def host_room(self) -> int:
         return self.gpu.memory_bytes if self.gpu.name == CPU else HOST_BYTES
 
     @property
+    def peak(self) -> tuple[str, Bytes]:
+        """The phase that needs most, and its parts."""
+        return max(self.phases.items(), key=lambda phase: total(phase[1]), default=("", {}))
+
+    @property
     def peak_bytes(self) -> int:
-        return max((sum(parts.values()) for parts in self.phases.values()), default=0)
+        return total(self.peak[1])
 
     @property
     def gpu_hours(self) -> tuple[float, float] | None:
@@ -83,17 +85,21 @@ class Plan:
         low, high = (each * self.steps * self.mesh.gpus / 3600 for each in self.seconds)
         return low, high
 
+    @property
+    def fits(self) -> bool:
+        return not self.obstacles
+
     @cached_property
     def obstacles(self) -> list[str]:
         """Why the stage cannot run like this; empty if it can."""
         found = list(self.problems)
-        phase, parts = max(self.phases.items(), key=lambda each: sum(each[1].values()), default=("", {}))
+        phase, parts = self.peak
         if self.peak_bytes > self.room:
             found.append(
                 f"{phase} needs {gigabytes(self.peak_bytes)} GB of each GPU, and a {self.gpu.name} has "
                 f"{gigabytes(self.room)} GB beside CUDA's own: {largest(parts)}"
             )
-        if (needed := sum(self.host.values())) > self.host_room:
+        if (needed := total(self.host)) > self.host_room:
             found.append(
                 f"a node needs {gigabytes(needed)} GB of its own memory, and has {gigabytes(self.host_room)} GB: "
                 f"{largest(self.host)}"
@@ -113,23 +119,80 @@ def largest(parts: Bytes, count: int = 4) -> str:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The rollouts of a training.
-
-    Args:
-        engine: What generates.
-        prompts: The number of prompts of a rollout.
-        samples: The number of completions of each.
-        new_tokens: The longest completion.
-        updates: The number of optimizer steps on a rollout.
-        takes_turns: Whether the trainer's tensors are moved to the host while the engine generates.
-    """
+    """The rollouts of a training, with the settings that `data.rollout` has. Every `memory.gpus` devices have one
+    engine."""
 
     engine: RolloutEngine
-    prompts: int
-    samples: int
-    new_tokens: int
-    updates: int
-    takes_turns: bool
+    prompts_per_rollout: int
+    samples_per_prompt: int
+    max_new_tokens: int
+    updates_per_rollout: int
+    sleep_engine_while_training: bool
+
+    def phases(self, memory: EngineMemory, run: OnMesh) -> dict[str, Bytes]:
+        """While the engine generates, and while it takes over weights: each of them is gathered whole in fp32."""
+        moved = self._moved(run)
+        trainer = {name: size for name, size in run.resting.items() if name not in moved}
+        gathered = run.model.largest * 4 if run.mesh.gpus > 1 else 0
+        return {
+            "rollout": {**trainer, "engine": memory.reserved},
+            "sync": {**run.resting, "engine": memory.weights, "gathered": gathered},
+        }
+
+    def host(self, memory: EngineMemory, run: OnMesh) -> dict[str, int]:
+        gpus = run.mesh.gpus_per_node
+        moved = total(self._moved(run)) * gpus
+        return {"weights for engines": memory.sync * max(gpus // memory.gpus, 1), "trainer that waits": moved}
+
+    def _moved(self, run: OnMesh) -> Bytes:
+        """What the trainer moves away while the engine generates; models beside it stay."""
+        return {name: run.resting[name] for name in ("parameters", "optimizer") if self.sleep_engine_while_training}
+
+    def seconds(self, memory: EngineMemory, run: OnMesh, gpu: Gpu) -> tuple[float, float] | None:
+        """Seconds of a rollout per optimizer step if all completions have the full length: each token reads the weights
+        and, on average, half of each cache from memory."""
+        if gpu.memory_bytes_per_s is None:
+            return None
+        engines = max(run.mesh.gpus // memory.gpus, 1)
+        each = -(-self.prompts_per_rollout * self.samples_per_prompt // engines)
+        context, tokens = run.model.spec.context_length, self.max_new_tokens
+        cache = memory.sequence / context * tokens if context else 0
+        room = max(memory.reserved - memory.weights, 1)
+        together = max(min(each, memory.concurrent, int(room // max(cache, 1))), 1)
+        read = -(-each // together) * tokens * (memory.weights + together * cache / 2) / self.updates_per_rollout
+        slow, fast = (gpu.memory_bytes_per_s * share for share in DECODING)
+        return read / fast, read / slow
+
+
+def engine_memory(engine: RolloutEngine, model: Sized, gpu: Gpu) -> EngineMemory | None:
+    """What an engine takes that holds this model, or None if it does not say."""
+    spec, around = model.spec, model.embeddings
+    size = EngineSize(model.parameters - around, around, kv_elements(spec), spec.context_length, gpu.memory_bytes)
+    return engine.memory(size)
+
+
+def lacking_cache(memory: EngineMemory) -> list[str]:
+    """Why an engine cannot start, if it has less than one sequence needs."""
+    needed = memory.weights + memory.sequence
+    if memory.reserved >= needed:
+        return []
+    return [
+        f"the engine may take {gigabytes(memory.reserved)} GB of each GPU, and weights with the cache of one sequence "
+        f"are {gigabytes(needed)} GB (weights {gigabytes(memory.weights)})"
+    ]
+
+
+def served(stage: str, spec: ModelSpec, engine: RolloutEngine, gpu: Gpu) -> Plan:
+    """A stage in which an engine alone generates, on a node of eight."""
+    memory = engine_memory(engine, sized(spec), gpu)
+    if memory is None:
+        return Plan(stage, gpu)
+    problems = lacking_cache(memory)
+    if memory.gpus > 8:
+        problems.append(f"tensor_parallel_size {memory.gpus} is more than a node's 8 GPUs")
+    phases = {"rollout": {"weights": memory.weights, "cache": max(memory.reserved - memory.weights, 0)}}
+    host = {"weights for engines": memory.sync}
+    return Plan(stage, gpu, Mesh(1, memory.gpus), phases, host, problems=tuple(problems))
 
 
 @dataclass(frozen=True)
@@ -139,116 +202,83 @@ class Fit:
     Args:
         name: The stage's name.
         training: What is trained, and how.
-        mesh: The devices that the configuration asks for.
         steps: The number of optimizer steps, if it says so.
         sampling: The rollouts, if there are any.
         saves: The number of checkpoints that are kept, with the one that is being written.
-        problem: Why a mesh is not possible, or None.
     """
 
     name: str
     training: Training
-    mesh: Mesh
     steps: int | None = None
     sampling: Sampling | None = None
     saves: int = 2
-    problem: Callable[[Mesh], str | None] = lambda mesh: None
 
-    def plan(self, gpu: Gpu, mesh: Mesh | None = None) -> Plan:
-        """The plan on a mesh, by default the configuration's own."""
-        mesh = mesh or self.mesh
-        if mesh.tensor_parallel > 1 and (why := divides(self.training.spec, mesh.tensor_parallel)):
-            return Plan(self.name, gpu, mesh, {}, problems=(f"{mesh.tensor_parallel} ranks share no layer: {why}",))
-        if why := self.problem(mesh):
-            return Plan(self.name, gpu, mesh, {}, problems=(why,))
+    def plan(self, gpu: Gpu, mesh: Mesh) -> Plan:
+        if why := self._refusal(mesh):
+            return Plan(self.name, gpu, mesh, problems=(why,))
         if not (first := self.least(gpu, mesh)).fits:
             return first  # the rest is no matter, and takes time to find out
         run = self.training.on(mesh)
         phases = {"train": run.train(), "validate": run.validate(), "save": run.save()}
         host = {"inputs of blocks": run.offloaded * mesh.gpus_per_node}
-        problems: list[str] = []
-        seconds = step_seconds(run, gpu)
-        if self.sampling is not None:
-            engine = _engine_memory(self.sampling.engine, run.model, gpu)
-            if engine is not None:
-                rollout = Rollouts(self.sampling, engine, run)
-                phases |= rollout.phases()
-                host |= rollout.host()
-                problems += rollout.problems()
-                seconds = _sum(seconds, rollout.seconds(gpu))
+        seconds, problems = step_seconds(run, gpu), list[str]()
+        if (sampling := self.sampling) and (memory := engine_memory(sampling.engine, run.model, gpu)):
+            phases |= sampling.phases(memory, run)
+            host |= sampling.host(memory, run)
+            problems = lacking_cache(memory)
+            rollout = sampling.seconds(memory, run, gpu)
+            seconds = seconds and rollout and (seconds[0] + rollout[0], seconds[1] + rollout[1])
         parameters = run.model.parameters
         trained = run.model.local.trained if self.training.lora else parameters
-        disk = {
-            "checkpoints": self.saves * ((parameters - trained) * run.stored_frozen + 3 * trained * _stored(run)),
-            "export": parameters * EXPORT,
-        }
-        return Plan(
-            self.name, gpu, mesh, phases, host, disk, step_flops(run), seconds, self.steps, tuple(problems), _notes(run)
-        )  # fmt: skip
+        saved = (parameters - trained) * run.stored_frozen + 3 * trained * run.stored
+        disk = {"checkpoints": self.saves * saved, "export": parameters * EXPORT}
+        notes = ("activations of compiled blocks are an estimate",) if self.training.compiled else ()
+        flops = step_flops(run)
+        return Plan(self.name, gpu, mesh, phases, host, disk, flops, seconds, self.steps, tuple(problems), notes)
 
-    def least(self, gpu: Gpu, mesh: Mesh | None = None) -> Plan:
+    def least(self, gpu: Gpu, mesh: Mesh) -> Plan:
         """What a step takes whatever its tokens are, which is known without running any part."""
-        mesh = mesh or self.mesh
         return Plan(self.name, gpu, mesh, {"train": self.training.on(mesh).at_least()})
 
-    def advised(self, gpu: Gpu, mesh: Mesh | None = None) -> Plan:
-        """The plan on a mesh and, if it does not fit, advice which one does."""
-        return advised(lambda tried: self.plan(gpu, tried), mesh or self.mesh, meshes())
+    def _refusal(self, mesh: Mesh) -> str | None:
+        """Why a mesh is not possible."""
+        ranks = mesh.tensor_parallel
+        if ranks > 1 and (why := divides(self.training.spec, ranks)):
+            return f"{ranks} ranks share no layer: {why}"
+        if self.sampling is not None and mesh.gpus > self.sampling.prompts_per_rollout:
+            return f"a rollout's {self.sampling.prompts_per_rollout} prompts are work for no more than as many ranks"
+        return None
 
 
-def advised(plan_on: Callable[[Mesh], Plan], mesh: Mesh, others: Iterator[Mesh]) -> Plan:
-    """The plan on `mesh`. If it does not fit, its advice is the first of `others` on which it does."""
-    plan = plan_on(mesh)
-    if not plan.obstacles:
+def advised(
+    plan_on: Callable[[Gpu, Mesh], Plan], gpu: Gpu, mesh: Mesh, tensor_parallel: Sequence[int] = (1, 2, 4, 8)
+) -> Plan:
+    """The plan on `mesh`. If it does not fit, its advice is the smallest mesh on which it does."""
+    plan = plan_on(gpu, mesh)
+    if plan.fits:
         return plan
-    last = None
-    for each in others:
-        last = plan_on(each)
-        if not last.obstacles:
-            return replace(plan, advice=f" The smallest mesh that does: {each}.")
-    why = f": {last.obstacles[0]}" if last is not None else ""
-    return replace(plan, advice=f" No mesh of up to {_NODES[-1]} nodes of eight does{why}.")
+    for other in _meshes(tensor_parallel):
+        tried = plan_on(gpu, other)
+        if tried.fits:
+            return replace(plan, advice=f" The smallest mesh that does: {other}.")
+    return replace(plan, advice=f" No mesh of up to {_NODES[-1]} nodes of eight does: {tried.obstacles[0]}.")
 
 
-def _stored(run: OnMesh) -> int:
-    return run.stored
-
-
-def _notes(run: OnMesh) -> tuple[str, ...]:
-    return ("activations of compiled blocks are an estimate",) if run.training.compiled else ()
-
-
-def meshes(tensor_parallel: Sequence[int] = (1, 2, 4, 8)) -> Iterator[Mesh]:
+def _meshes(tensor_parallel: Sequence[int]) -> Iterator[Mesh]:
     """Meshes of nodes of eight GPUs, and parts of one node, from small to large."""
     for nodes in _NODES:
         for gpus in (1, 2, 4, 8) if nodes == 1 else (8,):
             yield from (Mesh(nodes, gpus, size) for size in tensor_parallel if size <= gpus)
 
 
-# time
-
-
 def step_flops(run: OnMesh) -> float:
     """FLOPs of an optimizer step on all devices: a forward pass and a backward pass of twice that, one forward pass
     more with checkpointing, and one of each model beside. Frozen weights get no gradients."""
-    training, mesh = run.training, run.mesh
-    tokens = training.tokens * training.micro_batches * mesh.data_parallel
-    own = run.model.flops(tokens, training.attended)
+    training = run.training
+    tokens = training.tokens * training.micro_batches * run.mesh.data_parallel
     passes = (2 if training.lora else 3) + training.checkpointing
-    return passes * own + sum(each.flops(tokens, training.attended) for _, each in run.others)
-
-
-def step_communication(run: OnMesh) -> float:
-    """Seconds of communication of an optimizer step on one device, at the bandwidths of its table."""
-    training, mesh = run.training, run.mesh
-    link = NETWORK_BYTES_PER_S
-    sharded = 0.0
-    if run.sharded:
-        local = run.model.local
-        moved = 2 * local.parameters * run.held + local.trained * 4
-        moved += sum(each.local.parameters * 2 for frozen, each in run.others if frozen.sharded)
-        sharded = moved * (mesh.data_parallel - 1) / mesh.data_parallel
-    return training.micro_batches * sharded / link
+    beside = sum(model.flops(tokens, training.attended) for _, model in run.others)
+    return passes * run.model.flops(tokens, training.attended) + beside
 
 
 def step_seconds(run: OnMesh, gpu: Gpu) -> tuple[float, float] | None:
@@ -256,100 +286,22 @@ def step_seconds(run: OnMesh, gpu: Gpu) -> tuple[float, float] | None:
     if gpu.bf16_flops is None or gpu.link_bytes_per_s is None:
         return None
     training, mesh = run.training, run.mesh
-    compute = step_flops(run) / mesh.gpus / gpu.bf16_flops
-    communication = step_communication(run) * (1 if mesh.nodes > 1 else NETWORK_BYTES_PER_S / gpu.link_bytes_per_s)
-    if (
-        size := mesh.tensor_parallel
-    ) > 1:  # two sums over the ranks in each pass of a layer, each moving twice its size
-        sums = 2 * (2 + training.checkpointing) * len([unit for unit in run.model.units if unit.parameters])
-        communication += training.micro_batches * sums * 2 * run.stream * (size - 1) / size / gpu.link_bytes_per_s
-    return max(compute / MFU[1], communication), compute / MFU[0] + communication
+    shards = sums = 0.0
+    if run.sharded:
+        local = run.model.local
+        beside = sum(model.local.parameters * 2 for frozen, model in run.others if frozen.sharded)
+        shards = 2 * local.parameters * run.held + local.trained * 4 + beside
+    if mesh.tensor_parallel > 1:  # two sums over the ranks in each pass of a layer, each moving twice its size
+        passes = (2 + training.checkpointing) * sum(bool(unit.parameters) for unit in run.model.units)
+        sums = 2 * passes * 2 * run.stream * (mesh.tensor_parallel - 1) / mesh.tensor_parallel
+    between = NETWORK_BYTES_PER_S if mesh.nodes > 1 else gpu.link_bytes_per_s
+    sharding = shards * (mesh.data_parallel - 1) / mesh.data_parallel / between
+    communication = training.micro_batches * (sharding + sums / gpu.link_bytes_per_s)
+    fast, slow = compute_seconds(step_flops(run), mesh, gpu.bf16_flops)
+    return max(fast, communication), slow + communication
 
 
-def _sum(one: tuple[float, float] | None, other: tuple[float, float] | None) -> tuple[float, float] | None:
-    return None if one is None or other is None else (one[0] + other[0], one[1] + other[1])
-
-
-# rollouts
-
-
-def _engine_memory(engine: RolloutEngine, model: Sized, gpu: Gpu) -> EngineMemory | None:
-    around = model.embeddings
-    context = model.spec.context_length
-    return engine.memory(EngineSize(model.parameters - around, around, model.kv_elements, context, gpu.memory_bytes))
-
-
-class Rollouts:
-    """The engine beside the trainer: every `engine.gpus` devices have one."""
-
-    def __init__(self, sampling: Sampling, engine: EngineMemory, run: OnMesh) -> None:
-        self.sampling, self.engine, self.run = sampling, engine, run
-
-    def phases(self) -> dict[str, Bytes]:
-        """While the engine generates, and while it takes over weights: each of them is gathered whole in fp32."""
-        resting = self.run.resting
-        moved = self._moved if self.sampling.takes_turns else {}
-        trainer = {name: size for name, size in resting.items() if name not in moved}
-        gathered = self.run.model.largest * 4 if self.run.mesh.gpus > 1 else 0
-        return {
-            "rollout": {**trainer, "engine": self.engine.reserved},
-            "sync": {**resting, "engine": self.engine.weights, "gathered": gathered},
-        }
-
-    def host(self) -> dict[str, int]:
-        mesh = self.run.mesh
-        engines = max(mesh.gpus_per_node // self.engine.gpus, 1)
-        moved = sum(self._moved.values()) * mesh.gpus_per_node * self.sampling.takes_turns
-        return {"weights for engines": self.engine.sync * engines, "trainer that waits": moved}
-
-    @property
-    def _moved(self) -> Bytes:
-        """What the trainer moves away while the engine generates; models beside it stay."""
-        return {name: self.run.resting[name] for name in ("parameters", "optimizer")}
-
-    def problems(self) -> list[str]:
-        engine = self.engine
-        if engine.reserved >= engine.weights + engine.sequence:
-            return []
-        return [
-            f"the engine may take {gigabytes(engine.reserved)} GB of each GPU, and weights with the cache of one "
-            f"sequence are {gigabytes(engine.weights + engine.sequence)} GB (weights {gigabytes(engine.weights)})"
-        ]
-
-    def seconds(self, gpu: Gpu) -> tuple[float, float] | None:
-        """Seconds of a rollout per optimizer step if all completions have the full length: each token reads the weights
-        and, on average, half of each cache from memory."""
-        if gpu.memory_bytes_per_s is None:
-            return None
-        engines = max(self.run.mesh.gpus // self.engine.gpus, 1)
-        each = -(-self.sampling.prompts * self.sampling.samples // engines)
-        new, context = self.sampling.new_tokens, self.run.model.spec.context_length
-        token = self.engine.sequence / context if context else 0
-        room = max(self.engine.reserved - self.engine.weights, 1)
-        together = max(min(each, self.engine.concurrent, int(room // max(token * new, 1))), 1)
-        rounds = -(-each // together)
-        read = self.engine.weights + together * token * new / 2
-        low, high = (rounds * new * read / (gpu.memory_bytes_per_s * share) for share in reversed(DECODING))
-        return low / self.sampling.updates, high / self.sampling.updates
-
-
-# models that only compute
-
-
-def served(stage: str, spec: ModelSpec, engine: RolloutEngine, gpu: Gpu, gpus_per_node: int = 8) -> Plan:
-    """A stage in which an engine alone generates, on one node."""
-    model = sized(spec)
-    memory = _engine_memory(engine, model, gpu)
-    if memory is None:
-        return Plan(stage, gpu, Mesh(1, 1), {})
-    mesh = Mesh(1, max(memory.gpus, 1))
-    problems = []
-    if memory.reserved < memory.weights + memory.sequence:
-        problems.append(
-            f"the engine may take {gigabytes(memory.reserved)} GB of each of {memory.gpus} GPUs, and weights with the "
-            f"cache of one sequence are {gigabytes(memory.weights + memory.sequence)} GB"
-        )
-    if memory.gpus > gpus_per_node:
-        problems.append(f"tensor_parallel_size {memory.gpus} is more than a node's {gpus_per_node} GPUs")
-    phases = {"rollout": {"weights": memory.weights, "cache": max(memory.reserved - memory.weights, 0)}}
-    return Plan(stage, gpu, mesh, phases, host={"weights for engines": memory.sync}, problems=tuple(problems))
+def compute_seconds(flops: float, mesh: Mesh, flops_per_s: float) -> tuple[float, float]:
+    """The shortest and the longest time of FLOPs that all devices of a mesh share, by the assumed utilisation."""
+    best = flops / mesh.gpus / flops_per_s
+    return best / MFU[1], best / MFU[0]

@@ -5,7 +5,7 @@ Shape suffixes: B rows, T tokens, D hidden, d head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -16,9 +16,13 @@ from lnlit.models.block import Block
 from lnlit.models.build import build_block, build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.lora import LoRA, add_lora
-from lnlit.models.parts import attention_class, kv_elements, layer_class, packed, stored
-from lnlit.planning.traced import Attention, Trace, Use, fake, quiet_peak, traced
-from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+from lnlit.models.parts import attention_class, layer_class, packed, stored
+from lnlit.planning.traced import Trace, Use, attention, fake, quiet_peak, traced
+from lnlit.search.choice import SLOTS, Half, alone
+from lnlit.specs import BlockSpec, ModelSpec, PartSpec
+
+#: The dimension of a linear's weight that each style of tensor parallelism splits.
+_SPLIT_DIM = {"colwise": 0, "rowwise": 1}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Mesh:
         return f"{self.nodes} x {self.gpus_per_node} GPUs, tensor_parallel_size {self.tensor_parallel}"
 
 
+ALONE = Mesh(1, 1)
+
+
 @dataclass(frozen=True)
 class Unit:
     """What one rank holds of an FSDP2 unit while it is gathered: numbers of parameters, of those that are trained, and
@@ -53,22 +60,12 @@ class Unit:
     @classmethod
     def of(cls, module: nn.Module) -> Unit:
         members = list(module.parameters())
-        return cls(*(sum(p.numel() for p in members if is_in(p)) for is_in in (_any, _is_trained, _is_matrix)))
+        trained = [each for each in members if each.requires_grad]
+        matrices = [each for each in members if each.dim() > 1]
+        return cls(*(sum(each.numel() for each in group) for group in (members, trained, matrices)))
 
     def __add__(self, other: Unit) -> Unit:
         return Unit(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-
-def _any(parameter: Tensor) -> bool:
-    return True
-
-
-def _is_trained(parameter: Tensor) -> bool:
-    return parameter.requires_grad
-
-
-def _is_matrix(parameter: Tensor) -> bool:
-    return parameter.dim() > 1
 
 
 class Sized:
@@ -109,7 +106,7 @@ class Sized:
                 for layer in (decoder.embed_tokens, decoder.lm_head):
                     if layer is not None:
                         _keep_part(layer, "weight", 0, tensor_parallel)
-        _fake(decoder)
+        _make_fake(decoder)
         self.units = [Unit.of(block) for block in self.blocks]
         self.root = Unit.of(nn.ModuleList(outside))
         self._uses: dict[object, Use | int] = {}
@@ -124,9 +121,9 @@ class Sized:
         return max((unit.parameters for unit in self.units), default=0)
 
     @cached_property
-    def kv_elements(self) -> int:
-        """The numbers that the KV caches of all layers hold for one token, on all ranks together."""
-        return kv_elements(self.spec)
+    def kinds(self) -> list[int]:
+        """One layer of each kind, the last of them."""
+        return list({block: layer for layer, block in enumerate(self.spec.layers)}.values())
 
     def flops(self, tokens: int, attended: float) -> float:
         """FLOPs of the forward pass of `tokens` tokens through all blocks and the head, on all ranks together."""
@@ -154,13 +151,8 @@ class Sized:
         sizes = {size for part in parts if (size := attention_class(part).rope_dim(part.args))}
         with fake():
             x_BTD = torch.empty(1, tokens, self.spec.hidden_size, dtype=dtype, requires_grad=trains)
-            rope: Mapping[int, tuple[Tensor, Tensor]] = {
-                size: (x_BTD.detach().new_empty(1, tokens, size), x_BTD.detach().new_empty(1, tokens, size))
-                for size in sizes
-            }
-        if not any(True for _ in block.parameters()):
-            return lambda trace: x_BTD
-        return lambda trace: block(x_BTD, Attention(trace), rope)
+            rope = {size: (torch.empty(1, tokens, size, dtype=dtype),) * 2 for size in sizes}
+        return lambda trace: block(x_BTD, attention(trace), rope)
 
 
 #: A model, built once for all meshes on which its ranks hold the same.
@@ -170,25 +162,20 @@ sized = lru_cache(maxsize=32)(Sized)
 def block_flops(spec: ModelSpec, block: BlockSpec, attended: float) -> float:
     """FLOPs of one token's forward pass through one layer, as its parts declare them."""
     found = 0.0
-    for slot in ("attention", "ffn"):
+    for slot in SLOTS:
         part = getattr(block, slot)
-        found += layer_class(slot, part).flops(part.args, matrix_elements(spec, slot, part), attended)
+        found += layer_class(slot, part).flops(part.args, part_unit(spec, slot, part).matrices, attended)
     return found
 
 
-def matrix_elements(spec: ModelSpec, slot: str, part: PartSpec) -> int:
-    """The number of elements in the matrices of a part."""
-    return Unit.of(alone(spec, slot, part)).matrices
+def part_unit(spec: ModelSpec, slot: Half, part: PartSpec) -> Unit:
+    """A block with only this part, as a unit."""
+    return _block_unit(spec.replace(layers=(alone(slot, part),)))
 
 
 @lru_cache(maxsize=4096)
-def _alone(hidden: ModelSpec, slot: str, part: PartSpec) -> nn.Module:
-    return build_block(hidden, 0, BlockSpec(NOOP, NOOP).replace(**{slot: part}))
-
-
-def alone(spec: ModelSpec, slot: str, part: PartSpec) -> nn.Module:
-    """A block with only this part, on the meta device."""
-    return _alone(spec.replace(layers=(BlockSpec(NOOP, NOOP),)), slot, part)
+def _block_unit(spec: ModelSpec) -> Unit:
+    return Unit.of(build_block(spec, 0, spec.layers[0]))
 
 
 def divides(spec: ModelSpec, size: int) -> str | None:
@@ -202,39 +189,27 @@ def divides(spec: ModelSpec, size: int) -> str | None:
 
 def _split(block: Block, size: int) -> None:
     """Leaves of each linear that tensor parallelism splits the part of one rank, so that the block computes that
-    rank's part, with the same code as ever."""
-    for part in (block.self_attn, block.mlp):
-        if part is None:
-            continue
+    rank's part, with the same code as ever. Linears with whole results and norms of heads stay whole."""
+    for part in filter(None, (block.self_attn, block.mlp)):
         for name, style in part.tensor_parallel.items():
-            linear = part.get_submodule(name)  # type: ignore[operator]
-            if style == "colwise":
-                _keep_share(linear, 0, size)
-            elif style == "rowwise":
-                _keep_share(linear, 1, size)  # "gathered" has whole results, and norms of heads are whole
+            linear, dim = part.get_submodule(name), _SPLIT_DIM.get(style)  # type: ignore[operator]
+            if dim is None or getattr(linear, "weight", None) is None:
+                continue
+            _keep_part(linear, "weight", dim, size)
+            if dim == 0 and getattr(linear, "bias", None) is not None:
+                _keep_part(linear, "bias", 0, size)
+            if (adapter := getattr(linear, "lora_b" if dim == 0 else "lora_a", None)) is not None:
+                _keep_part(adapter, "weight", dim, size)
 
 
-def _keep_share(linear: nn.Module, dim: int, size: int) -> None:
-    """Keeps one of `size` parts of a linear's rows (`dim` 0) or columns, adapters included."""
-    if getattr(linear, "weight", None) is None:  # no norm of heads
-        return
-    _keep_part(linear, "weight", dim, size)
-    if dim == 0 and getattr(linear, "bias", None) is not None:
-        _keep_part(linear, "bias", 0, size)
-    if (adapter := getattr(linear, "lora_b" if dim == 0 else "lora_a", None)) is not None:
-        _keep_part(adapter, "weight", dim, size)
+def _keep_part(module: nn.Module, name: str, dim: int, size: int) -> None:
+    whole = module.get_parameter(name)
+    setattr(module, name, nn.Parameter(whole.detach().chunk(size, dim)[0], whole.requires_grad))
 
 
-def _fake(decoder: Decoder) -> None:
+def _make_fake(decoder: Decoder) -> None:
     for module in decoder.modules():
         for name, parameter in module.named_parameters(recurse=False):
             with fake():
                 here = torch.empty(parameter.shape, dtype=parameter.dtype)
             setattr(module, name, nn.Parameter(here, parameter.requires_grad))
-
-
-def _keep_part(module: nn.Module, name: str, dim: int, size: int) -> None:
-    whole = module.get_parameter(name)
-    shape = list(whole.shape)
-    shape[dim] //= size
-    setattr(module, name, nn.Parameter(whole.new_empty(shape), whole.requires_grad))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lnlit.planning.gpus import CPU
 from lnlit.planning.plan import MFU, Plan, gigabytes, largest
+from lnlit.planning.training import total
 
 
 def summary(plans: Sequence[Plan]) -> str:
@@ -22,28 +22,25 @@ def summary(plans: Sequence[Plan]) -> str:
 
 
 def _row(plan: Plan) -> tuple[str, ...]:
-    phase = max(plan.phases, key=lambda name: sum(plan.phases[name].values()), default="")
     return (
         plan.stage,
         f"{plan.mesh.nodes} x {plan.mesh.gpus_per_node}, tp {plan.mesh.tensor_parallel}",
         gigabytes(plan.peak_bytes),
         gigabytes(plan.room),
-        phase,
-        gigabytes(sum(plan.disk.values())),
+        plan.peak[0],
+        gigabytes(total(plan.disk)),
         _range(*plan.seconds) if plan.seconds else "",
         _range(*plan.gpu_hours) if plan.gpu_hours else "",
-        "fits" if not plan.obstacles else "does not fit",
+        "fits" if plan.fits else "does not fit",
     )
 
 
 def details(plan: Plan) -> Iterator[str]:
     """Lines with each phase's parts, host, disk and what is assumed."""
     yield f"{plan.stage} on {plan.mesh}, {plan.gpu.name} ({gigabytes(plan.room)} GB for tensors)"
-    for name, parts in plan.phases.items():
-        yield f"  {name:<9} {gigabytes(sum(parts.values())):>8} GB  {largest(parts, 9)}"
-    for name, parts in (("node", plan.host), ("disk", plan.disk)):
-        if any(parts.values()):
-            yield f"  {name:<9} {gigabytes(sum(parts.values())):>8} GB  {largest(parts, 9)}"
+    beside = {name: parts for name, parts in (("node", plan.host), ("disk", plan.disk)) if any(parts.values())}
+    for name, parts in {**plan.phases, **beside}.items():
+        yield f"  {name:<9} {gigabytes(total(parts)):>8} GB  {largest(parts, 9)}"
     if plan.flops:
         yield f"  a step    {plan.flops:.3g} FLOPs" + (f", {_range(*plan.seconds)} s" if plan.seconds else "")
     for note in plan.notes:
@@ -52,7 +49,7 @@ def details(plan: Plan) -> Iterator[str]:
 
 def assumptions(plan: Plan) -> str:
     """What the figures of a plan assume."""
-    if plan.gpu.name == CPU or plan.gpu.bf16_flops is None:
+    if plan.gpu.bf16_flops is None:
         return f"Memory of {plan.gpu.name}; no time, for its speed is not known."
     return (
         f"{plan.gpu.source}. Times: model FLOPs at {MFU[0]:.0%} to {MFU[1]:.0%} of {plan.gpu.bf16_flops / 1e12:,.0f} "

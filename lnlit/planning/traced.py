@@ -22,11 +22,11 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lnlit.interfaces.layer import Attend
+
 #: Operators whose results a compiled block keeps for its backward pass. All others are computed again from these, since
 #: inductor fuses them into the kernels that need them. A sum is kept in place of its two operands.
 _KEPT = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "convolution", "embedding", "add", "cat", "index_select"}
-
-
 #: Makes tensors fake while it is entered. All that meet have to be of one.
 fake = cache(FakeTensorMode)
 
@@ -93,18 +93,14 @@ class Trace(TorchDispatchMode):
         self.now -= self._sizes.pop(key)[0]
 
 
-class Attention:
-    """Stands in for attention kernels: it takes the memory of a flash kernel (FlashAttention-2, Dao 2023), which keeps
-    queries, keys, values, its result and one number per query and head."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-
-    def __call__(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, window: int | None = None) -> Tensor:
-        return _Flash.apply(q_BTHd, k_BTKd, v_BTKd, self.trace)  # type: ignore[return-value]
+def attention(trace: Trace) -> Attend:
+    """Stands in for attention kernels, and takes the memory of a flash kernel."""
+    return lambda q_BTHd, k_BTKd, v_BTKd, window=None: _Flash.apply(q_BTHd, k_BTKd, v_BTKd, trace)  # type: ignore[return-value]
 
 
 class _Flash(torch.autograd.Function):
+    """FlashAttention-2 (Dao 2023) keeps queries, keys, values, its result and one number per query and head."""
+
     @staticmethod
     def forward(ctx: Any, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, trace: Trace) -> Tensor:
         out_BTHd = torch.empty_like(q_BTHd)

@@ -51,6 +51,10 @@ class Frozen:
     bf16: bool
     kept_layers: int = 0
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bf16 else torch.float32
+
 
 @dataclass(frozen=True)
 class Training:
@@ -100,27 +104,23 @@ class OnMesh:
         #: Whether FSDP2 holds the shards: without other data-parallel ranks, tensor parallelism stands alone.
         self.sharded = training.sharded and (mesh.data_parallel > 1 or mesh.tensor_parallel == 1)
         self.compute = torch.bfloat16 if bf16 else torch.float32
-        self.cast = self.compute if mixed and not self.sharded else None  # FSDP2 casts what it gathers
-        held = torch.float32 if self.cast is not None else self.compute
-        self.stored = 2 if training.precision == "bf16-true" else _FP32
+        #: Bytes of a parameter and of an activation in the compute dtype, and of a parameter that rests.
+        self.held, self.stored = self.compute.itemsize, 2 if training.precision == "bf16-true" else _FP32
         half = training.lora is not None and training.lora.base_dtype is not None
         self.stored_frozen = 2 if half else self.stored
-        self.model = sized(training.spec, mesh.tensor_parallel, held, training.lora, training.fuse_gate_up)
+        self.cast = self.compute if mixed and not self.sharded else None  # FSDP2 casts what it gathers
+        self.frees_gradients = training.micro_batches > 1 and not self.sharded
+        dtype = torch.float32 if self.cast is not None else self.compute
+        self.model = sized(training.spec, mesh.tensor_parallel, dtype, training.lora, training.fuse_gate_up)
         self.others = [
-            (each, sized(each.spec, mesh.tensor_parallel if each.sharded else 1, self._dtype(each)))
+            (each, sized(each.spec, mesh.tensor_parallel if each.sharded else 1, each.dtype))
             for each in training.frozen
         ]
-
-    def _dtype(self, frozen: Frozen) -> torch.dtype:
-        return torch.bfloat16 if frozen.bf16 else torch.float32
+        #: The number of layers whose outputs are compared with another model's.
+        self.compared = sum(each.kept_layers for each in training.frozen)
 
     def _share(self, count: int, sharded: bool) -> int:
         return -(-count * self.training.replicas // self.mesh.data_parallel) if sharded else count
-
-    @property
-    def held(self) -> int:
-        """Bytes of a parameter and of an activation in the compute dtype."""
-        return self.compute.itemsize
 
     @cached_property
     def resting(self) -> dict[str, int]:
@@ -133,7 +133,7 @@ class OnMesh:
         }
         for frozen, other in self.others:
             is_sharded = frozen.sharded and self.sharded
-            found[frozen.role] = self._share(other.local.parameters, is_sharded) * self._dtype(frozen).itemsize
+            found[frozen.role] = self._share(other.local.parameters, is_sharded) * frozen.dtype.itemsize
         return found
 
     @cached_property
@@ -145,9 +145,7 @@ class OnMesh:
         """Root units that FSDP2 leaves gathered."""
         if not self.sharded:
             return 0
-        theirs = (
-            other.root.parameters * self._dtype(frozen).itemsize for frozen, other in self.others if frozen.sharded
-        )
+        theirs = (other.root.parameters * frozen.dtype.itemsize for frozen, other in self.others if frozen.sharded)
         return self.model.root.parameters * self.held + sum(theirs)
 
     def _gathered(self, model: Sized, layer: int, step: int, size: int) -> int:
@@ -161,10 +159,8 @@ class OnMesh:
     # what is traced
 
     def _use(self, layer: int) -> Use:
-        training = self.training
-        frees = training.micro_batches > 1 and not self.sharded
-        how = {"compiled": training.compiled, "mixed": self.cast, "frees_gradients": frees}
-        return self.model.use(layer, training.tokens, **how)
+        how = {"compiled": self.training.compiled, "mixed": self.cast, "frees_gradients": self.frees_gradients}
+        return self.model.use(layer, self.training.tokens, **how)
 
     @property
     def stream(self) -> int:
@@ -215,8 +211,8 @@ class OnMesh:
                 return hidden_ND.sum()
             return linear_cross_entropy(hidden_ND, weight_VD, labels_N)
 
-        frees = training.micro_batches > 1 and not self.sharded
-        return traced(run, iter([weight_VD]), mixed=self.cast, frees_gradients=frees)  # type: ignore[list-item]
+        how = {"mixed": self.cast, "frees_gradients": self.frees_gradients}
+        return traced(run, iter([weight_VD]), **how)  # type: ignore[list-item]
 
     @cached_property
     def matching(self) -> Use:
@@ -233,12 +229,11 @@ class OnMesh:
         """What a step takes whatever its tokens: the largest unit gathered, with its gradients and their sum."""
         largest = max(self.model.units, key=lambda unit: unit.parameters)
         gathered = largest.parameters * self.held if self.sharded else 0
-        reduction = self._reduce(largest) if self.sharded else 0
-        return self._moment(self.gradients, gathered=gathered, reduction=reduction)
+        return self._moment(self.gradients, gathered=gathered, reduction=self._reduce(largest))
 
     def train(self) -> Bytes:
         """The peak of an optimizer step."""
-        return max((*self._forward(), *self._backward(), self._reduction(), self._update()), key=_total)
+        return max((*self._forward(), *self._backward()), key=total)
 
     def _moment(self, gradients: int, **parts: int) -> dict[str, int]:
         buckets = 0 if self.sharded or self.mesh.gpus == 1 else self.model.local.trained * self.stored  # of DDP
@@ -251,17 +246,16 @@ class OnMesh:
         targets = 0
         for frozen, other in self.others:
             targets += frozen.kept_layers * self.training.tokens * frozen.spec.hidden_size * self.held
-            size = self._dtype(frozen).itemsize if frozen.sharded else 0
-            for layer in _distinct(other):
+            size = frozen.dtype.itemsize if frozen.sharded else 0
+            for layer in other.kinds:
                 gathered, passing = self._gathered(other, layer, 1, size), other.quiet(layer, self.training.tokens)
                 moments.append(self._moment(old, gathered=gathered, activations=passing, targets=targets))
-        compared = sum(frozen.kept_layers for frozen, _ in self.others)
         copies = self._copies() if self.training.checkpointing else 0
         kept = sum(self.kept) + self.stream
         moments.append(
             self._moment(
-                old, activations=kept + copies, targets=max(targets, compared * self.matching.kept),
-                head=max(self.head.forward, self.matching.forward if compared else 0),
+                old, activations=kept + copies, targets=max(targets, self.compared * self.matching.kept),
+                head=max(self.head.forward, self.matching.forward if self.compared else 0),
             )
         )  # fmt: skip
         return moments
@@ -273,8 +267,7 @@ class OnMesh:
         return sum(unit.matrices for unit in self.model.units) * self.held
 
     def _backward(self) -> Sequence[Bytes]:
-        compared = sum(frozen.kept_layers for frozen, _ in self.others)
-        waiting = compared * self.matching.kept
+        waiting = self.compared * self.matching.kept
         full = self.sharded or self.training.micro_batches > 1
         later = self.gradients if full else 0
         head = self.model.decoder.head_weight.numel() * (self.held if self.sharded else 0 if full else self.stored)
@@ -289,34 +282,28 @@ class OnMesh:
             peak = max(use.forward, use.backward) + self.stream if self.training.checkpointing else use.backward
             around = {"targets": waiting, "head": head, "gathered": self._gathered(self.model, layer, -1, self.held)}
             moments.append(self._moment(later, activations=before - kept + peak, **around))
-            if self.sharded:
-                moments.append(self._moment(later, activations=before, reduction=self._reduce(unit), **around))
+            moments.append(self._moment(later, activations=before, reduction=self._reduce(unit), **around))
             before, waiting = before - kept, waiting - share
             later += 0 if full else unit.trained * self.stored
-        return moments
+        embedding = self._moment(self.gradients, activations=self.stream, reduction=self._reduce(self.model.root))
+        return [*moments, embedding]
 
     def _reduce(self, unit: Unit) -> int:
-        """A unit's gradients in the compute dtype and the buffer in which they are summed over the ranks."""
+        """A unit's gradients in the compute dtype and the buffer in which FSDP2 sums them over the ranks."""
+        if not self.sharded:
+            return 0
         return unit.trained * (self.held + (_FP32 if self.training.precision == "bf16-mixed" else self.held))
-
-    def _reduction(self) -> Bytes:
-        """The end of the backward pass: the embedding's gradient, and under FSDP2 the root's reduction."""
-        root = self._reduce(self.model.root) if self.sharded else 0
-        return self._moment(self.gradients, activations=self.stream, reduction=root)
-
-    def _update(self) -> Bytes:
-        return self._moment(self.gradients)
 
     def validate(self) -> Bytes:
         """A pass without gradients, of the model and of those beside it."""
         tokens = self.training.tokens
         moments = []
-        frozen = ((each, self._dtype(about).itemsize) for about, each in self.others)
+        frozen = ((each, about.dtype.itemsize) for about, each in self.others)
         for model, size in ((self.model, self.held), *frozen):
-            for layer in _distinct(model):
+            for layer in model.kinds:
                 around = {"roots": self.roots, "gathered": self._gathered(model, layer, 1, size)}
                 moments.append({**self.resting, **around, "activations": model.quiet(layer, tokens)})
-        return max(moments, key=_total)
+        return max(moments, key=total)
 
     def save(self) -> Bytes:
         """Checkpoint and export: the largest tensor is gathered whole."""
@@ -324,10 +311,6 @@ class OnMesh:
         return {**self.resting, "gathered": largest}
 
 
-def _distinct(model: Sized) -> list[int]:
-    """One layer of each kind, the last of them."""
-    return list({block: layer for layer, block in enumerate(model.spec.layers)}.values())
-
-
-def _total(parts: Bytes) -> int:
+def total(parts: Bytes) -> int:
+    """The sum of all parts."""
     return sum(parts.values())

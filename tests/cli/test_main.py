@@ -21,7 +21,7 @@ def command(monkeypatch):
 
     def put(function):
         monkeypatch.setattr(main_module, "_test_command", function, raising=False)
-        monkeypatch.setitem(COMMANDS, "work", ("lnlit.cli.main:_test_command", "works"))
+        monkeypatch.setitem(COMMANDS, "work", ("main:_test_command", "works"))
 
     return put
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lnlit.cli.search import parsed
+from lnlit.cli.stage_commands import SEARCH
 
 TARGETS = """
 problem: problem.json
@@ -31,7 +31,7 @@ trainer: {callbacks: [{class_path: SampleGenerations, init_args: {max_new_tokens
 
 
 def solve(*options: str) -> list[dict[str, Any]]:
-    _, _, config = parsed("solve", list(options))
+    _, _, config = SEARCH.parsed("solve", list(options))
     targets = config.deployment.targets
     return [{key: value for key, value in vars(target).items() if value not in (None, False)} for target in targets]
 

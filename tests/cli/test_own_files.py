@@ -204,13 +204,13 @@ def test_a_run_sees_the_content_of_such_a_file(folder, tmp_path):
 
     file = tmp_path / "1_sft.yaml"
     file.write_text("model: {class_path: 'my code/my_parts.py:Mine'}\n")
-    before = made_by(Stage(file, "1"), [], Digests({}))["inputs"]
+    before = made_by(Stage(file), [], Digests({}))["inputs"]
     (folder / "beside.py").write_text("from others.all import END\n")
     (folder / "others").mkdir()
     seen = [before]
     for end in ("'?'", "'.'"):  # in a package beside it
         (folder / "others" / "all.py").write_text(f"END = {end}\n")
-        seen.append(made_by(Stage(file, "1"), [], Digests({}))["inputs"])
+        seen.append(made_by(Stage(file), [], Digests({}))["inputs"])
         assert seen[-1].keys() == {"my code/my_parts.py"} and seen[-1] not in seen[:-1]
 
 

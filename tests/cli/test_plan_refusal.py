@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import lnlit
 from lnlit.cli import plan_fit
@@ -59,3 +60,11 @@ def test_scoring_on_questions_counts_a_batch(tmp_path: Path):
     )
     (plan,) = planned([stage], "h100-80g")
     assert plan.fits and plan.peak_bytes > 0 and "one batch is counted" in plan.notes[-1]
+
+
+def test_planning_leaves_the_random_generators_as_they_are(config, monkeypatch, capfd):
+    monkeypatch.chdir(config().parent)
+    before = torch.get_rng_state()
+    (plan,) = planned([config()], "h100-80g")
+    assert plan.fits and torch.equal(torch.get_rng_state(), before)
+    assert "Seed set" not in "".join(capfd.readouterr())

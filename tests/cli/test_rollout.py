@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lnlit.cli.rollout import STAGES
+from lnlit.cli.stage_commands import ROLLOUT
 
 ANNOTATE = """\
 stage: annotate
@@ -137,7 +137,7 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, lnlit, recipes):
 
 def test_help_lists_every_stage_and_each_stage_explains_itself(lnlit):
     code, out, _ = lnlit("rollout", "--help")
-    assert code == 0 and all(stage in out for stage in STAGES)
-    for stage in STAGES:
+    assert code == 0 and all(stage in out for stage in ROLLOUT.stages)
+    for stage in ROLLOUT.stages:
         code, out, err = lnlit("rollout", stage, "--help")
         assert code == 0 and "--out" in out, err

@@ -248,7 +248,7 @@ def test_a_dotted_key_is_read_as_the_keys_that_it_stands_for(tmp_path):
     (tmp_path / "1_fit.yaml").write_text(
         "trainer.default_root_dir: m/run\ntrainer.callbacks+: {init_args.out: m/parent}\n"
     )
-    fit = Stage(tmp_path / "1_fit.yaml", "1")
+    fit = Stage(tmp_path / "1_fit.yaml")
     assert (fit.root, fit.outs) == ("m/run", ["m/parent"]) and set(fit.writes) == {"m/run", "m/parent"}
 
 

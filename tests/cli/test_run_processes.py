@@ -127,7 +127,7 @@ def test_a_stage_that_fails_ends_all_with_its_code(pipeline):
 @pytest.fixture
 def two_nodes(tmp_path) -> Stage:
     (tmp_path / "1_fit.yaml").write_text(FIT.format(devices="8\n  num_nodes: 2"))
-    return Stage(tmp_path / "1_fit.yaml", "1")
+    return Stage(tmp_path / "1_fit.yaml")
 
 
 @pytest.mark.parametrize(("started", "on_each"), [(1, 1), (8, 8), (32, 8)])

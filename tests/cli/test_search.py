@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lnlit.cli.search import STAGES
+from lnlit.cli.stage_commands import SEARCH
 
 
 def problem(path, limit=6):
@@ -57,8 +57,8 @@ def test_a_mistake_is_one_line_and_exit_2(arguments, says, lnlit, tmp_path, monk
 
 def test_help_lists_every_stage_and_each_stage_explains_itself(lnlit):
     code, out, _ = lnlit("search", "--help")
-    assert code == 0 and all(stage in out for stage in STAGES)
-    for stage in STAGES:
+    assert code == 0 and all(stage in out for stage in SEARCH.stages)
+    for stage in SEARCH.stages:
         code, out, err = lnlit("search", stage, "--help")
         assert code == 0 and "--out" in out, err
 
