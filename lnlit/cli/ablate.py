@@ -19,8 +19,8 @@ from typing import Any
 from lnlit.cli.arguments import CommandParser
 from lnlit.cli.arms import Ablation, Run, runs_of, stage_file
 from lnlit.cli.ledger import Ledger, Verdict
+from lnlit.cli.main import told
 from lnlit.cli.pipeline import Stage, check_roots, position
-from lnlit.cli.python import told
 from lnlit.cli.run import run_stages
 from lnlit.cli.written import Written, options_of
 from lnlit.errors import UserError

@@ -300,7 +300,7 @@ def _origin(hint: Any) -> type:
 
 
 def _lists(arms: list[Any]) -> list[Any]:
-    """Those of some types that a list may have."""
+    """The types among some that a list may have."""
     return [arm for arm in arms if issubclass(list, _origin(arm)) and _origin(arm) is not object]
 
 

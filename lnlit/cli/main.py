@@ -6,14 +6,18 @@ Exit codes: 0 done, 1 a bug in lnlit (with a traceback), 2 something that the us
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 from lnlit import __version__
 from lnlit.errors import UserError, causes, did_you_mean
 
+P = ParamSpec("P")
+R = TypeVar("R")
 #: name -> ("module:function" of this package, which takes the other arguments and returns an exit code, a line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("stages:fit", "train: lnlit fit --config a.yaml [--config b.yaml] [--model.init_args.key value]"),
@@ -81,6 +85,24 @@ def user_message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
     return None
+
+
+def told(function: Callable[P, R]) -> Callable[P, R]:
+    """A context in which every error that the command line reports in one line is a `UserError` with that line."""
+
+    @functools.wraps(function)
+    def telling(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            raise UserError(message) from error
+
+    return telling
 
 
 def _dispatch(arguments: list[str]) -> int:

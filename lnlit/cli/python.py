@@ -5,14 +5,13 @@ They accept and refuse the same as the command line. A mistake is a `UserError` 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from lnlit.cli.main import user_message
+from lnlit.cli.main import told
 from lnlit.errors import UserError, unknown_key
 
 if TYPE_CHECKING:
@@ -20,28 +19,8 @@ if TYPE_CHECKING:
 
     from lnlit.planning.plan import Plan
 
-P = ParamSpec("P")
-R = TypeVar("R")
 #: One YAML file or several, of which later ones take precedence.
 Config = str | Path | Sequence[str | Path]
-
-
-def told(function: Callable[P, R]) -> Callable[P, R]:
-    """A context in which every error that the command line reports in one line is a `UserError` with that line."""
-
-    @functools.wraps(function)
-    def telling(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except UserError:
-            raise
-        except Exception as error:
-            message = user_message(error)
-            if message is None:
-                raise
-            raise UserError(message) from error
-
-    return telling
 
 
 @told

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from lnlit.cli.arguments import CommandParser
-from lnlit.cli.python import told
+from lnlit.cli.main import told
 from lnlit.cli.written import texts
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import check_output, expanded, write_file

@@ -29,6 +29,7 @@ from lnlit.stages.keep import Keep, Kept, kept
 from lnlit.stages.prompts import read_all
 from lnlit.thinking import Thinking, mode, on_or_off
 
+_ADVICE = "Without strict, such rows are left out and counted."
 #: Keys of which a prompt's row has a list, with one item for each completion.
 _LISTS = ("completions", "rewards", "reward_parts", "finish_reasons", "tokens")
 
@@ -86,17 +87,15 @@ def generate(
     weighted = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards or ()]
     file = _checked(expanded(out), prompts, keep, weighted)
     sampled, modes = SampledModel(model, engine), _modes(thinking)
-    judges, advice = [each.reward for each in weighted], "Without strict, such rows are left out and counted."
-    found = read_all(prompts, sampled, modes, sampling.max_new_tokens, judges, "generate", advice, strict)
+    judges = [each.reward for each in weighted]
+    found = read_all(prompts, sampled, modes, sampling.max_new_tokens, judges, "generate", _ADVICE, strict)
     made_by = {**sampled.identity, "sampling": asdict(sampling)}
     judged_by = [vars(each) | {"reward": settings_of(each.reward)} for each in weighted]
     encoder = sampled.encoder(modes[0])
     parts = (sampled.engine, weighted, rounds.reward_workers, encoder, sampling.rollout(encoder.end_ids()), Phases())
     header = made_by | {"prompts": digest(found), "rewards": judged_by, "end_ids": encoder.end_ids()}
-    with (
-        Journal(file.with_name(f"{file.name}.completions"), header, "completions") as work,
-        closing(Sampler(*parts)) as sampler,
-    ):
+    place = file.with_name(f"{file.name}.completions")
+    with Journal(place, header, "completions") as work, closing(Sampler(*parts)) as sampler:
         drawn = asked(found, sampling.samples_per_prompt, sampling.seed, rollout=0)
         if len(work) < len(found):  # an interrupted round is repeated as a whole
             work.keep(len(work) // rounds.prompts * rounds.prompts)

@@ -186,8 +186,8 @@ def test_of_a_class(base: type, name: str):
 def test_of_the_trainer(command: str):
     whole = {"model": value_for(LightningModule), "data": value_for(LightningDataModule)}
     arguments = [f"--{key}={value}" for key, value in whole.items()]
-    with pytest.raises(train._Checked) as read:
-        train._Parsed(command, arguments, Written(arguments))
+    with pytest.raises(train._Read) as read:
+        train._Reader(command, arguments, Written(arguments))
     parser = read.value.args[0]._parser(command)
 
     def refusal(flags: dict[str, Any]) -> str | None:

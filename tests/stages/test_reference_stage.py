@@ -146,7 +146,7 @@ def test_log_probs_at_another_temperature_are_refused(models, tmp_path):
 
 def test_a_row_that_json_cannot_hold_is_named(models, tmp_path):
     rows = source(tmp_path, [*ROWS[:2], {**ROWS[2], "margin": float("nan")}])
-    with pytest.raises(UserError, match=r"rows.jsonl:3: Out of range float values"):
+    with pytest.raises(UserError, match=r"rows.jsonl:3: cannot be written as JSON: Out of range float values"):
         reference(models[1], rows, str(tmp_path / "out.jsonl"))
 
 
