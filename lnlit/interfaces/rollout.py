@@ -140,6 +140,21 @@ class RolloutEngine(ABC):
         while this process trains. `load_weights` has then copied the weights before it returns."""
         return False
 
+    @property
+    def ranks_per_engine(self) -> int:
+        """The number of a trainer's ranks that share one engine, which computes on the devices of all of them. With 1,
+        each rank has an engine of its own."""
+        return 1
+
+    def device_name(self) -> str | None:
+        """The name that the engine has for this rank's device, or None without one. Only asked where ranks share an
+        engine."""
+        return None
+
+    def share(self, devices: Sequence[str | None]) -> None:  # noqa: B027 (most engines are not shared)
+        """Tells the one engine that ranks share, before its first weights, what `device_name` is on each of these
+        ranks, in their order."""
+
     @abstractmethod
     def load_weights(self, weights: PolicyWeights) -> None:
         """Generates with these weights from now on, and drops every cache of older ones.

@@ -13,6 +13,7 @@ from lnlit.interfaces import RolloutEngine
 from lnlit.modules.policy import Policy
 from lnlit.renamed import settings_by_new_names
 from lnlit.rl.collector import RolloutConfig
+from lnlit.rollout.shared import indivisible
 from lnlit.sampling.prompt import Prompt, digest
 
 
@@ -31,6 +32,16 @@ def check_trainer(trainer: L.Trainer) -> None:
     if isinstance(interval, int) and interval > length and trainer.check_val_every_n_epoch is not None:
         rank_zero_info(f"trainer.val_check_interval: {length}, as the run has no more micro-batches; not {interval}")
         trainer.val_check_interval = length
+
+
+def check_ranks(trainer: L.Trainer, engine: RolloutEngine) -> None:
+    """Raises `UserError` if the ranks cannot share engines as the engine asks for."""
+    ranks, shared_by = trainer.world_size, engine.ranks_per_engine
+    if why := indivisible(shared_by, ranks, ranks // trainer.num_nodes):
+        raise UserError(
+            f"data.engine: {type(engine).__name__}: {why}. Change its number of devices (such as "
+            "tensor_parallel_size), or trainer.devices."
+        )
 
 
 def check_policy(policy: Policy, engine: RolloutEngine, rollout: RolloutConfig) -> None:

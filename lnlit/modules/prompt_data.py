@@ -19,7 +19,7 @@ from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, Reward, RolloutEngine, RolloutSampling, Source
 from lnlit.modules.offload import offloaded
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_checks import check_policy, check_resumed, check_trainer, prompts_state
+from lnlit.modules.prompt_checks import check_policy, check_ranks, check_resumed, check_trainer, prompts_state
 from lnlit.rl.collector import Collector, RolloutConfig
 from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import LogprobCheck, OnPolicySampler
@@ -184,8 +184,9 @@ class PromptData(L.LightningDataModule):
             raise UserError(
                 f"data.rollout.max_new_tokens: {longest} leave no room for a prompt in a context of {context}"
             )
+        assert self.trainer is not None
+        check_ranks(self.trainer, self.engine)
         if stage == "fit":
-            assert self.trainer is not None
             check_trainer(self.trainer)
             check_policy(self.policy, self.engine, self.rollout)
             if self.policy.global_step == 0:  # what is left of another fit with this object is none of this one's

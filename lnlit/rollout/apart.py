@@ -52,6 +52,16 @@ class EngineApart(RolloutEngine):
     def needs_correction(self) -> bool:
         return self.engine.needs_correction
 
+    @property
+    def ranks_per_engine(self) -> int:
+        return self.engine.ranks_per_engine
+
+    def device_name(self) -> str | None:
+        return self.engine.device_name()
+
+    def share(self, devices: Sequence[str | None]) -> None:
+        self.engine.share(devices)
+
     def load_weights(self, weights: PolicyWeights) -> None:
         if self._pipe is None:
             self._start()

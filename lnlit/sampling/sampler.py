@@ -30,9 +30,11 @@ from lnlit.journal import Journal
 from lnlit.models.ranks import all_gather, my_place
 from lnlit.progress import track
 from lnlit.rewards.pool import RewardPool
+from lnlit.rollout.shared import place_among, shared
 from lnlit.sampling.prompt import Prompt, PromptEncoder, TokenEncoder
 from lnlit.sampling.sample import Drawn, Judged
 
+T = TypeVar("T")
 Made = TypeVar("Made", bound=Drawn)
 #: What there is of each prompt: its seeds, or its completions.
 Of = TypeVar("Of", bound=Sized)
@@ -115,8 +117,8 @@ class Phases:
 
 
 class Sampler:
-    """One engine with rewards, on every rank. Each rank generates and judges its share, and then all ranks have all
-    samples.
+    """An engine with rewards, on every rank or shared by several. Each rank generates and judges its share, and then
+    all ranks have all samples.
 
     Args:
         engine: The engine that generates completions.
@@ -140,7 +142,8 @@ class Sampler:
         phases: Phases,
         memory: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
-        self.engine, self.encoder, self.sampling, self.phases, self.memory = engine, encoder, sampling, phases, memory
+        self.engine = shared(engine)
+        self.encoder, self.sampling, self.phases, self.memory = encoder, sampling, phases, memory
         self.weights = weights_by_name(rewards)
         self.pool = RewardPool(dict(zip(self.weights, (each.reward for each in rewards), strict=True)), workers)
         #: The number of loads, and the version of the engine's weights, None while it has none.
@@ -149,7 +152,7 @@ class Sampler:
 
     def load(self, version: int, weights: Callable[[], PolicyWeights]) -> None:
         """Gives the engine new weights, unless it has them already or has a model of its own. Collective if the weights
-        are sharded."""
+        are sharded or the engine is shared."""
         if self.version == version:
             return
         self.version = None
@@ -172,8 +175,7 @@ class Sampler:
         """Begins to generate the completions of each prompt while the caller does something else. The engine must run
         apart, and not be used before the function that is returned has been called. It waits for the completions, and
         returns the same ones each time; the first call is collective."""
-        rank, ranks = my_place()
-        share = asked[rank::ranks]
+        share = self._share(asked, *my_place())
         waiting = ThreadPoolExecutor(1, "rollout")
         future = waiting.submit(self.engine.generate, _requests(share), self.sampling)
         waiting.shutdown(wait=False)
@@ -192,6 +194,8 @@ class Sampler:
 
     def judge(self, drawn: Sequence[Drawn]) -> list[Judged]:
         """The completions with their rewards. One that the engine could not get is not judged."""
+        if not drawn:
+            return []
         with self.phases("reward"):
             there = [each for each in drawn if each.rollout.error is None]
             verdicts = iter(
@@ -209,16 +213,17 @@ class Sampler:
     def _divided(self, asked: Sequence[Of], work: Callable[[Sequence[Of]], Sequence[Made]]) -> list[list[Made]]:
         """What `work` makes of each prompt's completions: each rank does its share, and then all ranks have all."""
         rank, ranks = my_place()
-        mine: list[list[Made]] = []
-        if share := asked[rank::ranks]:  # few prompts, as where some are replaced, leave a rank none
-            made = iter(work(share))
-            mine = [[next(made) for _ in range(len(each))] for each in share]
-        else:
-            self._rest()
-        found: list[list[Made]] = [[]] * len(asked)
+        share = self._share(asked, rank, ranks)
+        made = iter(work(share))
+        mine = [[next(made) for _ in range(len(each))] for each in share]
+        found: dict[int, list[Made]] = {}
         for other, theirs in enumerate(all_gather(mine)):
-            found[other::ranks] = theirs
-        return found
+            found |= zip(self._share(range(len(asked)), other, ranks), theirs, strict=True)
+        return [found[index] for index in range(len(asked))]
+
+    def _share(self, asked: Sequence[T], rank: int, ranks: int) -> Sequence[T]:
+        """A rank's prompts. There may be none, if there are few, as where some are replaced."""
+        return asked[place_among(rank, ranks, self.engine.ranks_per_engine) :: ranks]
 
     def counts(self) -> dict[str, int]:
         """How often each recovered fault or missing verdict has occurred so far, over all ranks."""
@@ -246,6 +251,9 @@ class Sampler:
             self.version = None
 
     def _generate(self, asked: Sequence[Asked], sampling: RolloutSampling) -> list[Drawn]:
+        if not asked and self.engine.ranks_per_engine == 1:  # others may need this rank's device
+            self._rest()
+            return []
         with self.phases("generate"), self.memory() if self.memory else nullcontext():
             rollouts = self.engine.generate(_requests(asked), sampling)
             self._rest()  # before what was put away comes back

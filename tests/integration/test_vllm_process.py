@@ -271,17 +271,60 @@ def test_each_rank_has_a_vllm_of_its_own(fake, monkeypatch):
         monkeypatch.setenv(name, "1")
     engine = VllmEngine(weights_folder=str(fake), dtype="float32")
     engine.load_weights(fake_policy(5))
-    environment = Path(f"/proc/{engine._place._process.pid}/environ").read_text()  # type: ignore[union-attr]
-    names = {line.partition("=")[0] for line in environment.split("\0")}
+    names = environment(engine).keys()
     assert "LNLIT_VLLM_PYTHON" in names and names.isdisjoint(of_ranks)
     engine.close()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    for settings in ({"where": "http://127.0.0.1:9"}, {"where": "in_process"}, {"tensor_parallel_size": 2}):
-        with pytest.raises(UserError, match="each of the trainer's 2 ranks has an engine of its own"):
+    for settings, said in (
+        ({"where": "http://127.0.0.1:9"}, "where: the trainer has 2 ranks, so it must be 'process'"),
+        ({"where": "in_process"}, "where: the trainer has 2 ranks, so it must be 'process'"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size: each of 2 ranks has an engine of its own here"),
+    ):
+        with pytest.raises(UserError, match=said):
             VllmEngine(**settings).load_weights(fake_policy(5))
     engine.load_weights(fake_policy(6))
     assert generate(engine, 0) == [(1, 0, 6)]
+    engine.close()
+
+
+def environment(engine: VllmEngine) -> dict[str, str]:
+    """Of the process that runs vLLM."""
+    text = Path(f"/proc/{engine._place._process.pid}/environ").read_text()  # type: ignore[union-attr]
+    return dict(line.split("=", 1) for line in text.split("\0") if line)
+
+
+def test_a_vllm_that_ranks_share_has_the_gpus_of_all(fake, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    for given, visible in ((["5", "3"], "5,3"), (["GPU-ab", "GPU-cd"], "GPU-ab,GPU-cd"), ([None, None], None)):
+        engine = VllmEngine(weights_folder=str(fake), dtype="float32", tensor_parallel_size=2)
+        assert engine.ranks_per_engine == 2 and VllmEngine().ranks_per_engine == 1
+        engine.share(given)
+        engine.load_weights(fake_policy(5))
+        assert environment(engine).get("CUDA_VISIBLE_DEVICES") == visible
+        assert generate(engine, 0) == [(1, 0, 5)]
+        engine.close()
+    with pytest.raises(UserError, match="2 ranks share a vLLM on their GPUs, and several have GPU 5"):
+        VllmEngine(tensor_parallel_size=2).share(["5", "5"])
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "name"), [(None, 3, "3"), ("", 0, "0"), ("6,7", 1, "7"), ("GPU-ab,GPU-cd", 0, "GPU-ab")]
+)
+def test_a_rank_knows_what_its_gpu_is_called(fake, monkeypatch, visible, index, name):
+    """MOCK: of torch.cuda, as nothing here has several GPUs."""
+    assert VllmEngine().device_name() is None  # on a CPU
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: index)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert VllmEngine().device_name() == name
+    engine = VllmEngine(weights_folder=str(fake), dtype="float32")
+    engine.load_weights(fake_policy(5))
+    assert environment(engine)["CUDA_VISIBLE_DEVICES"] == name
     engine.close()
 
 

@@ -19,10 +19,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lnlit.callbacks.checkpoints import Checkpoint, checkpoint_folder, list_checkpoints
 from lnlit.data.sources import JsonlSource
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
+from lnlit.models.weights import gathered, reshard
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
+from lnlit.modules.prompt_data import LogprobCheck, PromptData, RolloutConfig, Weighted
 from lnlit.modules.reference import OldPolicy
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -55,7 +56,18 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 
 
 class ShortAnswers(NativeEngine):
-    """Many tokens end a completion, so that a model with random weights gives some of every length."""
+    """Many tokens end a completion, so that a model with random weights gives some of every length. `ranks` share it.
+    It has a copy of the weights, so it may generate in a thread."""
+
+    runs_apart = True
+
+    def __init__(self, ranks: int = 1) -> None:
+        super().__init__(64, "float32", "cpu")
+        self.ranks = ranks
+
+    @property
+    def ranks_per_engine(self) -> int:
+        return self.ranks
 
     def generate(self, requests, sampling):
         return super().generate(requests, replace(sampling, end_ids=tuple(range(50))))
@@ -100,14 +112,23 @@ def run(
     ranks: int = 1,
     steps: int = 2,
     root: Path | None = None,
+    ranks_per_engine: int = 1,
+    strategy: Any = None,
+    precision: str = "64-true",
+    **more: Any,
 ) -> dict[str, Any]:
     """Samples, rewards, metrics and final weights of a few optimizer steps in double precision. With a `root` it saves
-    a checkpoint there at the end, and goes on from one that it finds.
+    a checkpoint there at the end, and goes on from one that it finds. Sizes of rollouts are those of the case and
+    `more`.
     """
     method, settings, sizes = CASES[case]
-    rollout = RolloutConfig(**{"prompts_per_rollout": 8, "samples_per_prompt": 3, "max_new_tokens": 6} | sizes)
-    engine = ShortAnswers(64, "float32", "cpu")
-    data = PromptData(model, JsonlSource(prompts), [Weighted(Letters())], engine, rollout, seed=3)
+    given: dict[str, Any] = {"prompts_per_rollout": 8, "samples_per_prompt": 3, "max_new_tokens": 6}
+    rollout = RolloutConfig(**given | sizes | more)
+    engine = ShortAnswers(ranks_per_engine)
+    check = LogprobCheck(mean_difference=1.0, max_difference=10.0) if rollout.max_staleness else LogprobCheck()
+    data = PromptData(
+        *(model, JsonlSource(prompts), [Weighted(Letters())], engine, rollout), logprob_check=check, seed=3
+    )
     seen: list[Any] = []
     data.listeners.append(
         lambda stage, samples: seen.extend(
@@ -121,8 +142,8 @@ def run(
     trainer = L.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy="auto" if ranks == 1 else DDPStrategy(process_group_backend="gloo"),
-        precision="64-true",
+        strategy=strategy or ("auto" if ranks == 1 else DDPStrategy(process_group_backend="gloo")),
+        precision=precision,  # type: ignore[arg-type]
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=1.0,
@@ -137,7 +158,8 @@ def run(
     found = [] if root is None else list_checkpoints(checkpoint_folder(root))
     trainer.fit(module, data, ckpt_path=found[-1] if found else None)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/time/" not in name}
-    weights = {name: parameter.detach().clone() for name, parameter in module.decoder.named_parameters()}
+    reshard(module.decoder)
+    weights = {name: gathered(parameter).clone() for name, parameter in module.decoder.named_parameters()}
     return {"seen": seen, "metrics": metrics, "weights": weights, "packed": rows.together and rows.shared}
 
 

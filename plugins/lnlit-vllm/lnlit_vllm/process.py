@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, TypeVar
 
 from lnlit.errors import UserError
@@ -118,7 +118,7 @@ class Process:
                     stderr=self._log,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
-                    env=_environment(self._settings["tensor_parallel_size"]),
+                    env=_environment(self._settings),
                 )
             except OSError as error:
                 ours.close()
@@ -169,16 +169,25 @@ class Process:
         self.restarts += 1
 
 
-def _environment(tensor_parallel_size: int) -> dict[str, str]:
-    """This process's environment without the variables that say which rank of a trainer it is, because torch would look
-    for the trainer's ranks. A vLLM on one GPU gets the trainer's GPU, so that each rank has its own."""
+def own_gpu() -> str | None:
+    """What CUDA_VISIBLE_DEVICES calls the GPU that this process computes on; None if it does not use one."""
     import torch
 
+    if not torch.cuda.is_initialized():
+        return None
+    visible, index = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.current_device()
+    return visible.split(",")[index] if visible else str(index)
+
+
+def _environment(settings: Mapping[str, Any]) -> dict[str, str]:
+    """This process's environment without the variables that say which rank of a trainer it is, because torch would look
+    for the trainer's ranks. A vLLM that ranks share gets their GPUs, and one on one GPU that of its rank."""
     found = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
-    if tensor_parallel_size == 1 and torch.cuda.is_initialized():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-        found["CUDA_VISIBLE_DEVICES"] = devices[torch.cuda.current_device()]
+    gpus = settings["gpus"]
+    if gpus is None and settings["tensor_parallel_size"] == 1 and (own := own_gpu()) is not None:
+        gpus = [own]
+    if gpus:
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return found
 
 

@@ -16,7 +16,7 @@ from lnlit.interfaces import (
     RolloutRequest,
     RolloutSampling,
 )
-from lnlit_vllm.process import Process
+from lnlit_vllm.process import Process, own_gpu
 from lnlit_vllm.server import Server
 from lnlit_vllm.weight_files import WeightFiles
 
@@ -54,8 +54,7 @@ class VllmEngine(RolloutEngine):
             vLLM then replaces `torch.set_num_threads` by a function that does nothing, for the trainer too, so only
             OMP_NUM_THREADS counts. The URL of a `vllm serve` on this machine uses that server, whose command line
             decides about all that follows except `dtype`, `quantization`, `max_num_seqs` (then the number of concurrent
-            requests) and `weights_folder`. If the trainer has several ranks, each has its own engine on its own GPU,
-            and only "process" is possible.
+            requests) and `weights_folder`. If the trainer has several ranks, only "process" is possible.
         dtype: The dtype of vLLM's weights and computations.
         quantization: "fp8_per_tensor" computes products in FP8 on a GPU, with a scale per token and per weight matrix.
             The log-probs then differ from the trainer's and need a correction.
@@ -65,7 +64,8 @@ class VllmEngine(RolloutEngine):
         gpu_memory_utilization: The fraction of a GPU's memory for weights and KV cache together. vLLM starts beside the
             trainer and keeps the cache from `generate` to `sleep`, so this must leave room for the trainer.
         kv_cache_gib: The size of the KV cache in GiB, instead of a fraction of memory. On a CPU, null is 1.
-        tensor_parallel_size: The number of GPUs to split the model over.
+        tensor_parallel_size: The number of GPUs to split the model over. If the trainer has several ranks, so many
+            consecutive ones of a machine share one engine on their GPUs, and with 1 each has its own.
         weights_folder: The folder for the file of weights while it is needed. It should be in memory rather than on a
             disk, and must have room for the model.
         answer_time_limit_s: A process that does not answer a request for so many seconds counts as dead; a server's
@@ -101,6 +101,7 @@ class VllmEngine(RolloutEngine):
             "gpu_memory_utilization": gpu_memory_utilization,
             "kv_cache_memory_bytes": kv_cache_gib and int(kv_cache_gib * 2**30),
             "tensor_parallel_size": tensor_parallel_size,
+            "gpus": None,
             "answer_time_limit_s": answer_time_limit_s,
             "vllm_args": vllm_args or {},
         }
@@ -118,6 +119,22 @@ class VllmEngine(RolloutEngine):
     @property
     def runs_apart(self) -> bool:
         return self.where != "in_process"
+
+    @property
+    def ranks_per_engine(self) -> int:
+        return self._settings["tensor_parallel_size"]
+
+    def device_name(self) -> str | None:
+        return own_gpu()
+
+    def share(self, devices: Sequence[str | None]) -> None:
+        gpus = [name for name in devices if name is not None]
+        if twice := [name for name in dict.fromkeys(gpus) if gpus.count(name) > 1]:
+            raise UserError(
+                f"VllmEngine.tensor_parallel_size: {len(devices)} ranks share a vLLM on their GPUs, and several have "
+                f"GPU {twice[0]}. Give each rank of the trainer a GPU of its own."
+            )
+        self._settings["gpus"] = gpus
 
     def load_weights(self, weights: PolicyWeights) -> None:
         self._version = None  # until all are in
@@ -226,10 +243,12 @@ def _start(where: str, settings: dict[str, Any]) -> Place:
     import torch
 
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if ranks > 1 and (where != "process" or settings["tensor_parallel_size"] > 1):
+    if ranks > 1 and where != "process":
+        raise UserError(f"VllmEngine.where: the trainer has {ranks} ranks, so it must be 'process'; got {where!r}.")
+    if ranks > 1 and settings["tensor_parallel_size"] > 1 and settings["gpus"] is None:
         raise UserError(
-            f"VllmEngine: each of the trainer's {ranks} ranks has an engine of its own, so where must be 'process' and "
-            f"tensor_parallel_size 1; got {where!r} and {settings['tensor_parallel_size']}."
+            f"VllmEngine.tensor_parallel_size: each of {ranks} ranks has an engine of its own here, on its own GPU, so "
+            f"it must be 1; got {settings['tensor_parallel_size']}. A Sampler has ranks share one."
         )
     if where == "process":
         return Process(settings)
