@@ -1,4 +1,4 @@
-"""`lnlit plan` against measured memory: eight training runs of mid-size models with random weights on a CPU.
+"""`lnlit plan` against measured memory: ten training runs of mid-size models with random weights on a CPU.
 
     python tests/benchmarks/bench_plan.py [NUMBER ...]
 
@@ -44,6 +44,10 @@ RUNS: dict[str, dict[str, Any]] = {
     ),
     "SFT, bf16, two micro-batches": run("small", rows=PACKED, precision="bf16-mixed", accumulate=2),
     "SFT, LoRA, fp32": run("wide", rows=PACKED, init={"lora": {"rank": 16}}),
+    "SFT, LoRA, bf16": run("wide", rows=PACKED, precision="bf16-mixed", init={"lora": {"rank": 16}}),
+    "SFT, LoRA on a base in bf16": run(
+        "wide", rows=PACKED, precision="bf16-mixed", init={"lora": {"rank": 16, "base_dtype": "bfloat16"}}
+    ),
     "Distill, hidden cosine, bf16": run(
         "small", "Distill", rows=PACKED, precision="bf16-mixed", init={"teacher": "teacher"}
     ),
