@@ -14,11 +14,12 @@ from torch import Tensor
 
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.fingerprint import fingerprint, model_source
-from lnlit.checkpoint.folder import MAX_SHARD_BYTES, check_target, save_folder
+from lnlit.checkpoint.folder import MAX_SHARD_BYTES, LnlitFolder, check_target, read_provenance, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.lightning import LightningCheckpoint, tokenizer_source
 from lnlit.checkpoint.peft import PeftFolder, is_adapter, tokenizer_of_adapter
 from lnlit.checkpoint.peft_writer import save_adapter
+from lnlit.checkpoint.quantized import Scheme, scheme_of
 from lnlit.checkpoint.templates import put_template
 from lnlit.checkpoint.tokenizer import save_tokenizer
 from lnlit.errors import UserError, did_you_mean
@@ -29,7 +30,7 @@ from lnlit.models.lineage import child_spec, child_weights
 from lnlit.models.pipeline import pad_for_pipeline
 from lnlit.models.reward_head import FILE as HEAD_FILE
 from lnlit.models.reward_head import RewardHead, load_head, save_head
-from lnlit.progress import track
+from lnlit.progress import say, track
 from lnlit.specs import ModelSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,17 +62,21 @@ def export_model(
     overwrite: bool = False,
     pipeline_stages: int | None = None,
     adapter: bool = False,
+    quantize: str | None = None,
 ) -> Path:
     """Write the servable folder of a model folder or of a Lightning .ckpt, as `import_model` does; returns the folder.
 
     `pipeline_stages` pads with layers that have no weights, so that an engine which gives each stage the same number of
     layers spreads the weights evenly (see `models.pipeline`). The model computes the same. `adapter` writes the
-    adapters of a LoRA run alone, as a PEFT folder.
+    adapters of a LoRA run alone, as a PEFT folder. `quantize` is "fp8" or "int8": the layers' matrices are stored so,
+    in the format of compressed-tensors (see `checkpoint.quantized`).
     """
     if not adapter:
-        return _convert(source, out, dtype, overwrite, pipeline_stages=pipeline_stages)
+        return _convert(source, out, dtype, overwrite, pipeline_stages=pipeline_stages, quantize=quantize)
     if pipeline_stages is not None:
         raise UserError("pipeline_stages: pads a model with layers, and an adapter has none. Leave one of the two out.")
+    if quantize is not None:
+        raise UserError("quantize: stores the matrices of layers, and an adapter has none. Leave one of the two out.")
     return _export_adapter(source, out, dtype, overwrite)
 
 
@@ -110,16 +115,20 @@ def _convert(
     pipeline_stages: int | None = None,
     template: str | None = None,
     base: str | None = None,
+    quantize: str | None = None,
 ) -> Path:
-    path, out = resolve(source), expanded(out).resolve()
+    scheme, path, out = scheme_of(quantize), resolve(source), expanded(out).resolve()
     adapter = PeftFolder(base) if is_adapter(path) else None
     if base is not None and adapter is None:
         raise UserError(f"base: is what a LoRA adapter is merged into, and {source} is no adapter. Leave it out.")
     checkpoint, model = (open_checkpoint(path), str(source)) if adapter is None else (adapter, adapter.base(path))
     target_dtype, spec = _dtype(dtype), checkpoint.read_spec(path)
     check_spec(spec)
+    before = _scheme_before(resolve(model), scheme)
     weights = with_progress(checkpoint.weights(path), spec, f"{path.name} -> {out.name}")
     provenance = descent(model)
+    if before:
+        say(f"{model} is in {before.name}; {out} gets the numbers that this stands for.")
     if pipeline_stages is not None:
         lineage = pad_for_pipeline(spec, pipeline_stages)
         weights = child_weights(spec, lineage, weights)
@@ -141,7 +150,20 @@ def _convert(
             max_shard_bytes=max_shard_bytes,
             overwrite=overwrite,
             add_files=partial(_add_files, resolve(model), template, spec.hidden_size),
+            scheme=scheme,
         )
+
+
+def _scheme_before(path: Path, scheme: Scheme | None) -> Scheme | None:
+    """How the matrices of a model are quantised. Raises `UserError` if they are and a `scheme` is wanted again."""
+    checkpoint = open_checkpoint(path)
+    before = checkpoint.scheme(path) if isinstance(checkpoint, LnlitFolder) else None
+    if before and scheme:
+        made_of = read_provenance(path).get("parent", "the model it was made of")
+        raise UserError(
+            f"{path}: its weights are in {before.name} already, and would lose more. Quantise {made_of} instead."
+        )
+    return before
 
 
 def _check_template(template: str, tokenizer_from: Path | None) -> None:

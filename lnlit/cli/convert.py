@@ -9,6 +9,7 @@ from lnlit.checkpoint.templates import TEMPLATES
 from lnlit.cli.arguments import CommandParser
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_SCHEMES = ("fp8", "int8")
 
 
 def import_command(argv: list[str]) -> int:
@@ -43,10 +44,18 @@ def export_command(argv: list[str]) -> int:
     parser.add_argument(
         "--adapter", action="store_true", help="write the adapters of a LoRA run alone, as PEFT and vLLM read them"
     )
+    parser.add_argument(
+        "--quantize",
+        choices=_SCHEMES,
+        help="store the layers' matrices in eight bits, in the format of compressed-tensors: fp8 for GPUs of compute "
+        "capability 8.9 and later, int8 for those from 7.5 to 9.0; vLLM on a CPU takes both (default: as they are)",
+    )
     options = _parsed(parser, argv)
     from lnlit.checkpoint.convert import export_model
 
-    settings = {name: getattr(options, name) for name in ("dtype", "overwrite", "pipeline_stages", "adapter")}
+    settings = {
+        name: getattr(options, name) for name in ("dtype", "overwrite", "pipeline_stages", "adapter", "quantize")
+    }
     return _written(export_model(options.source, options.out, **settings), options.adapter)
 
 

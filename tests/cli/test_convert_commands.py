@@ -75,3 +75,13 @@ def test_import_takes_a_template_of_ours(lnlit, tiny_model, tmp_path):
     assert code == 2 and "the tokenizer has no token <|start_header_id|>" in err
     code, _, err = lnlit("import", tiny_model, "other", "--template", "nemtron")
     assert code == 2 and "Did you mean 'nemotron'?" in err
+
+
+def test_export_quantises_and_reports(lnlit, tiny_model, tmp_path):
+    code, out, err = lnlit("export", tiny_model, "small", "--quantize", "int8")
+    assert (code, out.splitlines()[-1]) == (0, str(tmp_path / "small")), err
+    assert "q_proj" in err and "largest relative error 0." in err and "kept: it is looked up" in err
+    code, _, err = lnlit("export", "small", "again", "--quantize", "fp8")
+    assert (code, err.count("\n")) == (2, 1) and "in int8 already" in err
+    code, _, err = lnlit("export", tiny_model, "other", "--quantize", "int4")
+    assert code == 2 and "'fp8', 'int8'" in err
