@@ -62,7 +62,7 @@ _FP8 = torch.float8_e4m3fn
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme("fp8", _FP8, "F8_E4M3", "float", -448.0, 448.0, "GPUs from compute capability 8.9 on"),
+        Scheme("fp8", _FP8, "F8_E4M3", "float", -448.0, 448.0, "CPUs and GPUs from compute capability 8.9 on"),
         Scheme("int8", torch.int8, "I8", "int", -128.0, 127.0, "CPUs and GPUs of compute capability 7.5 to 9.0"),
     )
 }
