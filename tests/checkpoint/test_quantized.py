@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,12 @@ def test_the_report_adds_up(made):
 
 def test_folders_with_stacked_matrices_and_shards(scheme, tmp_path):
     """Phi-3 stores three projections as one matrix. Rows have scales of their own, so it is the same either way."""
-    sizes = {"hidden_size": 32, "intermediate_size": 56, "num_attention_heads": 4, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+    }
     torch.manual_seed(0)
     Phi3ForCausalLM(Phi3Config(vocab_size=97, pad_token_id=0, **sizes)).save_pretrained(tmp_path / "source")
     small = export_model(tmp_path / "source", tmp_path / "small", quantize=scheme)
@@ -179,6 +185,8 @@ def test_what_is_quantised_is_not_quantised_again_but_can_be_undone(made, tmp_pa
 def test_an_unknown_scheme_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"scheme 'int7' is unknown. Did you mean 'int8'\? Allowed: fp8, int8"):
         export_model(tmp_path, tmp_path / "out", quantize="int7")
+    with pytest.raises(UserError, match="quantize: stores the matrices of layers, and an adapter has none"):
+        export_model(tmp_path, tmp_path / "out", quantize="int8", adapter=True)
 
 
 @pytest.mark.parametrize("number", [torch.nan, -torch.inf])
