@@ -122,7 +122,18 @@ def test_the_report_adds_up(made):
     assert f"{scheme}: a scale per row" in text and "kept: its error would be one of the logits" in text
 
 
-def test_folders_with_stacked_matrices_and_shards(scheme, tmp_path):
+def test_shards_hold_the_same(scheme, tmp_path):
+    decoder, whole = random_decoder(mixed_spec()), tmp_path / "whole"
+    for folder, limit in ((whole, 2**30), (tmp_path / "shards", 5_000)):
+        weights = canonical_weights(decoder)
+        settings = {"max_shard_bytes": limit, "scheme": SCHEMES[scheme]}
+        save_folder(folder, decoder.spec, weights, tokenizer_from=None, provenance={}, **settings)
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 5
+    found = read(tmp_path / "shards")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in read(whole).items())
+
+
+def test_stacked_matrices(scheme, tmp_path):
     """Phi-3 stores three projections as one matrix. Rows have scales of their own, so it is the same either way."""
     sizes: dict[str, Any] = {
         "hidden_size": 32,
