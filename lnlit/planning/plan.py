@@ -11,6 +11,7 @@ from lnlit.models.parts import kv_elements
 from lnlit.planning.gpus import CPU, NETWORK_BYTES_PER_S, Gpu
 from lnlit.planning.sizes import ALONE, Mesh, Sized, divides, sized
 from lnlit.planning.training import Bytes, OnMesh, Training, total
+from lnlit.rollout.shared import indivisible
 from lnlit.specs import ModelSpec
 
 GB = 10**9
@@ -154,7 +155,7 @@ class Sampling:
         if gpu.memory_bytes_per_s is None:
             return None
         engines = max(run.mesh.gpus // memory.gpus, 1)
-        each = -(-self.prompts_per_rollout * self.samples_per_prompt // engines)
+        each = -(-self.prompts_per_rollout // engines) * self.samples_per_prompt
         context, tokens = run.model.spec.context_length, self.max_new_tokens
         cache = memory.sequence / context * tokens if context else 0
         room = max(memory.reserved - memory.weights, 1)
@@ -245,9 +246,11 @@ class Fit:
         ranks = mesh.tensor_parallel
         if ranks > 1 and (why := divides(self.training.spec, ranks)):
             return f"{ranks} ranks share no layer: {why}"
-        if self.sampling is not None and mesh.gpus > self.sampling.prompts_per_rollout:
-            return f"a rollout's {self.sampling.prompts_per_rollout} prompts are work for no more than as many ranks"
-        return None
+        if self.sampling is None:
+            return None
+        if mesh.data_parallel > (prompts := self.sampling.prompts_per_rollout):
+            return f"a rollout's {prompts} prompts are work for no more than as many data-parallel ranks"
+        return indivisible(self.sampling.engine.ranks_per_engine, mesh.gpus, mesh.gpus_per_node)
 
 
 def advised(

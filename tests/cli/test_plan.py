@@ -29,8 +29,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TOO_LARGE = {
     "ln-super/8_rpo": "reward model",
     "ln-super/8b_rpo": "reward model",
-    "ln-ultra/6_grpo": "gathered",
-    "ln-ultra/7_rloo": "gathered",
     "ln-ultra/8_grpo": "reward model",
     "ln-ultra/9_eval": "the engine may take",  # with the parent
 }
