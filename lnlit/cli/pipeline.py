@@ -129,10 +129,12 @@ class Stage:
     def writes(self) -> list[str]:
         """Every path that the stage may change."""
         written = [leaf.text for leaf in self.leaves if leaf.key in WRITES]
-        if self.kind == "solve":
+        if self.kind in ("solve", "refine"):
             from lnlit.stages.solve import problem_path
 
             written += [str(problem_path(Path(out))) for out in self.outs]
+        if self.kind == "refine":
+            written += [str(Path(out).with_suffix(".png")) for out in self.outs]
         if self.kind == "page":
             written += [str(Path(leaf.text) / "rollouts.html") for leaf in self.leaves if leaf.key == "run"]
         return list(dict.fromkeys([*written, *([self.root] if self.root else [])]))

@@ -63,6 +63,13 @@ def _score(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
     return Plan(name, gpu, phases={"run": parts}, notes=notes)
 
 
+def _refine(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
+    library, data = given["library"], given["data"]
+    spec = known.spec(known.parents.get(library) or Library.open(library).model)
+    tokens, batch = data.rows * data.length, max(given["batch_tokens"], data.length)
+    return Plan(name, gpu, phases={"run": layer_by_layer(spec, tokens, batch, getattr(torch, given["dtype"]), scored=True)})
+
+
 def _measure(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:
     """The models that are timed: so many layers of the parent, with the largest workload's cache."""
     library = given["library"]
@@ -100,6 +107,7 @@ _PLANNERS: dict[str, Callable[[str, Mapping[str, Any], Gpu, Known], Plan]] = {
     "library": _library,
     "score": _score,
     "measure": _measure,
+    "refine": _refine,
     **dict.fromkeys(("realize", "fuse"), _realize),
     **dict.fromkeys(("annotate", "generate", "eval", "sweep"), _sampled),
 }

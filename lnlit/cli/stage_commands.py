@@ -12,6 +12,7 @@ SEARCH = StageCommand(
         "score": ("lnlit.stages.score:score", "what each candidate alone costs in quality"),
         "measure": ("lnlit.stages.measure:measure", "what each candidate costs in memory and time on this machine"),
         "solve": ("lnlit.stages.solve:solve", "the best choice per layer within the budgets, with proof"),
+        "refine": ("lnlit.stages.refine:refine", "a better child, by what whole children realise"),
         "realize": ("lnlit.stages.realize:realize", "a solution as a model folder"),
         "fuse": ("lnlit.stages.fuse:fuse", "runs of attention-free layers as wide parallel FFNs"),
         "verify": ("lnlit.stages.verify:verify", "whole models measured beside what the cost table predicts"),

@@ -216,12 +216,13 @@ class Library:
         return composed
 
     def replacement(self, at: At, parent: Mapping[str, Tensor]) -> tuple[BlockSpec, dict[str, Tensor]]:
-        """The block to use in place of the parent's for the candidate `at`: its architecture and its weights. `parent`
-        holds the parent layer's own weights by their checkpoint names below the block."""
+        """The block to use in the place of the candidate `at`: its architecture and its weights. `parent` holds the
+        parent layer's own weights by their checkpoint names below the block."""
         if at.slot == "block":
             choice = self.choice(at)
             return self.block_spec(at.layer, choice), self.block_weights(at.layer, choice, parent)
-        return alone(at.slot, self._variant(at.layer, at.slot, at.name).part), self.weights(at)
+        variant = self._variant(at.layer, at.slot, at.name)
+        return alone(at.slot, variant.part), slot_weights(at.slot, parent) if variant.parent else self.weights(at)
 
     def _variant(self, layer: int, slot: Half, name: str) -> Variant:
         choices: Mapping[str, Variant] = getattr(self.layers[layer], slot)

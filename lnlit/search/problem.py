@@ -100,6 +100,16 @@ class _Costs:
         return {**costs, "cached_tokens_mib": costs["weight_mib"] + cache_mib}
 
 
+def narrowed(problem: Problem, layers: Sequence[Sequence[Choice]]) -> Problem | None:
+    """The problem with some of its allowed choices, which may have other scores, and one solution. None if a layer has
+    none or a count cannot be kept."""
+    names = {choice.name for layer in layers for choice in layer}
+    counts = tuple(count for count in problem.counts if fitting(count.names, names))
+    if not all(layers) or any(count.min for count in problem.counts if count not in counts):
+        return None
+    return problem.replace(layers=tuple(map(tuple, layers)), counts=counts, forbidden=(), num_solutions=1)
+
+
 def _labelled(labels: Sequence[str], costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The costs of all workloads side by side, e.g. "memory_mib @ 64x512+128" if there are several."""
     pairs = zip(labels, costs, strict=True)

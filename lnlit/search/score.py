@@ -78,34 +78,41 @@ class Score:
         return {**asdict(self.candidate), "score": self.score, **self.values}
 
 
-class Scorer:
-    """Scores candidates in the order of the walk. The parent is observed at construction.
+@torch.inference_mode()
+def observed(parent: LayerwiseDecoder, batches: Sequence[Tensor], metric: Metric) -> Walk:
+    """Shows the metric what the parent makes of the text. Returns the text in front of the parent's first layer."""
+    walk = Walk.of_rows(parent, batches)
+    metric.observe(list(walk.beside(0).hidden()))
+    return walk
 
-    Raises `UserError` when the parent's own values are not finite.
+
+class Scorer:
+    """Scores candidates in the order of a walk through the model that they are tried in: the parent, or a child of it.
+
+    Args:
+        parent: The parent, whose own sub-blocks a child may get back.
+        library: The library that candidates and child come from.
+        walk: The text in front of the model's first layer.
+        metric: The metric, which has observed the parent.
+        name: Which of the metric's values is the score.
+
+    Raises `UserError` when the model's own values are not finite.
     """
 
     @torch.inference_mode()
     def __init__(
-        self,
-        parent: LayerwiseDecoder,
-        library: Library,
-        batches: Sequence[Tensor],
-        metric: Metric,
-        name: MetricName,
+        self, parent: LayerwiseDecoder, library: Library, walk: Walk, metric: Metric, name: MetricName
     ) -> None:
-        self.library, self.parent, self.metric, self.name = library, parent, metric, name
-        self.walk = Walk.of_rows(parent, batches)
-        outputs = list(self.walk.beside(0).hidden())
-        metric.observe(outputs)
-        #: The parent's own values, computed in the same way as the children's.
-        self.parent_values = metric.measure(outputs)
-        self._check_finite("the parent", self.parent_values)
+        self.library, self.parent, self.walk, self.metric, self.name = library, parent, walk, metric, name
+        #: The model's own values, computed in the same way as those with a candidate in it.
+        self.own_values = metric.measure(walk.beside(0).hidden())
+        self._check_finite("the parent" if walk.parent is parent else "the child", self.own_values)
 
     def in_passes(self, candidates: Sequence[At]) -> Iterator[Sequence[At]]:
         """The candidates in groups that are scored in one pass over the parent's layers: see `at_once`."""
         done = 0
         while done < len(candidates):
-            count = self.parent.at_once(self.walk.nbytes)
+            count = self.walk.parent.at_once(self.walk.nbytes)
             yield candidates[done : done + count]
             done += count
 
@@ -115,8 +122,8 @@ class Scorer:
         first candidate's on. Raises `UserError` naming a candidate whose score is not finite."""
         children: list[Walk] = []
         last, waiting = candidates[-1].position, deque(candidates)
-        for layer in range(self.walk.position // 2, len(self.parent.decoder.layers)):
-            with self.parent.layer(layer):
+        for layer in range(self.walk.position // 2, len(self.walk.parent.decoder.layers)):
+            with self.walk.parent.layer(layer):
                 while waiting and waiting[0].layer == layer:
                     candidate = waiting.popleft()
                     self.walk.seek(candidate.position)
@@ -129,13 +136,13 @@ class Scorer:
     def _compared(self, candidate: At, child: Walk) -> Score:
         values = self.metric.measure(child.hidden())
         self._check_finite(str(candidate), values)
-        worse = values[self.name] - self.parent_values[self.name]
+        worse = values[self.name] - self.own_values[self.name]
         return Score(candidate, -worse if self.name in BIGGER_IS_BETTER else worse, values)
 
     def work(self, candidate: At) -> int:
         """The work of a score, as the number of weights that every token is multiplied with. Early layers have more
         layers behind them."""
-        decoder = self.parent.decoder
+        decoder = self.walk.parent.decoder
         halves = [weights for block in decoder.layers for weights in _halves(block)]
         return sum(halves[candidate.position :]) + decoder.head_weight.numel()
 

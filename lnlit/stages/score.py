@@ -33,7 +33,7 @@ from lnlit.progress import track
 from lnlit.search.choice import At, chosen
 from lnlit.search.library import Library
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, Metric, MetricName, TopK
-from lnlit.search.score import Granularity, Scorer, candidates, make_header, merge, open_scores, read_done
+from lnlit.search.score import Granularity, Scorer, candidates, make_header, merge, observed, open_scores, read_done
 from lnlit.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ def score(
     pending = [candidate for candidate in wanted[rank::world] if candidate not in done]
     parent = layerwise_decoder(path, _device(), getattr(torch, dtype))
     batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
-    scorer = Scorer(parent, opened, batches, _metric(metric, text, batches, parent.decoder.head_weight, k), metric)
-    header["parent"] = scorer.parent_values
+    compare = _metric(metric, text, batches, parent.decoder.head_weight, k)
+    scorer = Scorer(parent, opened, observed(parent, batches, compare), compare, metric)
+    header["parent"] = scorer.own_values
     with open_scores(target if world == 1 else _journal(target, rank), header) as journal:
         _score_all(scorer, pending, journal)
     with _all_ranks(world):

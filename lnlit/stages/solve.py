@@ -51,7 +51,7 @@ def solve(
     """
     if not time_limit_s > 0:
         raise UserError(f"solve.time_limit_s: expected a number above 0, got {time_limit_s}.")
-    name, chosen = _solver(solver)
+    name, chosen = chosen_solver(solver)
     inputs = (scores, deployment.costs, deployment.corrected_by)
     target = check_output(expanded(out), inputs=[problem, *inputs], mark=b'"solutions"')
     check_output(problem_path(target), inputs=inputs, mark=b'"layers"')
@@ -103,8 +103,8 @@ def read_problem(file: Path) -> Problem:
         raise UserError(f"{file}: {error}") from error
 
 
-def _solver(solver: str | Solver) -> tuple[str, Solver]:
-    """(registered name, solver)."""
+def chosen_solver(solver: str | Solver) -> tuple[str, Solver]:
+    """(registered name, solver). Raises `UserError` for one that is not there."""
     if isinstance(solver, Solver):
         return registry.name_of("solver", type(solver)) or type(solver).__name__, solver
     name = solver

@@ -34,7 +34,7 @@ from lnlit.objectives.divergence import _tiles
 from lnlit.search.choice import At
 from lnlit.search.library import Library
 from lnlit.search.metrics import Likelihood
-from lnlit.search.score import Scorer, candidates
+from lnlit.search.score import Scorer, candidates, observed
 from lnlit.search.space import Candidates
 from lnlit.stages.library import build_library
 
@@ -100,7 +100,8 @@ def timed_round(
     counts for neither.
     """
     metric = TimedLikelihood(parent.head_weight, batches)
-    scorer = Scorer(LayerwiseDecoder(parent), library, batches, metric, "kl")
+    layerwise = LayerwiseDecoder(parent)
+    scorer = Scorer(layerwise, library, observed(layerwise, batches, metric), metric, "kl")
     with torch.inference_mode():
         loop = WholeModels(parent, batches, scorer)
     loop.score(chosen[0])  # warm-up; ours has measured the parent

@@ -14,7 +14,7 @@ from lnlit.models.weights import canonical_weights, fill
 from lnlit.search.choice import At, BlockChoice, chosen
 from lnlit.search.library import Library, layer_file
 from lnlit.search.metrics import Accuracy, HiddenCosine, Likelihood, TopK
-from lnlit.search.score import Score, Scorer, candidates
+from lnlit.search.score import Score, Scorer, candidates, observed
 from lnlit.search.walk import Walk
 from lnlit.specs import NOOP
 from lnlit.testing.tiny import VOCAB_SIZE, mixed_spec, tiny_decoder
@@ -45,7 +45,8 @@ def scorer(parent: Decoder, library: Library, batches: list[torch.Tensor], name:
         "hidden_cosine": HiddenCosine(),
         "top_k": TopK(parent.head_weight, 3),
     }
-    return Scorer(LayerwiseDecoder(parent), library, batches, metrics[name], name)  # type: ignore[arg-type]
+    layerwise, metric = LayerwiseDecoder(parent), metrics[name]
+    return Scorer(layerwise, library, observed(layerwise, batches, metric), metric, name)  # type: ignore[arg-type]
 
 
 def one(scorer: Scorer, candidate: At) -> Score:
@@ -154,7 +155,7 @@ def test_the_parents_own_blocks_score_exactly_zero(parent, library, batches):
                 load_block(built, {key: own[key] for key in names})
                 ours.walk.seek(position)
                 child = ours.walk.beside(width, built)
-                assert ours.metric.measure(child.hidden()) == ours.parent_values, (name, layer, spec)
+                assert ours.metric.measure(child.hidden()) == ours.own_values, (name, layer, spec)
 
 
 def test_half_precision_scores_are_near_the_exact_ones(parent, library, batches):
@@ -216,6 +217,7 @@ def test_accuracy_counts_the_likeliest_continuation_per_byte(parent, library):
     right = (int(best[0]), 3 + (int(best[1]) + 1) % 3)  # one right, one wrong
     batches = list(tokens.split(4))
     metric = Accuracy(parent.head_weight, labels.split(4), question, right, size)
-    ours = Scorer(LayerwiseDecoder(parent), library, batches, metric, "accuracy")
-    assert ours.parent_values == {"accuracy": 0.5}
+    layerwise = LayerwiseDecoder(parent)
+    ours = Scorer(layerwise, library, observed(layerwise, batches, metric), metric, "accuracy")
+    assert ours.own_values == {"accuracy": 0.5}
     assert {one(ours, candidate).score for candidate in candidates(library, "subblock")} <= {-0.5, 0.0, 0.5}
