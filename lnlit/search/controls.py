@@ -1,15 +1,21 @@
-"""Children that lost only depth or only width, as pruning without a search makes them (Minitron, arXiv 2407.14679)."""
+"""Other children to measure beside those of a search: some that lost only depth or only width, as pruning without a
+search makes them (Minitron, arXiv 2407.14679), and some of the same search with steeper scores.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from lnlit.interfaces import Problem, Solution, Solver
 from lnlit.search.baselines import Uniform
 from lnlit.search.choice import SLOTS, At, BlockChoice
 from lnlit.search.library import Library
-from lnlit.search.problem import narrowed
+from lnlit.search.problem import narrowed, of_problem
 from lnlit.specs import NOOP, BlockSpec
+
+#: The powers of scores that are tried beside the scores themselves.
+POWERS = (1.5, 2.0, 3.0)
 
 
 def controls(problem: Problem, library: Library, solver: Solver, time_limit_s: float = 60.0) -> dict[str, Solution]:
@@ -22,7 +28,25 @@ def controls(problem: Problem, library: Library, solver: Solver, time_limit_s: f
     for name, is_allowed, by in (("depth", _is_depth, solver), ("width", _is_width, Uniform())):
         some = _only(problem, library, is_allowed)
         if some and (solutions := by.solve(some, time_limit_s).solutions):
-            found[name] = solutions[0]
+            found[name] = of_problem(problem, solutions[0])
+    return found
+
+
+def steeper(problem: Problem, solver: Solver, time_limit_s: float = 60.0) -> dict[str, Solution]:
+    """Solutions for sums of powers of scores, by name. What is replaced together does more harm than the sum of what it
+    does alone, and a power makes a solver spread the harm over more layers.
+
+    Scores below 0 count as 0. The solutions' own scores are the problem's.
+    """
+    found = {}
+    for power in POWERS:
+        layers = [
+            [dataclasses.replace(choice, score=max(choice.score, 0.0) ** power) for choice in problem.allowed(layer)]
+            for layer in range(len(problem.layers))
+        ]
+        asked = narrowed(problem, layers)
+        if asked and (solutions := solver.solve(asked, time_limit_s).solutions):
+            found[f"power {power:g}"] = of_problem(problem, solutions[0])
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import read_json
-from lnlit.interfaces import Budget, Choice, Forbidden, Problem, Scenario, Workload
+from lnlit.interfaces import Budget, Choice, Forbidden, Problem, Scenario, Solution, Workload
 from lnlit.interfaces.patterns import fitting
 from lnlit.progress import say
 from lnlit.search.choice import NO_ATTENTION, SLOTS
@@ -108,6 +108,12 @@ def narrowed(problem: Problem, layers: Sequence[Sequence[Choice]]) -> Problem | 
     if not all(layers) or any(count.min for count in problem.counts if count not in counts):
         return None
     return problem.replace(layers=tuple(map(tuple, layers)), counts=counts, forbidden=(), num_solutions=1)
+
+
+def of_problem(problem: Problem, solution: Solution) -> Solution:
+    """A solution of a problem with other scores, with its score and costs in this one, of which nothing is proven."""
+    score, costs = problem.totals(solution.choice)
+    return replace(solution, score=score, costs=costs, bound=None, gap=None, seconds=0.0)
 
 
 def _labelled(labels: Sequence[str], costs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -9,13 +9,11 @@ child that has been measured is ever given up for a worse one.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lnlit.interfaces import Budget, Choice, Problem, Solution, Solver
-from lnlit.search.problem import narrowed
+from lnlit.search.problem import narrowed, of_problem
 
 #: The cost that counts the layers in which a child differs from the one that it is made from.
 CHANGED = "changed_layers"
@@ -58,7 +56,7 @@ def rounds(
             known = {start.choice, *(child.choice for child in found.values())}
             for child in solver.solve(within(scored, number), time_limit_s).solutions[:1]:
                 if child.choice not in known:
-                    found[number] = dataclasses.replace(child, **_totals(problem, child.choice))
+                    found[number] = of_problem(problem, child)
         best = min([start, *found.values()], key=realised)
         yield Round(start, found, best)
         if best is start:
@@ -91,9 +89,3 @@ def numbers(layers: int) -> list[int]:
     """How many layers may change: 1, 2, 3, 4, 6, 8, 12, ... and all."""
     steps = {1, 2, 3, layers, *(step << power for power in range(1, layers.bit_length()) for step in (2, 3))}
     return sorted(step for step in steps if step <= layers)
-
-
-def _totals(problem: Problem, names: Sequence[str]) -> dict[str, Any]:
-    """Score and costs in the problem that was asked. What a round's problem proved says nothing of that one."""
-    score, costs = problem.totals(names)
-    return {"score": score, "costs": costs, "bound": None, "gap": None}

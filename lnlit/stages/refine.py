@@ -25,7 +25,7 @@ from lnlit.progress import say, track
 from lnlit.report.picture import png
 from lnlit.report.refined import Measured, kendall, refined_chart
 from lnlit.search.children import Children
-from lnlit.search.controls import controls
+from lnlit.search.controls import controls, steeper
 from lnlit.search.library import Library
 from lnlit.search.measured import LOOKED_AT, MeasuredChildren
 from lnlit.search.metrics import Likelihood
@@ -50,10 +50,11 @@ def refine(
 ) -> Path:
     """Write the best child by what whole children realise, never worse than any that the solver or a baseline named.
 
-    Measures KL(parent || child) of the solver's solutions, of all baselines' and of children that lost only depth or
-    only width. From the best of them, rounds score every change of a sub-block in the child itself, solve for the best
-    few changes at once within the budgets, and measure the children that these make. A round costs about what `lnlit
-    search score` does. A picture of ranks and rounds is written beside. Interrupted, the same command goes on.
+    Measures KL(parent || child) of the solver's solutions, of those for powers of the scores, of all baselines' and of
+    children that lost only depth or only width. From the best of them, rounds score every change of a sub-block in the
+    child itself, solve for the best few changes at once within the budgets, and measure the children that these make. A
+    round costs about what `lnlit search score` does. A picture of ranks and rounds is written beside. Interrupted, the
+    same command goes on.
 
     Args:
         solution: The file that `lnlit search solve` wrote, with its problem beside it.
@@ -77,7 +78,8 @@ def refine(
     opened.check_made_from(solved.get("library"), str(file))
     problem, source = read_problem(problem_path(file)), resolve(opened.model)
     opened.check_parent(opened.model, read_spec(source), fingerprint(opened.model))
-    named = _named(problem, solved, str(file)) | controls(problem, opened, chosen, time_limit_s)
+    named = _named(problem, solved, str(file)) | steeper(problem, chosen, time_limit_s)
+    named |= controls(problem, opened, chosen, time_limit_s)
     samples = {LOOKED_AT: data} | ({} if held_out is None else {HELD_OUT: held_out})
     tokens = {name: sample.tokens(str(source)) for name, sample in samples.items()}
     with Journal.beside(target, _header(problem, opened, tokens, dtype), "measured children", _MARK) as journal:
@@ -89,7 +91,7 @@ def refine(
         if held_out is not None:
             for each in track(list(named.values()), "refine: held-out text", "model"):
                 known.realised(each, HELD_OUT)
-        ranked = sorted({child.choice: child for child in named.values()}.values(), key=known.realised)
+        ranked = sorted(named.values(), key=known.realised)
         _write(target, problem, solved, named, chosen.wanted(problem, ranked), path, known)
         journal.file.unlink()
     return target

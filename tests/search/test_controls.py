@@ -6,7 +6,7 @@ import pytest
 
 from lnlit.interfaces import Budget, Choice, Count, Forbidden, Problem
 from lnlit.search.baselines import RatioGreedy
-from lnlit.search.controls import controls
+from lnlit.search.controls import controls, steeper
 from lnlit.search.library import Library
 from lnlit.testing.tiny import tiny_spec
 from lnlit.testing.tiny_library import tiny_library
@@ -47,6 +47,18 @@ def test_depth_removes_whole_layers_and_width_narrows_all(library):
     assert children["depth"] == ("kv2+i48", "noop+noop", "kv2+i48")
     assert len(set(children["width"])) == 1
     assert children["width"][0] == "kv1+i24"
+
+
+def test_powers_spread_the_harm_until_no_layer_bears_much(library):
+    """Of two ways to save 8, two layers that lose 1 each and one that loses 1.5, the sum prefers the one."""
+    layer = (Choice("own", 0.0, {"size": 8.0}), Choice("half", 1.0, {"size": 4.0}), Choice("none", 1.5, {"size": 0.0}))
+    asked = Problem((layer,) * 2, budgets=(Budget("size", max=8.0),))
+    solver = RatioGreedy()
+    assert sorted(solver.solve(asked).solutions[0].choice) == ["none", "own"]
+    children = steeper(asked, solver)
+    assert list(children) == ["power 1.5", "power 2", "power 3"]
+    assert children["power 2"].choice == ("half", "half") == children["power 3"].choice
+    assert (children["power 2"].score, children["power 2"].costs) == (2.0, {"size": 8.0})
 
 
 def test_a_control_that_cannot_keep_the_limits_is_left_out(library):
