@@ -34,7 +34,8 @@ class Children:
         metric: Metric,
         name: MetricName,
     ) -> None:
-        self.parent, self.library, self.batches, self.metric, self.name = parent, library, batches, metric, name
+        self.parent, self.library, self.batches, self.metric = parent, library, batches, metric
+        self.name: MetricName = name
         observed(parent, batches, metric)
 
     def scorer(self, choices: Sequence[BlockChoice]) -> Scorer:
