@@ -67,7 +67,8 @@ def _refine(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan
     library, data = given["library"], given["data"]
     spec = known.spec(known.parents.get(library) or Library.open(library).model)
     tokens, batch = data.rows * data.length, max(given["batch_tokens"], data.length)
-    return Plan(name, gpu, phases={"run": layer_by_layer(spec, tokens, batch, getattr(torch, given["dtype"]), scored=True)})
+    parts = layer_by_layer(spec, tokens, batch, getattr(torch, given["dtype"]), scored=True)
+    return Plan(name, gpu, phases={"run": parts})
 
 
 def _measure(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:

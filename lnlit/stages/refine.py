@@ -15,7 +15,7 @@ from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import layerwise_decoder
 from lnlit.data.text import TextSample
-from lnlit.errors import UserError
+from lnlit.errors import UserError, check_positive
 from lnlit.files import check_output, expanded, read_json, replaced_file, write_json
 from lnlit.interfaces import Problem, Solution, Solver, SolverResult
 from lnlit.journal import Journal
@@ -123,8 +123,7 @@ def _check_numbers(rounds: int, batch_tokens: int, time_limit_s: float) -> None:
     for name, number, least in (("rounds", rounds, 0), ("batch_tokens", batch_tokens, 1)):
         if number < least:
             raise UserError(f"refine.{name}: expected at least {least}, got {number}.")
-    if not time_limit_s > 0:
-        raise UserError(f"refine.time_limit_s: expected a number above 0, got {time_limit_s}.")
+    check_positive("refine", time_limit_s=time_limit_s)
 
 
 def _named(problem: Problem, solved: Mapping[str, Any], where: str) -> dict[str, Solution]:
