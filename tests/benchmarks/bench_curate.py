@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,10 @@ def _renumbered(question: str) -> str:
     return re.sub(r"\d+", lambda found: str(int(found[0]) * 3 + 1), question)
 
 
+#: Cosines from which on two texts count as the same.
+_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
 def paraphrases(folder: Path, data: str, model: str | None = None) -> None:
     bench = JsonlSource(f"{data}/math500/test.jsonl")
     questions = [row["problem"] for row in bench.rows() if len(row["problem"]) < 600][:200]
@@ -157,10 +162,12 @@ def paraphrases(folder: Path, data: str, model: str | None = None) -> None:
         "rows of MATH's training set": others,
     }
     steps = {"n-grams": plain}
-    for threshold in (0.8, 0.9) if model else ():
-        steps[f"with embedding {threshold}"] = Decontaminate(
-            {"b": bench}, embedding=Embedding(model or "", 256, threshold)
-        )
+    for threshold in _THRESHOLDS if model else ():
+        step = Decontaminate({"b": bench}, embedding=Embedding(model or "", 256, threshold))
+        steps[f"with embedding {threshold}"] = step
+    if model is not None:  # all thresholds share what embeds
+        near = Embedding(model, 256).index(plain.index().texts)
+        near._mean = cache(near._mean)
     for name, step in steps.items():
         found = {what: sum(isinstance(one, Dropped) for one in _outcomes(step, texts)) for what, texts in sets.items()}
         right = sum(list(found.values())[:4])

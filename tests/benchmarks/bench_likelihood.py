@@ -118,7 +118,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         place = options.folders or Path(scratch)
-        models = {name: place / name for name in ("parent", "child")} if options.folders else folders(place)
+        models = {name: place / name for name in ("parent", "child")}
+        if not all(each.is_dir() for each in models.values()):
+            models = folders(place)
         loaded = {}
         for name in options.models:
             settings = {"device": "cpu", "batch_size": options.batch_size, "trust_remote_code": True}
