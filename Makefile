@@ -14,7 +14,7 @@ quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten mi
 	$(BIN)/lnlit fit --config yaml/quickstart/sft.yaml --ckpt_path last
 
 test: $(INSTALLED) $(VLLM_INSTALLED)  ## the whole suite, one worker per core, one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
 
 # The tests of other readers skip where these are absent. llama.cpp is compiled, which takes some minutes.
 readers: $(INSTALLED)  ## whether mlx-lm, llama.cpp and an older transformers answer as lnlit does; installs them

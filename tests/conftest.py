@@ -71,6 +71,8 @@ def remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 LONG = (
     "integration/test_vllm_rollout.py",
     "integration/test_vllm.py",
+    "invariants/test_every_method_on_ranks.py",
+    "cli/test_recipes_mini.py",
     "test_notebooks.py",
     "cli/test_mistaken_calls.py",
     "cli/test_recipes.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import warm
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
@@ -80,8 +81,10 @@ def tiny_settings(name: str, runs: Path) -> str:
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[AsyncKernelManager]:
-    """One for all notebooks: it imports torch once."""
+    """One for all notebooks, that begins with torch imported."""
     manager = AsyncKernelManager(kernel_name="python3")
+    assert manager.kernel_spec is not None
+    manager.kernel_spec.argv = [warm.python(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
         patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
@@ -96,7 +99,7 @@ def test_a_notebook_runs_with_tiny_settings(path: Path, runs: Path, kernel: Asyn
     (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     settings.source = tiny_settings(path.stem, runs)
     notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset_selective -f ."))  # names of the one before
-    NotebookClient(notebook, km=kernel, timeout=240).execute()
+    NotebookClient(notebook, km=kernel, timeout=240, startup_timeout=240).execute()
     assert any(output.output_type == "display_data" for cell in notebook.cells for output in cell.get("outputs", []))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,51 @@ def test_a_rank_that_fails_ends_the_others(tmp_path):
     script.write_text("import os, time\nassert os.environ['RANK'] == '0', 'not me'\ntime.sleep(100)\n")
     with pytest.raises(AssertionError, match=r"(?s)rank 0 ended with -9.*rank 1 ended with 1.*not me"):
         warm.torchrun(2, script, cwd=tmp_path, timeout=60)
+
+
+STANDING_IN = """
+import json, multiprocessing, os, sys, time
+
+def work(queue):
+    queue.put([os.getppid(), sys.executable])
+    time.sleep(100)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    child = context.Process(target=work, args=(queue,))
+    child.start()
+    found = [sys.stdin.read(), os.read(int(sys.argv[1]), 9).decode(), os.getppid(), sys.executable]
+    print(json.dumps([found, queue.get(), [os.getpid(), child.pid]]), flush=True)
+    time.sleep(100)
+"""
+
+
+def test_its_stand_in_is_all_that_is_seen_of_it(tmp_path):
+    """It has its input, descriptors and parent, starts processes by the same executable, and ends with all of these."""
+    (tmp_path / "script.py").write_text(STANDING_IN)
+    reads, writes = os.pipe()
+    os.write(writes, b"passed")
+    command = [warm.python(), "-u", str(tmp_path / "script.py"), str(reads)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, pass_fds=[reads], start_new_session=True, text=True, **pipes) as process:
+        for end in (reads, writes):
+            os.close(end)
+        assert process.stdin and process.stdout
+        process.stdin.write("asked")
+        process.stdin.close()
+        found, of_child, (own, child) = json.loads(process.stdout.readline())
+        assert found == ["asked", "passed", os.getpid(), warm.python()]
+        assert of_child == [own, warm.python()]
+        os.killpg(process.pid, signal.SIGKILL)
+    end = time.monotonic() + 60
+    while any(map(is_running, (own, child))):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_running(process: int) -> bool:
+    """Ended ones that nobody has waited for yet are not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

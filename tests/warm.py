@@ -2,7 +2,8 @@
 
 A server that has imported them, and done nothing else, forks for each: what comes is a process of its own, with its own
 arguments, environment, streams, signals and exit. Processes of one server hash strings by the same seed, so there are
-two, which all workers of pytest share. What a process imports, or how long that takes, only `subprocess` can tell.
+two, which all workers of pytest share; a third has vLLM's Python and has imported vLLM. What a process imports, or how
+long that takes, only `subprocess` can tell.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import fcntl
 import functools
 import gc
+import importlib
 import json
 import os
 import random
@@ -25,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -43,16 +46,18 @@ def free_port() -> int:
 
 class Process:
     """`python ARGUMENTS` in `cwd`, as far as tests need it with the words of `subprocess.Popen`. It reads nothing, and
-    ends with the one who asked for it.
+    ends with the one who asked for it; with all of its session, if it leads one.
 
     Args:
-        arguments: `-m`, a module and its arguments; or a file and its arguments.
+        arguments: `-m`, a module and its arguments; a file and its arguments; or `-c`, code and its arguments.
         env: all of its environment; by default that of the test.
         start_new_session: it becomes the leader of a session, and of a process group.
         server: 0 or 1; those of the other hash strings otherwise, so that their sets have another order. Or where a
             server is reached.
         streams: files for its standard output and error instead of temporary ones, which `communicate` reads.
+        pass_fds: descriptors that it has, too, by the same numbers.
         executable: what it takes for its Python.
+        parent: the process that it takes for its parent, instead of one that does nothing but wait for it.
     """
 
     returncode: int | None = None
@@ -65,7 +70,9 @@ class Process:
         start_new_session: bool = False,
         server: int | str = 0,
         streams: tuple[IO[bytes], IO[bytes]] | None = None,
+        pass_fds: Sequence[int] = (),
         executable: str = sys.executable,
+        parent: int | None = None,
     ) -> None:
         self.args = [str(argument) for argument in arguments]
         self._out, self._err = streams or (tempfile.TemporaryFile(), tempfile.TemporaryFile())  # noqa: SIM115
@@ -74,11 +81,13 @@ class Process:
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "session": start_new_session,
+            "pass_fds": list(pass_fds),
             "executable": executable,
+            "parent": parent,
         }
         self._answers = socket.socket(socket.AF_UNIX)
         self._answers.connect(_server(server) if isinstance(server, int) else server)
-        socket.send_fds(self._answers, [b"!"], [self._out.fileno(), self._err.fileno()])
+        socket.send_fds(self._answers, [b"!"], [self._out.fileno(), self._err.fileno(), *pass_fds])
         self._answers.sendall(json.dumps(request).encode() + b"\n")
         self._lines = self._answers.makefile()
         self.pid = int(self._lines.readline())
@@ -167,23 +176,40 @@ def torchrun(ranks: int, script: Path, *arguments: str | Path, cwd: Path, timeou
 
 
 @functools.cache
-def python() -> str:
-    """An executable that does what Python does in a `Process`, for code that starts processes by itself."""
+def python(real: str = sys.executable, server: int | str = 0) -> str:
+    """An executable that does what Python, of which `real` is the path, does in a `Process`; for code that starts
+    processes by itself."""
     file = Path(tempfile.mkdtemp(prefix="lnlit-warm-")) / "python"
     atexit.register(shutil.rmtree, file.parent)
+    address = _server(server) if isinstance(server, int) else server
     here = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import warm"
-    file.write_text(f"#!{sys.executable} -IS\n{here}\nwarm._stand_in({_server(0)!r})\n")
+    file.write_text(f"#!{real} -IS\n{here}\nwarm._stand_in({address!r})\n")
     file.chmod(0o700)
     return str(file)
 
 
+def vllm_python(real: str, settings: Mapping[str, str]) -> str:
+    """The same with vLLM imported, by the Python of its environment and with these environment variables."""
+    return python(real, _server("vllm", real, tuple(settings.items())))
+
+
 def _stand_in(server: str) -> None:
-    """End as the process ends, which gets all signals meanwhile. The guard of `lnlit run` is Python itself: it inherits
-    files, and its children must be its own."""
-    shim, *arguments = sys.argv
-    if arguments[:1] != ["-m"] or arguments[1] == "lnlit.cli.guard":
+    """End as the process ends, which gets all signals meanwhile. The guard of `lnlit run`, whose children must be its
+    own, is Python itself. So is what reads its code from an argument, but for processes of multiprocessing."""
+    shim, *arguments = [word for word in sys.argv if word not in ("-u", "-B")]  # how Python is run, not what
+    starts = {"-m": arguments[1:2] != ["lnlit.cli.guard"], "-c": "--multiprocessing-fork" in arguments}
+    if not arguments or not starts.get(arguments[0], arguments[0].endswith(".py")):
         os.execv(sys.executable, [sys.executable, *arguments])
-    process = Process(*arguments, server=server, streams=(sys.stdout.buffer, sys.stderr.buffer), executable=shim)
+    open_ones = [int(file.name) for file in Path("/dev/fd").iterdir()]
+    process = Process(
+        *arguments,
+        server=server,
+        start_new_session=os.getpgrp() == os.getpid(),
+        streams=(sys.stdout.buffer, sys.stderr.buffer),
+        pass_fds=[0, *(number for number in open_ones if number > 2 and _is_inherited(number))],
+        executable=shim,
+        parent=os.getppid(),
+    )
 
     def forward(number: int, frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -198,12 +224,19 @@ def _stand_in(server: str) -> None:
     os._exit(code)
 
 
+def _is_inherited(number: int) -> bool:
+    try:
+        return os.get_inheritable(number)
+    except OSError:  # what listed them
+        return False
+
+
 @functools.cache
-def _server(number: int) -> str:
+def _server(which: int | str, real: str = sys.executable, settings: tuple[tuple[str, str], ...] = ()) -> str:
     """Where it is reached. Who finds nobody there starts it; it ends with the first process of this run of tests."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")  # then the first process is the parent of all workers
     first = os.getppid() if run else os.getpid()
-    name = f"lnlit-warm-{run or first}-{number}"
+    name = f"lnlit-warm-{run or first}-{which}"
     address = f"\0{name}" if sys.platform == "linux" else f"{tempfile.gettempdir()}/{name}"
     with socket.socket(socket.AF_UNIX) as listening:
         try:
@@ -213,9 +246,10 @@ def _server(number: int) -> str:
                 raise
             return address
         listening.listen(100)
-        command = [sys.executable, __file__, str(listening.fileno()), str(first)]
+        command = [real, __file__, str(which), str(listening.fileno()), str(first)]
         null = subprocess.DEVNULL
-        subprocess.Popen(command, stdin=null, stdout=null, pass_fds=[listening.fileno()])
+        environment = {**os.environ, **dict(settings)}
+        subprocess.Popen(command, stdin=null, stdout=null, pass_fds=[listening.fileno()], env=environment)
     return address
 
 
@@ -244,23 +278,29 @@ def _lives(process: int) -> bool:
 
 def _become(asker: socket.socket) -> list[str]:
     """Fork once more; the child is what was asked for, and returns its arguments, while the parent says how it ends."""
-    out, err = socket.recv_fds(asker, 1, 2)[1]
+    given = socket.recv_fds(asker, 1, 100)[1]
     request = json.loads(asker.makefile().readline())
     with asker:
         if child := os.fork():
             asker.sendall(f"{child}\n".encode())
             if hasattr(os, "pidfd_open") and asker in select.select([asker, os.pidfd_open(child)], [], [])[0]:
-                os.kill(child, signal.SIGKILL)  # nobody waits for it any more
+                with contextlib.suppress(ProcessLookupError):  # nobody waits for it any more
+                    os.kill(child, signal.SIGKILL)
+                    if request["session"]:
+                        os.killpg(child, signal.SIGKILL)
             ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             with contextlib.suppress(OSError):
                 asker.sendall(f"{ended}\n".encode())
             os._exit(0)
     if request["session"]:
         os.setsid()
-    for given, standard in ((out, 1), (err, 2)):
-        os.dup2(given, standard)
-        os.close(given)
-    sys.executable = request["executable"]
+    apart = [fcntl.fcntl(number, fcntl.F_DUPFD, 500) for number in given]  # from the numbers that they get
+    for number in given:
+        os.close(number)
+    for number, wanted in zip(apart, [1, 2, *request["pass_fds"]], strict=True):
+        os.dup2(number, wanted)
+        os.close(number)
+    _take_for_its_own(request["executable"], request["parent"])
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ.clear()
     os.environ.update(request["env"])
@@ -272,11 +312,25 @@ def _become(asker: socket.socket) -> list[str]:
     return request["arguments"]
 
 
+def _take_for_its_own(executable: str, parent: int | None) -> None:
+    sys.executable = executable
+    multiprocessing.spawn.set_executable(executable)
+    if registry := sys.modules.get("vllm.model_executor.models.registry"):  # looks at models in processes of their own
+        registry._SUBPROCESS_COMMAND = [executable, *registry._SUBPROCESS_COMMAND[1:]]
+    if parent is not None:
+        own, of_any = os.getpid(), os.getppid
+        os.getppid = lambda: of_any() if os.getpid() != own else parent if _lives(parent) else 1
+
+
 def _run(arguments: list[str]) -> None:
     if arguments[0] == "-m":
         sys.path.insert(0, str(Path.cwd()))
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.path.insert(0, "")
+        sys.argv = ["-c", *arguments[2:]]
+        exec(arguments[1], {"__name__": "__main__"})
     else:
         sys.path.insert(0, str(Path(arguments[0]).parent))
         sys.argv = arguments
@@ -310,16 +364,31 @@ def _run_and_end(arguments: list[str]) -> None:
     os._exit((code or 0) & 0xFF)
 
 
+#: What most commands of lnlit import sooner or later.
+MOST = (
+    *("gguf", "math_verify", "torch.utils.tensorboard", "torchtune.modules.peft", "torch.distributed.checkpoint"),
+    *("torch.distributed.fsdp", "torch.distributed.tensor.parallel", "lnlit.cli.train", "lnlit.models.parallelize"),
+    *("lnlit.modules.prompt_data", "lnlit.rollout.native", "lnlit.testing.tiny"),
+    *(f"lnlit.modules.{method}" for method in ("distill", "grpo", "reward_model", "rloo", "rpo", "sft")),
+)
+_VLLM = ("vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.v1.attention.backends.cpu_attn")
+_VLLM += ("vllm.model_executor.models.llama",)
+
+
+def import_all(names: Iterable[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
 if __name__ == "__main__":
+    import logging
+    import multiprocessing.spawn
+
     import numpy.random
-    import torch.utils.tensorboard  # noqa: F401  what most of those who ask would import next, as those below
 
-    import lnlit.cli.train
-    import lnlit.modules.grpo
-    import lnlit.modules.prompt_data
-    import lnlit.modules.sft
-    import lnlit.rollout.native
-    import lnlit.testing.tiny  # noqa: F401
-
+    which, socket_number, first = sys.argv[1:]
+    logging.disable(logging.WARNING)  # of what torchao looks for and does not find
+    import_all(_VLLM if which == "vllm" else MOST)
+    logging.disable(logging.NOTSET)
     gc.freeze()
-    _run_and_end(_become(_serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))))
+    _run_and_end(_become(_serve(socket.socket(fileno=int(socket_number)), int(first))))

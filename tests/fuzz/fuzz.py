@@ -25,8 +25,10 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import warm
 from mutate import bad_files, mutate
 from world import COMMANDS, build
 
@@ -127,18 +129,13 @@ def fuzz(tries: int, first: int, world: Path, time_limit_s: float) -> tuple[Coun
 
 def make_world(folder: Path) -> Path:
     """The world, made in a process of its own: this one is forked for each try and has to stay without threads."""
-    import lightning  # noqa: F401
     import torch
-    import transformers  # noqa: F401
 
-    import lnlit.cli.train
-    import lnlit.data.datamodule
-    import lnlit.modules.prompt_data
-    import lnlit.modules.sft
     import lnlit.stages.annotate
     import lnlit.stages.score
     import lnlit.stages.solve  # noqa: F401
 
+    warm.import_all(warm.MOST)
     torch.set_num_threads(1)
     folder.mkdir(parents=True)
 

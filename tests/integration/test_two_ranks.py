@@ -1,12 +1,12 @@
 """DDP and FSDP2 on two ranks: a stopped and resumed run ends like one left alone, and a step equals one rank's."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from two_rank_runs import STEPS, STOP_AFTER, adapter_step, write_rows
 
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
@@ -21,8 +21,9 @@ def folder(tmp_path_factory) -> Path:
     tiny_folder(folder / "model")
     write_rows(folder / "rows.jsonl")
     script = Path(__file__).with_name("two_rank_runs.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run([*command, str(folder)], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHON_EXEC": warm.python()}
+    done = warm.run(*launcher, script, folder, cwd=folder, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -19,6 +19,7 @@ import torch
 import transformers
 from dist_info import write_dist_info
 from smollm2_children import Changes, cut
+from vllm_place import PLUGIN, PYTHON, ROOT, SETTINGS, warm_python
 
 from lnlit import registry
 from lnlit.checkpoint.convert import import_model
@@ -35,24 +36,12 @@ from lnlit.models.weights import canonical_weights
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec, RopeSpec
 from lnlit.testing.tiny import tiny_decoder, tiny_spec
 
-ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("LNLIT_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
-PLUGIN = ROOT / "plugins/lnlit-vllm"
 STRANGER = ROOT / "tests/lnlit-stranger"
 pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="vLLM's environment is absent; `make test` makes it"),
     pytest.mark.timeout(900),  # one process starts an engine per child
 ]
 
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 PROMPTS = [[5, 17, 3, 88, 41, 2, 9], [60], [12, 71, 33]]
 NEW_TOKENS = 12
 
@@ -154,7 +143,7 @@ def generate_in_vllm(folders: dict[str, Path], scratch: Path, path: str, *, plug
     request |= {"new_tokens": NEW_TOKENS, "trust_remote_code": not plugin}
     settings = SETTINGS | {"VLLM_PLUGINS": "lnlit" if plugin else "", "HF_MODULES_CACHE": str(scratch / "modules")}
     settings |= {"PYTHONPATH": path}
-    command = [str(PYTHON), str(Path(__file__).with_name("vllm_greedy.py")), str(scratch / "answer.json")]
+    command = [warm_python(), str(Path(__file__).with_name("vllm_greedy.py")), str(scratch / "answer.json")]
     done = subprocess.run(
         command, input=json.dumps(request), text=True, capture_output=True, env=os.environ | settings, check=False
     )
@@ -271,7 +260,7 @@ WORKLOADS = [Workload(batch_size=2, prompt_tokens=16, new_tokens=8), Workload(4,
 def meter(monkeypatch):
     """The meter as lnlit's own environment has it: vLLM is in another one."""
     monkeypatch.syspath_prepend(str(PLUGIN))
-    monkeypatch.setenv("LNLIT_VLLM_PYTHON", str(PYTHON))
+    monkeypatch.setenv("LNLIT_VLLM_PYTHON", warm_python())
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
     from lnlit_vllm.meter import VllmMeter  # pyright: ignore[reportMissingImports]

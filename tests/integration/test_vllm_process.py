@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from vllm_fake_core import DIES, DIES_ONCE, DIES_UNNAMED, FAILS, NAN, SLOW, SLOW_ONCE, STALE
 
 from lnlit.errors import UserError
@@ -230,12 +230,14 @@ def test_a_python_without_the_plugin(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
-def test_vllm_ends_with_its_trainer(fake, ended_by):
+def test_vllm_ends_with_its_trainer(fake, ended_by, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PLUGIN), str(HERE)])}
-    command = [sys.executable, str(HERE / "vllm_trainer.py"), str(fake)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **streams) as trainer:
-        vllm, fork = map(int, trainer.stdout.readline().split())
+    reads, writes = os.pipe()
+    with os.fdopen(reads) as lines, (tmp_path / "errors").open("wb") as errors:
+        with os.fdopen(writes, "wb") as out:
+            script, options = HERE / "vllm_trainer.py", {"start_new_session": True, "streams": (out, errors)}
+            trainer = warm.Process(script, fake, env=environment, **options)
+        vllm, fork = map(int, lines.readline().split())
         assert is_running(vllm)
         if ended_by == signal.SIGINT:
             os.killpg(trainer.pid, ended_by)  # as a terminal does
@@ -243,19 +245,24 @@ def test_vllm_ends_with_its_trainer(fake, ended_by):
             os.kill(trainer.pid, ended_by)  # the fork lives on, with a copy of the connection
             assert is_running(fork)
         trainer.wait(120)
-        deadline = time.monotonic() + 120
-        while is_running(vllm):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until_gone(vllm)
         with suppress(ProcessLookupError):
             os.kill(fork, signal.SIGKILL)
-        said = trainer.stderr.read()
+        until_gone(fork)
+        said = (tmp_path / "errors").read_text()
     left = [path for path in fake.rglob("*") if path.is_file()]
     assert ("KeyboardInterrupt" in said, bool(left)) == ((True, False) if ended_by == signal.SIGINT else (False, True))
     files = WeightFiles(str(fake))
     assert files.write(tensors(1)).parent.parent == fake
     assert len(list(fake.iterdir())) == 1  # what a killed trainer left is gone
     files.close()
+
+
+def until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 120
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:

@@ -18,7 +18,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from test_vllm import CHILDREN, LLAMA, PLUGIN, PYTHON, SETTINGS, child
+from test_vllm import CHILDREN, LLAMA, child
+from vllm_place import PLUGIN, PYTHON, SETTINGS, warm_python
 
 from lnlit.checkpoint.folder import hf_config
 from lnlit.data.sources import JsonlSource
@@ -43,6 +44,8 @@ needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="vLLM's environment 
 HERE = Path(__file__).parent
 TIED, UNTIED = child(LLAMA, LLAMA, tie_embeddings=True), child(LLAMA, LLAMA)
 MIXED = CHILDREN["linear attention first"]
+#: A cache of a gigabyte, which is the default, takes longer to clear than all prompts to answer.
+SMALL_GIB = 1 / 16
 SAMPLING = RolloutSampling(max_new_tokens=24, temperature=0.9)
 #: The longest fills a block of the prefix cache, so a cache of older weights would be seen.
 REQUESTS = [RolloutRequest(tuple(range(3 * n, 4 * n + 5)), seed=n) for n in range(7)]
@@ -51,7 +54,7 @@ REQUESTS += [RolloutRequest(tuple(range(200)), seed=7), RolloutRequest(tuple(ran
 
 @pytest.fixture
 def in_vllm(monkeypatch) -> None:
-    monkeypatch.setenv("LNLIT_VLLM_PYTHON", str(PYTHON))
+    monkeypatch.setenv("LNLIT_VLLM_PYTHON", warm_python())
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
 
@@ -73,13 +76,14 @@ def difference(engine: VllmEngine, decoder: Decoder) -> float:
 
 
 @needs_vllm
-def test_the_contract_in_a_process_of_its_own(in_vllm):
+def test_the_contract_in_a_process_of_its_own(in_vllm, monkeypatch):
+    monkeypatch.setenv("LNLIT_VLLM_PYTHON", str(PYTHON))  # which begins with nothing imported
     check_rollout_engine(lambda: VllmEngine(dtype="float32"), MIXED)
 
 
 @needs_vllm
 def test_the_contract_in_the_trainers_process(in_vllm):
-    command = [str(PYTHON), str(HERE / "vllm_in_process.py")]
+    command = [warm_python(), str(HERE / "vllm_in_process.py")]
     done = subprocess.run(command, input=json.dumps(TIED.to_json()), text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -100,7 +104,7 @@ def server(in_vllm, tmp_path, monkeypatch) -> Iterator[str]:
         "host": "127.0.0.1",
         "port": port,
     }
-    command = [str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--skip-tokenizer-init", "--enable-scale-out"]
+    command = [warm_python(), "-m", "vllm.entrypoints.openai.api_server", "--skip-tokenizer-init", "--enable-scale-out"]
     command += ["--enforce-eager", *(part for name, value in options.items() for part in (f"--{name}", value))]
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
@@ -131,7 +135,7 @@ def test_the_contract_with_a_server(server):
 @needs_vllm
 @pytest.mark.parametrize("spec", [TIED, UNTIED, MIXED], ids=["tied", "untied", "mixed"])
 def test_every_sync_arrives_exactly(spec, in_vllm, record_property):
-    engine = VllmEngine(dtype="float32")
+    engine = VllmEngine(dtype="float32", kv_cache_gib=SMALL_GIB)
     decoders = [tiny_decoder(spec, seed) for seed in range(4)]
     try:
         for version, decoder in enumerate(decoders):
@@ -151,7 +155,8 @@ def test_every_sync_arrives_exactly(spec, in_vllm, record_property):
 
 @needs_vllm
 def test_a_death_while_generating_changes_nothing(in_vllm, monkeypatch):
-    engine, decoder, asked = VllmEngine(dtype="float32", max_num_seqs=4), tiny_decoder(TIED), []
+    engine = VllmEngine(dtype="float32", max_num_seqs=4, kv_cache_gib=SMALL_GIB)
+    decoder, asked = tiny_decoder(TIED), []
     call = Process._call
 
     def killing(self: Process, method: str, *arguments: Any) -> Iterator[Any]:
@@ -194,7 +199,7 @@ def test_a_policy_learns_from_it(in_vllm, tmp_path):
             versions.append(weights.version)
             super().load_weights(weights)
 
-    engine = Noting(dtype="float32")
+    engine = Noting(dtype="float32", kv_cache_gib=SMALL_GIB)
     rollout, check = RolloutConfig(2, 4, max_new_tokens=12, reward_workers=1), LogprobCheck(max_difference=1e-5)
     data = PromptData(str(model), prompts, rewards, engine, rollout, logprob_check=check)
     trainer = L.Trainer(

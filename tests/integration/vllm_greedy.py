@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import transformers.dynamic_module_utils
 from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports]
 from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
@@ -49,6 +51,8 @@ def greedy(folder: str, request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     request = json.load(sys.stdin)
     results = {}
+    # What a process that forked for this one read from its environment.
+    transformers.dynamic_module_utils.HF_MODULES_CACHE = os.environ["HF_MODULES_CACHE"]
     # Without Triton each engine would look through all modules for kernels to replace.
     once = functools.cache(current_platform.register_triton_kernel_overrides)
     current_platform.register_triton_kernel_overrides = once
