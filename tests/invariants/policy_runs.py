@@ -53,6 +53,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "rpo_masked": (RPO, {"beta": 0.1, "loss": "squared"}, {"mask_truncated": True, "max_new_tokens": 12}),
     "rpo_by_rollout": (RPO, {"beta": 0.1, "reference": OldPolicy()}, {"updates_per_rollout": 2}),
 }
+#: What two ranks run, and in how many micro-batches each: two, and one of what differs in when samples are drawn.
+ON_RANKS = [(case, 2) for case in CASES] + [(case, 1) for case in ("token_mean", "two_updates", "resampled", "rpo")]
 
 
 class ShortAnswers(NativeEngine):
@@ -166,6 +168,6 @@ def run(
 if __name__ == "__main__":
     torch.set_num_threads(1)
     files, begun, out = sys.argv[1:3], Path(sys.argv[3]), Path(sys.argv[4])
-    found = {f"{case} {steps}": run(*files, case, steps, ranks=2) for case in CASES for steps in (1, 2)}
+    found = {f"{case} {accumulate}": run(*files, case, accumulate, ranks=2) for case, accumulate in ON_RANKS}
     found["resumed"] = run(*files, "two_updates", 2, ranks=2, steps=3, root=begun)
     torch.save(found, out.with_suffix(f".{os.environ['RANK']}"))
