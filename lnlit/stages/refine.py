@@ -48,7 +48,8 @@ def refine(
     batch_tokens: int = 1024,
     time_limit_s: float = 60.0,
 ) -> Path:
-    """Write the child that realises most on a text: there, none that the solver or a baseline named is better.
+    """Write the child with the lowest KL to its parent on a text: there, no child that the solver or a baseline named
+    is better.
 
     Measures KL(parent || child) of the solver's solutions, of those for powers of the scores, of all baselines' and of
     children that lost only depth or only width. From the best of them, rounds score every change of a sub-block in the
