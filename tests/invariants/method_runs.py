@@ -65,8 +65,6 @@ MESHES = {
 }
 #: Those that nothing but one method runs under, as others are alike.
 LITTLE = ("fsdp4", "hsdp2x2", "hsdp2xtp2")
-#: RLOO differs from GRPO in what every rank computes of all samples, RPO of given pairs in where these are from.
-ALIKE = {"RLOO": ("ddp2",), "RPO-given": ("ddp2", "fsdp2", "tp2")}
 
 
 def spec() -> ModelSpec:
@@ -128,11 +126,6 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "RPO-given": (partial(RPO, beta=0.1, loss="squared"), pairs),
     "RewardModel": (RewardModel, pairs),
 }
-
-
-def methods(name: str) -> list[str]:
-    """Those that run under this mesh."""
-    return ["SFT"] if name in LITTLE else [method for method in METHODS if name in ALIKE.get(method, MESHES)]
 
 
 class Recorder(L.Callback):
@@ -216,7 +209,7 @@ def main(folder: Path, names: str, checkpoint: str | None = None) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in names.split(","):
-        for method in methods(name) if checkpoint is None else ("SFT",):
+        for method in METHODS if checkpoint is None and name not in LITTLE else ("SFT",):
             found = run(folder, method, name, method == "SFT" and checkpoint is None, checkpoint)
             if os.environ["RANK"] == "0":
                 torch.save(found, folder / f"{name}.{method if checkpoint is None else 'loaded'}.pt")

@@ -89,11 +89,6 @@ METHODS = {
 }
 
 
-#: The options apart for the plainest method, together for the others: an option that loses a tensor loses it there too.
-TOGETHER = ("plain", "all-tensorwise", "all-rowwise", "lora")
-CASES = [(method, run) for method in METHODS for run in (RUNS if method == "SFT" else TOGETHER)]
-
-
 class Trained(L.Callback):
     """Which tensors a gradient has reached, finite and not zero."""
 
@@ -107,7 +102,8 @@ class Trained(L.Callback):
         return False
 
 
-@pytest.mark.parametrize(("method", "run"), CASES)
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_tensor_is_trained(folder, method, run):
     """In two steps: one factor of an adapter begins at zero, which lets nothing through to the other."""
     make, data = METHODS[method]
