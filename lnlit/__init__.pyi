@@ -154,6 +154,7 @@ from lnlit.stages.measure import measure as search_measure
 from lnlit.stages.merge import merge as merge
 from lnlit.stages.realize import realize as search_realize
 from lnlit.stages.reference import reference as rollout_reference
+from lnlit.stages.refine import refine as search_refine
 from lnlit.stages.report import report as search_report
 from lnlit.stages.rollout_page import page as rollout_page
 from lnlit.stages.score import score as search_score
@@ -174,6 +175,7 @@ __all__ = [
     "search_library",
     "search_measure",
     "search_realize",
+    "search_refine",
     "search_report",
     "search_score",
     "search_solve",

@@ -79,8 +79,8 @@ def refine(
     opened.check_made_from(solved.get("library"), str(file))
     problem, source = read_problem(problem_path(file)), resolve(opened.model)
     opened.check_parent(opened.model, read_spec(source), fingerprint(opened.model))
-    named = _named(problem, solved, str(file)) | steeper(problem, chosen, time_limit_s)
-    named |= controls(problem, opened, chosen, time_limit_s)
+    others = steeper(problem, chosen, time_limit_s) | controls(problem, opened, chosen, time_limit_s)
+    named = _named(problem, solved, str(file)) | others
     samples = {LOOKED_AT: data} | ({} if held_out is None else {HELD_OUT: held_out})
     tokens = {name: sample.tokens(str(source)) for name, sample in samples.items()}
     with Journal.beside(target, _header(problem, opened, tokens, dtype), "measured children", _MARK) as journal:
@@ -89,9 +89,8 @@ def refine(
         known = MeasuredChildren(problem, opened, texts, journal)
         path = _path(problem, list(named.values()), known, chosen, rounds, time_limit_s)
         named |= {f"round {number}": child for number, child in enumerate(path[1:], start=1)}
-        if held_out is not None:
-            for each in track(list(named.values()), "refine: held-out text", "model"):
-                known.realised(each, HELD_OUT)
+        for each in track(list(named.values()), "refine: held-out text", "model") if held_out is not None else ():
+            known.realised(each, HELD_OUT)
         ranked = sorted(named.values(), key=known.realised)
         _write(target, problem, solved, named, chosen.wanted(problem, ranked), path, known)
         journal.file.unlink()
