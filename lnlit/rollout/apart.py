@@ -22,10 +22,11 @@ from torch import Tensor
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyWeights, Rollout, RolloutEngine, RolloutRequest, RolloutSampling
 from lnlit.models.device import accelerator
+from lnlit.rollout.wrapped import WrappedEngine
 from lnlit.specs import ModelSpec
 
 
-class EngineApart(RolloutEngine):
+class EngineApart(WrappedEngine):
     """Another engine in a process of its own, which the first weights start.
 
     `generate` may be called in a thread. Nothing but `counts` and `close` may be called until it has returned.
@@ -35,7 +36,7 @@ class EngineApart(RolloutEngine):
     """
 
     def __init__(self, engine: RolloutEngine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._process: Any = None
         self._pipe: Connection | None = None
         self._counts: Mapping[str, int] = {}
@@ -43,24 +44,6 @@ class EngineApart(RolloutEngine):
     @property
     def runs_apart(self) -> bool:
         return True
-
-    @property
-    def needs_weights(self) -> bool:
-        return self.engine.needs_weights
-
-    @property
-    def needs_correction(self) -> bool:
-        return self.engine.needs_correction
-
-    @property
-    def ranks_per_engine(self) -> int:
-        return self.engine.ranks_per_engine
-
-    def device_name(self) -> str | None:
-        return self.engine.device_name()
-
-    def share(self, devices: Sequence[str | None]) -> None:
-        self.engine.share(devices)
 
     def load_weights(self, weights: PolicyWeights) -> None:
         if self._pipe is None:

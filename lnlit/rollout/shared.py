@@ -20,6 +20,7 @@ from lnlit.interfaces import (
 )
 from lnlit.models.ranks import is_distributed
 from lnlit.rollout.neighbours import Neighbours
+from lnlit.rollout.wrapped import WrappedEngine
 
 V = TypeVar("V")
 
@@ -44,7 +45,7 @@ def indivisible(ranks_per_engine: int, ranks: int, ranks_per_node: int) -> str |
     )
 
 
-class SharedEngine(RolloutEngine):
+class SharedEngine(WrappedEngine):
     """An engine that `ranks_per_engine` consecutive ranks of one machine share. The first of them runs it, on the
     devices of all.
 
@@ -58,25 +59,9 @@ class SharedEngine(RolloutEngine):
     """
 
     def __init__(self, engine: RolloutEngine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self._ranks: Neighbours | None = None
         self._is_loaded = False
-
-    @property
-    def ranks_per_engine(self) -> int:
-        return self.engine.ranks_per_engine
-
-    @property
-    def needs_weights(self) -> bool:
-        return self.engine.needs_weights
-
-    @property
-    def needs_correction(self) -> bool:
-        return self.engine.needs_correction
-
-    @property
-    def runs_apart(self) -> bool:
-        return self.engine.runs_apart
 
     def load_weights(self, weights: PolicyWeights) -> None:
         self._is_loaded = False

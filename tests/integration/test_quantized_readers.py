@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from vllm_place import PYTHON, ROOT, SETTINGS
 
 from lnlit.checkpoint.convert import export_model
 from lnlit.checkpoint.folder import save_folder
@@ -27,22 +28,11 @@ from lnlit.models.weights import canonical_weights, fill
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import tiny_decoder
 
-ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("LNLIT_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
 SCRIPTS = Path(__file__).parent
 pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="vLLM's environment is absent; `make test` makes it"),
     pytest.mark.timeout(900),
 ]
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 PROMPTS = [[5, 17, 3, 88, 41, 2, 9], [60], [12, 71, 33]]
 NEW_TOKENS = 12
 
