@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError
+
+#: What the names of scratch have in common, between the name of what is written and some random letters.
+_MARK = "lnlit-"
 
 
 def expanded(path: str | Path) -> Path:
@@ -25,50 +31,32 @@ def expanded(path: str | Path) -> Path:
         ) from error
 
 
+def listed(folder: str | Path, pattern: str) -> list[Path]:
+    """The files of a folder that a pattern names, sorted. As in a shell, `*` stands for no name that begins with a dot,
+    which scratch of a writer that was killed has."""
+    return sorted(Path(folder) / name for name in glob.glob(pattern, root_dir=folder, recursive=True))  # noqa: PTH207
+
+
 @contextmanager
 def replaced_folder(out: Path, replaces: Callable[[str], bool] = lambda _: True) -> Iterator[Path]:
     """A temporary folder beside `out`, which replaces `out` if the block succeeds and is deleted if it fails.
 
     `replaces` says for each name in the old folder whether to delete it; other files are moved into the new folder.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error}.") from error
-    try:
+    with _scratch(out, folder=True) as scratch:
         scratch.chmod(0o755)  # mkdtemp's 0700 would hide the result from a server that runs as another user
         yield scratch
         _take_place(scratch, out, replaces)
-    except Exception as error:
-        if not _is_failed_write(error):
-            raise
-        raise _told(error, out) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
 def replaced_file(out: Path) -> Iterator[Path]:
     """The path of a temporary file beside `out`, which replaces `out` if the block succeeds. If it fails, `out` is
     unchanged."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=out.suffix, dir=out.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error}.") from error
-    scratch = Path(name)
-    try:
+    with _scratch(out, folder=False) as scratch:
         yield scratch
         scratch.chmod(0o644)
         scratch.replace(out)
-    except Exception as error:
-        if not _is_failed_write(error):
-            raise
-        raise _told(error, out) from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def check_output(out: Path, *, folder: bool = False, inputs: Iterable[str | None] = (), mark: bytes = b"") -> Path:
@@ -123,6 +111,66 @@ def read_json(file: Path, what: str = "a JSON file") -> dict[str, Any]:
     return data
 
 
+@contextmanager
+def _scratch(out: Path, *, folder: bool) -> Iterator[Path]:
+    """A hidden file or folder beside `out`, deleted at the end unless it was renamed. A lock says that its writer is
+    alive: what a killed one left is deleted by the next writer of the same name."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in _leftovers(out):
+            _delete(leftover)
+        scratch, lock = _locked_scratch(out, folder)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error}.") from error
+    try:
+        yield scratch
+    except Exception as error:
+        if not _is_failed_write(error):
+            raise
+        raise _told(error, out) from error
+    finally:
+        _delete(scratch)
+        os.close(lock)
+
+
+def _locked_scratch(out: Path, folder: bool) -> tuple[Path, int]:
+    """A new file or folder, and the descriptor that holds its lock."""
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(prefix=f".{out.name}.{_MARK}", dir=out.parent)
+            lock = os.open(name, os.O_RDONLY)
+        else:
+            lock, name = tempfile.mkstemp(prefix=f".{out.name}.{_MARK}", suffix=out.suffix, dir=out.parent)
+        with suppress(OSError):  # some network drives have no locks; nobody deletes leftovers there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            return Path(name), lock
+        os.close(lock)  # another writer found it before it was locked, and deleted it
+
+
+def _leftovers(out: Path) -> Iterator[Path]:
+    """Scratch of `out` whose writer is dead."""
+    name = re.compile(rf"\.{re.escape(out.name)}\.{_MARK}\w{{8}}({re.escape(out.suffix)})?")
+    for scratch in out.parent.iterdir():
+        # Beside an `.old` folder it may be the only whole one: its writer died between two renames.
+        if not name.fullmatch(scratch.name) or scratch.with_name(f"{scratch.name}.old").exists():
+            continue
+        with suppress(OSError):
+            lock = os.open(scratch, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield scratch
+            finally:
+                os.close(lock)
+
+
+def _delete(scratch: Path) -> None:
+    if scratch.is_dir():
+        shutil.rmtree(scratch, ignore_errors=True)
+    else:
+        scratch.unlink(missing_ok=True)
+
+
 def _is_failed_write(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
 
@@ -141,17 +189,13 @@ def _take_place(scratch: Path, out: Path, replaces: Callable[[str], bool]) -> No
     names = {entry.name for entry in out.iterdir()} if out.exists() else set()
     stays = [name for name in names if not replaces(name) and not (scratch / name).exists()]
     try:
-        for name in stays:
-            (out / name).rename(scratch / name)
         if out.exists():
             out.rename(old)
         scratch.rename(out)
     finally:
         if not scratch.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            if old.exists() and not out.exists():
-                old.rename(out)
             for name in stays:
-                if (scratch / name).exists() and not (out / name).exists():
-                    (scratch / name).rename(out / name)
+                (old / name).rename(out / name)
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists() and not out.exists():
+            old.rename(out)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.files import replaced_file, replaced_folder
+from lnlit.files import listed, replaced_file, replaced_folder
 
 
 def fill(out: Path, text: str) -> None:
@@ -49,3 +52,73 @@ def test_an_error_that_is_not_about_writing_stays_as_it_is(tmp_path, writer):
     with pytest.raises(UserError, match="saving failed and nothing was changed") as caught, writer(tmp_path / "out"):
         raise OSError("no more")
     assert isinstance(caught.value.__cause__, OSError) and list(tmp_path.iterdir()) == []
+
+
+WRITERS = (replaced_file, replaced_folder)
+
+
+def die_while_writing(writer, out: Path) -> None:
+    with writer(out) as scratch:
+        (scratch / "file" if scratch.is_dir() else scratch).write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(writer, out: Path) -> Path:
+    """The scratch that a killed writer leaves."""
+    before = {*out.parent.iterdir()}
+    process = get_context("fork").Process(target=die_while_writing, args=(writer, out))
+    process.start()
+    process.join()
+    (left,) = {*out.parent.iterdir()} - before
+    return left
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_scratch_of_a_killed_writer_is_hidden_and_gone_after_the_next(tmp_path, writer):
+    out = tmp_path / "out.jsonl"
+    left, other = killed(writer, out), killed(writer, tmp_path / "out.jsonl.gz")
+    assert left.name.startswith(".") and listed(tmp_path, "*") == listed(tmp_path, "**/*") == []
+    with writer(out) as scratch:
+        assert not left.exists() and scratch.exists()
+    assert {*tmp_path.iterdir()} == {out, other}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_scratch_of_a_living_writer_and_hidden_files_of_others_stay(tmp_path, writer):
+    out, swap = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.swp"
+    swap.touch()
+    with writer(out) as first:
+        with writer(out) as second:
+            assert first.exists() and second.exists()
+        assert first.exists() and not second.exists()
+    assert {*tmp_path.iterdir()} == {out, swap}
+
+
+def test_of_two_renames_that_a_kill_came_between_neither_folder_is_deleted(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    fill(out, "old")
+    rename = Path.rename
+
+    def once(path: Path, target: Path) -> None:
+        rename(path, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Path, "rename", once)
+    process = get_context("fork").Process(target=fill, args=(out, "new"))
+    process.start()
+    process.join()
+    monkeypatch.undo()
+    assert not out.exists()
+    fill(out, "newer")
+    texts = {(folder / "file").read_text() for folder in tmp_path.iterdir()}
+    assert texts == {"old", "new", "newer"}
+
+
+def test_files_that_stay_move_into_the_new_folder(tmp_path):
+    out = tmp_path / "out"
+    fill(out, "old")
+    (out / "notes.txt").write_text("mine")
+    with replaced_folder(out, {"file"}.__contains__) as scratch:
+        (scratch / "file").write_text("new")
+    assert {file.name: file.read_text() for file in out.iterdir()} == {"file": "new", "notes.txt": "mine"}
+    assert [*tmp_path.iterdir()] == [out]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lnlit.checkpoint.formats import PYPI, read_spec, resolve
 from lnlit.errors import UserError
-from lnlit.files import write_json
+from lnlit.files import listed, write_json
 
 #: Samples per file and bytes per sample: a whole tiny model, and of a large one 256 KiB spread over each file.
 _SAMPLES, _BYTES = 64, 4096
@@ -96,4 +96,4 @@ def _state(file: Path) -> list[int]:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.glob("*.safetensors")) or sorted(path.rglob("*.distcp"))
+    return [path] if path.is_file() else listed(path, "*.safetensors") or listed(path, "**/*.distcp")

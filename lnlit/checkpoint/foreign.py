@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import did_you_mean
+from lnlit.files import listed
 
 PICKLES = (
     "pickles can run code when loaded, and are not read. Convert them where you trust them: "
@@ -81,12 +82,12 @@ def _adapter(folder: Path) -> str:
 
 
 def _split_gguf(folder: Path) -> str:
-    parts = sorted(file.name for file in folder.glob("*.gguf") if _PART.fullmatch(file.name))
+    parts = [file.name for file in listed(folder, "*.gguf") if _PART.fullmatch(file.name)]
     return parts[0] if parts else ""
 
 
 def _several_gguf(folder: Path) -> str:
-    files = sorted(file.name for file in folder.glob("*.gguf"))
+    files = [file.name for file in listed(folder, "*.gguf")]
     return ", ".join(files) if len(files) > 1 else ""
 
 
@@ -96,7 +97,7 @@ def _any(*patterns: str) -> Callable[[Path], str]:
     def find(folder: Path) -> str:
         if (folder / "config.json").is_file():
             return ""
-        return next((str(file.relative_to(folder)) for name in patterns for file in sorted(folder.glob(name))), "")
+        return next((str(file.relative_to(folder)) for name in patterns for file in listed(folder, name)), "")
 
     return find
 

@@ -16,6 +16,7 @@ import torch
 from gguf import MODEL_ARCH, GGUFReader, GGUFValueType, dequantize, get_tensor_name_map
 
 from lnlit.errors import UserError
+from lnlit.files import listed
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.layout import check_shapes, expected_shapes
 from lnlit.models.rope import inverse_frequencies
@@ -68,7 +69,7 @@ def gguf_file(path: Path) -> Path | None:
     """The path itself if it is a file, or the only .gguf file of a folder without a config.json."""
     if path.is_file():
         return path
-    files = list(path.glob("*.gguf")) if not (path / "config.json").exists() else []
+    files = listed(path, "*.gguf") if not (path / "config.json").exists() else []
     return files[0] if len(files) == 1 else None
 
 

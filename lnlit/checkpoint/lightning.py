@@ -22,6 +22,7 @@ from lnlit.checkpoint.foreign import what_file
 from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.sharded import INDEX, REST, ShardedFolder
 from lnlit.errors import UserError
+from lnlit.files import listed
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
@@ -178,7 +179,7 @@ def _damage(state: dict[str, Any], sharded: bool) -> str:
 
 def _no_checkpoint(path: Path) -> str:
     if path.is_dir() and not is_sharded(path):
-        saved = [str(file) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for file in sorted(path.glob(pattern))]
+        saved = [str(file) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for file in listed(path, pattern)]
         if saved:
             return f"It is a folder that holds some: {', '.join(saved[-3:])}."
         return "It is a model folder." if (path / "config.json").is_file() else "It is a folder without one."

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from lnlit.cli.made_by import Digests, changes, made_by, other_versions
 from lnlit.cli.pipeline import Stage
 from lnlit.errors import UserError
-from lnlit.files import expanded, read_json, write_json
+from lnlit.files import expanded, listed, read_json, write_json
 
 #: The index files of block libraries and model folders.
 COME_LAST = ("library.json", "lnlit.json")
@@ -155,7 +155,7 @@ def _names(out: str) -> list[str]:
     """The names in a result that is a folder, or the name of the file."""
     path = expanded(out)
     if path.is_dir():
-        return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        return [file.relative_to(path).as_posix() for file in listed(path, "**/*") if file.is_file()]
     return [path.name] if path.exists() else []
 
 

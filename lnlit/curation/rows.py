@@ -18,7 +18,7 @@ from datatrove.data import Document
 
 from lnlit.data.rows import asked
 from lnlit.errors import UserError
-from lnlit.files import replaced_file
+from lnlit.files import listed, replaced_file
 from lnlit.journal import line
 
 Row = dict[str, Any]
@@ -75,7 +75,7 @@ def read_shard(file: Path) -> Generator[Document]:
 def merged(folder: Path) -> Iterator[Document]:
     """The documents of all shards in the order of their ids, one of each shard in memory at a time."""
     with ExitStack() as stack:
-        shards = [read_shard(file) for file in sorted(folder.glob("*.jsonl"))]
+        shards = [read_shard(file) for file in listed(folder, "*.jsonl")]
         for each in shards:
             stack.callback(each.close)
         yield from heapq.merge(*shards, key=lambda each: each.id)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError, did_you_mean, shown
-from lnlit.files import expanded
+from lnlit.files import expanded, listed
 from lnlit.interfaces import Source
 
 #: The number of rows that are read to find a table's columns, since a JSON row may lack some.
@@ -49,7 +49,7 @@ def expand(paths: str | list[str]) -> list[Path]:
 
 
 def _globbed(pattern: Path) -> list[Path]:
-    return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    return listed(pattern.anchor or ".", str(pattern.relative_to(pattern.anchor)))
 
 
 def rows_of(source: Source, start: int = 0) -> Iterator[Any]:
@@ -222,7 +222,7 @@ class TableFileSource(TableSource, FileSource):
     """What sources of files with tables share.
 
     Args:
-        paths: A file, a glob pattern, or a list of either, read in the given order.
+        paths: A file, a glob pattern, or a list of either, read in the given order. `*` leaves out hidden files.
         columns: What columns are to be called, as in `{question: prompt, answer: completion}`; null leaves one out.
     """
 
@@ -311,7 +311,7 @@ class TextFileSource(FileSource):
     """Plain text files, one row `{"text": the whole file}` each.
 
     Args:
-        paths: A file, a glob pattern, or a list of either, read in the given order.
+        paths: A file, a glob pattern, or a list of either, read in the given order. `*` leaves out hidden files.
     """
 
     def rows(self, start: int = 0) -> Iterator[dict[str, Any]]:

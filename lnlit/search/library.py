@@ -303,9 +303,6 @@ class LibraryWriter:
             raise UserError(f"{self.folder}: layer {absent[0]} is not there yet; the library is not complete.")
         layers = [_about(layer_file(self.folder, layer))["variants"] for layer in range(len(spec.layers))]
         data = {"format": FORMAT, "lnlit": __version__, "model": model, **header, "parent_spec": spec.to_json()}
-        for name in ("layer-*.safetensors", CALIBRATION, INDEX):
-            for leftover in self.folder.glob(f".{name}.*"):  # scratch of a writer that was killed
-                leftover.unlink()
         write_json(self.folder / INDEX, {**data, "layers": layers})
         return Library.open(self.folder)
 

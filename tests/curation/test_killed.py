@@ -52,7 +52,9 @@ class Dies(Step):
 
 
 def test_a_worker_that_is_killed_is_one_line_and_hangs_nothing(rows_in, tmp_path):
-    source, out = rows_in({"number": number} for number in range(40)), tmp_path / "out.jsonl"
+    # Rows are long enough to reach the disk before the process is killed.
+    rows = [{"number": number, "prompt": "long " * 4000} for number in range(40)]
+    source, out = rows_in(rows), tmp_path / "out.jsonl"
     steps = [Dies(21, str(tmp_path / "died"))]
     began = time.monotonic()
     with pytest.raises(

@@ -28,6 +28,19 @@ def test_json_files_of_every_kind_give_the_same_rows(tmp_path, rows):
         assert list(JsonlSource(str(tmp_path / name)).rows()) == rows, name
 
 
+def test_globs_leave_out_hidden_files_as_a_shell_does(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", ".a.jsonl.lnlit-12345678.jsonl", ".hidden/c.jsonl", "deep/d.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"name": name}) + "\n")
+
+    def names(paths):
+        return [row["name"] for row in JsonlSource(paths).rows()]
+
+    assert names(str(tmp_path / "*.jsonl")) == ["a.jsonl", "b.jsonl"]
+    assert names(str(tmp_path / "**/*.jsonl")) == ["a.jsonl", "b.jsonl", "deep/d.jsonl"]
+    assert names(str(tmp_path / ".hidden/*.jsonl")) == [".hidden/c.jsonl"]
+
+
 def test_globs_and_lists_keep_their_order(tmp_path, rows):
     write_jsonl(tmp_path / "2.jsonl", rows[3:])
     write_jsonl(tmp_path / "1.jsonl", rows[:3])

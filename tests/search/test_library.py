@@ -119,18 +119,6 @@ def test_a_half_built_library_is_refused(copied):
         Library.open(copied)
 
 
-def test_finishing_removes_scratch_files_only(library, tmp_path):
-    folder = tmp_path / "out"
-    writer = LibraryWriter(folder, {"model": "parent"})
-    for layer, variants in enumerate(library.layers):
-        writer.write(layer, variants, {})
-    (folder / ".git").mkdir()
-    for name in (".keep", ".layer-000.safetensors.x1.safetensors", ".calibration.safetensors.x1.safetensors"):
-        (folder / name).touch()
-    writer.finish("parent", library.spec, {})
-    assert sorted(file.name for file in folder.glob(".*")) == [".git", ".keep"]
-
-
 def test_a_library_without_a_fingerprint_knows_its_parent_by_the_path(library):
     library.check_parent("parent", library.spec, "any")
     with pytest.raises(UserError, match=r"model: elsewhere is not .* made from parent\. .*name that one"):
