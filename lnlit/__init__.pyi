@@ -100,6 +100,7 @@ from lnlit.modules.grpo import GRPO as GRPO
 from lnlit.modules.lit_model import LitModel as LitModel
 from lnlit.modules.lit_model import Runtime as Runtime
 from lnlit.modules.model_reward import ModelReward as ModelReward
+from lnlit.modules.on_policy_distill import OnPolicyDistill as OnPolicyDistill
 from lnlit.modules.optim import AdamW as AdamW
 from lnlit.modules.policy import Policy as Policy
 from lnlit.modules.prompt_data import HeldOut as HeldOut

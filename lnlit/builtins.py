@@ -53,6 +53,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "GRPO": "lnlit.modules.grpo:GRPO",
         "RLOO": "lnlit.modules.rloo:RLOO",
         "RPO": "lnlit.modules.rpo:RPO",
+        "OnPolicyDistill": "lnlit.modules.on_policy_distill:OnPolicyDistill",
     },
     "prompt_order": {
         "uniform": "lnlit.sampling.order:Uniform",
@@ -80,6 +81,7 @@ BUILTINS: dict[str, dict[str, str]] = {
         "cispo": "lnlit.rl.cispo:CISPO",
         "dppo": "lnlit.rl.dppo:DPPO",
         "gdpo": "lnlit.rl.gdpo:GDPO",
+        "on_policy_distill": "lnlit.rl.on_policy_distill:OnPolicyDistill",
         "max_rl": "lnlit.rl.max_rl:MaxRL",
         "reinforce_plus_plus": "lnlit.rl.reinforce_plus_plus:ReinforcePlusPlus",
         "sapo": "lnlit.rl.sapo:SAPO",

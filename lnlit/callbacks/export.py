@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -31,6 +31,14 @@ from lnlit.models.weights import canonical_adapters, canonical_weights
 from lnlit.thinking import TOGGLE
 
 _BATCHES_LOOKED_AT = 100
+
+
+@runtime_checkable
+class ReadsModels(Protocol):
+    """A training method that reads models beside the one it trains, by what they are to it."""
+
+    @property
+    def beside(self) -> Mapping[str, str]: ...
 
 
 @runtime_checkable
@@ -71,7 +79,8 @@ class ExportModel(L.Callback):
                     f"trainer.callbacks: ExportModel has nothing to write after {type(pl_module).__name__}, which "
                     "trains no whole model and writes its own results; remove it."
                 )
-            given = [value for value in vars(pl_module).values() if isinstance(value, str)]  # model, teacher, ...
+            given = [value for value in vars(pl_module).values() if isinstance(value, str)]
+            given += pl_module.beside.values() if isinstance(pl_module, ReadsModels) else ()
             if self.adapter:
                 self._check_adapter(pl_module)
             (check_adapter_target if self.adapter else check_target)(expanded(self.out), self.overwrite, given)

@@ -21,6 +21,7 @@ from lnlit.modules.distill import Distill
 from lnlit.modules.layer_pairs import layer_pairs
 from lnlit.modules.lit_model import LitModel
 from lnlit.modules.model_reward import ModelReward
+from lnlit.modules.on_policy_distill import OnPolicyDistill
 from lnlit.modules.policy import Policy
 from lnlit.modules.prompt_data import PromptData
 from lnlit.modules.reward_model import RewardModel
@@ -123,7 +124,7 @@ def _class(given: Mapping[str, Any]) -> str:
 
 
 def _loss(model: LitModel) -> Any:
-    if isinstance(model, Distill) and model.teacher is not None:
+    if isinstance(model, OnPolicyDistill) or (isinstance(model, Distill) and model.teacher is not None):
         return "distillation"
     if isinstance(model, RewardModel):
         return "scores"
@@ -132,11 +133,10 @@ def _loss(model: LitModel) -> Any:
 
 def _beside(model: LitModel, data: LightningDataModule, known: Known, bf16: bool, sharded: bool) -> Iterator[Frozen]:
     """The models that the method and the rewards of its data load."""
-    if isinstance(model, Distill) and model.teacher is not None:
-        teacher = known.spec(model.teacher)
-        yield Frozen("teacher", teacher, sharded, bf16, _matched(model, known.spec(model.model), teacher))
-    if isinstance(model, Policy) and model.reference is not None:
-        yield Frozen("reference", known.spec(model.reference.path), sharded, bf16)
+    for name, path in model.beside.items():
+        spec = known.spec(path)
+        matched = _matched(model, known.spec(model.model), spec) if isinstance(model, Distill) else 0
+        yield Frozen(name, spec, sharded, bf16, matched)
     for judge in data.rewards if isinstance(data, PromptData) else ():
         if isinstance(judge.reward, ModelReward):
             spec, in_bf16 = known.spec(judge.reward.model), judge.reward.dtype == "bfloat16"

@@ -26,6 +26,7 @@ class Needs:
 
     Args:
         reference: The algorithm needs log-probs under the reference model.
+        rewards: The algorithm learns from rewards. Otherwise they are only logged, and there may be none.
         old_log_probs: The algorithm needs the log-probs under the weights that drew the samples even on the first
             update after a rollout, when they equal the policy's current ones. Later updates always have them.
         whole_prompts: All samples of a prompt must be in the same micro-batch.
@@ -36,6 +37,7 @@ class Needs:
     """
 
     reference: bool = False
+    rewards: bool = True
     old_log_probs: bool = False
     whole_prompts: bool = False
     samples_per_prompt: int = 2

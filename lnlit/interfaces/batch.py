@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,8 @@ class PolicyBatch:
     trainer's log-probs under the weights that drew the completions; None if those are still the weights of this step.
     `engine_N` are the log-probs that the engine reported; None if they need no correction. `reference_N` are the
     reference model's log-probs; None without one. `rewards_S` are the samples' rewards, with the `samples_per_prompt`
-    of each prompt side by side, and NaN for a sample that is not learned from. `metrics` describe the rollout that
+    of each prompt side by side, and NaN for a sample that is not learned from. `teacher_S` are the names of the
+    teachers that the samples' rows ask for, "" where they name none. `metrics` describe the rollout that
     begins with this batch.
     """
 
@@ -57,6 +58,7 @@ class PolicyBatch:
     max_new_tokens: int = 1
     rewards_S: Tensor | None = None
     samples_per_prompt: int = 1
+    teacher_S: Sequence[str] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

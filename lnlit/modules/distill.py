@@ -79,6 +79,10 @@ class Distill(LitModel):
         self._teacher: Teacher | None = None
         self._pairs: dict[int, int] = {}
 
+    @property
+    def beside(self) -> dict[str, str]:
+        return {} if self.teacher is None else {"teacher": self.teacher}
+
     # building
 
     def configure_model(self) -> None:

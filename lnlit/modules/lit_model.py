@@ -103,6 +103,11 @@ class LitModel(L.LightningModule):
         self.total_steps: int | None = None
         self._step_sums, self._val_sums = Sums(), Sums()
 
+    @property
+    def beside(self) -> dict[str, str]:
+        """The models that the method reads and does not train, by what they are to it, such as "teacher"."""
+        return {}
+
     # building
 
     def setup(self, stage: str) -> None:

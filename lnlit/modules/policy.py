@@ -67,7 +67,14 @@ class Policy(LitModel):
         self.reference = Reference(reference, self) if algorithm.needs.reference else None
         self._observed = {"train": Means(), "val": Means()}
 
+    @property
+    def beside(self) -> dict[str, str]:
+        return {} if self.reference is None else {"reference": self.reference.path}
+
     # building
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """Raises `UserError` if the row of a prompt lacks what the method needs."""
 
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)

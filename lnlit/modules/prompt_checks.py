@@ -15,6 +15,7 @@ from lnlit.renamed import settings_by_new_names
 from lnlit.rl.collector import RolloutConfig
 from lnlit.rollout.shared import indivisible
 from lnlit.sampling.prompt import Prompt, digest
+from lnlit.sampling.sampler import Weighted
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -67,6 +68,18 @@ def check_policy(policy: Policy, engine: RolloutEngine, rollout: RolloutConfig) 
             f"of {learners} ranks, cannot be made of an update's {units} {what}; lower it, or raise "
             "data.rollout.prompts_per_rollout"
         )
+
+
+def check_rewards(policy: Policy, rewards: Sequence[Weighted]) -> None:
+    """Raises `UserError` if the policy learns from rewards and there are none with a weight."""
+    if not policy.algorithm.needs.rewards or any(judge.weight for judge in rewards):
+        return
+    if not rewards:
+        raise UserError(f"data.rewards: {type(policy.algorithm).__name__} learns from rewards, so at least one")
+    raise UserError(
+        "data.rewards: every weight is 0, and a reward of weight 0 is only logged, so there is nothing to learn from. "
+        "Give one another weight."
+    )
 
 
 def prompts_state(prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -14,19 +14,27 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lnlit.checkpoint.formats import read_spec
 from lnlit.data.chat import ChatEncoder
 from lnlit.data.loader import count_batches
+from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, Reward, RolloutEngine, RolloutSampling, Source
 from lnlit.modules.offload import offloaded
 from lnlit.modules.policy import Policy
-from lnlit.modules.prompt_checks import check_policy, check_ranks, check_resumed, check_trainer, prompts_state
+from lnlit.modules.prompt_checks import (
+    check_policy,
+    check_ranks,
+    check_resumed,
+    check_rewards,
+    check_trainer,
+    prompts_state,
+)
 from lnlit.rl.collector import Collector, RolloutConfig
 from lnlit.rl.metrics import describe
 from lnlit.rl.on_policy import LogprobCheck, OnPolicySampler
 from lnlit.rollout.apart import EngineApart
 from lnlit.sampling.history import Stage
 from lnlit.sampling.order import Uniform
-from lnlit.sampling.prompt import Prompt, read_prompts
+from lnlit.sampling.prompt import Prompt, Prompts, read_prompts
 from lnlit.sampling.sample import Sample
 from lnlit.sampling.sampler import Phases, Sampler, Weighted, asked, weights_by_name
 from lnlit.thinking import Thinking, on_or_off
@@ -57,7 +65,8 @@ class PromptData(L.LightningDataModule):
     Args:
         tokenizer: The model folder whose tokenizer and chat template to use.
         prompts: Rows with `messages`. A last assistant turn is left out of the prompt.
-        rewards: The rewards that judge completions, with their weights.
+        rewards: The rewards that judge completions, with their weights. There may be none for a method that does not
+            learn from rewards.
         engine: The engine that generates completions.
         rollout: The number and length of completions.
         prompt_order: The order in which prompts are taken. By default each once per epoch, in random order.
@@ -90,15 +99,9 @@ class PromptData(L.LightningDataModule):
                 f"data.engine: {type(engine).__name__} generates with a model of its own, and a policy learns from its "
                 "own completions. Use an engine that takes weights, such as native or vllm."
             )
-        if not rewards:
-            raise UserError("data.rewards: a policy learns from rewards, so at least one")
         self.tokenizer_name, self.source, self.engine, self.rollout = tokenizer, prompts, engine, rollout
         self.rewards = [Weighted(reward) if isinstance(reward, Reward) else reward for reward in rewards]
-        if not any(weights_by_name(self.rewards).values()):
-            raise UserError(
-                "data.rewards: every weight is 0, and a reward of weight 0 is only logged, so there is nothing to "
-                "learn from. Give one another weight."
-            )
+        weights_by_name(self.rewards)  # no two of one name
         self.thinking: Thinking | None = None if thinking is None else on_or_off(thinking)
         self.held_out, self.logprob_check, self.seed = held_out, logprob_check, seed
         self._order = prompt_order or Uniform()
@@ -144,7 +147,9 @@ class PromptData(L.LightningDataModule):
     def policy(self) -> Policy:
         module = self.trainer.lightning_module  # type: ignore[union-attr]
         if not isinstance(module, Policy):
-            raise UserError(f"data: PromptData feeds GRPO, RLOO and RPO, not {type(module).__name__}")
+            raise UserError(
+                f"data: PromptData feeds GRPO, RLOO, RPO, OnPolicyDistill and Policy, not {type(module).__name__}"
+            )
         return module
 
     @property
@@ -168,12 +173,21 @@ class PromptData(L.LightningDataModule):
                 f"{of} left out, since they cannot be judged whatever a completion says: {read.named(unjudged)}"
             )
             self._metrics[f"{key}/unjudged"] = float(len(unjudged))
+        if key == "prompts":
+            self._check_rows(read)
         if not read.found:
             raise UserError(f"data.{key}: none of {rows} rows has a prompt of at most {room} tokens before its answer")
         if left_out := len(read.left_out):
             rank_zero_info(f"data.{key}: {left_out} of {rows} rows left out: no prompt, or one of over {room} tokens")
             self._metrics[f"{key}/left_out"] = float(left_out)
         return [prompt for prompt, row in zip(read.found, read.rows, strict=True) if row not in unjudged]
+
+    def _check_rows(self, read: Prompts) -> None:
+        for prompt, row in zip(read.found, read.rows, strict=True):
+            try:
+                self.policy.check_row(prompt.row)
+            except UserError as error:
+                raise UserError(f"data.prompts: {where(read.source, row)}: {error}") from error
 
     # Lightning
 
@@ -189,6 +203,7 @@ class PromptData(L.LightningDataModule):
         if stage == "fit":
             check_trainer(self.trainer)
             check_policy(self.policy, self.engine, self.rollout)
+            check_rewards(self.policy, self.rewards)
             if self.policy.global_step == 0:  # what is left of another fit with this object is none of this one's
                 vars(self).pop("collector", None)
 

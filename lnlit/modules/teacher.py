@@ -55,7 +55,7 @@ class Teacher:
             return hidden_BTE[counts_BT], head_VE.detach()
 
         hidden_NE, head_VE = self.decoder(
-            batch.tokens, batch.positions, batch.lengths, read_out=read_out, on_block=keep
+            batch.tokens, batch.positions, batch.lengths, batch.gather_index, read_out=read_out, on_block=keep
         )
         return Target(hidden_NE, head_VE, blocks)
 

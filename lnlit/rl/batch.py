@@ -96,6 +96,7 @@ def policy_batch(
         max_new_tokens,
         torch.tensor(rewards, dtype=torch.float64),
         samples_per_prompt,
+        [sample.teacher for sample in samples],
     )
 
 

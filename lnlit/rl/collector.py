@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 
 from lnlit.errors import UserError
-from lnlit.interfaces import PolicyBatch, PromptOrder, RewardTable
+from lnlit.interfaces import Algorithm, PolicyBatch, PromptOrder, RewardTable
 from lnlit.models.ranks import all_gather
 from lnlit.rl.ahead import Ahead
 from lnlit.rl.batch import Packed, micro_batches, pack, policy_batch
@@ -147,7 +147,7 @@ class Collector:
             self._begin_next(source)
         rows = [group * size + at for group in chosen for at in range(size)]
         for row in rows:
-            samples[row] = replace(samples[row], learned=self._is_learned(samples[row]))
+            samples[row] = replace(samples[row], learned=self._is_learned(samples[row], source.learner.algorithm))
         ends = [len(chosen) * number // steps * size for number in range(steps + 1)]
         updates = [Update([samples[row] for row in rows[slice(*ends[n : n + 2])]]) for n in range(steps)]
         with sampler.phases("score"):
@@ -215,8 +215,8 @@ class Collector:
         if self._ahead is not None:
             self._ahead.finish()
 
-    def _is_learned(self, sample: Judged) -> bool:
-        known = sample.is_finite and not math.isnan(sample.reward)
+    def _is_learned(self, sample: Judged, algorithm: Algorithm) -> bool:
+        known = sample.is_finite and not (algorithm.needs.rewards and math.isnan(sample.reward))
         return known and not (self.config.mask_truncated and sample.truncated)
 
     def _score(self, update: Update, learner: Learner, is_first: bool) -> None:
@@ -301,7 +301,7 @@ class Collector:
 
 def reward_table(samples: Sequence[Sample], samples_per_prompt: int, weights: Mapping[str, float]) -> RewardTable:
     """The table of rewards of several prompts' samples."""
-    shape = (-1, samples_per_prompt)
+    shape = (len(samples) // samples_per_prompt, samples_per_prompt)
     verdicts = [[sample.rewards[name].value for name in weights] for sample in samples]
     rewards_SR = torch.tensor([[math.nan if v is None else v for v in row] for row in verdicts], dtype=torch.float64)
     lengths_S = torch.tensor([len(sample.rollout.token_ids) * sample.learned for sample in samples])

@@ -38,8 +38,9 @@ def describe(samples: Sequence[Judged], samples_per_prompt: int) -> dict[str, fl
         "completions/max_length": float(max(lengths)),
         "completions/mean_terminated_length": _mean(ended),
         "completions/clipped_ratio": 1 - len(ended) / len(samples),
-        "rewards/unscorable": sum(math.isnan(sample.reward) for sample in samples) / len(samples),
     }
+    if samples[0].rewards:
+        numbers["rewards/unscorable"] = sum(math.isnan(sample.reward) for sample in samples) / len(samples)
     for name in samples[0].rewards:
         values = [value for sample in samples if (value := sample.rewards[name].value) is not None]
         numbers[f"rewards/{name}/mean"] = _mean(values)

@@ -59,18 +59,24 @@ class Sample(Judged):
     old_log_probs: Tensor | None = None
     reference_log_probs: Tensor | None = None
 
+    @property
+    def teacher(self) -> str:
+        """The name of the teacher that the prompt's row asks for, or ""."""
+        return str(self.prompt.row.get("teacher") or "")
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain data and tensors for a checkpoint. Only the tokens of the prompt are kept, because a row may hold other
-        data."""
+        """Plain data and tensors for a checkpoint. Only the tokens of the prompt and the name of its teacher are kept,
+        because a row may hold other data."""
         state = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "prompt"}
         state["rollout"] = dict(vars(self.rollout))
         state["rewards"] = {name: (result.value, result.error) for name, result in self.rewards.items()}
-        return state
+        return {**state, "teacher": self.teacher}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Sample:
         """The sample that `state_dict` was called on."""
         rollout = Rollout(**state["rollout"])
         rewards = {name: RewardResult(*result) for name, result in state["rewards"].items()}
-        prompt = Prompt((), tuple(rollout.prompt_ids), {})
-        return cls(prompt, **{**state, "rollout": rollout, "rewards": rewards})
+        own = {name: value for name, value in state.items() if name != "teacher"}
+        prompt = Prompt((), tuple(rollout.prompt_ids), {"teacher": state.get("teacher", "")})
+        return cls(prompt, **{**own, "rollout": rollout, "rewards": rewards})

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ def _check_advantages(algorithm: Algorithm, label: str) -> Tensor:
     found_PG = algorithm.advantages(_table(rewards_PG))
     expect(found_PG.shape == rewards_PG.shape, label, f"advantages are [P, G], got {tuple(found_PG.shape)}")
     expect(bool(found_PG.isfinite().all()), label, "advantages are finite")
+    if not algorithm.needs.rewards:
+        other_PG = algorithm.advantages(_table(1 - rewards_PG))
+        expect(torch.equal(other_PG, found_PG), label, "rewards that it does not need make no difference")
+        return found_PG
     above_PGG = rewards_PG[:, :, None] - rewards_PG[:, None, :]
     gained_PGG = found_PG[:, :, None] - found_PG[:, None, :]
     expect(bool((gained_PGG[above_PGG > 0] > 0).all()), label, "the better of two samples has the higher advantage")
@@ -64,8 +69,14 @@ def _check_loss(algorithm: Algorithm, advantages_PG: Tensor, label: str) -> None
     expect(total.dim() == 0 and bool(total.isfinite()) and count > 0, label, "a loss is one finite sum, and a count")
     (gradient_N,) = torch.autograd.grad(total, log_probs_N)
     expect(bool(gradient_N.isfinite().all()), label, "the gradient is finite")
-    best = int(torch.tensor(_REWARDS)[3].argmax()) + 3 * _SAMPLES
-    expect(bool((gradient_N[whole.sample_N == best] < 0).all()), label, "a step makes the best sample more likely")
+    best_N = whole.sample_N == int(torch.tensor(_REWARDS)[3].argmax()) + 3 * _SAMPLES
+    if algorithm.needs.rewards:
+        expect(bool((gradient_N[best_N] < 0).all()), label, "a step makes the best sample more likely")
+    else:
+        assert whole.reference_N is not None
+        liked = replace(whole, reference_N=whole.reference_N + best_N)
+        (gradient_N,) = torch.autograd.grad(algorithm.loss(log_probs_N, liked).total, log_probs_N)
+        expect(bool((gradient_N[best_N] < 0).all()), label, "a step makes more likely what the reference prefers")
     for name, (value, over) in observed.items():
         expect(not torch.as_tensor(value).requires_grad or value.dim() == 0, label, f"{name!r} is one sum")
         expect(float(over) >= 0, label, f"the count of {name!r} is no number of things")

@@ -148,7 +148,7 @@ MISTAKES = {
     ),
     "no rewards": (
         ("      - reward:\n          class_path: format\n        weight: 0.5\n", "      []\n"),
-        "data.rewards: a policy learns from rewards, so at least one",
+        "data.rewards: GRPO learns from rewards, so at least one",
     ),
     "no workers": (
         ("reward_workers: 1", "reward_workers: 0"),

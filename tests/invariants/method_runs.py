@@ -39,6 +39,7 @@ from lnlit.models.weights import gathered, reshard
 from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.lit_model import Runtime
+from lnlit.modules.on_policy_distill import OnPolicyDistill
 from lnlit.modules.optim import AdamW
 from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
 from lnlit.modules.reward_model import RewardModel
@@ -120,6 +121,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "SFT": (SFT, texts),
     "SFT-adapters": (partial(SFT, lora=LoRA(4, targets=LINEARS)), texts),
     "Distill": (partial(Distill, lm_weight=0.5), texts),
+    "OnPolicyDistill": (partial(OnPolicyDistill, beta=0.7), samples),
     "GRPO": (partial(GRPO, kl=KL(0.1)), samples),
     "RLOO": (RLOO, samples),
     "RPO": (partial(RPO, beta=0.1), samples),
@@ -172,7 +174,7 @@ def run(folder: Path, method: str, name: str, save: bool = False, checkpoint: st
     """Losses, gradients, the last weights and moments of a few steps; those of a checkpoint of as many are loaded."""
     make, data = METHODS[method]
     plan, devices, ranks, runtime = strategy(name)
-    settings = {"teacher": str(folder / "teacher")} if method == "Distill" else {}
+    settings = {"teacher": str(folder / "teacher")} if "Distill" in method else {}
     # A small epsilon would blow up what rounding makes of a gradient that is nearly 0.
     optimizer = AdamW(1e-3, eps=1e-4, weight_decay=0.1, schedule="constant", warmup_ratio=0.0)
     model = "unfused" if method in ("SFT", "SFT-adapters") else "model"

@@ -21,6 +21,7 @@ from lnlit.models.reward_head import FILE
 from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.lit_model import Runtime
+from lnlit.modules.on_policy_distill import OnPolicyDistill
 from lnlit.modules.optim import AdamW
 from lnlit.modules.prompt_data import LogprobCheck, PromptData, RolloutConfig, Weighted
 from lnlit.modules.reward_model import RewardModel
@@ -84,6 +85,7 @@ METHODS = {
     "Distill": (Distill, texts),
     "RewardModel": (RewardModel, pairs),
     "RPO": (partial(RPO, beta=0.1), samples),
+    "OnPolicyDistill": (OnPolicyDistill, samples),
     "GRPO": (GRPO, samples),
     "RLOO": (RLOO, samples),
 }
@@ -107,7 +109,7 @@ class Trained(L.Callback):
 def test_every_tensor_is_trained(folder, method, run):
     """In two steps: one factor of an adapter begins at zero, which lets nothing through to the other."""
     make, data = METHODS[method]
-    settings = {"teacher": str(folder / "teacher")} if method == "Distill" else {}
+    settings = {"teacher": str(folder / "teacher")} if "Distill" in method else {}
     module = make(
         str(folder / "model"), optimizer=AdamW(1e-3, schedule="constant", warmup_ratio=0.0), **settings, **RUNS[run]
     )

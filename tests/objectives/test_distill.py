@@ -1,5 +1,7 @@
 """Distillation losses equal their definitions, in value and gradient, and never hold all logits."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -24,27 +26,56 @@ def case(dtype=torch.float64):
     return student, (draw(N, E) / 3, draw(V, E)), labels
 
 
-def plain(student, teacher, labels, kl_weight, lm_weight, temperature):
+def plain(student, teacher, labels, kl_weight, lm_weight, temperature, beta=0.0):
     """Textbook form on whole logits: F.kl_div of softened predictions, times t squared, and F.cross_entropy."""
     logits, target = student[0] @ student[1].T, teacher[0] @ teacher[1].T
     soft, soft_target = (torch.log_softmax(x / temperature, -1) for x in (logits, target))
-    kl = F.kl_div(soft, soft_target, reduction="sum", log_target=True) * temperature**2
+    divergence = partial(F.kl_div, reduction="sum", log_target=True)
+    if 0 < beta < 1:
+        middle = (beta * soft_target.exp() + (1 - beta) * soft.exp()).log()
+        kl = beta * divergence(middle, soft_target) + (1 - beta) * divergence(middle, soft)
+    else:
+        kl = divergence(soft_target, soft) if beta else divergence(soft, soft_target)
+    kl = kl * temperature**2
     lm = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
     return kl_weight * kl + lm_weight * lm, kl, lm
 
 
 @pytest.mark.parametrize("chunk_size", [1, 10, 37, 1000])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(("kl", "lm", "temperature"), [(1, 0, 1), (1, 0.3, 1), (0.7, 0.5, 2.5), (0, 1, 3), (0, 0, 1)])
-def test_value_and_gradient_equal_the_definition(chunk_size, kl, lm, temperature):
+def test_value_and_gradient_equal_the_definition(chunk_size, beta, kl, lm, temperature):
     student, teacher, labels = case()
-    ours = linear_distillation(*student, *teacher, labels, kl, lm, temperature, chunk_size)
-    expected = plain(student, teacher, labels, kl, lm, temperature)
+    ours = linear_distillation(*student, *teacher, labels, kl, lm, temperature, chunk_size, beta)
+    expected = plain(student, teacher, labels, kl, lm, temperature, beta)
     for mine, theirs in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, theirs.detach(), atol=1e-10, rtol=1e-10)
     mine = torch.autograd.grad(3 * ours.loss, student)
     theirs = torch.autograd.grad(3 * expected[0], student, materialize_grads=True)
     for gradient, definition in zip(mine, theirs, strict=True):
         torch.testing.assert_close(gradient, definition, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
+def test_the_divergence_is_trls(beta, temperature):
+    from trl.experimental.gkd import GKDTrainer
+
+    (hidden, weight), teacher, labels = case()
+    ours = linear_distillation(hidden, weight, *teacher, labels, temperature=temperature, beta=beta)
+    logits, target = hidden @ weight.T, teacher[0] @ teacher[1].T
+    theirs = GKDTrainer.generalized_jsd_loss(logits, target, None, beta, temperature, "sum") * temperature**2
+    torch.testing.assert_close(ours.loss, theirs, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_sampled_distributions_that_are_certain_stay_finite(beta):
+    student, teacher, labels = case(torch.float32)
+    hot = tuple(1e3 * tensor for tensor in teacher)
+    result = linear_distillation(*student, *hot, labels, beta=beta)
+    assert torch.isfinite(result.loss)
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(result.loss, student))
 
 
 def test_a_teacher_equal_to_the_student_leaves_nothing_to_learn():
