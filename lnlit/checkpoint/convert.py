@@ -17,7 +17,7 @@ from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.checkpoint.folder import MAX_SHARD_BYTES, LnlitFolder, check_target, read_provenance, save_folder
 from lnlit.checkpoint.formats import open_checkpoint, resolve
 from lnlit.checkpoint.lightning import LightningCheckpoint, tokenizer_source
-from lnlit.checkpoint.peft import PeftFolder, is_adapter, tokenizer_of_adapter
+from lnlit.checkpoint.peft import PeftFolder, is_adapter, tell_other_base, tokenizer_of_adapter
 from lnlit.checkpoint.peft_writer import save_adapter
 from lnlit.checkpoint.quantized import Scheme, scheme_of
 from lnlit.checkpoint.templates import put_template
@@ -135,6 +135,7 @@ def _convert(
         spec = child_spec(spec, lineage)
         provenance = {"pipeline_stages": pipeline_stages, **descent(model, lineage)}
     if adapter is not None:
+        tell_other_base(path, model)
         provenance = {"adapter": model_source(str(path)), "adapter_fingerprint": fingerprint(str(path)), **provenance}
     inputs = [path, resolve(model), *filter(None, [tokenizer_source(resolve(model))])]
     with nullcontext(tokenizer_source(path)) if adapter is None else tokenizer_of_adapter(path, model) as tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.foreign import PICKLES
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve, written
 from lnlit.checkpoint.hf import CONFIG, named_model_type
@@ -31,6 +34,8 @@ from lnlit.models.lora import LoRA, is_adapted, put, with_adapter
 from lnlit.specs import ModelSpec
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+#: The metadata of that file under which lnlit writes the fingerprint of the base.
+BASE = "lnlit_base"
 _MAGNITUDE = "magnitude_vector"
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(A|B|magnitude_vector)(?:\.weight)?")
 #: PEFT copies the base's embedding and head where the head has an adapter, or where it thinks that they have changed.
@@ -122,6 +127,18 @@ class Adapter:
         if self.config.has_magnitudes and (found := self._tensors.shapes[tensor_name(module, _MAGNITUDE)]) != (b[0],):
             raise UserError(f"{self.folder}: {module} has {list(found)} lengths of rows, and {b[0]} rows.")
         return a[1], b[0]
+
+
+def tell_other_base(folder: Path, base: str) -> None:
+    """Warns on stderr if an adapter that lnlit wrote was trained on other weights than a base has."""
+    with safe_open(Adapter(folder).folder / ADAPTER_WEIGHTS, framework="pt") as tensors:  # which it has checked
+        trained_on = (tensors.metadata() or {}).get(BASE)
+    if trained_on and trained_on != fingerprint(base):
+        print(
+            f"warning: {folder} was trained on other weights than those of {base}. That is right only for the same "
+            "base in another dtype or format.",
+            file=sys.stderr,
+        )
 
 
 # merged into a base

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lnlit.checkpoint.fingerprint import fingerprint
 from lnlit.checkpoint.formats import resolve
 from lnlit.checkpoint.hf import CONFIG
-from lnlit.checkpoint.peft import ADAPTER_WEIGHTS, base_linears, base_type, is_adapter, leaves, tensor_name
+from lnlit.checkpoint.peft import ADAPTER_WEIGHTS, BASE, base_linears, base_type, is_adapter, leaves, tensor_name
 from lnlit.checkpoint.peft_config import ADAPTER_CONFIG, PeftConfig, adapter_config
 from lnlit.checkpoint.readers import obstacles
 from lnlit.checkpoint.tokenizer import TOKENIZER_FILES, save_tokenizer
@@ -67,7 +68,7 @@ def save_adapter(
         if tokenizer_from is not None:
             save_tokenizer(resolve(tokenizer_from), folder)
             (folder / GENERATION_CONFIG).unlink(missing_ok=True)  # the base's says how answers are sampled
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt", BASE: fingerprint(base)})
         (folder / ADAPTER_WEIGHTS).chmod(0o644)
         write_json(folder / ADAPTER_CONFIG, found)
         check_adapter_target(out, overwrite)  # another process may have finished meanwhile

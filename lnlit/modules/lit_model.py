@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lnlit.checkpoint.fingerprint import model_source
-from lnlit.checkpoint.formats import read_spec
+from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import load_weights
-from lnlit.checkpoint.peft import fill_adapters, start_of
+from lnlit.checkpoint.peft import fill_adapters, start_of, tell_other_base
 from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.data.chat import chat_folder
 from lnlit.data.planned import PlannedData
@@ -129,6 +129,8 @@ class LitModel(L.LightningModule):
             decoder = build_decoder(spec, "meta", None, runtime.attention_kernel, runtime.activation_checkpointing)
         if self.lora is not None:
             add_lora(decoder, self.lora)
+        if self.lora is not None and self.lora.adapter and self.trainer.is_global_zero:
+            tell_other_base(resolve(self.lora.adapter), self.model)
         start = start_of(decoder, self.lora) if self.lora is not None and self.lora.adapter else {}
         if runtime.precision == "fp8":
             to_float8(decoder, runtime.fp8_recipe, self._device_type(), self._tensor_parallel_size())

@@ -24,7 +24,7 @@ from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parts import packed
 from lnlit.models.weights import canonical_weights
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
-from lnlit.testing.tiny import save_tokenizer
+from lnlit.testing.tiny import save_tokenizer, tiny_folder
 
 GQA = PartSpec("gqa", {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8})
 SWIGLU = PartSpec("swiglu", {"intermediate_size": 48})
@@ -321,6 +321,17 @@ def test_an_adapters_own_tokenizer_comes_along_and_its_base_is_remembered(tmp_pa
     assert json.loads((out / "config.json").read_text())["model_type"] == "qwen3"
     said = read_provenance(out)
     assert (said["parent"], said["adapter"]) == (str(base), str(tmp_path / "adapter"))
+
+
+def test_another_base_of_the_same_shapes_is_told(tmp_path, capsys):
+    base = base_folder(tmp_path / "base", alike())
+    run_of(base, alike(), LoRA(rank=2, alpha=3.5), tmp_path / "last.ckpt")
+    out = export_model(tmp_path / "last.ckpt", tmp_path / "adapter", adapter=True)
+    other = tiny_folder(tmp_path / "other", alike(), seed=4)
+    for number, (given, is_other) in enumerate([(base, False), (other, True)]):
+        capsys.readouterr()
+        import_model(out, tmp_path / f"merged{number}", base=str(given))
+        assert (f"was trained on other weights than those of {given}" in capsys.readouterr().err) == is_other
 
 
 def test_a_base_may_be_elsewhere(tmp_path, capsys):
