@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from lnlit import own, schema
-from lnlit.cli.pipeline import DEFAULT_ROOT, RESULTS, ROOT, Stage, position, stages_of
-from lnlit.cli.put_aside import OF_A_RUN
+from lnlit.cli.pipeline import DEFAULT_ROOT, OF_A_RUN, RESULTS, ROOT, Stage, position, stages_of
 from lnlit.cli.python import arguments
 from lnlit.cli.stage_commands import of_stage
 from lnlit.cli.written import listed, texts

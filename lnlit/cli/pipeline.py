@@ -28,6 +28,8 @@ WRITES = (RESULTS, ROOT, "cache", "save_dir", "weights_folder")
 CODE = "class_path"
 #: The default output folder of a fit.
 DEFAULT_ROOT = "runs"
+#: The names that a fit writes in its `default_root_dir`, which may hold other things too.
+OF_A_RUN = ("checkpoints", "logs", "rollouts", "rollouts.html")
 #: Keys that name what a stage reads.
 READS = {
     "model", "models", "tokenizer", "teacher", "reference", "library", "scores", "costs", "solution", "problem",
@@ -140,6 +142,13 @@ class Stage:
         return list(dict.fromkeys([*written, *([self.root] if self.root else [])]))
 
     @cached_property
+    def makes(self) -> list[str]:
+        """Every path below which others find what the stage wrote. In the default folder that all fits and loggers
+        share, that is only what a fit of its own writes there."""
+        own = [f"{DEFAULT_ROOT}/{name}" for name in OF_A_RUN] if self.root == DEFAULT_ROOT else []
+        return [path for path in self.writes if path != DEFAULT_ROOT] + own
+
+    @cached_property
     def named(self) -> list[Leaf]:
         """The texts that may name something to read."""
         texts = [leaf for leaf in self.leaves if leaf.key not in WRITES and _is_plain(leaf.text)]
@@ -151,17 +160,16 @@ class Stage:
 
     def depends_on(self, other: Stage) -> bool:
         """True if this stage names anything that `other` writes."""
-        made = [path for path in other.writes if path != DEFAULT_ROOT]
         return any(
             _meet(_absolute(leaf.text), _absolute(path)) or _matches(path, leaf.text)
             for leaf in self.named
-            for path in made
+            for path in other.makes
         )
 
     def unwritten(self, before: Sequence[Stage], after: Sequence[Stage]) -> Iterator[tuple[Leaf, str]]:
         """(text, what is wrong) of each path that neither exists nor is written by a stage `before`."""
-        made = {path: stage for stage in before for path in stage.writes}
-        late = {path: stage for stage in after for path in stage.writes}
+        made = {path: stage for stage in before for path in stage.makes}
+        late = {path: stage for stage in after for path in stage.makes}
         roots = {Path(path).parts[0] for path in (*made, *late, *self.writes) if Path(path).parts}
         for leaf in self.leaves:
             strict = self.kind is not None and len([part for part in leaf.place if isinstance(part, str)]) == 1

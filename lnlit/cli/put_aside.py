@@ -6,12 +6,9 @@ import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lnlit.cli.pipeline import Stage
+from lnlit.cli.pipeline import OF_A_RUN, Stage
 from lnlit.errors import UserError
 from lnlit.files import expanded
-
-#: The names that a fit writes in its `default_root_dir`, which may hold other things too.
-OF_A_RUN = ("checkpoints", "logs", "rollouts", "rollouts.html")
 
 
 def put_aside(stage: Stage, stages: Sequence[Stage], outs: Sequence[str] | None = None) -> Iterator[str]:

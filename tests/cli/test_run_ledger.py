@@ -166,6 +166,23 @@ def test_fits_are_checked_with_the_rest(config, run, tmp_path):
     assert code == 2 and "default_root_dir runs is that of 2_fit.yaml too" in err
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        ("logger: false", "logger: false"),
+        ("logger: false", "default_root_dir: runs/1\n  logger: {class_path: CSVLogger, init_args: {save_dir: runs}}"),
+    ],
+)
+def test_what_fits_and_loggers_write_into_the_folder_of_all_is_no_model(config, run, tmp_path, tiny_model, first):
+    config(first).rename(tmp_path / "mini" / "1_fit.yaml")
+    second = config(
+        ("logger: false", "default_root_dir: runs/2"), (f"    model: {tiny_model}", "    model: runs/healed")
+    )
+    second.rename(tmp_path / "mini" / "2_fit.yaml")
+    code, _, err = run()
+    assert code == 2 and "there is no 'runs/healed', and no stage before writes it" in err
+
+
 def test_a_pipeline_that_is_being_run_says_who_runs_it(chain, run, tmp_path):
     with Ledger(Path("runs"), Path("mini")).locked():
         code, _, err = run()
