@@ -174,6 +174,7 @@ def test_fits_are_checked_with_the_rest(config, run, tmp_path):
     ],
 )
 def test_what_fits_and_loggers_write_into_the_folder_of_all_is_no_model(config, run, tmp_path, tiny_model, first):
+    (tmp_path / "mini").mkdir()
     config(first).rename(tmp_path / "mini" / "1_fit.yaml")
     second = config(
         ("logger: false", "default_root_dir: runs/2"), (f"    model: {tiny_model}", "    model: runs/healed")
