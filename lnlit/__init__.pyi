@@ -16,6 +16,7 @@ from lnlit.checkpoint.convert import export_model as export_model
 from lnlit.checkpoint.convert import import_model as import_model
 from lnlit.checkpoint.formats import read_spec as read_spec
 from lnlit.cli.ablate import ablate as ablate
+from lnlit.cli.env import environment as environment
 from lnlit.cli.python import chat as chat
 from lnlit.cli.python import data_show as data_show
 from lnlit.cli.python import fit as fit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from lnlit.errors import UserError
@@ -17,3 +18,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See `{self.prog} --help`.")
+
+
+def with_configs(argv: Sequence[str], flags: Collection[str] = ()) -> list[str]:
+    """The arguments, in which the name of a YAML file stands for `--config FILE` unless it is the value of an option.
+    `flags` are options without a value."""
+    found: list[str] = []
+    for before, word in zip(("", *argv), argv, strict=False):
+        is_value = before.startswith("-") and "=" not in before and before not in flags
+        is_file = word.endswith((".yaml", ".yml")) and not word.startswith("-")
+        found += ["--config", word] if is_file and not is_value else [word]
+    return found

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "plugins:main",
         "list every part by kind and name, find one, or begin one of yours: lnlit plugins new KIND NAME",
     ),
+    "env": ("env:main", "what a bug report has to say: versions, plugins, processors, memory"),
 }
 
 _DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

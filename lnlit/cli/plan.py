@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lnlit.cli.arguments import CommandParser
+from lnlit.cli.arguments import CommandParser, with_configs
 from lnlit.cli.pipeline import Stage, stages_of
 from lnlit.errors import UserError
 
@@ -29,9 +29,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", action="append", default=[], help="a fit's or a stage's YAML file; later ones win")
     parser.add_argument("--gpu", help="a kind of GPU, or cpu; this machine's by default")
     parser.add_argument("--gpus", type=int, help="how many; by default as many as the configuration asks for")
-    options, others = parser.parse_known_args(argv)
+    options, others = parser.parse_known_args(with_configs(argv))
     if bool(options.folder) == bool(options.config):
-        raise UserError("plan needs one of a folder of stages and --config FILE.yaml. See `lnlit plan --help`.")
+        raise UserError("plan needs one of a folder of stages and FILE.yaml. See `lnlit plan --help`.")
     if options.folder and others:
         raise UserError(f"plan: {others[0]} is for one configuration, not for a folder. Give --config.")
     plans = planned(options.folder or options.config, options.gpu, options.gpus, others)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lnlit.cli.arguments import with_configs
 from lnlit.errors import UserError, did_you_mean
 
 
@@ -34,7 +35,11 @@ class StageCommand:
             return 0
         is_named = self.default is None or argv[0] in self.stages
         name, rest = (argv[0], argv[1:]) if is_named else (self.default or "", argv)
-        print(self.result(name, self._with_words(rest)))
+        print(
+            self.result(
+                name, self._with_words(with_configs(rest, {"-h", "--help", "--print_config", *self._flags(name)}))
+            )
+        )
         return 0
 
     def _with_words(self, argv: list[str]) -> list[str]:
@@ -70,9 +75,12 @@ class StageCommand:
         from lnlit.cli.parser import StrictParser
         from lnlit.cli.written import Written
 
-        module, _, function = self.stages[name][0].partition(":")
-        stage = getattr(importlib.import_module(module), function)
-        options = _with_flags(options, stage)
+        stage = self._function(name)
+        flags = self._flags(name)
+        options = [
+            f"{option}=true" if option in flags and after.startswith("-") else option
+            for option, after in zip(options, [*options[1:], "--"], strict=True)
+        ]
         written = Written(options)
         summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]
         words = dict.fromkeys(("lnlit", self.name, name))  # a command may be one stage alone
@@ -82,6 +90,17 @@ class StageCommand:
         parser.add_function_arguments(stage, fail_untyped=True, sub_configs=True)
         with explained(parser, written, stage):
             return stage, parser, parser.parse_args(options)
+
+    def _function(self, name: str) -> Callable[..., Path]:
+        module, _, function = self.stages[name][0].partition(":")
+        return getattr(importlib.import_module(module), function)
+
+    def _flags(self, name: str) -> set[str]:
+        """Options of a stage that are true or false, which without a value are true: `--strict`."""
+        if name not in self.stages:
+            return set()
+        parameters = inspect.signature(self._function(name)).parameters.items()
+        return {f"--{option}" for option, parameter in parameters if parameter.annotation in (bool, "bool")}
 
     def _help(self) -> str:
         width = max(map(len, self.stages))
@@ -103,14 +122,3 @@ class StageCommand:
                 "stages.",
             ]
         )
-
-
-def _with_flags(options: list[str], stage: Callable[..., Path]) -> list[str]:
-    """The options, where one that is true or false and has no value is true: `--strict`."""
-    parameters = inspect.signature(stage).parameters.items()
-    flags = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
-    followed = [*options[1:], "--"]
-    return [
-        f"{option}=true" if option in flags and after.startswith("-") else option
-        for option, after in zip(options, followed, strict=True)
-    ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from lnlit.cli.arguments import with_configs
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
 
 _HELP = """\
-usage: lnlit {command} --config FILE.yaml [--config MORE.yaml ...] [--KEY VALUE ...]
+usage: lnlit {command} FILE.yaml [MORE.yaml ...] [--KEY VALUE ...]
 
 {purpose}
 A configuration has three parts: trainer, model and data. Files are merged in order, then options; the last one wins.
 
-  --config FILE             a YAML file; may be given several times
+  --config FILE             a YAML file, as FILE without --config; may be given several times
   --model NAME              another training method, e.g. --model SFT
   --model.KEY VALUE         one of its arguments; --data.KEY and --trainer.KEY likewise
   --ckpt_path last|FILE     {checkpoint}
@@ -21,6 +22,8 @@ A configuration has three parts: trainer, model and data. Files are merged in or
   --help_all                every option of the trainer
 """
 
+#: Options that take no value.
+_FLAGS = ("--print_config", "--help", "-h", "--help_all")
 _CHECK = "  --check_memory false      start a run even if this machine's GPUs are too small for it\n"
 _RESUME, _LOAD = "go on from a checkpoint of an earlier run", "the weights to use"
 _PURPOSES = {
@@ -41,12 +44,13 @@ def validate(argv: list[str]) -> int:
 
 def _stage(command: str, argv: list[str]) -> int:
     if not argv:
-        raise UserError(f"{command} needs a configuration: --config FILE.yaml. See `lnlit {command} --help`.")
+        raise UserError(f"{command} needs a configuration: FILE.yaml. See `lnlit {command} --help`.")
     if argv[0] in ("-h", "--help"):
         purpose, checkpoint = _PURPOSES[command]
         own = _CHECK if command == "fit" else ""
         print(_HELP.format(command=command, purpose=purpose, checkpoint=checkpoint, own=own), end="")
         return 0
+    argv = with_configs(argv, _FLAGS)
     written = Written(argv)  # a missing file is reported before Lightning's seconds of imports
     from lnlit.cli.train import run
 

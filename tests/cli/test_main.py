@@ -45,7 +45,7 @@ def test_a_stage_explains_itself(stage, capsys):
     for option in ("--help", "-h"):
         assert main([stage, option]) == 0
         out = capsys.readouterr().out
-        assert out.startswith(f"usage: lnlit {stage} --config") and "--help_all" in out
+        assert out.startswith(f"usage: lnlit {stage} FILE.yaml") and "--help_all" in out
     assert main([stage]) == 2
     assert f"See `lnlit {stage} --help`" in capsys.readouterr().err
 

@@ -1,0 +1,40 @@
+"""The name of a YAML file alone is a configuration."""
+
+from __future__ import annotations
+
+import pytest
+
+from lnlit.cli.arguments import with_configs
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["a.yaml"], ["--config", "a.yaml"]),
+        (["a.yaml", "b.yml", "--x", "1"], ["--config", "a.yaml", "--config", "b.yml", "--x", "1"]),
+        (["--config", "a.yaml"], ["--config", "a.yaml"]),
+        (["--config=a.yaml", "b.yaml"], ["--config=a.yaml", "--config", "b.yaml"]),
+        (["--model.run", "a.yaml"], ["--model.run", "a.yaml"]),  # the value of an option
+        (["--print_config", "a.yaml"], ["--print_config", "--config", "a.yaml"]),
+        (["model", "--out=c.yaml"], ["model", "--out=c.yaml"]),
+    ],
+)
+def test_a_yaml_file_that_is_no_value_is_a_configuration(given, read):
+    assert with_configs(given, ("--print_config",)) == read
+
+
+def test_every_command_that_takes_a_configuration_takes_its_name(lnlit, config, tmp_path):
+    file = config()
+    _, expected, _ = lnlit("fit", "--print_config", "--config", file)
+    code, out, _ = lnlit("fit", "--print_config", file)
+    assert code == 0 and out == expected and "class_path: lnlit.modules.sft.SFT" in out
+    code, out, _ = lnlit("plan", file, "--gpu", "cpu")
+    assert code == 0 and "parameters" in out
+    (tmp_path / "solve.yaml").write_text("problem: nothing.json\nout: out.json\n")
+    (tmp_path / "curate.yaml").write_text("strict: yes please\n")
+    code, _, err = lnlit("search", "solve", "solve.yaml")
+    assert code == 2 and "nothing.json" in err
+    code, _, err = lnlit("curate", "curate.yaml", "--tasks", "0")
+    assert code == 2 and "curate.yaml:1: strict" in err
+    code, _, err = lnlit("fit", "missing.yaml")
+    assert code == 2 and "missing.yaml" in err and err.count("\n") == 1
