@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from lnlit.cli.stage_commands import of_stage as command_of
 from lnlit.data.text import TextSample
 from lnlit.interfaces import RolloutEngine
 from lnlit.models.parts import kv_elements
-from lnlit.planning.blocks import layer_by_layer, library_bytes, tried
-from lnlit.planning.gpus import Gpu
+from lnlit.planning.blocks import fitting, layer_by_layer, library_bytes, tried
+from lnlit.planning.gpus import CPU, Gpu
 from lnlit.planning.plan import EXPORT, Plan, served
 from lnlit.planning.sizes import sized
 from lnlit.rollout.native import NativeEngine
@@ -49,8 +50,13 @@ def _library(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Pla
     known.candidates[given["out"]] = candidates
     known.parents[given["out"]] = given["model"]
     batch, dtype = max(given["batch_tokens"], data.length), getattr(torch, given["dtype"])
-    parts = layer_by_layer(spec, data.rows * data.length, batch, dtype)
-    return Plan(name, gpu, phases={"run": parts}, disk={"library": library_bytes(spec, tried(spec, candidates))})
+    tokens, layers = data.rows * data.length, tried(spec, candidates)
+    outputs, sums = fitting(spec, layers, tokens, dtype)
+    parts = {**layer_by_layer(spec, tokens, batch, dtype), "a half's outputs": outputs}
+    plan = Plan(name, gpu, phases={"run": parts}, disk={"library": library_bytes(spec, layers)})
+    if plan.peak_bytes + sums > plan.room and gpu.name != CPU:
+        return replace(plan, host={"least squares": sums})
+    return replace(plan, phases={"run": {**parts, "least squares": sums}})
 
 
 def _score(name: str, given: Mapping[str, Any], gpu: Gpu, known: Known) -> Plan:

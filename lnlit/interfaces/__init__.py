@@ -2,10 +2,9 @@
 
 Helpers for authors of layers are offered here too. They are imported only when asked for: `apply_rope`, `RMSNorm`,
 `GatedFeedForward` (an FFN with gate, up and down projections that already knows its name, width, fusion and smaller
-variants), `narrow_ffn`, `ffn_as_matrix`, `fuse_ffns`, `pool_kv_heads`, `attention_as_matrix` (initial weights of
-smaller variants), `kv_elements` (what a model caches per token), `Family` (checkpoint folders of one transformers
-architecture), and what an inference engine needs to run layers: `make_block`, `attention_class`, `inverse_frequencies`,
-`rope_tables`.
+variants), `narrow_ffn`, `fuse_ffns`, `pool_kv_heads` (initial weights of other variants), `kv_elements` (what a model
+caches per token), `Family` (checkpoint folders of one transformers architecture), and what an inference engine needs to
+run layers: `make_block`, `attention_class`, `inverse_frequencies`, `rope_tables`.
 """
 
 from importlib import import_module
@@ -115,8 +114,6 @@ _OFFERED = {
     "RMSNorm": "lnlit.models.norm",
     "apply_rope": "lnlit.models.rope",
     "attention_class": "lnlit.models.parts",
-    "attention_as_matrix": "lnlit.models.surgery",
-    "ffn_as_matrix": "lnlit.models.surgery",
     "fuse_ffns": "lnlit.models.surgery",
     "inverse_frequencies": "lnlit.models.rope",
     "kv_elements": "lnlit.models.parts",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Args: TypeAlias = Mapping[str, Any]
 #: Weights by their checkpoint names below the block, as "mlp.up_proj.weight" or "self_attn.k_proj.weight".
 Weights: TypeAlias = "Mapping[str, Tensor]"
-#: (the parent's weights, scores of its FFN's channels [F] or None) -> initial weights, without training.
+#: (the parent's weights, scores of its FFN's channels [F] or None) -> initial weights, without training. The weight of
+#: `output_linear` may be left out, and is then zero until it is fitted.
 Conversion: TypeAlias = "Callable[[Weights, Tensor | None], dict[str, Tensor]]"
 #: The norm before fused FFNs. "own": each keeps its own, with the gain folded into its matrices. "last": all use that
 #: of the last one, as in the FFN Fusion paper (equation 5).
@@ -90,6 +91,11 @@ class Layer:
     #: rank applies it to its own heads. All other modules are whole on every rank, and the run's log names them.
     tensor_parallel: ClassVar[Mapping[str, str]] = {}
 
+    #: The linear whose result is the part's output, as "o_proj" or "down_proj". A search scores the channels of an FFN,
+    #: which it reads, by what it makes of them. It fits the weight in a candidate, so that the candidate's output is as
+    #: near to the parent's as can be. None: there is none; channels are not scored and nothing is fitted.
+    output_linear: ClassVar[str | None] = None
+
     if TYPE_CHECKING:
 
         def __call__(self, *args: Any) -> Tensor: ...  # nn.Module's, which runs `forward`
@@ -115,21 +121,16 @@ class Layer:
 
     @classmethod
     def smaller(cls, args: Args, space: SearchSpace) -> Iterable[Args]:
-        """Arguments of smaller variants of this part for a search to try, largest first. Each of them needs a
-        `conversion` from this part."""
+        """Arguments of smaller variants of this part for a search to try, largest first. Each of them needs
+        `conversions` from this part."""
         return ()
 
     @classmethod
-    def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
-        """A function that computes this part's initial weights, for `args`, from those of `parent` without training.
-        None if there is none: a search then leaves the candidate out."""
-        return None
-
-    @classmethod
-    def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor] | None:
-        """A function from this part's weights to the [D, D] matrix that approximates it best, or None if there is
-        none."""
-        return None
+    def conversions(cls, args: Args, parent: Parent) -> Sequence[Conversion]:
+        """Functions that compute this part's initial weights, for `args`, from those of `parent` without training. A
+        search tries each and keeps the one that is nearest to the parent once `output_linear` is fitted. None: it
+        leaves the candidate out."""
+        return ()
 
 
 class AttentionLayer(Layer, ABC):
@@ -155,10 +156,6 @@ class AttentionLayer(Layer, ABC):
 
 class FeedForwardLayer(Layer, ABC):
     """A part that processes each token independently."""
-
-    #: The linear that reads the inner channels, as "down_proj": a search scores them by what it makes of each. None:
-    #: there is none, or channels cannot be scored.
-    reads_channels: ClassVar[str | None] = None
 
     @abstractmethod
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -5,17 +5,17 @@ Shape suffixes: B rows, T tokens, D hidden, H query heads, K key/value heads, d 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lnlit.errors import UserError
 from lnlit.interfaces import AttentionLayer, LayerContext
-from lnlit.interfaces.layer import Args, Attend, Conversion, Parent, SearchSpace, Weights
+from lnlit.interfaces.layer import Args, Attend, Conversion, Parent, SearchSpace
 from lnlit.models.norm import RMSNorm
 from lnlit.models.rope import apply_rope
-from lnlit.models.surgery import attention_as_matrix, pool_kv_heads
+from lnlit.models.surgery import pool_kv_heads
 
 
 class GroupedQueryAttention(nn.Module, AttentionLayer):
@@ -28,6 +28,7 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
     largest number of tokens that a token attends to.
     """
 
+    output_linear = "o_proj"
     tensor_parallel = {
         **{"q_proj": "colwise", "k_proj": "colwise", "v_proj": "colwise", "o_proj": "rowwise"},
         **{"q_norm": "per_head", "k_norm": "per_head"},
@@ -114,14 +115,15 @@ class GroupedQueryAttention(nn.Module, AttentionLayer):
         return ({**args, "num_kv_heads": count} for count in space.fewer_heads(args["num_kv_heads"]))
 
     @classmethod
-    def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
+    def conversions(cls, args: Args, parent: Parent) -> Sequence[Conversion]:
+        """The averages of neighbouring heads, or one of each so many neighbours: the first, the second, ..."""
         pooled = args["num_kv_heads"]
         if parent.layer is not cls or {**parent.args, "num_kv_heads": pooled} != args:
-            return None
+            return ()
         if (heads := parent.args["num_kv_heads"]) % pooled:
-            return None
-        return lambda weights, scores_F: pool_kv_heads(weights, heads, pooled)
+            return ()
+        return [_pooling(heads, pooled, keep) for keep in (None, *range(heads // pooled))]
 
-    @classmethod
-    def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor]:
-        return lambda weights: attention_as_matrix(weights, args["num_heads"], args["num_kv_heads"])
+
+def _pooling(heads: int, pooled: int, keep: int | None) -> Conversion:
+    return lambda weights, scores_F: pool_kv_heads(weights, heads, pooled, keep=keep)

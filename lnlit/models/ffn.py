@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 from lnlit.errors import UserError
 from lnlit.interfaces import FeedForwardLayer, LayerContext
 from lnlit.interfaces.layer import Args, Conversion, Norm, Parent, SearchSpace, Weights
-from lnlit.models.surgery import ffn_as_matrix, fuse_ffns, narrow_ffn
+from lnlit.models.surgery import fuse_ffns, narrow_ffn
 
 
 class GatedFeedForward(nn.Module, FeedForwardLayer):
@@ -21,7 +21,7 @@ class GatedFeedForward(nn.Module, FeedForwardLayer):
     """
 
     tensor_parallel = {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
-    reads_channels = "down_proj"
+    output_linear = "down_proj"
 
     def __init__(self, context: LayerContext, *, intermediate_size: int, bias: bool = False) -> None:
         super().__init__()
@@ -43,22 +43,18 @@ class GatedFeedForward(nn.Module, FeedForwardLayer):
         return ({**args, "intermediate_size": width} for width in space.narrower(args["intermediate_size"]))
 
     @classmethod
-    def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
+    def conversions(cls, args: Args, parent: Parent) -> Sequence[Conversion]:
         """The channels of any gated layer that is at least as wide and has biases or none as this one does: the
         matrices are the same, whatever stands between them.
         """
         width = args["intermediate_size"]
         if not issubclass(parent.layer, GatedFeedForward) or width > parent.args["intermediate_size"]:
-            return None
+            return ()
         if bool(args.get("bias")) != bool(parent.args.get("bias")):
-            return None
+            return ()
         if width == parent.args["intermediate_size"]:
-            return lambda weights, scores_F: dict(weights)
-        return lambda weights, scores_F: narrow_ffn(weights, scores_F, width)
-
-    @classmethod
-    def as_matrix(cls, args: Args) -> Callable[[Weights], Tensor]:
-        return ffn_as_matrix
+            return (lambda weights, scores_F: dict(weights),)
+        return (lambda weights, scores_F: narrow_ffn(weights, scores_F, width),)
 
     @classmethod
     def channels(cls, args: Args) -> int:

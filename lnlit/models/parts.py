@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
+from collections.abc import Callable, Sequence
 
 from lnlit import registry
 from lnlit.builtins import BUILTINS
-from lnlit.errors import UserError
-from lnlit.interfaces.layer import AttentionLayer, Conversion, FeedForwardLayer, Layer, Parent, Weights
+from lnlit.interfaces.layer import AttentionLayer, Conversion, FeedForwardLayer, Layer, Parent
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 
@@ -36,23 +33,12 @@ def short_name(slot: str, part: PartSpec) -> str:
     return short if part.type in BUILTINS[slot] else f"{part.type}-{short}"
 
 
-def conversion(slot: str, parent: PartSpec, part: PartSpec) -> Conversion | None:
-    """A function that computes initial weights of `part` from those of `parent` without training, or None if there is
-    none."""
+def conversions(slot: str, parent: PartSpec, part: PartSpec) -> Sequence[Conversion]:
+    """Functions that compute initial weights of `part` from those of `parent` without training; none if no way is
+    known."""
     if parent == NOOP:  # there is nothing to make it of
-        return None
-    return layer_class(slot, part).conversion(part.args, Parent(layer_class(slot, parent), parent.args))
-
-
-def convert(
-    slot: str, parent: PartSpec, part: PartSpec, weights: Weights, scores_F: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Initial weights of `part`, computed without training from `weights`, those of `parent` without its norm.
-    `scores_F` rank the channels of an FFN and are needed to narrow it. Raises `UserError` if there is no conversion."""
-    way = conversion(slot, parent, part)
-    if way is None:
-        raise UserError(f"no training-free way from {parent} to {part} is known; leave it out of the candidates.")
-    return way(weights, scores_F)
+        return ()
+    return layer_class(slot, part).conversions(part.args, Parent(layer_class(slot, parent), parent.args))
 
 
 def stored_part(slot: str, part: PartSpec) -> PartSpec:

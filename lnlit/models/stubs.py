@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -21,24 +20,20 @@ class _Nothing(Layer):
         return "noop"
 
     @classmethod
-    def conversion(cls, args: Args, parent: Parent) -> Conversion:
-        return lambda weights, scores_F: {}
+    def conversions(cls, args: Args, parent: Parent) -> Sequence[Conversion]:
+        return (lambda weights, scores_F: {},)
 
 
 class _SingleLinear(Layer):
-    """A [D, D] matrix, which can replace any part that defines `as_matrix`."""
-
-    #: The name of its weight, relative to the block.
-    _weight: ClassVar[str]
+    """A [D, D] matrix, which can replace any part: it is zero, as if there were none, until it is fitted."""
 
     @classmethod
     def short_name(cls, args: Args) -> str:
         return "linear"
 
     @classmethod
-    def conversion(cls, args: Args, parent: Parent) -> Conversion | None:
-        closest = parent.layer.as_matrix(parent.args)
-        return closest and (lambda weights, scores_F: {cls._weight: closest(weights)})
+    def conversions(cls, args: Args, parent: Parent) -> Sequence[Conversion]:
+        return (lambda weights, scores_F: {},)
 
 
 class NoAttention(_Nothing, nn.Module, AttentionLayer):
@@ -65,7 +60,7 @@ class SingleLinearAttention(_SingleLinear, nn.Module, AttentionLayer):
     """One [D, D] matrix in place of attention; each token attends only to itself."""
 
     tensor_parallel = {"linear_attn": "gathered"}
-    _weight = "self_attn.linear_attn.weight"
+    output_linear = "linear_attn"
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()
@@ -79,7 +74,7 @@ class SingleLinearFeedForward(_SingleLinear, nn.Module, FeedForwardLayer):
     """One [D, D] matrix in place of the FFN."""
 
     tensor_parallel = {"linear_mlp": "gathered"}
-    _weight = "mlp.linear_mlp.weight"
+    output_linear = "linear_mlp"
 
     def __init__(self, context: LayerContext) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 The weights of a slot are a dict of checkpoint names relative to the block, e.g. `{"mlp.up_proj.weight": ..., ...}`,
 without its norm. Gate and up projections are two tensors even if the part stores one matrix. Results have the dtype of
-the inputs and may share their memory; products are computed in fp32.
+the inputs and may share their memory; averages are computed in fp32.
 
 Shape suffixes: N tokens, D hidden, F intermediate, H query heads, K key/value heads, d head size.
 """
@@ -17,17 +17,38 @@ from torch import Tensor
 from lnlit.errors import UserError
 from lnlit.interfaces.layer import Norm, Weights
 
+#: What is added to the channels' second moments, in parts of their mean, and the number of turns in which all go.
+_DAMPING, _TURNS = 0.01, 32
 _NORM = "post_attention_layernorm.weight"
 _GATE, _UP, _DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 
-def channel_contributions(inner_NF: Tensor, down_DF: Tensor) -> Tensor:
-    """The contribution of each FFN channel to the output: `|x_i| * norm(down[:, i])`, averaged over tokens. fp32 [F].
+def removal_order(gram_FF: Tensor, output_DF: Tensor) -> Tensor:
+    """The turn in which each FFN channel is removed, the most dispensable first, fp64 [F].
 
-    It is the norm of the change in the down projection's output when the channel is removed. `inner_NF` is the input of
-    that projection, with any leading dims.
+    Removing a channel costs what is left of it when the output's weights of all others make up for it as well as least
+    squares can, given those removed before (Optimal Brain Surgeon, Hassibi and Stork 1992; for whole columns, ZipLM,
+    Kurtic et al. 2023). `gram_FF` is the sum over tokens of products of two channels, `output_DF` the weight that reads
+    the channels. Some are removed at a time, which changes little in the order.
     """
-    return inner_NF.flatten(0, -2).float().abs().mean(0) * down_DF.float().norm(dim=0)
+    count = gram_FF.shape[0]
+    damped_FF = gram_FF.double().clone()
+    damped_FF.diagonal().add_(_DAMPING * damped_FF.diagonal().mean())
+    inverse_FF = torch.linalg.inv_ex(
+        damped_FF
+    ).inverse  # if there is none, because nothing is finite, any order will do
+    weight_DF, left_F = output_DF.to(gram_FF.device).double(), torch.arange(count, device=gram_FF.device)
+    turn_F = torch.zeros(count, dtype=torch.double, device=gram_FF.device)
+    for first in range(0, count, step := max(count // _TURNS, 1)):
+        costs_F = weight_DF.square().sum(0) / inverse_FF.diagonal()
+        order_F = costs_F.argsort()
+        gone, kept = order_F[:step], order_F[step:].sort().values
+        turn_F[left_F[gone]] = torch.arange(first, first + len(gone), device=turn_F.device).double()
+        spread = torch.linalg.solve_ex(inverse_FF[gone][:, gone], inverse_FF[gone][:, kept]).result
+        weight_DF = weight_DF[:, kept] - weight_DF[:, gone] @ spread
+        inverse_FF = inverse_FF[kept][:, kept] - inverse_FF[kept][:, gone] @ spread
+        left_F = left_F[kept]
+    return turn_F
 
 
 def narrow_ffn(weights: Weights, scores_F: Tensor | None, width: int, output: str = "down_proj") -> dict[str, Tensor]:
@@ -35,7 +56,7 @@ def narrow_ffn(weights: Weights, scores_F: Tensor | None, width: int, output: st
     and all others write them. The bias of the output is kept whole. Raises `UserError` without scores."""
     if scores_F is None:
         raise UserError(
-            f"an FFN's channels were not scored, so it cannot have {width}: set `reads_channels` of its part."
+            f"an FFN's channels were not scored, so it cannot have {width}: set `output_linear` of its part."
         )
     down = f"mlp.{output}.weight"
     kept = scores_F.topk(width).indices.sort().values.to(weights[down].device)
@@ -46,34 +67,24 @@ def narrow_ffn(weights: Weights, scores_F: Tensor | None, width: int, output: st
     }
 
 
-def ffn_as_matrix(weights: Weights) -> Tensor:
-    """`down @ up` [D, D], which ignores the gate of a gated FFN. Biases are left out, because a matrix has none."""
-    return _product(weights[f"{_DOWN}.weight"], weights[f"{_UP}.weight"])
-
-
 def pool_kv_heads(
-    weights: Weights, num_kv_heads: int, pooled: int, linears: tuple[str, ...] = ("k_proj", "v_proj")
+    weights: Weights,
+    num_kv_heads: int,
+    pooled: int,
+    linears: tuple[str, ...] = ("k_proj", "v_proj"),
+    keep: int | None = None,
 ) -> dict[str, Tensor]:
-    """Reduces `num_kv_heads` KV heads to `pooled` by averaging neighbouring heads (Ainslie et al. 2023). `linears` are
-    the projections that compute keys and values.
+    """Reduces `num_kv_heads` KV heads to `pooled`, each made of a group of neighbours: their average (Ainslie et al.
+    2023), or the one at the place `keep` in its group. `linears` are the projections that compute keys and values.
 
-    `pooled` must divide `num_kv_heads`, so that each query head reads the average of a group that contains its own
-    head.
+    `pooled` must divide `num_kv_heads`, so that each query head reads what its own head's group became.
     """
     if num_kv_heads % pooled:
         raise UserError(f"{num_kv_heads} KV heads cannot be averaged to {pooled}; use a divisor.")
     return {
-        name: _pool(tensor, num_kv_heads, pooled) if name.split(".")[1] in linears else tensor
+        name: _pool(tensor, num_kv_heads, pooled, keep) if name.split(".")[1] in linears else tensor
         for name, tensor in weights.items()
     }
-
-
-def attention_as_matrix(weights: Weights, num_heads: int, num_kv_heads: int) -> Tensor:
-    """`O @ V` [D, D], with each value head repeated for the query heads that read it. It equals attention in which
-    every token attends only to itself. Biases are left out, because a matrix has none."""
-    value_KdD = weights["self_attn.v_proj.weight"].unflatten(0, (num_kv_heads, -1))
-    value_HdD = value_KdD.repeat_interleave(num_heads // num_kv_heads, dim=0)
-    return _product(weights["self_attn.o_proj.weight"], value_HdD.flatten(0, 1))
 
 
 def fuse_ffns(ffns: Sequence[Weights], norm: Norm = "own") -> dict[str, Tensor]:
@@ -111,11 +122,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _pool(tensor: Tensor, heads: int, pooled: int) -> Tensor:
-    groups = tensor.float().unflatten(0, (pooled, heads // pooled, -1))
-    return groups.mean(1).flatten(0, 1).to(tensor.dtype)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    with torch.autocast(left.device.type, enabled=False):
-        return (left.float() @ right.float()).to(left.dtype)
+def _pool(tensor: Tensor, heads: int, pooled: int, keep: int | None) -> Tensor:
+    groups = tensor.unflatten(0, (pooled, heads // pooled, -1))
+    one = groups.float().mean(1).to(tensor.dtype) if keep is None else groups[:, keep]
+    return one.flatten(0, 1)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lnlit.models.build import build_block
+from lnlit.models.least_squares import work_bytes
+from lnlit.models.parts import layer_class
 from lnlit.planning.gpus import Gpu
 from lnlit.planning.plan import Plan, compute_seconds
 from lnlit.planning.sizes import Mesh, block_flops, part_unit, sized
@@ -46,6 +49,25 @@ def layer_by_layer(spec: ModelSpec, tokens: int, batch_tokens: int, dtype: torch
         "the parent's predictions": tokens * spec.hidden_size * (size + 4) * scored,
         "activations": max(model.quiet(layer, batch_tokens) for layer in model.kinds),
     }
+
+
+def fitting(spec: ModelSpec, layers: Sequence[Sequence[Tried]], tokens: int, dtype: torch.dtype) -> tuple[int, int]:
+    """What a library takes beside a layer to fit its candidates, in bytes: the outputs of one half of the parent's
+    layer, which are on the GPU, and sums of products, which are on the CPU if there is no room for them."""
+    linears = {
+        (slot, part): layer_class(slot, part).output_linear
+        for block, layer in zip(spec.layers, layers, strict=True)
+        for slot, part in (*layer, *((slot, getattr(block, slot)) for slot, _ in layer if slot == "ffn"))
+    }
+    wanted = (
+        getattr(build_block(spec, 0, alone(slot, part)), {"attention": "self_attn", "ffn": "mlp"}[slot]).get_submodule(
+            name
+        )
+        for (slot, part), name in linears.items()
+        if name is not None
+    )
+    sums = max((work_bytes(linear.in_features, spec.hidden_size) for linear in wanted), default=0)
+    return tokens * spec.hidden_size * dtype.itemsize, sums
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,20 @@
-"""Which variants are tried in place of the parent's sub-blocks (Puzzle, Bercovich et al. 2024, section 2), and their
-first weights, made from the parent's and measured against the parent's block.
+"""Which variants are tried in place of the parent's sub-blocks (Puzzle, Bercovich et al. 2024, section 2).
 
 A part says itself which smaller variants of it there are; the search says how small, and what else may take its place.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from lnlit import registry
 from lnlit.builtins import STUBS
 from lnlit.errors import UserError
-from lnlit.models.block import Block
-from lnlit.models.build import build_block, check_part, load_block, parameter_count
-from lnlit.models.parts import conversion, convert, layer_class, short_name
-from lnlit.models.surgery import channel_contributions
-from lnlit.objectives.block_error import squared_errors
-from lnlit.search.choice import SLOTS, At, Half, alone
-from lnlit.search.library import NORMS, LayerVariants, Variant, slot_weights
-from lnlit.search.walk import Step, Walk
+from lnlit.models.build import check_part
+from lnlit.models.parts import conversions, layer_class, short_name
+from lnlit.search.choice import SLOTS, Half
 from lnlit.specs import ModelSpec, PartSpec
 
 
@@ -86,7 +75,7 @@ class Candidates:
         parents = dict.fromkeys(part for _, kind, part in spec.parts() if kind == slot)
         for part in self._stubs(slot):
             check_part(f"candidates.{slot}_stubs", slot, part)
-            if all(part != parent and conversion(slot, parent, part) is None for parent in parents):
+            if all(part != parent and not conversions(slot, parent, part) for parent in parents):
                 of = " or ".join(map(str, parents))
                 yield f"candidates.{slot}_stubs: {part.type} knows no way to be made of {of}, and is left out"
 
@@ -118,7 +107,7 @@ class Candidates:
         smaller = layer_class(slot, parent).smaller(parent.args, self)
         parts = [*(PartSpec(parent.type, args) for args in smaller), *self._stubs(slot)]
         found = {short_name(slot, parent): parent}
-        for part in [part for part in parts if part != parent and conversion(slot, parent, part) is not None]:
+        for part in [part for part in parts if part != parent and conversions(slot, parent, part)]:
             name = short_name(slot, part)
             if (other := found.setdefault(name, part)) != part:
                 raise UserError(
@@ -165,79 +154,3 @@ class _Asked:
     def fewer_heads(self, heads: int) -> Sequence[int]:
         self.heads.append(heads)
         return ()
-
-
-@torch.no_grad()
-def initialise_layer(
-    walk: Walk, weights: Mapping[str, Tensor], candidates: Candidates
-) -> tuple[LayerVariants, dict[At, dict[str, Tensor]]]:
-    """The choices of the layer in front of the walk, the parent's own first, and the candidates' weights. The walk goes
-    on behind it.
-
-    `weights` are the parent's. Each candidate's error is that of the block which has it beside the parent's other half.
-    `UserError` for an error that is not finite.
-    """
-    layer = walk.position // 2
-    with walk.parent.layer(layer) as block:
-        with _channel_scores(block) as scores:
-            steps = walk.steps()
-        channels = sum(scores) if scores else None
-        return _initialised(walk.parent.decoder.spec, layer, steps, channels, weights, candidates)  # type: ignore[arg-type]
-
-
-def _initialised(
-    spec: ModelSpec,
-    layer: int,
-    steps: Sequence[Step],
-    channels_F: Tensor | None,
-    weights: Mapping[str, Tensor],
-    candidates: Candidates,
-) -> tuple[LayerVariants, dict[At, dict[str, Tensor]]]:
-    variants: dict[Half, dict[str, Variant]] = {}
-    made: dict[At, dict[str, Tensor]] = {}
-    for slot in SLOTS:
-        part, own = getattr(spec.layers[layer], slot), slot_weights(slot, weights)
-        size = sum(tensor.numel() for tensor in own.values())
-        variants[slot] = {short_name(slot, part): Variant(part, size, parent=True)}
-        norm = {name: own.pop(name) for name in NORMS.values() if name in own}
-        for name, smaller in candidates.of(slot, part).items():
-            at = At(layer, slot, name)
-            first = convert(slot, part, smaller, own, channels_F)
-            made[at] = first | norm if first else {}
-            child = build_block(spec, layer, alone(slot, smaller))
-            like = steps[0].x_BTD
-            load_block(child, {key: tensor.to(like.device, like.dtype) for key, tensor in made[at].items()})
-            error = _error(steps, child, slot)
-            if not math.isfinite(error):
-                raise UserError(
-                    f"layer {layer}: the {slot} candidate {name} has the error {error}, so the parent's weights or "
-                    f"outputs in layers 0 to {layer} are not finite, or all zero. Check the parent's checkpoint."
-                )
-            variants[slot][name] = Variant(smaller, parameter_count(child), init_error=error)
-    return LayerVariants(variants["attention"], variants["ffn"]), made
-
-
-def _error(steps: Sequence[Step], child: Block, slot: Half) -> float:
-    """The block error of the parent's layer with `child` in one slot, over the whole text."""
-    pairs = [squared_errors(step.output(child, slot), step.out_BTD) for step in steps]
-    difference, square = torch.stack(pairs).sum(0).tolist()
-    return difference / square if square else math.nan
-
-
-@contextmanager
-def _channel_scores(parent: Block) -> Iterator[list[Tensor]]:
-    """Collects the FFN's channel contributions, summed over the tokens of each forward pass; [] where it has none."""
-    scores: list[Tensor] = []
-    if parent.mlp is None or parent.mlp.reads_channels is None:
-        yield scores
-        return
-    reader = parent.mlp.get_submodule(parent.mlp.reads_channels)  # type: ignore[operator, arg-type]
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        scores.append(channel_contributions(inputs[0], module.weight) * inputs[0][..., 0].numel())  # type: ignore
-
-    hook = reader.register_forward_pre_hook(note)
-    try:
-        yield scores
-    finally:
-        hook.remove()

@@ -20,7 +20,8 @@ from lnlit.models.device import torch_device
 from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.progress import say, track
 from lnlit.search.library import LibraryWriter
-from lnlit.search.space import Candidates, initialise_layer
+from lnlit.search.space import Candidates
+from lnlit.search.starts import initialise_layer
 from lnlit.search.walk import Walk
 
 

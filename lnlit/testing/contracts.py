@@ -51,6 +51,7 @@ def check_layer(kind: str, name: str, args: Mapping[str, Any]) -> None:
     layer = _initialised(_build(kind, name, args))
     run = _attention_runner(layer, args) if kind == "attention" else layer
     _check_declarations(layer, label)
+    _check_output_linear(layer, run, label)
     _check_numbers(layer, run, label)
     _check_gradients(layer, run, label)
     if kind == "attention":
@@ -191,6 +192,20 @@ def _check_declarations(layer: Any, label: str) -> None:
         expect(modules[name].out_features % len(parts) == 0, label, f"{name!r} does not split into {parts}")
     styles = set(layer.tensor_parallel.values())
     expect(styles <= _STYLES, label, f"tensor_parallel styles are {_STYLES}, got {styles}")
+
+
+def _check_output_linear(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> None:
+    """The result of `output_linear` is the part's output, and its weight is one that checkpoints know."""
+    if (name := layer.output_linear) is None:
+        return
+    linear, results = dict(layer.named_modules()).get(name), []
+    expect(isinstance(linear, nn.Linear), label, f"output_linear is {name!r}, which is no linear of it")
+    expect(name not in layer.packed_weights, label, f"output_linear {name!r} stacks several weights")
+    hook = linear.register_forward_hook(lambda _, inputs, result: results.append(result))  # type: ignore[union-attr]
+    out = run(_inputs())
+    hook.remove()
+    same = len(results) == 1 and torch.equal(results[0], out)
+    expect(same, label, f"the output is not the result of the output_linear {name!r}, called once")
 
 
 def _check_numbers(layer: Any, run: Callable[[Tensor], Tensor], label: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks what a part declares about itself: smaller variants, conversion to a matrix, packed form, fusion."""
+"""Checks what a part declares about itself: smaller variants, packed form, fusion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from torch import Tensor
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, check_part, load_block
 from lnlit.models.lineage import fused_ffn
-from lnlit.models.parts import attention_class, convert, ffn_class, layer_class, packed_part, short_name, stored_part
+from lnlit.models.parts import (
+    attention_class,
+    conversions,
+    ffn_class,
+    layer_class,
+    packed_part,
+    short_name,
+    stored_part,
+)
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 Expect = Callable[[bool, str], None]
@@ -47,17 +55,13 @@ def check_knowledge(spec: ModelSpec, slot: str, part: PartSpec, expect: Expect) 
     for args in cls.smaller(part.args, _Half()):
         child = PartSpec(part.type, args)
         check_part("smaller", slot, child)
-        made = convert(slot, part, child, weights, scores_F)
+        ways = conversions(slot, part, child)
+        expect(bool(ways), f"smaller gives {child}, which has no conversions from {part}")
         norm = {name: tensor for name, tensor in block_weights(block).items() if "layernorm" in name}
-        small = load_block(build_block(spec, 0, _alone(slot, child)), made | norm)
-        fewer = sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in block.parameters())
-        expect(fewer, f"smaller gives {child}, which is no smaller")
-    if (closest := cls.as_matrix(part.args)) is not None:
-        shape = tuple(closest(weights).shape)
-        expect(
-            shape == (spec.hidden_size,) * 2,
-            f"as_matrix is one of {spec.hidden_size} x {spec.hidden_size}, got {shape}",
-        )
+        for way in ways:
+            small = load_block(build_block(spec, 0, _alone(slot, child)), way(weights, scores_F) | norm)
+            fewer = sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in block.parameters())
+            expect(fewer, f"smaller gives {child}, which is no smaller")
     if slot == "ffn" and ffn_class(part).channels(part.args) is not None:
         _check_fusing(spec, part, expect)
 
@@ -92,7 +96,7 @@ def _drawn(spec: ModelSpec, slot: str, part: PartSpec, seed: int = 1) -> Block:
 
 def _scores(block: Block) -> Tensor | None:
     """Arbitrary scores of an FFN's channels."""
-    if block.mlp is None or block.mlp.reads_channels is None:
+    if block.mlp is None or block.mlp.output_linear is None:
         return None
-    reader = block.mlp.get_submodule(block.mlp.reads_channels)  # type: ignore[operator, arg-type]
+    reader = block.mlp.get_submodule(block.mlp.output_linear)  # type: ignore[operator, arg-type]
     return torch.arange(reader.in_features).float()

@@ -61,10 +61,10 @@ class NormedAttention(nn.Module, AttentionLayer):
         return [{**args, "keys": count} for count in space.fewer_heads(args["keys"])]
 
     @classmethod
-    def conversion(cls, args, parent):
+    def conversions(cls, args, parent):
         if parent.layer is not cls or {**parent.args, "keys": args["keys"]} != args:
-            return None
-        return lambda weights, scores: pool_kv_heads(weights, parent.args["keys"], args["keys"])
+            return ()
+        return (lambda weights, scores: pool_kv_heads(weights, parent.args["keys"], args["keys"]),)
 
 
 class Stranger(Family):

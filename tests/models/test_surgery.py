@@ -1,7 +1,8 @@
-"""Weight surgery against direct definitions: what a channel contributes, what a linear stands for."""
+"""Weight surgery against direct definitions: which channels go first, what heads become."""
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -9,13 +10,11 @@ from torch import Tensor
 from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.causal_attention import causal_attention
-from lnlit.models.parts import conversion, convert
+from lnlit.models.parts import conversions
 from lnlit.models.surgery import (
-    attention_as_matrix,
-    channel_contributions,
-    ffn_as_matrix,
     narrow_ffn,
     pool_kv_heads,
+    removal_order,
 )
 from lnlit.specs import NOOP, BlockSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_spec
@@ -47,19 +46,28 @@ def run_attention(part: PartSpec, weights: dict[str, Tensor], x: Tensor, attend)
     return block.self_attn(x, attend, {8: tables})
 
 
-def to_itself(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """Attention in which every token attends to itself only."""
-    return v.repeat_interleave(q.shape[2] // v.shape[2], dim=2)
+def test_channels_go_in_the_order_of_what_least_squares_cannot_make_up_for():
+    """Each turn is found by solving for every channel that is left; one goes at a time, as there are few."""
+    inner, down = torch.randn(40, 12, dtype=torch.double), torch.randn(7, 12, dtype=torch.double)
+    damping = (0.01 * inner.square().sum(0).mean()).sqrt()
+    seen = numpy.concatenate([inner.numpy(), damping * numpy.eye(12)])  # a ridge is rows of its own
+    wanted, left, turns = seen @ down.numpy().T, list(range(12)), []
+
+    def lost(channel: int) -> float:
+        kept = seen[:, [other for other in left if other != channel]]
+        return float(numpy.square(kept @ numpy.linalg.lstsq(kept, wanted, rcond=None)[0] - wanted).sum())
+
+    while left:
+        turns.append(min(left, key=lost))
+        left.remove(turns[-1])
+    assert removal_order(inner.T @ inner, down).argsort().tolist() == turns
 
 
-def test_a_channels_contribution_is_what_the_output_loses_without_it():
-    inner, down = torch.randn(2, 5, 12), torch.randn(7, 12)
-    without = []
-    for channel in range(12):
-        kept = inner.clone()
-        kept[..., channel] = 0
-        without.append((inner @ down.T - kept @ down.T).norm(dim=-1).mean())
-    assert torch.allclose(channel_contributions(inner, down), torch.stack(without), atol=1e-5)
+def test_a_channel_that_another_one_doubles_goes_first():
+    inner, down = torch.randn(50, 6).double(), torch.randn(4, 6).double()
+    inner[:, 2] = inner[:, 4]
+    down[:, 2] *= 10  # it contributes the most
+    assert removal_order(inner.T @ inner, down).argsort()[0] in (2, 4)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -75,28 +83,11 @@ def test_a_narrowed_ffn_is_the_ffn_with_the_other_channels_silenced(fused):
     part = swiglu(24, fused).replace(bias=True)
     weights, scores, x = drawn("ffn", part), torch.randn(24), torch.randn(2, 3, 32)
     narrow = part.replace(intermediate_size=8)
-    got = run_ffn(narrow, convert("ffn", part, narrow, weights, scores), x)
+    (way,) = conversions("ffn", part, narrow)
+    got = run_ffn(narrow, way(weights, scores), x)
     silent = {**weights, "mlp.down_proj.weight": weights["mlp.down_proj.weight"].clone()}
     silent["mlp.down_proj.weight"][:, scores.argsort()[:16]] = 0
     assert torch.allclose(got, run_ffn(part, silent, x), atol=1e-4)
-
-
-def test_the_ffn_as_one_matrix_is_the_ffn_with_an_open_gate():
-    part = swiglu(24)
-    weights, x = drawn("ffn", part), torch.randn(2, 3, 32)
-    ungated = x @ weights["mlp.up_proj.weight"].T @ weights["mlp.down_proj.weight"].T
-    assert torch.allclose(run_ffn(LINEAR, convert("ffn", part, LINEAR, weights), x), ungated, atol=1e-4)
-
-
-@pytest.mark.parametrize("more", [{}, {"qk_norm": True, "window": 3}, {"rotary_dim": 0}], ids=str)
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_as_one_matrix_is_attention_of_each_token_to_itself(kv_heads, more):
-    part = attention(kv_heads).replace(**more)
-    weights, x = drawn("attention", part), torch.randn(2, 5, 32)
-    linear = convert("attention", part, LINEAR, weights)
-    assert torch.equal(linear["self_attn.linear_attn.weight"], attention_as_matrix(weights, 4, kv_heads))
-    expected = run_attention(part, weights, x, to_itself)
-    assert torch.allclose(run_attention(LINEAR, linear, x, None), expected, atol=1e-4)
 
 
 BIASED = {"bias": True}
@@ -136,15 +127,26 @@ def test_heads_pool_to_divisors_only():
         pool_kv_heads(drawn("attention", attention(4)), 4, 3)
 
 
-def test_half_precision_weights_stay_so_and_are_multiplied_in_full():
-    weights = {name: tensor.bfloat16() for name, tensor in drawn("ffn", swiglu(24)).items()}
-    product = ffn_as_matrix(weights)
-    exact = weights["mlp.down_proj.weight"].double() @ weights["mlp.up_proj.weight"].double()
-    assert product.dtype == torch.bfloat16
-    assert torch.equal(product, exact.bfloat16())
+@pytest.mark.parametrize("keep", [None, 0, 1])
+def test_half_precision_weights_stay_so_and_are_averaged_in_full(keep):
+    weights = {name: tensor.bfloat16() for name, tensor in drawn("attention", attention(4)).items()}
+    pooled = pool_kv_heads(weights, 4, 2, keep=keep)["self_attn.k_proj.weight"]
+    pairs = weights["self_attn.k_proj.weight"].double().unflatten(0, (2, 2, -1))
+    exact = (pairs[:, 0] + pairs[:, 1]) / 2 if keep is None else pairs[:, keep]
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled, exact.flatten(0, 1).bfloat16())
 
 
-def test_what_cannot_be_converted_is_refused():
-    assert conversion("ffn", NOOP, NOOP) is None and convert("ffn", LINEAR, NOOP, {}) == {}
-    with pytest.raises(UserError, match=r"no training-free way from single_linear\(\) to swiglu"):
-        convert("ffn", LINEAR, swiglu(8), {})
+def test_fewer_heads_are_averages_or_heads_that_stay():
+    weights = drawn("attention", attention(4))
+    average, first, second = (way(weights, None) for way in conversions("attention", attention(4), attention(2)))
+    values = weights["self_attn.v_proj.weight"].split(8)
+    for made, heads in ((first, (0, 2)), (second, (1, 3))):
+        assert torch.equal(made["self_attn.v_proj.weight"], torch.cat([values[head] for head in heads]))
+        assert torch.equal(made["self_attn.q_proj.weight"], weights["self_attn.q_proj.weight"])
+    assert torch.equal(average["self_attn.v_proj.weight"], pool_kv_heads(weights, 4, 2)["self_attn.v_proj.weight"])
+
+
+def test_what_cannot_be_converted_has_no_conversions():
+    assert not conversions("ffn", NOOP, NOOP) and not conversions("ffn", LINEAR, swiglu(8))
+    assert [way({}, None) for way in conversions("ffn", LINEAR, NOOP)] == [{}]

@@ -12,19 +12,31 @@ from torch import Tensor
 
 from lnlit.callbacks.checkpoints import checkpoint_folder, list_checkpoints
 from lnlit.checkpoint.safetensors_folder import SafetensorsFolder
+from lnlit.data.sources import TextFileSource
+from lnlit.data.text import TextSample
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.modules.optim import AdamW
 from lnlit.search.choice import SLOTS, At, BlockChoice
 from lnlit.search.library import Library
+from lnlit.search.space import Candidates
+from lnlit.stages.library import build_library
 
 
-def test_training_lowers_the_error_of_every_candidate(distillery):
-    optimizer = AdamW(3e-3, warmup_ratio=0.1)
-    library = distillery.fit("out", trainer={"max_steps": 60}, optimizer=optimizer)
+def test_training_lowers_the_error_of_every_candidate(distillery, tiny_parent, documents, tmp_path, monkeypatch):
+    """That of candidates which were not fitted to the text that errors are measured on, and as far as fitted ones have
+    it already, not further."""
+    settings = {"trainer": {"max_steps": 60}, "optimizer": AdamW(3e-3, warmup_ratio=0.1)}
+    fitted = distillery.fit("fitted", **settings)
+    monkeypatch.setattr("lnlit.search.starts.fitted", lambda start, equations: start)
+    sample = TextSample(TextFileSource(documents), rows=4, length=64)
+    space = Candidates(widths=(0.67, 0.33), width_multiple=16)
+    distillery.library = build_library(str(tiny_parent), sample, str(tmp_path / "library"), space)
+    library = distillery.fit("out", **settings)
     for layer in range(2):
         for slot, name in trainable(library, layer):
-            variant = getattr(library.layers[layer], slot)[name]
+            variant, other = (getattr(each.layers[layer], slot)[name] for each in (library, fitted))
             assert variant.trained_error < variant.init_error, (layer, slot, name, variant)
+            assert other.trained_error < variant.trained_error, (layer, slot, name, other)
 
 
 def test_trained_errors_are_measured_like_initial_ones(distillery, built_library):

@@ -25,7 +25,7 @@ from lnlit.interfaces import AttentionLayer, Workload, apply_rope, pool_kv_heads
 from lnlit.models.build import build_decoder
 from lnlit.models.generate import Sampling, generate
 from lnlit.models.lineage import child_spec
-from lnlit.models.parts import conversion, convert, packed, short_name, stored
+from lnlit.models.parts import conversions, packed, short_name, stored
 from lnlit.models.weights import canonical_weights
 from lnlit.modules.distill import Distill
 from lnlit.modules.optim import AdamW
@@ -80,10 +80,10 @@ class Mine(nn.Module, AttentionLayer):
         return [{**args, "groups": count} for count in space.fewer_heads(args["groups"])]
 
     @classmethod
-    def conversion(cls, args, parent):
+    def conversions(cls, args, parent):
         if parent.layer is not cls:
-            return None
-        return lambda weights, scores: pool_kv_heads(weights, parent.args["groups"], args["groups"], ("wk", "wv"))
+            return ()
+        return (lambda weights, scores: pool_kv_heads(weights, parent.args["groups"], args["groups"], ("wk", "wv")),)
 
 
 @pytest.fixture(autouse=True)
@@ -140,12 +140,12 @@ def test_they_are_candidates_and_say_what_they_are_made_of():
     space = Candidates(widths=(0.5,), width_multiple=8, ffn_stubs=("single_linear", asdict(geglu(16))))
     assert list(space.of("ffn", geglu())) == ["geglu-i24", "linear", "geglu-i16"]
     fewer = MINE.replace(groups=1)
-    assert space.of("attention", MINE) == {str(fewer): fewer, "noop": NOOP}  # it knows no matrix that is close to it
+    assert space.of("attention", MINE) == {str(fewer): fewer, "linear": PartSpec("single_linear"), "noop": NOOP}
     ours = Candidates(widths=(), attention_stubs=(asdict(attention(1)),), ffn_stubs=(asdict(swiglu(16)),))
     assert list(ours.of("attention", MINE)) == [str(fewer)]  # ours knows nothing of it
     assert ours.of("ffn", geglu()) == {"i16": swiglu(16)}  # gated too, so its matrices are the same
-    (left_out,) = space.check(FOREIGN)
-    assert left_out.startswith("candidates.attention_stubs: single_linear knows no way to be made of mine(queries=4")
+    (left_out,) = ours.check(FOREIGN)
+    assert left_out.startswith("candidates.attention_stubs: gqa knows no way to be made of mine(queries=4")
     with pytest.raises(UserError, match=r"candidates.ffn_stubs: unknown ffn 'geglue'. Did you mean 'geglu'"):
         Candidates(ffn_stubs=("geglue",))
     with pytest.raises(UserError, match=r"candidates.ffn_stubs.args: 'geglu' needs 'intermediate_size'"):
@@ -155,12 +155,12 @@ def test_they_are_candidates_and_say_what_they_are_made_of():
 def test_a_gated_ffn_is_made_of_any_other_with_the_same_matrices():
     weights = {f"mlp.{name}_proj.weight": torch.randn(48, 32) for name in ("gate", "up")}
     weights["mlp.down_proj.weight"] = torch.randn(32, 48)
-    made = convert("ffn", swiglu(48), geglu(48), weights)
+    made = conversions("ffn", swiglu(48), geglu(48))[0](weights, None)
     assert made.keys() == weights.keys() and all(torch.equal(made[name], weights[name]) for name in made)
-    narrow = convert("ffn", swiglu(48, fused=True), geglu(16), weights, torch.arange(48.0))
+    narrow = conversions("ffn", swiglu(48, fused=True), geglu(16))[0](weights, torch.arange(48.0))
     assert torch.equal(narrow["mlp.up_proj.weight"], weights["mlp.up_proj.weight"][32:])
     for wider in (geglu(64), geglu(48).replace(bias=True)):
-        assert conversion("ffn", swiglu(48), wider) is None
+        assert not conversions("ffn", swiglu(48), wider)
 
 
 def test_two_candidates_of_one_name_are_refused():
@@ -184,7 +184,7 @@ def test_a_model_of_nothing_else_goes_through_search_and_training(tmp_path, text
     space = Candidates(widths=(0.5,), width_multiple=8)
     library = build_library(str(parent), sample, str(tmp_path / "library"), space)
     fewer = str(MINE.replace(groups=1))
-    assert list(Library.open(library).layers[0].attention) == [str(MINE), fewer, "noop"]
+    assert list(Library.open(library).layers[0].attention) == [str(MINE), fewer, "linear", "noop"]
     assert list(Library.open(library).layers[0].ffn) == ["geglu-i48", "geglu-i24", "linear", "noop"]
 
     distilled = Distillery(parent, library, text_file, tmp_path).fit("distilled", trainer={"max_steps": 4})

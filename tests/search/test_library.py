@@ -211,7 +211,7 @@ def test_candidates_fit_the_parents_part():
     assert list(of("ffn", swiglu(48))) == ["linear", "noop"]
     assert of("ffn", NOOP) == {}
     assert list(of("attention", PartSpec("single_linear"))) == ["noop"]
-    assert list(of("ffn", PartSpec("nameless", {"width": 512}))) == ["noop"]
+    assert list(of("ffn", PartSpec("nameless", {"width": 512}))) == ["linear", "noop"]
 
 
 def test_candidates_that_cannot_be_are_refused():

@@ -64,16 +64,29 @@ def test_initial_errors_are_those_of_whole_blocks_in_the_parent(mixed, sample, t
     assert checked == 20
 
 
-def test_channels_by_contribution_beat_the_first_ones(tiny_parent, sample, tmp_path, monkeypatch):
+def test_channels_that_are_hard_to_replace_beat_the_first_ones(tiny_parent, sample, tmp_path, monkeypatch):
     def mean_error(out: str) -> float:
         library = Library.open(build_library(str(tiny_parent), sample, str(tmp_path / out), SMALL))
         return sum(layer.ffn["i16"].init_error or 0 for layer in library.layers) / 2
 
     scored = mean_error("scored")
     monkeypatch.setattr(
-        "lnlit.search.space.channel_contributions", lambda inner, down: torch.arange(float(down.shape[1])).flip(0)
+        "lnlit.search.starts.removal_order", lambda gram, down: torch.arange(float(down.shape[1])).flip(0)
     )
     assert scored < mean_error("first")
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_no_fit_makes_an_ffn_worse_on_its_text(tiny_parent, sample, tmp_path, monkeypatch, rows):
+    """A matrix that is fitted starts from nothing, so it is nearer to the parent than nothing is."""
+    sample, errors = dataclasses.replace(sample, rows=rows), []
+    for number in range(2):
+        library = Library.open(build_library(str(tiny_parent), sample, str(tmp_path / f"{number}"), SMALL))
+        errors.append([{name: variant.init_error for name, variant in layer.ffn.items()} for layer in library.layers])
+        monkeypatch.setattr("lnlit.search.starts.fitted", lambda start, equations: start)
+    for fitted, plain in zip(*errors, strict=True):
+        assert fitted["linear"] < fitted["noop"] == plain["noop"] == pytest.approx(plain["linear"])
+        assert fitted["i16"] <= plain["i16"] and fitted["i32"] <= plain["i32"]
 
 
 def test_an_interrupted_build_goes_on_and_ends_the_same(tiny_parent, sample, built_library, tmp_path, monkeypatch):

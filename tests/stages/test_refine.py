@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
     """A parent of four layers, its library of six choices a layer, and a solution in half of the parent's weights.
 
     The FFNs of layers 1 and 2 do the same, so strongly that either alone would do. Each of them scores as superfluous,
-    and what sums of scores call best lacks both.
+    and what sums of scores call best lacks both. Narrower FFNs that were fitted to the parent's would cost nothing.
     """
     pytest.importorskip("lnlit_highs", reason="pip install -e plugins/lnlit-highs")
     folder = tmp_path_factory.mktemp("refine")
@@ -54,7 +54,9 @@ def folder(tmp_path_factory) -> Path:
     candidates = Candidates(
         kv_heads=[], widths=(0.33,), width_multiple=16, attention_stubs=("noop",), ffn_stubs=("noop",)
     )
-    library = str(build_library(parent, sample(folder), str(folder / "library"), candidates))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lnlit.search.starts.fitted", lambda start, equations: start)
+        library = str(build_library(parent, sample(folder), str(folder / "library"), candidates))
     scores = str(score(parent, library, sample(folder, 4), str(folder / "scores.jsonl"), dtype="float32"))
     work = [Workload(1, 8, 8)]
     costs = str(measure(library, work, str(folder / "costs.json"), dtype="float32", timing=False))
