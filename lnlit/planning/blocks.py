@@ -15,6 +15,7 @@ from lnlit.planning.plan import Plan, compute_seconds
 from lnlit.planning.sizes import Mesh, block_flops, part_unit, sized
 from lnlit.planning.training import Bytes
 from lnlit.search.choice import SLOTS, Half, alone
+from lnlit.search.library import MODULES
 from lnlit.search.space import Candidates
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
@@ -54,19 +55,16 @@ def layer_by_layer(spec: ModelSpec, tokens: int, batch_tokens: int, dtype: torch
 def fitting(spec: ModelSpec, layers: Sequence[Sequence[Tried]], tokens: int, dtype: torch.dtype) -> tuple[int, int]:
     """What a library takes beside a layer to fit its candidates, in bytes: the outputs of one half of the parent's
     layer, which are on the GPU, and sums of products, which are on the CPU if there is no room for them."""
-    linears = {
-        (slot, part): layer_class(slot, part).output_linear
-        for block, layer in zip(spec.layers, layers, strict=True)
-        for slot, part in (*layer, *((slot, getattr(block, slot)) for slot, _ in layer if slot == "ffn"))
+    fitted = {each for layer in layers for each in layer}
+    scored: set[Tried] = {
+        ("ffn", block.ffn) for block, layer in zip(spec.layers, layers, strict=True) if "ffn" in dict(layer)
     }
-    wanted = (
-        getattr(build_block(spec, 0, alone(slot, part)), {"attention": "self_attn", "ffn": "mlp"}[slot]).get_submodule(
-            name
-        )
-        for (slot, part), name in linears.items()
-        if name is not None
-    )
-    sums = max((work_bytes(linear.in_features, spec.hidden_size) for linear in wanted), default=0)
+    width = 0
+    for slot, part in fitted | scored:
+        if (name := layer_class(slot, part).output_linear) is not None:
+            linear = build_block(spec, 0, alone(slot, part)).get_submodule(f"{MODULES[slot]}.{name}")
+            width = max(width, linear.in_features)  # type: ignore[arg-type, type-var]
+    sums = work_bytes(width, spec.hidden_size)
     return tokens * spec.hidden_size * dtype.itemsize, sums
 
 

@@ -35,7 +35,8 @@ from lnlit.specs import BlockSpec, ModelSpec
 FORMAT = 1
 INDEX, CALIBRATION = "library.json", "calibration.safetensors"
 _ABOUT = "lnlit"  # the one metadata key of a layer file; with several, equal files would differ in their order
-#: The norm that belongs to each sub-block.
+#: The module of each sub-block, and the norm that belongs to it.
+MODULES: dict[Half, str] = {"attention": "self_attn", "ffn": "mlp"}
 NORMS: dict[Half, str] = {"attention": "input_layernorm.weight", "ffn": "post_attention_layernorm.weight"}
 
 
@@ -234,7 +235,7 @@ class Library:
 
 def slot_weights(slot: Half, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part of a block's weights that belongs to one slot, its norm included."""
-    part = {"attention": "self_attn.", "ffn": "mlp."}[slot]
+    part = f"{MODULES[slot]}."
     return {name: tensor for name, tensor in weights.items() if name.startswith(part) or name == NORMS[slot]}
 
 

@@ -25,12 +25,10 @@ from lnlit.models.parts import conversions, layer_class, short_name
 from lnlit.models.surgery import removal_order
 from lnlit.objectives.block_error import squared_errors
 from lnlit.search.choice import SLOTS, At, Half, alone
-from lnlit.search.library import NORMS, LayerVariants, Variant, slot_weights
+from lnlit.search.library import MODULES, NORMS, LayerVariants, Variant, slot_weights
 from lnlit.search.space import Candidates
 from lnlit.search.walk import Step, Walk
 from lnlit.specs import ModelSpec, PartSpec
-
-_MODULES: dict[Half, str] = {"attention": "self_attn", "ffn": "mlp"}
 
 
 @torch.no_grad()
@@ -101,7 +99,7 @@ class _Starts:
         names = dict(child.named_parameters())
         weights = start | (self._norm if names else {})
         if output is not None:
-            name = f"{_MODULES[self._slot]}.{output}.weight"
+            name = f"{MODULES[self._slot]}.{output}.weight"
             like = next(iter(self._own.values()))
             weights.setdefault(name, torch.zeros(names[name].shape, dtype=like.dtype, device=like.device))
             equations = self._equations(self._loaded(child, weights))
@@ -150,7 +148,7 @@ def _output_linear(slot: Half, part: PartSpec) -> str | None:
 
 def _linear(block: Block, slot: Half) -> nn.Linear:
     """The last linear of a block's half, which has one."""
-    half = block.get_submodule(_MODULES[slot])
+    half = block.get_submodule(MODULES[slot])
     return half.get_submodule(half.output_linear)  # type: ignore[return-value, arg-type]
 
 
