@@ -144,6 +144,8 @@ from lnlit.specs import BlockSpec as BlockSpec
 from lnlit.specs import ModelSpec as ModelSpec
 from lnlit.specs import PartSpec as PartSpec
 from lnlit.stages.annotate import annotate as rollout_annotate
+from lnlit.stages.card import card as card
+from lnlit.stages.card import push as push
 from lnlit.stages.curate import curate as curate
 from lnlit.stages.curriculum import curriculum as rollout_curriculum
 from lnlit.stages.evaluate import evaluate as evaluate

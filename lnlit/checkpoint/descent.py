@@ -15,6 +15,7 @@ from typing import Any
 from lnlit.checkpoint.fingerprint import model_source
 from lnlit.checkpoint.folder import LnlitFolder, read_provenance
 from lnlit.checkpoint.formats import read_spec, resolve
+from lnlit.checkpoint.licence import licence_of
 from lnlit.checkpoint.lightning import LightningCheckpoint
 from lnlit.errors import UserError
 from lnlit.models.lineage import Lineage
@@ -28,6 +29,8 @@ def descent(parent: str | Path, layers: Lineage | None = None) -> dict[str, Any]
         record["layers"] = [list(made_of) for made_of in layers]
     if before := _provenance(resolve(parent)):
         record["parent_provenance"] = before
+    elif licence := licence_of(str(parent)):
+        record["parent_licence"] = licence
     return record
 
 

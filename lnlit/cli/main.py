@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ablate": ("ablate:main", "compare variants of a configuration over several seeds, with intervals"),
     "data": ("data:main", "show what is learned of a configuration's rows: lnlit data show CONFIG"),
     "chat": ("chat:main", "talk to a model: lnlit chat MODEL [--thinking on|off|none]"),
+    "card": ("card:card_command", "write a model folder's card from its lnlit.json: lnlit card FOLDER"),
+    "push": ("card:push_command", "upload a model folder to the Hugging Face hub: lnlit push FOLDER OWNER/NAME"),
     "recipes": ("recipes:main", "list configurations to begin with, show or copy one: lnlit recipes copy NAME DIR"),
     "plugins": (
         "plugins:main",

