@@ -128,8 +128,8 @@ class Layer:
     @classmethod
     def conversions(cls, args: Args, parent: Parent) -> Sequence[Conversion]:
         """Functions that compute this part's initial weights, for `args`, from those of `parent` without training. A
-        search tries each and keeps the one that is nearest to the parent once `output_linear` is fitted. None: it
-        leaves the candidate out."""
+        search tries each and keeps the one that is nearest to the parent once `output_linear` is fitted, or the first
+        of a part without one. No functions: it leaves the candidate out."""
         return ()
 
 

@@ -46,6 +46,11 @@ class NormalEquations:
         assert sums is not None, "no rows"
         return cls(*sums.split((sums.shape[1], sums.shape[2] - sums.shape[1]), dim=-1))
 
+    def distance(self, weight_DF: Tensor) -> float:
+        """The squared difference of the outputs of a weight to those wanted, less the square of those."""
+        weight_FD = weight_DF.double().T
+        return float((weight_FD * (self.grams.sum(0) @ weight_FD - 2 * self.crosses.sum(0))).sum())
+
 
 def work_bytes(inputs: int, outputs: int) -> int:
     """The bytes that fitting a linear takes at most, or finding the order in which channels go

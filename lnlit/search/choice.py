@@ -105,8 +105,9 @@ class Variant:
     """One choice for one slot of one layer.
 
     Errors are normalised: squared distance of the block's output to the parent block's, over that output's square,
-    the block being the variant beside the parent's other sub-block, fed with the parent's activations. `sha256` is of
-    the weights; None for the parent's own, for none, and in libraries from before it was kept.
+    the block being the variant beside the parent's other sub-block, fed with the parent's activations. The text is the
+    library's, to which its candidates were fitted, so that initial errors flatter them a little. `sha256` is of the
+    weights; None for the parent's own, for none, and in libraries from before it was kept.
     """
 
     part: PartSpec

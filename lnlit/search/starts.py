@@ -88,27 +88,29 @@ class _Starts:
         self._scores_F = self._channel_scores() if slot == "ffn" else None
 
     def best(self, part: PartSpec) -> tuple[dict[str, Tensor], float]:
-        """The weights of `part`, norm included, that are nearest to the parent's block, of all ways to make it of the
-        parent's; and their error."""
+        """The weights of `part`, norm included, whose outputs are nearest to the parent's, of all ways to make it of
+        the parent's; and the error of the block that has them."""
         parent = getattr(self._spec.layers[self._layer], self._slot)
         ways = conversions(self._slot, parent, part)
-        return min((self._fitted(part, way(self._own, self._scores_F)) for way in ways), key=lambda tried: tried[1])
+        tried = (self._fitted(part, way(self._own, self._scores_F)) for way in ways)
+        weights, _ = min(tried, key=lambda each: each[1])
+        return weights, _error(self._steps, self._loaded(part, weights), self._slot)
 
     def _fitted(self, part: PartSpec, start: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-        child, output = build_block(self._spec, self._layer, alone(self._slot, part)), _output_linear(self._slot, part)
-        names = dict(child.named_parameters())
-        weights = start | (self._norm if names else {})
-        if output is not None:
-            name = f"{MODULES[self._slot]}.{output}.weight"
-            like = next(iter(self._own.values()))
-            weights.setdefault(name, torch.zeros(names[name].shape, dtype=like.dtype, device=like.device))
-            equations = self._equations(self._loaded(child, weights))
-            weights[name] = fitted(weights[name].to(equations.grams.device), equations).to(like.device)
-            child = build_block(self._spec, self._layer, alone(self._slot, part))
-        return weights, _error(self._steps, self._loaded(child, weights), self._slot)
+        """The fitted weights, and how far their outputs are from the parent's; 0 if there is nothing to fit."""
+        empty = build_block(self._spec, self._layer, alone(self._slot, part))
+        shapes = {name: weight.shape for name, weight in empty.named_parameters()}
+        weights = start | (self._norm if shapes else {})
+        if (output := layer_class(self._slot, part).output_linear) is None:
+            return weights, 0.0
+        name, like = f"{MODULES[self._slot]}.{output}.weight", next(iter(self._own.values()))
+        weights.setdefault(name, torch.zeros(shapes[name], dtype=like.dtype, device=like.device))
+        equations = self._equations(self._loaded(part, weights))
+        found = fitted(weights[name].to(equations.grams.device), equations)
+        return {**weights, name: found.to(like.device)}, equations.distance(found)
 
-    def _loaded(self, child: Block, weights: Mapping[str, Tensor]) -> Block:
-        like = self._steps[0].x_BTD
+    def _loaded(self, part: PartSpec, weights: Mapping[str, Tensor]) -> Block:
+        child, like = build_block(self._spec, self._layer, alone(self._slot, part)), self._steps[0].x_BTD
         return load_block(child, {name: tensor.to(like.device, like.dtype) for name, tensor in weights.items()})
 
     def _equations(self, child: Block) -> NormalEquations:
@@ -130,7 +132,7 @@ class _Starts:
 
     def _channel_scores(self) -> Tensor | None:
         parent = self._steps[0].block
-        if _output_linear(self._slot, self._spec.layers[self._layer].ffn) is None:
+        if parent.mlp is None or parent.mlp.output_linear is None:
             return None
         return removal_order(self._equations(parent).grams.sum(0), _linear(parent, self._slot).weight)
 
@@ -140,10 +142,6 @@ def _update(block: Block, slot: Half, step: Step) -> Tensor:
     if slot == "attention":
         return block.self_attn(block.input_layernorm(step.x_BTD), step.attend, step.rope)  # type: ignore[misc]
     return block.mlp(block.post_attention_layernorm(step.h_BTD))  # type: ignore[misc]
-
-
-def _output_linear(slot: Half, part: PartSpec) -> str | None:
-    return layer_class(slot, part).output_linear
 
 
 def _linear(block: Block, slot: Half) -> nn.Linear:

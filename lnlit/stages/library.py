@@ -1,4 +1,4 @@
-"""`lnlit search library`: builds every layer's candidates, with initial weights computed without training."""
+"""`lnlit search library`: builds every layer's candidates, with weights made of the parent's and fitted to it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,16 @@ def build_library(
 ) -> Path:
     """Build the block library of a model: every layer's smaller variants, made from its weights and a text sample.
 
+    Of a narrower FFN, the channels stay that the others cannot make up for. Heads are averaged, or one of neighbours
+    stays, whichever is nearer to the parent. Then the last linear of each variant, or the only one, is fitted to the
+    parent's outputs by least squares.
+
     One layer is in memory at a time. A build that was interrupted goes on at the next layer.
 
     Args:
         model: The parent: a model folder.
-        data: The text that channel contributions and initial errors are measured on.
+        data: The text that candidates are fitted to, and that initial errors are measured on. Less than a few thousand
+            tokens fit badly.
         out: Folder to write. An unfinished library of the same settings there is gone on with.
         candidates: The candidates for each layer.
         dtype: The dtype of the forward passes. Candidates keep the parent's dtype.

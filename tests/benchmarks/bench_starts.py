@@ -115,16 +115,16 @@ def main() -> None:
     spec = read_spec(source)
     parent = layerwise_decoder(source, torch.device("cpu"), torch.float32)
     walks = []
-    for rows, skip in (CALIBRATION, TRAIN, HELD_OUT):
+    for rows, skip in (CALIBRATION, HELD_OUT, *([TRAIN] if given.steps else [])):
         tokens_RT = TextSample(JsonlSource(given.text), rows, 512, skip).tokens(str(source))
         walks.append(Walk.of_rows(parent, tokens_RT.split(2)))
-    calibration, train, held_out = walks
+    calibration, held_out, *train = walks
     found: dict[tuple[str, str], list[float]] = {}
     for layer in range(len(spec.layers)) if given.layers is None else given.layers:
         for walk in walks:
             walk.seek(2 * layer)
         made, seen = both(spec, calibration, layer), held_out.steps()
-        steps = train.steps() if given.steps else []
+        steps = [step for walk in train for step in walk.steps()]
         for start, weights in made.items():
             for at, tensors in sorted(weights.items()):
                 block = build_block(spec, layer, alone(at.slot, part_of(spec, layer, at)))  # type: ignore[arg-type]

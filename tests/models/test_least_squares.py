@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy
+import pytest
 import torch
 
 from lnlit.models.least_squares import RIDGES, NormalEquations, fitted
@@ -37,8 +38,12 @@ def test_a_fitted_linear_is_the_solution_of_least_squares():
         errors = {ridge: float(((odd[0] @ found.T - odd[1]) ** 2).sum()) for ridge, found in tried.items()}
         best = min(RIDGES, key=errors.__getitem__)
         assert errors[best] < ((odd[0] @ start.T - odd[1]) ** 2).sum()
-        got = fitted(weight, NormalEquations.of_rows(zip(x, y, strict=True)))
+        equations = NormalEquations.of_rows(zip(x, y, strict=True))
+        got = fitted(weight, equations)
         numpy.testing.assert_allclose(got, solved(start, x_NF, y_ND, best * unit), rtol=1e-4, atol=1e-4)
+        for each in (weight, got):
+            off = ((x_NF @ each.double().numpy().T - y_ND) ** 2).sum() - (y_ND**2).sum()
+            assert equations.distance(each) == pytest.approx(off, rel=1e-5)
         chosen.add(best)
     assert len(chosen) > 1
 
