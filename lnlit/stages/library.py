@@ -60,7 +60,7 @@ def build_library(
         raise UserError(f"data.length {tokens_RT.shape[1]} is longer than the model's context of {spec.context_length}")
     calibration = {"tokens": tokens_RT.numel(), "sha256": hashlib.sha256(tokens_RT.numpy().tobytes()).hexdigest()}
     parent, sha256 = model_source(model), fingerprint(model)
-    made_by = {"candidates": asdict(candidates), "dtype": dtype}
+    made_by = {"candidates": asdict(candidates), "dtype": dtype, "starts": "least squares"}  # not so in older ones
     recipe = {"model": parent, "parent_sha256": sha256, "spec": spec.to_json(), "calibration": calibration, **made_by}
     writer = LibraryWriter(out, recipe)
     writer.write_calibration(tokens_RT)
