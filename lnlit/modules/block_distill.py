@@ -46,6 +46,9 @@ _STATE = "block_distill"
 #: The paper states no optimizer. These are the defaults of NVIDIA's first public code.
 _OPTIMIZER = AdamW(1e-4, warmup_ratio=0.05, weight_decay=0.1)
 
+#: What a library's record says of candidates that were trained because none were named.
+_BY_THEMSELVES = ("*/attention/*", "*/ffn/*")
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -73,7 +76,7 @@ class BlockDistill(L.LightningModule):
         out: Folder of the trained library.
         optimizer: AdamW and its schedule.
         only: Which candidates to train, by places like "layer_03/attention/kv1", "layer_03/ffn/i768" and
-            "layer_03/block/kv1+i768", or by names like "kv1", with * and ?.
+            "layer_03/block/kv1+i768", or by names like "kv1", with * and ?. By default every attention and every FFN.
         layers_at_once: How many layers train together. Weights and optimizer states of these are in memory, 16 bytes a
             parameter. Each group of layers trains for one epoch, so `trainer.max_epochs` is the number of groups.
         gradient_clip_val: Largest gradient norm of one candidate.
@@ -90,7 +93,7 @@ class BlockDistill(L.LightningModule):
         library: str,
         out: str,
         optimizer: AdamW = _OPTIMIZER,
-        only: tuple[str, ...] = ("*/attention/*", "*/ffn/*"),
+        only: tuple[str, ...] | None = None,
         layers_at_once: int | None = None,
         gradient_clip_val: float = 1.0,
         batch_tokens: int = 4096,
@@ -126,7 +129,11 @@ class BlockDistill(L.LightningModule):
         library, spec = Library.open(self.library), read_spec(self.model)
         library.check_parent(model_source(self.model), spec, fingerprint(self.model))
         check_run(trainer, spec, self.model)
-        recipe = {"library": str(library.folder), "only": list(self.only), "optimizer": asdict(self.optimizer)}
+        recipe = {
+            "library": str(library.folder),
+            "only": list(self.only or _BY_THEMSELVES),
+            "optimizer": asdict(self.optimizer),
+        }
         writer, chosen = LibraryWriter(self.out, recipe), trainable(library, self.only)
         layers = sorted({at.layer for at in chosen})
         at_once = self.layers_at_once or len(layers)

@@ -87,10 +87,13 @@ class Sized:
         dtype: torch.dtype = torch.float32,
         lora: LoRA | None = None,
         fuse_gate_up: bool = False,
+        trains_head: bool = True,
     ) -> None:
         self.spec = packed(spec) if fuse_gate_up else stored(spec) if tensor_parallel > 1 else spec
         self.dtype = dtype
         decoder = build_decoder(self.spec, "meta", dtype)
+        if decoder.lm_head is not None and not trains_head:
+            decoder.lm_head.requires_grad_(False)
         if lora is not None:
             add_lora(decoder, lora)
         self.parameters = sum(parameter.numel() for parameter in decoder.parameters())

@@ -111,7 +111,8 @@ class OnMesh:
         self.cast = self.compute if mixed and not self.sharded else None  # FSDP2 casts what it gathers
         self.frees_gradients = training.micro_batches > 1 and not self.sharded
         dtype = torch.float32 if self.cast is not None else self.compute
-        self.model = sized(training.spec, mesh.tensor_parallel, dtype, training.lora, training.fuse_gate_up)
+        adapted = training.lora, training.fuse_gate_up
+        self.model = sized(training.spec, mesh.tensor_parallel, dtype, *adapted, training.loss != "scores")
         self.others = [
             (each, sized(each.spec, mesh.tensor_parallel if each.sharded else 1, each.dtype))
             for each in training.frozen

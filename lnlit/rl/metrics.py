@@ -30,9 +30,6 @@ def describe(samples: Sequence[Judged], samples_per_prompt: int) -> dict[str, fl
     ended = [length for length, sample in zip(lengths, samples, strict=True) if not sample.truncated]
     known = table_PG[~table_PG.isnan()]
     numbers = {
-        "reward": _mean(known.tolist()),
-        "reward_std": known.std().item() if len(known) > 1 else 0.0,
-        "frac_reward_zero_std": without_spread(table_PG).double().mean().item(),
         "completions/mean_length": fmean(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
@@ -40,7 +37,12 @@ def describe(samples: Sequence[Judged], samples_per_prompt: int) -> dict[str, fl
         "completions/clipped_ratio": 1 - len(ended) / len(samples),
     }
     if samples[0].rewards:
-        numbers["rewards/unscorable"] = sum(math.isnan(sample.reward) for sample in samples) / len(samples)
+        numbers |= {
+            "reward": _mean(known.tolist()),
+            "reward_std": known.std().item() if len(known) > 1 else 0.0,
+            "frac_reward_zero_std": without_spread(table_PG).double().mean().item(),
+            "rewards/unscorable": sum(math.isnan(sample.reward) for sample in samples) / len(samples),
+        }
     for name in samples[0].rewards:
         values = [value for sample in samples if (value := sample.rewards[name].value) is not None]
         numbers[f"rewards/{name}/mean"] = _mean(values)

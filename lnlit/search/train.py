@@ -11,19 +11,29 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lnlit.errors import UserError
 from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.search.choice import SLOTS, STORED, At, LayerVariants, Pair, Slot, Variant, chosen
 from lnlit.search.library import Library
 from lnlit.search.walk import Step
 
 
-def trainable(library: Library, only: Sequence[str]) -> list[At]:
-    """What there is to train, in the library's order: everything with weights that one of the patterns `only` fits.
+def trainable(library: Library, only: Sequence[str] | None) -> list[At]:
+    """What there is to train, in the library's order: everything with weights that one of the patterns `only` fits, or
+    every attention and every FFN if it is None.
 
     The parent's own variants are never trained by themselves, and blocks of any two halves are possible. Raises
-    `UserError` for a pattern that fits nothing.
+    `UserError` for a pattern that fits nothing, and if there is nothing to train.
     """
-    return chosen([at for layer in range(len(library.layers)) for at in _trainable(library, layer)], only)
+    every = [at for layer in range(len(library.layers)) for at in _trainable(library, layer)]
+    if only is not None:
+        return chosen(every, only)
+    found = [at for at in every if at.slot != "block"]
+    if not found:
+        raise UserError(
+            f"{library.folder}: no candidate has weights to train. Score and solve with the library as it is."
+        )
+    return found
 
 
 def _trainable(library: Library, layer: int) -> Iterator[At]:

@@ -95,7 +95,7 @@ def write_models(folder: Path) -> None:
 def write_rows(folder: Path) -> None:
     text = "the quick brown fox jumps over the lazy dog. " * 40
     chats = [{"messages": [{"role": "user", "content": "go on"}, {"role": "assistant", "content": text}]}] * 64
-    pairs = [{"prompt": "go on", "completions": [text[:400], text[9:400]], "rewards": [1.0, 0.0]}] * 64
+    pairs = [{"prompt": "go on", "completions": [text[:480], text[9:489]], "rewards": [1.0, 0.0]}] * 64
     for name, rows in {"ChatData": chats, "TextData": [{"text": text}] * 64, "PreferenceData": pairs}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

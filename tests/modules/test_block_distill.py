@@ -19,6 +19,7 @@ from lnlit.modules.optim import AdamW
 from lnlit.search.choice import SLOTS, At, BlockChoice
 from lnlit.search.library import Library
 from lnlit.search.space import Candidates
+from lnlit.search.train import trainable as to_train
 from lnlit.stages.library import build_library
 
 
@@ -37,6 +38,21 @@ def test_training_lowers_the_error_of_every_candidate(distillery, tiny_parent, d
             variant, other = (getattr(each.layers[layer], slot)[name] for each in (library, fitted))
             assert variant.trained_error < variant.init_error, (layer, slot, name, variant)
             assert other.trained_error < variant.trained_error, (layer, slot, name, other)
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_by_default_whatever_a_library_has_is_trained(tiny_parent, documents, tmp_path, slot):
+    """Of a library whose other slot has no candidate with weights, too."""
+    sample = TextSample(TextFileSource(documents), rows=2, length=32)
+    none = {"attention": {"widths": ()}, "ffn": {"kv_heads": []}}[slot]
+    stubs = {"attention_stubs": ("noop",), "ffn_stubs": ("noop",)}
+    space = Candidates(**{"kv_heads": [1], "widths": (0.5,), "width_multiple": 16, **stubs, **none})
+    library = build_library(str(tiny_parent), sample, str(tmp_path / "library"), space)
+    found = to_train(Library.open(library), None)
+    assert found == [
+        At(layer, slot, name) for layer in range(2) for own, name in trainable(Library.open(library), layer)
+    ]
+    assert found and {at.slot for at in found} == {slot}
 
 
 def test_trained_errors_are_measured_like_initial_ones(distillery, built_library):

@@ -104,6 +104,16 @@ def test_adapters_have_moments_and_the_model_has_none():
     assert lora.resting["optimizer"] == 8 * adapters and lora.gradients == 4 * adapters
 
 
+def test_a_reward_model_trains_no_head_of_the_vocabulary():
+    whole, reward = (
+        Training(SPEC.replace(tie_embeddings=False), T, loss=loss).on(Mesh(1, 1))
+        for loss in ("cross_entropy", "scores")
+    )
+    assert whole.resting["parameters"] == reward.resting["parameters"]
+    assert whole.resting["optimizer"] - reward.resting["optimizer"] == 8 * 512 * 128
+    assert whole.gradients - reward.gradients == 4 * 512 * 128
+
+
 def test_a_teacher_is_held_beside_the_model():
     teacher = Frozen("teacher", SPEC, sharded=True, bf16=True, kept_layers=2)
     training = Training(SPEC, T, precision="bf16-mixed", sharded=True, loss="distillation", frozen=(teacher,))
