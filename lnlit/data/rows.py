@@ -80,7 +80,7 @@ class Conversation:
 
 
 def conversation(row: Mapping[str, Any], thinking: Thinking | None = None) -> Conversation:
-    """A row's conversation, beginning with its system prompt. The README has the table of forms.
+    """A row's conversation, beginning with its system prompt. docs/guide/rows.md has the forms.
 
     The toggle is taken from the row's system prompt, or from its key `thinking` or `reasoning`, and is put before a
     system prompt that does not mention thinking. Otherwise it is the argument, unless the row has a key `system` or

@@ -10,8 +10,9 @@ from typing import Any
 class Source(ABC):
     """A finite, deterministic sequence of rows. A row is a dict of JSON values.
 
-    Chat rows may have any form that `lnlit.data.rows` reads, such as `messages` ([{role, content}, ...]); the README
-    lists them. Other keys (`answer`, `category`, ...) are passed through, so that rewards can read them.
+    Chat rows may have any form that `lnlit.data.rows` reads, such as `messages` ([{role, content}, ...]);
+    docs/guide/rows.md lists them. Other keys (`answer`, `category`, ...) are passed through, so that rewards can read
+    them.
     """
 
     def __str__(self) -> str:
