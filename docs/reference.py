@@ -12,12 +12,15 @@ import html
 import inspect
 import io
 import json
+import os
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Union
+from unittest import mock
 
 from datatrove.pipeline.base import PipelineStep
 from jsonargparse import Unset
@@ -90,7 +93,7 @@ def parts_of(kind: Any) -> Iterator[tuple[str, Any]]:
         return
     for name in names.choices(kind):
         found = names.imported(names.resolve(kind, name))
-        if found.__module__.startswith("lnlit."):
+        if found.__module__.startswith("lnlit.") and "._" not in found.__module__:
             yield name, found
 
 
@@ -195,7 +198,8 @@ def _commands(settings: dict[str, type]) -> str:
 
 
 def _help(command: str) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    wide = mock.patch.dict(os.environ, COLUMNS="100")  # argparse breaks lines for the terminal
+    with wide, contextlib.redirect_stdout(io.StringIO()) as said:
         main([command, "--help"])
     return said.getvalue().strip()
 
@@ -211,4 +215,5 @@ def _cell(text: str) -> str:
 def _escaped(text: str) -> str:
     """Text of a docstring as Markdown: what is no code span holds no markup."""
     spans = re.split(r"(`[^`]*`)", text)
-    return "".join(span if at % 2 else re.sub(r"([*_\[\]<])", r"\\\1", span) for at, span in enumerate(spans))
+    plain = (re.sub(r"([*_\[\]])", r"\\\1", html.escape(span, quote=False)) for span in spans[::2])
+    return "".join(text for pair in zip_longest(plain, spans[1::2], fillvalue="") for text in pair)
