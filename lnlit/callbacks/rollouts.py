@@ -13,10 +13,9 @@ from statistics import fmean
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lnlit.callbacks.pictures import log_pictures
+from lnlit.callbacks.boards import log_pictures, log_text
 from lnlit.errors import UserError
 from lnlit.report.rollouts import by_prompt, in_words, sections, widest, write_page
 from lnlit.rl.collector import RolloutData
@@ -31,15 +30,14 @@ class RolloutLog(L.Callback):
     """Writes the samples of each rollout and each validation as Parquet files to `<default_root_dir>/rollouts`, and
     updates the page `<default_root_dir>/rollouts.html` after each validation and at the end.
 
-    TensorBoard gets the best and the worst answers to the prompts whose rewards differ most, and validation's answers
-    to the first held-out prompts. Every logger that accepts images gets the charts at the end. A resumed run continues
-    the record of its checkpoint; a new run replaces the record of an earlier one. `lnlit rollout page` writes the page
-    again.
+    Every logger gets the best and the worst answers to the prompts whose rewards differ most, validation's answers to
+    the first held-out prompts, and the charts at the end. A resumed run continues the record of its checkpoint; a new
+    run replaces the record of an earlier one. `lnlit rollout page` writes the page again.
 
     Args:
         every_n_rollouts: Keep the samples of every n-th rollout. Metrics are kept for all rollouts.
         keep: The number of rollouts whose samples are kept: the first and the newest ones. All validations are kept.
-        num_prompts: The number of prompts to show in TensorBoard.
+        num_prompts: The number of prompts that loggers get.
     """
 
     def __init__(self, every_n_rollouts: int = 1, keep: int = 100, num_prompts: int = 3) -> None:
@@ -121,11 +119,10 @@ class RolloutLog(L.Callback):
 
     def _show(self, stage: Stage, step: int, samples: Sequence[Sample]) -> None:
         assert self._trainer is not None
-        boards = [logger for logger in self._trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        loggers = self._trainer.loggers
         pairs = widest(samples) if stage == _TRAIN else _in_order(samples)
-        for number, (best, worst) in enumerate(pairs[: self.num_prompts] if boards else ()):
-            for board in boards:
-                board.experiment.add_text(f"rollouts/{stage}/{number}", markdown(best, worst), step)
+        for number, (best, worst) in enumerate(pairs[: self.num_prompts] if loggers else ()):
+            log_text(loggers, f"rollouts/{stage}/{number}", markdown(best, worst), step)
 
     # how long training took
 
@@ -177,7 +174,7 @@ class RolloutLog(L.Callback):
 
 
 def markdown(best: Sample, worst: Sample) -> str:
-    """A prompt with its best and its worst sample as Markdown, for TensorBoard."""
+    """A prompt with its best and its worst sample as Markdown, for loggers."""
     parts = [f"*{message.get('role')}*\n\n{_fenced(str(message.get('content')))}" for message in best.prompt.messages]
     shown = {"best": best, "worst": worst} if best is not worst else {"answer": best}
     for name, sample in shown.items():

@@ -1,4 +1,4 @@
-"""Logs what the model answers while it trains, with thinking on and off, as text in TensorBoard."""
+"""Logs what the model answers while it trains, with thinking on and off, as text in every logger."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from lnlit.callbacks.boards import log_text
 from lnlit.callbacks.export import ExportsFiles
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.data.chat import ChatEncoder
@@ -23,7 +23,7 @@ from lnlit.models.weights import inference_copy
 class SampleGenerations(L.Callback):
     """Generates greedy answers to a few prompts with thinking on and off: at the start, every n steps and at the end.
 
-    Does nothing without TensorBoard, with data that are not chats, or when training a reward model.
+    Does nothing without a logger, with data that are not chats, or when training a reward model.
 
     Args:
         prompts: User messages. By default the first two distinct ones of the training data.
@@ -50,11 +50,10 @@ class SampleGenerations(L.Callback):
         self.sample(trainer, pl_module)
 
     def sample(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         data = trainer.datamodule  # type: ignore[attr-defined]
         chat = isinstance(getattr(data, "encoder", None), ChatEncoder) and hasattr(pl_module, "decoder")
         judges = isinstance(pl_module, ExportsFiles)  # a reward model: it has a head beside its decoder
-        if not boards or not chat or judges:
+        if not trainer.loggers or not chat or judges:
             return
         if trainer.global_step == self._sampled_step or stopped_by(trainer) is not None:
             return
@@ -76,8 +75,7 @@ class SampleGenerations(L.Callback):
         texts = iter(encoder.completion(chat, said.token_ids) for chat, said in zip(chats, results, strict=True))
         for index, prompt in enumerate(self.prompts):
             parts = [f"**{prompt}**", *(f"*thinking {mode}*\n```\n{next(texts)}\n```" for mode in modes)]
-            for board in boards:
-                board.experiment.add_text(f"samples/{index}", "\n\n".join(parts), trainer.global_step)
+            log_text(trainer.loggers, f"samples/{index}", "\n\n".join(parts), trainer.global_step)
 
 
 def _first_questions(source: Source, count: int = 2) -> list[str]:

@@ -1,5 +1,5 @@
 """Compares held-out accuracy and obedience to the reasoning toggle before and after training, as a table and in
-TensorBoard."""
+every logger."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lnlit.callbacks.boards import log_text
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.data.rows import asked
 from lnlit.errors import UserError
@@ -74,7 +75,9 @@ class ToggleReport(L.Callback):
             report = Path(trainer.default_root_dir) / "toggle_report.json"
             report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(json.dumps(self.results, indent=2))
-            rank_zero_info(f"\n{render(self.results)}\n\nwrote {report}")
+            table = render(self.results)
+            log_text(trainer.loggers, "toggle", f"```\n{table}\n```", trainer.global_step)
+            rank_zero_info(f"\n{table}\n\nwrote {report}")
 
     def _questions(self) -> list[tuple[str, str]]:
         """Distinct pairs (user message, answer)."""

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lnlit.callbacks import Checkpoint, RolloutLog, SampleGenerations, Throughput
-from lnlit.callbacks.pictures import log_pictures
+from lnlit.callbacks.boards import log_pictures
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, PolicyBatch, PreferenceBatch, RewardResult, TokenBatch
