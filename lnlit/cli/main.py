@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "plugins:main",
         "list every part by kind and name, find one, or begin one of yours: lnlit plugins new KIND NAME",
     ),
+    "completion": ("completion:main", 'make a shell complete commands: eval "$(lnlit completion bash)"'),
     "env": ("env:main", "what a bug report has to say: versions, plugins, processors, memory"),
 }
 
