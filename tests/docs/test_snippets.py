@@ -19,6 +19,7 @@ from pages import ROOT, Fence, fences
 
 from lnlit.cli.ablate import _read
 from lnlit.cli.arguments import CommandParser, with_configs
+from lnlit.cli.arms import runs_of
 from lnlit.cli.check import check
 from lnlit.cli.main import COMMANDS, main
 from lnlit.cli.pipeline import Stage, position, stages_of
@@ -119,7 +120,9 @@ def further(name: str, found: Any) -> str | None:
     elif name == "data":
         check_fit(["--config", options.config, *others])
     elif name == "ablate":
-        _read(options, others)
+        for run in runs_of(_read(options, others)):
+            for stage in run.write(Path("arms") / run.name):
+                check(stage)
     elif others:
         return f"unknown words {others}"
     return None
