@@ -1,7 +1,8 @@
 """The pages of the site that nobody writes: every argument as signatures and docstrings say it, results, architecture.
 
 MkDocs calls `on_files` when it builds the site (mkdocs.yml). Parts come from the registry and are read by the parser
-of the command line, so a page says what `lnlit fit --model.help NAME` says. Of plugins, the installed ones are listed.
+of the command line, so a page says what `lnlit fit --model.help NAME` says. Of plugins, those of this repository are
+listed, whether installed or not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import io
 import json
 import os
 import re
+import sys
+import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,7 +88,7 @@ def parts_of(kind: Any) -> Iterator[tuple[str, Any]]:
     """(name in configurations, class) of a registry kind, or of a base class whose subclasses YAML may name. A part
     that cannot be imported here comes with the reason in place of its class."""
     if isinstance(kind, str):
-        for entry in registry.entries(kind):
+        for entry in (*(entry for entry in registry.entries(kind) if entry.distribution == "lnlit"), *_plugins(kind)):
             try:
                 yield entry.name, entry.load()
             except UserError as error:
@@ -95,6 +98,17 @@ def parts_of(kind: Any) -> Iterator[tuple[str, Any]]:
         found = names.imported(names.resolve(kind, name))
         if found.__module__.startswith("lnlit.") and "._" not in found.__module__:
             yield name, found
+
+
+def _plugins(kind: str) -> Iterator[registry.Entry]:
+    """The parts of the plugins in this repository, which can be imported from here on."""
+    for file in sorted((ROOT / "plugins").glob("*/pyproject.toml")):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        offered = project.get("entry-points", {}).get(f"lnlit.{kind}", {})
+        if offered and str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        for name, target in offered.items():
+            yield registry.Entry(kind, name, target, project["name"], project["version"])
 
 
 def arguments(owner: Any) -> list[tuple[str, Any, Any, str]]:
@@ -125,7 +139,9 @@ def _title(kind: Any) -> str:
 
 def _entry(part: Any, settings: dict[str, type]) -> list[str]:
     said = (inspect.getdoc(part) or "").partition("Args:")[0].strip()
-    lines = [f"`{part.__module__}.{part.__qualname__}`", "", *_escaped(said).splitlines(), ""]
+    package = part.__module__.partition(".")[0]
+    needs = "" if package == "lnlit" else f", of the plugin {package.replace('_', '-')}"
+    lines = [f"`{part.__module__}.{part.__qualname__}`{needs}", "", *_escaped(said).splitlines(), ""]
     rows = arguments(part) if callable(part) and not _takes_nothing(part) else []
     return [*lines, *_table(rows, settings)] if rows else [*lines, "No arguments."]
 
