@@ -4,7 +4,8 @@
 
 Two starts: as the Puzzle paper has them (averaged heads, channels by their contribution, products of matrices) and as
 `lnlit search library` makes them. Errors are those of whole blocks on text that nothing has seen. Block distillation is
-AdamW on the same rows in the same order for both. `--steps 0` measures starts only.
+AdamW on the same rows in the same order for both. `--steps 0` measures starts only; `--libraries FOLDER ...` those of
+libraries that are there, as they are.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.models.surgery import narrow_ffn, pool_kv_heads
 from lnlit.modules.optim import AdamW
 from lnlit.objectives.block_error import squared_difference, sum_of_squares
-from lnlit.search.choice import At, alone
-from lnlit.search.library import NORMS, slot_weights
+from lnlit.search.choice import SLOTS, At, alone
+from lnlit.search.library import NORMS, Library, slot_weights
 from lnlit.search.space import Candidates
 from lnlit.search.starts import initialise_layer
 from lnlit.search.walk import Step, Walk
@@ -104,12 +105,33 @@ def distilled(block: Any, at: At, steps: Sequence[Step], number: int) -> None:
         optimizer.zero_grad()
 
 
+def stored(folder: str, walk: Walk, layers: Sequence[int]) -> dict[str, float]:
+    """The mean error of each candidate of a library over some layers."""
+    library, errors = Library.open(folder), {}
+    for layer in layers:
+        walk.seek(2 * layer)
+        with walk.parent.layer(layer) as block:
+            own, steps = block_weights(block), walk.steps()
+            for slot in SLOTS:
+                for name, variant in getattr(library.layers[layer], slot).items():
+                    if variant.parent:
+                        continue
+                    at = At(layer, slot, name)
+                    spec, weights = library.replacement(at, own)
+                    child = build_block(library.spec, layer, spec)
+                    load_block(child, {key: tensor.float() for key, tensor in weights.items()})
+                    errors.setdefault(f"{slot} {name}", []).append(error(child, at, steps))
+                    print(f"{folder} {at}: {errors[f'{slot} {name}'][-1]:.5f}", flush=True)
+    return {name: mean(each) for name, each in errors.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("text")
     parser.add_argument("--layers", type=int, nargs="*")
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--libraries", nargs="*", default=[])
     given = parser.parse_args()
     source = resolve(given.model)
     spec = read_spec(source)
@@ -120,7 +142,15 @@ def main() -> None:
         walks.append(Walk.of_rows(parent, tokens_RT.split(2)))
     calibration, held_out, *train = walks
     found: dict[tuple[str, str], list[float]] = {}
-    for layer in range(len(spec.layers)) if given.layers is None else given.layers:
+    layers = range(len(spec.layers)) if given.layers is None else given.layers
+    if given.libraries:
+        for folder in given.libraries:
+            walk = Walk(parent, held_out.streams, held_out.block_inputs)
+            print(
+                f"{folder}: " + ", ".join(f"{name} {each:.5f}" for name, each in stored(folder, walk, layers).items())
+            )
+        return
+    for layer in layers:
         for walk in walks:
             walk.seek(2 * layer)
         made, seen = both(spec, calibration, layer), held_out.steps()
