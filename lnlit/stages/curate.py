@@ -61,6 +61,7 @@ def curate(
     before = read_counts(counts)
     if before and before["settings"] == settings and file.exists() and not work.exists():
         say("curate: these rows are there already, of the same source and steps")
+        shutil.rmtree(_old(work), ignore_errors=True)  # of a run that was killed while it cleaned up
         return _told(before, file)
     with alone(work), Journal(work / "settings.jsonl", settings, _WHAT):
         phases = planned(sources, steps, work, tasks, file.absolute(), counts.absolute(), settings)
@@ -77,10 +78,13 @@ def curate(
 
 def _remove(work: Path) -> None:
     """Deletes the scratch. It gets another name first, lest half of it be taken for work that was interrupted."""
-    old = work.with_name(f"{work.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    work.rename(old)
-    shutil.rmtree(old)
+    shutil.rmtree(_old(work), ignore_errors=True)
+    work.rename(_old(work))
+    shutil.rmtree(_old(work))
+
+
+def _old(work: Path) -> Path:
+    return work.with_name(f"{work.name}.old")
 
 
 def _told(found: Mapping[str, Any] | None, file: Path) -> Path:

@@ -64,3 +64,20 @@ def test_a_worker_that_is_killed_is_one_line_and_hangs_nothing(rows_in, tmp_path
     assert time.monotonic() - began < 60 and "\n" not in str(told.value) and not out.exists()
     curate(source, steps, str(out), workers=2, tasks=4)
     assert [json.loads(line)["number"] for line in out.read_text().splitlines()] == list(range(40))
+
+
+def test_a_run_that_was_killed_while_it_cleaned_up_leaves_nothing_after_the_next(rows_in, tmp_path, monkeypatch):
+    source, out = rows_in([{"number": number} for number in range(4)]), tmp_path / "out.jsonl"
+
+    def killed(folder, **_):
+        if folder.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        curate(source, [], str(out))
+    monkeypatch.undo()
+    assert (tmp_path / "out.jsonl.work.old").is_dir()
+    before = out.read_bytes()
+    curate(source, [], str(out))
+    assert out.read_bytes() == before and not (tmp_path / "out.jsonl.work.old").exists()
