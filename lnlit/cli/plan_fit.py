@@ -138,9 +138,9 @@ def _beside(model: LitModel, data: LightningDataModule, known: Known, bf16: bool
         matched = _matched(model, known.spec(model.model), spec) if isinstance(model, Distill) else 0
         yield Frozen(name, spec, sharded, bf16, matched)
     for judge in data.rewards if isinstance(data, PromptData) else ():
-        if isinstance(judge.reward, ModelReward):
-            spec, in_bf16 = known.spec(judge.reward.model), judge.reward.dtype == "bfloat16"
-            yield Frozen("reward model", spec, False, in_bf16)
+        if isinstance(reward := judge.reward, ModelReward):
+            spec, in_bf16, is_shared = known.spec(reward.model), reward.dtype == "bfloat16", reward.may_be_sharded
+            yield Frozen("reward model", spec, sharded and is_shared, in_bf16, tokens=reward.batch_tokens)
 
 
 def _matched(model: Distill, spec: ModelSpec, teacher: ModelSpec) -> int:

@@ -103,6 +103,12 @@ class BatchReward(Reward):
     It may keep state between calls, and must return by itself, because nothing stops it.
     """
 
+    @property
+    def is_collective(self) -> bool:
+        """True if the ranks of a run judge together. Then all of them call `score_batch` equally often, a rank that has
+        nothing to judge with no requests, and one that raises ends the run."""
+        return False
+
     @abstractmethod
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """One result per request, in the same order."""

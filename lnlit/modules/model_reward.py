@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import frozen_decoder
@@ -18,7 +19,9 @@ from lnlit.errors import UserError
 from lnlit.interfaces import BatchReward, RewardRequest, RewardResult
 from lnlit.models.decoder import Decoder
 from lnlit.models.device import torch_device
+from lnlit.models.ranks import all_gather, merged, my_place
 from lnlit.models.reward_head import RewardHead, load_head, scores
+from lnlit.models.weights import gathered, reshard
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -30,13 +33,15 @@ class ModelReward(BatchReward):
     The prompt is rendered with its own system prompt and the reward model's chat template. A completion that does not
     fit into the model's context together with its prompt has no reward.
 
+    Where the policy is sharded, so is this model, over the same ranks. These judge the completions of all together.
+
     Args:
         model: Folder written by `RewardModel` with `ExportModel`, or any model folder if `logit_index` is set.
         logit_index: The reward is this one of the language model's logits after the last turn, as for NVIDIA's
             Llama-3.1-Nemotron-70B-Reward with logit 0. Null uses the head in the folder.
-        batch_tokens: Number of tokens scored together.
+        batch_tokens: Number of tokens scored together, on each rank.
         dtype: The dtype of weights and activations; the head computes in fp32.
-        device: A device such as "cuda:1". Null is the GPU if there is one.
+        device: A device such as "cuda:1", which holds the whole model. Null is the GPU if there is one.
     """
 
     def __init__(
@@ -54,6 +59,23 @@ class ModelReward(BatchReward):
         self.logit_index = logit_index
         self.model, self.batch_tokens, self.dtype = model, batch_tokens, dtype
         self.device = device or torch_device()
+        self._is_placed = device is not None
+        self._mesh: DeviceMesh | None = None
+
+    def shard(self, mesh: DeviceMesh | None) -> None:
+        """Sets the mesh of a policy that the next load divides the model over, unless it has a device of its own. With
+        None, each rank has all of it."""
+        self.close()
+        self._mesh = mesh if self.may_be_sharded else None
+
+    @property
+    def may_be_sharded(self) -> bool:
+        """False if a device was named for it."""
+        return not self._is_placed
+
+    @property
+    def is_collective(self) -> bool:
+        return self._mesh is not None
 
     @cached_property
     def encoder(self) -> ChatEncoder:
@@ -67,9 +89,9 @@ class ModelReward(BatchReward):
             load_head(head, resolve(self.model))
         elif self.logit_index >= spec.vocab_size:
             raise UserError(f"logit_index: {self.model} has {spec.vocab_size} of them, so none is {self.logit_index}")
-        decoder = frozen_decoder(self.model, self.device, _DTYPES[self.dtype])
+        decoder = frozen_decoder(self.model, self.device, _DTYPES[self.dtype], mesh=self._mesh)
         if self.logit_index is not None:
-            head.weight.data.copy_(decoder.head_weight[self.logit_index : self.logit_index + 1])
+            head.weight.data.copy_(gathered(decoder.head_weight)[self.logit_index : self.logit_index + 1])
         return decoder, head.to(self.device)
 
     def score_batch(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
@@ -88,18 +110,37 @@ class ModelReward(BatchReward):
             else:
                 error = f"{len(document)} tokens with the prompt; the reward model's context is {context}"
                 results[index] = RewardResult(None, error)
-        for group in self._groups(documents):
-            for index, value in zip(group, self._scores([documents[i] for i in group]).tolist(), strict=True):
-                results[index] = RewardResult(value)
+        for index, value in zip(documents, self._of_all(list(documents.values())), strict=True):
+            results[index] = RewardResult(value)
         return results
 
     def close(self) -> None:
         vars(self).pop("network", None)
 
-    def _groups(self, documents: Mapping[int, Document]) -> Iterator[list[int]]:
+    def _of_all(self, documents: Sequence[Document]) -> list[float]:
+        """The scores of documents. Ranks with a part of the model each score a group of all ranks' documents at a time,
+        some of them one that another scores too, because none may be missing."""
+        rank, ranks, shared = *my_place(), 1
+        if self._mesh is None:
+            everyone, rank, ranks = [documents], 0, 1
+        else:
+            shared = self._mesh["tensor_parallel"].size()  # so many see the same group
+            everyone = all_gather(documents)
+        first, flat = sum(map(len, everyone[:rank])), [each for theirs in everyone for each in theirs]
+        groups = list(self._groups(flat))
+        found: dict[int, float] = {}
+        for start in range(0, len(groups), ranks // shared):
+            group = groups[min(start + rank // shared, len(groups) - 1)]
+            found |= zip(group, self._scores([flat[index] for index in group]).tolist(), strict=True)
+        if self._mesh is not None:
+            reshard(self.network[0])
+            found = merged(found)
+        return [found[first + index] for index in range(len(documents))]
+
+    def _groups(self, documents: Sequence[Document]) -> Iterator[list[int]]:
         """Groups of documents of similar length, each of at most `batch_tokens` tokens or a single document."""
         group: list[int] = []
-        for index in sorted(documents, key=lambda i: len(documents[i])):
+        for index in sorted(range(len(documents)), key=lambda i: len(documents[i])):
             if group and sum(len(documents[i]) for i in [*group, index]) > self.batch_tokens:
                 yield group
                 group = []

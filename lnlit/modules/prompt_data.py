@@ -18,6 +18,7 @@ from lnlit.data.sources import where
 from lnlit.data.tokenizer import load_tokenizer, pad_id
 from lnlit.errors import UserError
 from lnlit.interfaces import PolicyBatch, PromptOrder, Reward, RolloutEngine, RolloutSampling, Source
+from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.offload import offloaded
 from lnlit.modules.policy import Policy
 from lnlit.modules.prompt_checks import (
@@ -129,6 +130,9 @@ class PromptData(L.LightningDataModule):
         sampling = RolloutSampling(self.rollout.max_new_tokens, policy.temperature, tuple(self.encoder.end_ids()))
         memory = partial(offloaded, policy) if self.rollout.sleep_engine_while_training else None
         is_ahead = self.rollout.max_staleness > 0
+        for judge in self.rewards:
+            if isinstance(judge.reward, ModelReward):
+                judge.reward.shard(policy.mesh)
         engine = EngineApart(self.engine) if is_ahead and not self.engine.runs_apart else self.engine
         parts = (engine, self.rewards, self.rollout.reward_workers, self.encoder)
         sampler = Sampler(*parts, sampling, self.phases, memory)

@@ -43,6 +43,7 @@ class Frozen:
         sharded: Whether it is divided like the trained model; otherwise each rank has all of it.
         bf16: Whether its weights are in bfloat16.
         kept_layers: How many of its layers' outputs wait for the trained model's.
+        tokens: The number of tokens in one of its passes; None is as many as in a micro-batch.
     """
 
     role: str
@@ -50,6 +51,7 @@ class Frozen:
     sharded: bool
     bf16: bool
     kept_layers: int = 0
+    tokens: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -249,7 +251,8 @@ class OnMesh:
             targets += frozen.kept_layers * self.training.tokens * frozen.spec.hidden_size * self.held
             size = frozen.dtype.itemsize if frozen.sharded else 0
             for layer in other.kinds:
-                gathered, passing = self._gathered(other, layer, 1, size), other.quiet(layer, self.training.tokens)
+                passing = other.quiet(layer, frozen.tokens or self.training.tokens)
+                gathered = self._gathered(other, layer, 1, size)
                 moments.append(self._moment(old, gathered=gathered, activations=passing, targets=targets))
         copies = self._copies() if self.training.checkpointing else 0
         kept = sum(self.kept) + self.stream
@@ -297,10 +300,12 @@ class OnMesh:
 
     def validate(self) -> Bytes:
         """A pass without gradients, of the model and of those beside it."""
-        tokens = self.training.tokens
         moments = []
-        frozen = ((each, about.dtype.itemsize) for about, each in self.others)
-        for model, size in ((self.model, self.held), *frozen):
+        frozen = (
+            (each, about.dtype.itemsize if about.sharded else 0, about.tokens or self.training.tokens)
+            for about, each in self.others
+        )
+        for model, size, tokens in ((self.model, self.held, self.training.tokens), *frozen):
             for layer in model.kinds:
                 around = {"roots": self.roots, "gathered": self._gathered(model, layer, 1, size)}
                 moments.append({**self.resting, **around, "activations": model.quiet(layer, tokens)})

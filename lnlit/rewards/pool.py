@@ -94,7 +94,7 @@ class RewardPool:
         self._sent = {name: _sendable(name, reward) for name, reward in self.rewards.items()}
 
     def score(self, requests: Sequence[RewardRequest]) -> list[dict[str, RewardResult]]:
-        """The results of all rewards, by name, for each request."""
+        """The results of all rewards, by name, for each request. Collective if a reward is."""
         alone = [name for name, reward in self.rewards.items() if not isinstance(reward, BatchReward)]
         futures = {name: [self._schedule(name, request) for request in requests] for name in alone}
         found = {  # while the processes work
@@ -179,11 +179,15 @@ class RewardPool:
         return found
 
     def _batch(self, name: str, reward: BatchReward, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        if not requests and not reward.is_collective:
+            return []
         try:
             found = list(reward.score_batch(requests))
         except UserError:
             raise
         except Exception as problem:
+            if reward.is_collective:  # the other ranks wait for this one
+                raise
             return [self._without(name, "raised", f"{type(problem).__name__}: {problem}") for _ in requests]
         if len(found) != len(requests):
             error = f"gave {len(found)} results for {len(requests)} completions"

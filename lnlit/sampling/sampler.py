@@ -193,9 +193,8 @@ class Sampler:
         return self._divided(drawn, lambda share: self.judge([each for group in share for each in group]))
 
     def judge(self, drawn: Sequence[Drawn]) -> list[Judged]:
-        """The completions with their rewards. One that the engine could not get is not judged."""
-        if not drawn:
-            return []
+        """The completions with their rewards. One that the engine could not get is not judged. Collective if a reward
+        is."""
         with self.phases("reward"):
             there = [each for each in drawn if each.rollout.error is None]
             verdicts = iter(

@@ -31,6 +31,7 @@ from lnlit.callbacks.export import ExportModel
 from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text_data import TextData
+from lnlit.interfaces import Reward
 from lnlit.models.layout import canonical_name
 from lnlit.models.lora import LoRA
 from lnlit.models.parts import stored
@@ -39,6 +40,7 @@ from lnlit.models.weights import gathered, reshard
 from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.lit_model import Runtime
+from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.on_policy_distill import OnPolicyDistill
 from lnlit.modules.optim import AdamW
 from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
@@ -109,12 +111,17 @@ def pairs(folder: Path, ranks: int) -> L.LightningDataModule:
     return PreferenceData(str(folder / "model"), JsonlSource(str(folder / "pairs.jsonl")), 64, 4 // ranks)
 
 
-def samples(folder: Path, ranks: int) -> L.LightningDataModule:
+def samples(folder: Path, ranks: int, judge: Reward | None = None) -> L.LightningDataModule:
     return PromptData(
-        *(str(folder / "model"), JsonlSource(str(folder / "prompts.jsonl")), [Weighted(Letters())]),
+        *(str(folder / "model"), JsonlSource(str(folder / "prompts.jsonl")), [Weighted(judge or Letters())]),
         engine=NativeEngine(64, "float32", "cpu"),
         rollout=RolloutConfig(4, 2, 6, updates_per_rollout=1, reward_workers=1),
     )
+
+
+def judged_samples(folder: Path, ranks: int) -> L.LightningDataModule:
+    """By a reward model that ranks share as they share the policy."""
+    return samples(folder, ranks, ModelReward(str(folder / "model"), dtype="float32"))
 
 
 METHODS: dict[str, tuple[Any, Any]] = {
@@ -125,6 +132,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "GRPO": (partial(GRPO, kl=KL(0.1)), samples),
     "RLOO": (RLOO, samples),
     "RPO": (partial(RPO, beta=0.1), samples),
+    "RPO-judged": (partial(RPO, beta=0.1), judged_samples),
     "RPO-given": (partial(RPO, beta=0.1, loss="squared"), pairs),
     "RewardModel": (RewardModel, pairs),
 }

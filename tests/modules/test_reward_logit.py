@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
+from warm import torchrun
 
 from lnlit.errors import UserError
 from lnlit.interfaces import RewardRequest
+from lnlit.models.reward_head import FILE
 from lnlit.modules.model_reward import ModelReward
 from lnlit.testing.tiny import tiny_folder
 
@@ -42,3 +47,10 @@ def test_a_logit_that_is_not_there_is_refused(folder):
         ModelReward(str(folder), logit_index=-1)
     with pytest.raises(UserError, match="so none is 999999"):
         ModelReward(str(folder), logit_index=999_999).score_batch(ASKED)
+
+
+def test_ranks_that_share_a_judge_get_the_rewards_of_a_whole_one(tmp_path):
+    """Also where one has nothing to judge. Each rank holds half of it."""
+    model = tiny_folder(tmp_path / "model")
+    save_file({"weight": torch.randn(1, 32, generator=torch.Generator().manual_seed(3))}, model / FILE)
+    torchrun(2, Path(__file__).with_name("judge_on_ranks.py"), model, cwd=tmp_path, timeout=180)
