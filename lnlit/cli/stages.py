@@ -18,7 +18,7 @@ A configuration has three parts: trainer, model and data. Files are merged in or
   --ckpt_path last|FILE     {checkpoint}
 {own}  --print_config            print the merged configuration with every default, check it, and stop
   --debug                   show the traceback of an error
-  --model.help NAME         the arguments of a training method (also --data.help, --trainer.callbacks.help)
+  --model.help [NAME]       the training methods, or the arguments of one (also --data.help, --trainer.callbacks.help)
   --help_all                every option of the trainer
 """
 
@@ -50,6 +50,12 @@ def _stage(command: str, argv: list[str]) -> int:
         own = _CHECK if command == "fit" else ""
         print(_HELP.format(command=command, purpose=purpose, checkpoint=checkpoint, own=own), end="")
         return 0
+    if any(argument.endswith(".help") for argument in argv):
+        from lnlit.cli import offered  # imports Lightning
+
+        if place := offered.asked(argv):
+            print("\n".join(offered.lines(place)))
+            return 0
     argv = with_configs(argv, _FLAGS)
     written = Written(argv)  # a missing file is reported before Lightning's seconds of imports
     from lnlit.cli.train import run

@@ -93,6 +93,16 @@ def test_help_on_one_class(lnlit):
     assert code == 0 and "--model.optimizer.learning_rate" in out and "Peak rate" in out
 
 
+@pytest.mark.parametrize(
+    ("place", "known", "foreign"),
+    [("model", "SFT", "ChatData"), ("data", "ChatData", "SFT"), ("trainer.callbacks", "ExportModel", "SFT")],
+)
+def test_help_on_a_place_lists_what_it_may_name(lnlit, place, known, foreign):
+    code, out, _ = lnlit("fit", f"--{place}.help")
+    told = {line.split()[0]: line.split(maxsplit=1)[1:] for line in out.splitlines()[:-1]}
+    assert code == 0 and told[known] and foreign not in told
+
+
 def test_a_checkpoint_does_not_override_the_configuration(config, tmp_path, monkeypatch, tiny_model):
     """Lightning's own command line lets the hyper-parameters stored in a checkpoint file win over the YAML."""
     import torch
@@ -180,8 +190,10 @@ def test_an_empty_checkpoint_path_is_one_line(lnlit, config):
 def test_the_end_says_what_to_do_with_the_model(lnlit, config):
     code, _, err = lnlit("fit", "--config", config(("  enable_checkpointing: false\n", "")))
     assert (
-        code == 0 and err.splitlines()[-1] == "next: lnlit export runs/checkpoints/step-2.ckpt DIR, then lnlit chat DIR"
+        code == 0
+        and err.splitlines()[-1]
+        == "next: lnlit export runs/checkpoints/step-2.ckpt DIR, then lnlit chat DIR, lnlit eval DIR --tasks TASK"
     )
     export = "  callbacks: [{class_path: ExportModel, init_args: {out: taught}}]\nmodel:\n  class"
     code, _, err = lnlit("fit", "--config", config(("model:\n  class", export)))
-    assert code == 0 and err.splitlines()[-1] == "next: lnlit chat taught", err
+    assert code == 0 and err.splitlines()[-1] == "next: lnlit chat taught, lnlit eval taught --tasks TASK", err
