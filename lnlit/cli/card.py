@@ -25,7 +25,9 @@ def push_command(argv: list[str]) -> int:
     parser = CommandParser(prog="lnlit push", description=push_command.__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="a model folder")
     parser.add_argument("repository", metavar="OWNER/NAME", help="is made if there is none")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--private", action="store_true", help="make a new repository private; one that is there and public is refused"
+    )
     parser.add_argument("--revision", help="the branch (default: main)")
     parser.add_argument("--message", help="the commit's message")
     options = parser.parse_args(argv)

@@ -18,6 +18,7 @@ from lnlit.progress import say
 from lnlit.report.card import model_card
 
 _WRITTEN = re.compile(r"\n<!-- written by `lnlit card`; sha256 of what stands above: ([0-9a-f]{64}) -->\n\Z")
+_TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 #: What of an evaluation's results a card shows.
 _SHOWN = ("task", "thinking", "figure", "value", "low", "high", "questions")
 
@@ -65,13 +66,13 @@ def push(
 ) -> str:
     """Upload a model folder to the Hugging Face hub; returns its address.
 
-    A folder without README.md gets a card first. The repository is made if there is none. The token is the one of `hf
-    auth login` or HF_TOKEN.
+    The folder's card is written first, unless README.md is somebody else's. The repository is made if there is none.
+    The token is the one of `hf auth login` or HF_TOKEN.
 
     Args:
         folder: The model folder.
         repository: OWNER/NAME.
-        private: Make a new repository private.
+        private: Make a new repository private; one that is there and public is refused.
         revision: The branch, which is made if there is none; the repository's main branch by default.
         message: The commit's message.
     """
@@ -83,14 +84,22 @@ def push(
         raise UserError(f"push: expected a repository as OWNER/NAME, got {repository!r}.")
     if get_token() is None:
         raise UserError("push: there is no token of the hub. Run: hf auth login; or set HF_TOKEN.")
-    if not (path / CARD).exists():
+    old = (path / CARD).read_text(encoding="utf-8", errors="replace") if (path / CARD).exists() else None
+    if old is None:
         card(path)
+    elif _is_ours(old):  # lnlit.json may say more by now
+        card(path, title=_TITLE.findall(old)[0])
     files = [file for file in listed(path, "**/*") if file.is_file()]
     for file in files:
         say(f"push: {file.relative_to(path)}, {file.stat().st_size / 2**20:,.1f} MiB")
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.model_info(repository).private:
+            raise UserError(
+                f"push: {repository}: is there already, and not private. Nothing was uploaded. Make it private on the "
+                "hub, name another, or leave out --private."
+            )
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
         said = api.upload_folder(

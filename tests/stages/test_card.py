@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -110,8 +111,12 @@ def test_a_licence_comes_down_from_the_first_ancestor(tmp_path):
 class Hub:
     """Stands in for huggingface_hub's HfApi, which would need a network."""
 
-    def __init__(self) -> None:
+    def __init__(self, private: bool = True) -> None:
         self.calls: list[tuple[str, dict]] = []
+        self.private = private
+
+    def model_info(self, repository):
+        return SimpleNamespace(private=self.private)
 
     def __getattr__(self, name):
         return lambda *args, **kwargs: self.calls.append((name, kwargs | {"args": args})) or "https://hub/owner/name"
@@ -127,6 +132,36 @@ def test_a_folder_is_pushed_with_its_card(folder, monkeypatch, capsys):
     assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "upload_folder"]
     assert hub.calls[0][1]["private"] is True and hub.calls[2][1]["revision"] == "v1"
     assert (folder / stage.CARD).exists() and "model.safetensors" in capsys.readouterr().err
+
+
+def test_a_public_repository_gets_nothing_that_is_private(folder, monkeypatch):
+    import huggingface_hub
+
+    hub = Hub(private=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    with pytest.raises(UserError, match=r"^push: owner/name: is there already, and not private. Nothing was uploaded"):
+        push(folder, "owner/name", private=True)
+    assert [name for name, _ in hub.calls] == ["create_repo"]
+    push(folder, "owner/name")
+    assert hub.calls[-1][0] == "upload_folder"
+
+
+def test_what_is_pushed_has_a_card_of_today_or_its_authors(folder, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    file, record = card(folder, title="My model"), json.loads((folder / "lnlit.json").read_text())
+    record["provenance"]["parent_licence"] = "nvidia-open"
+    (folder / "lnlit.json").write_text(json.dumps(record))
+    push(folder, "owner/name")
+    text = file.read_text()
+    assert "# My model\n" in text and "license_name: nvidia-open" in text
+    file.write_text(text.replace("My model", "Ours"))
+    edited = file.read_text()
+    push(folder, "owner/name")
+    assert file.read_text() == edited
 
 
 def test_what_cannot_be_pushed_says_why(folder, monkeypatch):
