@@ -48,9 +48,15 @@ def read_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for one cause
+        why = f"{type(error).__name__}: {_first_line(error)}."
+        if hub_name:
+            raise UserError(
+                f"tokenizer: there is no folder {str(name)!r} here, and none of that name could be had from the hub. "
+                f"`lnlit import SRC {name}` makes the folder. ({why})"
+            ) from error
         raise UserError(
-            f"tokenizer: cannot read one from {str(name)!r}: {type(error).__name__}: {_first_line(error)}. "
-            "The folder needs tokenizer.json and tokenizer_config.json."
+            f"tokenizer: cannot read one from {str(name)!r}: {why} The folder needs tokenizer.json and "
+            "tokenizer_config.json."
         ) from error
     finally:
         logging.set_verbosity(verbosity)

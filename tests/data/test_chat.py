@@ -181,6 +181,13 @@ def test_a_tokenizer_that_prepends_a_space_keeps_its_tokens(tokenizer):
     assert learned(tokenizer, document).strip() == "fine<|im_end|>"
 
 
+def test_a_folder_that_is_not_there_is_told_before_the_hub_is(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"there is no folder 'runs/smollm2' here, .* `lnlit import SRC runs/smollm2`"):
+        load_tokenizer("runs/smollm2")
+
+
 def test_tokenizer_errors(tmp_path, tokenizer):
     with pytest.raises(UserError, match="is no folder"):
         load_tokenizer(tmp_path / "absent")
