@@ -64,10 +64,10 @@ def _pixels(drawn: bytes) -> Any:
 
 
 def _write(logger: Logger, name: str, content: str | bytes) -> None:
-    root = logger.log_dir or logger.save_dir
-    if root is None:
+    if logger.save_dir is None:
         return
-    folder = Path(root) / FOLDER
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    folder = Path(logger.save_dir) / (logger.name or "") / version / FOLDER  # as Lightning's own loggers do
     if not folder.exists():
         rank_zero_info(f"{type(logger).__name__} holds no texts and pictures; they go to {folder}")
     write_file(folder / name, content)
