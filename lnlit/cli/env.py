@@ -51,6 +51,8 @@ def environment() -> dict[str, Any]:
     """What `lnlit env` prints, as plain data. Values of variables that look like secrets are left out."""
     import torch
 
+    from lnlit.models.device import has_cuda
+
     needed = [match[0] for line in requires("lnlit") or () if "extra ==" not in line and (match := _NAME.match(line))]
     return {
         "lnlit": {"version": __version__, "folder": str(Path(__file__).parents[1]), "installed": _installed("lnlit")},
@@ -66,8 +68,8 @@ def environment() -> dict[str, Any]:
                 f for f in _FLAGS if f in _of_file("/proc/cpuinfo", r"(?:flags|Features)\s*:\s*(.+)").split()
             ],
         },
-        "gpus": [_gpu(number) for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else [],
-        "cuda": {"built_with": torch.version.cuda, "available": torch.cuda.is_available()},
+        "gpus": [_gpu(number) for number in range(torch.cuda.device_count())] if has_cuda() else [],
+        "cuda": {"built_with": torch.version.cuda, "available": has_cuda()},
         "memory_gib": {
             "total": _gib("MemTotal"),
             "available": _gib("MemAvailable"),

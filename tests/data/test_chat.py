@@ -182,8 +182,11 @@ def test_a_tokenizer_that_prepends_a_space_keeps_its_tokens(tokenizer):
 
 
 def test_a_folder_that_is_not_there_is_told_before_the_hub_is(monkeypatch, tmp_path):
+    def unreachable(name, **_):
+        raise OSError("no connection")
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
     with pytest.raises(UserError, match=r"there is no folder 'runs/smollm2' here, .* `lnlit import SRC runs/smollm2`"):
         load_tokenizer("runs/smollm2")
 

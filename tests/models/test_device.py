@@ -78,4 +78,4 @@ def test_torch_is_asked_in_one_place():
         if path != ONE_PLACE
     }
     # How many, where there is one.
-    assert asked == {"search/hardware.py: torch.cuda.device_count", "cli/plan_fit.py: torch.cuda.device_count"}
+    assert asked == {f"{file}.py: torch.cuda.device_count" for file in ("search/hardware", "cli/plan_fit", "cli/env")}
