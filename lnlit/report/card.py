@@ -13,11 +13,26 @@ from lnlit.models.parts import short_name
 from lnlit.report.theme import plain
 from lnlit.specs import ModelSpec
 
-#: Where the hub knows a licence by, for what packages and licence files call it.
+#: What packages and licence files call a licence, word for word -> what the hub calls it.
 _HUB_LICENCES = {
-    "apache-2.0": r"apache.*2", "mit": r"\bmit\b", "bsd-3-clause": r"bsd.*3", "llama3.3": r"llama 3\.3",
-    "llama3.1": r"llama 3\.1", "llama3.2": r"llama 3\.2", "gemma": r"gemma", "cc-by-4.0": r"cc.by.4",
-}  # fmt: skip
+    r"apache([ -]licen[cs]e)?,?[ -]?(version )?2(\.0)?": "apache-2.0",
+    r"(the )?mit( licen[cs]e)?": "mit",
+    r"(the )?bsd[ -]3[ -]clause( licen[cs]e)?": "bsd-3-clause",
+    r"llama[ -]?3\.1( community licen[cs]e( agreement)?)?": "llama3.1",
+    r"llama[ -]?3\.3( community licen[cs]e( agreement)?)?": "llama3.3",
+}
+#: Further names of the hub, which a card of the hub states.
+_HUB_NAMES = (
+    "gpl-3.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "llama2",
+    "llama3",
+    "llama3.2",
+    "gemma",
+    "openrail",
+)
 _READERS = {"transformers": "transformers", "vLLM": "vllm", "llama.cpp": "llama.cpp", "mlx-lm": "mlx"}
 
 
@@ -73,7 +88,8 @@ def _named(parent: str) -> str:
 def _front_matter(record: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
     licence, found = _said_licence(provenance), {}
     if licence:
-        known = next((name for name, pattern in _HUB_LICENCES.items() if re.search(pattern, licence, re.I)), None)
+        said = (name for pattern, name in _HUB_LICENCES.items() if re.fullmatch(pattern, licence, re.IGNORECASE))
+        known = next(said, licence if licence in _HUB_NAMES else None)
         found |= {"license": known} if known else {"license": "other", "license_name": licence}
     obstacles = record.get("obstacles", {})
     readers = [tag for name, tag in _READERS.items() if name in obstacles and not obstacles[name]]

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from lnlit.checkpoint.convert import export_model, import_model
 from lnlit.checkpoint.licence import licence_of
 from lnlit.errors import UserError
+from lnlit.report.card import model_card
 from lnlit.stages import card as stage
 from lnlit.stages.card import card, push
 from lnlit.testing.tiny import mixed_spec, tiny_folder
@@ -182,3 +183,21 @@ def test_what_cannot_be_pushed_says_why(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", Down)
     with pytest.raises(UserError, match=r"push: owner/name: no route to the hub. Nothing here was changed"):
         push(folder, "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("Apache-2.0", "apache-2.0"),
+        ("Apache License, Version 2.0", "apache-2.0"),
+        ("MIT License", "mit"),
+        ("gpl-3.0", "gpl-3.0"),
+        ("LLAMA 3.3 COMMUNITY LICENSE AGREEMENT", "llama3.3"),
+        ("Apache 2.0 with Commons Clause", "other"),
+        ("Free for good people", "other"),
+    ],
+)
+def test_a_licence_is_called_what_the_hub_calls_it_if_it_is_that(tmp_path, said, known):
+    record = {"spec": mixed_spec().to_json(), "provenance": {"parent": "p", "parent_licence": said}}
+    head = yaml.safe_load(model_card("title", record).split("---")[1])
+    assert head["license"] == known and head.get("license_name", said) == said
