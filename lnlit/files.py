@@ -138,14 +138,17 @@ def _locked_scratch(out: Path, folder: bool) -> tuple[Path, int]:
     while True:
         if folder:
             name = tempfile.mkdtemp(prefix=f".{out.name}.{_MARK}", dir=out.parent)
-            lock = os.open(name, os.O_RDONLY)
+            try:
+                lock = os.open(name, os.O_RDONLY)
+            except FileNotFoundError:  # another writer found it before it was locked, and deleted it
+                continue
         else:
             lock, name = tempfile.mkstemp(prefix=f".{out.name}.{_MARK}", suffix=out.suffix, dir=out.parent)
         with suppress(OSError):  # some network drives have no locks; nobody deletes leftovers there
             fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock).st_nlink:
             return Path(name), lock
-        os.close(lock)  # another writer found it before it was locked, and deleted it
+        os.close(lock)  # deleted in the same way
 
 
 def _leftovers(out: Path) -> Iterator[Path]:

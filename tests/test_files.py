@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -122,3 +123,17 @@ def test_files_that_stay_move_into_the_new_folder(tmp_path):
         (scratch / "file").write_text("new")
     assert {file.name: file.read_text() for file in out.iterdir()} == {"file": "new", "notes.txt": "mine"}
     assert [*tmp_path.iterdir()] == [out]
+
+
+def test_scratch_that_another_writer_deletes_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    made, mkdtemp = [], tempfile.mkdtemp
+
+    def at_once_deleted(**settings):
+        made.append(Path(mkdtemp(**settings)))
+        if len(made) == 1:
+            made[0].rmdir()
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", at_once_deleted)
+    fill(tmp_path / "out", "whole")
+    assert len(made) == 2 and (tmp_path / "out" / "file").read_text() == "whole"

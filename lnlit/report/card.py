@@ -147,9 +147,8 @@ def _evaluation(found: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _interval(found: Mapping[str, Any]) -> tuple[str, str]:
     value, low, high = (found.get(key) for key in ("value", "low", "high"))
-    return "" if value is None else plain(
-        value
-    ), "" if low is None or high is None else f"{plain(low)} to {plain(high)}"
+    around = "" if low is None or high is None else f"{plain(low)} to {plain(high)}"
+    return "" if value is None else plain(value), around
 
 
 def _speed(found: Mapping[str, Any] | None) -> Iterator[str]:
