@@ -9,6 +9,8 @@ from lnlit import registry
 from lnlit.cli import plugins as plugins_command
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
+from lnlit.interfaces.layer import NOW_CALLED
+from lnlit.models.ffn import SwiGLU
 
 PART = '''
 from lnlit.interfaces import Source
@@ -161,6 +163,13 @@ def test_a_notebook_can_add_a_part(monkeypatch):
         registry.add("source", "jsonl", Mine)
     with pytest.raises(UserError, match="must be a subclass"):
         registry.add("source", "other", int)
+
+
+@pytest.mark.parametrize(("old", "now"), NOW_CALLED.items())
+def test_a_part_of_an_earlier_version_is_told_what_its_words_are_called(old, now):
+    """Or a search would leave it out and say nothing."""
+    with pytest.raises(UserError, match=rf"Mine\.{old} is now called {now}"):
+        type("Mine", (SwiGLU,), {old: "down_proj"})
 
 
 def test_the_listing_shows_state_and_clash_without_importing(install, capsys):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from lnlit.errors import UserError
 from lnlit.specs import RopeSpec
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ class Parent:
     args: Args
 
 
+#: Earlier words of `Layer` -> what to write now.
+NOW_CALLED = {
+    "reads_channels": "output_linear",
+    "conversion": "conversions, which returns functions to choose from",
+    "as_matrix": "output_linear: a matrix in a part's place is fitted to its output",
+}
+
+
 class Layer:
     """What attention and FFN parts have in common. A part is also an `nn.Module` and is constructed as `(context,
     **args)`."""
@@ -95,6 +104,12 @@ class Layer:
     #: which it reads, by what it makes of them. It fits the weight in a candidate, so that the candidate's output is as
     #: near to the parent's as can be. None: there is none; channels are not scored and nothing is fitted.
     output_linear: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Raises `UserError` for a word of an earlier version, which nobody would read any more."""
+        super().__init_subclass__(**settings)
+        for old in NOW_CALLED.keys() & vars(cls).keys():
+            raise UserError(f"{cls.__name__}.{old} is now called {NOW_CALLED[old]}")
 
     if TYPE_CHECKING:
 
