@@ -100,6 +100,9 @@ class OnPolicyDistill(Policy):
                 f"the row's teacher is {row.get('teacher')!r}; expected one of model.teacher: {', '.join(self.teacher)}"
             )
 
+    def sample_settings(self) -> dict[str, Any]:
+        return super().sample_settings() | {"method": type(self).__name__}
+
     # the step
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
