@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isnan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,8 @@ def _proof(axis: Axes, data: Frontier, theme: Theme) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """One cost of one model: the value predicted from the cost table and the value measured on the realized model."""
+    """One cost of one model: the value predicted from the cost table, NaN if it could not, and the value measured on
+    the realized model."""
 
     name: str
     cost: str
@@ -131,8 +133,12 @@ class Measured:
 
     @property
     def error(self) -> float:
-        """The error relative to the measured value: +0.1 means that the prediction is 10% too high."""
+        """The error relative to the measured value: +0.1 means that the prediction is 10% too high. NaN without one."""
         return self.predicted / self.measured - 1
+
+    @property
+    def is_predicted(self) -> bool:
+        return not isnan(self.predicted)
 
 
 def measured_chart(theme: Theme, points: Sequence[Measured]) -> Figure:

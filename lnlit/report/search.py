@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from math import isfinite
+from math import isfinite, nan
 from statistics import fmean
 from typing import Any
 
@@ -206,10 +206,12 @@ def _title(solver: str) -> str:
 
 def read_measured(data: Mapping[str, Any], where: str) -> list[Measured]:
     """Reads `{"models": [{"name": ..., "predicted": {cost: value}, "measured": {cost: value}}]}`. Raises `UserError`
-    for other data, and for a measured cost without a prediction."""
+    for other data, and for a measured cost without a prediction in a model that has others."""
     try:
         points = [
-            Measured(str(model["name"]), cost, float(model["predicted"][cost]), float(value))
+            Measured(
+                str(model["name"]), cost, float(model["predicted"][cost]) if model["predicted"] else nan, float(value)
+            )
             for model in data["models"]
             for cost, value in model["measured"].items()
         ]

@@ -75,10 +75,10 @@ def pictures(
     if ledger := search.ledger(child):
         caption = "Each limit is the line at 100 %. The parent before the search, the child after it."
         found.append(Picture("budgets", "Budgets used", caption, partial(budget_chart, limits=ledger)))
-    if measured:
+    if predicted := [point for point in measured if point.is_predicted]:
         caption = "Costs predicted from the table of single blocks against those measured on the realized model. "
         caption += "Crosses lie outside the band of 10 %."
-        found.append(Picture("measured", "Truth of the cost model", caption, partial(measured_chart, points=measured)))
+        found.append(Picture("measured", "Truth of the cost model", caption, partial(measured_chart, points=predicted)))
     table = [{name: option.score for name, option in layer.items()} for layer in search.layers]
     caption = "The score of every candidate in every layer. A layer whose column is faint can be cut at little cost."
     drawn = partial(score_map, scores=table, chosen=child.choice, lower_is_better=search.lower_is_better)
@@ -134,8 +134,10 @@ def _layers(search: Search, child: Child) -> Table:
 def _measured(measured: Iterable[Measured]) -> Table:
     rows = []
     for point in measured:
-        numbers = [plain(point.predicted), plain(point.measured), f"{point.error:+.1%}"]
-        rows.append(("" if abs(point.error) <= BAND else "bad", [point.name, cost_label(point.cost), *numbers]))
+        known = (plain(point.predicted), f"{point.error:+.1%}")
+        promise, error = known if point.is_predicted else ("not in the table", "")
+        numbers = [promise, plain(point.measured), error]
+        rows.append(("bad" if abs(point.error) > BAND else "", [point.name, cost_label(point.cost), *numbers]))
     return Table(("model", "cost", "predicted", "measured", "error"), rows, words=2)
 
 
@@ -145,7 +147,7 @@ def _measured(measured: Iterable[Measured]) -> Table:
 def trade_in_words(search: Search, child: Child, measured: Sequence[Measured] = ()) -> list[str]:
     """The trade-offs as items of one or two plain sentences."""
     sentences = [*_changes(search, child), *_gains(search, child), *_losses(search, child)]
-    if measured:
+    if measured := [point for point in measured if point.is_predicted]:
         right = sum(abs(point.error) <= BAND for point in measured)
         worst = max(measured, key=lambda point: abs(point.error))
         sentences.append(

@@ -157,6 +157,12 @@ class CostTable(_About):
         costs = (_lookup(slot, table, part) for slot, table, part in slots)
         return add_costs(self._costs(cost, workload, prefill_queue, prefill_query) for cost in costs)
 
+    def missing(self, spec: ModelSpec) -> list[str]:
+        """The parts of a model that are not in the table, such as a fused FFN."""
+        slots = (("attention", self.attention), ("ffn", self.ffn))
+        parts = ((slot, getattr(block, slot), table) for block in spec.layers for slot, table in slots)
+        return list(dict.fromkeys(f"{slot} {part}" for slot, part, table in parts if part not in table))
+
     def predict(
         self, spec: ModelSpec, workload: Workload, *, prefill_queue: int = 0, prefill_query: bool = False
     ) -> dict[str, float]:

@@ -218,7 +218,8 @@ def corrected(
 ) -> tuple[Target, ...]:
     """`targets` with stricter bounds on times and throughputs, because an earlier child was slower than predicted.
 
-    `file` is what `lnlit search verify` wrote, with the parent first and that child last. Each bound is tightened by
+    `file` is what `lnlit search verify` wrote, with the parent first and that child last; models after it that the
+    table could not predict are passed over. Each bound is tightened by
     the factor by which the child missed its prediction in the worst of `workloads`, divided by the parent's factor if
     the bound is `of_parent`. No bound is loosened.
 
@@ -228,7 +229,7 @@ def corrected(
     data = read_json(file, "measured models")
     try:
         _check_same(data, file, table, workloads)
-        parent, child = data["models"][0], data["models"][-1]
+        parent, child = data["models"][0], [model for model in data["models"] if model["predicted"]][-1]
         factors = {
             target.cost: _shortfall(child, target.cost, workloads)
             / (_shortfall(parent, target.cost, workloads) if target.of_parent else 1.0)

@@ -21,6 +21,7 @@ from lnlit.search.costs import CostTable, tokens_per_s
 from lnlit.search.hardware import Hardware
 from lnlit.search.measure import LatencyLog, best_of_rounds, once
 from lnlit.search.targets import cost_at
+from lnlit.specs import ModelSpec
 from lnlit.stages.measure import in_turns
 
 
@@ -35,7 +36,8 @@ def verify(
 ) -> Path:
     """Measure whole models in turns, and write their times beside the table's predictions.
 
-    The first model is what the others are compared with, usually the parent. Interrupted, it goes on where it stopped.
+    The first model is what the others are compared with, usually the parent. One with parts that are not in the table,
+    as fused FFNs are, is measured without a prediction. Interrupted, it goes on where it stopped.
 
     Args:
         costs: The cost table that `lnlit search measure` wrote.
@@ -54,7 +56,7 @@ def verify(
     for workload in table.workloads:
         table.check_timed(workload)
     specs = {name: read_spec(name) for name in once(models, "verify.models")}
-    predicted = {name: [table.predict(spec, w) for w in table.workloads] for name, spec in specs.items()}
+    predicted = {name: _predicted(table, name, spec) for name, spec in specs.items()}
     meter: Meter = registry.build("meter", engine or table.engine)
     machine = Hardware.here(torch_device())
     settings = {"costs": table.to_json(), "engine": engine, "samples": samples, "hardware": machine.to_json()}
@@ -68,6 +70,14 @@ def verify(
     for line in _summary(table, found):
         say(line)
     return file
+
+
+def _predicted(table: CostTable, name: str, spec: ModelSpec) -> list[dict[str, float]]:
+    """The costs of a model for each workload; none, which is said, if the table lacks a part of it."""
+    if missing := table.missing(spec):
+        say(f"verify: {name}: no prediction, because the cost table has no {'; '.join(missing)}")
+        return []
+    return [table.predict(spec, workload) for workload in table.workloads]
 
 
 def _made_by(table: CostTable, engine: str) -> dict[str, Any]:
@@ -85,19 +95,19 @@ def _library_of(model: str) -> dict[str, str]:
 
 def _compared(table: CostTable, name: str, predicted: Sequence[dict[str, float]], times: np.ndarray) -> dict[str, Any]:
     """One model's predicted and measured costs. `times` are seconds by [workload, (prefill, decode)]. Times of 0, such
-    as the decoding of a single new token, are left out."""
+    as the decoding of a single new token, are left out. `predicted` is empty for a model that the table cannot
+    predict."""
     sides: dict[str, dict[str, float]] = {"predicted": {}, "measured": {}}
-    for workload, costs, (prefill_s, decode_s) in zip(table.workloads, predicted, times.tolist(), strict=True):
-        label = str(workload) if len(table.workloads) > 1 else ""
-        for side, prefill, decode in (
-            ("predicted", costs["prefill_s"], costs["decode_s"]),
-            ("measured", prefill_s, decode_s),
-        ):
+    expected = [(costs["prefill_s"], costs["decode_s"]) for costs in predicted]
+    for side, found in (("predicted", expected), ("measured", times.tolist())):
+        for workload, (prefill, decode) in zip(table.workloads, found, strict=False):
+            label = str(workload) if len(table.workloads) > 1 else ""
             values = {"prefill_s": prefill, "decode_s": decode, "latency_s": prefill + decode}
             values["throughput"] = tokens_per_s(workload, prefill + decode)
             sides[side] |= {cost_at(cost, label): value for cost, value in values.items()}
     for cost in [cost for cost, value in sides["measured"].items() if value == 0]:
-        del sides["predicted"][cost], sides["measured"][cost]
+        sides["predicted"].pop(cost, None)
+        del sides["measured"][cost]
     return {"name": name, **_library_of(name), **sides}
 
 
@@ -106,7 +116,8 @@ def _summary(table: CostTable, found: Sequence[dict[str, Any]]) -> list[str]:
     for cost in (cost for cost in found[0]["measured"] if cost.startswith("latency_s")):
         first = found[0]["measured"][cost]
         for model in found:
-            measured, error = model["measured"][cost], model["predicted"][cost] / model["measured"][cost] - 1
-            speed = f"predicted {error:+.1%}; {first / measured:.2f}x as fast"
+            measured, predicted = model["measured"][cost], model["predicted"].get(cost)
+            error = "" if predicted is None else f"predicted {predicted / measured - 1:+.1%}; "
+            speed = f"{error}{first / measured:.2f}x as fast"
             lines.append(f"verify: {model['name']}: {cost} {measured:.4g}, {speed}")
     return lines

@@ -54,6 +54,12 @@ def test_of_parent_counts_what_the_parent_missed_too(tmp_path):
     assert target.min == pytest.approx(1.3 * 1.26 / 1.05)
 
 
+def test_a_fused_child_that_the_table_could_not_predict_is_passed_over(tmp_path):
+    file = write(tmp_path, model(2.0, 2.0), model(1.0, 1.1), {**model(1.0, 0.9), "predicted": {}})
+    (target,) = correct(file, Target("throughput", min=100.0))
+    assert target.min == pytest.approx(110)
+
+
 def test_the_worst_workload_counts(tmp_path):
     child = model(1.0, 1.1, " @ 8x16+4")
     slower = model(1.0, 1.2, " @ 16x16+4")

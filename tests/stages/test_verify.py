@@ -105,3 +105,19 @@ def test_times_of_two_machines_are_not_mixed(search, tmp_path, monkeypatch):
     monkeypatch.setattr(Hardware, "here", lambda _: elsewhere)
     with pytest.raises(UserError, match=r"with other settings: hardware\.fingerprint is .* hardware\.cpu is "):
         verify(costs, models, str(tmp_path / "measured.json"), rounds=2, samples=1, allow_other_hardware=True)
+
+
+def test_a_model_with_a_part_that_the_table_lacks_is_measured_without_a_prediction(search, tmp_path, capsys):
+    """A fused FFN is wider than any candidate."""
+    costs, models = search
+    block = tiny_spec().layers[0]
+    fused = tiny_spec().replace(layers=(block, block.replace(attention=NOOP, ffn=swiglu(72))))
+    models.append(str(tiny_folder(tmp_path / "fused", fused)))
+    file = verify(costs, models, str(tmp_path / "measured.json"), rounds=1, samples=1)
+    parent, _, last = json.loads(file.read_text())["models"]
+    assert last["predicted"] == {} and last["measured"]["latency_s"] == pytest.approx(3 * 1.120)
+    assert last["measured"].keys() == parent["measured"].keys()
+    said = capsys.readouterr().err
+    assert "fused: no prediction, because the cost table has no ffn" in said and "0.98x as fast" in said
+    points = read_measured(json.loads(file.read_text()), str(file))
+    assert [point.is_predicted for point in points] == [point.name != models[-1] for point in points]
