@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning as L
-import torch
-import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lnlit import __version__
 from lnlit.callbacks.interrupt import stopped_by
 from lnlit.checkpoint.descent import descent
 from lnlit.checkpoint.fingerprint import model_source
@@ -23,6 +17,7 @@ from lnlit.checkpoint.folder import check_target, save_folder, tell_readers
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.lightning import tokenizer_source
 from lnlit.checkpoint.peft_writer import check_adapter, check_adapter_target, save_adapter, tell_base
+from lnlit.checkpoint.run_record import run_record
 from lnlit.data.chat import ChatEncoder, chat_folder
 from lnlit.errors import UserError
 from lnlit.files import expanded
@@ -33,8 +28,6 @@ from lnlit.models.weights import canonical_adapters, canonical_weights
 from lnlit.thinking import TOGGLE
 
 _BATCHES_LOOKED_AT = 100
-#: Keys whose values no folder should hold, since folders are given to others.
-_SECRET = re.compile(r"(api_key|token|password|secret|headers)$")
 
 
 @runtime_checkable
@@ -173,38 +166,11 @@ def _provenance(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         **descent(str(module.model)),
-        "method": type(module).__name__,
-        "steps": trainer.global_step,
-        "seed": os.environ.get("PL_GLOBAL_SEED"),
-        **_recipe(trainer),
-        "data": getattr(getattr(trainer.datamodule, "train_plan", None), "fingerprint", None),  # type: ignore
+        **run_record(trainer, module),
         "metrics": {name: value for name, value in logged.items() if math.isfinite(value)},  # JSON has no NaN
-        "versions": {"lnlit": __version__, "lightning": L.__version__, "torch": torch.__version__},
     }
 
 
 def _trains_a_decoder(module: L.LightningModule) -> bool:
     """True if the method's class declares a `decoder`. The decoder itself is built after the callbacks' `setup`."""
     return any("decoder" in getattr(cls, "__annotations__", ()) for cls in type(module).__mro__)
-
-
-def _recipe(trainer: L.Trainer) -> dict[str, Any]:
-    """The SHA-256 of the resolved configuration that the command line saves beside the logs, and its model and data
-    without secrets. The digest is None where there is none. Collective, because `log_dir` is."""
-    file = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
-    if not file.is_file():
-        return {"config_sha256": None}
-    config = yaml.safe_load(file.read_bytes())
-    return {
-        "config_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "recipe": {part: _without_secrets(config[part]) for part in ("model", "data") if part in config},
-    }
-
-
-def _without_secrets(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {
-            key: "(left out)" if value and _SECRET.search(str(key)) else _without_secrets(value)
-            for key, value in node.items()
-        }
-    return [_without_secrets(each) for each in node] if isinstance(node, list) else node

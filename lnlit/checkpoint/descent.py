@@ -58,6 +58,6 @@ def _provenance(path: Path) -> dict[str, Any]:
     if not trained.recognises(path) or (model := trained.trained_from(path)) is None:
         return {}
     try:
-        return descent(model)
+        return {**descent(model), **trained.run(path)}
     except UserError:  # it is gone
-        return {"parent": model}
+        return {"parent": model, **trained.run(path)}

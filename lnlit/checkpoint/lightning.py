@@ -2,7 +2,7 @@
 `decoder.`.
 
 `checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "tokenizer": the folder whose chat
-template was taught or None, "lora": the adapters or None}.
+template was taught or None, "lora": the adapters or None, "run": see `run_record`}.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class LightningCheckpoint(CheckpointFormat):
     def trained_from(self, path: Path) -> str | None:
         """The model that training started from."""
         return _metadata(path).get("model")
+
+    def run(self, path: Path) -> dict[str, Any]:
+        """The record of the run; empty in checkpoints of an earlier lnlit."""
+        return _metadata(path).get("run") or {}
 
     def tokenizer_from(self, path: Path) -> str | None:
         """The model or folder whose tokenizer and chat template the checkpoint was trained with: the model's own, or

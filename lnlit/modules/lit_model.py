@@ -23,6 +23,7 @@ from lnlit.checkpoint.fingerprint import model_source
 from lnlit.checkpoint.formats import read_spec, resolve
 from lnlit.checkpoint.load import load_weights
 from lnlit.checkpoint.peft import fill_adapters, start_of, tell_other_base
+from lnlit.checkpoint.run_record import run_record
 from lnlit.checkpoint.vocabulary import differing, same_tokenizer_file, token_ids
 from lnlit.data.chat import chat_folder
 from lnlit.data.planned import PlannedData
@@ -327,6 +328,7 @@ class LitModel(L.LightningModule):
             "total_steps": self.total_steps,
             "length": self._length(),
             "lora": None if self.lora is None else self.lora.to_json(),
+            "run": run_record(self.trainer, self),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

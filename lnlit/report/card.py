@@ -33,11 +33,17 @@ _HUB_NAMES = (
     "gemma",
     "openrail",
 )
+#: A folder of the hub's cache, by owner and name.
+_CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]+/?$")
+#: An absolute path below the root; a text of one such word alone may be a command or a control token.
+_PATH = re.compile(r"(?:~|/[^/\n]+)/[^\n]*")
 _READERS = {"transformers": "transformers", "vLLM": "vllm", "llama.cpp": "llama.cpp", "mlx-lm": "mlx"}
 
 
 def model_card(title: str, record: Mapping[str, Any]) -> str:
-    """The card in the hub's Markdown, of the content of lnlit.json. What that does not say, the card does not."""
+    """The card in the hub's Markdown, of the content of lnlit.json. What that does not say, the card does not, and what
+    lies where on this machine neither."""
+    record = without_folders(record)
     spec, provenance = ModelSpec.from_json(record["spec"]), record.get("provenance", {})
     parts = [
         "---",
@@ -64,6 +70,22 @@ def model_card(title: str, record: Mapping[str, Any]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+def _named(parent: str) -> str:
+    """A parent without the folders of the machine it lay on; of the hub's cache, its name there."""
+    if cached := _CACHED.search(parent):
+        return "/".join(cached.groups())
+    return parent.rstrip("/").rpartition("/")[2] if _PATH.fullmatch(parent) else parent
+
+
+def without_folders(node: Any) -> Any:
+    """A record whose absolute paths are the names that are shown for them, so that it may leave the machine."""
+    if isinstance(node, Mapping):
+        return {key: without_folders(each) for key, each in node.items()}
+    if isinstance(node, list):
+        return [without_folders(each) for each in node]
+    return _named(node) if isinstance(node, str) else node
+
+
 def _steps(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The provenance and those of its ancestors, the youngest first."""
     record = provenance
@@ -80,17 +102,14 @@ def _said_licence(provenance: Mapping[str, Any]) -> str | None:
     return next((step["parent_licence"] for step in _steps(provenance) if step.get("parent_licence")), None)
 
 
-def _named(parent: str) -> str:
-    """A parent without the folders of the machine it lay on."""
-    return parent if parent.startswith("pypi:") else parent.rstrip("/").rpartition("/")[2]
-
-
 def _front_matter(record: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
     licence, found = _said_licence(provenance), {}
     if licence:
         said = (name for pattern, name in _HUB_LICENCES.items() if re.fullmatch(pattern, licence, re.IGNORECASE))
         known = next(said, licence if licence in _HUB_NAMES else None)
         found |= {"license": known} if known else {"license": "other", "license_name": licence}
+    if on_hub := next((parent for parent in _parents(provenance) if parent.count("/") == 1), None):
+        found["base_model"] = on_hub
     obstacles = record.get("obstacles", {})
     readers = [tag for name, tag in _READERS.items() if name in obstacles and not obstacles[name]]
     found["library_name"] = "transformers" if "transformers" in readers else "lnlit"
@@ -101,7 +120,7 @@ def _front_matter(record: Mapping[str, Any], provenance: Mapping[str, Any]) -> d
 def _what(spec: ModelSpec, provenance: Mapping[str, Any]) -> Iterator[str]:
     parents = _parents(provenance)
     count = parameter_count(build_decoder(spec, "meta"))
-    made_of = f", made of {_named(parents[-1])}" if parents else ""
+    made_of = f", made of {parents[-1]}" if parents else ""
     yield (
         f"A model of {count / 1e6:,.1f} million parameters{made_of} with lnlit {provenance.get('lnlit', '')}, "
         f"{len(spec.layers)} layers, a hidden size of {spec.hidden_size}, a vocabulary of {spec.vocab_size:,} tokens "
@@ -136,7 +155,7 @@ def _evaluation(found: Mapping[str, Any] | None) -> Iterator[str]:
     yield from _table(("task", "thinking", "figure", "value", "95 % interval", "questions"), rows)
     if found.get("differences"):
         yield ""
-        yield f"Against {_named(found['against'])}, question by question:"
+        yield f"Against {found['against']}, question by question:"
         yield ""
         rows = [
             (each["task"], each["thinking"] or "", each["figure"], *_interval(each), each["better"], each["worse"])
@@ -159,7 +178,7 @@ def _speed(found: Mapping[str, Any] | None) -> Iterator[str]:
         (cost, plain(value), *([plain(parent[cost]), f"{value / parent[cost]:.2f}"] if parent.get(cost) else ["", ""]))
         for cost, value in own.items()
     ]
-    yield from _table(("cost", "this model", f"{_named(found.get('parent_name', 'parent'))}", "ratio"), rows)
+    yield from _table(("cost", "this model", found.get("parent_name", "parent").rpartition("/")[2], "ratio"), rows)
     yield ""
     yield f"Measured with the meter `{found['engine']}` in {found['dtype']}."
 
@@ -194,18 +213,19 @@ def _history(provenance: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step(step: Mapping[str, Any]) -> str:
-    parent = f" from {_named(step['parent'])}" if "parent" in step else ""
+    parent = f" from {step['parent']}" if "parent" in step else ""
     if "steps" in step:
         data = f", data {str(step['data'])[:12]}" if step.get("data") else ""
-        return f"Trained by {step['method']}{parent} for {step['steps']:,} steps{data}."
+        begun = f", going on from the adapter {step['from_adapter']['adapter']}," if "from_adapter" in step else ""
+        return f"Trained by {step['method']}{parent}{begun} for {step['steps']:,} steps{data}."
     if "solution" in step:
         return f"Assembled{parent} by a search over a block library."
     if "merged" in step:
-        return f"Merged ({step['method']}) of {', '.join(_named(each['model']) for each in step['merged'])}."
+        return f"Merged ({step['method']}) of {', '.join(each['model'] for each in step['merged'])}."
     if step.get("stage") == "fuse":
         return f"FFNs fused{parent}."
     if "adapter" in step:
-        return f"The adapter {_named(step['adapter'])} merged into {_named(step['parent'])}."
+        return f"The adapter {step['adapter']} merged into {step['parent']}."
     return f"Imported{parent}." if parent else "Written."
 
 
@@ -217,9 +237,9 @@ def _readers(obstacles: Mapping[str, Sequence[str]]) -> Iterator[str]:
 def _licence(provenance: Mapping[str, Any]) -> Iterator[str]:
     parents, licence = _parents(provenance), _said_licence(provenance)
     if licence:
-        yield f"The licence of {_named(parents[-1])}: {licence}."
+        yield f"The licence of {parents[-1]}: {licence}."
     elif parents:
-        yield f"Not known: nothing beside {_named(parents[-1])} said what its licence is. Ask its authors."
+        yield f"Not known: nothing beside {parents[-1]} said what its licence is. Ask its authors."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]] | Iterator[Sequence[object]]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from lnlit.checkpoint.safetensors_folder import has_weights
 from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded, listed, read_json, write_file, write_json
 from lnlit.progress import say
-from lnlit.report.card import model_card
+from lnlit.report.card import model_card, without_folders
 
 _WRITTEN = re.compile(r"\n<!-- written by `lnlit card`; sha256 of what stands above: ([0-9a-f]{64}) -->\n\Z")
 _TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
@@ -67,7 +68,8 @@ def push(
     """Upload a model folder to the Hugging Face hub; returns its address.
 
     The folder's card is written first, unless README.md is somebody else's. The repository is made if there is none.
-    The token is the one of `hf auth login` or HF_TOKEN.
+    In lnlit.json, paths of this machine become the last of their names. The token is the one of `hf auth login` or
+    HF_TOKEN.
 
     Args:
         folder: The model folder.
@@ -76,7 +78,7 @@ def push(
         revision: The branch, which is made if there is none; the repository's main branch by default.
         message: The commit's message.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     path = _model_folder(folder)
@@ -92,6 +94,11 @@ def push(
     files = [file for file in listed(path, "**/*") if file.is_file()]
     for file in files:
         say(f"push: {file.relative_to(path)}, {file.stat().st_size / 2**20:,.1f} MiB")
+    record = json.dumps(without_folders(read_json(path / SPEC_FILE)), indent=2).encode()
+    contents = [
+        CommitOperationAdd(str(file.relative_to(path)), record if file == path / SPEC_FILE else str(file))
+        for file in files
+    ]
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
@@ -102,10 +109,9 @@ def push(
             )
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        said = api.upload_folder(
-            repo_id=repository, folder_path=path, revision=revision, ignore_patterns=[".*", "**/.*"],
-            commit_message=message or f"{path.name}, written by lnlit",
-        )  # fmt: skip
+        said = api.create_commit(
+            repository, contents, commit_message=message or f"{path.name}, written by lnlit", revision=revision
+        )
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

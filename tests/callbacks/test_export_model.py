@@ -8,9 +8,11 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from lnlit.callbacks.export import ExportModel
+from lnlit.checkpoint.convert import export_model
 from lnlit.checkpoint.folder import read_provenance
 from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
@@ -20,6 +22,7 @@ from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.sft import SFT
+from lnlit.stages.card import card
 from lnlit.testing.tiny import mixed_spec, tiny_folder
 
 
@@ -30,7 +33,7 @@ class Unmeasured(L.Callback):
         pl_module.log("train/nothing", float("nan"))
 
 
-def train(tmp_path, model: str, callbacks: list[L.Callback], **settings) -> SFT:
+def train(tmp_path, model: str, callbacks: list[L.Callback], root=None, **settings) -> SFT:
     """The method after a step on one row."""
     rows = tmp_path / "rows.jsonl"
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -44,6 +47,7 @@ def train(tmp_path, model: str, callbacks: list[L.Callback], **settings) -> SFT:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
+        default_root_dir=root,
     ).fit(method, ChatData(model, JsonlSource(str(rows)), sequence_length=64, micro_batch_size=1))
     return method
 
@@ -53,6 +57,33 @@ def test_a_metric_that_is_no_number_is_left_out(tmp_path):
     metrics = read_provenance(tmp_path / "out")["metrics"]
     assert "train/loss" in metrics
     assert "train/nothing" not in metrics
+
+
+def test_a_folder_made_of_a_checkpoint_says_of_the_run_what_the_callback_would_have(tmp_path):
+    class Saves(L.Callback):
+        def on_train_end(self, trainer, pl_module) -> None:
+            (tmp_path / "config.yaml").write_text(
+                yaml.safe_dump({"model": {"api_key": "x", "steps": 1}, "trainer": {}})
+            )
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    model = str(tiny_folder(tmp_path / "model"))
+    adapter, out = str(tmp_path / "adapter"), ExportModel(str(tmp_path / "out"))
+    lora = LoRA(rank=2)
+    train(tmp_path, model, [ExportModel(adapter, adapter=True)], lora=lora)
+    train(tmp_path, model, [Saves(), out], lora=replace(lora, adapter=adapter), root=tmp_path)
+    written, found = (
+        read_provenance(tmp_path / "out"),
+        read_provenance(export_model(tmp_path / "last.ckpt", tmp_path / "b")),
+    )
+    assert found["parent"] == str(tmp_path / "last.ckpt")
+    del written["metrics"], written["thinking"], written["lnlit"]
+    assert found["parent_provenance"] == written
+    assert written["method"] == "SFT" and written["from_adapter"]["adapter"] == adapter and written["steps"] == 1
+    assert written["recipe"] == {"model": {"api_key": "(left out)", "steps": 1}}
+    assert (
+        " Trained by SFT from model, going on from the adapter adapter, for 1 steps" in card(tmp_path / "b").read_text()
+    )
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["each", "fused"])

@@ -72,6 +72,16 @@ def test_results_are_kept_so_that_the_card_needs_nothing_else(folder, tmp_path):
     assert "Evaluation" not in card(child).read_text()
 
 
+def test_a_card_names_nothing_of_the_machine_and_the_hubs_model_by_its_name():
+    parent = "/disk/me/.cache/huggingface/hub/models--nvidia--a-b--c/snapshots/0123abcd"
+    recipe = {"data": {"paths": ["/disk/me/rows.jsonl", "data/rows.jsonl"]}, "model": {"prompt": "/think"}}
+    trained = {"method": "SFT", "steps": 3, "recipe": recipe, "from_adapter": {"adapter": "/disk/me/adapter"}}
+    text = model_card("title", {"spec": mixed_spec().to_json(), "provenance": {"parent": parent, **trained}})
+    assert "disk" not in text and "  - rows.jsonl" in text and "data/rows.jsonl" in text and "prompt: /think" in text
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "nvidia/a-b--c"
+    assert "Trained by SFT from nvidia/a-b--c, going on from the adapter adapter, for 3 steps." in text
+
+
 def test_another_models_results_are_refused(folder, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"models": {"a": {"source": "/a"}}, "results": []}))
     with pytest.raises(UserError, match=r"evaluated were a, and not .*model"):
@@ -130,9 +140,18 @@ def test_a_folder_is_pushed_with_its_card(folder, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     assert push(folder, "owner/name", private=True, revision="v1") == "https://hub/owner/name"
-    assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "upload_folder"]
+    assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "create_commit"]
     assert hub.calls[0][1]["private"] is True and hub.calls[2][1]["revision"] == "v1"
     assert (folder / stage.CARD).exists() and "model.safetensors" in capsys.readouterr().err
+    _, operations = hub.calls[2][1]["args"]
+    pushed = {operation.path_in_repo: operation.as_file for operation in operations}
+    assert pushed.keys() == {file.name for file in folder.iterdir()}
+    for name, opened in pushed.items():
+        with opened() as file:
+            content = file.read()
+        assert (content == (folder / name).read_bytes()) == (name != "lnlit.json"), name
+        assert str(folder.parent).encode() not in content, name
+    assert str(folder.parent) in (folder / "lnlit.json").read_text()  # where later stages look for the parent
 
 
 def test_a_public_repository_gets_nothing_that_is_private(folder, monkeypatch):
@@ -145,7 +164,7 @@ def test_a_public_repository_gets_nothing_that_is_private(folder, monkeypatch):
         push(folder, "owner/name", private=True)
     assert [name for name, _ in hub.calls] == ["create_repo"]
     push(folder, "owner/name")
-    assert hub.calls[-1][0] == "upload_folder"
+    assert hub.calls[-1][0] == "create_commit"
 
 
 def test_what_is_pushed_has_a_card_of_today_or_its_authors(folder, monkeypatch):
