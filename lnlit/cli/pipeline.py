@@ -84,7 +84,10 @@ class Stage:
     @property
     def command(self) -> list[str]:
         """The words after `lnlit`, before the options."""
-        return ["fit"] if self.kind is None else [of_stage(self.kind).name, self.kind]
+        if self.kind is None:
+            return ["fit"]
+        command = of_stage(self.kind)
+        return [command.name] if self.kind == command.default else [command.name, self.kind]
 
     @property
     def options(self) -> list[str]:

@@ -28,7 +28,7 @@ ROLLOUT = StageCommand(
         "curriculum": ("lnlit.stages.curriculum:curriculum", "a picture of which prompts a curriculum will take when"),
         "reference": (
             "lnlit.stages.reference:reference",
-            "log-probs of given completions, for RPO with reference: data",
+            "log-probs of given completions, for RPO with StoredLogProbs",
         ),
         "page": ("lnlit.stages.rollout_page:page", "a page of what a run has sampled so far"),
     },

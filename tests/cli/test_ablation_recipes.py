@@ -52,7 +52,7 @@ def test_two_small_ones_run_to_their_table(tmp_path, monkeypatch, capsys):
     """With a model of two layers where SmolLM2 would be, and a few steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lnlit.cli.processes, "guarded", lambda command, lock: (main(command[3:]), 0))
-    for name in ("smollm2", "mini/child", "mini/healed"):
+    for name in ("smollm2", "mini/fused", "mini/base"):
         tiny_folder(tmp_path / "runs" / name)
     for part in ("train", "valid"):
         file = tmp_path / "data" / "pydocs" / f"{part}.jsonl.gz"

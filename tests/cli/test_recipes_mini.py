@@ -49,7 +49,7 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     spec = tiny_spec().replace(context_length=1024)
-    for folder in ("runs/smollm2", "runs/mini/healed"):
+    for folder in ("runs/smollm2", "runs/mini/base"):
         tiny_folder(tmp_path / folder, spec)
     (tmp_path / "data" / "hh_rlhf").mkdir(parents=True)
     with gzip.open(tmp_path / "data/hh_rlhf/helpful-base.jsonl.gz", "wt") as file:
@@ -58,14 +58,14 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
             file.write(json.dumps({"chosen": f"{start}Yes, {n}.", "rejected": f"{start}No."}) + "\n")
     for recipe in (stage.file for stage in stages_of(ROOT / "yaml" / "mini") if "5" <= stage.name < "9"):
         text = recipe.read_text()
-        for old, new in {**TINY[recipe.stem], "compile: auto": "compile: false"}.items():
+        for old, new in {**TINY.get(recipe.stem, {}), "compile: auto": "compile: false"}.items():
             assert old in text or "compile" in old, old
             text = text.replace(old, new)
         (tmp_path / recipe.name).write_text(text)
         stage = yaml.safe_load(text).get("stage")
         command, options = ([of_stage(stage).name, stage], []) if stage else (["fit"], ["--trainer.accelerator", "cpu"])
         assert main([*command, "--config", recipe.name, *options]) == 0, capfd.readouterr().err
-    assert read_spec("runs/mini/aligned") == spec
+    assert read_spec("runs/mini/aligned") == read_spec("runs/mini/merged") == spec
     rows = [json.loads(line) for line in (tmp_path / "runs/mini/prompts.jsonl").read_text().splitlines()]
     assert [row["samples"] for row in rows] == [2] * 6
     completions = Path("runs/mini/generated.jsonl.completions").read_text().splitlines()[1:]
@@ -95,9 +95,17 @@ def test_the_mini_pipelines_models_stand_in_one_table(tmp_path, monkeypatch, cap
     (tmp_path / "data" / "pydocs").mkdir(parents=True)
     with gzip.open(tmp_path / "data/pydocs/valid.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": f"Text number {n}."}) + "\n" for n in range(3))
+    asked = [{"context": "a b", "continuation": "c", "query": "Which?", "choices": ["d", "e"], "gold": 1}]
+    asked[0] |= {"ctx": "Cooking: a cook", "endings": ["cooks", "flies", "swims", "is"], "label": 0}
+    (tmp_path / "data/gauntlet").mkdir()
+    (tmp_path / "data/hellaswag").mkdir()
+    for task in recipe["tasks"][-4:]:
+        row = json.dumps(asked[0]) + "\n"
+        file = tmp_path / task["init_args"]["source"]["init_args"]["paths"]
+        file.write_bytes(gzip.compress(row.encode()) if file.suffix == ".gz" else row.encode())
     assert main(["eval", "--config", "9_eval.yaml"]) == 0, capfd.readouterr().err
     results = json.loads(Path("runs/mini/eval/results.json").read_text())["results"]
-    names, tasks = [Path(model).name for model in models], ("reasoning_gym", "toggle_robustness", "perplexity")
+    names, tasks = [Path(model).name for model in models], [task["class_path"] for task in recipe["tasks"]]
     assert {(row["model"], row["task"]) for row in results} == set(product(names, tasks))
     modes = [(row["model"], row["thinking"]) for row in results if row["task"] == "reasoning_gym"]
     assert sorted(modes) == sorted(product(names, ("on", "off")))

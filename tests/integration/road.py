@@ -98,8 +98,11 @@ def commands(walk: Walk) -> dict[str, str]:
             "search solve",
             f"--deployment.targets '{SMALLER}' --rules.counts \"{walk.counts}\" --solutions.number 1 --frontier null",
         ),
+        "3a_refine": ("search refine", f"{TEXT} --data.skip 8 --rounds 0"),
         "3b_realize": ("search realize", ""),
+        "3c_fuse": ("search fuse", f"{TEXT} --data.skip 8"),
         "4_distill": ("fit", f"{PACKED} {TWO_STEPS} {JUDGED} {EAGER}"),
+        "4b_cpt": ("fit", f"{PACKED} {TWO_STEPS} {JUDGED} {EAGER}"),
         "5_sft": ("fit", f"{PACKED} {TWO_STEPS} {EAGER} --data.train.size 40"),
         "5b_annotate": (
             "rollout annotate",
@@ -131,7 +134,9 @@ def lay_out(folder: Path) -> None:
 MADE = {
     "import": "runs/smollm2",
     "3b_realize": "runs/mini/child",
+    "3c_fuse": "runs/mini/fused",
     "4_distill": "runs/mini/healed",
+    "4b_cpt": "runs/mini/base",
     "5_sft": "runs/mini/warm",
     "6_grpo": "runs/mini/reasoner",
     "export": "served",
@@ -153,7 +158,7 @@ def figure(stage: str, walk: Walk, folder: Path) -> str:
     told = read(model / "lnlit.json")
     types = {part["type"] for block in told["spec"]["layers"] for part in block.values()}
     assert stage == "import" or walk.parts <= types, f"{stage}: parts {types}"
-    if stage in ("import", "3b_realize"):
+    if stage in ("import", "3b_realize", "3c_fuse"):
         return f"of {', '.join(sorted(types))}"
     before = folder / list(MADE.values())[list(MADE).index(stage) - 1]
     moved = changed(before, model)

@@ -23,7 +23,10 @@ SMALLER = {
     "\nout: runs/mini/library_untrained": "\nout: runs/mini/library_untrained\ncandidates: {width_multiple: 8}",
     "rows: 8\n": "rows: 2\n",
     "skip: 400": "skip: 4",
+    "rows: 4\n": "rows: 2\n",
+    "skip: 410": "skip: 6",
     "max_steps: 48": "max_steps: 2\n  accelerator: cpu",
+    "max_steps: 60": "max_steps: 2\n  accelerator: cpu",
     "max_steps: 120": "max_steps: 2\n  accelerator: cpu",
     "val_check_interval: 60": "val_check_interval: 1",
     "compile: auto": "compile: false",
@@ -67,6 +70,7 @@ def test_the_mini_pipeline_ends_in_a_healed_child_and_a_report(workplace, capfd)
     assert [model["name"] for model in json.loads((runs / "measured.json").read_text())["models"]] == [
         "runs/smollm2",
         "runs/mini/child",
+        "runs/mini/fused",
     ]
     assert "</html>" in (runs / "report" / "report.html").read_text()
     capfd.readouterr()
