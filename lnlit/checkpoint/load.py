@@ -18,6 +18,7 @@ from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.layout import expected_shapes
 from lnlit.models.parallelize import parallelize
 from lnlit.models.parts import stored
+from lnlit.models.ranks import my_place
 from lnlit.models.weights import fill
 from lnlit.specs import ModelSpec
 
@@ -66,8 +67,9 @@ def layerwise_decoder(
     path: str | Path, device: torch.device | str, dtype: torch.dtype | None = None
 ) -> LayerwiseDecoder:
     """The model of a checkpoint as `frozen_decoder` gives it, whose layers are read when they are used for the first
-    time, or each time if memory does not hold all of them."""
-    stored = StoredLayers(path)
+    time, or each time if memory does not hold all of them. Several ranks divide them: see `LayerwiseDecoder`."""
+    _, ranks = my_place()
+    stored = StoredLayers(path, every=ranks)
     decoder = build_decoder(stored.spec, "meta", dtype).requires_grad_(False).eval()
     dtype = decoder.embed_tokens.weight.dtype
     outer = {name.removeprefix("model."): weight.to(device, dtype) for name, weight in stored.outer().items()}
@@ -87,11 +89,11 @@ def by_layer(spec: ModelSpec, weights: Iterable[tuple[str, Tensor]]) -> Iterator
 
 
 class StoredLayers:
-    """The weights of a checkpoint, layer by layer and each read when it is asked for. Layers that are asked for in
-    ascending order are read in one pass over the files."""
+    """The weights of a checkpoint, layer by layer and each read when it is asked for. If each is the next one,
+    or `every` so many layers behind the last, they are read in one pass over the files."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = resolve(path)
+    def __init__(self, path: str | Path, every: int = 1) -> None:
+        self._path, self._every = resolve(path), every
         self._format = open_checkpoint(self._path)
         self.spec = self._format.read_spec(self._path)
         self._layers, self._outer = _names(self.spec)
@@ -104,9 +106,9 @@ class StoredLayers:
     def __call__(self, layer: int) -> dict[str, Tensor]:
         """A layer's weights by their names below its block, on the CPU and in the checkpoint's dtype."""
         if layer != self._next:
-            rest = self._layers[layer:]
+            rest = self._layers[layer :: self._every]
             self._groups = _grouped(rest, self._read({name for _, names in rest for name in names}))
-        self._next = layer + 1
+        self._next = layer + self._every
         return next(self._groups)
 
     def _read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,6 +24,29 @@ _PATIENCE = timedelta(days=7)
 _exchanges: tuple[Any, Any] | None = None
 
 
+class RankError(UserError):
+    """What went wrong on one rank, as it is raised on every rank."""
+
+
+@contextmanager
+def all_ranks(device: torch.device) -> Iterator[None]:
+    """Inside, the processes that torchrun has started talk to each other, about tensors on `device` too. They leave
+    together: a `UserError` of one is raised on every rank, where that comes to its next exchange or here."""
+    is_ours = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized()
+    if is_ours:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+        all_gather(None)
+    except RankError:  # the others have it, too
+        raise
+    except UserError as error:
+        all_gather(error)
+        raise
+    if is_ours:
+        distributed.destroy_process_group()
+
+
 def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
@@ -32,7 +57,7 @@ def my_place() -> tuple[int, int]:
 
 
 def all_gather(mine: V) -> list[V]:
-    """The values of all ranks, in the order of ranks."""
+    """The values of all ranks, in the order of ranks. Raises `RankError` if one of them is a `UserError`."""
     return _gathered(mine) if is_distributed() else [mine]
 
 
@@ -42,6 +67,13 @@ def batches_of_all_ranks(batch: TokenBatch, device: torch.device) -> list[TokenB
     if len(widths := {tokens.shape[1] for tokens, *_ in everyone}) > 1:
         raise UserError(f"data: the ranks' rows have different lengths {sorted(widths)}; set data.packing: true.")
     return [TokenBatch(*(tensor.to(device) for tensor in tensors), lengths=lengths) for *tensors, lengths in everyone]
+
+
+def broadcast(tensors: Iterable[Tensor], owner: int) -> None:
+    """Overwrites tensors by those of one rank. Ranks meet before: NCCL would not notice that one of them is dead."""
+    all_gather(None)
+    for tensor in tensors:
+        distributed.broadcast(tensor, owner)
 
 
 def stacked(mine: Tensor) -> Tensor:
@@ -77,6 +109,9 @@ def streamed(owners: Mapping[K, int], get: Callable[[K], V]) -> Iterator[tuple[K
 def _gathered(mine: V) -> list[V]:
     everyone: list[V | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(everyone, mine, group=_exchange())
+    for rank, value in enumerate(everyone):
+        if isinstance(value, UserError):
+            raise RankError(f"rank {rank}: {value}")
     return everyone  # type: ignore[return-value]
 
 

@@ -109,19 +109,23 @@ class Scorer:
         self._check_finite("the parent" if walk.parent is parent else "the child", self.own_values)
 
     def in_passes(self, candidates: Sequence[At]) -> Iterator[Sequence[At]]:
-        """The candidates in groups that are scored in one pass over the parent's layers: see `at_once`."""
-        done = 0
+        """The candidates in groups that all ranks score in one pass over the parent's layers: see `at_once`."""
+        done, (_, ranks) = 0, self.walk.parent.place
         while done < len(candidates):
-            count = self.walk.parent.at_once(self.walk.nbytes)
+            count = ranks * self.walk.parent.at_once(self.walk.nbytes)
             yield candidates[done : done + count]
             done += count
 
     @torch.inference_mode()
     def scores(self, candidates: Sequence[At]) -> list[Score]:
-        """The scores of candidates, which are given in the order of the walk, from one pass over the layers from the
-        first candidate's on. Raises `UserError` naming a candidate whose score is not finite."""
+        """The scores of this rank's share of candidates, which are given in the order of the walk, from one pass over
+        the layers from the first candidate's on. If the parent's layers are divided among ranks, all of them must come
+        with the same candidates, of which the shares differ by one at most and by less than the work of the first;
+        otherwise the share is everything. Raises `UserError` naming a candidate whose score is not finite."""
         children: list[Walk] = []
-        last, waiting = candidates[-1].position, deque(candidates)
+        rank, ranks = self.walk.parent.place
+        own = candidates[rank::ranks]
+        last, waiting = candidates[-1].position, deque(own)
         for layer in range(self.walk.position // 2, len(self.walk.parent.decoder.layers)):
             with self.walk.parent.layer(layer):
                 while waiting and waiting[0].layer == layer:
@@ -131,7 +135,7 @@ class Scorer:
                 self.walk.seek(max(self.walk.position, min(2 * layer + 2, last)))
                 for child in children:
                     child.seek(2 * layer + 2)
-        return [self._compared(candidate, child) for candidate, child in zip(candidates, children, strict=True)]
+        return [self._compared(candidate, child) for candidate, child in zip(own, children, strict=True)]
 
     def _compared(self, candidate: At, child: Walk) -> Score:
         values = self.metric.measure(child.hidden())

@@ -6,16 +6,14 @@ import glob
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lnlit.checkpoint.fingerprint import fingerprint, model_source
 from lnlit.checkpoint.formats import PYPI, read_spec, resolve
@@ -29,6 +27,7 @@ from lnlit.files import check_output, expanded
 from lnlit.interfaces import IGNORE
 from lnlit.journal import Journal
 from lnlit.models.device import torch_device
+from lnlit.models.ranks import all_gather, all_ranks, merged, my_place
 from lnlit.progress import track
 from lnlit.search.choice import At, chosen
 from lnlit.search.library import Library
@@ -66,9 +65,10 @@ def score(
     """Write how much worse the parent gets with each candidate of a library in place of its own block.
 
     One candidate at a time replaces the parent's sub-block or block; the rest of the model is the parent's. Every score
-    is on the disk before the next one starts: interrupted, the same command goes on. Under torchrun the candidates are
-    divided among the processes. Of a parent whose layers take more than half of the free memory, one layer at a time is
-    read from disk, and as many candidates as the rest holds go through the layers together.
+    is on the disk before the next one starts: interrupted, the same command goes on. Under torchrun the candidates and
+    the parent's layers are divided among the processes, and a few candidates of each go through the layers together. Of
+    a parent whose layers take more than half of the free memory (of several processes: their share of the layers), one
+    layer at a time is read from disk, and as many candidates as the rest holds go through the layers together.
 
     Args:
         model: The parent: a model folder.
@@ -85,27 +85,27 @@ def score(
         k: How many of the parent's likeliest tokens top_k compares.
         batch_tokens: Tokens that go through the model together. More than a CPU's cache holds is slower there.
     """
-    target = check_output(expanded(out).resolve())
-    opened, path = Library.open(library), resolve(model)
-    opened.check_parent(model_source(model), read_spec(path), fingerprint(model))
-    everything = candidates(opened, granularity)
-    wanted = chosen(everything, only)
-    text = _encoded(data, metric, path)
-    _check_sizes(opened.spec, text.tokens_RT.shape[1], k)
-    about = {"metric": metric, **({"k": k} if metric == "top_k" else {}), "granularity": granularity, "dtype": dtype}
-    parent_name = model if model.startswith(PYPI) else str(path.resolve())
-    header = make_header(opened, parent_name, **about, tokens=text.tokens_RT.numel(), sha256=_digest(text))
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    done = read_done(_journals(target), header)
-    pending = [candidate for candidate in wanted[rank::world] if candidate not in done]
-    parent = layerwise_decoder(path, _device(), getattr(torch, dtype))
-    batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
-    compare = _metric(metric, text, batches, parent.decoder.head_weight, k)
-    scorer = Scorer(parent, opened, observed(parent, batches, compare), compare, metric)
-    header["parent"] = scorer.own_values
-    with open_scores(target if world == 1 else _journal(target, rank), header) as journal:
-        _score_all(scorer, pending, journal)
-    with _all_ranks(world):
+    with all_ranks(_device()):
+        target = check_output(expanded(out).resolve())
+        opened, path = Library.open(library), resolve(model)
+        opened.check_parent(model_source(model), read_spec(path), fingerprint(model))
+        everything = candidates(opened, granularity)
+        wanted = chosen(everything, only)
+        text = _encoded(data, metric, path)
+        _check_sizes(opened.spec, text.tokens_RT.shape[1], k)
+        about = {"metric": metric, **({"k": k} if metric == "top_k" else {}), "granularity": granularity}
+        size, parent_name = text.tokens_RT.numel(), model if model.startswith(PYPI) else str(path.resolve())
+        header = make_header(opened, parent_name, **about, dtype=dtype, tokens=size, sha256=_digest(text))
+        done = merged(read_done(_journals(target), header))
+        parent = layerwise_decoder(path, _device(), getattr(torch, dtype))
+        batches = text.tokens_RT.to(_device()).split(max(batch_tokens // text.tokens_RT.shape[1], 1))
+        compare = _metric(metric, text, batches, parent.decoder.head_weight, k)
+        scorer = Scorer(parent, opened, observed(parent, batches, compare), compare, metric)
+        header["parent"] = scorer.own_values
+        rank, ranks = my_place()
+        with open_scores(target if ranks == 1 else _journal(target, rank), header) as journal:
+            _score_all(scorer, [candidate for candidate in wanted if candidate not in done], journal)
+        all_gather(None)  # all journals are complete
         if rank == 0 and (parts := _journals(target)) != [target]:
             merge(target, parts, header, {candidate: index for index, candidate in enumerate(everything)})
     return target
@@ -125,11 +125,11 @@ def _score_all(scorer: Scorer, candidates: Sequence[At], journal: Journal) -> No
 
 
 def _timed(scorer: Scorer, candidates: Sequence[At]) -> list[dict[str, Any]]:
-    """The lines of candidates that are scored together, with each one's share of the time that it took."""
+    """This rank's lines of candidates that are scored together, with each one's share of the time that it took."""
     begin = time.perf_counter()
     found = scorer.scores(candidates)
-    seconds = round((time.perf_counter() - begin) / len(candidates), 4)
-    return [{**score.to_json(), "seconds": seconds} for score in found]
+    seconds = time.perf_counter() - begin
+    return [{**score.to_json(), "seconds": round(seconds / len(found), 4)} for score in found]
 
 
 def _check_sizes(spec: ModelSpec, length: int, k: int) -> None:
@@ -217,19 +217,3 @@ def _journal(out: Path, rank: int) -> Path:
 def _journals(out: Path) -> list[Path]:
     """The files that may hold scores of this or an earlier run: the result, and the file of each process."""
     return [out, *sorted(out.parent.glob(f"{glob.escape(out.stem)}.rank-*{glob.escape(out.suffix)}"))]
-
-
-@contextmanager
-def _all_ranks(world: int) -> Iterator[None]:
-    """Runs the body when all processes have arrived here."""
-    if world > 1:
-        group_is_ours = not distributed.is_initialized()
-        if group_is_ours:  # one may be ready days before the other
-            distributed.init_process_group("gloo", timeout=timedelta(days=30))
-        distributed.barrier()
-        yield
-        distributed.barrier()
-        if group_is_ours:
-            distributed.destroy_process_group()
-    else:
-        yield
