@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 #: Attributes and functions that talk to other ranks: torch's, Lightning's (`log_dir` and metrics are agreed on when
 #: they are read) and ours. A file's own functions that use one are found.
 COLLECTIVE = {
+    "at_once",
     "barrier",
     "batches_of_all_ranks",
     "broadcast",
@@ -24,6 +25,7 @@ COLLECTIVE = {
     "full_tensor",
     "gather",
     "gathered",
+    "in_passes",
     "inference_copy",
     "log_dir",
     "log_means",
