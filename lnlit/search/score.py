@@ -12,8 +12,8 @@ Slots are "attention", "ffn", and "block" for a pair that was trained together; 
 
 Lines are only ever appended, and each is on the disk before the next candidate starts; so an interrupted run loses at
 most the candidate it was at, or of a parent that does not fit into memory or is divided among ranks, those of one pass
-over its layers. A score is how much worse than the parent one replaced block makes it (lower is better, whatever the metric); the parent's own
-choices, 0 by definition, are not written.
+over its layers. A score is how much worse than the parent one replaced block makes it (lower is better, whatever the
+metric); the parent's own choices, 0 by definition, are not written.
 """
 
 from __future__ import annotations
