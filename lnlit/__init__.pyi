@@ -110,6 +110,7 @@ from lnlit.modules.prompt_data import PromptData as PromptData
 from lnlit.modules.prompt_data import RolloutConfig as RolloutConfig
 from lnlit.modules.prompt_data import Weighted as Weighted
 from lnlit.modules.reference import OldPolicy as OldPolicy
+from lnlit.modules.reference import PolicySnapshot as PolicySnapshot
 from lnlit.modules.reference import StoredLogProbs as StoredLogProbs
 from lnlit.modules.reward_model import RewardModel as RewardModel
 from lnlit.modules.rloo import RLOO as RLOO

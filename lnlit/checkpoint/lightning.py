@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,11 @@ class _Opened:
             raise UserError(f"{path}: is damaged: {_NO_TENSORS}.")
         self.shapes = {name: tuple(value.shape) for name, value in state.items()}
         self.tensor = state.__getitem__
+
+
+def saved_names(path: Path) -> Collection[str]:
+    """The names of all tensors in a checkpoint's state dict. Reads no tensor."""
+    return _Opened(path).shapes.keys()
 
 
 def tokenizer_source(path: Path) -> Path | None:

@@ -14,9 +14,9 @@ from lnlit.checkpoint.safetensors_folder import EMBEDDING
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.frozen import empty_frozen
 from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.layout import expected_shapes
-from lnlit.models.parallelize import parallelize
 from lnlit.models.parts import stored
 from lnlit.models.ranks import my_place
 from lnlit.models.weights import fill
@@ -53,12 +53,7 @@ def frozen_decoder(
     spec = read_spec(path)
     if mesh is not None and mesh["tensor_parallel"].size() > 1:  # of one matrix ranks could not have parts of each
         spec = stored(spec)
-    with torch.device("meta"):  # a strategy may have set another default device
-        decoder = build_decoder(spec, "meta", dtype, attention_kernel)
-    decoder.requires_grad_(False).eval()
-    if mesh is not None:
-        parallelize(decoder, mesh, compute_dtype=None)
-    decoder.to_empty(device=device)
+    decoder = empty_frozen(spec, device, dtype, mesh=mesh, attention_kernel=attention_kernel)
     load_weights(decoder, path)
     return decoder
 

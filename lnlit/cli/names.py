@@ -32,6 +32,7 @@ _HOMES = {
     "lightning.pytorch.core.datamodule.LightningDataModule": ("lnlit.data", "lnlit.modules"),
     "lightning.pytorch.callbacks.callback.Callback": ("lnlit.callbacks",),
     "lnlit.modules.reference.KnownReference": ("lnlit.modules",),
+    "lnlit.modules.reference.PolicySnapshot": ("lnlit.modules",),
     "datatrove.pipeline.base.PipelineStep": ("lnlit.curation",),
     "lnlit.curation.executors.Executor": ("lnlit.curation",),
 }

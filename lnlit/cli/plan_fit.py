@@ -136,7 +136,8 @@ def _beside(model: LitModel, data: LightningDataModule, known: Known, bf16: bool
     for name, path in model.beside.items():
         spec = known.spec(path)
         matched = _matched(model, known.spec(model.model), spec) if isinstance(model, Distill) else 0
-        yield Frozen(name, spec, sharded, bf16, matched)
+        saved = isinstance(model, Policy) and model.reference is not None and model.reference.saved
+        yield Frozen(name, spec, sharded, bf16, matched, saved=saved)
     for judge in data.rewards if isinstance(data, PromptData) else ():
         if isinstance(reward := judge.reward, ModelReward):
             spec, in_bf16, is_shared = known.spec(reward.model), reward.dtype == "bfloat16", reward.may_be_sharded

@@ -29,6 +29,7 @@ from lnlit.data.chat import chat_folder
 from lnlit.errors import UserError
 from lnlit.files import expanded
 from lnlit.modules.lit_model import LitModel
+from lnlit.modules.policy import Policy
 
 
 class _Parser(StrictParser, LightningArgumentParser):
@@ -114,13 +115,13 @@ class LitCLI(LightningCLI):
     def before_validate(self) -> None:
         """Refuses a bad checkpoint before any data is read."""
         if path := self.config[self._command].ckpt_path:
-            check_training_checkpoint(Path(path))
+            self._check_checkpoint(Path(path))
 
     def before_fit(self) -> None:
         """Refuses a used folder and a bad checkpoint early, and logs the configuration as TensorBoard
         hyper-parameters."""
         if path := self.config[self._command].ckpt_path:
-            check_training_checkpoint(Path(path))
+            self._check_checkpoint(Path(path))
             check_run_state(Path(path))
         if self.config[self._command].check_memory:
             plan_fit.refuse(self.model, self.datamodule, self.flags)
@@ -130,6 +131,11 @@ class LitCLI(LightningCLI):
         complete = self.complete()
         for logger in self.trainer.loggers:
             logger.log_hyperparams({key: complete[key] for key in ("seed_everything", "model", "data", "trainer")})
+
+    def _check_checkpoint(self, path: Path) -> None:
+        check_training_checkpoint(path)
+        if isinstance(self.model, Policy) and self.model.reference is not None:
+            self.model.reference.check_checkpoint(path)
 
     def after_fit(self) -> None:
         """Prints what can be done with a fully trained model."""

@@ -344,6 +344,13 @@ class LitModel(L.LightningModule):
             raise UserError(f"ckpt_path: the checkpoint was trained with lora {saved['lora']}, this run has {lora}")
         if state := checkpoint.get("state_dict"):  # what is loaded piece by piece is looked at there
             found, expected = ({name: tuple(of[name].shape) for name in of} for of in (state, self.state_dict()))
+            theirs, ours = ({name.partition(".")[0] for name in of} for of in (found, expected))
+            if theirs != ours:
+                raise UserError(
+                    f"ckpt_path: the checkpoint holds {' and '.join(sorted(theirs))}, this run has "
+                    f"{' and '.join(sorted(ours))}, so it is of another method or another model.reference. Resume with "
+                    "the same settings, or begin a new run from its weights: lnlit export makes a model folder of them."
+                )
             check_shapes("ckpt_path", found, expected)
         if saved["length"] == self._length() or not self.trainer.training:  # who only looks has no schedule
             self.total_steps = saved["total_steps"]

@@ -19,7 +19,7 @@ from lnlit.models.weights import canonical_weights
 from lnlit.modules.lit_model import LitModel, Runtime
 from lnlit.modules.means import Means
 from lnlit.modules.optim import AdamW
-from lnlit.modules.reference import Reference
+from lnlit.modules.reference import PolicySnapshot, reference_of
 from lnlit.objectives.log_probs import TokenLogProbs
 from lnlit.rollout.log_probs import token_log_probs
 from lnlit.specs import ModelSpec
@@ -32,7 +32,7 @@ class Policy(LitModel):
         model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
         algorithm: The algorithm that computes advantages and the loss.
-        reference: The model to stay near, where the algorithm has one; null is the one to start from.
+        reference: The model to stay near, where the algorithm has one: a path, null for the start, or `PolicySnapshot`.
         temperature: The temperature at which samples are drawn and their probabilities computed.
         runtime: Kernels, compilation, memory.
         lora: Train low-rank adapters only; None trains every weight.
@@ -43,7 +43,7 @@ class Policy(LitModel):
         model: str,
         optimizer: AdamW,
         algorithm: Algorithm,
-        reference: str | None = None,
+        reference: str | PolicySnapshot | None = None,
         temperature: float = 1.0,
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
@@ -64,7 +64,7 @@ class Policy(LitModel):
                 f"`lnlit import {lora.adapter} REFERENCE` and name that; to stay near its base, name {model}."
             )
         self.algorithm, self.temperature = algorithm, temperature
-        self.reference = Reference(reference, self) if algorithm.needs.reference else None
+        self.reference = reference_of(reference, self) if algorithm.needs.reference else None
         self._observed = {"train": Means(), "val": Means()}
 
     @property

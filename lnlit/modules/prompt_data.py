@@ -262,6 +262,8 @@ class PromptData(L.LightningDataModule):
         """Yields this rank's micro-batches. When those of a rollout are used up, the next rollout is collected."""
         while True:
             if not self.collector.pending:
+                if self.policy.reference is not None:
+                    self._metrics |= self.policy.reference.begin(self.collector.rollouts)
                 samples, metrics = self.collector.collect(self.sampler)
                 self._metrics |= metrics
                 self._tell("train", samples)

@@ -7,7 +7,7 @@ from typing import Any
 from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
-from lnlit.modules.policy import Policy
+from lnlit.modules.policy import Policy, PolicySnapshot
 from lnlit.rl import rloo
 
 
@@ -17,7 +17,7 @@ class RLOO(Policy):
     Args:
         model: Folder, .gguf file or `pypi:<distribution>` to start from.
         optimizer: AdamW and its schedule.
-        reference: The model to stay near; null is the one to start from.
+        reference: The model to stay near: a path, null for the one to start from, or `PolicySnapshot`.
         temperature: The temperature at which samples are drawn and their probabilities computed.
         runtime: Kernels, compilation, memory.
         lora: Train low-rank adapters only; None trains every weight.
@@ -28,7 +28,7 @@ class RLOO(Policy):
         self,
         model: str,
         optimizer: AdamW,
-        reference: str | None = None,
+        reference: str | PolicySnapshot | None = None,
         temperature: float = 1.0,
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,

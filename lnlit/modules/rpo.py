@@ -17,7 +17,7 @@ from lnlit.models.lora import LoRA
 from lnlit.modules.lit_model import Runtime
 from lnlit.modules.optim import AdamW
 from lnlit.modules.policy import Policy
-from lnlit.modules.reference import KnownReference
+from lnlit.modules.reference import KnownReference, PolicySnapshot
 from lnlit.objectives.policy import sums
 from lnlit.rl import rpo
 from lnlit.specs import ModelSpec
@@ -40,10 +40,12 @@ class RPO(Policy):
         eta: Scale of the given rewards.
         loss: "backward" KL(rewards || policy), "forward" KL(policy || rewards), "squared" difference, or "dpo", which
             looks at the best completion only.
-        reference: The model to compare with; null is the one to start from. `{class_path: OldPolicy}` is the policy as
-            it was when it drew the samples, so that each rollout of `PromptData` is an iteration of the paper.
-            `{class_path: StoredLogProbs}` takes those that `lnlit rollout reference` has written into the rows, so that
-            no second model is in memory.
+        reference: The model to compare with; null is the one to start from. `{class_path: PolicySnapshot, init_args:
+            {every_n_rollouts: 4}}` is the policy as it was before every fourth rollout of `PromptData`: these are the
+            paper's iterations, in one run. `{class_path: OldPolicy}` is the policy as it was when it drew the samples,
+            without a second model: each rollout is an iteration. With one update per rollout every gradient is then
+            taken at the reference, where it is the same for any `beta`. `{class_path: StoredLogProbs}` takes the
+            log-probs that `lnlit rollout reference` has written into the rows, without a second model too.
         temperature: The temperature at which samples are drawn and all probabilities computed.
         runtime: Kernels, compilation, memory.
         lora: Train low-rank adapters only; None trains every weight.
@@ -58,7 +60,7 @@ class RPO(Policy):
         beta: float,
         eta: float = 1.0,
         loss: Literal["backward", "forward", "squared", "dpo"] = "backward",
-        reference: str | KnownReference | None = None,
+        reference: str | KnownReference | PolicySnapshot | None = None,
         temperature: float = 1.0,
         runtime: Runtime = Runtime(),
         lora: LoRA | None = None,
@@ -72,8 +74,8 @@ class RPO(Policy):
         # What is known already needs no second model.
         anchor = "reference" if self.known is None else "old_policy"
         algorithm = rpo.RPO(beta=beta, eta=eta, objective=loss, anchor=anchor)
-        path = reference if isinstance(reference, str) else None
-        super().__init__(model, optimizer, algorithm, path, temperature, runtime, lora)
+        model_beside = None if isinstance(reference, KnownReference) else reference
+        super().__init__(model, optimizer, algorithm, model_beside, temperature, runtime, lora)
 
     def _check(self, spec: ModelSpec) -> None:
         super()._check(spec)

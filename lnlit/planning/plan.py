@@ -232,6 +232,7 @@ class Fit:
         parameters = run.model.parameters
         trained = run.model.local.trained if self.training.lora else parameters
         saved = (parameters - trained) * run.stored_frozen + 3 * trained * run.stored
+        saved += sum(other.parameters * frozen.dtype.itemsize for frozen, other in run.others if frozen.saved)
         disk = {"checkpoints": self.saves * saved, "export": parameters * EXPORT}
         notes = ("activations of compiled blocks are an estimate",) if self.training.compiled else ()
         flops = step_flops(run)

@@ -44,6 +44,7 @@ class Frozen:
         bf16: Whether its weights are in bfloat16.
         kept_layers: How many of its layers' outputs wait for the trained model's.
         tokens: The number of tokens in one of its passes; None is as many as in a micro-batch.
+        saved: Whether checkpoints hold it.
     """
 
     role: str
@@ -52,6 +53,7 @@ class Frozen:
     bf16: bool
     kept_layers: int = 0
     tokens: int | None = None
+    saved: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
