@@ -68,3 +68,23 @@ def test_planning_leaves_the_random_generators_as_they_are(config, monkeypatch, 
     (plan,) = planned([config()], "h100-80g")
     assert plan.fits and torch.equal(torch.get_rng_state(), before)
     assert "Seed set" not in "".join(capfd.readouterr())
+
+
+def test_a_copy_of_the_policy_takes_what_a_reference_takes_and_room_in_checkpoints(tmp_path: Path):
+    model = str(tiny_folder(tmp_path / "model"))
+    (tmp_path / "prompts.jsonl").write_text('{"messages": [{"role": "user", "content": "one"}]}\n')
+    prompts = lnlit.JsonlSource(str(tmp_path / "prompts.jsonl"))
+    data = lnlit.PromptData(
+        *(model, prompts, [lnlit.FormatReward()], lnlit.NativeEngine()), rollout=lnlit.RolloutConfig(2, 2, 8)
+    )
+    flags, known = {**FLAGS, "precision": "bf16-mixed"}, plan_fit.Known()
+    gpu = Gpu("made-up", "", "", 10**12)
+    plans = [
+        plan_fit.of_fit("", lnlit.RPO(model, lnlit.AdamW(1e-3), 0.1, reference=reference), data, flags, gpu, 1, known)
+        for reference in (None, lnlit.PolicySnapshot(2), lnlit.OldPolicy())
+    ]
+    fixed, copied, none = plans
+    parameters = copied.phases["train"]["parameters"] // 4
+    assert copied.phases == fixed.phases
+    assert copied.phases["train"]["reference"] == 2 * parameters and "reference" not in none.phases["train"]
+    assert copied.disk["checkpoints"] - fixed.disk["checkpoints"] == 2 * 2 * parameters  # of two checkpoints

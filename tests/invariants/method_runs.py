@@ -44,6 +44,7 @@ from lnlit.modules.model_reward import ModelReward
 from lnlit.modules.on_policy_distill import OnPolicyDistill
 from lnlit.modules.optim import AdamW
 from lnlit.modules.prompt_data import PromptData, RolloutConfig, Weighted
+from lnlit.modules.reference import PolicySnapshot
 from lnlit.modules.reward_model import RewardModel
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
@@ -133,6 +134,11 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "RLOO": (RLOO, samples),
     "RPO": (partial(RPO, beta=0.1), samples),
     "RPO-judged": (partial(RPO, beta=0.1), judged_samples),
+    "RPO-snapshot": (partial(RPO, beta=0.1, reference=PolicySnapshot(2)), samples),
+    "RPO-snapshot-adapters": (
+        partial(RPO, beta=0.1, reference=PolicySnapshot(2), lora=LoRA(4, targets=LINEARS)),
+        samples,
+    ),
     "RPO-given": (partial(RPO, beta=0.1, loss="squared"), pairs),
     "RewardModel": (RewardModel, pairs),
 }
@@ -155,10 +161,12 @@ class Recorder(L.Callback):
 
 
 def of_parameters(module: Any, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """A whole value of each parameter, by the names of model folders."""
+    """A whole value of each parameter, by the names of model folders, without those of a copy of the policy."""
     reshard(module)
     packed, found = module.decoder.packed_weights(), {}
     for name, parameter in module.named_parameters():
+        if name.startswith("snapshot."):
+            continue
         own = name.removeprefix("decoder.")
         parts = packed.get(own, (own,))
         for part, rows in zip(parts, gathered(value(parameter)).chunk(len(parts)), strict=True):
@@ -185,7 +193,7 @@ def run(folder: Path, method: str, name: str, save: bool = False, checkpoint: st
     settings = {"teacher": str(folder / "teacher")} if "Distill" in method else {}
     # A small epsilon would blow up what rounding makes of a gradient that is nearly 0.
     optimizer = AdamW(1e-3, eps=1e-4, weight_decay=0.1, schedule="constant", warmup_ratio=0.0)
-    model = "unfused" if method in ("SFT", "SFT-adapters") else "model"
+    model = "unfused" if method == "SFT" or method.endswith("-adapters") else "model"
     module = make(str(folder / model), optimizer=optimizer, runtime=runtime, **settings)
     recorder = Recorder()
     L.seed_everything(0, verbose=False)

@@ -24,7 +24,7 @@ from lnlit.modules.grpo import GRPO
 from lnlit.modules.optim import AdamW
 from lnlit.modules.policy import Policy
 from lnlit.modules.prompt_data import LogprobCheck, PromptData, RolloutConfig, Weighted
-from lnlit.modules.reference import OldPolicy
+from lnlit.modules.reference import OldPolicy, PolicySnapshot
 from lnlit.modules.rloo import RLOO
 from lnlit.modules.rpo import RPO
 from lnlit.objectives.kl import KL
@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "rpo": (RPO, {"beta": 0.1}, {}),
     "rpo_masked": (RPO, {"beta": 0.1, "loss": "squared"}, {"mask_truncated": True, "max_new_tokens": 12}),
     "rpo_by_rollout": (RPO, {"beta": 0.1, "reference": OldPolicy()}, {"updates_per_rollout": 2}),
+    "rpo_by_two_rollouts": (RPO, {"beta": 0.1, "reference": PolicySnapshot(2)}, {}),
 }
 #: What two ranks run, and in how many micro-batches each: two, and one of what differs in when samples are drawn.
 ON_RANKS = [(case, 2) for case in CASES] + [(case, 1) for case in ("token_mean", "two_updates", "resampled", "rpo")]

@@ -172,7 +172,7 @@ def test_after_ctrl_c_a_run_goes_on_as_if_nothing_had_been(whole, broken):
     assert equal(broken.state, whole.state)
 
 
-@pytest.mark.parametrize("case", ["two_updates", "rloo_two_updates", "rpo_by_rollout"])
+@pytest.mark.parametrize("case", ["two_updates", "rloo_two_updates", "rpo_by_rollout", "rpo_by_two_rollouts"])
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_a_stopped_run_goes_on_in_other_micro_batches(files, tmp_path, case, stop):
     """Stopped between rollouts and within one; each part is cut differently, and the last by itself."""
