@@ -243,6 +243,29 @@ def test_a_reference_that_was_a_word_has_a_name(lnlit, write, word, name):
     )
 
 
+SNAPSHOT = "    reference: {class_path: PolicySnapshot, init_args: {every_n_rollouts: N}}\n    kl:\n"
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "true", "1.5"])
+def test_a_copy_of_the_policy_is_taken_every_one_or_more_rollouts(lnlit, write, every):
+    code, _, err = lnlit("fit", "--config", write(("    kl:\n", SNAPSHOT.replace("N", every))))
+    assert code == 2
+    assert "every_n_rollouts" in err.splitlines()[-1] and every.title() in err.splitlines()[-1].title(), err
+
+
+@pytest.mark.parametrize("first", ["fixed", "copied"])
+def test_a_run_goes_on_with_its_kind_of_reference(lnlit, write, first):
+    save = ("trainer:\n", "trainer:\n  callbacks:\n    - {class_path: Checkpoint, init_args: {every_n_steps: 1}}\n")
+    swaps = {"fixed": [save], "copied": [save, ("    kl:\n", SNAPSHOT.replace("N", "2"))]}
+    code, _, err = lnlit("fit", "--config", write(*swaps.pop(first)))
+    assert code == 0, err
+    (other,) = swaps.values()
+    code, _, err = lnlit("fit", "--config", write(*other), "--trainer.max_steps", 4, "--ckpt_path", "last")
+    assert code == 2
+    was = "was a PolicySnapshot" if first == "copied" else "was no PolicySnapshot"
+    assert f"step-2.ckpt is of a run whose model.reference {was}. Resume with the same" in err.splitlines()[-1], err
+
+
 def test_a_curriculum_runs_and_goes_on(lnlit, write, tmp_path):
     path = write(("max_steps: 2", "max_steps: 3"))
     code, _, err = lnlit("fit", "--config", path)
