@@ -5,7 +5,7 @@ The mapping is derived from the decoder itself, built on the meta device, so a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lnlit.errors import UserError
@@ -65,6 +65,17 @@ def check_shapes(where: str, found: Mapping[str, Shape], expected: Mapping[str, 
                 f"{where}: tensor {name} has shape {list(found[name])}, the architecture expects {list(shape)}. "
                 "The configuration and the weights belong to different models."
             )
+
+
+def check_parts(where: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    """Raises `UserError` unless the state dict of a training method has the same parts: decoder, head, snapshot."""
+    theirs, ours = (" and ".join(sorted({name.partition(".")[0] for name in names})) for names in (found, expected))
+    if theirs != ours:
+        raise UserError(
+            f"{where}: the checkpoint holds {theirs}, this run has {ours}, so it is of another method or "
+            "model.reference. Resume with the same settings, or begin a new run from its weights: lnlit export makes a "
+            "model folder of them."
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -32,7 +32,7 @@ from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
 from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
-from lnlit.models.layout import check_shapes
+from lnlit.models.layout import check_parts, check_shapes
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, hybrid_mesh, parallelize
 from lnlit.models.parts import packed, stored
@@ -344,13 +344,7 @@ class LitModel(L.LightningModule):
             raise UserError(f"ckpt_path: the checkpoint was trained with lora {saved['lora']}, this run has {lora}")
         if state := checkpoint.get("state_dict"):  # what is loaded piece by piece is looked at there
             found, expected = ({name: tuple(of[name].shape) for name in of} for of in (state, self.state_dict()))
-            theirs, ours = ({name.partition(".")[0] for name in of} for of in (found, expected))
-            if theirs != ours:
-                raise UserError(
-                    f"ckpt_path: the checkpoint holds {' and '.join(sorted(theirs))}, this run has "
-                    f"{' and '.join(sorted(ours))}, so it is of another method or another model.reference. Resume with "
-                    "the same settings, or begin a new run from its weights: lnlit export makes a model folder of them."
-                )
+            check_parts("ckpt_path", found, expected)
             check_shapes("ckpt_path", found, expected)
         if saved["length"] == self._length() or not self.trainer.training:  # who only looks has no schedule
             self.total_steps = saved["total_steps"]

@@ -55,8 +55,8 @@ class Reference:
             check_teacher(self.path, read_spec(self.path), self.owner.model, spec)
 
     def check_checkpoint(self, path: Path) -> None:
-        """Raises `UserError` if a run with this reference cannot resume from a checkpoint. A sharded run would fail when
-        it loads the first tensor that is not there."""
+        """Raises `UserError` if no run with this reference can resume from a checkpoint. A sharded one would fail at
+        the first tensor that is not there."""
         if _holds_snapshot(path):
             raise UserError(
                 f"ckpt_path: {path} is of a run whose model.reference was a PolicySnapshot. Resume with the same "

@@ -194,7 +194,7 @@ def test_a_killed_run_ends_in_the_same_weights(files, whole, tmp_path):
         (PolicySnapshot(3), "with reference: a copy of the policy every 2 rollouts, this run has .* every 3 rollouts"),
         (
             None,
-            "the checkpoint holds decoder and snapshot, this run has decoder, so it is of another method or another",
+            "the checkpoint holds decoder and snapshot, this run has decoder, so it is of another method or ",
         ),
     ],
 )
