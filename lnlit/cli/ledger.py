@@ -95,6 +95,15 @@ class Ledger:
         self._stages[stage.name] = {**made_by, **took}
         self._write()
 
+    @property
+    def page(self) -> Path:
+        """The page that shows the stages."""
+        return self.runs / f"{self.folder.resolve().name}.html"
+
+    def seconds(self, stage: Stage) -> float | None:
+        """How long a stage took, None if it has not finished."""
+        return self._stages.get(stage.name, {}).get("seconds")
+
     def damaged(self, stage: Stage) -> list[str]:
         """The results of a finished stage of which only a part is left."""
         outs = self._stages.get(stage.name, {}).get("outs", {})

@@ -9,6 +9,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -134,13 +135,16 @@ def _unknown(name: str) -> UserError:
     )
 
 
+def comment_of(file: Path) -> str:
+    """The comment at the top of a file."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
+
+
 def _what(file: Path) -> str:
     """The first sentence of the comment at the top of a file."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    top = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    comment = " ".join(line.lstrip("# ") for line in lines[:top])
     return textwrap.shorten(
-        re.split(r"(?<=[.?!])\s", comment, maxsplit=1)[0], 110, placeholder=" ...", break_on_hyphens=False
+        re.split(r"(?<=[.?!])\s", comment_of(file), maxsplit=1)[0], 110, placeholder=" ...", break_on_hyphens=False
     )
 
 

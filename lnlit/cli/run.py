@@ -7,6 +7,8 @@ torchrun the stages share its processes and nodes (`processes.py`).
 A stage is finished if it has run, its results exist, and neither its file, nor an included one, nor any file or folder
 that it names has changed since. If something has changed, `lnlit run` stops and says what: results are only set aside
 when asked to by `--again`.
+
+At its end it writes RUNS/FOLDER.html: what each stage was, its time, curves, pictures and tables.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from lnlit.cli.ledger import Ledger, Verdict, has_index
 from lnlit.cli.pipeline import Stage, check_roots, position, stages_of
 from lnlit.cli.processes import Processes
 from lnlit.cli.put_aside import put_aside
+from lnlit.cli.recipes import comment_of
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
-from lnlit.files import expanded
+from lnlit.files import expanded, write_file
 
 #: States of stages that will be run.
 _TO_RUN = ("gone", "again", "started", "new")
@@ -72,6 +75,7 @@ def main(argv: list[str]) -> int:
                     processes.check(stage)
                 _check(stages, to_run)
                 code = run_stages(ledger, stages, chosen, lock, processes)
+                _write_page(ledger, stages)
         finally:
             processes.dismiss(code)
         return code
@@ -137,6 +141,26 @@ def run_stages(
         if code or signalled:
             return code or 128 + signalled
     return 0
+
+
+def _write_page(ledger: Ledger, stages: Sequence[Stage]) -> None:
+    """Writes the page of all stages: what they are, how they stand, and what they have written."""
+    from lnlit.report.run_page import Ran, page
+
+    shown = [
+        Ran(
+            stage.name,
+            comment_of(stage.file),
+            " ".join(stage.command),
+            ledger.verdict(stage, stages).text,
+            ledger.seconds(stage),
+            stage.outs,
+            stage.root,
+        )
+        for stage in stages
+    ]
+    write_file(ledger.page, page(str(ledger.folder), shown, ledger.page.parent))
+    print(f"{ledger.page}: what has run, with curves, pictures and tables", file=sys.stderr)
 
 
 def _check_results(stage: Stage) -> None:
