@@ -76,6 +76,8 @@ def main(argv: list[str]) -> int:
                 _check(stages, to_run)
                 code = run_stages(ledger, stages, chosen, lock, processes)
                 _write_page(ledger, stages)
+                if code == 0:  # what went wrong is the last thing that is said
+                    print(f"{ledger.page}: what has run, with curves, pictures and tables", file=sys.stderr)
         finally:
             processes.dismiss(code)
         return code
@@ -160,7 +162,6 @@ def _write_page(ledger: Ledger, stages: Sequence[Stage]) -> None:
         for stage in stages
     ]
     write_file(ledger.page, page(str(ledger.folder), shown, ledger.page.parent))
-    print(f"{ledger.page}: what has run, with curves, pictures and tables", file=sys.stderr)
 
 
 def _check_results(stage: Stage) -> None:

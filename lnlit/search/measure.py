@@ -40,6 +40,8 @@ from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 PARENT = "parent"
 MAX_LAYERS = 32
+#: By how much the slowest round of a model may exceed its fastest before that is said.
+_UNSTEADY = 0.1
 #: model name -> its latencies, [round][workload]
 Times = Mapping[str, Sequence[Sequence[Latency]]]
 
@@ -108,7 +110,7 @@ class Estimate:
 def estimate(plan: Plan, times: Times) -> Estimate:
     """All parts' times from the times of all models of `plan`. One below zero becomes zero, with a note."""
     seconds = {name: best_of_rounds(rounds) for name, rounds in times.items()}
-    notes: list[str] = []
+    notes = list(_unsteady(seconds))
 
     def exchanged(slot: str, part: PartSpec) -> NDArray:
         return (seconds[f"{slot} {part}"] - seconds[f"{slot} {NOOP}"]) / (plan.layers - 1)
@@ -128,6 +130,17 @@ def estimate(plan: Plan, times: Times) -> Estimate:
         own = rounds[getattr(plan.reference, slot)]
         base_rounds, base = base_rounds - plan.layers * own, base - plan.layers * np.median(own, axis=0)
     return Estimate(timing("base", base_rounds, base), parts["attention"], parts["ffn"], tuple(notes))
+
+
+def _unsteady(seconds: Mapping[str, NDArray]) -> Iterator[str]:
+    """A note if the same models took different times in different rounds."""
+    totals = [rounds.sum(axis=2) for rounds in seconds.values()]  # [round, workload]
+    excess = float(np.median([total.max(axis=0) / total.min(axis=0) - 1 for total in totals]))
+    if excess > _UNSTEADY:
+        yield (
+            f"a model's slowest round took {excess:.0%} longer than its fastest (median over models), so the machine "
+            "was busy: measure when nothing else runs, or in more rounds."
+        )
 
 
 def best_of_rounds(rounds: Sequence[Sequence[Latency]]) -> NDArray:

@@ -15,7 +15,7 @@ from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, write_json
 from lnlit.interfaces import Meter, Workload
 from lnlit.models.device import torch_device
-from lnlit.progress import track
+from lnlit.progress import say, track
 from lnlit.search.costs import Cost, CostTable, Timing, base_cost, dtype_bytes, part_cost
 from lnlit.search.hardware import Hardware
 from lnlit.search.library import Library
@@ -87,8 +87,11 @@ def measure_plan(
     table = replace(bare, engine=engine, rounds=rounds, samples=samples, library=made_for or {})
     models = plan.models()
     with LatencyLog.beside(out, _settings(table, models)) as log:
-        timed(table, plan, in_turns(log, models, table, meter, "measure")).write(out)
+        found = timed(table, plan, in_turns(log, models, table, meter, "measure"))
+        found.write(out)
         log.delete()
+    for note in found.notes:
+        say(f"measure: {note}")
     return out
 
 

@@ -60,6 +60,8 @@ def test_a_machine_that_is_slower_in_some_rounds_changes_nothing():
     assert found.ffn[swiglu(16)].decode_s == pytest.approx((3 * 0.021, 24 * 0.021))
     assert found.ffn[swiglu(16)].decode_spread_s[0] > 0
     assert found.base.prefill_s == pytest.approx((BASE, 8 * BASE))
+    (note,) = found.notes
+    assert note.startswith("a model's slowest round took 200% longer than its fastest (median over models)")
 
 
 def test_interruptions_of_single_samples_change_little():
