@@ -7,7 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI 2.6 calls what jsonargparse 5 removes
 
@@ -15,10 +15,11 @@ import jsonargparse._typehints as typehints
 from jsonargparse import ArgumentParser, Namespace, Unset, set_parsing_settings
 
 from lnlit.cli import names
-from lnlit.errors import UserError
+from lnlit.errors import UserError, causes
 from lnlit.interfaces import Source
 
 _native_adapt = typehints.adapt_typehints
+_native_fits_no_type = typehints.raise_union_unexpected_value
 
 
 class StrictParser(ArgumentParser):
@@ -77,6 +78,7 @@ def _teach() -> None:
     names.install()
     set_parsing_settings(unset_sentinel=True)  # without it, null that was written is the same as nothing written
     typehints.adapt_typehints = _adapt
+    typehints.raise_union_unexpected_value = _fits_no_type
 
 
 def _adapt(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
@@ -93,6 +95,13 @@ def _adapt(val: Any, typehint: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(val, list) and not kwargs.get("append"):
         kwargs["prev_val"] = None
     return _native_adapt(val, typehint, *args, **kwargs)
+
+
+def _fits_no_type(types_: Any, val: Any, exceptions: list[Exception]) -> NoReturn:
+    """Says why a value fits none of several types. jsonargparse raises from what the first of them said; if a class
+    that was found has said what is wrong with its arguments, that comes first."""
+    spoke = {id(each) for each in exceptions if any(isinstance(cause, UserError) for cause in causes(each))}
+    _native_fits_no_type(types_, val, sorted(exceptions, key=lambda each: id(each) not in spoke))
 
 
 def _admits_none(typehint: Any) -> bool:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import lnlit
 
-#: Private name -> what for. There is no setting for the two functions, which are replaced, and no other way to learn
+#: Private name -> what for. There is no setting for the three functions, which are replaced, and no other way to learn
 #: what type an argument has. `_actions` is argparse's own list of a parser's arguments.
 USED = {
     "adapt_typehints": "a list that is given again, and null",
+    "raise_union_unexpected_value": "what a class says of its arguments where other types are allowed too",
     "resolve_class_path_by_name": "names of the registry and files of one's own",
     "_typehint": "what was expected, in an error's words",
     "_actions": "which keys there are",
