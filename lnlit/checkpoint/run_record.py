@@ -22,8 +22,8 @@ _SECRET = re.compile(r"(api_key|token|password|secret|headers)$")
 class Run(Protocol):
     """What is asked of Lightning's trainer. `log_dir` is a collective operation."""
 
-    default_root_dir: str
-    datamodule: Any
+    @property
+    def default_root_dir(self) -> str: ...
 
     @property
     def log_dir(self) -> str | None: ...
@@ -44,7 +44,7 @@ def run_record(run: Run, method: object) -> dict[str, Any]:
         "steps": run.global_step,
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         **_recipe(Path(run.log_dir or run.default_root_dir) / "config.yaml"),
-        "data": getattr(getattr(run.datamodule, "train_plan", None), "fingerprint", None),
+        "data": getattr(getattr(getattr(run, "datamodule", None), "train_plan", None), "fingerprint", None),
         **begun,
         "versions": {"lnlit": __version__, "lightning": version("lightning"), "torch": str(torch.__version__)},
     }
