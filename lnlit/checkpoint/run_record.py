@@ -14,6 +14,7 @@ import yaml
 
 from lnlit import __version__
 from lnlit.checkpoint.fingerprint import fingerprint, model_source
+from lnlit.files import expanded
 
 #: Keys whose values no folder should hold, since folders are given to others.
 _SECRET = re.compile(r"(api_key|token|password|secret|headers)$")
@@ -51,7 +52,7 @@ def run_record(run: Run, method: object) -> dict[str, Any]:
 
 
 def _digest_of(adapter: str) -> dict[str, str]:
-    return {"fingerprint": fingerprint(adapter)} if Path(adapter).exists() else {}
+    return {"fingerprint": fingerprint(adapter)} if expanded(adapter).exists() else {}
 
 
 def _recipe(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,9 +49,9 @@ class _Shown:
     ran: Ran
     note: str
     curves: Sequence[Picture]
-    images: Mapping[str, str]
+    images: Sequence[tuple[str, str]]
     tables: Sequence[Table]
-    links: Mapping[str, str]
+    links: Sequence[tuple[str, str]]
 
 
 def page(title: str, stages: Sequence[Ran], beside: Path) -> str:
@@ -91,15 +92,16 @@ def seconds_chart(theme: Theme, seconds: Mapping[str, float]) -> Figure:
 
 def _shown(stage: Ran, beside: Path) -> _Shown:
     metrics = scalars(expanded(stage.root) / "logs") if stage.root is not None else {}
-    places = [expanded(out) for out in stage.outs] + ([expanded(stage.root)] if stage.root is not None else [])
-    files = [file for place in dict.fromkeys(places) for file in _beside(place)]
+    files = [file for out in dict.fromkeys(stage.outs) for file in _beside(expanded(out))]
+    if stage.root is not None:  # several runs may share that folder, and this page may lie in it
+        files += listed(expanded(stage.root), "rollouts.html")
     return _Shown(
         stage,
         ", ".join(_numbers(metrics)),
         list(_curves(stage.name, metrics)),
-        {file.stem: _data(file) for file in files if file.suffix == ".png"},
+        [(file.stem, _data(file)) for file in files if file.suffix == ".png"],
         [table for file in files if file.name == "results.md" for table in tables_of(file.read_text("utf-8"))],
-        {file.name: os.path.relpath(file, beside) for file in files if file.suffix == ".html"},
+        [(file.name, os.path.relpath(file, beside)) for file in files if file.suffix == ".html"],
     )
 
 
@@ -135,11 +137,17 @@ def _curves(stage: str, metrics: Mapping[str, Points]) -> Iterator[Picture]:
             for name in metrics
             if fnmatch(name, pattern) and name.count("/") == pattern.count("/")
         ]
-        lines = [Line(name, metrics[name], dots=name.startswith("val/")) for name in names[: len(LIGHT.accents)]]
-        if lines:
-            told = "; ".join(f"{line.name} {plain(line.points[0][1])} to {plain(line.points[-1][1])}" for line in lines)
-            drawn = partial(line_chart, title=title, unit="", lines=lines)
-            yield Picture(f"{stage} {title}".lower(), title, f"{title} over optimizer steps: {told}.", drawn)
+        finite = {name: [point for point in metrics[name] if isfinite(point[1])] for name in names}
+        lines = [Line(name, points, dots=name.startswith("val/")) for name, points in finite.items() if points]
+        shown = lines[: len(LIGHT.accents)]
+        told = [f"{line.name} {plain(line.points[0][1])} to {plain(line.points[-1][1])}" for line in shown]
+        if len(lines) > len(shown):
+            told.append(f"{len(lines) - len(shown)} more are not drawn")
+        if lost := sum(len(metrics[name]) - len(points) for name, points in finite.items()):
+            told.append(f"{lost} values that are no finite number are not drawn")
+        if shown:
+            drawn = partial(line_chart, title=title, unit="", lines=shown)
+            yield Picture(f"{stage} {title}".lower(), title, f"{title} over optimizer steps: {'; '.join(told)}.", drawn)
 
 
 def _numbers(metrics: Mapping[str, Points]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -80,6 +81,24 @@ def test_a_page_shows_what_stages_left_and_needs_nothing_but_itself(tmp_path):
     (image,) = sections["2_eval"].iter(f"{XHTML}img")
     assert base64.b64decode(image.get("src", "").partition(",")[2]) == PNG
     assert "<script" not in text and "default-src 'none'" in text and "img-src data:" in text
+
+
+def test_nothing_on_a_page_goes_without_a_word(tmp_path):
+    """A loss that is no number, more rewards than colours, and pictures of one name in two folders."""
+    root, results = tmp_path / "runs", tmp_path / "runs/eval"
+    with SummaryWriter(str(root / "logs")) as writer:
+        for step, value in ((1, 2.0), (2, float("nan"))):
+            writer.add_scalar("train/loss", value, step)
+        for number in range(9):
+            writer.add_scalar(f"train/rewards/r{number}/mean", 1.0, 1)
+    (root / "mini.html").write_text("<html/>")
+    (results / "fusion").mkdir(parents=True)
+    for file in (results / "a.png", results / "fusion/a.png"):
+        file.write_bytes(PNG)
+    text = page("mini", [Ran("1_fit", "", "fit", "finished, 3 s", 3.0, [str(results)], str(root))], root)
+    assert "train/loss 2 to 2; 1 values that are no finite number are not drawn" in text
+    assert re.search(r"train/rewards/r0/mean 1 to 1; .*; \d more are not drawn", text)
+    assert text.count("<img ") == 2 and "mini.html" not in text
 
 
 def test_a_run_leaves_its_page_when_it_ends_and_when_a_stage_fails(tmp_path, monkeypatch, capfd):
