@@ -80,8 +80,10 @@ def user_message(error: BaseException) -> str | None:
             "intact. Free some space and repeat the command, a training run with --ckpt_path last."
         )
     if isinstance(error, UnicodeEncodeError):
-        half = ascii(error.object[error.start : error.end][:8])
-        return f"a text or a name holds {half}, which is half of a character, so no file can hold it. Correct the text."
+        said = ascii(error.object[error.start : error.end][:8])
+        if error.encoding != "utf-8":  # of a terminal, or of a protocol
+            return f"{said} cannot be written in {error.encoding}. Set PYTHONUTF8=1, or say it in other letters."
+        return f"a text or a name holds {said}, which is half of a character, so no file can hold it. Correct the text."
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path holds a null character, which no file's name can. Correct the path."
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):

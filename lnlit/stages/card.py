@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from lnlit.errors import UserError, did_you_mean
 from lnlit.files import expanded, listed, read_json, write_file, write_json
 from lnlit.progress import say
 from lnlit.report.card import model_card, without_folders
+from lnlit.schema import read
 
 _WRITTEN = re.compile(r"\n<!-- written by `lnlit card`; sha256 of what stands above: ([0-9a-f]{64}) -->\n\Z")
 _TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
-#: What of an evaluation's results a card shows.
-_SHOWN = ("task", "thinking", "figure", "value", "low", "high", "questions")
 
 
 def card(
@@ -79,13 +79,15 @@ def push(
         message: The commit's message.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     path = _model_folder(folder)
     if repository.count("/") != 1:
         raise UserError(f"push: expected a repository as OWNER/NAME, got {repository!r}.")
-    if get_token() is None:
+    if (token := get_token()) is None:
         raise UserError("push: there is no token of the hub. Run: hf auth login; or set HF_TOKEN.")
+    if not token.isascii():
+        raise UserError("push: the token of the hub holds letters that no token has. Set HF_TOKEN to it anew.")
     old = (path / CARD).read_text(encoding="utf-8", errors="replace") if (path / CARD).exists() else None
     if old is None:
         card(path)
@@ -112,11 +114,9 @@ def push(
         said = api.create_commit(
             repository, contents, commit_message=message or f"{path.name}, written by lnlit", revision=revision
         )
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"push: {repository}: {reason}. Nothing here was changed; the same command tries again."
-        ) from error
+    except (HTTPError, HFValidationError, OSError) as error:  # HTTPError is that of the hub's client
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(f"push: {repository}: {reason}. The same command tries again.") from error
     return str(getattr(said, "commit_url", None) or said)
 
 
@@ -136,31 +136,73 @@ def _is_ours(text: str) -> bool:
     return match is not None and _digest(text[: match.start()]) == match[1]
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """What of one of an evaluation's results a card shows."""
+
+    task: str
+    thinking: str | None
+    figure: str
+    value: float | None
+    low: float | None
+    high: float | None
+    questions: int
+
+
+@dataclass(frozen=True)
+class _Difference(_Cell):
+    better: int
+    worse: int
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    models: Mapping[str, Mapping[str, Any]]
+    results: Sequence[Mapping[str, Any]]
+    differences: Sequence[Mapping[str, Any]] = ()
+    against: str | None = None
+
+
+@dataclass(frozen=True)
+class _Timed:
+    name: str
+    measured: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Times:
+    engine: str
+    dtype: str
+    models: Sequence[Mapping[str, Any]]
+
+
 def _evaluated(folder: Path, model: Path) -> dict[str, Any]:
     """What `lnlit eval` found out about a model."""
-    data = read_json(folder / "results.json", "the results of `lnlit eval`")
-    sources = {name: about.get("source") for name, about in data.get("models", {}).items()}
+    file = folder / "results.json"
+    data: _Evaluation = read(_Evaluation, read_json(file, "the results of `lnlit eval`"), f"{file}:", others=True)
+    sources = {name: about.get("source") for name, about in data.models.items()}
     name = _among(sources, model, f"{folder}: evaluated were")
-    against = data.get("against")
+
+    def own(kind: type[_Cell], rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+        places = [(at, row) for at, row in enumerate(rows) if row.get("model") == name]
+        return [asdict(read(kind, row, f"{file}: {key}[{at}]", others=True)) for at, row in places]
+
     return {
-        "against": None if against is None else str(sources.get(against) or against),
-        "results": [{key: each.get(key) for key in _SHOWN} for each in data["results"] if each["model"] == name],
-        "differences": [
-            {key: each.get(key) for key in (*_SHOWN, "better", "worse")}
-            for each in data.get("differences", ())
-            if each["model"] == name
-        ],
+        "against": None if data.against is None else str(sources.get(data.against) or data.against),
+        "results": own(_Cell, data.results, "results"),
+        "differences": own(_Difference, data.differences, "differences"),
     }
 
 
 def _measured(file: Path, model: Path) -> dict[str, Any]:
     """What `lnlit search verify` measured of a model and of the first of its models, usually the parent."""
-    data = read_json(file, "what `lnlit search verify` measured")
-    found = {each["name"]: each["measured"] for each in data.get("models", ())}
+    data: _Times = read(_Times, read_json(file, "what `lnlit search verify` measured"), f"{file}:", others=True)
+    timed = [read(_Timed, each, f"{file}: models[{at}]", others=True) for at, each in enumerate(data.models)]
+    found = {each.name: each.measured for each in timed}
     name = _among({each: each for each in found}, model, f"{file}: measured were")
     first, theirs = next(iter(found.items()))
     parent = {} if first == name else {"parent": theirs, "parent_name": first}
-    return {"engine": data["engine"], "dtype": data["dtype"], "measured": found[name], **parent}
+    return {"engine": data.engine, "dtype": data.dtype, "measured": found[name], **parent}
 
 
 def _among(sources: Mapping[str, Any], model: Path, what: str) -> str:

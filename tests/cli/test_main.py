@@ -144,3 +144,12 @@ def test_commands_that_use_argparse_report_one_line():
         2,
         "error: the following arguments are required: OUT. See `lnlit import --help`.\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "says"), [("ü", "ascii", "written in ascii"), ("\ud800", "utf-8", "half")]
+)
+def test_texts_that_cannot_be_written_are_told_for_what_they_are(text, encoding, says):
+    with pytest.raises(UnicodeEncodeError) as caught:
+        text.encode(encoding)
+    assert says in str(user_message(caught.value))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from warm import free_port
 
 from lnlit.checkpoint.convert import export_model, import_model
 from lnlit.checkpoint.licence import licence_of
@@ -88,6 +90,37 @@ def test_another_models_results_are_refused(folder, tmp_path):
         card(folder, tmp_path)
     with pytest.raises(UserError, match=r"is no model folder of lnlit"):
         card(tmp_path)
+
+
+_EVALUATED = {"models": {"m": {"source": "HERE"}}, "results": []}
+_MEASURED = {"engine": "native", "dtype": "float32", "models": [{"name": "HERE", "measured": {"latency_s": 1.0}}]}
+
+
+@pytest.mark.parametrize(
+    ("what", "data", "says"),
+    [
+        ("evaluation", {"models": ["m"], "results": []}, "results.json: models: expected a mapping"),
+        ("evaluation", {"models": {"m": "HERE"}, "results": []}, "models\['m'\]: expected a mapping"),
+        ("evaluation", {"models": _EVALUATED["models"]}, "results.json: the key .results. is missing"),
+        ("evaluation", {**_EVALUATED, "results": [{"model": "m"}]}, r"results\[0\]: the key .task. is missing"),
+        ("evaluation", {**_EVALUATED, "results": ["m"]}, r"results\[0\]: expected a mapping"),
+        ("measured", {"models": _MEASURED["models"]}, "results.json: the key .engine. is missing"),
+        ("measured", {**_MEASURED, "models": [{"name": "HERE"}]}, r"models\[0\].*the key .measured. is missing"),
+        ("measured", {**_MEASURED, "models": {"a": 1}}, "models: expected a list"),
+        (
+            "measured",
+            {**_MEASURED, "models": [{"name": "HERE", "measured": {"latency_s": float("nan")}}]},
+            r"models\[0\].measured\[.latency_s.\]: expected a finite number, got nan",
+        ),
+    ],
+)
+def test_results_of_another_form_are_refused_and_nothing_is_changed(folder, tmp_path, what, data, says):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(data).replace("HERE", str(folder)))
+    before = (folder / "lnlit.json").read_bytes()
+    with pytest.raises(UserError, match=says):
+        card(folder, **{what: tmp_path if what == "evaluation" else file})
+    assert (folder / "lnlit.json").read_bytes() == before and not (folder / "README.md").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +225,9 @@ def test_what_cannot_be_pushed_says_why(folder, monkeypatch):
         push(folder, "owner/name")
     with pytest.raises(UserError, match="OWNER/NAME, got 'name'"):
         push(folder, "name")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_\N{NO-BREAK SPACE}x")
+    with pytest.raises(UserError, match=r"push: the token of the hub holds letters that no token has"):
+        push(folder, "owner/name")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -200,7 +236,17 @@ def test_what_cannot_be_pushed_says_why(folder, monkeypatch):
             raise OSError("no route to the hub")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Down)
-    with pytest.raises(UserError, match=r"push: owner/name: no route to the hub. Nothing here was changed"):
+    with pytest.raises(UserError, match=r"push: owner/name: no route to the hub. The same command tries again"):
+        push(folder, "owner/name")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_of_in_one_line(folder, monkeypatch):
+    """With the hub's own client, which has errors that are no OSError."""
+    from huggingface_hub import HfApi
+
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setattr("huggingface_hub.HfApi", partial(HfApi, endpoint=f"http://127.0.0.1:{free_port()}"))
+    with pytest.raises(UserError, match=r"push: owner/name: .*refused.*\. The same command tries again\.$"):
         push(folder, "owner/name")
 
 
