@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,21 +35,20 @@ class StageCommand:
             return 0
         is_named = self.default is None or argv[0] in self.stages
         name, rest = (argv[0], argv[1:]) if is_named else (self.default or "", argv)
-        print(
-            self.result(
-                name, self._with_words(with_configs(rest, {"-h", "--help", "--print_config", *self._flags(name)}))
-            )
-        )
+        flags = {"-h", "--help", "--print_config", *self._flags(name)}
+        print(self.result(name, self._with_words(with_configs(rest, flags), flags)))
         return 0
 
-    def _with_words(self, argv: list[str]) -> list[str]:
-        """The options, with the words that are no option's value as one option behind all files."""
+    def _with_words(self, argv: list[str], flags: Collection[str]) -> list[str]:
+        """The options, with the words that are no option's value as one option behind all files. A flag's value is
+        `true` or `false`, in any letters."""
         if self.words is None:
             return argv
         words, options = [], []
         for index, word in enumerate(argv):
             before = argv[index - 1] if index else ""
-            is_value = before.startswith("-") and "=" not in before and before not in ("-h", "--help")
+            takes_it = before not in flags or word.lower() in ("true", "false")
+            is_value = before.startswith("-") and "=" not in before and takes_it
             (options if word.startswith("-") or is_value else words).append(word)
         return [*options, f"--{self.words}={json.dumps(words)}"] if words else argv
 

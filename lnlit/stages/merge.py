@@ -20,7 +20,7 @@ from lnlit.checkpoint.formats import open_checkpoint, resolve, spec_as_stored
 from lnlit.checkpoint.lightning import checkpoint_folder, list_checkpoints
 from lnlit.checkpoint.vocabulary import differing, token_ids
 from lnlit.errors import UserError
-from lnlit.files import expanded
+from lnlit.files import expanded, read_json
 from lnlit.models.build import check_spec
 from lnlit.models.merging import slerp, weighted_mean, weighted_sum
 from lnlit.models.reward_head import RewardHead, save_head
@@ -86,9 +86,10 @@ class Alike:
 
 def alike(names: Sequence[str], tokenizer: str | None = None) -> Alike:
     """The models that `merge` is asked for. Raises `UserError` for any that differs in more than its weights."""
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"merge: {twice} is there twice, so it would be merged with itself.")
     paths = [resolve(name) for name in names]
+    places = [path.resolve() for path in paths]
+    if twice := next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), None):
+        raise UserError(f"merge: {twice} is there twice, so it would be merged with itself.")
     spec = _same_spec(names, paths)
     tokenizer_from = resolve(tokenizer) if tokenizer is not None else tokenizer_source(paths[0])
     _check_tokenizers(names, paths, tokenizer_from)
@@ -229,7 +230,7 @@ def _template(source: Path) -> str | None:
         return file.read_text(encoding="utf-8")
     if not (file := source / "tokenizer_config.json").is_file():
         return None
-    template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+    template = read_json(file).get("chat_template")
     return None if template is None else json.dumps(template) if not isinstance(template, str) else template
 
 

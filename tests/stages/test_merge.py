@@ -227,6 +227,33 @@ def test_a_mistake_is_told_and_nothing_is_written(made, tmp_path, models, settin
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
 
 
+def test_a_model_by_another_of_its_paths_is_that_model(made, tmp_path):
+    (tmp_path / "link").symlink_to(made / "a")
+    for other in (f"{made / 'a'}/", str(made / "b" / ".." / "a"), str(tmp_path / "link")):
+        with pytest.raises(UserError, match="is there twice, so it would be merged with itself"):
+            merge([str(made / "a"), other], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("written", ["[", "[]"])
+def test_a_damaged_configuration_of_a_tokenizer_is_named(made, tmp_path, written):
+    other = shutil.copytree(made / "b", tmp_path / "b")
+    (other / "chat_template.jinja").unlink()
+    (other / "tokenizer_config.json").write_text(written)
+    with pytest.raises(UserError, match=r"b/tokenizer_config.json: "):
+        merge([str(made / "a"), str(other)], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", [["--overwrite"], ["--overwrite", "true"], ["--overwrite=True"]])
+def test_a_flag_may_stand_before_the_models(made, tmp_path, flag):
+    merge(names(made, "a", "c"), str(tmp_path / "out"))
+    before = weights(tmp_path / "out")
+    assert main(["merge", *flag, *names(made, "a", "b"), "--out", str(tmp_path / "out")]) == 0
+    assert not all(tensor.equal(before[name]) for name, tensor in weights(tmp_path / "out").items())
+    assert main(["merge", "--overwrite", "false", *names(made, "a", "b"), "--out", str(tmp_path / "out")]) == 2
+
+
 def test_a_damaged_model_is_named(made, tmp_path):
     broken = shutil.copytree(made / "b", tmp_path / "broken")
     spoilt = weights(broken)
