@@ -167,13 +167,16 @@ def _evaluators(models: Sequence[str], against: str | None, folder: Path, asked:
 
 
 def _short_names(sources: Sequence[str]) -> list[str]:
-    """A name of each model: the last part of its path, or as many parts as tell it from the others."""
-    parts = [[part for part in Path(source).parts if part not in ("/", "..", ".")] or [source] for source in sources]
+    """A name of each model: the last part of its path, or as many parts as tell it from the others. Answers are kept in
+    folders of these names."""
+    parts = [[part for part in Path(source).parts if part not in ("/", "..", ".")] for source in sources]
+    for index, source in enumerate(sources):
+        parts[index] = parts[index] or [expanded(source).resolve().name or "model"]  # of `.` and `..`
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(each[-length:]) for each in parts]
+        names = [_in_a_path("-".join(each[-length:])) for each in parts]
         if len({*names}) == len(names):
-            return [_in_a_path(name) for name in names]
-    return [f"{each[-1]}-{number}" for number, each in enumerate(parts, start=1)]
+            return names
+    return [f"{_in_a_path(each[-1])}-{number}" for number, each in enumerate(parts, start=1)]
 
 
 def _in_a_path(name: str) -> str:
