@@ -52,6 +52,9 @@ class Ledger:
         self._stages: dict[str, Any] = {"folder": place}
         if self.file.is_file():
             self._stages |= read_json(self.file, "a record of finished stages")
+        for name, about in self._stages.items():
+            if not isinstance(about, str if name == "folder" else dict):
+                raise UserError(f"{self.file}: {name}: is no record of a stage: {about!r}. Delete this entry.")
         if self._stages["folder"] != place:
             raise UserError(
                 f"{self.file}: is the record of another folder of this name, {runs / self._stages['folder']}. Choose "

@@ -203,6 +203,9 @@ def stages_of(folder: Path) -> list[Stage]:
             continue
         if (other := stages.setdefault(place, stage)) is not stage:
             raise UserError(f"{folder}: {other.file.name} and {stage.file.name} have the same number")
+    for file in sorted(folder.glob("*.yml")):
+        if Stage(file).place is not None:
+            raise UserError(f"{file}: a stage's file ends with .yaml. Rename it, so that it is run.")
     if not stages:
         raise UserError(f"{folder}: no file is named like 1_name.yaml, so there is nothing to run")
     return [stages[place] for place in sorted(stages)]

@@ -28,8 +28,10 @@ from lnlit.cli.put_aside import put_aside
 from lnlit.cli.recipes import comment_of
 from lnlit.cli.written import Written
 from lnlit.errors import UserError
-from lnlit.files import expanded, write_file
+from lnlit.files import check_output, expanded, write_file
 
+#: What every page of a pipeline holds.
+_PAGE_MARK = b"stages have finished, in "
 #: States of stages that will be run.
 _TO_RUN = ("gone", "again", "started", "new")
 
@@ -68,14 +70,17 @@ def main(argv: list[str]) -> int:
         code = 2
         try:
             with ledger.locked() as lock:
+                check_output(ledger.page, mark=_PAGE_MARK)
                 ledger = Ledger(options.runs, options.folder)  # nobody else writes it from here on
                 ledger.ask_again(again)
                 to_run = _to_run(ledger, stages, chosen)
                 for stage in to_run:
                     processes.check(stage)
                 _check(stages, to_run)
-                code = run_stages(ledger, stages, chosen, lock, processes)
-                _write_page(ledger, stages)
+                try:
+                    code = run_stages(ledger, stages, chosen, lock, processes)
+                finally:
+                    _write_page(ledger, stages)
                 if code == 0:  # what went wrong is the last thing that is said
                     print(f"{ledger.page}: what has run, with curves, pictures and tables", file=sys.stderr)
         finally:

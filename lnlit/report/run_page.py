@@ -12,6 +12,7 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from lnlit.files import expanded, listed
 from lnlit.report.charts import Line, Points, line_chart
@@ -101,7 +102,7 @@ def _shown(stage: Ran, beside: Path) -> _Shown:
         list(_curves(stage.name, metrics)),
         [(file.stem, _data(file)) for file in files if file.suffix == ".png"],
         [table for file in files if file.name == "results.md" for table in tables_of(file.read_text("utf-8"))],
-        [(file.name, os.path.relpath(file, beside)) for file in files if file.suffix == ".html"],
+        [(file.name, quote(os.path.relpath(file, beside))) for file in files if file.suffix == ".html"],
     )
 
 
@@ -128,16 +129,25 @@ def scalars(logs: Path) -> dict[str, Points]:
     return {name: [(float(at.step), at.value) for at in events.Scalars(name)] for name in events.Tags()[SCALARS]}
 
 
+def _of_chart(patterns: Sequence[str], metrics: Mapping[str, Points]) -> dict[str, Points]:
+    """The metrics that a chart shows, each with those of its points that are finite."""
+    wanted = [f"{where}/{pattern}" for pattern in patterns for where in ("train", "val")]
+    names = [
+        name
+        for pattern in wanted
+        for name in metrics
+        if fnmatch(name, pattern) and name.count("/") == pattern.count("/")
+    ]
+    return {name: _finite(metrics[name]) for name in names}
+
+
+def _finite(points: Points) -> Points:
+    return [point for point in points if isfinite(point[1])]
+
+
 def _curves(stage: str, metrics: Mapping[str, Points]) -> Iterator[Picture]:
     for title, patterns in _CHARTS.items():
-        wanted = [f"{where}/{pattern}" for pattern in patterns for where in ("train", "val")]
-        names = [
-            name
-            for pattern in wanted
-            for name in metrics
-            if fnmatch(name, pattern) and name.count("/") == pattern.count("/")
-        ]
-        finite = {name: [point for point in metrics[name] if isfinite(point[1])] for name in names}
+        finite = _of_chart(patterns, metrics)
         lines = [Line(name, points, dots=name.startswith("val/")) for name, points in finite.items() if points]
         shown = lines[: len(LIGHT.accents)]
         told = [f"{line.name} {plain(line.points[0][1])} to {plain(line.points[-1][1])}" for line in shown]
@@ -152,11 +162,15 @@ def _curves(stage: str, metrics: Mapping[str, Points]) -> Iterator[Picture]:
 
 def _numbers(metrics: Mapping[str, Points]) -> Iterator[str]:
     for name, unit in _MEAN.items():
-        if points := metrics.get(name):
+        if points := _finite(metrics.get(name, [])):
             yield f"{plain(round(sum(value for _, value in points) / len(points)))} {unit}"
     for name, unit in _MOST.items():
-        if points := metrics.get(name):
+        if points := _finite(metrics.get(name, [])):
             yield f"{max(value for _, value in points):.1f} {unit}"
+    for patterns in _CHARTS.values():  # a curve without a finite point is not drawn, and has no place to say so
+        finite = _of_chart(patterns, metrics)
+        if finite and not any(finite.values()):
+            yield f"{', '.join(finite)}: no value is a finite number"
 
 
 def tables_of(markdown: str) -> list[Table]:

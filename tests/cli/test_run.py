@@ -167,3 +167,20 @@ def test_a_folder_that_is_no_pipeline_is_refused(names, says, tmp_path):
         (tmp_path / f"{name}.yaml").write_text("stage: solve\n")
     with pytest.raises(UserError, match=says):
         stages_of(tmp_path)
+
+
+def test_a_stage_that_would_be_passed_over_for_its_files_name_is_refused(tmp_path):
+    (tmp_path / "1_a.yaml").write_text("stage: solve\n")
+    (tmp_path / "common.yml").write_text("rows: 2\n")  # to include
+    assert len(stages_of(tmp_path)) == 1
+    (tmp_path / "2_b.yml").write_text("stage: solve\n")
+    with pytest.raises(UserError, match=r"2_b.yml: a stage's file ends with .yaml. Rename it"):
+        stages_of(tmp_path)
+
+
+@pytest.mark.parametrize("record", ['{"1_first": 5}', '{"digests": []}', '{"folder": null}'])
+def test_a_damaged_record_is_told_of_in_one_line(record, pipeline, run, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mini.stages.json").write_text(record)
+    code, err = run("mini")
+    assert code == 2 and "mini.stages.json: " in err and "Delete this entry" in err and err.count("\n") == 1

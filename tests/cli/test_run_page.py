@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
 from xml.etree import ElementTree
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lnlit.cli.main import main
+from lnlit.cli.processes import Processes
 from lnlit.report.run_page import Ran, duration, page, scalars, tables_of
 
 PNG = base64.b64decode(
@@ -101,6 +104,26 @@ def test_nothing_on_a_page_goes_without_a_word(tmp_path):
     assert text.count("<img ") == 2 and "mini.html" not in text
 
 
+@pytest.mark.parametrize("name", ["100%", "a#b", "a?b", "a b", "ü"])
+def test_links_lead_to_folders_of_any_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "index.html").write_text("<html/>")
+    text = page("mini", [Ran("1_eval", "", "eval", "finished, 3 s", 3.0, [str(tmp_path / name)])], tmp_path)
+    (link,) = (each.get("href") for each in ElementTree.fromstring(text.partition("\n")[2]).iter(f"{XHTML}a"))
+    assert (
+        url2pathname(urlsplit(urljoin(tmp_path.as_uri() + "/mini.html", link)).path) == f"{tmp_path}/{name}/index.html"
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_whose_numbers_are_none_says_so(tmp_path, value):
+    with SummaryWriter(str(tmp_path / "logs")) as writer:
+        for metric in ("train/loss", "val/loss", "perf/tokens_per_s", "memory/peak_gib"):
+            writer.add_scalar(metric, value, 1)
+    text = page("mini", [Ran("1_fit", "", "fit", "finished, 3 s", 3.0, [], str(tmp_path))], tmp_path)
+    assert "finished, 3 s; train/loss, val/loss: no value is a finite number</p>" in text
+
+
 def test_a_run_leaves_its_page_when_it_ends_and_when_a_stage_fails(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     problem = '{"layers": [[{"name": "a", "score": 1.0, "costs": {"c": 1}}]], "budgets": [{"cost": "c", "max": 2}]}'
@@ -117,3 +140,18 @@ def test_a_run_leaves_its_page_when_it_ends_and_when_a_stage_fails(tmp_path, mon
     assert main(["run", "mini"]) == 2
     text = Path("runs/mini.html").read_text()
     assert "1 of 2 stages have finished" in text and "lnlit search solve: started, not finished" in text
+    Path("mini/2_solve.yaml").unlink()
+    Path("runs/mini.html").write_text("a page of somebody else")
+    assert main(["run", "mini", "--again", "1"]) == 2
+    assert "runs/mini.html is there already, and is no earlier result" in capfd.readouterr().err
+    assert Path("runs/mini.html").read_text() == "a page of somebody else"
+
+
+def test_a_page_is_written_too_when_a_stage_ends_without_its_result(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("mini").mkdir()
+    Path("mini/1_solve.yaml").write_text("stage: solve\nproblem: mini/1_solve.yaml\nsolver: greedy\nout: runs/a.json\n")
+    monkeypatch.setattr(Processes, "run", lambda *_: (0, 0))
+    assert main(["run", "mini"]) == 2
+    assert "has ended, but runs/a.json is not there" in capfd.readouterr().err
+    assert "0 of 1 stages have finished" in Path("runs/mini.html").read_text()
