@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,14 @@ def read_json(file: Path, what: str = "a JSON file") -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{file}: expected {what} (a JSON object), got {type(data).__name__}.")
     return data
+
+
+def check_format(data: Mapping[str, Any], wanted: int, file: str | Path, what: str) -> None:
+    """Raises `UserError` unless a file's object has the wanted format. One without any is not `what` at all."""
+    if "format" not in data:
+        raise UserError(f"{file}: expected {what}, which has the key 'format'; this has none. Choose another path.")
+    if data["format"] != wanted:
+        raise UserError(f"{file}: format {data['format']!r}; this lnlit reads format {wanted}. Update lnlit.")
 
 
 @contextmanager

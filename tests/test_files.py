@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lnlit.errors import UserError
-from lnlit.files import listed, replaced_file, replaced_folder
+from lnlit.files import check_format, listed, replaced_file, replaced_folder
 
 
 def fill(out: Path, text: str) -> None:
@@ -137,3 +137,11 @@ def test_scratch_that_another_writer_deletes_before_it_is_locked_is_made_again(t
     monkeypatch.setattr(tempfile, "mkdtemp", at_once_deleted)
     fill(tmp_path / "out", "whole")
     assert len(made) == 2 and (tmp_path / "out" / "file").read_text() == "whole"
+
+
+def test_a_file_without_a_format_is_something_else_and_one_with_another_is_of_another_version(tmp_path):
+    check_format({"format": 1}, 1, "costs.json", "a cost table")
+    with pytest.raises(UserError, match=r"^costs.json: expected a cost table, which has the key 'format'; this has no"):
+        check_format({}, 1, "costs.json", "a cost table")
+    with pytest.raises(UserError, match=r"^costs.json: format 2; this lnlit reads format 1. Update lnlit.$"):
+        check_format({"format": 2}, 1, "costs.json", "a cost table")

@@ -21,7 +21,7 @@ from lnlit.checkpoint.readers import obstacles, of_lnlit, sentences
 from lnlit.checkpoint.safetensors_folder import INDEX, SINGLE, folder_slices, folder_weights
 from lnlit.checkpoint.tokenizer import save_tokenizer, stop_at_turn_ends
 from lnlit.errors import UserError
-from lnlit.files import check_output, expanded, read_json, replaced_folder, write_json
+from lnlit.files import check_format, check_output, expanded, read_json, replaced_folder, write_json
 from lnlit.interfaces import CheckpointFormat, Export
 from lnlit.interfaces.checkpoint import Sliced
 from lnlit.models import reward_head
@@ -53,8 +53,7 @@ class LnlitFolder(CheckpointFormat):
     def read_spec(self, path: Path) -> ModelSpec:
         file = path / SPEC_FILE
         data = read_json(file)
-        if data.get("format") != FORMAT:
-            raise UserError(f"{file}: format {data.get('format')!r}; this lnlit reads format {FORMAT}. Update lnlit.")
+        check_format(data, FORMAT, file, "a model folder's architecture")
         spec = ModelSpec.from_json(data.get("spec", {}), f"{file}: spec")
         try:
             check_spec(spec)

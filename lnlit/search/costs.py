@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lnlit.errors import UserError, did_you_mean
-from lnlit.files import read_json, write_json
+from lnlit.files import check_format, read_json, write_json
 from lnlit.interfaces import Workload
 from lnlit.models.build import build_decoder, check_spec, parameter_count
 from lnlit.models.parts import kv_elements
@@ -310,8 +310,7 @@ class _File(_About):
 
 
 def _read_table(data: dict[str, Any], where: str) -> CostTable:
-    if data.get("format") != FORMAT:
-        raise UserError(f"{where}: format {data.get('format')!r}; this lnlit reads format {FORMAT}. Update lnlit.")
+    check_format(data, FORMAT, where, _WHAT)
     if isinstance(machine := data.get("hardware"), dict):  # whose fingerprint is there for people
         data = {**data, "hardware": {key: value for key, value in machine.items() if key != "fingerprint"}}
     file: _File = read(_File, data, f"{where}:", then=_THEN, others=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lnlit import __version__
 from lnlit.errors import UserError, did_you_mean
-from lnlit.files import expanded, read_json, replaced_file, write_json
+from lnlit.files import check_format, expanded, read_json, replaced_file, write_json
 from lnlit.schema import read
 from lnlit.search.choice import SLOTS, STORED, At, BlockChoice, Half, LayerVariants, Variant, alone
 from lnlit.specs import BlockSpec, ModelSpec
@@ -73,10 +73,7 @@ class Library:
         if not (folder / INDEX).is_file():
             raise UserError(_not_a_library(folder))
         data = read_json(folder / INDEX, "a block library")
-        if data.get("format") != FORMAT:
-            raise UserError(
-                f"{folder / INDEX}: format {data.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit."
-            )
+        check_format(data, FORMAT, folder / INDEX, "a block library")
         read_index: _Index = read(_Index, data, f"{folder / INDEX}:", then="Build the library anew.", others=True)
         layers, model, spec = read_index.layers, read_index.model, read_index.parent_spec
         if len(layers) != len(spec.layers):

@@ -18,6 +18,7 @@ from lnlit.files import read_json
 from lnlit.interfaces import Budget, Choice, Forbidden, Problem, Scenario, Solution, Workload
 from lnlit.interfaces.patterns import fitting
 from lnlit.progress import say
+from lnlit.schema import is_finite
 from lnlit.search.choice import NO_ATTENTION, SLOTS
 from lnlit.search.costs import THROUGHPUTS, CostTable, tokens_per_s
 from lnlit.search.library import Library
@@ -236,7 +237,7 @@ def corrected(
             for target in targets
             if target.cost in _TIMES
         }
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{file}: is no file of `lnlit search verify` with these costs: {error!r}.") from error
     return tuple(_tightened(target, max(factors.get(target.cost, 1.0), 1.0)) for target in targets)
 
@@ -279,6 +280,8 @@ def _shortfall(model: Mapping[str, Any], cost: str, workloads: Sequence[Workload
     pairs = [(model["predicted"][key], found) for key, found in model["measured"].items() if key in keys]
     if not pairs:
         raise KeyError(cost)
+    if not all(is_finite(value) and value > 0 for pair in pairs for value in pair):
+        raise ValueError(f"{cost} was predicted and measured as {pairs}, which must be above 0")
     return max(promised / found if cost == "throughput" else found / promised for promised, found in pairs)
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from lnlit.errors import UserError
-from lnlit.files import expanded
+from lnlit.files import check_format, expanded
 from lnlit.journal import Journal, check_header, is_cut_header, line, read_lines, write_lines
 from lnlit.models.block import Block
 from lnlit.models.build import block_weights, build_block, load_block, parameter_count
@@ -305,8 +305,7 @@ def _parsed(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not rows or not _is_header(rows[0]):
         raise UserError(f"{file}: not a file of scores: its first line is no header. Choose another path.")
     header, *entries = rows
-    if header.get("format") != FORMAT:
-        raise UserError(f"{file}: format {header.get('format')!r}; this lnlit reads {FORMAT}. Update lnlit.")
+    check_format(header, FORMAT, file, WHAT)
     kind = _SubblockScore if header["granularity"] == "subblock" else _BlockScore
     places: dict[At, int] = {}
     for number, entry in enumerate(entries, start=2):

@@ -91,12 +91,15 @@ def test_other_targets_stay(tmp_path, child, target):
         ({"models": []}, "is no file of `lnlit search verify`"),
         ({"models": [{"name": "m", "measured": 3}]}, "is no file of `lnlit search verify`"),
         ({"models": [{"name": "m"}]}, "is no file of `lnlit search verify`"),
+        ({"models": [model(1.0, float("nan"))]}, "latency_s was predicted and measured as .*nan.*must be above 0"),
+        ({"models": [{"name": "m", "predicted": {"latency_s": 0.0}, "measured": {"latency_s": 1.0}}]}, "above 0"),
+        ({"models": [{"name": "m", "predicted": {"latency_s": "1"}, "measured": {"latency_s": 1.0}}]}, "above 0"),
     ],
 )
 def test_another_file_is_refused(tmp_path, changes, message):
     file = write(tmp_path, model(1.0, 1.0), **changes)
     with pytest.raises(UserError, match=message):
-        correct(file, Target("throughput", min=1.3))
+        correct(file, Target("latency_s", max=1.3))
 
 
 def test_only_the_workloads_that_are_asked_for_count(tmp_path):

@@ -166,6 +166,7 @@ SWIGLU = "swiglu(intermediate_size=16)"
         (("ffn", SWIGLU), None, "expected a mapping"),
         (("attention",), [], "attention: expected a mapping"),
         (("base",), None, "base: expected a mapping"),
+        (("format",), None, "format None; this lnlit reads format 1"),
         (("format",), 2, "format 2; this lnlit reads format 1"),
         (("hardware", "cpu"), 3, "hardware.cpu: expected a text"),
         (("workloads",), "all", "workloads: expected a list"),

@@ -146,7 +146,7 @@ def test_a_truncated_layer_is_named(copied):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2; this lnlit reads 1"),
+        ({"format": 2}, "format 2; this lnlit reads format 1"),
         ({"layers": [{"attention": {}}]}, r"library.json: layers\[0\]: the key 'ffn' is missing"),
         ({"layers": []}, "lists 0 layers, its parent has 6"),
         ({"parent_spec": {"hidden": 3}}, "parent_spec: unknown key 'hidden'"),
