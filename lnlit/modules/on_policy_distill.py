@@ -95,7 +95,7 @@ class OnPolicyDistill(Policy):
                 self._teachers[name] = Teacher(decoder, [])
 
     def check_row(self, row: Mapping[str, Any]) -> None:
-        if "" not in self.teacher and row.get("teacher") not in self.teacher:
+        if "" not in self.teacher and row.get("teacher") not in list(self.teacher):  # which need not be a text
             raise UserError(
                 f"the row's teacher is {row.get('teacher')!r}; expected one of model.teacher: {', '.join(self.teacher)}"
             )

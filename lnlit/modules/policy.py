@@ -64,7 +64,7 @@ class Policy(LitModel):
                 f"`lnlit import {lora.adapter} REFERENCE` and name that; to stay near its base, name {model}."
             )
         self.algorithm, self.temperature = algorithm, temperature
-        self.reference = reference_of(reference, self) if algorithm.needs.reference else None
+        self.reference = reference_of(reference, self, algorithm.needs.reference)
         self._observed = {"train": Means(), "val": Means()}
 
     @property

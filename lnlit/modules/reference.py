@@ -164,8 +164,17 @@ def _holds_snapshot(path: Path) -> bool:
     return any(name.startswith(f"{_SNAPSHOT}.") for name in saved_names(path))
 
 
-def reference_of(wish: str | PolicySnapshot | None, owner: LitModel) -> Reference:
-    """The reference that a configuration asks for."""
+def reference_of(wish: str | PolicySnapshot | None, owner: LitModel, is_needed: bool) -> Reference | None:
+    """The reference that a configuration asks for, if its algorithm has one. Raises `UserError` for one that the
+    algorithm would not look at."""
+    if not is_needed:
+        if wish is not None:
+            asked = wish if isinstance(wish, str) else type(wish).__name__
+            raise UserError(
+                f"model.reference: {asked}, but the algorithm compares the policy with none, as GRPO and RLOO do with "
+                "a weight of `kl`. Give it that, as in kl: {weight: 0.01}, or leave model.reference out."
+            )
+        return None
     return _Snapshot(wish, owner) if isinstance(wish, PolicySnapshot) else Reference(wish, owner)
 
 

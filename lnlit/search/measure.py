@@ -230,6 +230,8 @@ class LatencyLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._latencies:  # a meter that cannot run leaves nothing that another one would have to agree with
+            self.delete()
         self.journal.close()
 
     def __contains__(self, turn: Turn) -> bool:

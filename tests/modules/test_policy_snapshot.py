@@ -162,6 +162,13 @@ def test_grpo_takes_it_as_well(files, tmp_path):
     assert near == pytest.approx([0.0] * 2, abs=1e-8) and min(far) > 1e-7
 
 
+@pytest.mark.parametrize("reference", [PolicySnapshot(2), "no/such/folder"])
+def test_a_reference_that_nothing_would_be_compared_with_is_refused(files, reference):
+    with pytest.raises(UserError, match=r"model.reference: .*, but the algorithm compares the policy with none"):
+        GRPO(str(files[0]), AdamW(1e-3), reference)
+    assert GRPO(str(files[0]), AdamW(1e-3)).reference is None
+
+
 # checkpoints
 
 

@@ -121,3 +121,17 @@ def test_a_model_with_a_part_that_the_table_lacks_is_measured_without_a_predicti
     assert "fused: no prediction, because the cost table has no ffn" in said and "0.98x as fast" in said
     points = read_measured(json.loads(file.read_text()), str(file))
     assert [point.is_predicted for point in points] == [point.name != models[-1] for point in points]
+
+
+def test_a_meter_that_cannot_run_leaves_nothing_that_another_one_stumbles_over(search, tmp_path, monkeypatch):
+    costs, models = search
+
+    class Absent(AdditiveMeter):
+        def measure(self, *_, **__):
+            raise UserError("there is no such engine here")
+
+    monkeypatch.setitem(registry._added, ("meter", "absent"), Absent)
+    with pytest.raises(UserError, match="there is no such engine here"):
+        verify(costs, models, str(tmp_path / "measured.json"), engine="absent", rounds=1, samples=1)
+    assert [path.name for path in tmp_path.glob("measured*")] == []
+    assert verify(costs, models, str(tmp_path / "measured.json"), rounds=1, samples=1).is_file()
