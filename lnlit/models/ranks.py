@@ -31,20 +31,36 @@ class RankError(UserError):
 @contextmanager
 def all_ranks(device: torch.device) -> Iterator[None]:
     """Inside, the processes that torchrun has started talk to each other, about tensors on `device` too. They leave
-    together: a `UserError` of one is raised on every rank, where that comes to its next exchange or here."""
+    together: a `UserError` of one is raised on every rank, where that comes to its next exchange or here. So is one
+    where another process has died."""
     is_ours = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized()
     if is_ours:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield
-        all_gather(None)
+        with _told_of_the_dead():
+            yield
+            all_gather(None)
     except RankError:  # the others have it, too
         raise
     except UserError as error:
-        all_gather(error)
+        with _told_of_the_dead():
+            all_gather(error)
         raise
     if is_ours:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _told_of_the_dead() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's own errors have no class
+        if "gloo/transport" not in str(error):
+            raise
+        raise RankError(
+            "another process of this command has ended, and says why itself; this one cannot go on alone. What was "
+            f"finished is kept: the same command goes on. ({str(error).rpartition('] ')[2].partition('. ')[0]})"
+        ) from error
 
 
 def is_distributed() -> bool:

@@ -117,4 +117,6 @@ def test_what_is_wrong_on_one_rank_ends_both_with_its_message(two):
 
 
 def test_a_rank_that_dies_ends_the_other(two):
-    assert "connection" in json.loads((two / "died-0.json").read_text()).lower()
+    said = json.loads((two / "died-0.json").read_text())
+    assert said.startswith("another process of this command has ended, and says why itself") and "\n" not in said
+    assert "connection" in said.lower()
