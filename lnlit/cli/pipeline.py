@@ -131,15 +131,21 @@ class Stage:
         return devices, nodes if isinstance(nodes, int) else 1
 
     @cached_property
-    def writes(self) -> list[str]:
-        """Every path that the stage may change."""
-        written = [leaf.text for leaf in self.leaves if leaf.key in WRITES]
+    def beside(self) -> list[str]:
+        """What the stage writes beside its results, and they are read with."""
+        written: list[str] = []
         if self.kind in ("solve", "refine"):
             from lnlit.stages.solve import problem_path
 
             written += [str(problem_path(Path(out))) for out in self.outs]
         if self.kind == "refine":
             written += [str(Path(out).with_suffix(".png")) for out in self.outs]
+        return written
+
+    @cached_property
+    def writes(self) -> list[str]:
+        """Every path that the stage may change."""
+        written = [leaf.text for leaf in self.leaves if leaf.key in WRITES] + self.beside
         if self.kind == "page":
             written += [str(Path(leaf.text) / "rollouts.html") for leaf in self.leaves if leaf.key == "run"]
         return list(dict.fromkeys([*written, *([self.root] if self.root else [])]))
@@ -207,7 +213,9 @@ def stages_of(folder: Path) -> list[Stage]:
         if Stage(file).place is not None:
             raise UserError(f"{file}: a stage's file ends with .yaml. Rename it, so that it is run.")
     if not stages:
-        raise UserError(f"{folder}: no file is named like 1_name.yaml, so there is nothing to run")
+        inside = sorted({file.parent for file in folder.glob("*/*.yaml") if Stage(file).place is not None})
+        hint = f". Did you mean {inside[0]}?" if inside else ""
+        raise UserError(f"{folder}: no file is named like 1_name.yaml, so there is nothing to run{hint}")
     return [stages[place] for place in sorted(stages)]
 
 

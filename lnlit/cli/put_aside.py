@@ -35,7 +35,7 @@ def put_aside(stage: Stage, stages: Sequence[Stage], outs: Sequence[str] | None 
 
 
 def _results(stage: Stage) -> Iterator[Path]:
-    for out in map(Path, stage.outs):
+    for out in map(Path, [*stage.outs, *stage.beside]):
         path = expanded(out)
         ranks = path.parent.glob(f"{glob.escape(path.stem)}.rank-*{glob.escape(path.suffix)}")
         beside = [path.with_name(f"{path.name}{kind}") for kind in (".partial", ".completions")]

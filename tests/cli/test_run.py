@@ -78,6 +78,17 @@ def test_a_stage_that_changed_after_it_ran_is_refused(pipeline, run):
     assert code == 2 and "1_first.yaml" in err and "has changed since it ran" in err
 
 
+def test_what_is_put_aside_is_whole(pipeline, run, tmp_path):
+    """A solution is read with its problem, which lies beside it."""
+    assert run("mini")[0] == 0
+    before = [(tmp_path / name).read_bytes() for name in ("1_first.json", "1_first.problem.json")]
+    problem(tmp_path / "problem.json", most=5)
+    code, err = run("mini", "--again", "1", "--until", "1")
+    assert code == 0 and "1_first.problem.json is put aside as" in err
+    assert [(tmp_path / name).read_bytes() for name in ("1_first.json.1", "1_first.problem.json.1")] == before
+    assert (tmp_path / "1_first.problem.json").read_bytes() != before[1]
+
+
 def test_two_folders_of_one_name_do_not_share_a_record(pipeline, run, tmp_path):
     assert run("mini")[0] == 0
     (tmp_path / "other").mkdir()
@@ -166,6 +177,13 @@ def test_a_folder_that_is_no_pipeline_is_refused(names, says, tmp_path):
     for name in names:
         (tmp_path / f"{name}.yaml").write_text("stage: solve\n")
     with pytest.raises(UserError, match=says):
+        stages_of(tmp_path)
+
+
+def test_a_folder_of_pipelines_is_told_from_a_pipeline(tmp_path):
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "1_a.yaml").write_text("stage: solve\n")
+    with pytest.raises(UserError, match=r"nothing to run. Did you mean .*/mini\?$"):
         stages_of(tmp_path)
 
 
