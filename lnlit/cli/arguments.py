@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
@@ -11,10 +12,19 @@ from lnlit.errors import UserError
 
 class CommandParser(argparse.ArgumentParser):
     """An argparse parser that accepts no abbreviated options and reports a bad argument as one line, without the
-    usage."""
+    usage. `--top_p` is `--top-p`, as keys of configurations are written on the command line of other commands."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._dashed(word) for word in given], namespace)
+
+    def _dashed(self, word: str) -> str:
+        option, equals, value = word.partition("=")
+        dashed = option.replace("_", "-")
+        return f"{dashed}{equals}{value}" if dashed in self._option_string_actions else word
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}. See `{self.prog} --help`.")

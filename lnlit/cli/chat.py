@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from shlex import quote
 from typing import Any, Literal
 
 from lnlit.cli.arguments import CommandParser
 from lnlit.errors import UserError
+from lnlit.files import expanded
 from lnlit.thinking import TOGGLE, Thinking
 
 _MOST_NEW_TOKENS = 512
@@ -106,6 +108,7 @@ class Chat:
         from lnlit.models.device import torch_device
         from lnlit.models.generate import Sampling
 
+        _check_folder(model)
         tokenizer = load_tokenizer(model)
         toggle = _thinking(thinking, model, str(tokenizer.chat_template))
         self.encoder = ChatEncoder(tokenizer, toggle, date.today())
@@ -151,6 +154,18 @@ class Chat:
         fitting = min(_MOST_NEW_TOKENS, context - prompt_tokens)
         wanted = fitting if self.max_new_tokens is None else self.max_new_tokens
         return replace(self.sampling, max_new_tokens=wanted)
+
+
+def _check_folder(model: str) -> None:
+    """Raises `UserError` for a training checkpoint and for the folder of a run, of which a model folder can be made."""
+    from lnlit.checkpoint.lightning import checkpoint_folder, list_checkpoints
+
+    path = expanded(model)
+    saved = list_checkpoints(checkpoint_folder(path)) if path.is_dir() else [path] if path.suffix == ".ckpt" else []
+    if saved and path.exists() and not (path / "tokenizer.json").exists():
+        raise UserError(
+            f"chat: {model} is a training run, no model folder. Make one: lnlit export {quote(str(saved[-1]))} DIR."
+        )
 
 
 def _thinking(wanted: Literal["on", "off", "none"] | None, model: str, template: str) -> Thinking | None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -147,12 +148,12 @@ class LitCLI(LightningCLI):
         saved = list_checkpoints(checkpoint_folder(self.trainer.default_root_dir))
         tried = "lnlit chat DIR, lnlit eval DIR --tasks TASK"
         if written and written[0].adapter:
-            print(f"next: lnlit import {written[0].out} DIR merges it, then {tried}", file=sys.stderr)
+            print(f"next: lnlit import {quote(str(written[0].out))} DIR merges it, then {tried}", file=sys.stderr)
         elif written:
-            print(f"next: {tried.replace('DIR', str(written[0].out))}", file=sys.stderr)
+            print(f"next: {tried.replace('DIR', quote(str(written[0].out)))}", file=sys.stderr)
         elif saved and isinstance(self.model, LitModel):
             alone = "" if self.model.lora is None else " (with --adapter: the adapters alone, for PEFT)"
-            print(f"next: lnlit export {saved[-1]} DIR{alone}, then {tried}", file=sys.stderr)
+            print(f"next: lnlit export {quote(str(saved[-1]))} DIR{alone}, then {tried}", file=sys.stderr)
 
     def after_validate(self) -> None:
         """Raises `UserError` if nothing was validated."""

@@ -104,3 +104,13 @@ def test_bytes_that_are_no_text_are_told_and_the_chat_goes_on(lnlit, model, sent
 def test_an_option_that_is_no_text_is_refused(lnlit, model, option):
     code, _, err = lnlit("chat", model, "--prompt", "a", option, "b\udce9")
     assert code == 2 and err.startswith("error: chat: character 1 is no UTF-8 text"), err
+
+
+def test_a_run_and_its_checkpoint_are_told_how_they_become_a_model(lnlit, tmp_path):
+    saved = tmp_path / "my run" / "checkpoints" / "step-12.ckpt"
+    saved.parent.mkdir(parents=True)
+    saved.write_bytes(b"")
+    saved.with_name("step-4.ckpt").write_bytes(b"")
+    for given in (saved, tmp_path / "my run"):
+        code, _, err = lnlit("chat", given, "--prompt", "hello")
+        assert code == 2 and f"Make one: lnlit export '{saved}' DIR." in err and err.count("\n") == 1

@@ -194,6 +194,6 @@ def test_the_end_says_what_to_do_with_the_model(lnlit, config):
         and err.splitlines()[-1]
         == "next: lnlit export runs/checkpoints/step-2.ckpt DIR, then lnlit chat DIR, lnlit eval DIR --tasks TASK"
     )
-    export = "  callbacks: [{class_path: ExportModel, init_args: {out: taught}}]\nmodel:\n  class"
+    export = "  callbacks: [{class_path: ExportModel, init_args: {out: my model}}]\nmodel:\n  class"
     code, _, err = lnlit("fit", "--config", config(("model:\n  class", export)))
-    assert code == 0 and err.splitlines()[-1] == "next: lnlit chat taught, lnlit eval taught --tasks TASK", err
+    assert code == 0 and err.splitlines()[-1] == "next: lnlit chat 'my model', lnlit eval 'my model' --tasks TASK", err

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 
-from lnlit.cli.arguments import with_configs
+from lnlit.cli.arguments import CommandParser, with_configs
+from lnlit.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,14 @@ def test_every_command_that_takes_a_configuration_takes_its_name(lnlit, config, 
     assert code == 2 and "curate.yaml:1: strict" in err
     code, _, err = lnlit("fit", "missing.yaml")
     assert code == 2 and "missing.yaml" in err and err.count("\n") == 1
+
+
+def test_an_option_is_written_as_keys_are_too():
+    parser = CommandParser(prog="lnlit work")
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--say")
+    for words in (["--top-p", "0.5"], ["--top_p", "0.5"], ["--top_p=0.5"]):
+        assert parser.parse_args([*words, "--say", "a_b"]) == Namespace(top_p=0.5, say="a_b")
+    with pytest.raises(UserError, match="unrecognized arguments: --top_k 3"):
+        parser.parse_args(["--top_k", "3"])
+    assert parser.parse_known_args(["--model.top_p", "1"])[1] == ["--model.top_p", "1"]
