@@ -29,7 +29,7 @@ from lnlit.interfaces import (
     TaskSampling,
 )
 from lnlit.rollout.scripted import ScriptedEngine
-from lnlit.stages.evaluate import _short_names, evaluate
+from lnlit.stages.evaluate import evaluate
 from lnlit.testing.tiny import tiny_folder
 
 
@@ -315,17 +315,6 @@ def test_models_that_cannot_be_evaluated_are_told_of_before_anything_is(model, t
         with pytest.raises(UserError, match=told):
             evaluate(models, [Says()], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_every_model_has_a_name_of_its_own_that_is_the_name_of_a_folder(monkeypatch, tmp_path):
-    """Two of one name would share their answers, and of the tables one of them would be gone."""
-    (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path / "model")
-    assert _short_names(["runs/a", "runs/b"]) == ["a", "b"]
-    assert _short_names(["."]) == ["model"] and _short_names([".", "../a"]) == ["model", "a"]
-    for given in (["x/a b", "x/a-b"], ["a b", "a-b"], ["1/m", "2/m"], ["../m", "m"], [".", "../model"], ["/", ".."]):
-        found = _short_names(given)
-        assert len({*found}) == len(given) and not any("/" in name or set(name) <= {"."} for name in found), found
 
 
 def test_an_engine_with_a_model_of_its_own_gives_answers_and_no_likelihoods(model, tmp_path):

@@ -21,7 +21,7 @@ from lnlit.eval.likelihood import log_likelihoods
 from lnlit.eval.runner import Settings
 from lnlit.eval.tasks.multiple_choice import MultipleChoice
 from lnlit.eval.tasks.perplexity import Perplexity
-from lnlit.stages.evaluate import evaluate
+from lnlit.stages.evaluate import _short_names, evaluate
 from lnlit.testing.tiny import tiny_folder
 
 
@@ -119,3 +119,14 @@ def test_a_perplexity_beyond_all_numbers_is_none_in_the_results(model, tmp_path)
     assert found["word_perplexity"] == {"value": None, "low": None, "high": None, "questions": 3}
     assert found["bits_per_byte"]["low"] <= found["bits_per_byte"]["value"] <= found["bits_per_byte"]["high"]
     assert "inf" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_every_model_has_a_name_of_its_own_that_is_the_name_of_a_folder(monkeypatch, tmp_path):
+    """Two of one name would share their answers, and of the tables one of them would be gone."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "model")
+    assert _short_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert _short_names(["."]) == ["model"] and _short_names([".", "../a"]) == ["model", "a"]
+    for given in (["x/a b", "x/a-b"], ["a b", "a-b"], ["1/m", "2/m"], ["../m", "m"], [".", "../model"], ["/", ".."]):
+        found = _short_names(given)
+        assert len({*found}) == len(given) and not any("/" in name or set(name) <= {"."} for name in found), found
