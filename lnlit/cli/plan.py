@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lnlit.planning.plan import Plan
 
 
+#: The options that are no overrides of a configuration.
+_OWN = ("--config", "--gpu", "--gpus", "--help")
+
+
 def main(argv: list[str]) -> int:
     """Print plans. Returns 0 if all stages fit, else 2."""
     parser = CommandParser(
@@ -29,7 +33,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", action="append", default=[], help="a fit's or a stage's YAML file; later ones win")
     parser.add_argument("--gpu", help="a kind of GPU, or cpu; this machine's by default")
     parser.add_argument("--gpus", type=int, help="how many; by default as many as the configuration asks for")
-    options, others = parser.parse_known_args(with_configs(argv))
+    own, others = _divided(with_configs(argv))
+    options = parser.parse_args(own)
     if bool(options.folder) == bool(options.config):
         raise UserError("plan needs one of a folder of stages and FILE.yaml. See `lnlit plan --help`.")
     if options.folder and others:
@@ -45,6 +50,17 @@ def main(argv: list[str]) -> int:
     for plan in refused:
         print(f"{plan.stage}: {'; '.join(plan.obstacles)}.{plan.advice}")
     return 2 if refused else 0
+
+
+def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the words of this command, the overrides of a configuration with their values, which are no folders)"""
+    own: list[str] = []
+    others: list[str] = []
+    for before, word in zip(("", *words), words, strict=False):
+        is_value = before.startswith("--") and "=" not in before and not word.startswith("--")
+        option = (before if is_value else word).partition("=")[0]
+        (others if option.startswith("--") and option not in _OWN else own).append(word)
+    return own, others
 
 
 def planned(

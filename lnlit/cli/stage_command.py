@@ -78,7 +78,7 @@ class StageCommand:
         flags = self._flags(name)
         options = [
             f"{option}=true" if option in flags and after.startswith("-") else option
-            for option, after in zip(options, [*options[1:], "--"], strict=True)
+            for option, after in zip(options, [*options[1:], "--"], strict=False)  # there may be none
         ]
         written = Written(options)
         summary = (inspect.getdoc(stage) or "").partition("\n\n")[0]

@@ -7,6 +7,7 @@ from argparse import Namespace
 import pytest
 
 from lnlit.cli.arguments import CommandParser, with_configs
+from lnlit.cli.stage_commands import ALL
 from lnlit.errors import UserError
 
 
@@ -52,3 +53,21 @@ def test_an_option_is_written_as_keys_are_too():
     with pytest.raises(UserError, match="unrecognized arguments: --top_k 3"):
         parser.parse_args(["--top_k", "3"])
     assert parser.parse_known_args(["--model.top_p", "1"])[1] == ["--model.top_p", "1"]
+
+
+def test_an_override_of_a_plan_may_be_two_words(lnlit, config):
+    """Its value is no folder."""
+    code, out, err = lnlit("plan", config(), "--gpu", "cpu", "--model.init_args.lora", "{rank: 2}")
+    assert code == 0, err
+    assert lnlit("plan", "--model.init_args.lora={rank: 2}", "--config", config(), "--gpu=cpu")[:2] == (0, out)
+    assert lnlit("plan", config(), "--gpu", "cpu")[1] != out
+    code, _, err = lnlit("plan", config(), "--gpu", "cpu", "--model.init_args.rnk", "3")
+    assert code == 2 and "unknown key 'rnk'" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [[command.name, stage] for command in ALL for stage in command.stages], ids=" ".join
+)
+def test_a_stage_without_arguments_says_what_it_needs(lnlit, command):
+    code, _, err = lnlit(*command)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
