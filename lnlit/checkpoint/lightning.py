@@ -2,7 +2,8 @@
 `decoder.`.
 
 `checkpoint["lnlit"]` is {"spec": the spec as JSON, "model": the model trained from, "tokenizer": the folder whose chat
-template was taught or None, "lora": the adapters or None, "run": see `run_record`}.
+template was taught or None, "lora": the adapters or None, "run": see `run_record`, "packed_runs": in how many runs the
+parts with packed weights have their rows; an earlier lnlit, which knew no more than one, does not say}.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lnlit.files import listed
 from lnlit.interfaces import CheckpointFormat
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
-from lnlit.models.layout import check_shapes
+from lnlit.models.layout import check_shapes, set_packed_runs
 from lnlit.models.lora import LoRA, add_lora
 from lnlit.models.reward_head import RewardHead
 from lnlit.models.weights import named_adapters, named_weights
@@ -94,6 +95,7 @@ class LightningCheckpoint(CheckpointFormat):
         """(a decoder without storage, what reads the saved value of a parameter by its name there)."""
         opened = _Opened(path)
         decoder = build_decoder(self.read_spec(path))
+        set_packed_runs(decoder, _metadata(path).get("packed_runs", {}))
         if lora := self.lora(path):
             add_lora(decoder, lora)
         found = {name.removeprefix(PREFIX): shape for name, shape in opened.shapes.items() if name.startswith(PREFIX)}

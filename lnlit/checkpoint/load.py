@@ -17,7 +17,6 @@ from lnlit.models.decoder import Decoder
 from lnlit.models.frozen import empty_frozen
 from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.layout import expected_shapes
-from lnlit.models.parts import stored
 from lnlit.models.ranks import my_place
 from lnlit.models.weights import fill
 from lnlit.specs import ModelSpec
@@ -50,10 +49,7 @@ def frozen_decoder(
             rank holds the whole model.
         attention_kernel: A registered kernel.
     """
-    spec = read_spec(path)
-    if mesh is not None and mesh["tensor_parallel"].size() > 1:  # of one matrix ranks could not have parts of each
-        spec = stored(spec)
-    decoder = empty_frozen(spec, device, dtype, mesh=mesh, attention_kernel=attention_kernel)
+    decoder = empty_frozen(read_spec(path), device, dtype, mesh=mesh, attention_kernel=attention_kernel)
     load_weights(decoder, path)
     return decoder
 

@@ -28,6 +28,7 @@ from lnlit.checkpoint.tokenizer import TOKENIZER_FILES, save_tokenizer, take_tok
 from lnlit.errors import UserError
 from lnlit.interfaces import CheckpointFormat
 from lnlit.interfaces.checkpoint import Sliced
+from lnlit.models.block import Packed
 from lnlit.models.decoder import Decoder
 from lnlit.models.layout import Shape, expected_shapes, layout
 from lnlit.models.lora import LoRA, is_adapted, put, with_adapter
@@ -349,7 +350,8 @@ def _check_same(adapter: Adapter, lora: LoRA) -> None:
 def _stacked(adapter: Adapter, module: str, parts: Sequence[str], decoder: Decoder) -> tuple[Tensor, Tensor]:
     """A and B of one of the decoder's modules, which may hold several of the folder's, one below the other."""
     factors = [adapter.factors(part) for part in parts]
-    a, b = factors[0][0], torch.cat([b for _, b in factors])
+    stack = decoder.packed_weights().get(f"{module}.weight", Packed(tuple(parts)))
+    a, b = factors[0][0], stack.join([b for _, b in factors])
     if any(not torch.equal(a, other) for other, _ in factors):
         raise UserError(
             f"lora.adapter: {adapter.folder} adapts {' and '.join(parts)} each by itself, and this run both by one "

@@ -90,6 +90,10 @@ class Layer:
     residual: ClassVar[bool] = True
     #: Linears that stack several checkpoint weights along dim 0, e.g. `{"gate_up_proj": ("gate_proj", "up_proj")}`.
     packed_weights: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: How many equal runs the rows of each packed weight are cut into. The stack has the first run of each weight, then
+    #: the second of each, and so on, so that this many ranks, or a divisor of it, can share it evenly. A constructor
+    #: may set it; 1 puts whole weights below each other.
+    packed_runs: int = 1
     #: For a part that packs weights: the registry name of the part with the same arguments and function that stores
     #: them one by one, as checkpoints do. None if this part's own weights are those in checkpoints.
     stored_as: ClassVar[str | None] = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lnlit import registry
@@ -11,6 +13,24 @@ from lnlit.interfaces import AttentionLayer, FeedForwardLayer, LayerContext
 from lnlit.interfaces.layer import Attend
 from lnlit.models.norm import RMSNorm
 from lnlit.specs import BlockSpec, ModelSpec
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights that one parameter stacks along dim 0, in equal `runs` of rows: the first run of each weight, the
+    second of each, and so on."""
+
+    parts: tuple[str, ...]
+    runs: int = 1
+
+    def split(self, packed: Tensor) -> list[Tensor]:
+        """The weights, in the order of `parts`; views if each has a single run."""
+        runs = packed.unflatten(0, (self.runs, len(self.parts), -1))
+        return [part.flatten(0, 1) for part in runs.unbind(1)]
+
+    def join(self, weights: Sequence[Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        return torch.stack([weight.unflatten(0, (self.runs, -1)) for weight in weights], dim=1).flatten(0, 2)
 
 
 class Block(nn.Module):
@@ -42,14 +62,15 @@ class Block(nn.Module):
             return x_BTD
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
-    def packed_weights(self) -> dict[str, tuple[str, ...]]:
-        """Maps the name of each parameter that stacks several weights along dim 0 to the names of these weights. All
-        names are relative to the block."""
+    def packed_weights(self) -> dict[str, Packed]:
+        """Maps the name of each parameter that stacks several weights along dim 0 to these weights. All names are
+        relative to the block."""
         packed = {}
         for prefix, module in self.named_modules():
             for name, parts in getattr(module, "packed_weights", {}).items() if module is not self else ():
-                for leaf, _ in module.get_submodule(name).named_parameters():
-                    packed[f"{prefix}.{name}.{leaf}"] = tuple(f"{prefix}.{part}.{leaf}" for part in parts)
+                for leaf, _ in module.get_submodule(name).named_parameters(recurse=False):  # no adapter's
+                    weights = tuple(f"{prefix}.{part}.{leaf}" for part in parts)
+                    packed[f"{prefix}.{name}.{leaf}"] = Packed(weights, getattr(module, "packed_runs", 1))
         return packed
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lnlit import registry
 from lnlit.errors import UserError, unknown_key
-from lnlit.models.block import Block, make_block
+from lnlit.models.block import Block, Packed, make_block
 from lnlit.models.decoder import Decoder
 from lnlit.models.rope import check_rope
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
@@ -85,20 +85,20 @@ def load_block(block: Block, weights: Mapping[str, Tensor]) -> Block:
     part stores gate and up as one matrix). The tensors are used directly, not copied, except for packed parameters.
     Raises `KeyError` or `RuntimeError` unless `weights` are exactly the block's weights."""
     state = dict(weights)
-    for name, parts in block.packed_weights().items():
-        state[name] = torch.cat([state.pop(part) for part in parts])
+    for name, packed in block.packed_weights().items():
+        state[name] = packed.join([state.pop(part) for part in packed.parts])
     block.load_state_dict(state, assign=True)
     return block
 
 
 def block_weights(block: Block) -> dict[str, Tensor]:
-    """A block's weights by their checkpoint names relative to the block: the inverse of `load_block`, without
-    copies."""
+    """A block's weights by their checkpoint names relative to the block: the inverse of `load_block`. Only packed ones
+    are copies."""
     packed = block.packed_weights()
     weights = {}
     for name, parameter in block.named_parameters():
-        parts = packed.get(name, (name,))
-        weights.update(zip(parts, parameter.detach().chunk(len(parts)), strict=True))
+        stack = packed.get(name, Packed((name,)))
+        weights.update(zip(stack.parts, stack.split(parameter.detach()), strict=True))
     return weights
 
 

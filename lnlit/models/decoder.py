@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lnlit.models.block import make_block
+from lnlit.models.block import Packed, make_block
 from lnlit.models.kernels import make_segments, select_kernel
 from lnlit.models.norm import RMSNorm
 from lnlit.models.packed_attention import AttentionContext, PackedAttention, SharedAttention
@@ -132,13 +132,13 @@ class Decoder(nn.Module):
             )
         return attention, self._rope(positions_BT, dtype)
 
-    def packed_weights(self) -> dict[str, tuple[str, ...]]:
-        """Maps the name of each parameter that stacks several weights along dim 0 to the names of these weights. All
-        names are relative to the decoder."""
+    def packed_weights(self) -> dict[str, Packed]:
+        """Maps the name of each parameter that stacks several weights along dim 0 to these weights. All names are
+        relative to the decoder."""
         return {
-            f"layers.{index}.{name}": tuple(f"layers.{index}.{part}" for part in parts)
+            f"layers.{index}.{name}": Packed(tuple(f"layers.{index}.{part}" for part in packed.parts), packed.runs)
             for index, block in enumerate(self.layers)
-            for name, parts in block.packed_weights().items()  # type: ignore[operator]
+            for name, packed in block.packed_weights().items()  # type: ignore[operator]
         }
 
     def _kernel(self, device_type: str) -> Any:

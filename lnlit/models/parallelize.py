@@ -35,12 +35,22 @@ _STYLES = {
 }
 
 
-def hybrid_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
+def mesh_of(mesh: DeviceMesh | None, replicas: int, key: str) -> DeviceMesh | None:
+    """The mesh that models are sharded over: Lightning's, or the `hybrid_mesh` of several replicas. `key` is where a
+    user sets these. Raises `UserError` for replicas without a mesh."""
+    if replicas == 1:
+        return mesh
+    if mesh is None:
+        raise UserError(f"{key}: only sharded models have some; set trainer.strategy to ModelParallelStrategy.")
+    return hybrid_mesh(mesh, replicas, key)
+
+
+def hybrid_mesh(mesh: DeviceMesh, replicas: int, key: str) -> DeviceMesh:
     """Lightning's mesh with its data-parallel ranks in `replicas` groups of neighbours, each of which holds the whole
     model: (`replicas`, `shards`, `tensor_parallel`). Collective."""
     ranks = mesh["data_parallel"].size()
     if ranks % replicas:
-        raise UserError(f"runtime.replicas: {ranks} data-parallel ranks cannot hold {replicas} equal replicas.")
+        raise UserError(f"{key}: {ranks} data-parallel ranks cannot hold {replicas} equal replicas.")
     sizes = (replicas, ranks // replicas, mesh["tensor_parallel"].size())
     return init_device_mesh(mesh.device_type, sizes, mesh_dim_names=("replicas", "shards", "tensor_parallel"))
 
@@ -74,6 +84,12 @@ def shard(module: nn.Module, mesh: DeviceMesh, compute_dtype: torch.dtype | None
     if data.size() > 1 or mesh["tensor_parallel"].size() == 1:
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
         fully_shard(module, mesh=data, mp_policy=policy)
+
+
+def is_split(module: nn.Module) -> bool:
+    """True if tensor parallelism divides some parameters of a module."""
+    meshes = (p.device_mesh for p in module.parameters() if isinstance(p, DTensor))
+    return any("tensor_parallel" in (mesh.mesh_dim_names or ()) for mesh in meshes)
 
 
 @contextmanager
@@ -120,11 +136,6 @@ def _has_weights(module: nn.Module, name: str) -> bool:
 def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size: int) -> None:
     """Raises `UserError` unless the part can be split evenly: every rank gets whole heads and the same number of
     columns."""
-    if module.packed_weights:  # an even split of rows would give each rank parts of different weights
-        raise UserError(
-            f"{where}: {part.type} stores several weights as one matrix, which tensor_parallel_size {size} does not "
-            "split. Set model.runtime.fuse_gate_up: false, or tensor_parallel_size: 1."
-        )
     if any(is_adapted(child) and not isinstance(child.dropout, nn.Identity) for child in module.children()):
         raise UserError("lora.dropout: tensor-parallel ranks would each drop other numbers; set it to 0.")
     for what, count in layer_class(slot, part).whole_units(part.args).items():
@@ -133,6 +144,12 @@ def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size:
     for name, style in module.tensor_parallel.items():  # type: ignore[operator]
         if style == "per_head":
             continue
+        if name in module.packed_weights and module.packed_runs % size:  # type: ignore[operator]
+            raise UserError(  # or each rank would have parts of different weights
+                f"{where}.{name} stacks {', '.join(module.packed_weights[name])} in {module.packed_runs} runs of "  # type: ignore[index]
+                f"rows, which tensor_parallel_size {size} does not divide; choose a divisor, or a part that does not "
+                "pack its weights (runtime.fuse_gate_up: false)."
+            )
         width: int = module.get_submodule(name).weight.shape[style == "rowwise"]  # type: ignore[index, assignment]
         if width % size:
             side = "inputs" if style == "rowwise" else "outputs"

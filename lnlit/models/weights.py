@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from lnlit.errors import UserError
 from lnlit.interfaces.checkpoint import Sliced
-from lnlit.models.build import build_decoder
+from lnlit.models.block import Block
+from lnlit.models.build import build_block, build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.layout import Slot, layout
 from lnlit.models.lora import is_adapted, merged
@@ -51,19 +52,27 @@ def fill(decoder: Decoder, weights: Iterable[tuple[str, Tensor | Sliced]], where
 def _write(parameter: Tensor, slot: Slot, tensor: Tensor | Sliced) -> None:
     """Copies the part of `tensor` that this process holds into its rows of `parameter`."""
     local, shape, offset = own_part(parameter)
-    first, last = max(offset[0], slot.start), min(offset[0] + shape[0], slot.start + slot.shape[0])
-    if first >= last:
+    # (rows of `tensor`, the rows of `local` for them) of each run; a contiguous range of both, in their order
+    pieces: list[tuple[slice, slice]] = []
+    for index, start in enumerate(slot.starts):
+        first, last = max(offset[0], start), min(offset[0] + shape[0], start + slot.run)
+        if first < last:
+            before = index * slot.run - start
+            pieces.append((slice(first + before, last + before), slice(first - offset[0], last - offset[0])))
+    if not pieces:
         return
+    begin = pieces[0][0].start
     others = (slice(start, start + size) for start, size in zip(offset[1:], shape[1:], strict=True))
-    source = tensor[(slice(first - slot.start, last - slot.start), *others)]
-    local[first - offset[0] : last - offset[0]].copy_(source)
+    source = tensor[(slice(begin, pieces[-1][0].stop), *others)]  # one reading, as formats may decode more than asked
+    for rows, place in pieces:
+        local[place].copy_(source[rows.start - begin : rows.stop - begin])
 
 
 def canonical_weights(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     """Yields every weight as (canonical name, full CPU tensor) with adapters merged in: the inverse of `fill`.
 
     Sharded parameters are gathered one at a time, so every rank must run this to the end. On the CPU the tensors are
-    views of the parameters.
+    views of the parameters, unless these pack several in runs.
     """
     reshard(decoder)
     yield from named_weights(decoder, lambda own_name: gathered(decoder.get_parameter(own_name)))
@@ -81,6 +90,14 @@ def gathered(parameter: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def whole_block(decoder: Decoder, index: int) -> Block:
+    """A frozen copy of a block of a sharded decoder that this rank has for itself. Collective."""
+    block = decoder.layers[index]
+    copy = build_block(decoder.spec, index, decoder.spec.layers[index])
+    copy.load_state_dict({name: gathered(own) for name, own in block.named_parameters()}, assign=True)
+    return copy.requires_grad_(False).eval()
+
+
 def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Like `canonical_weights`, for a decoder whose values are elsewhere: `whole(name)` returns the value of one
     parameter, including those of adapters. It is called for one parameter at a time, so only one needs to be in memory.
@@ -92,7 +109,7 @@ def named_weights(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[
     for own_name, places in by_parameter.items():
         full = merged(decoder, own_name, whole).cpu()
         for name, slot in places:
-            yield name, full.narrow(0, slot.start, slot.shape[0])
+            yield name, slot.of(full)
 
 
 def named_adapters(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -102,7 +119,7 @@ def named_adapters(decoder: Decoder, whole: Callable[[str], Tensor]) -> Iterator
         module, _, leaf = slot.parameter.rpartition(".")
         if leaf == "weight" and is_adapted(decoder.get_submodule(module)):
             a, b = (whole(f"{module}.{part}.weight").cpu() for part in ("lora_a", "lora_b"))
-            yield name, a, b.narrow(0, slot.start, slot.shape[0])
+            yield name, a, slot.of(b)
 
 
 def reshard(module: nn.Module) -> None:

@@ -32,10 +32,10 @@ from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
 from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
-from lnlit.models.layout import check_parts, check_shapes
+from lnlit.models.layout import check_packed_runs, check_parts, check_shapes, packed_runs
 from lnlit.models.lora import LoRA, add_lora, init_lora
-from lnlit.models.parallelize import clip_gradients, gradient_norm, hybrid_mesh, parallelize
-from lnlit.models.parts import packed, stored
+from lnlit.models.parallelize import clip_gradients, gradient_norm, mesh_of, parallelize
+from lnlit.models.parts import packed
 from lnlit.modules.means import Sums
 from lnlit.modules.optim import AdamW, numbered_like_the_model
 from lnlit.renamed import with_new_names
@@ -123,8 +123,6 @@ class LitModel(L.LightningModule):
         self._check(spec)
         if self.runtime.fuse_gate_up:
             spec = packed(spec)
-        elif self._tensor_parallel_size() > 1:  # of one matrix ranks could not have parts of each
-            spec = stored(spec)
         runtime = self.runtime
         with torch.device("meta"):  # a strategy may have set another default device
             decoder = build_decoder(spec, "meta", None, runtime.attention_kernel, runtime.activation_checkpointing)
@@ -279,15 +277,8 @@ class LitModel(L.LightningModule):
 
     @cached_property
     def mesh(self) -> DeviceMesh | None:
-        """The mesh that models are sharded over: Lightning's, or the `hybrid_mesh` of several replicas."""
-        replicas = self.runtime.replicas
-        if replicas == 1:
-            return self.device_mesh
-        if self.device_mesh is None:
-            raise UserError(
-                "runtime.replicas: only sharded models have some; set trainer.strategy to ModelParallelStrategy."
-            )
-        return hybrid_mesh(self.device_mesh, replicas)
+        """The mesh that models are sharded over; see `mesh_of`."""
+        return mesh_of(self.device_mesh, self.runtime.replicas, "runtime.replicas")
 
     def data_parallel_size(self) -> int:
         """The number of ranks that see different data."""
@@ -328,6 +319,7 @@ class LitModel(L.LightningModule):
             "total_steps": self.total_steps,
             "length": self._length(),
             "lora": None if self.lora is None else self.lora.to_json(),
+            "packed_runs": packed_runs(self.decoder),
             "run": run_record(self.trainer, self),
         }
 
@@ -339,6 +331,7 @@ class LitModel(L.LightningModule):
         if changes := self.decoder.spec.diff(ModelSpec.from_json(saved["spec"], "ckpt_path: spec")):
             listing = "; ".join(changes[:3])
             raise UserError(f"ckpt_path: the checkpoint holds another architecture than `model`: {listing}")
+        check_packed_runs("ckpt_path", saved.get("packed_runs", {}), self.decoder)
         lora = None if self.lora is None else self.lora.to_json()
         if (saved["lora"] and LoRA(**saved["lora"]).to_json()) != lora:
             raise UserError(f"ckpt_path: the checkpoint was trained with lora {saved['lora']}, this run has {lora}")

@@ -245,7 +245,7 @@ class Fit:
     def _refusal(self, mesh: Mesh) -> str | None:
         """Why a mesh is not possible."""
         ranks = mesh.tensor_parallel
-        if ranks > 1 and (why := divides(self.training.spec, ranks)):
+        if ranks > 1 and (why := divides(self.training.on(mesh).model.spec, ranks)):
             return f"{ranks} ranks share no layer: {why}"
         if self.sampling is None:
             return None

@@ -16,7 +16,7 @@ from lnlit.models.block import Block
 from lnlit.models.build import build_block, build_decoder
 from lnlit.models.decoder import Decoder
 from lnlit.models.lora import LoRA, add_lora
-from lnlit.models.parts import attention_class, layer_class, packed, stored
+from lnlit.models.parts import attention_class, layer_class, packed
 from lnlit.planning.traced import Trace, Use, attention, fake, quiet_peak, traced
 from lnlit.search.choice import SLOTS, Half, alone
 from lnlit.specs import BlockSpec, ModelSpec, PartSpec
@@ -89,7 +89,7 @@ class Sized:
         fuse_gate_up: bool = False,
         trains_head: bool = True,
     ) -> None:
-        self.spec = packed(spec) if fuse_gate_up else stored(spec) if tensor_parallel > 1 else spec
+        self.spec = packed(spec) if fuse_gate_up else spec
         self.dtype = dtype
         decoder = build_decoder(self.spec, "meta", dtype)
         if decoder.lm_head is not None and not trains_head:
@@ -183,7 +183,7 @@ def _block_unit(spec: ModelSpec) -> Unit:
 
 def divides(spec: ModelSpec, size: int) -> str | None:
     """Why `size` tensor-parallel ranks cannot share this model evenly; None if they can."""
-    for path, slot, part in stored(spec).parts():
+    for path, slot, part in spec.parts():
         for what, count in layer_class(slot, part).whole_units(part.args).items():
             if count % size:
                 return f"{path} has {count} {what}, which {size} does not divide"

@@ -181,7 +181,8 @@ def _check_arguments(kind: str, name: str, label: str) -> None:
 
 
 def _check_declarations(layer: Any, label: str) -> None:
-    """`packed_weights` and `tensor_parallel` name existing modules, which are linears or norms of each head."""
+    """`packed_weights` and `tensor_parallel` name existing modules, which are linears or norms of each head; what is
+    packed splits into its weights and their runs."""
     expect(isinstance(layer, nn.Module), label, "a part is an nn.Module")
     modules = dict(layer.named_modules())
     per_head = {name for name, style in layer.tensor_parallel.items() if style == "per_head"}
@@ -189,7 +190,8 @@ def _check_declarations(layer: Any, label: str) -> None:
         kind = nn.Module if name in per_head else nn.Linear
         expect(isinstance(modules.get(name), kind), label, f"declares {name!r}, which is no linear of it")
     for name, parts in layer.packed_weights.items():
-        expect(modules[name].out_features % len(parts) == 0, label, f"{name!r} does not split into {parts}")
+        runs = len(parts) * layer.packed_runs
+        expect(modules[name].out_features % runs == 0, label, f"{name!r} does not split into {runs} runs of {parts}")
     styles = set(layer.tensor_parallel.values())
     expect(styles <= _STYLES, label, f"tensor_parallel styles are {_STYLES}, got {styles}")
 
@@ -341,7 +343,7 @@ def _canonical_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     packed = decoder.packed_weights()
     shapes = {}
     for name, parameter in decoder.named_parameters():
-        parts = packed.get(name, (name,))
+        parts = packed[name].parts if name in packed else (name,)
         for part in parts:
             canonical = part if part.startswith("lm_head.") else f"model.{part}"
             shapes[canonical] = (parameter.shape[0] // len(parts), *parameter.shape[1:])

@@ -32,9 +32,9 @@ from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text_data import TextData
 from lnlit.interfaces import Reward
+from lnlit.models.block import Packed
 from lnlit.models.layout import canonical_name
 from lnlit.models.lora import LoRA
-from lnlit.models.parts import stored
 from lnlit.models.reward_head import FILE
 from lnlit.models.weights import gathered, reshard
 from lnlit.modules.distill import Distill
@@ -55,7 +55,7 @@ from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
 
 STEPS = 5
-LINEARS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj", "linear_attn", "linear_mlp")
+LINEARS = ("q_proj", "v_proj", "o_proj", "up_proj", "gate_up_proj", "down_proj", "linear_attn", "linear_mlp")
 #: name -> (ranks that see different data, ranks that divide a layer, replicas); DDP has no mesh.
 MESHES = {
     "fsdp1": (1, 1, 1),
@@ -67,8 +67,8 @@ MESHES = {
     "fsdp2xtp2": (2, 2, 1),
     "hsdp2xtp2": (2, 2, 2),
 }
-#: Those that nothing but one method runs under, as others are alike.
-LITTLE = ("fsdp4", "hsdp2x2", "hsdp2xtp2")
+#: Those that not every method runs under, as others are alike.
+LITTLE = {"fsdp4": ("SFT",), "hsdp2x2": ("SFT", "RPO-judged", "RewardModel"), "hsdp2xtp2": ("SFT",)}
 
 
 def spec() -> ModelSpec:
@@ -89,9 +89,6 @@ def spec() -> ModelSpec:
 def write(folder: Path) -> None:
     """A child with every variant, a teacher, and rows of each kind."""
     tiny_folder(folder / "model", spec())
-    tiny_folder(
-        folder / "unfused", stored(spec())
-    )  # of which checkpoints are the same with and without tensor parallelism
     tiny_folder(folder / "teacher", spec(), seed=1)
     save_file({"weight": torch.linspace(-1, 1, 32)[None]}, folder / "model" / FILE)
     words = ["one", "two", "three", "four", "five"]
@@ -128,6 +125,7 @@ def judged_samples(folder: Path, ranks: int) -> L.LightningDataModule:
 METHODS: dict[str, tuple[Any, Any]] = {
     "SFT": (SFT, texts),
     "SFT-adapters": (partial(SFT, lora=LoRA(4, targets=LINEARS)), texts),
+    "SFT-from-adapters": (SFT, texts),
     "Distill": (partial(Distill, lm_weight=0.5), texts),
     "OnPolicyDistill": (partial(OnPolicyDistill, beta=0.7), samples),
     "GRPO": (partial(GRPO, kl=KL(0.1)), samples),
@@ -168,8 +166,8 @@ def of_parameters(module: Any, value: Callable[[Tensor], Tensor]) -> dict[str, T
         if name.startswith("snapshot."):
             continue
         own = name.removeprefix("decoder.")
-        parts = packed.get(own, (own,))
-        for part, rows in zip(parts, gathered(value(parameter)).chunk(len(parts)), strict=True):
+        stack = packed.get(own, Packed((own,)))
+        for part, rows in zip(stack.parts, stack.split(gathered(value(parameter))), strict=True):
             found[canonical_name(part)] = rows.clone()
     return found
 
@@ -193,8 +191,7 @@ def run(folder: Path, method: str, name: str, save: bool = False, checkpoint: st
     settings = {"teacher": str(folder / "teacher")} if "Distill" in method else {}
     # A small epsilon would blow up what rounding makes of a gradient that is nearly 0.
     optimizer = AdamW(1e-3, eps=1e-4, weight_decay=0.1, schedule="constant", warmup_ratio=0.0)
-    model = "unfused" if method == "SFT" or method.endswith("-adapters") else "model"
-    module = make(str(folder / model), optimizer=optimizer, runtime=runtime, **settings)
+    module = make(str(folder / "model"), optimizer=optimizer, runtime=runtime, **settings)
     recorder = Recorder()
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
@@ -227,7 +224,7 @@ def main(folder: Path, names: str, checkpoint: str | None = None) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in names.split(","):
-        for method in METHODS if checkpoint is None and name not in LITTLE else ("SFT",):
+        for method in LITTLE.get(name, METHODS) if checkpoint is None else ("SFT",):
             found = run(folder, method, name, method == "SFT" and checkpoint is None, checkpoint)
             if os.environ["RANK"] == "0":
                 torch.save(found, folder / f"{name}.{method if checkpoint is None else 'loaded'}.pt")

@@ -55,8 +55,9 @@ def test_fused_gate_and_up_projection_is_the_same_function():
     fused_spec = tiny_spec().map_parts(lambda p: type(p)("swiglu_fused", p.args) if p.type == "swiglu" else p)
     fused = build_decoder(fused_spec, "cpu")
     state = plain.state_dict()
-    for own, (gate, up) in fused.packed_weights().items():
-        state[own] = torch.cat([state.pop(gate), state.pop(up)])
+    for own, packed in fused.packed_weights().items():
+        gate, up = (state.pop(part).unflatten(0, (16, -1)) for part in packed.parts)
+        state[own] = torch.cat([rows for pair in zip(gate, up, strict=True) for rows in pair])
     fused.load_state_dict(state)
     torch.testing.assert_close(plain(tokens(2, 9)), fused(tokens(2, 9)), atol=1e-5, rtol=0)
 

@@ -52,6 +52,23 @@ def test_what_is_whole_is_told(mesh):
     assert held == norms + (total - norms) // 2
 
 
+def test_gate_and_up_as_one_matrix_are_split_as_two_are(mesh):
+    held = []
+    for fused in (False, True):
+        decoder, _ = split(spec_of(BlockSpec(attention(), swiglu(48, fused=fused))), mesh)
+        parameters = decoder.to_empty(device="cpu").parameters()
+        held.append(sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters))
+    assert held[0] == held[1]
+
+
+def test_weights_that_are_packed_whole_below_each_other_are_refused(mesh):
+    """Each rank would have rows of different ones."""
+    decoder = build_decoder(spec_of(BlockSpec(NOOP, swiglu(48, fused=True))))
+    decoder.layers[0].mlp.packed_runs = 1  # as of a part that says nothing
+    with pytest.raises(UserError, match=re.escape("layers[0].ffn.gate_up_proj stacks gate_proj, up_proj in 1 runs")):
+        parallelize(decoder, mesh, None)
+
+
 def test_a_vocabulary_that_ranks_cannot_divide_is_whole(mesh):
     spec = spec_of(BlockSpec(attention(), swiglu())).replace(vocab_size=259, tie_embeddings=False)
     _, told = split(spec, mesh)
@@ -89,7 +106,16 @@ def test_what_is_frozen_stays_frozen(mesh):
         (3, BlockSpec(attention(), swiglu()), "3 does not divide layers[0].attention's 4 query heads"),
         (2, BlockSpec(NOOP, swiglu(31)), "2 does not divide layers[0].ffn's 31 channels"),
         (3, BlockSpec(LINEAR, NOOP), "3 does not divide layers[0].attention.linear_attn's 32 outputs"),
-        (2, BlockSpec(NOOP, swiglu(fused=True)), "layers[0].ffn: swiglu_fused stores several weights as one matrix"),
+        (
+            3,
+            BlockSpec(NOOP, swiglu(48, fused=True)),
+            "3 does not divide layers[0].ffn's 16 runs of gate and up",
+        ),
+        (
+            2,
+            BlockSpec(NOOP, swiglu(31, fused=True)),
+            "2 does not divide layers[0].ffn's 1 runs of gate and up",
+        ),
     ],
     indirect=["mesh"],
 )

@@ -150,7 +150,7 @@ def test_the_parents_own_blocks_score_exactly_zero(parent, library, batches):
                 (2 * layer + 1, 1, block.replace(attention=NOOP)),
             ):
                 built = build_block(parent.spec, layer, spec)
-                names = {part for parts in built.packed_weights().values() for part in parts}
+                names = {part for packed in built.packed_weights().values() for part in packed.parts}
                 names |= {key for key, _ in built.named_parameters()} - built.packed_weights().keys()
                 load_block(built, {key: own[key] for key in names})
                 ours.walk.seek(position)
