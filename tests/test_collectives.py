@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 COLLECTIVE = {
     "at_once",
     "barrier",
-    "batches_of_all_ranks",
+    "batches_of",
     "broadcast",
     "broadcast_object_list",
     "callback_metrics",
@@ -38,6 +38,7 @@ COLLECTIVE = {
     "streamed",
     "unshard",
     "whole",
+    "whole_block",
     "_gathered",
 }
 #: Names of which a condition tells one rank from another.

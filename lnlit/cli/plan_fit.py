@@ -197,6 +197,7 @@ def blocks_of(
         batch_tokens=model.batch_tokens,
         dtype=torch.bfloat16 if "bf16" in str(flags["precision"]) else torch.float32,
         steps=epochs * batches if epochs and isinstance(batches, int) else None,
+        replicas=model.replicas,
     )
 
 

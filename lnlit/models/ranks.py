@@ -67,9 +67,9 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def my_place() -> tuple[int, int]:
-    """(this rank, number of ranks)."""
-    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
+def my_place(group: Any = None) -> tuple[int, int]:
+    """(this rank, number of ranks) among all, or in a group of them."""
+    return (distributed.get_rank(group), distributed.get_world_size(group)) if is_distributed() else (0, 1)
 
 
 def all_gather(mine: V) -> list[V]:
@@ -77,9 +77,12 @@ def all_gather(mine: V) -> list[V]:
     return _gathered(mine) if is_distributed() else [mine]
 
 
-def batches_of_all_ranks(batch: TokenBatch, device: torch.device) -> list[TokenBatch]:
-    """The batches of all ranks, in the order of ranks. Raises `UserError` if their rows have different lengths."""
+def batches_of(group: Any, batch: TokenBatch, device: torch.device) -> list[TokenBatch]:
+    """The batches of the ranks of a group (None: of all), in their order. Every rank must ask for those of its group.
+    Raises `UserError` if their rows have different lengths."""
     everyone = all_gather((batch.tokens.cpu(), batch.labels.cpu(), batch.positions.cpu(), batch.lengths))
+    if group is not None:
+        everyone = [everyone[rank] for rank in distributed.get_process_group_ranks(group)]
     if len(widths := {tokens.shape[1] for tokens, *_ in everyone}) > 1:
         raise UserError(f"data: the ranks' rows have different lengths {sorted(widths)}; set data.packing: true.")
     return [TokenBatch(*(tensor.to(device) for tensor in tensors), lengths=lengths) for *tensors, lengths in everyone]
@@ -92,12 +95,12 @@ def broadcast(tensors: Iterable[Tensor], owner: int) -> None:
         distributed.broadcast(tensor, owner)
 
 
-def stacked(mine: Tensor) -> Tensor:
-    """The tensors of all ranks, of equal shape, along dim 0 in the order of ranks."""
+def stacked(mine: Tensor, group: Any = None) -> Tensor:
+    """The tensors of all ranks, or of those of a group, of equal shape, along dim 0 in the order of ranks."""
     if not is_distributed():
         return mine
-    everyone = mine.new_empty(distributed.get_world_size() * len(mine), *mine.shape[1:])
-    distributed.all_gather_into_tensor(everyone, mine.contiguous())
+    everyone = mine.new_empty(distributed.get_world_size(group) * len(mine), *mine.shape[1:])
+    distributed.all_gather_into_tensor(everyone, mine.contiguous(), group=group)
     return everyone
 
 

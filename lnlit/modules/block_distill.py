@@ -8,8 +8,9 @@ in memory.
 
 With several ranks, each candidate belongs to one rank and learns from the rows of all. Candidates are thus divided with
 their compute and memory, gradients are never communicated, and the result does not depend on the number of ranks. The
-parent's weights are sharded, and each rank runs its forward pass over its own rows; of one layer at a time it then has
-the activations of all rows, whose memory grows with the number of ranks.
+parent's weights are sharded: over all ranks under DDP, else over the strategy's mesh. Each rank runs the forward pass
+over its own rows, which tensor-parallel ranks share; of one layer at a time it then has the activations of all rows,
+whose memory grows with the number of data-parallel ranks.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.errors import UserError
 from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
+from lnlit.models.parallelize import mesh_of
 from lnlit.models.ranks import merged, streamed
 from lnlit.modules.block_parent import load_parent, parent_weights
 from lnlit.modules.block_rows import Rows, rows_of_all_ranks, rows_of_every_rank
@@ -83,6 +86,7 @@ class BlockDistill(L.LightningModule):
         batch_tokens: Tokens that go through a block together (at least one row); activations of so many are in memory.
             Changes results by rounding only.
         attention_kernel: A registered kernel, or "auto" for the device's fastest.
+        replicas: How many groups of neighbouring ranks hold the whole parent, under ModelParallelStrategy.
     """
 
     _run: _Run
@@ -98,14 +102,15 @@ class BlockDistill(L.LightningModule):
         gradient_clip_val: float = 1.0,
         batch_tokens: int = 4096,
         attention_kernel: str = "auto",
+        replicas: int = 1,
     ) -> None:
         super().__init__()
-        if gradient_clip_val <= 0 or batch_tokens < 1 or (layers_at_once is not None and layers_at_once < 1):
-            raise UserError("BlockDistill: gradient_clip_val, batch_tokens and layers_at_once must be positive")
+        if gradient_clip_val <= 0 or min(batch_tokens, replicas, 1 if layers_at_once is None else layers_at_once) < 1:
+            raise UserError("BlockDistill: gradient_clip_val, batch_tokens, layers_at_once, replicas must be positive")
         self.automatic_optimization = False
         self.model, self.library, self.out, self.optimizer = model, library, out, optimizer
         self.only, self.layers_at_once, self.gradient_clip_val = only, layers_at_once, gradient_clip_val
-        self.batch_tokens, self.attention_kernel = batch_tokens, attention_kernel
+        self.batch_tokens, self.attention_kernel, self.replicas = batch_tokens, attention_kernel, replicas
         self.group, self.total_steps = 0, None
         self.trainees: list[Trainee] = []
         self.skipped = 0
@@ -120,8 +125,9 @@ class BlockDistill(L.LightningModule):
         if hasattr(self, "_run"):
             return
         trainer = self.trainer
-        if self.device_mesh is not None or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise UserError("trainer.strategy: BlockDistill divides candidates over ranks itself; use ddp, not FSDP.")
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+            raise UserError("trainer.strategy: BlockDistill runs on one device, under ddp or ModelParallelStrategy.")
+        mesh = mesh_of(self.device_mesh, self.replicas, "replicas")
         if trainer.state.fn != "fit":
             raise UserError(f"BlockDistill only trains: `lnlit fit`, not `lnlit {trainer.state.fn.value}`.")  # type: ignore
         if trainer.precision not in ("32-true", "bf16-mixed"):
@@ -140,7 +146,9 @@ class BlockDistill(L.LightningModule):
         groups = [layers[first : first + at_once] for first in range(0, len(layers), at_once)]
         self._check_groups(groups, chosen)
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
-        parent = load_parent(self.model, self._where, dtype, self.attention_kernel)
+        parent = load_parent(self.model, self._where, dtype, self.attention_kernel, mesh)
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            _save_in_one_file(trainer.strategy)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
     def _check_groups(self, groups: list[list[int]], chosen: list[At]) -> None:
@@ -220,7 +228,7 @@ class BlockDistill(L.LightningModule):
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        rows = rows_of_all_ranks(batch, self.batch_tokens, self._where)
+        rows = self._rows(batch)
         optimizer: Any = self.optimizers()
         steps = self._steps
         for settings in optimizer.param_groups:
@@ -271,7 +279,7 @@ class BlockDistill(L.LightningModule):
     # validation
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._tally(self._val_sums, rows_of_all_ranks(batch, self.batch_tokens, self._where))
+        self._tally(self._val_sums, self._rows(batch))
 
     def on_validation_epoch_end(self) -> None:
         errors, self._val_sums = _block_errors(self._val_sums), {}
@@ -281,6 +289,10 @@ class BlockDistill(L.LightningModule):
     def _tally(self, sums: dict[At, Tensor], rows: Rows) -> None:
         for trainee, square, differences in self._errors(rows):
             sums[trainee.at] = sums.get(trainee.at, 0) + torch.stack([torch.stack([*differences]).sum(), square])
+
+    def _rows(self, batch: TokenBatch) -> Rows:
+        group = None if self.device_mesh is None else self.device_mesh["data_parallel"].get_group()
+        return rows_of_all_ranks(batch, self.batch_tokens, self._where, group)
 
     # the trained library
 
@@ -366,12 +378,25 @@ class BlockDistill(L.LightningModule):
             self.total_steps = None  # planned anew
         if len(run.groups) > 1 and checkpoint["global_step"] % self._steps == 0:
             checkpoint.pop(type(self.trainer.datamodule).__qualname__, None)  # type: ignore  the next group starts over
+        if self.trainees:  # a strategy of sharded models had them built before it read the checkpoint
+            self.trainees = []
+            self.trainer.strategy.setup_optimizers(self.trainer)
 
     # ranks
 
     def data_parallel_size(self) -> int:
         """The number of ranks that read different rows."""
+        if self.device_mesh is not None:
+            return self.device_mesh["data_parallel"].size()
         return self.trainer.world_size
+
+
+def _save_in_one_file(strategy: ModelParallelStrategy) -> None:
+    """Has the strategy save and load as those do that shard nothing. Its own ways are for the sharded parameters of a
+    module; ours has none, and rank 0 gets what is to be saved."""
+    ways = ("save_checkpoint", "load_checkpoint", "lightning_module_state_dict", "load_model_state_dict")
+    for name in (*ways, "optimizer_state"):
+        setattr(strategy, name, partial(getattr(Strategy, name), strategy))
 
 
 def _block_errors(sums: dict[At, Tensor]) -> dict[At, float]:
@@ -386,11 +411,20 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _state(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     named = dict(trainee.block.named_parameters())
     moments = {name: _on_cpu(optimizer.state[parameter]) for name, parameter in named.items()}
-    return {"weights": _on_cpu(named), "moments": moments}  # type: ignore[arg-type]
+    return {"weights": _on_cpu(named), "moments": moments, "packed_runs": _runs(trainee)}  # type: ignore[arg-type]
+
+
+def _runs(trainee: Trainee) -> dict[str, int]:
+    return {name: packed.runs for name, packed in trainee.block.packed_weights().items()}
 
 
 @torch.no_grad()
 def _restore(trainee: Trainee, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    for name, runs in _runs(trainee).items():
+        if state.get("packed_runs", {}).get(name, 1) != runs:
+            raise UserError(
+                f"ckpt_path: {trainee.at} has the rows of {name} in another order than this lnlit; start the run anew."
+            )
     for name, parameter in trainee.block.named_parameters():
         parameter.copy_(state["weights"][name])
         for key, moment in state["moments"][name].items():

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lnlit.checkpoint.formats import open_checkpoint, read_spec, resolve
 from lnlit.checkpoint.load import by_layer, frozen_decoder
@@ -15,10 +15,12 @@ from lnlit.models.ranks import is_distributed
 from lnlit.search.choice import At
 
 
-def load_parent(model: str, device: torch.device, dtype: torch.dtype, attention_kernel: str) -> Decoder:
-    """Loads the frozen parent on `device`, sharded over all ranks if there are several (`parent_steps` gathers it)."""
-    mesh = None
-    if is_distributed():
+def load_parent(
+    model: str, device: torch.device, dtype: torch.dtype, attention_kernel: str, mesh: DeviceMesh | None
+) -> Decoder:
+    """Loads the frozen parent on `device`, sharded over `mesh`, or over all ranks if there are several and no mesh
+    (`parent_steps` gathers a layer at a time)."""
+    if mesh is None and is_distributed():
         names = ("data_parallel", "tensor_parallel")
         mesh = init_device_mesh(device.type, (distributed.get_world_size(), 1), mesh_dim_names=names)
     return frozen_decoder(model, device, dtype, mesh=mesh, attention_kernel=attention_kernel)

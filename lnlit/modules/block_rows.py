@@ -1,5 +1,5 @@
 """The rows of all ranks in blockwise distillation. Each rank runs the parent on its own rows only, and has the
-activations of one layer at a time of all.
+activations of one layer at a time of all. Ranks that divide a layer by tensor parallelism have the same rows.
 
 Shape suffixes: R rows, B rows of a micro-batch, T tokens, D hidden.
 """
@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
-from lnlit.models.ranks import batches_of_all_ranks, my_place, stacked
+from lnlit.models.ranks import batches_of, my_place, stacked
 from lnlit.modules.micro_batches import split_rows
 from lnlit.search.walk import Step, parent_steps
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Micro-batches of all ranks, in the order of ranks, and which of them this rank runs the parent on."""
+    """Micro-batches of all ranks, in the order of ranks, which of them this rank runs the parent on, and the group of
+    ranks that run it on the others (None: all)."""
 
     batches: Sequence[TokenBatch]
     own: slice
+    group: Any = None
 
     def steps(self, parent: Decoder, layers: Sequence[int]) -> Iterator[tuple[int, list[Step]]]:
         """(layer, the parent's step on each micro-batch) at `layers`. Collective: every rank must ask for all."""
@@ -43,15 +46,16 @@ class Rows:
             yield layer, steps
 
     def _of_all(self, own: Sequence[Tensor]) -> Sequence[Tensor]:
-        return stacked(torch.cat(list(own))).split([len(batch.tokens) for batch in self.batches])
+        return stacked(torch.cat(list(own)), self.group).split([len(batch.tokens) for batch in self.batches])
 
 
-def rows_of_all_ranks(batch: TokenBatch, tokens: int, device: torch.device) -> Rows:
-    """The rows of all ranks' batches in micro-batches of at most `tokens` tokens, or single rows. Collective."""
-    everyone = [split_rows(theirs, tokens) for theirs in batches_of_all_ranks(batch, device)]
+def rows_of_all_ranks(batch: TokenBatch, tokens: int, device: torch.device, group: Any = None) -> Rows:
+    """The rows of all ranks' batches in micro-batches of at most `tokens` tokens, or single rows. `group` has the
+    data-parallel ranks, if others have the same rows. Collective."""
+    everyone = [split_rows(theirs, tokens) for theirs in batches_of(group, batch, device)]
     count = len(everyone[0])  # of each, as all have equally many rows of equal length
-    first = my_place()[0] * count
-    return Rows([piece for pieces in everyone for piece in pieces], slice(first, first + count))
+    first = my_place(group)[0] * count
+    return Rows([piece for pieces in everyone for piece in pieces], slice(first, first + count), group)
 
 
 def rows_of_every_rank(batches: Sequence[TokenBatch]) -> Rows:

@@ -12,7 +12,7 @@ from lnlit.models.least_squares import work_bytes
 from lnlit.models.parts import layer_class
 from lnlit.planning.gpus import Gpu
 from lnlit.planning.plan import Plan, compute_seconds
-from lnlit.planning.sizes import Mesh, block_flops, part_unit, sized
+from lnlit.planning.sizes import Mesh, block_flops, divides, part_unit, sized
 from lnlit.planning.training import Bytes
 from lnlit.search.choice import SLOTS, Half, alone
 from lnlit.search.library import MODULES
@@ -71,7 +71,7 @@ def fitting(spec: ModelSpec, layers: Sequence[Sequence[Tried]], tokens: int, dty
 @dataclass(frozen=True)
 class BlockDistillation:
     """Blockwise distillation: candidates are divided over the ranks, and so is the parent, which every rank runs on its
-    own rows; of one layer at a time, all ranks have the residual streams of all rows.
+    own rows; of one layer at a time, all ranks have all weights and the residual streams of all rows.
 
     Args:
         name: The stage's name.
@@ -82,6 +82,7 @@ class BlockDistillation:
         batch_tokens: Tokens that go through a block together.
         dtype: The dtype of the parent and of products; weights and moments of candidates are in fp32.
         steps: The number of optimizer steps of all groups together, if it is known.
+        replicas: The number of groups of ranks that hold all of the parent.
     """
 
     name: str
@@ -92,15 +93,16 @@ class BlockDistillation:
     batch_tokens: int
     dtype: torch.dtype
     steps: int | None = None
+    replicas: int = 1
 
     def plan(self, gpu: Gpu, mesh: Mesh) -> Plan:
         spec, size = self.spec, self.dtype.itemsize
-        model = sized(spec, 1, self.dtype)
-        tokens = self.micro_batch_tokens * mesh.gpus
+        model, shared = sized(spec, 1, self.dtype), sized(spec, mesh.tensor_parallel, self.dtype)
+        tokens = self.micro_batch_tokens * mesh.data_parallel
         groups = self._groups()
         own = max(_largest_load(group, mesh.gpus) for group in groups)
         parts = {
-            "parent": -(-model.parameters // mesh.gpus) * size,
+            "parent": -(-shared.local.parameters * self.replicas // mesh.data_parallel) * size,
             "candidates": 4 * own,
             "gradients": 4 * own,
             "optimizer": 8 * own,
@@ -111,7 +113,9 @@ class BlockDistillation:
         disk = {"library": library_bytes(spec, self.layers), "checkpoints": 2 * 12 * max(map(sum, groups))}
         flops = tokens * self._flops_per_token(len(groups))
         seconds = None if gpu.bf16_flops is None else compute_seconds(flops, mesh, gpu.bf16_flops)
-        return Plan(self.name, gpu, mesh, {"train": parts}, {}, disk, flops, seconds, self.steps)
+        why = divides(spec, mesh.tensor_parallel)
+        problems = (f"{mesh.tensor_parallel} ranks share no layer: {why}",) if why else ()
+        return Plan(self.name, gpu, mesh, {"train": parts}, {}, disk, flops, seconds, self.steps, problems)
 
     def _groups(self) -> list[list[int]]:
         """The parameters of the candidates of each group of layers that train together."""

@@ -9,7 +9,7 @@ Shape suffixes: R rows, B rows of a micro-batch, T tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from lnlit.models.block import Block
 from lnlit.models.decoder import Decoder
 from lnlit.models.layerwise import LayerwiseDecoder
 from lnlit.models.packed_attention import AttentionContext
-from lnlit.models.parallelize import whole
+from lnlit.models.parallelize import is_split, whole
+from lnlit.models.weights import whole_block
 from lnlit.search.choice import Slot
 
 Rope = Mapping[int, tuple[Tensor, Tensor]]
@@ -153,12 +154,16 @@ def parent_steps(
 ) -> Iterator[tuple[int, list[Step]]]:
     """(layer, the parent's step on each batch) at `layers`, from one forward pass that ends behind the last of them.
 
-    A sharded parent's layer is gathered until the next one is asked for; every rank must ask for all.
+    A sharded parent's layer is gathered until the next one is asked for; every rank must ask for all. If tensor
+    parallelism divides it, the steps have a whole copy of it, which a rank can run by itself.
     """
     layerwise = LayerwiseDecoder(parent)
     walk = Walk.of_batches(layerwise, batches)
     for layer in range(max(layers) + 1):
-        with layerwise.layer(layer):
+        with layerwise.layer(layer) as block:
             steps = walk.steps()
-            if layer in layers:
+            if layer in layers and not is_split(block):
                 yield layer, steps
+        if layer in layers and is_split(block):  # whose own weights are let go of before
+            copy = whole_block(parent, layer)
+            yield layer, [replace(step, block=copy) for step in steps]

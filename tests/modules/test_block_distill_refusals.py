@@ -6,7 +6,6 @@ import lightning as L
 import pytest
 import torch
 from distillery import GROUPS
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lnlit.callbacks import ExportModel
 from lnlit.errors import UserError
@@ -36,6 +35,8 @@ def test_a_group_that_was_cut_short_is_not_taken_for_trained(distillery):
         ({"only": ("*/noop",)}, "fits no candidate"),
         ({"gradient_clip_val": 0.0}, "must be positive"),
         ({"batch_tokens": 0}, "must be positive"),
+        ({"layers_at_once": 0}, "must be positive"),
+        ({"replicas": 0}, "must be positive"),
     ],
 )
 def test_bad_settings_end_in_one_line(distillery, settings, message):
@@ -56,13 +57,9 @@ def test_it_only_trains(distillery):
         )
 
 
-def test_sharding_strategies_are_refused(distillery):
-    sharded = ModelParallelStrategy(1, 1, process_group_backend="gloo")
-    try:
-        with pytest.raises(UserError, match="use ddp, not FSDP"):
-            distillery.fit("out", trainer={"max_steps": 1, "strategy": sharded, "devices": 1})
-    finally:
-        torch.distributed.destroy_process_group()
+def test_replicas_without_a_mesh_are_refused(distillery):
+    with pytest.raises(UserError, match=r"^replicas: only sharded models have some; set trainer\.strategy"):
+        distillery.fit("out", replicas=2)
 
 
 def test_a_group_with_fewer_candidates_than_ranks_is_refused_by_every_rank(two_ranks):
