@@ -13,6 +13,7 @@ from lnlit import registry
 from lnlit.checkpoint.folder import save_folder
 from lnlit.models.build import build_decoder, init_weights
 from lnlit.models.decoder import Decoder
+from lnlit.models.layout import packed_runs
 from lnlit.models.weights import canonical_weights
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 from lnlit.testing import contracts
@@ -41,7 +42,13 @@ def in_folder(folder: Path, layers: tuple[BlockSpec, ...], tied: bool, keep_spec
 def in_ckpt(file: Path, tied: bool) -> Path:
     decoder = decoder_of(MIXED, tied)
     state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    torch.save({"state_dict": state, "lnlit": {"spec": json.dumps(decoder.spec.to_json()), "model": None}}, file)
+    torch.save(
+        {
+            "state_dict": state,
+            "lnlit": {"spec": json.dumps(decoder.spec.to_json()), "packed_runs": packed_runs(decoder), "model": None},
+        },
+        file,
+    )
     return file
 
 

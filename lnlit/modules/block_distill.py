@@ -18,12 +18,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
 from lnlit.models.parallelize import mesh_of
 from lnlit.models.ranks import merged, streamed
+from lnlit.modules.block_checkpoint import on_cpu, restore, save_in_one_file, state_of
 from lnlit.modules.block_parent import load_parent, parent_weights
 from lnlit.modules.block_rows import Rows, rows_of_all_ranks, rows_of_every_rank
 from lnlit.modules.lit_model import check_run, planned_steps
@@ -148,7 +148,7 @@ class BlockDistill(L.LightningModule):
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
         parent = load_parent(self.model, self._where, dtype, self.attention_kernel, mesh)
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            _save_in_one_file(trainer.strategy)
+            save_in_one_file(trainer.strategy)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
     def _check_groups(self, groups: list[list[int]], chosen: list[At]) -> None:
@@ -191,7 +191,7 @@ class BlockDistill(L.LightningModule):
         optimizer = self.optimizer.build(p for trainee in self.trainees for p in trainee.block.parameters())
         if self._resumed is not None:
             for trainee in self.trainees:
-                _restore(trainee, optimizer, self._resumed[str(trainee.at)])
+                restore(trainee, optimizer, self._resumed[str(trainee.at)])
             self._resumed = None
         return optimizer
 
@@ -329,7 +329,7 @@ class BlockDistill(L.LightningModule):
         errors, by_at = _block_errors(sums), {trainee.at: trainee for trainee in self.trainees}
         for layer in self._layers:
             owners = {at: rank for at, rank in self._owners().items() if at.layer == layer}
-            weights = streamed(owners, lambda at: _on_cpu(by_at[at].weights()))
+            weights = streamed(owners, lambda at: on_cpu(by_at[at].weights()))
             trained = {at: (tensors, errors[at]) for at, tensors in weights}
             if self.trainer.is_global_zero:
                 self._run.writer.write(layer, *trained_layer(self._run.library, layer, trained))
@@ -353,7 +353,7 @@ class BlockDistill(L.LightningModule):
         the file, and gathers those of all ranks."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         by_at = {trainee.at: trainee for trainee in self.trainees}
-        states = dict(streamed(self._owners(), lambda at: _state(by_at[at], optimizer)))
+        states = dict(streamed(self._owners(), lambda at: state_of(by_at[at], optimizer)))
         checkpoint["optimizer_states"] = []  # Lightning's knows rank 0 only
         checkpoint[_STATE] = {
             "group": self.group,
@@ -391,41 +391,6 @@ class BlockDistill(L.LightningModule):
         return self.trainer.world_size
 
 
-def _save_in_one_file(strategy: ModelParallelStrategy) -> None:
-    """Has the strategy save and load as those do that shard nothing. Its own ways are for the sharded parameters of a
-    module; ours has none, and rank 0 gets what is to be saved."""
-    ways = ("save_checkpoint", "load_checkpoint", "lightning_module_state_dict", "load_model_state_dict")
-    for name in (*ways, "optimizer_state"):
-        setattr(strategy, name, partial(getattr(Strategy, name), strategy))
-
-
 def _block_errors(sums: dict[At, Tensor]) -> dict[At, float]:
     """The block errors of all ranks' candidates, computed from their summed squares."""
     return merged({at: float(difference / square) for at, (difference, square) in sums.items()})
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-
-
-def _state(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    named = dict(trainee.block.named_parameters())
-    moments = {name: _on_cpu(optimizer.state[parameter]) for name, parameter in named.items()}
-    return {"weights": _on_cpu(named), "moments": moments, "packed_runs": _runs(trainee)}  # type: ignore[arg-type]
-
-
-def _runs(trainee: Trainee) -> dict[str, int]:
-    return {name: packed.runs for name, packed in trainee.block.packed_weights().items()}
-
-
-@torch.no_grad()
-def _restore(trainee: Trainee, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    for name, runs in _runs(trainee).items():
-        if state.get("packed_runs", {}).get(name, 1) != runs:
-            raise UserError(
-                f"ckpt_path: {trainee.at} has the rows of {name} in another order than this lnlit; start the run anew."
-            )
-    for name, parameter in trainee.block.named_parameters():
-        parameter.copy_(state["weights"][name])
-        for key, moment in state["moments"][name].items():
-            optimizer.state[parameter][key] = moment.to(parameter.device)

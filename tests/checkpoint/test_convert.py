@@ -16,6 +16,7 @@ from lnlit.checkpoint.formats import read_spec
 from lnlit.checkpoint.load import load_weights
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
+from lnlit.models.layout import packed_runs
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.weights import canonical_weights
 from lnlit.testing.tiny import save_tokenizer
@@ -107,7 +108,7 @@ def test_what_is_read_is_never_overwritten(tmp_path, place, write):
 def test_a_checkpoint_is_not_exported_over_the_model_it_was_trained_from(tmp_path):
     save_tiny(tmp_path / "origin")
     decoder = random_decoder(mixed_spec())
-    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": str(tmp_path / "origin")}
+    lnlit = {**said_of(decoder), "model": str(tmp_path / "origin")}
     file = write_ckpt(tmp_path / "last.ckpt", decoder, lnlit=lnlit)
     with pytest.raises(UserError, match="origin is read by this very command"):
         export_model(file, tmp_path / "origin", overwrite=True)
@@ -124,9 +125,14 @@ def test_the_tokenizers_end_token_joins_the_configs(tmp_path):
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 257]
 
 
+def said_of(decoder):
+    """What a checkpoint says of its weights."""
+    return {"spec": json.dumps(decoder.spec.to_json()), "model": None, "packed_runs": packed_runs(decoder)}
+
+
 def write_ckpt(file, decoder, **changes):
     state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
-    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": None}
+    lnlit = said_of(decoder)
     torch.save({"state_dict": state | {"teacher.weight": torch.ones(1)}, "lnlit": lnlit, "epoch": 1} | changes, file)
     return file
 
@@ -135,7 +141,7 @@ def test_a_training_checkpoint_exports_with_the_tokenizer_of_its_origin(tmp_path
     save_tiny(tmp_path / "origin")
     (tmp_path / "origin" / "chat_template.jinja").write_text("{{ messages }}")
     decoder = random_decoder(mixed_spec())
-    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": str(tmp_path / "origin")}
+    lnlit = {**said_of(decoder), "model": str(tmp_path / "origin")}
     file = write_ckpt(tmp_path / "last.ckpt", decoder, lnlit=lnlit)
     export_model(file, tmp_path / "out")
     assert "no single linear" in json.loads((tmp_path / "out" / "lnlit.json").read_text())["obstacles"]["vLLM"][0]
@@ -155,7 +161,7 @@ def test_adapters_of_a_training_checkpoint_are_merged(tmp_path):
             if "lora_b" in name:
                 parameter.normal_()
     adapters = {"rank": 2, "alpha": 32.0, "dropout": 0.0, "targets": ["q_proj", "gate_up_proj"]}
-    lnlit = {"spec": json.dumps(decoder.spec.to_json()), "model": None, "lora": adapters}
+    lnlit = {**said_of(decoder), "lora": adapters}
     export_model(write_ckpt(tmp_path / "last.ckpt", decoder, lnlit=lnlit), tmp_path / "out")
     exported = build_decoder(decoder.spec, "cpu").eval()
     load_weights(exported, tmp_path / "out")

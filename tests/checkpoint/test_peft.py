@@ -20,6 +20,7 @@ from lnlit.cli.main import main
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.decoder import Decoder
+from lnlit.models.layout import packed_runs
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parts import packed
 from lnlit.models.weights import canonical_weights
@@ -97,6 +98,7 @@ def run_of(base: Path, spec: ModelSpec, lora: LoRA, file: Path) -> Decoder:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     state = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
     said = {"spec": spec.to_json(), "model": str(base.resolve()), "lora": lora.to_json()}
+    said["packed_runs"] = packed_runs(decoder)
     torch.save({"state_dict": state, "lnlit": said}, file)
     return decoder
 

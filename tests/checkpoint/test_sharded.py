@@ -12,6 +12,7 @@ from torch.distributed import checkpoint as dcp
 from lnlit.checkpoint.lightning import LightningCheckpoint
 from lnlit.checkpoint.sharded import INDEX, REST, ShardedFolder
 from lnlit.errors import UserError
+from lnlit.models.layout import packed_runs
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.weights import canonical_weights
 from lnlit.testing.tiny import mixed_spec, tiny_decoder
@@ -39,7 +40,8 @@ def folder(tmp_path, decoder) -> Path:
     state = {f"decoder.{name}": value for name, value in decoder.state_dict().items()}
     moments = {"state": {name: {"exp_avg": value} for name, value in state.items()}, "param_groups": [{"lr": 0.1}]}
     dcp.save({"state_dict": state, "optimizer_0": moments}, checkpoint_id=path, no_dist=True)
-    torch.save({"lnlit": {"spec": decoder.spec.to_json(), "model": "m", "lora": LORA.to_json()}}, path / REST)
+    said = {"spec": decoder.spec.to_json(), "model": "m", "lora": LORA.to_json(), "packed_runs": packed_runs(decoder)}
+    torch.save({"lnlit": said}, path / REST)
     return path
 
 
