@@ -3,8 +3,9 @@
 Helpers for authors of layers are offered here too. They are imported only when asked for: `apply_rope`, `RMSNorm`,
 `GatedFeedForward` (an FFN with gate, up and down projections that already knows its name, width, fusion and smaller
 variants), `narrow_ffn`, `fuse_ffns`, `pool_kv_heads` (initial weights of other variants), `kv_elements` (what a model
-caches per token), `Family` (checkpoint folders of one transformers architecture), and what an inference engine needs to
-run layers: `make_block`, `attention_class`, `inverse_frequencies`, `rope_tables`.
+caches per token), `Family` (checkpoint folders of one transformers architecture), what an inference engine needs to run
+layers: `make_block`, `attention_class`, `inverse_frequencies`, `rope_tables`, and for training methods `logits`, the
+product with a head's weight that tensor-parallel ranks may share.
 """
 
 from importlib import import_module
@@ -117,6 +118,7 @@ _OFFERED = {
     "fuse_ffns": "lnlit.models.surgery",
     "inverse_frequencies": "lnlit.models.rope",
     "kv_elements": "lnlit.models.parts",
+    "logits": "lnlit.models.vocabulary",
     "make_block": "lnlit.models.block",
     "narrow_ffn": "lnlit.models.surgery",
     "pool_kv_heads": "lnlit.models.surgery",

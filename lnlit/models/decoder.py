@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lnlit.errors import UserError
 from lnlit.models.block import Packed, make_block
 from lnlit.models.kernels import make_segments, select_kernel
 from lnlit.models.norm import RMSNorm
@@ -27,6 +28,18 @@ from lnlit.specs import ModelSpec
 ReadOut = Callable[[Tensor, Tensor], Any]
 #: (block index, its output_BTD), called after each block.
 OnBlock = Callable[[int, Tensor], None]
+
+
+def _read(read_out: ReadOut, x_BTD: Tensor, weight_VD: Tensor) -> Any:
+    try:
+        return read_out(x_BTD, weight_VD)
+    except RuntimeError as error:
+        if "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        raise UserError(
+            "tensor_parallel_size: the training method multiplies by the head's weight itself, of which each rank has "
+            "some rows. Let it call lnlit.interfaces.logits(hidden, weight), or set tensor_parallel_size: 1."
+        ) from error
 
 
 class Decoder(nn.Module):
@@ -95,7 +108,7 @@ class Decoder(nn.Module):
                 on_block(index, x_BTD)
         x_BTD = self.norm(x_BTD)
         if read_out is not None:
-            return read_out(x_BTD, self.head_weight)
+            return _read(read_out, x_BTD, self.head_weight)
         return logits(x_BTD, self.head_weight)
 
     def embed(self, tokens_BT: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`lnlit plan` against measured memory: ten training runs of mid-size models with random weights on a CPU.
+"""`lnlit plan` against measured memory: twelve training runs of mid-size models with random weights on a CPU.
 
     python tests/benchmarks/bench_plan.py [NUMBER ...]
 
@@ -72,6 +72,21 @@ RUNS: dict[str, dict[str, Any]] = {
         "PreferenceData",
         rows={"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False},
         precision="bf16-mixed",
+    ),
+    "RPO with a reference, LoRA, fp32": run(
+        "wide",
+        "RPO",
+        "PreferenceData",
+        rows={"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False},
+        init={"beta": 0.1, "lora": {"rank": 16}},
+    ),
+    "reward model, LoRA, bf16": run(
+        "wide",
+        "RewardModel",
+        "PreferenceData",
+        rows={"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False},
+        precision="bf16-mixed",
+        init={"lora": {"rank": 16}},
     ),
 }
 

@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,18 @@ from torch import Tensor
 
 from lnlit.callbacks.checkpoints import Checkpoint
 from lnlit.callbacks.export import ExportModel
+from lnlit.checkpoint.peft_writer import save_adapter
 from lnlit.data.preference import PreferenceData
 from lnlit.data.sources import JsonlSource
 from lnlit.data.text_data import TextData
 from lnlit.interfaces import Reward
 from lnlit.models.block import Packed
+from lnlit.models.build import build_decoder
 from lnlit.models.layout import canonical_name
-from lnlit.models.lora import LoRA
+from lnlit.models.lora import LoRA, add_lora
+from lnlit.models.parts import packed
 from lnlit.models.reward_head import FILE
-from lnlit.models.weights import gathered, reshard
+from lnlit.models.weights import canonical_adapters, gathered, reshard
 from lnlit.modules.distill import Distill
 from lnlit.modules.grpo import GRPO
 from lnlit.modules.lit_model import Runtime
@@ -52,10 +56,17 @@ from lnlit.modules.sft import SFT
 from lnlit.objectives.kl import KL
 from lnlit.rollout.native import NativeEngine
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
+from lnlit.testing.plugin.method import Example
 from lnlit.testing.tiny import attention, swiglu, tiny_folder, tiny_spec
 
 STEPS = 5
 LINEARS = ("q_proj", "v_proj", "o_proj", "up_proj", "gate_up_proj", "down_proj", "linear_attn", "linear_mlp")
+ADAPTERS = LoRA(4, targets=LINEARS)
+OF_PLAIN = LoRA(4, targets=("q_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"))
+#: The models that methods start from, if it is not the child with every variant.
+BASES = {"SFT-from-adapters": "plain"}
+#: The methods of which checkpoints are kept.
+SAVED = ("SFT", "SFT-from-adapters")
 #: name -> (ranks that see different data, ranks that divide a layer, replicas); DDP has no mesh.
 MESHES = {
     "fsdp1": (1, 1, 1),
@@ -91,6 +102,7 @@ def write(folder: Path) -> None:
     tiny_folder(folder / "model", spec())
     tiny_folder(folder / "teacher", spec(), seed=1)
     save_file({"weight": torch.linspace(-1, 1, 32)[None]}, folder / "model" / FILE)
+    write_adapter(folder)
     words = ["one", "two", "three", "four", "five"]
     texts = [{"text": " ".join(words[: n % 5 + 1]) + f" make {n}."} for n in range(150)]
     prompts = [
@@ -99,6 +111,19 @@ def write(folder: Path) -> None:
     pairs = [{"prompt": f"say {n}", "chosen": f"{n} it is", "rejected": "no" + "!" * (n % 5)} for n in range(24)]
     for name, rows in {"texts": texts, "prompts": prompts, "pairs": pairs}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_adapter(folder: Path) -> None:
+    """A model that PEFT has a class for, and adapters that someone has trained, of gate and up as one matrix."""
+    base = tiny_folder(folder / "plain")
+    decoder = build_decoder(packed(tiny_spec()), "cpu")
+    add_lora(decoder, OF_PLAIN)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in decoder.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 8
+    save_adapter(
+        folder / "adapter", tiny_spec(), OF_PLAIN, canonical_adapters(decoder), base=str(base), tokenizer_from=base
+    )
 
 
 def texts(folder: Path, ranks: int) -> L.LightningDataModule:
@@ -124,7 +149,7 @@ def judged_samples(folder: Path, ranks: int) -> L.LightningDataModule:
 
 METHODS: dict[str, tuple[Any, Any]] = {
     "SFT": (SFT, texts),
-    "SFT-adapters": (partial(SFT, lora=LoRA(4, targets=LINEARS)), texts),
+    "SFT-adapters": (partial(SFT, lora=ADAPTERS), texts),
     "SFT-from-adapters": (SFT, texts),
     "Distill": (partial(Distill, lm_weight=0.5), texts),
     "OnPolicyDistill": (partial(OnPolicyDistill, beta=0.7), samples),
@@ -134,11 +159,12 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "RPO-judged": (partial(RPO, beta=0.1), judged_samples),
     "RPO-snapshot": (partial(RPO, beta=0.1, reference=PolicySnapshot(2)), samples),
     "RPO-snapshot-adapters": (
-        partial(RPO, beta=0.1, reference=PolicySnapshot(2), lora=LoRA(4, targets=LINEARS)),
+        partial(RPO, beta=0.1, reference=PolicySnapshot(2), lora=ADAPTERS),
         samples,
     ),
     "RPO-given": (partial(RPO, beta=0.1, loss="squared"), pairs),
     "RewardModel": (RewardModel, pairs),
+    "Stranger": (Example, texts),
 }
 
 
@@ -161,12 +187,12 @@ class Recorder(L.Callback):
 def of_parameters(module: Any, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """A whole value of each parameter, by the names of model folders, without those of a copy of the policy."""
     reshard(module)
-    packed, found = module.decoder.packed_weights(), {}
+    stacks, found = module.decoder.packed_weights(), {}
     for name, parameter in module.named_parameters():
         if name.startswith("snapshot."):
             continue
         own = name.removeprefix("decoder.")
-        stack = packed.get(own, Packed((own,)))
+        stack = stacks.get(own, Packed((own,)))
         for part, rows in zip(stack.parts, stack.split(gathered(value(parameter))), strict=True):
             found[canonical_name(part)] = rows.clone()
     return found
@@ -188,10 +214,13 @@ def run(folder: Path, method: str, name: str, save: bool = False, checkpoint: st
     """Losses, gradients, the last weights and moments of a few steps; those of a checkpoint of as many are loaded."""
     make, data = METHODS[method]
     plan, devices, ranks, runtime = strategy(name)
-    settings = {"teacher": str(folder / "teacher")} if "Distill" in method else {}
+    settings: dict[str, Any] = {"teacher": str(folder / "teacher")} if "Distill" in method else {}
+    if method == "SFT-from-adapters":
+        settings["lora"] = replace(OF_PLAIN, adapter=str(folder / "adapter"))
+        runtime = replace(runtime, fuse_gate_up=True)
     # A small epsilon would blow up what rounding makes of a gradient that is nearly 0.
     optimizer = AdamW(1e-3, eps=1e-4, weight_decay=0.1, schedule="constant", warmup_ratio=0.0)
-    module = make(str(folder / "model"), optimizer=optimizer, runtime=runtime, **settings)
+    module = make(str(folder / BASES.get(method, "model")), optimizer=optimizer, runtime=runtime, **settings)
     recorder = Recorder()
     L.seed_everything(0, verbose=False)
     trainer = L.Trainer(
@@ -225,7 +254,7 @@ def main(folder: Path, names: str, checkpoint: str | None = None) -> None:
     warnings.simplefilter("ignore")
     for name in names.split(","):
         for method in LITTLE.get(name, METHODS) if checkpoint is None else ("SFT",):
-            found = run(folder, method, name, method == "SFT" and checkpoint is None, checkpoint)
+            found = run(folder, method, name, method in SAVED and checkpoint is None, checkpoint)
             if os.environ["RANK"] == "0":
                 torch.save(found, folder / f"{name}.{method if checkpoint is None else 'loaded'}.pt")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_runs import LITTLE, METHODS, STEPS, run, write
+from method_runs import BASES, LITTLE, METHODS, SAVED, STEPS, run, write
 from safetensors.torch import load_file
 from torch import Tensor
 from warm import torchrun
@@ -29,7 +29,7 @@ def folder(tmp_path_factory) -> Path:
 
 @cache
 def one(folder: Path, method: str) -> dict[str, Any]:
-    return run(folder, method, "one")
+    return run(folder, method, "one", method in SAVED)
 
 
 @cache
@@ -47,7 +47,7 @@ def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("method", METHODS)
 def test_one_rank_learns(folder, method):
     """Or comparisons would hold for runs that do nothing."""
-    start, found = load_file(folder / "model" / "model.safetensors"), one(folder, method)
+    start, found = load_file(folder / BASES.get(method, "model") / "model.safetensors"), one(folder, method)
     untouched = {"lm_head.weight"} if method == "RewardModel" else set(start) if "adapters" in method else set()
     still = {name for name, value in start.items() if (found["weights"][name] - value).abs().max() < 1e-4}
     assert still == untouched
@@ -65,6 +65,21 @@ def test_several_ranks_learn_what_one_learns(folder, name, method, record_proper
     record_property("gradient apart", gradient)
     record_property("weight apart", weight)
     assert gradient <= 1e-5 and weight <= 1e-5, (gradient, weight)
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "tp2", "fsdp2xtp2"])
+def test_adapters_go_in_and_out_of_every_division(folder, name, tmp_path):
+    """From one PEFT folder, through training, into another, as on one rank."""
+    one(folder, "SFT-from-adapters")
+    several(folder, next(ranks for ranks, names in BY_RANKS.items() if name in names))
+    given = load_file(folder / "adapter" / "adapter_model.safetensors")
+    written = {}
+    for run_name in ("one", name):
+        checkpoint = folder / f"{run_name}.SFT-from-adapters" / "checkpoints" / f"step-{STEPS}.ckpt"
+        assert main(["export", str(checkpoint), str(tmp_path / run_name), "--adapter"]) == 0
+        written[run_name] = load_file(tmp_path / run_name / "adapter_model.safetensors")
+    assert apart(written[name], written["one"]) <= 1e-5
+    assert all((written["one"][key] - tensor).abs().max() > 1e-4 for key, tensor in given.items())
 
 
 @pytest.fixture(scope="module", params=["fsdp4", "fsdp2xtp2", "hsdp2x2"])

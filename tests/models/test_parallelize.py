@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from lnlit.errors import UserError
+from lnlit.interfaces import logits
 from lnlit.models.build import build_decoder, parameter_count
 from lnlit.models.fp8 import to_float8
 from lnlit.models.parallelize import parallelize
@@ -90,6 +91,15 @@ def test_a_norm_of_heads_is_whole_and_its_gradient_a_sum_over_ranks(mesh):
     decoder(torch.zeros(1, 3, dtype=torch.int64)).sum().backward()
     for norm in (decoder.layers[0].self_attn.q_norm, decoder.layers[0].self_attn.k_norm):
         assert norm.weight.placements == (Replicate(),) and norm.weight.grad.placements == (Partial("sum"),)
+
+
+def test_a_method_that_multiplies_by_the_head_itself_is_told_how(mesh):
+    decoder, _ = split(spec_of(BlockSpec(attention(), swiglu())), mesh)
+    decoder.to_empty(device="cpu")
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"which each rank has some rows. Let it call lnlit\.interfaces\.logits"):
+        decoder(tokens, read_out=lambda hidden, weight: hidden @ weight.T)
+    assert decoder(tokens, read_out=logits).shape == (1, 3, decoder.spec.vocab_size)
 
 
 def test_what_is_frozen_stays_frozen(mesh):

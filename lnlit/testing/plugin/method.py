@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lnlit import AdamW, LitModel, LoRA, Runtime
-from lnlit.interfaces import IGNORE, TokenBatch
+from lnlit.interfaces import IGNORE, TokenBatch, logits
 
 
 class Example(LitModel):
@@ -42,7 +42,7 @@ class Example(LitModel):
         labels_N = batch.labels[has_loss_BT]
 
         def head(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
-            logits_NV = hidden_BTD[has_loss_BT] @ weight_VD.to(hidden_BTD.dtype).T
+            logits_NV = logits(hidden_BTD[has_loss_BT], weight_VD)  # of which tensor-parallel ranks have some rows
             return cross_entropy(logits_NV.float(), labels_N, label_smoothing=self.smoothing, reduction="sum")
 
         return self.decoder(batch.tokens, batch.positions, batch.lengths, read_out=head), len(labels_N)
