@@ -44,7 +44,8 @@ def runs(tmp_path_factory) -> Path:
 
 
 def tiny_settings(name: str, runs: Path) -> str:
-    policy = {"model": str(runs / "model"), "new_tokens": 40, "seed": 0, "tasks": {"basic_arithmetic": {}}}
+    sums = {"basic_arithmetic": {}}
+    policy = {"model": str(runs / "model"), "new_tokens": 40, "seed": 0, "tasks": sums}
     out = str(runs / name)
     settings = {
         "01_search_the_frontier": {"runs": str(runs), "out": out, "shares": [0.97, 0.9], "speedup": 1.02},
@@ -74,6 +75,17 @@ def tiny_settings(name: str, runs: Path) -> str:
             "held_out": 3,
             "evaluations": 2,
             **policy,
+        },
+        "05_sft_toggle": {
+            "model": str(runs / "model"),
+            "out": out,
+            "steps": 2,
+            "rows": 2,
+            "length": 256,
+            "held_out": 3,
+            "new_tokens": 40,
+            "tasks": sums,
+            "seed": 0,
         },
     }
     return "\n".join(f"{key} = {value!r}" for key, value in settings[name].items())
