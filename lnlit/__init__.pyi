@@ -17,6 +17,7 @@ from lnlit.checkpoint.convert import import_model as import_model
 from lnlit.checkpoint.formats import read_spec as read_spec
 from lnlit.cli.ablate import ablate as ablate
 from lnlit.cli.env import environment as environment
+from lnlit.cli.new_plugin import write_plugin as plugins_new
 from lnlit.cli.python import chat as chat
 from lnlit.cli.python import data_show as data_show
 from lnlit.cli.python import fit as fit
@@ -171,6 +172,7 @@ from lnlit.stages.verify import verify as search_verify
 __all__ = [
     "EvaluationSettings",
     "merge_sweep",
+    "plugins_new",
     "rollout_annotate",
     "rollout_curriculum",
     "rollout_generate",

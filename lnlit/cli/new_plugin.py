@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from lnlit import __version__, registry
+from lnlit.cli.main import told
 from lnlit.errors import UserError
 from lnlit.files import expanded, replaced_folder
 
@@ -64,8 +65,10 @@ _OURS = ("lnlit-flash-attn", "lnlit-highs", "lnlit-vllm")
 _CLASS_PATH = "In YAML: `class_path: {name}`, with its arguments under `init_args`."
 
 
-def write_plugin(kind: str, name: str, folder: Path | None) -> Path:
-    """Writes the package, by default into a new folder with the name of its distribution, and returns the folder.
+@told
+def write_plugin(kind: str, name: str, folder: str | Path | None = None) -> Path:
+    """Writes a package with a part of that kind, as `lnlit plugins new` does, by default into a new folder with the
+    name of its distribution. Returns the folder.
 
     Raises `UserError` for a name that is not an identifier or is taken, and for a folder that is not empty.
     """

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import lnlit as front
 from lnlit import registry
+from lnlit.errors import UserError
 
 
 @pytest.mark.parametrize("kind", registry.kinds())
@@ -46,3 +48,15 @@ def test_a_name_and_a_folder_that_cannot_be(lnlit, tmp_path):
         code, _, err = lnlit("plugins", "new", *arguments)
         assert code == 2 and err.startswith(told) and err.count("\n") == 1, err
     assert not (tmp_path / "lnlit-mine").exists()
+
+
+def test_python_writes_what_the_command_writes(lnlit, tmp_path):
+    written = front.plugins_new("ffn", "gated", str(tmp_path / "one"))
+    assert written == tmp_path / "one" and lnlit("plugins", "new", "ffn", "gated", "two")[0] == 0
+    one, two = (
+        {file.relative_to(root): file.read_text() for file in root.rglob("*") if file.is_file()}
+        for root in (written, tmp_path / "two")
+    )
+    assert one == two and len(one) == 4
+    with pytest.raises(UserError, match="not empty"):
+        front.plugins_new("ffn", "gated", written)
