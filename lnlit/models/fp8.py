@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from lnlit.errors import UserError
 from lnlit.models.decoder import Decoder
+from lnlit.models.lora import is_adapted
 
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
 #: Float8 matrix products need all three sides divisible by 16: a linear's inputs, its outputs, and the tokens of a
@@ -57,3 +59,21 @@ def to_float8(decoder: Decoder, recipe: Recipe, device_type: str, tensor_paralle
             "with LoRA adapters stay as they are. Remove precision: fp8 or narrow lora.targets."
         )
     return converted
+
+
+def float8_summary(decoder: Decoder) -> str:
+    """One line that says how many of the blocks' linears compute in float8, and what does not."""
+    from torchao.float8.float8_linear import Float8Linear
+
+    blocks = [(name, part) for name, part in decoder.named_modules() if name.startswith("layers.")]
+    float8 = [part for _, part in blocks if isinstance(part, Float8Linear)]
+    adapted = sum(is_adapted(part) for _, part in blocks)
+    plain = (name for name, part in blocks if type(part) is nn.Linear and "lora_" not in name)
+    unfit = Counter(name.rpartition(".")[2] for name in plain)
+    emulated = ", emulated, which is slow" if any(part.config.emulate for part in float8) else ""
+    others = ["the embedding", "the head"]
+    others += [f"{adapted} linears with LoRA adapters"] if adapted else []
+    if unfit:
+        counts = " + ".join(f"{count} {name}" for name, count in unfit.items())
+        others.append(f"{counts}, of which a side on a rank is no multiple of {FLOAT8_MULTIPLE}")
+    return f"float8: {len(float8)} linears of the blocks{emulated}; not {', '.join(others)}"

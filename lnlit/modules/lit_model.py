@@ -31,7 +31,7 @@ from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
 from lnlit.models.compiling import compile_blocks
 from lnlit.models.decoder import Decoder
-from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, to_float8
+from lnlit.models.fp8 import FLOAT8_MULTIPLE, Recipe, float8_summary, to_float8
 from lnlit.models.layout import check_packed_runs, check_parts, check_shapes, packed_runs
 from lnlit.models.lora import LoRA, add_lora, init_lora
 from lnlit.models.parallelize import clip_gradients, gradient_norm, mesh_of, parallelize
@@ -133,6 +133,7 @@ class LitModel(L.LightningModule):
         start = start_of(decoder, self.lora) if self.lora is not None and self.lora.adapter else {}
         if runtime.precision == "fp8":
             to_float8(decoder, runtime.fp8_recipe, self._device_type(), self._tensor_parallel_size())
+            rank_zero_info(float8_summary(decoder))
         if self.mesh is not None:
             left_whole = parallelize(decoder, self.mesh, self._parameter_dtype())
             if left_whole is not None:

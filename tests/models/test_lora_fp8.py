@@ -8,7 +8,7 @@ from lnlit.data.datamodule import ChatData
 from lnlit.data.sources import JsonlSource
 from lnlit.errors import UserError
 from lnlit.models.build import build_decoder
-from lnlit.models.fp8 import FLOAT8_MULTIPLE, to_float8
+from lnlit.models.fp8 import FLOAT8_MULTIPLE, float8_summary, to_float8
 from lnlit.models.lora import LoRA, add_lora, base_parameters, init_lora
 from lnlit.models.weights import canonical_weights, fill
 from lnlit.modules.lit_model import Runtime
@@ -60,6 +60,10 @@ def test_float8_converts_what_fits_and_keeps_names_and_dtypes():
     state, before = decoder.state_dict(), decoder(ROW)
     converted = to_float8(decoder, "tensorwise", "cpu")
     assert converted == 3 * 7 - 3  # the 40-wide FFN's three linears are no multiples of 16
+    assert float8_summary(decoder) == (
+        "float8: 18 linears of the blocks, emulated, which is slow; not the embedding, the head, "
+        "1 gate_proj + 1 up_proj + 1 down_proj, of which a side on a rank is no multiple of 16"
+    )
     assert {k: v.dtype for k, v in decoder.state_dict().items()} == {k: v.dtype for k, v in state.items()}
     after = decoder(ROW)
     relative = ((after - before).norm() / before.norm()).item()
@@ -67,6 +71,16 @@ def test_float8_converts_what_fits_and_keeps_names_and_dtypes():
     after.logsumexp(-1).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in decoder.parameters() if p.grad is not None)
     assert after.shape[-1] == VOCAB_SIZE
+
+
+def test_the_summary_counts_linears_that_adapters_keep_from_float8():
+    decoder = with_adapters(LoRA(rank=4, targets=("q_proj",)))[0]
+    converted = to_float8(decoder, "tensorwise", "cpu")
+    adapted = sum(name.endswith("q_proj") for name, _ in decoder.named_modules())
+    assert float8_summary(decoder) == (
+        f"float8: {converted} linears of the blocks, emulated, which is slow; not the embedding, the head, "
+        f"{adapted} linears with LoRA adapters, 1 k_proj + 1 v_proj, of which a side on a rank is no multiple of 16"
+    )
 
 
 @pytest.fixture
