@@ -87,6 +87,20 @@ def tiny_settings(name: str, runs: Path) -> str:
             "tasks": sums,
             "seed": 0,
         },
+        "07_write_a_plugin": {
+            "model": str(runs / "model"),
+            "text": str(runs / "text.jsonl"),
+            "out": out,
+            "first": 1,
+            "last": 3,
+            "steps": 2,
+            "rows": 2,
+            "length": 32,
+            "prompts": 2,
+            "samples": 2,
+            "new_tokens": 8,
+            "tasks": sums,
+        },
     }
     return "\n".join(f"{key} = {value!r}" for key, value in settings[name].items())
 
