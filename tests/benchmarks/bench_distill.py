@@ -1,10 +1,13 @@
-"""Speed and memory of a distillation step: `Distill` against the plain definition, which holds both models' logits.
+"""Speed and memory of a distillation step: `Distill` against the plain definition, which holds both models' logits, and
+against TRL's GKDTrainer.
 
     python tests/benchmarks/bench_distill.py [MODEL FOLDER] [--tiny]
 
 The child is the parent without a few of its attentions and FFNs. Both contenders run the same decoder on the same
 packed text: bf16 autocast over fp32 weights, KL + hidden cosine, blocks compiled, AdamW, equally many threads, one
 process after the other. The plain one computes all logits and takes `F.kl_div` and `F.cosine_similarity` of them.
+TRL reads no child of ours, so it and "lnlit-parent" train the parent itself, with KL alone (GKD's beta and lambda of
+0), TRL on chats whose answers fill a row; it does not pack, and only real tokens count. Its teacher is fp32.
 Prints medians over the steps after warm-up, and how far the first losses are apart, and appends them to RESULTS.md.
 `--tiny` tries the script on a model of two layers and writes nothing.
 """
@@ -19,12 +22,13 @@ import sys
 import tempfile
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 WARMUP, STEPS = 2, 8
-CONTENDERS = ("lnlit", "plain")
+CONTENDERS = ("lnlit", "plain", "lnlit-parent", "trl-gkd")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -60,8 +64,8 @@ def text(folder: Path, shape: tuple[int, int]) -> Any:
     return TextData(str(folder / "parent"), JsonlSource(str(folder / "text.jsonl")), shape[1], shape[0])
 
 
-def lnlit(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:
-    """`Distill` and `TextData` under a bare Trainer."""
+def lnlit(folder: Path, shape: tuple[int, int], compiled: bool, child: str = "child") -> dict[str, Any]:
+    """`Distill` and `TextData` under a bare Trainer; the parent as its own child learns by KL alone, as GKD does."""
     import lightning as L
 
     from lnlit.modules.distill import Distill
@@ -70,7 +74,10 @@ def lnlit(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any
 
     optimizer = AdamW(1e-5, schedule="constant", warmup_ratio=0.0)
     runtime = Runtime(compile=compiled)
-    method = Distill(str(folder / "child"), str(folder / "parent"), optimizer, runtime=runtime)
+    cosine_weight = 1.0 if child == "child" else 0.0
+    method = Distill(
+        str(folder / child), str(folder / "parent"), optimizer, cosine_weight=cosine_weight, runtime=runtime
+    )
     steps: list[float] = []
     losses: list[float] = []
 
@@ -150,6 +157,70 @@ def plain(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any
     return {"steps_s": steps, "losses": losses}
 
 
+def gkd(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:
+    """TRL's GKDTrainer on given answers (`lmbda` 0), with KL(teacher || model) (`beta` 0)."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "parent")
+    texts = [json.loads(line)["text"] for line in (folder / "text.jsonl").read_text().split("\n") if line]
+    ids = tokenizer("".join(texts)).input_ids
+    long = shape[1] - 44  # what the template adds
+    answers = [tokenizer.decode(ids[start : start + long]) for start in range(0, 64 * long, long)]
+    chats = [[{"role": "user", "content": "Go on."}, {"role": "assistant", "content": answer}] for answer in answers]
+    steps: list[float] = []
+    losses: list[float] = []
+    tokens: list[int] = []
+
+    class Times(TrainerCallback):
+        end = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            last, self.end = self.end, time.perf_counter()
+            steps.append(self.end - last)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    class Counting(GKDTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            tokens.append(int(inputs["attention_mask"].sum()))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    with tempfile.TemporaryDirectory() as out:
+        config = GKDConfig(
+            output_dir=out,
+            lmbda=0.0,
+            beta=0.0,
+            temperature=1.0,
+            max_length=shape[1],
+            per_device_train_batch_size=shape[0],
+            max_steps=WARMUP + 2,
+            bf16=True,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1,
+            learning_rate=1e-5,
+            dataloader_pin_memory=False,
+        )
+        student, teacher = (
+            AutoModelForCausalLM.from_pretrained(folder / "parent", dtype=torch.float32) for _ in range(2)
+        )
+        Counting(
+            student,
+            teacher,
+            args=config,
+            train_dataset=Dataset.from_list([{"messages": chat} for chat in chats]),
+            processing_class=tokenizer,
+            callbacks=[Times()],
+        ).train()
+    return {"steps_s": steps, "losses": losses, "tokens": tokens}
+
+
 def child(name: str, folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:
     """Run one contender in a process of its own and read its peak memory from the operating system."""
     arguments = ["--child", name, str(folder), json.dumps([shape, compiled])]
@@ -160,34 +231,38 @@ def child(name: str, folder: Path, shape: tuple[int, int], compiled: bool) -> di
     if status:
         raise SystemExit(f"{name} failed")
     result = json.loads(out.splitlines()[-1])
-    result["tokens_per_s"] = shape[0] * shape[1] / median(result["steps_s"][WARMUP:])
+    tokens = result.get("tokens", [shape[0] * shape[1]] * len(result["steps_s"]))
+    rates = [count / seconds for count, seconds in zip(tokens, result["steps_s"], strict=True)]
+    result["tokens_per_s"] = median(rates[WARMUP:])
     result["peak_gib"] = usage.ru_maxrss / 2**20
     print(f"{name}: {result['tokens_per_s']:.0f} tokens/s, peak {result['peak_gib']:.2f} GiB", file=sys.stderr)
     return result
 
 
 def report(results: dict[str, dict[str, Any]], shape: tuple[int, int]) -> str:
-    ours = results["lnlit"]
+    pairs = {"lnlit": "lnlit", "plain": "lnlit", "lnlit-parent": "lnlit-parent", "trl-gkd": "lnlit-parent"}
     threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())
     lines = [
         f"\n## {date.today()}: distillation, SmolLM2-135M, {shape[0]} x {shape[1]}, bf16 autocast, {threads} threads",
         f"{platform.processor() or platform.machine()}, Linux, torch CPU. Medians after {WARMUP} warm-up steps. KL and "
-        "hidden cosine, the parent as teacher.\n",
+        "hidden cosine, the parent as teacher; the last two train the parent itself by KL alone.\n",
         "| | tokens/s | peak GiB | lnlit is faster by | lnlit's peak is |",
         "|---|---|---|---|---|",
     ]
     for name, result in results.items():
+        ours = results[pairs[name]]
         speed, memory = ours["tokens_per_s"] / result["tokens_per_s"], ours["peak_gib"] / result["peak_gib"]
         cells = f"{result['tokens_per_s']:.0f} | {result['peak_gib']:.2f} | {speed:.2f}x | {memory:.0%}"
         lines.append(f"| {name} | {cells} |")
-    first = [result["losses"][0] for result in results.values()]
+    first = [results[name]["losses"][0] for name in ("lnlit", "plain")]
     return "\n".join([*lines, "", f"First step's loss: {first[0]:.4f} and {first[1]:.4f}.", ""])
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         shape, compiled = json.loads(sys.argv[4])
-        print(json.dumps({"lnlit": lnlit, "plain": plain}[sys.argv[2]](Path(sys.argv[3]), tuple(shape), compiled)))
+        known = {"lnlit": lnlit, "plain": plain, "lnlit-parent": partial(lnlit, child="parent"), "trl-gkd": gkd}
+        print(json.dumps(known[sys.argv[2]](Path(sys.argv[3]), tuple(shape), compiled)))
         return
     tiny = "--tiny" in sys.argv
     given = [argument for argument in sys.argv[1:] if argument != "--tiny"]
