@@ -30,7 +30,7 @@ from lnlit.search.library import Library
 from lnlit.search.measured import LOOKED_AT, MeasuredChildren
 from lnlit.search.metrics import Likelihood
 from lnlit.search.rounds import rounds as rounds_from
-from lnlit.stages.solve import chosen_solver, problem_path, read_problem
+from lnlit.stages.solve import children_by_name, chosen_solver, problem_path, read_problem
 
 HELD_OUT = "held_out"
 _MARK = b'"solutions"'
@@ -129,20 +129,14 @@ def _check_numbers(rounds: int, batch_tokens: int, time_limit_s: float) -> None:
 def _named(problem: Problem, solved: Mapping[str, Any], where: str) -> dict[str, Solution]:
     """The children of a solution file by name: the solver's, then the baselines'. Raises `UserError` for one that
     breaks a limit."""
-    results = {"child": SolverResult.from_json(solved, where)}
-    for name, baseline in solved.get("baselines", {}).items():
-        results[name.replace("_", " ")] = SolverResult.from_json(baseline, f"{where}: baselines.{name}")
-    found = {}
-    for name, result in results.items():
-        for number, solution in enumerate(result.solutions, start=1):
-            title = name if number == 1 else f"{name} {number}"
-            scenario = next((each for each in problem.scenarios if each.name == solution.scenario), None)
-            asked = problem if scenario is None else problem.in_scenario(scenario)
-            if broken := asked.violations(solution.choice):
-                raise UserError(f"{where}: {title} breaks a limit of its problem: {broken[0]}. Solve it again.")
-            found[title] = solution
+    found = children_by_name(solved, where)
+    for title, solution in found.items():
+        scenario = next((each for each in problem.scenarios if each.name == solution.scenario), None)
+        asked = problem if scenario is None else problem.in_scenario(scenario)
+        if broken := asked.violations(solution.choice):
+            raise UserError(f"{where}: {title} breaks a limit of its problem: {broken[0]}. Solve it again.")
     if not found:
-        raise UserError(f"{where}: holds no solution. {results['child'].message}".rstrip())
+        raise UserError(f"{where}: holds no solution. {solved.get('message', '')}".rstrip())
     return found
 
 

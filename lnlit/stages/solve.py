@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.files import check_output, expanded, read_json, write_json
-from lnlit.interfaces import Problem, Solver, SolverResult
+from lnlit.interfaces import Problem, Solution, Solver, SolverResult
 from lnlit.progress import say
 from lnlit.search.targets import Deployment, Rules, Solutions, Sweep, with_budget
 from lnlit.search.targets import frontier as frontier_of
@@ -101,6 +101,19 @@ def read_problem(file: Path) -> Problem:
         return Problem.from_json(data)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def children_by_name(solved: Mapping[str, Any], where: str) -> dict[str, Solution]:
+    """The children of a solution file: "child", "child 2" and so on of the solver, "ratio greedy", "random 2" and the
+    like of the baselines."""
+    results = {"child": SolverResult.from_json(solved, where)}
+    for name, baseline in solved.get("baselines", {}).items():
+        results[name.replace("_", " ")] = SolverResult.from_json(baseline, f"{where}: baselines.{name}")
+    return {
+        name if number == 1 else f"{name} {number}": solution
+        for name, result in results.items()
+        for number, solution in enumerate(result.solutions, start=1)
+    }
 
 
 def chosen_solver(solver: str | Solver) -> tuple[str, Solver]:

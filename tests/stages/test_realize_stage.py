@@ -54,6 +54,37 @@ def test_a_child_is_composed_of_library_and_parent(solution, built_library, tiny
     assert child(torch.arange(5)[None]).isfinite().all()
 
 
+def test_a_child_is_chosen_by_its_name(solution, built_library, tmp_path):
+    """Those of the solver and of baselines in a file of solve, all that were measured in one of refine."""
+    solved = json.loads(solution.read_text())
+    solved["baselines"] = {"ratio_greedy": {"status": "feasible", "solutions": [{**OWN_SOLVED, "choice": MIXED}]}}
+    solution.write_text(json.dumps(solved))
+    by_index = realize(str(solution), str(built_library), str(tmp_path / "index"), index=1)
+    named = {
+        name: realize(str(solution), str(built_library), str(tmp_path / name), name=name)
+        for name in ("child", "child 2", "ratio greedy")
+    }
+    assert read_spec(named["child"]) != read_spec(by_index)
+    for name in ("child 2", "ratio greedy"):
+        assert (named[name] / "model.safetensors").read_bytes() == (by_index / "model.safetensors").read_bytes()
+        assert read_provenance(named[name])["solution"]["name"] == name
+
+    kept = {"realised": 1.0, "held_out": None, "is_plain": False}
+    children = [{"name": "depth", "score": 1.5, "choice": MIXED, **kept}, {"name": "child", **OWN_SOLVED, **kept}]
+    (tmp_path / "refined.json").write_text(json.dumps({**solved, "refined": {"children": children}}))
+    depth = realize(str(tmp_path / "refined.json"), str(built_library), str(tmp_path / "depth"), name="depth")
+    assert read_spec(depth) == read_spec(by_index)
+    assert read_provenance(depth)["solution"]["score"] == 1.5
+
+
+def test_a_name_that_no_child_has_is_told_with_those_that_there_are(solution, built_library, tmp_path):
+    with pytest.raises(UserError, match=r"no child 'chidl'. Did you mean 'child'\? It has child, child 2"):
+        realize(str(solution), str(built_library), str(tmp_path / "child"), name="chidl")
+    with pytest.raises(UserError, match=r"index: 1 and name: 'child'.* give one"):
+        realize(str(solution), str(built_library), str(tmp_path / "child"), index=1, name="child")
+    assert not (tmp_path / "child").exists()
+
+
 def test_who_cannot_load_the_child_is_told_and_stands_in_the_folder(solution, built_library, tmp_path, capsys):
     folder = realize(str(solution), str(built_library), str(tmp_path / "child"), index=1)
     told = capsys.readouterr().err.splitlines()
