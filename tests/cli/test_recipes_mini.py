@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_road import learning, write_preferences
 
 from lnlit.checkpoint.formats import read_spec
 from lnlit.cli.main import main
@@ -15,33 +16,6 @@ from lnlit.cli.stage_commands import of_stage
 from lnlit.testing.tiny import tiny_folder, tiny_spec
 
 ROOT = Path(__file__).parents[2]
-#: What makes the mini pipeline's reinforcement learning small.
-TINY = {
-    "5_sft": {"size: 3000": "size: 12", "max_steps: 30": "max_steps: 1"},
-    "5b_annotate": {
-        "size: 240": "size: 6",
-        "samples_per_prompt: 8": "samples_per_prompt: 2",
-        "max_new_tokens: 96": "max_new_tokens: 6",
-    },
-    "5c_curriculum": {"rollouts: 20": "rollouts: 2"},
-    "6_grpo": {"max_steps: 40": "max_steps: 4", "val_check_interval: 40": "val_check_interval: 4"},
-    "6b_generate": {
-        "size: 80": "size: 4",
-        "samples_per_prompt: 4": "samples_per_prompt: 2",
-        "max_new_tokens: 96": "max_new_tokens: 6",
-    },
-    "7_rloo": {
-        "size: 1000": "size: 30",
-        "max_steps: 20": "max_steps: 1",
-        "val_check_interval: 40": "val_check_interval: 4",
-    },
-    "7b_reward_model": {"max_steps: 30": "max_steps: 1", "val_check_interval: 60": "val_check_interval: 1"},
-    "8_rpo": {
-        "size: 1000": "size: 30",
-        "max_steps: 20": "max_steps: 1",
-        "val_check_interval: 40": "val_check_interval: 4",
-    },
-}
 
 
 def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_path, monkeypatch, capfd):
@@ -51,16 +25,9 @@ def test_the_mini_pipelines_reinforcement_learning_ends_in_an_aligned_child(tmp_
     spec = tiny_spec().replace(context_length=1024)
     for folder in ("runs/smollm2", "runs/mini/base"):
         tiny_folder(tmp_path / folder, spec)
-    (tmp_path / "data" / "hh_rlhf").mkdir(parents=True)
-    with gzip.open(tmp_path / "data/hh_rlhf/helpful-base.jsonl.gz", "wt") as file:
-        for n in range(60):
-            start = f"\n\nHuman: {n} pies?\n\nAssistant: "
-            file.write(json.dumps({"chosen": f"{start}Yes, {n}.", "rejected": f"{start}No."}) + "\n")
+    write_preferences(tmp_path)
     for recipe in (stage.file for stage in stages_of(ROOT / "yaml" / "mini") if "5" <= stage.name < "9"):
-        text = recipe.read_text()
-        for old, new in {**TINY.get(recipe.stem, {}), "compile: auto": "compile: false"}.items():
-            assert old in text or "compile" in old, old
-            text = text.replace(old, new)
+        text = learning(recipe)
         (tmp_path / recipe.name).write_text(text)
         stage = yaml.safe_load(text).get("stage")
         command, options = ([of_stage(stage).name, stage], []) if stage else (["fit"], ["--trainer.accelerator", "cpu"])
