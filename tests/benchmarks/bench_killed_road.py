@@ -40,10 +40,12 @@ def write_road(folder: Path) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every model's weights and of all rows that were written, by path; not of checkpoints."""
+    """SHA-256 of every model's weights and of all rows that were written, by path; not of checkpoints. The folder's own
+    path, which scores name, is left out."""
     runs = folder / "runs" / "mini"
     files = [*runs.glob("*/model*.safetensors"), *runs.glob("*.jsonl")]
-    return {str(file.relative_to(runs)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    contents = {str(file.relative_to(runs)): file.read_bytes().replace(bytes(folder), b"") for file in sorted(files)}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def run(folder: Path, kill_after_s: float | None = None) -> tuple[int, float]:
