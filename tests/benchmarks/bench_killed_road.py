@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_road import RECIPES, learning, searching, write_parent, write_preferences, write_texts
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+_SECONDS = re.compile(rb', "seconds": [\d.e-]+')
 COMMAND = [sys.executable, "-m", "lnlit.cli.main", "run", "mini", "--until", "8b"]
 
 
@@ -40,12 +42,12 @@ def write_road(folder: Path) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every model's weights and of all rows that were written, by path; not of checkpoints. The folder's own
-    path, which scores name, is left out."""
+    """SHA-256 of every model's weights and of all rows that were written, by path; not of checkpoints. Left out is what
+    scores say of the folder's own path and of the seconds that they took."""
     runs = folder / "runs" / "mini"
     files = [*runs.glob("*/model*.safetensors"), *runs.glob("*.jsonl")]
     contents = {str(file.relative_to(runs)): file.read_bytes().replace(bytes(folder), b"") for file in sorted(files)}
-    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return {name: hashlib.sha256(_SECONDS.sub(b"", content)).hexdigest() for name, content in contents.items()}
 
 
 def run(folder: Path, kill_after_s: float | None = None) -> tuple[int, float]:
