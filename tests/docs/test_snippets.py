@@ -23,6 +23,7 @@ from lnlit.cli.arms import runs_of
 from lnlit.cli.check import check
 from lnlit.cli.main import COMMANDS, main
 from lnlit.cli.pipeline import Stage, position, stages_of
+from lnlit.cli.plan import _divided
 from lnlit.cli.stage_command import StageCommand
 from lnlit.cli.stages import _FLAGS
 from lnlit.cli.train import check as check_fit
@@ -104,7 +105,8 @@ def refused(words: list[str]) -> str | None:
         if code := main(["--debug", *words]):
             return f"exit code {code}"
     except Parsed as parsed:
-        return further(name, *parsed.args)
+        (found,) = parsed.args
+        return further(name, (found, _divided(with_configs(rest))[1]) if name == "plan" else found)
     return None
 
 
