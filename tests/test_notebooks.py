@@ -88,18 +88,9 @@ def tiny_settings(name: str, runs: Path) -> str:
             "seed": 0,
         },
         "07_write_a_plugin": {
-            "model": str(runs / "model"),
-            "text": str(runs / "text.jsonl"),
-            "out": out,
-            "first": 1,
-            "last": 3,
-            "steps": 2,
-            "rows": 2,
-            "length": 32,
-            "prompts": 2,
-            "samples": 2,
-            "new_tokens": 8,
-            "tasks": sums,
+            **{"model": str(runs / "model"), "text": str(runs / "text.jsonl"), "out": out, "tasks": sums},
+            **{"first": 1, "last": 3, "steps": 2, "rows": 2, "length": 32},
+            **{"prompts": 2, "samples": 2, "new_tokens": 8},
         },
     }
     return "\n".join(f"{key} = {value!r}" for key, value in settings[name].items())

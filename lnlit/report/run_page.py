@@ -119,14 +119,16 @@ def _data(file: Path) -> str:
 
 
 def scalars(logs: Path) -> dict[str, Points]:
-    """The metrics that TensorBoard's files in a folder hold, by name: (step, value). {} without any."""
+    """The metrics that TensorBoard's files in a folder hold, by name: (step, value), in the order of steps, which the
+    files' need not be. {} without any."""
     if not listed(logs, "events.out.tfevents.*"):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(logs), size_guidance={SCALARS: 0})
     events.Reload()
-    return {name: [(float(at.step), at.value) for at in events.Scalars(name)] for name in events.Tags()[SCALARS]}
+    found = {name: sorted(events.Scalars(name), key=lambda at: at.step) for name in events.Tags()[SCALARS]}
+    return {name: [(float(at.step), at.value) for at in points] for name, points in found.items()}
 
 
 def _of_chart(patterns: Sequence[str], metrics: Mapping[str, Points]) -> dict[str, Points]:

@@ -207,17 +207,10 @@ def gkd(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:
             learning_rate=1e-5,
             dataloader_pin_memory=False,
         )
-        student, teacher = (
-            AutoModelForCausalLM.from_pretrained(folder / "parent", dtype=torch.float32) for _ in range(2)
-        )
-        Counting(
-            student,
-            teacher,
-            args=config,
-            train_dataset=Dataset.from_list([{"messages": chat} for chat in chats]),
-            processing_class=tokenizer,
-            callbacks=[Times()],
-        ).train()
+        models = [AutoModelForCausalLM.from_pretrained(folder / "parent", dtype=torch.float32) for _ in range(2)]
+        dataset = Dataset.from_list([{"messages": chat} for chat in chats])
+        also = {"train_dataset": dataset, "processing_class": tokenizer, "callbacks": [Times()]}
+        Counting(*models, args=config, **also).train()
     return {"steps_s": steps, "losses": losses, "tokens": tokens}
 
 

@@ -96,7 +96,8 @@ def commands(walk: Walk) -> dict[str, str]:
         "2b_measure": ("search measure", "--timing false"),
         "3_solve": (
             "search solve",
-            f"--deployment.targets '{SMALLER}' --rules.counts \"{walk.counts}\" --solutions.number 1 --frontier null",
+            f"--deployment.targets '{SMALLER}' --rules.counts \"{walk.counts}\" --solutions.number 1 --frontier null "
+            "--deployment.corrected_by null",  # no times
         ),
         "3a_refine": ("search refine", f"{TEXT} --data.skip 8 --rounds 0"),
         "3b_realize": ("search realize", ""),
