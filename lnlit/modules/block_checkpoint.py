@@ -12,13 +12,27 @@ from torch import Tensor
 from lnlit.errors import UserError
 from lnlit.search.train import Trainee
 
+#: The methods of a strategy that save and load.
+_WAYS = (
+    "save_checkpoint",
+    "load_checkpoint",
+    "lightning_module_state_dict",
+    "load_model_state_dict",
+    "optimizer_state",
+)
 
-def save_in_one_file(strategy: ModelParallelStrategy) -> None:
-    """Has the strategy save and load as those do that shard nothing. Its own ways are for the sharded parameters of a
-    module; that of blockwise distillation has none, and rank 0 gets what is to be saved."""
-    ways = ("save_checkpoint", "load_checkpoint", "lightning_module_state_dict", "load_model_state_dict")
-    for name in (*ways, "optimizer_state"):
+
+def save_in_one_file(strategy: Strategy) -> None:
+    """Has a strategy of sharded models save and load as those do that shard nothing, until `save_as_before`. Its own
+    ways are for the sharded parameters of a module; that of blockwise distillation has none, and rank 0 gets what is to
+    be saved."""
+    for name in _WAYS if isinstance(strategy, ModelParallelStrategy) else ():
         setattr(strategy, name, partial(getattr(Strategy, name), strategy))
+
+
+def save_as_before(strategy: Strategy) -> None:
+    for name in _WAYS:
+        vars(strategy).pop(name, None)
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

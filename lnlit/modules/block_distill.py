@@ -33,7 +33,7 @@ from lnlit.interfaces import TokenBatch
 from lnlit.models.decoder import Decoder
 from lnlit.models.parallelize import mesh_of
 from lnlit.models.ranks import merged, streamed
-from lnlit.modules.block_checkpoint import on_cpu, restore, save_in_one_file, state_of
+from lnlit.modules.block_checkpoint import on_cpu, restore, save_as_before, save_in_one_file, state_of
 from lnlit.modules.block_parent import load_parent, parent_weights
 from lnlit.modules.block_rows import Rows, rows_of_all_ranks, rows_of_every_rank
 from lnlit.modules.lit_model import check_run, planned_steps
@@ -121,6 +121,12 @@ class BlockDistill(L.LightningModule):
 
     # building
 
+    def setup(self, stage: str) -> None:
+        save_in_one_file(self.trainer.strategy)
+
+    def teardown(self, stage: str) -> None:
+        save_as_before(self.trainer.strategy)
+
     def configure_model(self) -> None:
         if hasattr(self, "_run"):
             return
@@ -147,8 +153,6 @@ class BlockDistill(L.LightningModule):
         self._check_groups(groups, chosen)
         dtype = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
         parent = load_parent(self.model, self._where, dtype, self.attention_kernel, mesh)
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            save_in_one_file(trainer.strategy)
         self._run = _Run(library, library.calibration(), writer, parent, chosen, groups)
 
     def _check_groups(self, groups: list[list[int]], chosen: list[At]) -> None:
