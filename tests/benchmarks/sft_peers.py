@@ -6,6 +6,7 @@ Needs no lnlit, as litgpt has an environment of its own.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -134,6 +135,7 @@ def litgpt(model: str, data: Path, steps: int, rows: int) -> dict[str, Any]:
         folder = Path(scratch)
         checkpoint = Path(shutil.copytree(model, folder / "HuggingFaceTB" / "SmolLM2-135M-Instruct"))
         convert_hf_checkpoint(checkpoint)
+        sys.argv = ["litgpt", str(checkpoint)]  # it reads them again to note its settings
         chats = [json.loads(line)["messages"] for line in data.read_text().split("\n") if line]
         (folder / "rows.json").write_text(
             json.dumps([{"instruction": chat[-2]["content"], "output": chat[-1]["content"]} for chat in chats])
