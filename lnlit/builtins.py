@@ -145,3 +145,11 @@ INTERFACES: dict[str, str] = {
     "solver": "lnlit.interfaces.solver:Solver",
     "task": "lnlit.interfaces.task:Task",
 }
+
+#: Parts of our own plugins, which an error names where they are not installed: (kind, name) -> distribution.
+OF_OUR_PLUGINS: dict[tuple[str, str], str] = {
+    ("attention_kernel", "flash_attn"): "lnlit-flash-attn",
+    ("meter", "vllm"): "lnlit-vllm",
+    ("rollout", "vllm"): "lnlit-vllm",
+    ("solver", "highs"): "lnlit-highs",
+}

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from lnlit import __version__
-from lnlit.builtins import BUILTINS, INTERFACES
+from lnlit.builtins import BUILTINS, INTERFACES, OF_OUR_PLUGINS
 from lnlit.errors import UserError, did_you_mean
 
 _added: dict[tuple[str, str], type] = {}
@@ -127,6 +127,11 @@ def _offers(kind: str, name: str) -> list[Entry]:
     offers = [e for e in entries(kind) if e.name == bare and owner in ("", e.distribution)]
     if not offers:
         known = names(kind)
+        if (plugin := OF_OUR_PLUGINS.get((kind, bare))) is not None and owner in ("", plugin):
+            others = f", or choose another: {', '.join(known)}" if known else ""
+            way = f"run `pip install -e plugins/{plugin}` in a checkout of lnlit{others}. No index has it."
+            way = f"remove LNLIT_PLUGINS=off from the environment{others}." if _without_plugins() else way
+            raise UserError(f"{kind} {name!r} is of the plugin {plugin}, which is not there: {way}")
         near = did_you_mean(bare, [*known, *(entry.target.partition(":")[2] for entry in entries(kind))])
         allowed = f"Allowed: {', '.join(known)}; plugins that are installed add more."
         raise UserError(f"unknown {kind} {name!r}.{near} {allowed}{_strays()}")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from lnlit import registry
+from lnlit.builtins import OF_OUR_PLUGINS
 from lnlit.cli import plugins as plugins_command
 from lnlit.errors import UserError
 from lnlit.interfaces import Source
@@ -69,6 +71,26 @@ def test_an_installed_part_is_built(install):
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(UserError, match=r"unknown ffn 'swigul'\. Did you mean 'swiglu'\? Allowed: noop, "):
         registry.get("ffn", "swigul")
+
+
+def test_a_part_of_our_own_plugins_is_told_with_the_plugin_that_has_it(monkeypatch):
+    """And those that the code knows are those that the plugins have."""
+    offered = {}
+    for file in (Path(__file__).parent.parent / "plugins").glob("*/pyproject.toml"):
+        project = tomllib.loads(file.read_text())["project"]
+        for group, parts in project.get("entry-points", {}).items():
+            if group.startswith("lnlit."):
+                offered |= {(group.removeprefix("lnlit."), name): project["name"] for name in parts}
+    assert offered == OF_OUR_PLUGINS
+    monkeypatch.setattr(registry, "_plugins", lambda kind: [])
+    for (kind, name), plugin in offered.items():
+        with pytest.raises(UserError, match=rf"{name}' is of the plugin {plugin}, .*install -e plugins/{plugin}`"):
+            registry.find(kind, name)
+        with pytest.raises(UserError, match="unknown"):
+            registry.find(kind, f"others:{name}")
+    monkeypatch.setenv("LNLIT_PLUGINS", "off")
+    with pytest.raises(UserError, match=r"'highs' is of the plugin lnlit-highs.*: remove LNLIT_PLUGINS=off"):
+        registry.find("solver", "highs")
 
 
 def test_an_unknown_kind_gets_a_suggestion():

@@ -120,13 +120,7 @@ def chosen_solver(solver: str | Solver) -> tuple[str, Solver]:
     """(registered name, solver). Raises `UserError` for one that is not there."""
     if isinstance(solver, Solver):
         return registry.name_of("solver", type(solver)) or type(solver).__name__, solver
-    name = solver
-    if name == "highs" and name not in registry.names("solver"):
-        raise UserError(
-            "solver 'highs' is not installed. No index has it: run `pip install -e plugins/lnlit-highs` in a "
-            f"checkout of lnlit, or choose one of {', '.join(registry.names('solver'))}, which prove nothing."
-        )
-    return name, registry.build("solver", name)
+    return solver, registry.build("solver", solver)
 
 
 def _from_library(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lnlit import registry
 from lnlit.errors import UserError
 from lnlit.interfaces import Count, SolverResult
 from lnlit.search.baselines import Greedy
@@ -115,6 +116,6 @@ def test_a_bad_frontier_is_told_before_anything_is_solved(tmp_path: Path, sweep,
 
 
 def test_without_the_plugin_the_way_to_it_is_told(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("LNLIT_PLUGINS", "off")
+    monkeypatch.setattr(registry, "_plugins", lambda kind: [])
     with pytest.raises(UserError, match="pip install -e plugins/lnlit-highs"):
         solve(str(tmp_path / "solution.json"), write(tmp_path))
