@@ -221,15 +221,19 @@ def product_rate() -> float:
     return 2 * BATCH * LENGTH * 576 * 1536 / median(seconds[2:])
 
 
-def child(name: str, model: str, data: Path) -> dict[str, Any]:
-    """Run one contender in a process of its own and read its peak memory from the operating system."""
+def child(name: str, model: str, data: Path) -> dict[str, Any] | None:
+    """Run one contender in a process of its own and read its peak memory from the operating system. None if a peer
+    fails, which costs the others nothing."""
     python = str(PEERS) if name == "litgpt" else sys.executable
     process = subprocess.Popen([python, __file__, "--child", name, model, str(data)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     out = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    if status and name == "lnlit":
         raise SystemExit(f"{name} failed")
+    if status:
+        print(f"{name}: failed", file=sys.stderr)
+        return None
     result = json.loads(out.splitlines()[-1])
     tokens = result.get("tokens", [BATCH * LENGTH] * len(result["steps_s"]))
     rates = [count / seconds for count, seconds in zip(tokens, result["steps_s"], strict=True)]
@@ -239,8 +243,9 @@ def child(name: str, model: str, data: Path) -> dict[str, Any]:
     return result
 
 
-def report(results: dict[str, dict[str, Any]], products: float) -> str:
+def report(results: dict[str, dict[str, Any] | None], products: float) -> str:
     ours = results["lnlit"]
+    assert ours is not None
     parts = {
         name: median(step.get(name, 0.0) for step in ours["parts_s"][WARMUP:])
         for name in ("data", "forward", "loss", "backward", "optimizer")
@@ -254,6 +259,9 @@ def report(results: dict[str, dict[str, Any]], products: float) -> str:
         "|---|---|---|---|---|",
     ]
     for name, result in results.items():
+        if result is None:
+            lines.append(f"| {name} | failed | | | |")
+            continue
         speed = ours["tokens_per_s"] / result["tokens_per_s"]
         memory = ours["peak_gib"] / result["peak_gib"]
         lines.append(
