@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_road import RECIPES, learning, searching, write_parent, write_preferences, write_texts
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-_SECONDS = re.compile(rb', "seconds": [\d.e-]+')
+_OF_THE_RUN = re.compile(rb', "seconds": [\d.e-]+|"library_sha256": "[0-9a-f]+"')
 COMMAND = [sys.executable, "-m", "lnlit.cli.main", "run", "mini", "--until", "8b"]
 
 
@@ -43,11 +43,11 @@ def write_road(folder: Path) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every model's weights and of all rows that were written, by path; not of checkpoints. Left out is what
-    scores say of the folder's own path and of the seconds that they took."""
+    scores say of the folder's own path, of the library's digest, which knows that path, and of seconds."""
     runs = folder / "runs" / "mini"
     files = [*runs.glob("*/model*.safetensors"), *runs.glob("*.jsonl")]
     contents = {str(file.relative_to(runs)): file.read_bytes().replace(bytes(folder), b"") for file in sorted(files)}
-    return {name: hashlib.sha256(_SECONDS.sub(b"", content)).hexdigest() for name, content in contents.items()}
+    return {name: hashlib.sha256(_OF_THE_RUN.sub(b"", content)).hexdigest() for name, content in contents.items()}
 
 
 def run(folder: Path, kill_after_s: float | None = None) -> tuple[int, float]:
