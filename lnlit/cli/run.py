@@ -198,6 +198,7 @@ def _to_run(ledger: Ledger, stages: Sequence[Stage], chosen: Sequence[Stage]) ->
 
 def _check(stages: Sequence[Stage], to_run: Sequence[Stage]) -> None:
     """Raises `UserError` for any wrong key, value or path of these stages before the first of them starts."""
+    _check_own_results(stages)
     wrong, seen = [], set()
     for stage in to_run:
         index = stages.index(stage)
@@ -220,6 +221,16 @@ def _check(stages: Sequence[Stage], to_run: Sequence[Stage]) -> None:
         if done.returncode:
             print(done.stderr, file=sys.stderr, end="")
             raise RuntimeError(f"{' '.join(command)} failed")
+
+
+def _check_own_results(stages: Sequence[Stage]) -> None:
+    """Raises `UserError` if two stages write one result: the second would replace what the first is recorded to have
+    made."""
+    owners: dict[Path, Stage] = {}
+    for stage in stages:
+        for out in stage.outs:
+            if (other := owners.setdefault(expanded(out).resolve(), stage)) is not stage:
+                raise UserError(f"{stage.file}: writes {out}, as {other.file} does. Give each a result of its own.")
 
 
 def _refusal(stage: Stage, verdict: Verdict, chosen: Sequence[Stage]) -> str:

@@ -78,6 +78,15 @@ def test_a_stage_that_changed_after_it_ran_is_refused(pipeline, run):
     assert code == 2 and "1_first.yaml" in err and "has changed since it ran" in err
 
 
+def test_two_stages_of_one_result_are_refused_before_the_first_starts(pipeline, run, tmp_path):
+    text = (pipeline / "2_second.yaml").read_text()
+    (pipeline / "2_second.yaml").write_text(text.replace("2_second.json", "./sub/../1_first.json"))
+    code, err = run("mini")
+    said = "mini/2_second.yaml: writes ./sub/../1_first.json, as mini/1_first.yaml does. Give each a result of its own."
+    assert code == 2 and err.splitlines()[-1] == f"error: {said}"
+    assert not (tmp_path / "1_first.json").exists()
+
+
 def test_what_is_put_aside_is_whole(pipeline, run, tmp_path):
     """A solution is read with its problem, which lies beside it."""
     assert run("mini")[0] == 0
