@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from lnlit import __version__, registry
+from lnlit.builtins import OF_OUR_PLUGINS
 from lnlit.cli.main import told
 from lnlit.errors import UserError
 from lnlit.files import expanded, replaced_folder
@@ -61,7 +62,7 @@ _USES = {
     "task": "`lnlit eval MODEL --tasks {name}`.",
 }
 #: Distributions of lnlit's own.
-_OURS = ("lnlit-flash-attn", "lnlit-highs", "lnlit-vllm")
+_OURS = {*OF_OUR_PLUGINS.values(), "lnlit-lm-eval"}
 _CLASS_PATH = "In YAML: `class_path: {name}`, with its arguments under `init_args`."
 
 

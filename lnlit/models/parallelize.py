@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,16 +142,17 @@ def _check_split(module: nn.Module, slot: str, part: PartSpec, where: str, size:
     for what, count in layer_class(slot, part).whole_units(part.args).items():
         if count % size:
             raise UserError(f"tensor_parallel_size {size} does not divide {where}'s {count} {what}; choose a divisor.")
-    for name, style in module.tensor_parallel.items():  # type: ignore[operator]
+    layer: Any = module  # an nn.Module, and a Layer
+    for name, style in layer.tensor_parallel.items():
         if style == "per_head":
             continue
-        if name in module.packed_weights and module.packed_runs % size:  # type: ignore[operator]
-            raise UserError(  # or each rank would have parts of different weights
-                f"{where}.{name} stacks {', '.join(module.packed_weights[name])} in {module.packed_runs} runs of "  # type: ignore[index]
+        if name in layer.packed_weights and layer.packed_runs % size:  # or ranks would have parts of different weights
+            raise UserError(
+                f"{where}.{name} stacks {', '.join(layer.packed_weights[name])} in {layer.packed_runs} runs of "
                 f"rows, which tensor_parallel_size {size} does not divide; choose a divisor, or a part that does not "
                 "pack its weights (runtime.fuse_gate_up: false)."
             )
-        width: int = module.get_submodule(name).weight.shape[style == "rowwise"]  # type: ignore[index, assignment]
+        width = layer.get_submodule(name).weight.shape[style == "rowwise"]
         if width % size:
             side = "inputs" if style == "rowwise" else "outputs"
             raise UserError(f"tensor_parallel_size {size} does not divide {where}.{name}'s {width} {side}.")

@@ -41,9 +41,9 @@ def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def state_of(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """A candidate's weights, the order of their rows and their moments, on the CPU."""
-    named = dict(trainee.block.named_parameters())
+    named: dict[str, Tensor] = dict(trainee.block.named_parameters())
     moments = {name: on_cpu(optimizer.state[parameter]) for name, parameter in named.items()}
-    return {"weights": on_cpu(named), "moments": moments, "packed_runs": _runs(trainee)}  # type: ignore[arg-type]
+    return {"weights": on_cpu(named), "moments": moments, "packed_runs": _runs(trainee)}
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ from lnlit.objectives.block_error import squared_difference, sum_of_squares
 from lnlit.renamed import with_new_names
 from lnlit.search.choice import At
 from lnlit.search.library import Library, LibraryWriter
-from lnlit.search.train import Trainee, parameters, trainable, trained_layer
+from lnlit.search.train import Trainee, divided, parameters, trainable, trained_layer
 
 _STATE = "block_distill"
 #: The paper states no optimizer. These are the defaults of NVIDIA's first public code.
@@ -200,15 +200,10 @@ class BlockDistill(L.LightningModule):
         return optimizer
 
     def _owners(self) -> dict[At, int]:
-        """Assigns each candidate of the current group to a rank: the largest first, each to the rank with the least
-        work."""
+        """The rank of each candidate of the current group."""
         run = self._run
-        sizes = {at: parameters(run.library, at) for at in run.candidates if at.layer in self._layers}
-        loads, owners = [0] * self.trainer.world_size, {}
-        for at in sorted(sizes, key=lambda at: (-sizes[at], at)):
-            owners[at] = loads.index(min(loads))
-            loads[owners[at]] += sizes[at]
-        return owners
+        sizes = {at: parameters(run.library, at) for at in sorted(run.candidates) if at.layer in self._layers}
+        return divided(sizes, self.trainer.world_size)
 
     @property
     def _layers(self) -> list[int]:

@@ -17,6 +17,7 @@ from lnlit.planning.training import Bytes
 from lnlit.search.choice import SLOTS, Half, alone
 from lnlit.search.library import MODULES
 from lnlit.search.space import Candidates
+from lnlit.search.train import divided
 from lnlit.specs import NOOP, BlockSpec, ModelSpec, PartSpec
 
 #: A candidate: its slot and its part.
@@ -146,8 +147,8 @@ class BlockDistillation:
 
 
 def _largest_load(sizes: Sequence[int], ranks: int) -> int:
-    """The most parameters that a rank gets of candidates: the largest first, each to the rank with the least."""
+    """The most parameters that a rank gets of candidates."""
     loads = [0] * ranks
-    for size in sorted(sizes, reverse=True):
-        loads[loads.index(min(loads))] += size
+    for candidate, rank in divided(dict(enumerate(sizes)), ranks).items():
+        loads[rank] += sizes[candidate]
     return max(loads)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from lnlit.models.build import block_weights, build_block, load_block
 from lnlit.search.choice import SLOTS, STORED, At, LayerVariants, Pair, Slot, Variant, chosen
 from lnlit.search.library import Library
 from lnlit.search.walk import Step
+
+K = TypeVar("K")
 
 
 def trainable(library: Library, only: Sequence[str] | None) -> list[At]:
@@ -55,6 +58,16 @@ def parameters(library: Library, at: At) -> int:
         choice = library.choice(at)
         return variants.attention[choice.attention].parameters + variants.ffn[choice.ffn].parameters
     return variants.of(at.slot)[at.name].parameters
+
+
+def divided(sizes: Mapping[K, int], ranks: int) -> dict[K, int]:
+    """The rank of each candidate: the largest first, each to the rank with the fewest parameters. Of equal ones, those
+    that come first do."""
+    loads, owners = [0] * ranks, {}
+    for at in sorted(sizes, key=lambda at: -sizes[at]):
+        owners[at] = loads.index(min(loads))
+        loads[owners[at]] += sizes[at]
+    return owners
 
 
 class Trainee:
