@@ -161,8 +161,9 @@ def gkd(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:
     """TRL's GKDTrainer on given answers (`lmbda` 0), with KL(teacher || model) (`beta` 0)."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl_clock import TRLClock
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "parent")
     texts = [json.loads(line)["text"] for line in (folder / "text.jsonl").read_text().split("\n") if line]
@@ -170,19 +171,8 @@ def gkd(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:
     long = shape[1] - 44  # what the template adds
     answers = [tokenizer.decode(ids[start : start + long]) for start in range(0, 64 * long, long)]
     chats = [[{"role": "user", "content": "Go on."}, {"role": "assistant", "content": answer}] for answer in answers]
-    steps: list[float] = []
-    losses: list[float] = []
+    clock = TRLClock()
     tokens: list[int] = []
-
-    class Times(TrainerCallback):
-        end = time.perf_counter()
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            last, self.end = self.end, time.perf_counter()
-            steps.append(self.end - last)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            losses.extend([logs["loss"]] if "loss" in logs else [])
 
     class Counting(GKDTrainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -209,9 +199,9 @@ def gkd(folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:
         )
         models = [AutoModelForCausalLM.from_pretrained(folder / "parent", dtype=torch.float32) for _ in range(2)]
         dataset = Dataset.from_list([{"messages": chat} for chat in chats])
-        also = {"train_dataset": dataset, "processing_class": tokenizer, "callbacks": [Times()]}
+        also = {"train_dataset": dataset, "processing_class": tokenizer, "callbacks": [clock]}
         Counting(*models, args=config, **also).train()
-    return {"steps_s": steps, "losses": losses, "tokens": tokens}
+    return {"steps_s": clock.steps, "losses": clock.losses, "tokens": tokens}
 
 
 def child(name: str, folder: Path, shape: tuple[int, int], compiled: bool) -> dict[str, Any]:

@@ -27,6 +27,7 @@ MIB = 2**20
 #: hidden size, layers, FFN width, vocabulary
 TINY = 128, 2, 256, 512
 SMALL, MIDDLE, WIDE = (512, 6, 2048, 16000), (768, 6, 2048, 16000), (1024, 4, 3072, 8000)
+PAIRS = {"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False}
 PACKED = {"sequence_length": 1024, "micro_batch_size": 1, "packing": True}
 
 
@@ -63,28 +64,28 @@ RUNS: dict[str, dict[str, Any]] = {
         "small",
         "RPO",
         "PreferenceData",
-        rows={"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False},
+        rows=PAIRS,
         init={"beta": 0.1},
     ),
     "reward model, bf16": run(
         "middle",
         "RewardModel",
         "PreferenceData",
-        rows={"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False},
+        rows=PAIRS,
         precision="bf16-mixed",
     ),
     "RPO with a reference, LoRA, fp32": run(
         "wide",
         "RPO",
         "PreferenceData",
-        rows={"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False},
+        rows=PAIRS,
         init={"beta": 0.1, "lora": {"rank": 16}},
     ),
     "reward model, LoRA, bf16": run(
         "wide",
         "RewardModel",
         "PreferenceData",
-        rows={"sequence_length": 512, "micro_batch_size": 1, "completions": 2, "packing": False},
+        rows=PAIRS,
         precision="bf16-mixed",
         init={"lora": {"rank": 16}},
     ),

@@ -46,10 +46,6 @@ def rows() -> list[dict[str, Any]]:
     return list(ReasoningGymSource("train", 900).rows())
 
 
-def with_toggle(row: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"role": "system", "content": f"detailed thinking {row['thinking']}"}, *row["messages"]]
-
-
 def lnlit(model: str, data: Path, activation_checkpointing: bool = False) -> dict[str, Any]:
     """The SFT module and ChatData under a bare Trainer, with the time of each part."""
     import lightning as L
@@ -165,20 +161,13 @@ def trl(model: str, data: Path) -> dict[str, Any]:
     """TRL's SFTTrainer as documented: prompt and completion, packing on, bf16."""
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
+    from trl_clock import TRLClock
 
-    chats = [with_toggle(json.loads(line)) for line in data.read_text().split("\n") if line]
+    chats = [sft_peers.with_toggle(json.loads(line)) for line in data.read_text().split("\n") if line]
     dataset = Dataset.from_list([{"prompt": chat[:-1], "completion": chat[-1:]} for chat in chats])
-    steps: list[float] = []
-
-    class Times(TrainerCallback):
-        end = time.perf_counter()
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            last, self.end = self.end, time.perf_counter()
-            steps.append(self.end - last)
-
+    clock = TRLClock()
     with tempfile.TemporaryDirectory() as out:
         config = SFTConfig(
             output_dir=out,
@@ -201,9 +190,9 @@ def trl(model: str, data: Path) -> dict[str, Any]:
             args=config,
             train_dataset=dataset,
             processing_class=AutoTokenizer.from_pretrained(model),
-            callbacks=[Times()],
+            callbacks=[clock],
         ).train()
-    return {"steps_s": steps}
+    return {"steps_s": clock.steps}
 
 
 def product_rate() -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _with_toggle(row: dict[str, Any]) -> list[dict[str, str]]:
+def with_toggle(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": "system", "content": f"detailed thinking {row['thinking']}"}, *row["messages"]]
 
 
@@ -101,7 +101,7 @@ def packed(tokenizer: Any, model: str, data: str, length: int) -> Any:
     template = AutoTokenizer.from_pretrained(model)
     samples = []
     for line in filter(None, Path(data).read_text().split("\n")):
-        chat = _with_toggle(json.loads(line))
+        chat = with_toggle(json.loads(line))
         tokens = template.apply_chat_template(chat, return_dict=False)
         prompt = template.apply_chat_template(chat[:-1], add_generation_prompt=True, return_dict=False)
         samples.append({"tokens": tokens, "labels": [-100] * len(prompt) + tokens[len(prompt) :]})
